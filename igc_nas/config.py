@@ -1,0 +1,341 @@
+"""An architecture as a small frozen record: what a person writes, what a sampler draws, what a file keeps.
+
+The letters are the papers': `L` partitions of `M` channels (IGCV1, arXiv 1707.02725), a chain of `depth` convolutions
+with `K` channels per group (IGCV2, arXiv 1804.06202), `expand`, `G1` and `G2` (IGCV3, arXiv 1806.00178). `conv` is the
+regular convolution that the papers compare with.
+
+    stem -> stage 1 -> stage 2 -> ... -> [head] -> global average pool -> classifier
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cache, cached_property
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from igc_nas.errors import ConfigError
+
+UNITS = ("igcv1", "igcv2", "igcv3", "conv")
+
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Groups = Annotated[int, Field(ge=1, le=65_536)]
+Kernel = Literal[1, 3, 5, 7, 9, 11]
+Activation = Literal["relu", "relu6"]
+
+M_ = TypeVar("M_", bound="Frozen")
+
+
+class Frozen(BaseModel):
+    """A strict, immutable record: unknown keys, inf, nan and look-alike types are refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any], where: str = "") -> Self:
+        """Validate plain data (TOML, JSON) or raise `ConfigError` with the first place that is wrong."""
+        try:
+            return cls.model_validate(dict(value))
+        except ValidationError as error:
+            raise ConfigError(first_problem(error, where)) from None
+
+
+def first_problem(error: ValidationError, where: str = "") -> str:
+    """The first entry of a validation error as one line: `where: stage.1.igcv2.width: message`."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part + 1) if isinstance(part, int) else part for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        unit = first["ctx"].get("tag")
+        message = (f"unknown unit {unit!r:.40}" if unit else "no unit") + f"; use one of {', '.join(UNITS)}"
+    elif isinstance(first.get("input"), str | int | float | bool):
+        message = f"{message} (got {first['input']!r:.60})" if first["type"] != "value_error" else message
+    rest = error.error_count() - 1
+    more = f" (and {rest} more)" if rest else ""
+    return ": ".join(part for part in (where, place, message + more) if part)
+
+
+class Stem(Frozen):
+    """The first convolution: `kernel` x `kernel`, BN, activation; 3 -> `width` channels."""
+
+    width: Width
+    kernel: Kernel = 3
+    stride: Literal[1, 2, 4] = 1
+    activation: Activation = "relu"
+
+
+class Head(Frozen):
+    """An optional dense 1x1 convolution before the pooling, with BN and activation (IGCV3-D: 1280)."""
+
+    width: Width
+    activation: Activation = "relu6"
+
+
+class _Stage(Frozen):
+    """What all stages have: `blocks` blocks; the first has the stage's stride and changes the width."""
+
+    blocks: Annotated[int, Field(ge=1, le=256)]
+    kernel: Kernel = 3
+    stride: Literal[1, 2, 4] = 1
+    residual: bool = False
+
+    def problem(self, in_width: int) -> str | None:
+        """Why this stage cannot follow `in_width` channels; None where it can."""
+        return None
+
+
+class Igcv1Stage(_Stage):
+    """IGCV1 (section 3): primary kxk convolution, L groups of M channels; secondary 1x1, M groups of L channels.
+
+    A residual block is two units around an identity (or 1x1, L groups) shortcut, as in the released code.
+    """
+
+    unit: Literal["igcv1"] = "igcv1"
+    L: Groups
+    M: Groups
+
+    @model_validator(mode="after")
+    def _width_in_range(self) -> Self:
+        _check_width(self.L * self.M, f"L (={self.L}) * M (={self.M})")
+        return self
+
+    @property
+    def width(self) -> int:
+        """Channels of the stage: G = L * M."""
+        return self.L * self.M
+
+    def problem(self, in_width: int) -> str | None:
+        """Why this stage cannot follow `in_width` channels; None where it can."""
+        return divides("L", self.L, "the input width", in_width)
+
+
+class Igcv2Stage(_Stage):
+    """IGCV2 (section 3): a depthwise kxk convolution, then `depth - 1` 1x1 group convolutions, interleaved.
+
+    Without `K` the channels per group are the balanced factors of `width` (strict complementary condition); with `K`
+    they are `K` in every layer (the paper's IGCV2*: K = 8) and the condition may be met only nearly.
+    """
+
+    unit: Literal["igcv2"] = "igcv2"
+    width: Width
+    depth: Annotated[int, Field(ge=2, le=17)]
+    K: Groups | None = None
+
+    @model_validator(mode="after")
+    def _chain_exists(self) -> Self:
+        if self.K is not None:
+            wrong = divides("K", self.K, "width", self.width)
+            if wrong:
+                raise ValueError(wrong)
+        elif (most := len(prime_factors(self.width))) < self.depth - 1:
+            raise ValueError(
+                f"depth (={self.depth}) needs width (={self.width}) to be a product of {self.depth - 1} factors; "
+                + (f"use depth {most + 1} or less" if most else "use a width of 2 or more")
+            )
+        return self
+
+    @cached_property
+    def channels_per_group(self) -> tuple[int, ...]:
+        """K_1 >= K_2 >= ... of the 1x1 layers, `depth - 1` of them."""
+        if self.K is not None:
+            return (self.K,) * (self.depth - 1)
+        return balanced_factors(self.width, self.depth - 1)
+
+
+class Igcv3Stage(_Stage):
+    """IGCV3 (section 3): 1x1 group convolution (G1) to `expand` times the channels, depthwise kxk, 1x1 (G2) to `width`.
+
+    `residual` adds the identity in every block but a stage's first, as the released network does.
+    """
+
+    unit: Literal["igcv3"] = "igcv3"
+    residual: bool = True
+    width: Width
+    expand: Annotated[int, Field(ge=1, le=32)]
+    G1: Groups = 2
+    G2: Groups = 2
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        wrong = divides("G2", self.G2, "width", self.width)
+        if wrong is None and self.blocks > 1:
+            wrong = divides("G1", self.G1, "width", self.width)
+        if wrong:
+            raise ValueError(wrong)
+        return self
+
+    def problem(self, in_width: int) -> str | None:
+        """Why this stage cannot follow `in_width` channels; None where it can."""
+        return divides("G1", self.G1, "the input width", in_width) or divides(
+            "G2", self.G2, "expand * the input width", self.expand * in_width
+        )
+
+
+class ConvStage(_Stage):
+    """Regular kxk convolutions, BN, ReLU: what the papers compare with (RegConv-W16: `width = 16`)."""
+
+    unit: Literal["conv"] = "conv"
+    width: Width
+
+
+StageConfig = Annotated[Igcv1Stage | Igcv2Stage | Igcv3Stage | ConvStage, Field(discriminator="unit")]
+STAGE_OF_UNIT: dict[str, type[Igcv1Stage | Igcv2Stage | Igcv3Stage | ConvStage]] = {
+    "igcv1": Igcv1Stage,
+    "igcv2": Igcv2Stage,
+    "igcv3": Igcv3Stage,
+    "conv": ConvStage,
+}
+
+
+class ArchConfig(Frozen):
+    """One architecture. `input` is (channels, height, width) of an image; equality is equality of all fields.
+
+    Raises `ConfigError` from `parse`, `from_toml` and `load` where stages do not fit together.
+    """
+
+    input: Annotated[
+        tuple[
+            Annotated[int, Field(ge=1, le=1024)],
+            Annotated[int, Field(ge=1, le=4096)],
+            Annotated[int, Field(ge=1, le=4096)],
+        ],
+        Field(strict=False),
+    ] = (3, 32, 32)
+    classes: Annotated[int, Field(ge=1, le=1_000_000)] = 10
+    stem: Stem
+    stages: Annotated[tuple[StageConfig, ...], Field(alias="stage", strict=False, min_length=1, max_length=32)]
+    head: Head | None = None
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        for number, stage, in_width in self.with_input_widths():
+            wrong = stage.problem(in_width)
+            if wrong:
+                raise ValueError(f"stage {number}: {wrong}")
+        return self
+
+    def with_input_widths(self) -> Iterator[tuple[int, StageConfig, int]]:
+        """(number from 1, stage, channels that enter it) for each stage."""
+        in_width = self.stem.width
+        for number, stage in enumerate(self.stages, start=1):
+            yield number, stage, in_width
+            in_width = stage.width
+
+    def with_classes(self, classes: int) -> ArchConfig:
+        """The same architecture with another number of classes."""
+        return self if classes == self.classes else ArchConfig.parse(self.to_dict() | {"classes": classes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data as a file holds it: no `None`, lists for tuples, `stage` for the stages."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def to_toml(self) -> str:
+        """The architecture file; `ArchConfig.from_toml` reads back an equal record."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_dict())
+
+    @classmethod
+    def from_toml(cls, text: str, where: str = "architecture") -> ArchConfig:
+        """Parse an architecture file. Raises `ConfigError` naming `where` and the key."""
+        return cls.parse(parse_toml(text, where), where)
+
+    @classmethod
+    def load(cls, path: Path) -> ArchConfig:
+        """Read an architecture file. Raises `ConfigError`."""
+        return cls.from_toml(read_text(path), path.name)
+
+    def __str__(self) -> str:
+        head = f" | {self.head.width}" if self.head else ""
+        return f"{self.stem.width} | " + " | ".join(describe_stage(stage) for stage in self.stages) + head
+
+
+def describe_stage(stage: StageConfig) -> str:
+    """One stage on one line, in the papers' letters: `igcv1 L24 M2 k3 x2 res`."""
+    match stage:
+        case Igcv1Stage():
+            own = f"L{stage.L} M{stage.M}"
+        case Igcv2Stage():
+            own = f"C{stage.width} d{stage.depth}" + (f" K{stage.K}" if stage.K else "")
+        case Igcv3Stage():
+            own = f"C{stage.width} t{stage.expand} G{stage.G1},{stage.G2}"
+        case ConvStage():
+            own = f"C{stage.width}"
+    stride = f" s{stage.stride}" if stage.stride > 1 else ""
+    return f"{stage.unit} {own} k{stage.kernel} x{stage.blocks}{stride}{' res' if stage.residual else ''}"
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """TOML text as plain data. Raises `ConfigError` with `where`, the line and the column."""
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{where}: not valid TOML: {error or 'nested too deeply'}") from None
+
+
+def read_text(path: Path) -> str:
+    """A small UTF-8 text file. Raises `ConfigError` where it cannot be read or is no such file."""
+    try:
+        if path.stat().st_size > 4_000_000:
+            raise ConfigError(f"{path.name} is too large to be a configuration file ({path.stat().st_size} bytes)")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path.name} is not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+
+
+def divides(name: str, groups: int, of_what: str, width: int) -> str | None:
+    """None where `groups` divides `width`, else a message that hands over the nearest widths that work."""
+    if width % groups == 0:
+        return None
+    below = width - width % groups
+    near = f"{below} or {below + groups}" if below else str(groups)
+    return f"groups {name} (={groups}) must divide {of_what} (={width}); use {near}"
+
+
+def _check_width(width: int, what: str) -> None:
+    if width > 65_536:
+        raise ValueError(f"{what} is a width of {width}; at most 65536")
+
+
+def prime_factors(number: int) -> tuple[int, ...]:
+    """Prime factors with multiplicity, ascending: 48 -> (2, 2, 2, 2, 3)."""
+    found, divisor = [], 2
+    while divisor * divisor <= number:
+        while number % divisor == 0:
+            found.append(divisor)
+            number //= divisor
+        divisor += 1
+    return (*found, number) if number > 1 else tuple(found)
+
+
+@cache
+def balanced_factors(width: int, count: int) -> tuple[int, ...]:
+    """`count` factors >= 2 of `width`, descending, with the least sum: 48 -> (8, 6) or (4, 4, 3).
+
+    The sum is what the 1x1 layers cost per channel (IGCV2, section 3.3), so the least sum is the balance condition
+    as nearly as the width allows. `width` must have at least `count` prime factors.
+    """
+    best = min(_factorizations(width, count, width), key=lambda factors: (sum(factors), factors))
+    assert prod(best) == width
+    return best
+
+
+def _factorizations(width: int, count: int, largest: int) -> Iterator[tuple[int, ...]]:
+    if count == 1:
+        if 2 <= width <= largest:
+            yield (width,)
+        return
+    for first in range(min(largest, width // 2 ** (count - 1)), 1, -1):
+        if first**count < width:
+            return
+        if width % first == 0:
+            for rest in _factorizations(width // first, count - 1, first):
+                yield (first, *rest)

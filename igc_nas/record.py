@@ -1,0 +1,149 @@
+"""What a trial leaves behind: `ArchConfig -> Cost -> Latency -> Score -> Candidate`, each made from the one before.
+
+All records are frozen and go through JSON without loss (floats by their shortest exact text).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from igc_nas.config import ArchConfig, Frozen, first_problem
+from igc_nas.cost import Cost
+from igc_nas.errors import StudyError
+
+Ms = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Samples = Annotated[tuple[Ms, ...], Field(strict=False)]
+
+# complete: trained and scored. infeasible: the sampler's suggestion is no valid architecture, or is over budget.
+# duplicate: an architecture that the study has already. failed: building, measuring or training went wrong.
+# running and waiting: under way, or to be taken up by the next search.
+TrialState = Literal["complete", "infeasible", "duplicate", "failed", "running", "waiting"]
+FINISHED: frozenset[TrialState] = frozenset(("complete", "infeasible", "duplicate", "failed"))
+
+
+class Conditions(Frozen):
+    """The machine and software under which a number was taken."""
+
+    device: str
+    threads: int
+    torch: str
+    igc_nas: str
+    load: float | None = None
+    """Load average of the machine over the last minute, where the system says it."""
+
+
+class Latency(Frozen):
+    """Time of one forward pass, in milliseconds, with the state of the machine cancelled out.
+
+    Rounds of the network and of a fixed reference network alternate. `normalised_ms` is the median over rounds of
+    network / reference, times the study's `reference_ms`: the objective. `median_ms` is the plain median, `low_ms` to
+    `high_ms` its 95 % bootstrap interval.
+    """
+
+    median_ms: Ms
+    low_ms: Ms
+    high_ms: Ms
+    normalised_ms: Ms
+    reference_ms: Ms
+    noisy: bool
+    samples_ms: Samples
+    reference_samples_ms: Samples
+    runtime: str
+    batch: int
+    dtype: str
+    memory_format: str
+    input: Annotated[tuple[int, int, int], Field(strict=False)]
+    conditions: Conditions
+
+    @property
+    def n(self) -> int:
+        """Number of rounds."""
+        return len(self.samples_ms)
+
+
+class Epoch(Frozen):
+    """One point of a learning curve: after `samples` images, the mean training loss and error since the last point."""
+
+    samples: int
+    loss: float
+    train_error: Fraction
+
+
+class Score(Frozen):
+    """What the proxy training said: `error` is the share of `held_out` images that are classified wrongly."""
+
+    error: Fraction
+    loss: float
+    held_out: int
+    samples: int
+    curve: Annotated[tuple[Epoch, ...], Field(strict=False)]
+    train_s: Annotated[float, Field(ge=0)]
+    dtype: str
+    dataset: str
+    dataset_sha256: str
+    conditions: Conditions
+
+
+class Candidate(Frozen):
+    """A trained and measured architecture: trial `trial` of its study. `id` is the canonical id of the network."""
+
+    trial: Annotated[int, Field(ge=0)]
+    id: str
+    arch: ArchConfig
+    cost: Cost
+    latency: Latency
+    score: Score
+    seed: int
+
+
+class Trial(Frozen):
+    """One trial of a study, whatever became of it. `params` is what the sampler chose, as Optuna holds it."""
+
+    number: Annotated[int, Field(ge=0)]
+    state: TrialState
+    params: dict[str, int | str]
+    arch: ArchConfig | None = None
+    candidate: Candidate | None = None
+    reason: str | None = None
+    """Why it is infeasible, failed, or a duplicate ("duplicate of trial 3")."""
+    violation: float | None = None
+    """How far over the budget, relative (0.5: half as much again); 1 where the suggestion is no network at all."""
+    started: str | None = None
+    """UTC, ISO 8601."""
+    wall_s: float | None = None
+    host: str | None = None
+    pid: int | None = None
+
+    def to_json(self) -> str:
+        """One line of trials.jsonl."""
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str = "trial") -> Trial:
+        """Read a line of trials.jsonl. Raises `StudyError`."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise StudyError(first_problem(error, where)) from None
+
+
+def candidate_row(candidate: Candidate) -> dict[str, Any]:
+    """A candidate as one flat row: what `front --json`, `--csv` and the page's table show."""
+    return {
+        "trial": candidate.trial,
+        "id": candidate.id,
+        "error": candidate.score.error,
+        **candidate.cost.as_dict(),
+        "latency_ms": candidate.latency.normalised_ms,
+        "latency_raw_ms": candidate.latency.median_ms,
+        "latency_low_ms": candidate.latency.low_ms,
+        "latency_high_ms": candidate.latency.high_ms,
+        "latency_noisy": candidate.latency.noisy,
+        "dataset": candidate.score.dataset,
+        "train_s": candidate.score.train_s,
+        "summary": str(candidate.arch),
+        "arch": candidate.arch.to_dict(),
+    }

@@ -1,0 +1,173 @@
+"""A study as it can be read: its question, its trials, its front. Needs no torch and no Optuna.
+
+`study.toml` and `trials.jsonl` are the evidence; everything here follows from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from igc_nas.config import read_text
+from igc_nas.errors import ConfigError, StudyError, UsageError
+from igc_nas.objectives import OBJECTIVES, values
+from igc_nas.pareto import hypervolume, knee, nondominated
+from igc_nas.record import Candidate, Trial
+from igc_nas.resources import find_study
+from igc_nas.spec import StudySpec
+from igc_nas.units import parse_count
+
+STUDY_FILE, TRIALS_FILE, PAGE_FILE = "study.toml", "trials.jsonl", "dashboard.html"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's folder says. `trials` are in the order of their numbers."""
+
+    spec: StudySpec
+    trials: tuple[Trial, ...]
+    folder: Path | None = None
+
+    @cached_property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The completed trials, each architecture once."""
+        return tuple(t.candidate for t in self.trials if t.state == "complete" and t.candidate)
+
+    def trial(self, number: int) -> Trial:
+        """Trial `number`. Raises `StudyError` naming the range."""
+        for trial in self.trials:
+            if trial.number == number:
+                return trial
+        has = f"trials 0 to {self.trials[-1].number}" if self.trials else "no trials yet"
+        raise StudyError(f"{self.spec.name} has no trial {number}; it has {has}")
+
+    def front(self, objectives: Sequence[str] | None = None) -> tuple[Candidate, ...]:
+        """The candidates that no other one dominates, by the first objective ascending."""
+        names = tuple(objectives or self.spec.objectives)
+        points = [values(c, names) for c in self.candidates]
+        return tuple(self.candidates[i] for i in sorted(nondominated(points), key=lambda i: points[i]))
+
+    def scaled(self, candidate: Candidate, objectives: Sequence[str] | None = None) -> tuple[float, ...]:
+        """A candidate's objectives on the study's fixed [0, 1] scale."""
+        names = tuple(objectives or self.spec.objectives)
+        return self.spec.scaled(dict(zip(names, values(candidate, names), strict=True)))
+
+    def hypervolume(self, objectives: Sequence[str] | None = None) -> float | None:
+        """Hypervolume of the front below (1, ..., 1) on the study's scale; None before the study is calibrated."""
+        names = tuple(objectives or self.spec.objectives)
+        if any(name not in self.spec.bounds for name in names):
+            return None
+        return hypervolume([self.scaled(c, names) for c in self.front(names)], (1.0,) * len(names))
+
+    def hypervolume_curve(self, objectives: Sequence[str] | None = None) -> list[tuple[int, float]]:
+        """(completed trials, hypervolume so far), a point for each completed trial."""
+        names = tuple(objectives or self.spec.objectives)
+        if any(name not in self.spec.bounds for name in names):
+            return []
+        front: list[tuple[float, ...]] = []
+        curve: list[tuple[int, float]] = []
+        for count, candidate in enumerate(self.candidates, start=1):
+            point = self.scaled(candidate, names)
+            before = curve[-1][1] if curve else 0.0
+            joined = [*front, point]
+            kept = nondominated(joined)
+            volume = before
+            if len(front) in kept:
+                volume = hypervolume([joined[i] for i in kept], (1.0,) * len(names))
+            front = [joined[i] for i in kept]
+            curve.append((count, volume))
+        return curve
+
+    def pick(self, rule: str) -> Candidate:
+        """A candidate by `knee`, `best-error`, `trial:N` or `under:params=500k[,macs=...]` (least error within).
+
+        Raises `UsageError` for another rule, `StudyError` where nothing matches, naming the nearest.
+        """
+        if not self.candidates:
+            raise StudyError(f"{self.spec.name} has no completed trial yet", f"igc-nas search --study {self.spec.name}")
+        if rule == "knee":
+            front = self.front()
+            return front[knee([self.scaled_or_raw(c) for c in front])]
+        if rule == "best-error":
+            return min(self.candidates, key=lambda c: (c.score.error, c.cost.params))
+        kind, _, rest = rule.partition(":")
+        if kind == "trial" and rest.isascii() and rest.isdigit() and len(rest) < 10:
+            candidate = self.trial(int(rest)).candidate
+            if candidate is None:
+                raise StudyError(
+                    f"trial {rest} of {self.spec.name} is {self.trial(int(rest)).state}; it has no architecture to pick"
+                )
+            return candidate
+        if kind == "under" and rest:
+            return self._best_under(parse_limits(rest))
+        raise UsageError(f"unknown pick {rule!r:.80}", "use knee, best-error, trial:N or under:params=500k")
+
+    def scaled_or_raw(self, candidate: Candidate) -> tuple[float, ...]:
+        """Scaled objectives where the study has bounds, else the plain ones."""
+        if all(name in self.spec.bounds for name in self.spec.objectives):
+            return self.scaled(candidate)
+        return values(candidate, self.spec.objectives)
+
+    def _best_under(self, limits: dict[str, float]) -> Candidate:
+        def excess(candidate: Candidate) -> float:
+            return max(OBJECTIVES[name].of(candidate) / limit for name, limit in limits.items())
+
+        within = [c for c in self.candidates if excess(c) <= 1]
+        if within:
+            return min(within, key=lambda c: (c.score.error, c.cost.params))
+        near = min(self.candidates, key=excess)
+        has = ", ".join(f"{name} {OBJECTIVES[name].of(near):,.6g}" for name in limits)
+        raise StudyError(
+            f"no completed trial of {self.spec.name} is within that", f"the nearest is trial:{near.trial} ({has})"
+        )
+
+
+def parse_limits(text: str) -> dict[str, float]:
+    """`"params=500k,latency=2ms"` -> {"params": 500000, "latency": 2.0}. Raises `UsageError`."""
+    from igc_nas.units import parse_ms
+
+    limits: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in OBJECTIVES or name == "error" or not value:
+            raise UsageError(
+                f"{part!r:.60} is no limit", "write params=500k, macs=30M, flops=60M, activations=1M or latency=5ms"
+            )
+        limits[name] = parse_ms(value, name) if name == "latency" else parse_count(value, name)
+    return limits
+
+
+def load_study(name: str | Path, root: Path | str = "studies") -> Study:
+    """Read a study by its path or name (`root`/name, else a shipped one). Raises `StudyError`.
+
+    A last line of trials.jsonl that is cut short (a search is writing it) is left out.
+    """
+    folder = find_study(str(name), Path(root))
+    try:
+        spec = StudySpec.from_toml(read_text(folder / STUDY_FILE), f"{folder.name}/{STUDY_FILE}")
+    except ConfigError as error:
+        raise StudyError(error.message, error.hint) from None
+    return Study(spec, read_trials(folder / TRIALS_FILE), folder)
+
+
+def read_trials(path: Path) -> tuple[Trial, ...]:
+    """The trials of a trials.jsonl, by number; of several lines for one number the last counts."""
+    try:
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+    except OSError as error:
+        raise StudyError(f"{path}: {error.strerror or error}") from None
+    complete, cut_short = lines[:-1], lines[-1:] != [b""]
+    found: dict[int, Trial] = {}
+    for number, line in enumerate(complete, start=1):
+        if line:
+            trial = Trial.from_json(line, f"{path.parent.name}/{path.name} line {number}")
+            found[trial.number] = trial
+    if cut_short and lines:
+        try:
+            trial = Trial.from_json(lines[-1])
+            found[trial.number] = trial
+        except StudyError:
+            pass  # the writer is in the middle of this line
+    return tuple(found[number] for number in sorted(found))

@@ -1,0 +1,220 @@
+"""The question as frozen values: what is searched, on which data, by which recipe, for which objectives.
+
+A study's `study.toml` is a `StudySpec`; its trials answer it. Two runs belong to one study only where these are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from igc_nas.config import Frozen, parse_toml
+from igc_nas.cost import Cost, cost_of
+from igc_nas.errors import ConfigError, IgcNasError, StudyError
+from igc_nas.feasible import Feasible
+from igc_nas.objectives import OBJECTIVES, parse_objectives
+from igc_nas.record import Latency
+from igc_nas.space import SearchSpace, SpaceFile
+from igc_nas.units import exact_count
+
+SCHEMA = 1
+
+SamplerName = Literal["random", "tpe", "nsga2"]
+DtypeName = Literal["float32", "bfloat16"]
+Bound = Annotated[tuple[float, float], Field(strict=False)]
+
+
+class Budget(Frozen):
+    """Upper limits, all inclusive; None is no limit. `latency_ms` is a limit on the normalised latency."""
+
+    params: Annotated[int, Field(ge=1)] | None = None
+    macs: Annotated[int, Field(ge=1)] | None = None
+    latency_ms: Annotated[float, Field(gt=0)] | None = None
+
+    def __str__(self) -> str:
+        parts = [f"params{exact_count(self.params)}"] if self.params else []
+        parts += [f"macs{exact_count(self.macs)}"] if self.macs else []
+        parts += [f"latency{self.latency_ms:g}ms"] if self.latency_ms else []
+        return "-".join(parts) or "any"
+
+
+class Recipe(Frozen):
+    """The proxy training, the same for every trial of a study.
+
+    `train_size` images (stratified, seeded) for `epochs` epochs at `resolution` x `resolution` pixels; SGD with
+    Nesterov momentum and a one-cycle schedule that peaks at `lr`; scored on `held_out` other training images.
+    """
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    train_size: Annotated[int, Field(ge=1)]
+    held_out: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1, le=65_536)]
+    resolution: Annotated[int, Field(ge=4, le=1024)]
+    lr: Annotated[float, Field(gt=0, le=100)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of the steps in which the learning rate rises to `lr`; then it falls to 0 along a cosine."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    crop: Annotated[int, Field(ge=0, le=64)] = 2
+    """Pixels of padding for the random crop; 0 is no crop."""
+    flip: bool = True
+    dtype: DtypeName = "float32"
+    """What matrix products run in: bfloat16 is autocast; weights, BN statistics and the optimiser stay float32."""
+
+    @property
+    def samples(self) -> int:
+        """Images that one training sees, repeats counted."""
+        return self.epochs * self.train_size
+
+
+class LatencySpec(Frozen):
+    """How latency is measured. `reference_ms` is the reference network's time on the study's machine, fixed once."""
+
+    device: str
+    """The name of the device that the study's times are of."""
+    batch: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] = 1
+    runtime: Literal["eager"] = "eager"
+    dtype: Literal["float32"] = "float32"
+    memory_format: Literal["contiguous", "channels_last"] = "channels_last"
+    input: Annotated[tuple[int, int, int], Field(strict=False)] = (3, 32, 32)
+
+
+class Calibration(Frozen):
+    """What is measured once, when a study is made, and never moved: the reference and the scale of latency."""
+
+    reference_ms: Annotated[float, Field(gt=0)]
+    smallest: Latency
+    """Of the feasible architecture with the fewest MACs."""
+    largest: Latency
+    """Of the feasible architecture with the most MACs."""
+
+
+class StudySpec(Frozen):
+    """A study: its question and the conditions that every trial shares.
+
+    `bounds` scale the objectives for the hypervolume (see `igc_nas.objectives`); latency's are there once the machine
+    has been calibrated. Raises `StudyError` from `from_toml`.
+    """
+
+    schema_version: Annotated[int, Field(alias="schema", ge=1)] = SCHEMA
+    name: str
+    space_name: str
+    classes: Annotated[int, Field(ge=2)]
+    dataset: str
+    dataset_sha256: str
+    objectives: Annotated[tuple[str, ...], Field(strict=False)] = ("error", "params", "latency")
+    sampler: SamplerName = "tpe"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    budget: Budget = Budget()
+    recipe: Recipe
+    latency: LatencySpec
+    bounds: dict[str, Bound] = Field(default_factory=dict)
+    reference_ms: Annotated[float, Field(gt=0)] | None = None
+    space: SpaceFile
+
+    @field_validator("objectives")
+    @classmethod
+    def _known_objectives(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return parse_objectives(",".join(names))
+        except IgcNasError as error:
+            raise ValueError(error.message) from None
+
+    @model_validator(mode="after")
+    def _bounds_make_a_scale(self) -> Self:
+        for name, (low, high) in self.bounds.items():
+            if name not in OBJECTIVES or not 0 <= low < high or (OBJECTIVES[name].log and low == 0):
+                raise ValueError(f"bounds of {name!r:.40}: ({low}, {high}) is no scale")
+        return self
+
+    @cached_property
+    def search_space(self) -> SearchSpace:
+        """The space, as the study keeps it."""
+        return SearchSpace(self.space, self.classes, self.space_name)
+
+    @cached_property
+    def feasible(self) -> Feasible:
+        """The architectures within the budgets on params and MACs. Raises `InfeasibleError`."""
+        return Feasible(self.search_space, self.budget.params, self.budget.macs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data as study.toml holds it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def to_toml(self) -> str:
+        """The text of study.toml."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_dict())
+
+    @classmethod
+    def from_toml(cls, text: str, where: str = "study.toml") -> StudySpec:
+        """Read study.toml. Raises `StudyError`, also for one that a newer igc-nas has written."""
+        try:
+            data = parse_toml(text, where)
+            schema = data.get("schema")
+            if isinstance(schema, int) and schema > SCHEMA:
+                raise StudyError(
+                    f"{where}: written by a newer igc-nas (schema {schema}; this one reads {SCHEMA})",
+                    "pip install --upgrade igc-nas",
+                )
+            return cls.parse(data, where)
+        except ConfigError as error:
+            raise StudyError(error.message, error.hint) from None
+
+    def with_scale(self, calibration: Calibration) -> StudySpec:
+        """This spec with the hypervolume's bounds and the reference time fixed. Raises `InfeasibleError`."""
+        fast, slow = sorted((calibration.smallest.normalised_ms, calibration.largest.normalised_ms))
+        limit = self.budget.latency_ms
+        high = min(slow, limit) if limit and limit > fast else slow
+        bounds = self.known_bounds() | {"latency": (fast, max(high, fast * 1.01))}
+        return StudySpec.parse(
+            self.to_dict()
+            | {"bounds": {name: list(bound) for name, bound in bounds.items()}}
+            | {"reference_ms": calibration.reference_ms}
+        )
+
+    def known_bounds(self) -> dict[str, tuple[float, float]]:
+        """Bounds of everything that is known before measuring: chance level, smallest feasible to budget or largest."""
+        limits = {"params": self.budget.params, "macs": self.budget.macs, "activations": None}
+        bounds: dict[str, tuple[float, float]] = {"error": (0.0, 1 - 1 / self.classes)}
+        for metric in ("params", "macs", "activations"):
+            least = getattr(cost_of(self.search_space.smallest(metric)), metric)
+            most = getattr(cost_of(self.search_space.largest(metric)), metric)
+            high = min(limits[metric] or most, most)
+            bounds[metric] = (float(least), float(max(high, least + 1)))
+        bounds["flops"] = (2 * bounds["macs"][0], 2 * bounds["macs"][1])
+        return bounds
+
+    def scaled(self, values: Mapping[str, float]) -> tuple[float, ...]:
+        """Objective values on the study's fixed scale, never below 0; at or beyond 1 they add no hypervolume."""
+        return tuple(max(0.0, OBJECTIVES[name].scale(value, *self.bounds[name])) for name, value in values.items())
+
+    def over_budget(self, cost: Cost) -> str | None:
+        """Which budget a cost exceeds, in words; None within all."""
+        for what, value, limit in (
+            ("parameters", cost.params, self.budget.params),
+            ("MACs", cost.macs, self.budget.macs),
+        ):
+            if limit is not None and value > limit:
+                return f"{value:,} {what}; the budget is {limit:,}"
+        return None
+
+
+def default_name(space: str, dataset: str, budget: Budget, seed: int) -> str:
+    """A study's name where none is given: space-dataset-budgets-seed."""
+    return f"{space}-{dataset}-{budget}-s{seed}"
+
+
+def differences(asked: Mapping[str, Any], has: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Each key of `asked` whose value in `has` is another, as `recipe.epochs: 3 asked, 2 in the study`."""
+    for key, value in asked.items():
+        if isinstance(value, Mapping) and isinstance(has.get(key), Mapping):
+            yield from differences(value, has[key], f"{prefix}{key}.")
+        elif value != has.get(key):
+            yield f"{prefix}{key}: {value!s:.60} asked for, {has.get(key, 'none')!s:.60} in the study"
