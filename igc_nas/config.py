@@ -16,7 +16,8 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticKnownError
 
 from igc_nas.errors import ConfigError
 
@@ -24,7 +25,25 @@ UNITS = ("igcv1", "igcv2", "igcv3", "conv")
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Groups = Annotated[int, Field(ge=1, le=65_536)]
-Kernel = Literal[1, 3, 5, 7, 9, 11]
+
+
+def _int(value: object) -> object:
+    """A `Literal` takes what is equal, True for 1 and 3.0 for 3: here as elsewhere a number is an int or refused."""
+    if type(value) is not int:
+        raise PydanticKnownError("int_type")
+    return value
+
+
+Kernel = Annotated[Literal[1, 3, 5, 7, 9, 11], BeforeValidator(_int)]
+Stride = Annotated[Literal[1, 2, 4], BeforeValidator(_int)]
+Image = Annotated[
+    tuple[
+        Annotated[int, Field(ge=1, le=1024)],
+        Annotated[int, Field(ge=1, le=4096)],
+        Annotated[int, Field(ge=1, le=4096)],
+    ],
+    Field(strict=False),
+]
 Activation = Literal["relu", "relu6"]
 
 M_ = TypeVar("M_", bound="Frozen")
@@ -47,14 +66,14 @@ class Frozen(BaseModel):
 def first_problem(error: ValidationError, where: str = "") -> str:
     """The first entry of a validation error as one line: `where: stage.1.igcv2.width: message`."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part + 1) if isinstance(part, int) else part for part in first["loc"])
+    place = ".".join(str(part + 1) if isinstance(part, int) else key_text(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "unknown key"
     elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):
         unit = first["ctx"].get("tag")
         message = (f"unknown unit {unit!r:.40}" if unit else "no unit") + f"; use one of {', '.join(UNITS)}"
-    elif isinstance(first.get("input"), str | int | float | bool):
+    elif isinstance(first.get("input"), str | int | float | bool) and not _is_huge(first["input"]):
         message = f"{message} (got {first['input']!r:.60})" if first["type"] != "value_error" else message
     rest = error.error_count() - 1
     more = f" (and {rest} more)" if rest else ""
@@ -66,7 +85,7 @@ class Stem(Frozen):
 
     width: Width
     kernel: Kernel = 3
-    stride: Literal[1, 2, 4] = 1
+    stride: Stride = 1
     activation: Activation = "relu"
 
 
@@ -82,7 +101,7 @@ class _Stage(Frozen):
 
     blocks: Annotated[int, Field(ge=1, le=256)]
     kernel: Kernel = 3
-    stride: Literal[1, 2, 4] = 1
+    stride: Stride = 1
     residual: bool = False
 
     def problem(self, in_width: int) -> str | None:
@@ -199,21 +218,16 @@ class ArchConfig(Frozen):
     Raises `ConfigError` from `parse`, `from_toml` and `load` where stages do not fit together.
     """
 
-    input: Annotated[
-        tuple[
-            Annotated[int, Field(ge=1, le=1024)],
-            Annotated[int, Field(ge=1, le=4096)],
-            Annotated[int, Field(ge=1, le=4096)],
-        ],
-        Field(strict=False),
-    ] = (3, 32, 32)
+    input: Image = (3, 32, 32)
     classes: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     stem: Stem
-    stages: Annotated[tuple[StageConfig, ...], Field(alias="stage", strict=False, min_length=1, max_length=32)]
+    stages: Annotated[tuple[StageConfig, ...], Field(alias="stage", strict=False, max_length=32)]
     head: Head | None = None
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
+        if not self.stages:
+            raise ValueError("an architecture has at least one [[stage]]")
         for number, stage, in_width in self.with_input_widths():
             wrong = stage.problem(in_width)
             if wrong:
@@ -274,9 +288,35 @@ def describe_stage(stage: StageConfig) -> str:
 def parse_toml(text: str, where: str) -> dict[str, Any]:
     """TOML text as plain data. Raises `ConfigError` with `where`, the line and the column."""
     try:
-        return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{where}: not valid TOML: {error or 'nested too deeply'}") from None
+        data = tomllib.loads(text)
+        _check_size(data)
+    except RecursionError:
+        raise ConfigError(f"{where}: not valid TOML: nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, or an integer of more digits than Python reads
+        raise ConfigError(f"{where}: not valid TOML: {str(error)[:200]}") from None
+    return data
+
+
+def _check_size(data: object) -> None:
+    """What TOML leaves to the reader: integers are of 64 bits, and nesting ends somewhere."""
+    found = [(data, 0)]
+    while found:
+        value, depth = found.pop()
+        if isinstance(value, dict | list):
+            if depth == 64:
+                raise RecursionError
+            found.extend((part, depth + 1) for part in (value.values() if isinstance(value, dict) else value))
+        elif isinstance(value, int) and value.bit_length() > 63:
+            raise ValueError("an integer of more than 64 bits")
+
+
+def _is_huge(value: object) -> bool:
+    return isinstance(value, int) and value.bit_length() > 64
+
+
+def key_text(key: str) -> str:
+    """A key from a file for a message of one line: as it is, or quoted where it could be taken for something else."""
+    return key if len(key) <= 60 and key.isprintable() else f"{key[:60]!r}"
 
 
 def read_text(path: Path) -> str:

@@ -9,6 +9,7 @@ With budgets on both params and MACs the tables follow the tighter one and the o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +26,8 @@ CELLS = 4096
 MOST_REJECTED = 200_000
 
 Counts = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Choose = Callable[[Counts, Ints, Ints, Ints], int | None]
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,9 @@ class _Level:
     """The options behind one shape: their costs in cells, and the table of the shape that each one leads to."""
 
     options: tuple[StageConfig, ...]
-    cells: NDArray[np.int64]
-    next_shape: NDArray[np.int64]
+    cells: Ints
+    next_shape: Ints
+    macs: Ints
 
 
 class Feasible:
@@ -77,6 +81,43 @@ class Feasible:
             "raise one of the budgets",
         )
 
+    def lightest(self) -> ArchConfig:
+        """The architecture within the budget with the fewest MACs, by draws where the one of the space is too big."""
+        smallest = self.space.smallest("macs")
+        if self.contains(cost_of(smallest)):
+            return smallest
+        return min(self._some(), key=lambda arch: cost_of(arch).macs)
+
+    def heaviest(self) -> ArchConfig:
+        """The architecture within the budget with the most MACs, up to the rounding of the cells.
+
+        A knapsack over the stages, costs rounded up; with two budgets that bind, the best of some uniform draws.
+        """
+        largest = self.space.largest("macs")
+        if self.contains(cost_of(largest)):
+            return largest
+        arch = self._knapsack()
+        if arch is not None and self.contains(cost_of(arch)):
+            return arch
+        return max(self._some(), key=lambda arch: cost_of(arch).macs)
+
+    def _some(self, count: int = 1000) -> list[ArchConfig]:
+        rng = np.random.default_rng(0)
+        return [self.draw(rng) for _ in range(count)]
+
+    def _knapsack(self) -> ArchConfig | None:
+        best = [np.full((len(self.space.shapes[-1]), CELLS), -np.inf)]
+        for row, last in zip(best[0], self.space.shapes[-1], strict=True):
+            row[self._cells(self.space.end_cost(last)) + 1 :] = 0
+        for level in reversed(self._levels):
+            table = np.full((len(level), CELLS), -np.inf)
+            for row, entry in zip(table, level.values(), strict=True):
+                for cell, shape, macs in zip(entry.cells + 1, entry.next_shape, entry.macs, strict=True):
+                    if cell < CELLS:
+                        np.maximum(row[cell:], macs + best[0][shape, : CELLS - cell], out=row[cell:])
+            best.insert(0, table)
+        return self._walk(_best, best, round_up=1)
+
     @cached_property
     def _metric(self) -> Metric:
         share: dict[Metric, float] = {
@@ -113,6 +154,7 @@ class Feasible:
                     tuple(option for option, _ in found),
                     np.array([self._cells(cost) for _, cost in found], dtype=np.int64),
                     np.array([number_of[shape_after(option, shape)] for option, _ in found], dtype=np.int64),
+                    np.array([cost.macs for _, cost in found], dtype=np.int64),
                 )
             levels.append(level)
         return levels
@@ -134,19 +176,31 @@ class Feasible:
         return tables
 
     def _propose(self, rng: np.random.Generator) -> ArchConfig:
+        arch = self._walk(lambda table, shapes, left, macs: _pick(rng, table, shapes, left), self._completions)
+        assert arch is not None
+        return arch
+
+    def _walk(self, choose: Choose, tables: list[Counts], round_up: int = 0) -> ArchConfig | None:
+        """Walk the stages forwards, taking the option that `choose` says; None where it finds none.
+
+        `round_up` is added to every cost in cells: 1 keeps the sum on the safe side of the budget.
+        """
         numbers = {shape: number for number, shape in enumerate(self.space.shapes[0])}
-        left = np.array(
-            [self._most // self._unit - self._cells(self.space.stem_cost(stem)) for stem in self.space.stems]
-        )
+        costs = [self.space.stem_cost(stem) for stem in self.space.stems]
+        left = np.array([self._most // self._unit - self._cells(cost) - round_up for cost in costs])
         shapes = np.array([numbers[self.space.shape_after_stem(stem)] for stem in self.space.stems])
-        choice = _pick(rng, self._completions[0], shapes, left)
+        choice = choose(tables[0], shapes, left, np.array([cost.macs for cost in costs]))
+        if choice is None:
+            return None
         stem, remaining = self.space.stems[choice], int(left[choice])
         shape = self.space.shape_after_stem(stem)
         stages = []
-        for level, behind in zip(self._levels, self._completions[1:], strict=True):
+        for level, behind in zip(self._levels, tables[1:], strict=True):
             entry = level[shape]
-            choice = _pick(rng, behind, entry.next_shape, remaining - entry.cells)
-            remaining -= int(entry.cells[choice])
+            choice = choose(behind, entry.next_shape, remaining - entry.cells - round_up, entry.macs)
+            if choice is None:
+                return None
+            remaining -= int(entry.cells[choice]) + round_up
             stages.append(entry.options[choice])
             shape = shape_after(stages[-1], shape)
         return self.space.architecture(stem, stages)
@@ -157,8 +211,15 @@ def _distinct(entry: _Level) -> list[tuple[tuple[int, int], int]]:
     return [((int(cell), int(shape)), int(n)) for (cell, shape), n in zip(pairs, times, strict=True)]
 
 
-def _pick(rng: np.random.Generator, table: Counts, shapes: NDArray[np.int64], left: NDArray[np.int64]) -> int:
+def _pick(rng: np.random.Generator, table: Counts, shapes: Ints, left: Ints) -> int:
     """An index in proportion to the completions behind `shapes` that cost at most `left` cells."""
     weights = np.where(left >= 0, table[shapes, np.maximum(left, 0)], 0.0)
     ends = np.cumsum(weights)
     return int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))
+
+
+def _best(table: Counts, shapes: Ints, left: Ints, macs: Ints) -> int | None:
+    """The index with the most MACs, its own and those behind it, that `left` cells leave room for."""
+    totals = np.where(left >= 0, macs + table[shapes, np.maximum(left, 0)], -np.inf)
+    choice = int(np.argmax(totals))
+    return choice if np.isfinite(totals[choice]) else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from igc_nas.config import ArchConfig, Frozen, first_problem
 from igc_nas.cost import Cost
@@ -98,6 +98,13 @@ class Candidate(Frozen):
     score: Score
     seed: int
 
+    @field_validator("cost")
+    @classmethod
+    def _cost_is_counts(cls, cost: Cost) -> Cost:
+        if not all(1 <= count < 2**63 for count in (cost.params, cost.macs, cost.activations)):
+            raise ValueError("params, macs and activations are counts from 1 on")
+        return cost
+
 
 class Trial(Frozen):
     """One trial of a study, whatever became of it. `params` is what the sampler chose, as Optuna holds it."""
@@ -109,6 +116,8 @@ class Trial(Frozen):
     candidate: Candidate | None = None
     reason: str | None = None
     """Why it is infeasible, failed, or a duplicate ("duplicate of trial 3")."""
+    same_as: int | None = None
+    """The trial that a duplicate repeats."""
     violation: float | None = None
     """How far over the budget, relative (0.5: half as much again); 1 where the suggestion is no network at all."""
     started: str | None = None

@@ -31,7 +31,7 @@ def find_space(name: str) -> Path:
     """The file of a space: an existing path, or a shipped name. Raises `ConfigError` listing the names."""
     path = Path(name)
     if path.suffix == ".toml":
-        if path.is_file():
+        if _is_file(path):
             return path
         raise ConfigError(f"no space file {name!r:.200}")
     if name in space_names():
@@ -59,13 +59,21 @@ def find_study(name: str, root: Path) -> Path:
     """The folder of a study: a path to one, `root`/name, or a shipped one. Raises `StudyError` listing the names."""
     path = Path(name)
     if len(path.parts) > 1 or path.is_absolute():
-        if (path / "study.toml").is_file():
+        if _is_file(path / "study.toml"):
             return path
         raise StudyError(f"no study in {name!r:.200} (it has no study.toml)")
     for folder in (root, shipped("studies")):
         if STUDY_NAME.fullmatch(name) and (folder / name / "study.toml").is_file():
             return folder / name
     raise StudyError(f"unknown study {name!r:.120}", _nearest(name, study_names(root), "start one with igc-nas search"))
+
+
+def _is_file(path: Path) -> bool:
+    """`path.is_file()`, and False for what no file can be called."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _nearest(name: str, names: list[str], otherwise: str) -> str:

@@ -24,9 +24,11 @@ from igc_nas.config import (
     ArchConfig,
     Frozen,
     Head,
+    Image,
     StageConfig,
     Stem,
     first_problem,
+    key_text,
     parse_toml,
     read_text,
 )
@@ -37,6 +39,7 @@ from igc_nas.resources import find_space
 
 MOST_OPTIONS = 200_000
 Metric = Literal["params", "macs", "activations"]
+METRICS: tuple[Metric, ...] = ("params", "macs", "activations")
 Params = Mapping[str, int | str]
 
 
@@ -55,7 +58,7 @@ class SpaceFile(Frozen):
 
     paper: str = ""
     intent: str = ""
-    input: Annotated[tuple[int, int, int], Field(strict=False)] = (3, 32, 32)
+    input: Image = (3, 32, 32)
     stem: dict[str, Any]
     stages: Annotated[tuple[dict[str, Any], ...], Field(alias="stage", strict=False, min_length=1, max_length=32)]
     head: Head | None = None
@@ -83,21 +86,16 @@ class StageSpace:
         return {key: count for key, count in most.items() if count > 1}
 
     @cached_property
-    def signatures(self) -> tuple[object, ...]:
-        """What network an option builds where it keeps its width; equal signatures are one network."""
-        return tuple(_signatures(self.options))
-
-    @cached_property
     def _following(self) -> dict[int, tuple[StageConfig, ...]]:
         return {}
 
     def following(self, in_width: int) -> tuple[StageConfig, ...]:
         """The options that fit behind `in_width` channels, one for each different network."""
         if in_width not in self._following:
+            fitting = [option for option in self.options if option.problem(in_width) is None]
             found: dict[object, StageConfig] = {}
-            for option, signature in zip(self.options, self.signatures, strict=True):
-                if option.problem(in_width) is None:
-                    found.setdefault(signature, option)
+            for option, signature in zip(fitting, _signatures(fitting, in_width), strict=True):
+                found.setdefault(signature, option)
             self._following[in_width] = tuple(found.values())
         return self._following[in_width]
 
@@ -291,13 +289,14 @@ def _price(options: Sequence[StageConfig], shape: Shape) -> Iterator[tuple[Stage
         yield option, once + again * (option.blocks - 1)
 
 
-def _signatures(options: Sequence[StageConfig]) -> Iterator[object]:
+def _signatures(options: Sequence[StageConfig], in_width: int) -> Iterator[object]:
+    """What network an option builds behind `in_width` channels; equal signatures are one network."""
     known: dict[object, tuple[int, int]] = {}
     numbers: dict[object, int] = {}
     for option in options:
         key = tuple(value for name, value in option if name != "blocks")
         if key not in known:
-            first, rest = (normalised(layers) for layers in stage_layers(option, option.width))
+            first, rest = (normalised(layers) for layers in stage_layers(option, in_width))
             known[key] = (numbers.setdefault(first, len(numbers)), numbers.setdefault(rest, len(numbers)))
         first_number, rest_number = known[key]
         yield (first_number, option.blocks, rest_number if option.blocks > 1 else None)
@@ -322,7 +321,7 @@ def _each(model: type[BaseModel], table: Mapping[str, Any], where: str) -> Itera
     choices = {key: _as_choice(value) for key, value in table.items()}
     for key, values in choices.items():
         if not values or len(set(map(repr, values))) != len(values):
-            raise ConfigError(f"{where}.{key}: a choice is a list of one or more different values")
+            raise ConfigError(f"{where}.{key_text(key)}: a choice is a list of one or more different values")
     total = 1
     for values in choices.values():
         total *= len(values)

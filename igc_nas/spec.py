@@ -17,7 +17,7 @@ from igc_nas.errors import ConfigError, IgcNasError, StudyError
 from igc_nas.feasible import Feasible
 from igc_nas.objectives import OBJECTIVES, parse_objectives
 from igc_nas.record import Latency
-from igc_nas.space import SearchSpace, SpaceFile
+from igc_nas.space import METRICS, SearchSpace, SpaceFile
 from igc_nas.units import exact_count
 
 SCHEMA = 1
@@ -41,29 +41,34 @@ class Budget(Frozen):
         return "-".join(parts) or "any"
 
 
-class Recipe(Frozen):
-    """The proxy training, the same for every trial of a study.
-
-    `train_size` images (stratified, seeded) for `epochs` epochs at `resolution` x `resolution` pixels; SGD with
-    Nesterov momentum and a one-cycle schedule that peaks at `lr`; scored on `held_out` other training images.
-    """
+class Schedule(Frozen):
+    """How a network is trained: SGD with Nesterov momentum and a one-cycle learning rate that peaks at `lr`."""
 
     epochs: Annotated[int, Field(ge=1, le=10_000)]
-    train_size: Annotated[int, Field(ge=1)]
-    held_out: Annotated[int, Field(ge=1)]
     batch: Annotated[int, Field(ge=1, le=65_536)]
-    resolution: Annotated[int, Field(ge=4, le=1024)]
     lr: Annotated[float, Field(gt=0, le=100)]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Share of the steps in which the learning rate rises to `lr`; then it falls to 0 along a cosine."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    crop: Annotated[int, Field(ge=0, le=64)] = 2
+    crop: Annotated[int, Field(ge=0, le=64)] = 4
     """Pixels of padding for the random crop; 0 is no crop."""
     flip: bool = True
     dtype: DtypeName = "float32"
     """What matrix products run in: bfloat16 is autocast; weights, BN statistics and the optimiser stay float32."""
+
+
+class Recipe(Schedule):
+    """The proxy training, the same for every trial of a study.
+
+    `train_size` images (stratified, seeded) an epoch at `resolution` x `resolution` pixels; scored on `held_out` other
+    training images.
+    """
+
+    train_size: Annotated[int, Field(ge=1)]
+    held_out: Annotated[int, Field(ge=1)]
+    resolution: Annotated[int, Field(ge=4, le=1024)]
 
     @property
     def samples(self) -> int:
@@ -181,12 +186,12 @@ class StudySpec(Frozen):
 
     def known_bounds(self) -> dict[str, tuple[float, float]]:
         """Bounds of everything that is known before measuring: chance level, smallest feasible to budget or largest."""
-        limits = {"params": self.budget.params, "macs": self.budget.macs, "activations": None}
+        space, heaviest = self.search_space, cost_of(self.feasible.heaviest())
+        limits = {"params": self.budget.params, "macs": min(self.budget.macs or heaviest.macs, heaviest.macs)}
         bounds: dict[str, tuple[float, float]] = {"error": (0.0, 1 - 1 / self.classes)}
-        for metric in ("params", "macs", "activations"):
-            least = getattr(cost_of(self.search_space.smallest(metric)), metric)
-            most = getattr(cost_of(self.search_space.largest(metric)), metric)
-            high = min(limits[metric] or most, most)
+        for metric in METRICS:
+            least, most = (getattr(cost_of(arch), metric) for arch in (space.smallest(metric), space.largest(metric)))
+            high = min(limits.get(metric) or most, most)
             bounds[metric] = (float(least), float(max(high, least + 1)))
         bounds["flops"] = (2 * bounds["macs"][0], 2 * bounds["macs"][1])
         return bounds

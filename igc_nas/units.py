@@ -31,7 +31,7 @@ def parse_count(text: str, what: str = "count") -> int:
         value = parts[0] * COUNT_SUFFIXES[parts[1]]
         if value == value.to_integral_value() and value > 0:
             return int(value)
-    raise UsageError(f"{what} {text!r} is not a positive whole number", "write it as 650000, 650k, 2M or 1.5G")
+    raise UsageError(f"{what} {text!r:.80} is not a positive whole number", "write it as 650000, 650k, 2M or 1.5G")
 
 
 def parse_ms(text: str, what: str = "latency") -> float:
@@ -39,7 +39,7 @@ def parse_ms(text: str, what: str = "latency") -> float:
     parts = _split(text)
     if parts is not None and parts[1] in MS_SUFFIXES and parts[0] > 0:
         return float(parts[0] * MS_SUFFIXES[parts[1]])
-    raise UsageError(f"{what} {text!r} is not a time with its unit", "write it as 800us, 5ms or 0.1s")
+    raise UsageError(f"{what} {text!r:.80} is not a time with its unit", "write it as 800us, 5ms or 0.1s")
 
 
 def parse_seconds(text: str, what: str = "duration") -> float:
@@ -47,7 +47,7 @@ def parse_seconds(text: str, what: str = "duration") -> float:
     parts = _split(text)
     if parts is not None and parts[1] in SECOND_SUFFIXES and parts[0] > 0:
         return float(parts[0] * SECOND_SUFFIXES[parts[1]])
-    raise UsageError(f"{what} {text!r} is not a duration", "write it as 90s, 10m or 2h")
+    raise UsageError(f"{what} {text!r:.80} is not a duration", "write it as 90s, 10m or 2h")
 
 
 def format_count(value: int) -> str:
@@ -60,10 +60,9 @@ def format_count(value: int) -> str:
 
 def exact_count(value: int) -> str:
     """The shortest text that `parse_count` reads back to `value`: 2_000_000 -> `"2M"`, 549_652 -> `"549652"`."""
-    for suffix, scale in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if value >= scale and value % (scale // 1000) == 0:
-            return f"{(Decimal(value) / scale).normalize():f}{suffix}"
-    return str(value)
+    scales = (("G", 9), ("M", 6), ("k", 3), ("", 0))
+    texts = [f"{Decimal(value).scaleb(-power).normalize():f}{suffix}" for suffix, power in scales if value >= 10**power]
+    return min(texts, key=len, default=str(value))
 
 
 def format_ms(value: float) -> str:

@@ -1,0 +1,5 @@
+"""`python -m igc_nas`."""
+
+from igc_nas.cli import run
+
+run()

@@ -1,0 +1,110 @@
+"""What fits a device where nothing is said: the proxy's recipe, the number of trials, the time limit, the workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from igc_nas.config import parse_toml, read_text
+from igc_nas.dataset import DatasetInfo
+from igc_nas.resources import check_study_name, find_space
+from igc_nas.space import SpaceFile
+from igc_nas.spec import Budget, LatencySpec, Recipe, SamplerName, StudySpec, default_name
+
+MEMORY_PER_WORKER = 2 * 2**30
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # One core trains a mid-sized network in 20 to 40 s: images at half resolution, few of them.
+    "cpu": {
+        "epochs": 2,
+        "train_size": 4000,
+        "held_out": 2000,
+        "batch": 64,
+        "resolution": 16,
+        "lr": 0.1,
+        "crop": 2,
+        "dtype": "float32",
+    },
+    "cuda": {
+        "epochs": 8,
+        "train_size": 40_000,
+        "held_out": 5000,
+        "batch": 256,
+        "resolution": 32,
+        "lr": 0.2,
+        "crop": 4,
+        "dtype": "bfloat16",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much a default search does."""
+
+    trials: int
+    timeout_s: float
+    workers: int
+
+
+def default_recipe(kind: str, **changes: Any) -> Recipe:
+    """The proxy recipe for a kind of device (`cpu` or `cuda`), with changes. Raises `ConfigError`."""
+    return Recipe.parse(RECIPES[kind] | changes, "recipe")
+
+
+def default_extent(kind: str, devices: int = 1) -> Extent:
+    """Trials, time limit and workers. A CPU search ends within ten minutes."""
+    if kind == "cuda":
+        return Extent(trials=200 * devices, timeout_s=2 * 3600, workers=devices)
+    by_memory = psutil.virtual_memory().available // MEMORY_PER_WORKER
+    workers = int(max(1, min(usable_cores(), by_memory)))
+    return Extent(trials=max(24, 12 * workers), timeout_s=9 * 60, workers=workers)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def new_spec(
+    info: DatasetInfo,
+    device_name: str,
+    kind: str = "cpu",
+    *,
+    space: str | Path = "igc_cifar",
+    name: str | None = None,
+    budget: Budget | None = None,
+    objectives: tuple[str, ...] = ("error", "params", "latency"),
+    sampler: SamplerName = "tpe",
+    seed: int = 0,
+    recipe: Mapping[str, Any] | None = None,
+) -> StudySpec:
+    """The spec of a new study: what is not given is the default for the kind of device.
+
+    `info` comes from `igc_nas.dataset.locate`, the device's name and kind from `igc_nas.device.find_devices`. Raises
+    `ConfigError` for an unknown space or a wrong recipe, `InfeasibleError` where nothing fits the budget.
+    """
+    path = find_space(str(space))
+    file = SpaceFile.parse(parse_toml(read_text(path), path.name), path.name)
+    budget = budget or Budget()
+    spec = StudySpec(
+        name=check_study_name(name or default_name(path.stem, info.name, budget, seed)),
+        space_name=path.stem,
+        classes=info.classes,
+        dataset=info.label,
+        dataset_sha256=info.sha256,
+        objectives=objectives,
+        sampler=sampler,
+        seed=seed,
+        budget=budget,
+        recipe=default_recipe(kind, **(recipe or {})),
+        latency=LatencySpec(device=device_name, input=file.input),
+        space=file,
+    )
+    assert spec.feasible  # raises InfeasibleError where nothing fits
+    return spec

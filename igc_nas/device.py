@@ -1,0 +1,78 @@
+"""The device that trials run on: its name, what it can, and the versions that a number is taken under."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from igc_nas import __version__
+from igc_nas.errors import UsageError
+from igc_nas.record import Conditions
+
+Kind = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device. `name` is what a study records, `torch_name` what torch calls it (`cpu`, `cuda:0`)."""
+
+    kind: Kind
+    torch_name: str
+    name: str
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device for torch."""
+        return torch.device(self.torch_name)
+
+    def conditions(self) -> Conditions:
+        """What a number taken now on this device is taken under."""
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        return Conditions(
+            device=self.name,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            igc_nas=__version__,
+            load=None if load is None else round(load, 2),
+        )
+
+
+def find_devices(text: str) -> tuple[Device, ...]:
+    """`auto`, `cpu`, `cuda` (every visible GPU) or `cuda:N` -> the devices. Raises `UsageError`."""
+    match = re.fullmatch(r"auto|cpu|cuda(?::([0-9]{1,3}))?", text)
+    if not match:
+        raise UsageError(f"unknown device {text!r:.40}", "use auto, cpu, cuda or cuda:0")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "cpu" or (text == "auto" and not count):
+        return (Device("cpu", "cpu", cpu_name()),)
+    if not count:
+        raise UsageError("no CUDA device is visible to torch", "use --device cpu, or install a CUDA build of torch")
+    wanted = range(count) if match[1] is None else (int(match[1]),)
+    if wanted[-1] >= count:
+        raise UsageError(f"there is no {text}; torch sees {count} CUDA device(s)", "use cuda:0")
+    return tuple(Device("cuda", f"cuda:{i}", torch.cuda.get_device_name(i)) for i in wanted)
+
+
+def cpu_name() -> str:
+    """The processor's model name, else the architecture."""
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+def prepare(device: Device, threads: int) -> None:
+    """Set this process up to train and measure on a device: threads, TF32, cuDNN's own choice of algorithms."""
+    torch.set_num_threads(threads)
+    if device.kind == "cuda":
+        torch.cuda.set_device(device.torch_device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True

@@ -1,0 +1,206 @@
+"""What a terminal shows: tables on stdout, the progress of a search on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+import unicodedata
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from igc_nas.cost import Row, cost_of
+from igc_nas.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool
+from igc_nas.record import Candidate, Trial
+from igc_nas.results import Study
+from igc_nas.study import Ended, Event, Exhausted, Started
+from igc_nas.units import format_count, format_ms, format_seconds
+from igc_nas.workers import Progress
+
+WIDE = 200
+
+
+def printable(text: str) -> str:
+    """Text without control and direction characters: nothing that a file holds moves the cursor or turns a line."""
+    return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf") else "�" for c in text)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for stdout (data) or stderr (progress); a pipe is wide, so that no cell is cut."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else WIDE)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> Table:
+    """A plain table; numbers to the right, the columns named in `left` to the left."""
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        is_left = column in left
+        made.add_column(column, justify="left" if is_left else "right", no_wrap=not is_left, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(printable(cell)) for cell in row))
+    return made
+
+
+def candidate_cells(candidate: Candidate) -> list[str]:
+    """A candidate as the cells of `CANDIDATE_COLUMNS`."""
+    latency = candidate.latency
+    interval = f"{latency.low_ms:.2f}-{latency.high_ms:.2f}"
+    return [
+        str(candidate.trial),
+        f"{100 * candidate.score.error:.2f}",
+        format_count(candidate.cost.params),
+        format_count(candidate.cost.macs),
+        format_ms(latency.normalised_ms).removesuffix(" ms") + (" noisy" if latency.noisy else ""),
+        interval,
+        str(candidate.arch),
+    ]
+
+
+CANDIDATE_COLUMNS = ("trial", "error %", "params", "MACs", "latency ms", "raw 95 %", "architecture")
+
+
+def front_table(study: Study, front: Sequence[Candidate], objectives: Sequence[str]) -> Group:
+    """The front of a study, with what its numbers are of."""
+    spec = study.spec
+    volume = study.hypervolume(objectives)
+    title = (
+        f"{spec.name}: front of {len(front)} of {len(study.candidates)} candidates by {', '.join(objectives)}"
+        f"; data: {data_label(spec.dataset)}"
+        + ("" if volume is None else f"; hypervolume {volume:.4f}")
+        + f"\nlatency: {spec.latency.runtime}, batch {spec.latency.batch}, {spec.latency.threads} thread(s), "
+        f"{spec.latency.dtype}, on {spec.latency.device}"
+    )
+    cells = map(candidate_cells, front)
+    return Group(Text(printable(title)), table(CANDIDATE_COLUMNS, cells, left=("architecture",)))
+
+
+def data_label(dataset: str) -> str:
+    """The dataset's label, loud where it is synthetic."""
+    return f"{dataset} (SYNTHETIC: says nothing about CIFAR)" if dataset == "shapes" else dataset
+
+
+def plan_table(title: str, rows: Iterable[Row]) -> Group:
+    """A plan layer by layer: what it is, the shape it writes, parameters and MACs."""
+    columns = ("block", "layer", "shape", "params", "MACs")
+    cells = (
+        (
+            row.block,
+            ("shortcut: " if row.in_shortcut else "") + layer_text(row.layer),
+            " x ".join(map(str, row.shape)),
+            f"{row.cost.params:,}",
+            f"{row.cost.macs:,}",
+        )
+        for row in rows
+    )
+    return Group(Text(printable(title)), table(columns, cells, left=("block", "layer")))
+
+
+def layer_text(layer: Layer) -> str:
+    """One layer in words."""
+    match layer:
+        case Conv(name, c_in, c_out, kernel, stride, groups):
+            text = f"{name}: conv {kernel}x{kernel} {c_in}->{c_out}"
+            return text + (f" groups {groups}" if groups > 1 else "") + (f" stride {stride}" if stride > 1 else "")
+        case Interleave(_, groups):
+            return f"interleave({groups})" + (" = identity" if layer.is_identity else "")
+        case Norm(name, _):
+            return f"{name}: batch norm"
+        case Act(kind):
+            return kind
+        case Pool():
+            return "global average pool"
+        case Linear(name, features, classes):
+            return f"{name}: linear {features}->{classes} with bias"
+    raise AssertionError(layer)
+
+
+def trial_line(trial: Trial) -> str:
+    """One line for a trial that has ended."""
+    head = f"trial {trial.number:>4}  {trial.state:<10}"
+    if trial.candidate:
+        c = trial.candidate
+        noisy = " noisy" if c.latency.noisy else ""
+        return (
+            f"{head} error {100 * c.score.error:5.2f} %  params {format_count(c.cost.params):>7}  "
+            f"MACs {format_count(c.cost.macs):>7}  latency {format_ms(c.latency.normalised_ms):>8}{noisy}  "
+            f"{trial.wall_s or 0:5.1f} s  {c.arch}"
+        )
+    return f"{head} {trial.reason or ''}"
+
+
+class SearchDisplay:
+    """Shows a search as it runs: live on a terminal, one line per completed or failed trial otherwise.
+
+    A context manager whose `show` takes the events of `search`.
+    """
+
+    def __init__(self, study: Any, target: int | None, timeout_s: float | None, *, quiet: bool = False) -> None:
+        self._study = study
+        self._target = target
+        self._timeout_s = timeout_s
+        self._quiet = quiet
+        self._console = console(stderr=True)
+        self._began = time.monotonic()
+        self._running: dict[int, tuple[str, str]] = {}
+        self._unfit = 0
+        self._live = Live(console=self._console, refresh_per_second=2, get_renderable=self._render, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._quiet:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, event: Event) -> None:
+        """Take an event."""
+        match event:
+            case Started(job):
+                cost = cost_of(job.arch)
+                text = f"{format_count(cost.params)} params, {format_count(cost.macs)} MACs  {job.arch}"
+                self._running[job.number] = (text, "measuring")
+            case Progress(number, epoch):
+                text, _ = self._running.get(number, ("", ""))
+                self._running[number] = (text, f"{epoch.samples:,} images, training error {epoch.train_error:.0%}")
+            case Ended(trial):
+                self._ended(trial)
+            case Exhausted(reason):
+                self._say(f"nothing new to try: {reason}")
+
+    def _ended(self, trial: Trial) -> None:
+        self._running.pop(trial.number, None)
+        if trial.candidate is None and trial.state != "failed":
+            self._unfit += 1
+        else:
+            self._say(trial_line(trial))
+
+    def _say(self, line: str) -> None:
+        if not self._quiet:
+            self._console.print(Text(printable(line)), soft_wrap=True)
+
+    def _render(self) -> Group:
+        study: Study = self._study()
+        done, volume = len(study.candidates), study.hypervolume()
+        spent = time.monotonic() - self._began
+        left = f"{format_seconds(max(0.0, self._timeout_s - spent))} left" if self._timeout_s else format_seconds(spent)
+        counts = f"{done}/{self._target}" if self._target else str(done)
+        facts = f"trials {counts}   front {len(study.front())}   " + (
+            f"hypervolume {volume:.4f}   " if volume is not None else ""
+        )
+        skipped = f"   {self._unfit} suggestions not built" if self._unfit else ""
+        lines = Table.grid(padding=(0, 2))
+        for number, (text, state) in sorted(self._running.items()):
+            lines.add_row(f"trial {number}", Text(state), Text(text, overflow="ellipsis", no_wrap=True))
+        bar = ProgressBar(total=self._target, completed=done, width=40) if self._target else Text("")
+        return Group(Text(facts + left + skipped), bar, lines)

@@ -1,0 +1,105 @@
+"""One trial, in order of price: build, measure latency, train the proxy, score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+from igc_nas.config import ArchConfig
+from igc_nas.data import load_proxy
+from igc_nas.dataset import DatasetInfo
+from igc_nas.device import Device, prepare
+from igc_nas.latency import measure_latency
+from igc_nas.network import build
+from igc_nas.record import Epoch, Latency, Score
+from igc_nas.spec import Calibration, StudySpec
+from igc_nas.train import Pause, train_proxy
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation gave. Without a score the latency was over the budget, and nothing was trained."""
+
+    latency: Latency
+    score: Score | None
+
+
+class Room(Protocol):
+    """Where processes that share a device agree who may use it (see `igc_nas.room.QuietRoom`)."""
+
+    def working(self) -> AbstractContextManager[None]:
+        """Hold while training."""
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Hold while measuring: the others pause."""
+
+    def pause(self) -> None:
+        """Call between steps: returns when nobody measures."""
+
+
+class EmptyRoom:
+    """The room of a process that has its device to itself."""
+
+    def working(self) -> AbstractContextManager[None]:
+        """Nobody to wait for."""
+        return nullcontext()
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Nobody to keep quiet."""
+        return nullcontext()
+
+    def pause(self) -> None:
+        """Nobody measures."""
+
+
+class Evaluator:
+    """Evaluates architectures for one study on one device, in the process that it is made in.
+
+    Raises `DataError` where the dataset is not what the study is about.
+    """
+
+    def __init__(
+        self, spec: StudySpec, info: DatasetInfo, device: Device, threads: int = 1, room: Room | None = None
+    ) -> None:
+        self.spec = spec
+        self.info = info
+        self.device = device
+        self.threads = threads
+        self.room = room or EmptyRoom()
+        prepare(device, threads)
+        self.train, self.held_out = load_proxy(info, spec.recipe, spec.seed, device.torch_device)
+
+    def latency(self, arch: ArchConfig, reference_ms: float | None) -> Latency:
+        """Measure an architecture with the study's conditions, alone on the device."""
+        with self.room.measuring():
+            prepare(self.device, self.spec.latency.threads)
+            try:
+                return measure_latency(arch, self.spec.latency, self.device, reference_ms)
+            finally:
+                prepare(self.device, self.threads)
+
+    def calibrate(self) -> Calibration:
+        """Measure the feasible architectures with the fewest and the most MACs, and so the reference network."""
+        small, large = self.spec.feasible.lightest(), self.spec.feasible.heaviest()
+        first = self.latency(small, None)
+        return Calibration(
+            reference_ms=first.reference_ms,
+            smallest=self.latency(small, first.reference_ms),
+            largest=self.latency(large, first.reference_ms),
+        )
+
+    def __call__(self, arch: ArchConfig, seed: int, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Outcome:
+        """Evaluate an architecture. Raises what building, measuring or training raises."""
+        latency = self.latency(arch, self.spec.reference_ms)
+        limit = self.spec.budget.latency_ms
+        if limit is not None and latency.normalised_ms > limit:
+            return Outcome(latency, None)
+        pause: Pause = self.room.pause
+        with self.room.working():
+            network = build(arch, seed)
+            score = train_proxy(
+                network, self.train, self.held_out, self.spec.recipe, self.info, self.device, seed, pause, on_epoch
+            )
+        return Outcome(latency, score)

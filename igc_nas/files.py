@@ -1,0 +1,51 @@
+"""Write a file whole or not at all: a reader never sees half of one, and a full disk leaves the old one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from igc_nas.errors import IgcNasError
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Replace the contents of `path` in one step: a temporary file beside it, flushed to the disk, then renamed.
+
+    Text is written as UTF-8, line ends as they are. A symbolic link is followed; a device or a pipe is written to as it
+    is. Raises `IgcNasError` where the file cannot be written; then an older file of that name is still there, whole.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    try:
+        target = path.resolve()
+        if target.exists() and not target.is_file():
+            target.write_bytes(content)
+        else:
+            _replace(target, content)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
+        reason = getattr(error, "strerror", None) or error
+        raise IgcNasError(f"cannot write {path}: {reason}") from None
+
+
+def _replace(target: Path, content: bytes) -> None:
+    temporary = target.with_name(f".igc-nas-{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the rename itself, where the system lets a folder be opened (POSIX)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,200 @@
+"""The long training of one architecture: a checkpoint per epoch, continued by the same command, then the test set.
+
+A folder holds it: run.toml (the question), checkpoint.safetensors (the last epoch), weights.safetensors and result.json
+(the answer).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from igc_nas.config import ArchConfig, Frozen, parse_toml, read_text
+from igc_nas.cost import cost_of
+from igc_nas.data import load_test, load_train
+from igc_nas.dataset import DatasetInfo, auto_notice, data_dir, locate
+from igc_nas.device import Device, find_devices, prepare
+from igc_nas.errors import StudyError
+from igc_nas.files import write_whole
+from igc_nas.network import build
+from igc_nas.plan import arch_id
+from igc_nas.spec import Schedule, differences
+from igc_nas.train import Training
+from igc_nas.units import format_count, format_seconds
+
+RUN_FILE, CHECKPOINT_FILE, WEIGHTS_FILE, RESULT_FILE = (
+    "run.toml",
+    "checkpoint.safetensors",
+    "weights.safetensors",
+    "result.json",
+)
+
+
+class LongSpec(Frozen):
+    """The question of a long training."""
+
+    arch: ArchConfig
+    schedule: Schedule
+    dataset: str
+    dataset_sha256: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class LongRun:
+    """A long training in `folder`, on `device`."""
+
+    spec: LongSpec
+    info: DatasetInfo
+    device: Device
+    folder: Path
+    notice: str | None = None
+
+    @classmethod
+    def prepare(
+        cls,
+        arch: ArchConfig,
+        *,
+        dataset: str = "auto",
+        data_dir: Path | None = None,
+        device: str = "auto",
+        threads: int = 1,
+        epochs: int = 30,
+        batch: int = 128,
+        lr: float = 0.2,
+        label_smoothing: float = 0.0,
+        dtype: str = "auto",
+        seed: int = 0,
+        out: Path | None = None,
+    ) -> LongRun:
+        """Everything but the training: finds data and device, and the folder, which must not hold another training.
+
+        The architecture is given the dataset's number of classes. Raises `DataError`, `UsageError`, `StudyError`.
+        """
+        found, info, notice = find_devices(device)[0], *_dataset(dataset, data_dir)
+        prepare(found, threads)
+        arch = arch.with_classes(info.classes)
+        schedule = Schedule.parse(
+            {
+                "epochs": epochs,
+                "batch": batch,
+                "lr": lr,
+                "label_smoothing": label_smoothing,
+                "dtype": {"auto": "bfloat16" if found.kind == "cuda" else "float32"}.get(dtype, dtype),
+            }
+        )
+        spec = LongSpec(arch=arch, schedule=schedule, dataset=info.label, dataset_sha256=info.sha256, seed=seed)
+        folder = out or Path("models") / f"{arch_id(arch)}-{info.name}"
+        run = cls(spec, info, found, folder, notice)
+        run._claim_folder()
+        return run
+
+    def introduction(self) -> list[str]:
+        """What a long command says first."""
+        cost, schedule = cost_of(self.spec.arch), self.spec.schedule
+        return [
+            *([self.notice, ""] if self.notice else []),
+            f"network   {self.spec.arch}",
+            f"          {format_count(cost.params)} parameters, {format_count(cost.macs)} MACs",
+            f"data      {self.info.label}, the whole training set",
+            f"schedule  {schedule.epochs} epochs, batch {schedule.batch}, lr {schedule.lr:g}, {schedule.dtype}, "
+            f"on {self.device.name}",
+            f"folder    {self.folder}; a checkpoint per epoch",
+            "stop      Ctrl-C; the same command continues",
+            "",
+        ]
+
+    def train(self, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+        """Train to the last epoch, from the last checkpoint where there is one; then test, once.
+
+        Returns what result.json holds: test_error, test_images, dataset, weights, epochs, seed, ...
+        """
+        training = Training(
+            build(self.spec.arch, self.spec.seed),
+            load_train(self.info, self.spec.arch.input[1], self.device.torch_device),
+            self.spec.schedule,
+            self.device,
+            self.spec.seed,
+        )
+        self._restore(training, say)
+        while training.done < self.spec.schedule.epochs:
+            started = time.monotonic()
+            point = training.epoch()
+            write_whole(self.folder / CHECKPOINT_FILE, save(_contiguous(training.state())))
+            took = time.monotonic() - started
+            left = took * (self.spec.schedule.epochs - training.done)
+            say(
+                f"epoch {training.done}/{self.spec.schedule.epochs}  loss {point.loss:.4f}  "
+                f"training error {100 * point.train_error:.2f} %  {format_seconds(took)}, {format_seconds(left)} left"
+            )
+        return self._finish(training)
+
+    def _finish(self, training: Training) -> dict[str, Any]:
+        training.recalibrate()
+        test = load_test(self.info, self.spec.arch.input[1], self.device.torch_device)
+        error, loss = training.evaluate(test)
+        weights = self.folder / WEIGHTS_FILE
+        write_whole(weights, save(_contiguous(training.network.state_dict())))
+        result = {
+            "test_error": error,
+            "test_loss": loss,
+            "test_images": len(test),
+            "dataset": self.info.label,
+            "epochs": training.done,
+            "seed": self.spec.seed,
+            "id": arch_id(self.spec.arch),
+            **cost_of(self.spec.arch).as_dict(),
+            "conditions": self.device.conditions().model_dump(mode="json"),
+            "weights": str(weights),
+        }
+        write_whole(self.folder / RESULT_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        return result
+
+    def _claim_folder(self) -> None:
+        """Write run.toml, or make sure that the one that is there asks the same."""
+        import tomli_w
+
+        path = self.folder / RUN_FILE
+        ours = self.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if path.is_file():
+            different = list(differences(ours, parse_toml(read_text(path), path.name)))
+            if different:
+                raise StudyError(
+                    f"{self.folder} holds another training: {'; '.join(different[:4])}", "choose another folder with -o"
+                )
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if any(self.folder.iterdir()):
+            raise StudyError(f"{self.folder} is not empty and holds no training", "choose another folder with -o")
+        write_whole(path, tomli_w.dumps(ours))
+        write_whole(self.folder / "arch.toml", self.spec.arch.to_toml())
+
+    def _restore(self, training: Training, say: Callable[[str], None]) -> None:
+        path = self.folder / CHECKPOINT_FILE
+        if not path.is_file():
+            return
+        try:
+            with safe_open(path, framework="pt") as file:
+                training.restore({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:
+            raise StudyError(
+                f"{path} cannot be used: {str(error).splitlines()[0]:.160}", "move it away to start this training again"
+            ) from None
+        say(f"continuing after epoch {training.done}")
+
+
+def _dataset(name: str, folder: Path | None) -> tuple[DatasetInfo, str | None]:
+    where = data_dir(folder)
+    info = locate(name, where)
+    return info, auto_notice(info, where) if name == "auto" else None
+
+
+def _contiguous(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,126 @@
+"""Which study a person asks for: a new one, or one that is there and must be the same."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from igc_nas.config import parse_toml, read_text
+from igc_nas.dataset import DatasetInfo, data_dir, locate
+from igc_nas.defaults import new_spec
+from igc_nas.device import Device
+from igc_nas.errors import StudyError, UsageError
+from igc_nas.objectives import parse_objectives
+from igc_nas.resources import check_study_name, find_space
+from igc_nas.results import STUDY_FILE, load_study
+from igc_nas.space import SpaceFile
+from igc_nas.spec import Budget, StudySpec, default_name, differences
+
+
+@dataclass(frozen=True)
+class Question:
+    """The spec of the study, its folder, its dataset, and whether it was there before."""
+
+    spec: StudySpec
+    folder: Path
+    info: DatasetInfo
+    continued: bool
+    dataset_flag: str
+
+
+def ask(flags: Mapping[str, Any], device: Device) -> Question:
+    """The study that the flags of `igc-nas search` name. A flag that is None is taken from the study, else a default.
+
+    Raises `StudyError` where the study is there with another question, naming the difference; `DataError` for missing
+    data; `ConfigError` and `InfeasibleError` for a question that cannot be asked.
+    """
+    asked = explicit(flags)
+    root: Path = flags["root"]
+    if flags["study_name"] and (root / check_study_name(flags["study_name"]) / STUDY_FILE).is_file():
+        return _continued(load_study(root / flags["study_name"] / "", root).spec, asked, flags, device)
+    dataset = flags["dataset"] or "auto"
+    info = locate(dataset, data_dir(flags["data_dir"]))
+    budget = Budget.parse(asked.get("budget", {}))
+    space = flags["space"] or "igc_cifar"
+    name = flags["study_name"] or default_name(find_space(space).stem, info.name, budget, asked.get("seed", 0))
+    folder = root / name
+    if (folder / STUDY_FILE).is_file():
+        return _continued(load_study(folder / "", root).spec, asked, flags, device)
+    spec = new_spec(
+        info,
+        device.name,
+        device.kind,
+        space=space,
+        name=name,
+        budget=budget,
+        objectives=tuple(asked.get("objectives", ("error", "params", "latency"))),
+        sampler=asked.get("sampler", "tpe"),
+        seed=asked.get("seed", 0),
+        recipe=asked.get("recipe", {}),
+    )
+    return Question(spec, folder, info, continued=False, dataset_flag=dataset)
+
+
+def explicit(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flags say of the question itself, in the form of a study.toml."""
+    asked: dict[str, Any] = {key: flags[key] for key in ("sampler", "seed") if flags[key] is not None}
+    if flags["objectives"] is not None:
+        asked["objectives"] = list(parse_objectives(flags["objectives"]))
+    macs = [flags["budget_macs"], flags["budget_flops"] and flags["budget_flops"] // 2]
+    budget = {
+        "params": flags["budget_params"],
+        "macs": min((m for m in macs if m is not None), default=None),
+        "latency_ms": flags["budget_latency"],
+    }
+    if any(value is not None for value in budget.values()):
+        asked["budget"] = {key: value for key, value in budget.items() if value is not None}
+    if flags["recipe"]:
+        asked["recipe"] = parse_recipe(flags["recipe"])
+    if flags["space"] is not None:
+        path = find_space(flags["space"])
+        file = SpaceFile.parse(parse_toml(read_text(path), path.name), path.name)
+        asked |= {"space_name": path.stem, "space": file.to_dict()}
+    return asked
+
+
+def parse_recipe(changes: Iterable[str]) -> dict[str, Any]:
+    """`["epochs=3", "dtype=bfloat16"]` -> {"epochs": 3, "dtype": "bfloat16"}. Raises `UsageError`."""
+    recipe: dict[str, Any] = {}
+    for change in changes:
+        for part in change.split(","):
+            key, equals, value = part.partition("=")
+            if not equals or not key.strip().isidentifier() or not value.strip():
+                raise UsageError(f"{part!r:.60} is no KEY=VALUE", "e.g. --recipe epochs=3,train_size=10000")
+            recipe[key.strip()] = _scalar(value.strip())
+    return recipe
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _continued(spec: StudySpec, asked: dict[str, Any], flags: Mapping[str, Any], device: Device) -> Question:
+    info = locate(spec.dataset.split(" ")[0], data_dir(flags["data_dir"]))
+    has = spec.to_dict()
+    asked = asked | {"dataset": info.label, "dataset_sha256": info.sha256, "latency": {"device": device.name}}
+    if flags["dataset"] not in (None, "auto", info.name):
+        asked["dataset"] = flags["dataset"]
+    if "budget" in asked:
+        asked["budget"] = dict.fromkeys(("params", "macs", "latency_ms")) | asked["budget"]
+        has["budget"] = dict.fromkeys(("params", "macs", "latency_ms")) | has["budget"]
+    if asked.get("space") == has["space"]:
+        asked.pop("space")
+    different = list(differences(asked, has))
+    if different:
+        raise StudyError(
+            f"study {spec.name} is there and asks another question: {'; '.join(different[:4])}",
+            "start another with --study NAME, or leave those flags away to continue this one",
+        )
+    folder = flags["root"] / spec.name
+    return Question(spec, folder, info, continued=True, dataset_flag=flags["dataset"] or "auto")

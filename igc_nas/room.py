@@ -1,0 +1,55 @@
+"""A quiet room: while one process measures, the others that use the same device pause.
+
+Made of file locks, which the system releases when their holder dies. There is a gate, and a seat for every worker. A
+worker sits while it trains; to sit down it passes the gate. Who measures closes the gate and waits until every seat is
+empty; who trains looks at the gate between two steps and stands up while it is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+class QuietRoom:
+    """Seat `seat` of `seats` in a room whose locks are files in `folder`."""
+
+    def __init__(self, folder: Path, seat: int, seats: int) -> None:
+        self._gate = FileLock(folder / "gate.lock", poll_interval=0.005)
+        self._seats = [FileLock(folder / f"seat{i}.lock", poll_interval=0.005) for i in range(seats)]
+        self._own = self._seats[seat]
+        self._others = [lock for i, lock in enumerate(self._seats) if i != seat]
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Use the device, standing up for others whenever `pause` is called."""
+        self._sit()
+        try:
+            yield
+        finally:
+            self._own.release(force=True)
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Have the device to ourselves. Not from within `working`."""
+        with self._gate, contextlib.ExitStack() as stack:
+            for lock in self._others:
+                stack.enter_context(lock)
+            yield
+
+    def pause(self) -> None:
+        """Between two steps: wait while somebody measures."""
+        try:
+            self._gate.acquire(timeout=0)
+        except Timeout:
+            self._own.release(force=True)
+            self._sit()
+        else:
+            self._gate.release()
+
+    def _sit(self) -> None:
+        with self._gate:
+            self._own.acquire()

@@ -1,0 +1,270 @@
+"""The search: one coordinator asks the sampler, hands architectures to evaluators, and records what they say.
+
+for candidate in search(spec):
+    print(candidate.cost.params, candidate.score.error)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from igc_nas.config import ArchConfig
+from igc_nas.cost import cost_of
+from igc_nas.dataset import data_dir, locate
+from igc_nas.errors import ConfigError, IgcNasError, StudyError
+from igc_nas.plan import arch_id
+from igc_nas.record import Candidate, Latency, Score, Trial, TrialState
+from igc_nas.sampler import MOST_REPEATS, ExhaustedError, sampler_for
+from igc_nas.spec import Calibration, StudySpec
+from igc_nas.store import BUDGET, Store, running_here
+from igc_nas.workers import Failed, Job, Measured, Message, Progress, Workers
+
+SAME_FAILURES = 5
+
+Evaluate = Callable[[ArchConfig, int], tuple[Latency, Score]]
+"""(architecture, training seed) -> what was measured: the seam for tests and for evaluators of one's own."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a search is run: nothing here changes a result. None leaves a limit out."""
+
+    folder: Path
+    trials: int | None = None
+    """Completed trials in all, earlier runs included."""
+    timeout_s: float | None = None
+    """Seconds of this run; trials under way then are taken up by the next one."""
+    workers: int = 1
+    threads: int = 1
+    devices: tuple[str, ...] = ("cpu",)
+    data_dir: Path | None = None
+    storage: str | None = None
+
+
+@dataclass(frozen=True)
+class Started:
+    """A trial has been handed to an evaluator."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial has ended, whichever way."""
+
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class Exhausted:
+    """The sampler has nothing new to suggest; the search ends when what runs has ended."""
+
+    reason: str
+
+
+Event = Started | Progress | Ended | Exhausted
+
+
+def search(
+    spec: StudySpec,
+    run: Run | None = None,
+    *,
+    evaluate: Evaluate | None = None,
+    on_event: Callable[[Event], None] = lambda _: None,
+) -> Iterator[Candidate]:
+    """Search, yielding each candidate as it is completed; the study in `run.folder` is continued where there is one.
+
+    With `evaluate`, trials run one after another in this process; otherwise in worker processes (started by spawn: a
+    script needs the usual `if __name__ == "__main__":`). Closing the iterator stops the search: trials under way wait
+    for the next run.
+
+    Raises `StudyError` where the store cannot be used or is another study's, `DataError`, `InfeasibleError`, and
+    `IgcNasError` after five failures in a row for one reason.
+    """
+    run = run or Run(Path("studies") / spec.name)
+    with Store(run.folder, spec, run.storage) as store:
+        coordinator = _Coordinator(store, run, on_event)
+        steps = coordinator.inline(evaluate) if evaluate else coordinator.with_workers()
+        with closing(steps):
+            yield from steps
+
+
+def training_seed(study_seed: int, identity: str, repeat: int = 0) -> int:
+    """The seed that an architecture is initialised and trained from: a function of the study's seed and its id."""
+    text = f"{study_seed}/{identity}/{repeat}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+
+
+class _Coordinator:
+    """Owns the study while it is searched: proposes jobs, turns messages into records."""
+
+    def __init__(self, store: Store, run: Run, on_event: Callable[[Event], None]) -> None:
+        self.store = store
+        self.run = run
+        self.on_event = on_event
+        self.deadline = None if run.timeout_s is None else time.monotonic() + run.timeout_s
+        self.exhausted = False
+        self.failures: Counter[str] = Counter()
+        self.started: dict[int, float] = {}
+        self.first_with_id = {
+            arch_id(trial.arch): number
+            for number, trial in sorted(store.trials.items(), reverse=True)
+            if trial.arch and trial.state != "duplicate"
+        }
+
+    def inline(self, evaluate: Evaluate) -> Generator[Candidate, None, None]:
+        if self.store.spec.reference_ms is None and not self.store.spec.bounds:
+            known = self.store.spec.known_bounds()
+            self.store.spec = self.store.spec.model_copy(update={"bounds": known})
+        while not self._enough(0) and (job := self._next_job()):
+            try:
+                latency, score = evaluate(job.arch, job.seed)
+                message: Message = Measured(job.number, latency, score)
+            except IgcNasError as error:
+                message = Failed(job.number, error.message)
+            yield from self._handle(message)
+
+    def with_workers(self) -> Generator[Candidate, None, None]:
+        spec, run = self.store.spec, self.run
+        if self._enough(0):
+            return
+        info = locate(spec.dataset.split(" ")[0], data_dir(run.data_dir))
+        if (info.label, info.sha256) != (spec.dataset, spec.dataset_sha256):
+            raise StudyError(f"the dataset is {info.label}; the study is about {spec.dataset}", "use another --study")
+        with Workers(spec, info, run.devices, run.workers, run.threads) as workers:
+            if spec.reference_ms is None:
+                self.calibrated(workers.calibrate())
+            workers.tell_spec(self.store.spec)
+            yield from self._drive(workers)
+
+    def calibrated(self, calibration: Calibration) -> None:
+        """Fix the study's scale, once."""
+        self.store.spec = self.store.spec.with_scale(calibration)
+        self.store.write_evidence()
+
+    def _drive(self, workers: Workers) -> Iterator[Candidate]:
+        while not self._late():
+            while workers.idle() and not self._enough(len(workers.running())) and (job := self._next_job()):
+                workers.submit(job)
+            if not workers.running():
+                return
+            left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+            for message in workers.messages(left):
+                yield from self._handle(message)
+
+    def _late(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def _enough(self, running: int) -> bool:
+        """Whether the trials asked for are complete, or will be when those that run are."""
+        return self._late() or (
+            self.run.trials is not None and len(self.store.study.candidates) + running >= self.run.trials
+        )
+
+    def _next_job(self) -> Job | None:
+        """A trial that an earlier run left, or the sampler's next new architecture within the budget."""
+        waiting = self.store.waiting()
+        if waiting:
+            return self._start(self.store.resume(waiting[0].number))
+        for _ in range(MOST_REPEATS if not self.exhausted else 0):
+            try:
+                trial = self._suggest()
+            except ExhaustedError as error:
+                self._exhaust(error.message)
+                return None
+            self.store.add(trial)
+            if trial.state == "running":
+                return self._start(trial)
+            self.on_event(Ended(trial))
+        if not self.exhausted:
+            suggestions = f"{MOST_REPEATS:,} suggestions of {self.store.spec.sampler} in a row"
+            self._exhaust(f"{suggestions} were over budget, no network, or in the study already")
+        return None
+
+    def _exhaust(self, reason: str) -> None:
+        self.exhausted = True
+        self.on_event(Exhausted(reason))
+
+    def _start(self, trial: Trial) -> Job:
+        assert trial.arch is not None
+        seed = training_seed(self.store.spec.seed, arch_id(trial.arch))
+        job = Job(trial.number, trial.arch, seed)
+        self.started[trial.number] = time.monotonic()
+        self.on_event(Started(job))
+        return job
+
+    def _suggest(self) -> Trial:
+        """Ask the sampler once. What comes back is running, infeasible, or a duplicate."""
+        spec, live = self.store.spec, self.store.live
+        live.sampler = sampler_for(spec, len(self.store.trials), self.first_with_id.keys())
+        asked = live.ask()
+        trial = Trial(number=asked.number, state="running", params={})
+        try:
+            arch = spec.search_space.suggest(asked)
+        except ConfigError as error:
+            asked.set_constraint(BUDGET, 1.0)
+            return _changed(trial, "infeasible", params=asked.params, reason=error.message, violation=1.0)
+        cost, identity = cost_of(arch), arch_id(arch)
+        violation = spec.feasible.violation(cost)
+        asked.set_constraint(BUDGET, violation)
+        known = {"params": asked.params, "arch": arch, "violation": violation}
+        if reason := spec.over_budget(cost):
+            return _changed(trial, "infeasible", reason=reason, **known)
+        if identity in self.first_with_id:
+            first = self.first_with_id[identity]
+            return _changed(trial, "duplicate", reason=f"the architecture of trial {first}", same_as=first, **known)
+        self.first_with_id[identity] = trial.number
+        return running_here(_changed(trial, "running", **known))
+
+    def _handle(self, message: Message) -> Iterator[Candidate]:
+        if isinstance(message, Progress):
+            self.on_event(message)
+            return
+        trial = self._ended(message)
+        self.store.finish(trial)
+        self.on_event(Ended(trial))
+        if trial.state == "failed":
+            self._count_failure(trial.reason or "")
+            return
+        self.failures.clear()
+        if trial.candidate:
+            yield trial.candidate
+
+    def _ended(self, message: Measured | Failed) -> Trial:
+        trial = self.store.trials[message.number]
+        wall = round(time.monotonic() - self.started.pop(message.number), 3)
+        if isinstance(message, Failed):
+            return _changed(trial, "failed", reason=message.reason, wall_s=wall)
+        assert trial.arch is not None
+        if message.score is None:
+            limit = self.store.spec.budget.latency_ms
+            reason = f"{message.latency.normalised_ms:.3f} ms; the budget is {limit:g} ms"
+            violation = message.latency.normalised_ms / (limit or 1) - 1
+            return _changed(trial, "infeasible", reason=reason, violation=violation, wall_s=wall)
+        candidate = Candidate(
+            trial=trial.number,
+            id=arch_id(trial.arch),
+            arch=trial.arch,
+            cost=cost_of(trial.arch),
+            latency=message.latency,
+            score=message.score,
+            seed=training_seed(self.store.spec.seed, arch_id(trial.arch)),
+        )
+        return _changed(trial, "complete", candidate=candidate, wall_s=wall)
+
+    def _count_failure(self, reason: str) -> None:
+        if reason not in self.failures:
+            self.failures.clear()
+        self.failures[reason] += 1
+        if self.failures[reason] >= SAME_FAILURES:
+            raise IgcNasError(f"{SAME_FAILURES} trials in a row failed: {reason}")
+
+
+def _changed(trial: Trial, state: TrialState, **changes: object) -> Trial:
+    return trial.model_copy(update={"state": state, **changes})

@@ -1,0 +1,197 @@
+"""Training: the short proxy that scores a candidate, and the epochs that both it and a long training are made of.
+
+SGD with Nesterov momentum and a one-cycle learning rate; weights, BN statistics and the optimiser stay in float32, the
+products run in the recipe's dtype. There is no wait for the device within an epoch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from igc_nas.data import Images
+from igc_nas.dataset import DatasetInfo
+from igc_nas.device import Device
+from igc_nas.errors import IgcNasError
+from igc_nas.record import Epoch, Score
+from igc_nas.spec import Recipe, Schedule
+
+RECALIBRATION_IMAGES = 1024
+
+Pause = Callable[[], None]
+
+
+class DivergedError(IgcNasError):
+    """The training loss is no longer a number."""
+
+
+class Training:
+    """One network in training: `epoch` after `epoch`, from a seed alone.
+
+    `pause` is called between steps (other processes may be measuring). Everything random comes from one generator, so
+    `state` and `restore` continue a training exactly.
+    """
+
+    def __init__(self, network: nn.Module, images: Images, recipe: Schedule, device: Device, seed: int) -> None:
+        self.device = device
+        self.network = network.to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.images = images
+        self.recipe = recipe
+        self.done = 0
+        self.generator = torch.Generator(device.torch_device).manual_seed(seed)
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+            fused=True,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of an epoch; one where the images are fewer than a batch."""
+        return max(1, len(self.images) // self.recipe.batch)
+
+    def epoch(self, pause: Pause = lambda: None) -> Epoch:
+        """Train one epoch. Raises `DivergedError` where the loss is not finite at its end."""
+        self.network.train()
+        loss_sum = torch.zeros((), device=self.device.torch_device)
+        wrong = torch.zeros((), device=self.device.torch_device, dtype=torch.int64)
+        seen = 0
+        for step, index in enumerate(self._batches()):
+            pause()
+            loss, logits = self._step(self.done * self.steps_per_epoch + step, index)
+            loss_sum += loss
+            wrong += (logits.argmax(1) != self.images.labels[index]).sum()
+            seen += len(index)
+        self.done += 1
+        loss_mean = loss_sum.item() / self.steps_per_epoch
+        if not math.isfinite(loss_mean):
+            raise DivergedError(f"the training loss is {loss_mean} after epoch {self.done}", "lower lr in the recipe")
+        return Epoch(samples=self.done * seen, loss=loss_mean, train_error=wrong.item() / seen)
+
+    def _batches(self) -> Iterator[Tensor]:
+        order = torch.randperm(len(self.images), generator=self.generator, device=self.images.labels.device)
+        for step in range(self.steps_per_epoch):
+            yield order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
+
+    def _step(self, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = one_cycle(step, self.steps_per_epoch * self.recipe.epochs, self.recipe)
+        batch = self.images.augmented(index, self.recipe.crop, self.recipe.flip, self.generator)
+        with self._autocast():
+            logits = self.network(batch)
+        smoothing = self.recipe.label_smoothing
+        loss = F.cross_entropy(logits.float(), self.images.labels[index], label_smoothing=smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), logits.detach()
+
+    def _autocast(self) -> torch.autocast:
+        bfloat16 = self.recipe.dtype == "bfloat16"
+        return torch.autocast(self.device.kind, dtype=torch.bfloat16, enabled=bfloat16)
+
+    @torch.no_grad()
+    def recalibrate(self, pause: Pause = lambda: None) -> None:
+        """Set BN's statistics to the mean over training images as they are, under the weights as they stand.
+
+        Running averages lag behind weights that move fast, and a short training ends while they do.
+        """
+        norms = [m for m in self.network.modules() if isinstance(m, nn.BatchNorm2d)]
+        usual = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+        self.network.train()
+        for index in self.images.in_order(self.recipe.batch, RECALIBRATION_IMAGES):
+            pause()
+            with self._autocast():
+                self.network(self.images.batch(index))
+        for norm, momentum in zip(norms, usual, strict=True):
+            norm.momentum = momentum
+
+    @torch.inference_mode()
+    def evaluate(self, images: Images, pause: Pause = lambda: None) -> tuple[float, float]:
+        """(error, mean loss) on `images`, in evaluation mode."""
+        self.network.eval()
+        wrong = torch.zeros((), device=self.device.torch_device, dtype=torch.int64)
+        loss = torch.zeros((), device=self.device.torch_device)
+        for index in images.in_order(max(256, self.recipe.batch)):
+            pause()
+            with self._autocast():
+                logits = self.network(images.batch(index)).float()
+            labels = images.labels[index]
+            wrong += (logits.argmax(1) != labels).sum()
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+        return wrong.item() / len(images), loss.item() / len(images)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that `restore` needs, as tensors."""
+        tensors = {f"model.{name}": value for name, value in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            buffer = self.optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        return tensors | {"generator": self.generator.get_state(), "done": torch.tensor(self.done)}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go back to a `state`."""
+        model = {n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")}
+        self.network.load_state_dict(model)
+        for name, parameter in self.network.named_parameters():
+            if f"momentum.{name}" in tensors:
+                buffer = tensors[f"momentum.{name}"].to(parameter.device, copy=True)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(memory_format=torch.preserve_format)
+        self.generator.set_state(tensors["generator"].cpu())
+        self.done = int(tensors["done"])
+
+
+def one_cycle(step: int, steps: int, recipe: Schedule) -> float:
+    """Learning rate of step `step` of `steps`: a line up to `lr`, then a cosine down to 0 (Smith and Topin 2017)."""
+    rise = max(1.0, recipe.warmup * steps)
+    if step < rise:
+        return recipe.lr * (step + 1) / (rise + 1)
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
+
+
+def train_proxy(
+    network: nn.Module,
+    train: Images,
+    held_out: Images,
+    recipe: Recipe,
+    info: DatasetInfo,
+    device: Device,
+    seed: int,
+    pause: Pause = lambda: None,
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
+) -> Score:
+    """Train a network by the recipe and score it on held-out images. Raises `DivergedError`."""
+    started = time.perf_counter()
+    training = Training(network, train, recipe, device, seed)
+    curve = []
+    for _ in range(recipe.epochs):
+        curve.append(training.epoch(pause))
+        on_epoch(curve[-1])
+    training.recalibrate(pause)
+    error, loss = training.evaluate(held_out, pause)
+    if not math.isfinite(loss):
+        raise DivergedError(f"the held-out loss is {loss}", "lower lr in the recipe")
+    return Score(
+        error=error,
+        loss=loss,
+        held_out=len(held_out),
+        samples=curve[-1].samples,
+        curve=tuple(curve),
+        train_s=round(time.perf_counter() - started, 3),
+        dtype=recipe.dtype,
+        dataset=info.label,
+        dataset_sha256=info.sha256,
+        conditions=device.conditions(),
+    )
