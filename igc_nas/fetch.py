@@ -1,0 +1,259 @@
+"""Fetch a dataset: download or take what the user has, verify it, install it in the binary layout.
+
+Nothing half-written counts as installed: files are written whole, the manifest last. No archive is unpacked to disk,
+and nothing that is read runs code: the python layout is read by an unpickler that knows NumPy's arrays and nothing
+else, and only once its hash is the official one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import io
+import json
+import pickle
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from igc_nas.dataset import LAYOUTS, MANIFEST, SHAPES, DatasetInfo, Layout, check_records, verify
+from igc_nas.errors import DataError, UsageError
+from igc_nas.files import write_whole
+
+TIMEOUT_S = 60
+CHUNK = 1 << 16
+
+Report = Callable[[int, int], None]
+"""Called with (bytes so far, bytes in all)."""
+
+
+def fetch(
+    name: str,
+    folder: Path,
+    *,
+    source: Path | None = None,
+    url: str | None = None,
+    progress: Report = lambda done, total: None,
+) -> DatasetInfo:
+    """Install a dataset into `folder` and return it.
+
+    Without `source` the official binary archive is downloaded (from `url`, else from its authors); a download that was
+    cut goes on where it stopped. `source` is an archive or a folder, in binary or python layout. Raises `DataError`,
+    and `UsageError` for `shapes`, which is built in.
+    """
+    if name == SHAPES:
+        raise UsageError("shapes is built in; there is nothing to fetch", "igc-nas search --dataset shapes")
+    if name not in LAYOUTS:
+        raise UsageError(f"unknown dataset {name!r:.40}", f"use {', '.join(LAYOUTS)}")
+    layout = LAYOUTS[name]
+    _make(folder)
+    if source is None:
+        archive = download(layout, folder, url or layout.url, progress)
+        files, official = _from_archive(layout, archive)
+        info = _install(layout, folder, files, official)
+        archive.unlink()
+        return info
+    files, official = _from_folder(layout, source) if source.is_dir() else _from_archive(layout, source)
+    return _install(layout, folder, files, official)
+
+
+def download(layout: Layout, folder: Path, url: str, progress: Report) -> Path:
+    """Download the official archive to `folder`, going on after what is there; verified by size and SHA-256."""
+    if not url.startswith(("https://", "http://")):
+        raise UsageError(f"{url!r:.120} is no http or https address")
+    part = folder / f"{layout.archive}.part"
+    if not part.exists() or part.stat().st_size != layout.archive_size:
+        _continue(layout, part, url, progress)
+    size = part.stat().st_size
+    if size < layout.archive_size:
+        raise DataError(
+            f"the download stopped after {size:,} of {layout.archive_size:,} bytes",
+            "the same command goes on from there",
+        )
+    if size != layout.archive_size or _sha256(part) != layout.archive_sha256:
+        part.unlink()
+        raise DataError(
+            f"{url} is not the official {layout.archive}: its SHA-256 is another", "try again, or use --from"
+        )
+    return part
+
+
+def _continue(layout: Layout, part: Path, url: str, progress: Report) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    if have > layout.archive_size:
+        part.unlink()
+        have = 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+            # A server that does not know ranges answers 200 and starts over.
+            resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+            _receive(answer, part, have if resumed else 0, layout.archive_size, progress)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise DataError(f"{url} answered {error.code} {error.reason}", "try again later, or use --from") from None
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        has = part.stat().st_size if part.exists() else 0
+        raise DataError(
+            f"the download of {layout.archive} was cut after {has:,} of {layout.archive_size:,} bytes: {reason!s:.120}",
+            "the same command goes on from there; igc-nas data "
+            + layout.name
+            + " --from FILE takes an archive you have",
+        ) from None
+
+
+def _receive(answer: IO[bytes], part: Path, start: int, total: int, progress: Report) -> None:
+    with part.open("ab" if start else "wb") as file:
+        done = start
+        while chunk := answer.read(CHUNK):
+            file.write(chunk)
+            done += len(chunk)
+            progress(done, total)
+            if done > total:
+                return
+
+
+# Reading what the user has: the bytes of every file in binary layout, and whether they are the official ones.
+
+Found = tuple[dict[str, bytes], bool]
+
+
+def _from_archive(layout: Layout, path: Path) -> Found:
+    try:
+        size, sha256 = path.stat().st_size, _sha256(path)
+        if sha256 == layout.archive_sha256:
+            return _members(path, layout.files()), True
+        with path.open("rb") as file:
+            md5 = hashlib.file_digest(file, "md5").hexdigest()
+        if md5 == layout.python_archive_md5:
+            names = {theirs: None for theirs, _, _ in layout.python_members}
+            found = _members(path, names)
+            return {ours: _converted(layout, found[theirs]) for theirs, _, ours in layout.python_members}, True
+        return _members(path, layout.files()), False
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise DataError(
+            f"{path.name} ({size:,} bytes) is no readable {layout.name} archive: {error!s:.120}",
+            f"the official one is {layout.archive}, {layout.archive_size:,} bytes",
+        ) from None
+
+
+def _members(path: Path, names: Mapping[str, object]) -> dict[str, bytes]:
+    """The named members of a tar archive, read in memory, wherever in the archive they lie."""
+    found: dict[str, bytes] = {}
+    limit = 2 * max(layout.train_count * layout.record for layout in LAYOUTS.values())
+    with tarfile.open(path, "r:*") as tar:
+        for member in tar:
+            name = member.name.rpartition("/")[2]
+            if name in names and member.isfile() and member.size <= limit:
+                file = tar.extractfile(member)
+                assert file is not None
+                found[name] = file.read()
+    missing = sorted(set(names) - set(found))
+    if missing:
+        raise DataError(f"{path.name} has no file {missing[0]}", "is it the archive of this dataset?")
+    return found
+
+
+def _from_folder(layout: Layout, path: Path) -> Found:
+    for place in (path, path / layout.folder, path / layout.folder.replace("-bin", "-py")):
+        if all((place / name).is_file() for name in layout.files()):
+            files = {name: _bytes(place / name) for name in layout.files()}
+            return files, _manifest_is_of(place, files)
+        if all((place / theirs).is_file() for theirs, _, _ in layout.python_members):
+            return _python_folder(layout, place), True
+    wanted = ", ".join(layout.files())
+    raise DataError(f"{path} holds no {layout.name}", f"a folder with {wanted} (binary), or the python archive's files")
+
+
+def _python_folder(layout: Layout, place: Path) -> dict[str, bytes]:
+    found = {}
+    for theirs, md5, ours in layout.python_members:
+        data = _bytes(place / theirs)
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
+            raise DataError(
+                f"{place / theirs} is not the official file (its MD5 is another), and a pickle is not read otherwise",
+                "use the binary archive",
+            )
+        found[ours] = _converted(layout, data)
+    return found
+
+
+def _manifest_is_of(place: Path, files: Mapping[str, bytes]) -> bool:
+    """Whether a folder is one that we installed from an official archive."""
+    try:
+        hashes = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return all(hashes.get(name) == hashlib.sha256(data).hexdigest() for name, data in files.items())
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles what CIFAR's python files are made of: NumPy arrays, lists, strings. Anything else is refused."""
+
+    _ALLOWED = (
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
+        if name == "_reconstruct":
+            module = "numpy._core.multiarray" if int(np.__version__.split(".")[0]) >= 2 else "numpy.core.multiarray"
+        return super().find_class(module, name)
+
+
+def _converted(layout: Layout, pickled: bytes) -> bytes:
+    """One file of the python layout in the binary one."""
+    try:
+        batch = _ArraysOnly(io.BytesIO(pickled), encoding="bytes").load()
+        keys = (b"labels",) if layout.label_bytes == 1 else (b"coarse_labels", b"fine_labels")
+        labels = np.stack([np.asarray(batch[key], dtype=np.uint8) for key in keys], axis=1)
+        return np.concatenate([labels, np.asarray(batch[b"data"], dtype=np.uint8)], axis=1).tobytes()
+    except (pickle.UnpicklingError, KeyError, TypeError, ValueError, EOFError, AttributeError, IndexError) as error:
+        raise DataError(f"a python batch of {layout.name} cannot be read: {error!s:.120}") from None
+
+
+def _install(layout: Layout, folder: Path, files: Mapping[str, bytes], official: bool) -> DatasetInfo:
+    for name, data in files.items():
+        check_records(layout, name, data)
+    place = folder / layout.folder
+    _make(place)
+    (place / MANIFEST).unlink(missing_ok=True)
+    for name, data in files.items():
+        write_whole(place / name, data)
+    if official:
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        manifest = {"dataset": layout.name, "archive_sha256": layout.archive_sha256, "files": hashes}
+        write_whole(place / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    return verify(layout, place)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror or error}", "choose another folder with --data-dir") from None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
