@@ -62,7 +62,8 @@ class _Dice:
         """Triangular noise in -1..1: the difference of two bytes, four of them from one raw number."""
         count = int(np.prod(shape))
         pairs = self.raw(-(-count // 4)).view(np.uint8)[: 2 * count].reshape(2, count).astype(np.float32)
-        return ((pairs[0] - pairs[1]) * np.float32(1 / 255)).reshape(shape)
+        noise: Floats = (pairs[0] - pairs[1]) * np.float32(1 / 255)
+        return noise.reshape(shape)
 
 
 def _regular(x: Floats, y: Floats, corners: int) -> tuple[Floats, Floats]:
@@ -77,11 +78,13 @@ def _regular(x: Floats, y: Floats, corners: int) -> tuple[Floats, Floats]:
 
 
 def _circle(x: Floats, y: Floats) -> Floats:
-    return np.hypot(x, y) - np.float32(0.85)
+    distance: Floats = np.hypot(x, y) - np.float32(0.85)
+    return distance
 
 
 def _ellipse(x: Floats, y: Floats) -> Floats:
-    return (np.hypot(x, y * np.float32(1 / 0.75)) - np.float32(0.95)) * np.float32(0.85)
+    distance: Floats = (np.hypot(x, y * np.float32(1 / 0.75)) - np.float32(0.95)) * np.float32(0.85)
+    return distance
 
 
 def _square(x: Floats, y: Floats) -> Floats:
@@ -108,7 +111,8 @@ def _cross(x: Floats, y: Floats) -> Floats:
 
 
 def _ring(x: Floats, y: Floats) -> Floats:
-    return np.abs(np.hypot(x, y) - np.float32(0.64)) - np.float32(0.27)
+    distance: Floats = np.abs(np.hypot(x, y) - np.float32(0.64)) - np.float32(0.27)
+    return distance
 
 
 def _crescent(x: Floats, y: Floats) -> Floats:
