@@ -8,6 +8,7 @@ from pathlib import Path
 from igc_nas.config import ArchConfig
 from igc_nas.errors import ConfigError, StudyError
 from igc_nas.reference import PATTERNS, is_reference, reference
+from igc_nas.resources import is_file
 from igc_nas.results import load_study
 
 _TRIAL = re.compile(r"(?P<study>.+):(?P<trial>[0-9]{1,9})", re.ASCII)
@@ -24,7 +25,7 @@ def load_architecture(name: str | Path, classes: int | None = None, root: Path |
 
 def _load(name: str, root: Path, classes: int | None) -> ArchConfig:
     path = Path(name)
-    if path.suffix == ".toml" or path.is_file():
+    if path.suffix == ".toml" or is_file(path):
         return ArchConfig.load(path)
     if is_reference(name):
         return reference(name, classes).arch

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Layout:
     classes: int
     label_bytes: int
     folder: str
+    python_folder: str
     train_files: tuple[str, ...]
     test_file: str
     train_count: int
@@ -69,6 +70,7 @@ LAYOUTS: dict[str, Layout] = {
         classes=10,
         label_bytes=1,
         folder="cifar-10-batches-bin",
+        python_folder="cifar-10-batches-py",
         train_files=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
         test_file="test_batch.bin",
         train_count=50_000,
@@ -93,6 +95,7 @@ LAYOUTS: dict[str, Layout] = {
         classes=100,
         label_bytes=2,
         folder="cifar-100-binary",
+        python_folder="cifar-100-python",
         train_files=("train.bin",),
         test_file="test.bin",
         train_count=50_000,
@@ -153,7 +156,7 @@ def locate(name: str, folder: Path) -> DatasetInfo:
     if name == SHAPES:
         return _shapes_info()
     if name == "auto":
-        there = any(place.is_dir() for place in _places(LAYOUTS["cifar10"], folder))
+        there = any(_is_there(place) for place in _places(LAYOUTS["cifar10"], folder))
         return locate("cifar10", folder) if there else _shapes_info()
     if name not in LAYOUTS:
         near = difflib.get_close_matches(name, NAMES, 1)
@@ -162,7 +165,7 @@ def locate(name: str, folder: Path) -> DatasetInfo:
         )
     layout = LAYOUTS[name]
     for place in _places(layout, folder):
-        if place.is_dir():
+        if _is_there(place):
             return verify(layout, place)
     raise DataError(
         f"{name} is not in {folder}",
@@ -172,17 +175,17 @@ def locate(name: str, folder: Path) -> DatasetInfo:
 
 def verify(layout: Layout, folder: Path) -> DatasetInfo:
     """Check a folder in binary layout: sizes, labels, class histogram, and hashes where it has a manifest."""
-    hashes = {name: hashlib.sha256(_read(layout, folder, name)).hexdigest() for name in layout.files()}
-    _check_labels(layout, folder, layout.train_files)
-    _check_labels(layout, folder, (layout.test_file,))
+    files = {name: _read(layout, folder, name) for name in layout.files()}
+    check_files(layout, files, str(folder))
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     official = _manifest(folder)
     for name, has in hashes.items():
-        if official and official.get(name) != has:
+        if official is not None and official.get(name) != has:
             raise DataError(
                 f"{folder / name} is damaged: its SHA-256 is not the installed one", f"igc-nas data {layout.name}"
             )
     together = hashlib.sha256("".join(hashes[name] for name in layout.train_files).encode()).hexdigest()
-    label = layout.name if official else f"{layout.name} (unofficial, sha256:{together[:12]})"
+    label = layout.name if official is not None else f"{layout.name} (unofficial, sha256:{together[:12]})"
     return DatasetInfo(layout.name, label, layout.classes, folder, together, layout.mean, layout.std)
 
 
@@ -239,20 +242,54 @@ def auto_notice(info: DatasetInfo, folder: Path) -> str | None:
     )
 
 
-def check_records(layout: Layout, name: str, data: bytes) -> None:
-    """Check the size and the label range of one file's bytes. Raises `DataError`."""
+def check_files(layout: Layout, files: Mapping[str, bytes], where: str) -> None:
+    """Check the bytes of all files: sizes, range of the labels, and that classes are equally frequent in either set.
+
+    Raises `DataError`.
+    """
+    for name, data in files.items():
+        _check_size(layout, name, len(data))
+        worst = int(_labels(layout, data).max())
+        if worst >= layout.classes:
+            raise DataError(
+                f"{where}: {name} holds the label {worst}; {layout.name} has {layout.classes} classes",
+                f"igc-nas data {layout.name}",
+            )
+    for names in (layout.train_files, (layout.test_file,)):
+        counts = sum(np.bincount(_labels(layout, files[name]), minlength=layout.classes) for name in names)
+        least, most = np.min(counts), np.max(counts)
+        if least != most:
+            raise DataError(
+                f"{where}: {names[0]}... classes have {least} to {most} images; in {layout.name} all have as many",
+                f"igc-nas data {layout.name}",
+            )
+
+
+def _check_size(layout: Layout, name: str, size: int) -> None:
     expected = layout.files()[name] * layout.record
-    if len(data) != expected:
+    if size != expected:
         raise DataError(
-            f"{name} has {len(data):,} bytes; {layout.name} has {expected:,} there", f"igc-nas data {layout.name}"
+            f"{name} has {size:,} bytes; {layout.name} has {expected:,} there", f"igc-nas data {layout.name}"
         )
-    worst = int(_labels(layout, data).max())
-    if worst >= layout.classes:
-        raise DataError(f"{name} holds the label {worst}; {layout.name} has {layout.classes} classes")
 
 
 def _places(layout: Layout, folder: Path) -> tuple[Path, ...]:
-    return (folder, folder / layout.folder) if folder.name == layout.folder else (folder / layout.folder,)
+    """Where the files may be: where `igc_nas.fetch` puts them, else in `folder` itself where it has their name."""
+    inside = folder / layout.folder
+    return (inside, folder) if folder.name == layout.folder else (inside,)
+
+
+def _is_there(place: Path) -> bool:
+    """Whether anything has this name, be it a folder or not: what is damaged is not what is missing."""
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{place!s:.200}: {getattr(error, 'strerror', None) or error}", "choose another folder with --data-dir"
+        ) from None
+    return True
 
 
 def _shapes_info() -> DatasetInfo:
@@ -261,11 +298,14 @@ def _shapes_info() -> DatasetInfo:
 
 
 def _read(layout: Layout, folder: Path, name: str) -> bytes:
+    path = folder / name
     try:
-        data = (folder / name).read_bytes()
+        # The size comes first: a pipe has no end, and a file that is far too large does not fit into memory.
+        _check_size(layout, name, path.stat().st_size)
+        data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{folder / name}: {error.strerror or error}", f"igc-nas data {layout.name}") from None
-    check_records(layout, name, data)
+        raise DataError(f"{path}: {error.strerror or error}", f"igc-nas data {layout.name}") from None
+    _check_size(layout, name, len(data))
     return data
 
 
@@ -273,25 +313,14 @@ def _labels(layout: Layout, data: bytes) -> Bytes:
     return np.frombuffer(data, np.uint8).reshape(-1, layout.record)[:, layout.label_bytes - 1]
 
 
-def _check_labels(layout: Layout, folder: Path, names: Sequence[str]) -> None:
-    counts = np.zeros(layout.classes, dtype=np.int64)
-    for name in names:
-        counts += np.bincount(_labels(layout, _read(layout, folder, name)), minlength=layout.classes)
-    if counts.min() != counts.max():
-        raise DataError(
-            f"{folder}: its classes have {counts.min()} to {counts.max()} images; in {layout.name} they have as many",
-            f"igc-nas data {layout.name}",
-        )
-
-
 def _manifest(folder: Path) -> dict[str, str] | None:
     """Hashes by file of an official installation; None where there is no manifest."""
     path = folder / MANIFEST
-    if not path.is_file():
-        return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): str(value) for name, value in manifest["files"].items()}
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{path} is damaged", "install the dataset again with igc-nas data") from None
 

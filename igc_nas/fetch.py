@@ -11,17 +11,19 @@ import hashlib
 import http.client
 import io
 import json
+import lzma
 import pickle
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from igc_nas.dataset import LAYOUTS, MANIFEST, SHAPES, DatasetInfo, Layout, check_records, verify
+from igc_nas.dataset import LAYOUTS, MANIFEST, SHAPES, DatasetInfo, Layout, check_files, verify
 from igc_nas.errors import DataError, UsageError
 from igc_nas.files import write_whole
 
@@ -54,12 +56,10 @@ def fetch(
     _make(folder)
     if source is None:
         archive = download(layout, folder, url or layout.url, progress)
-        files, official = _from_archive(layout, archive)
-        info = _install(layout, folder, files, official)
+        info = _install(layout, folder, archive, *_found(layout, archive))
         archive.unlink()
         return info
-    files, official = _from_folder(layout, source) if source.is_dir() else _from_archive(layout, source)
-    return _install(layout, folder, files, official)
+    return _install(layout, folder, source, *_found(layout, source))
 
 
 def download(layout: Layout, folder: Path, url: str, progress: Report) -> Path:
@@ -88,15 +88,24 @@ def _continue(layout: Layout, part: Path, url: str, progress: Report) -> None:
     if have > layout.archive_size:
         part.unlink()
         have = 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
     try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
-            # A server that does not know ranges answers 200 and starts over.
+            # A server that does not know ranges answers 200 and starts over; what is here already is skipped.
             resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-            _receive(answer, part, have if resumed else 0, layout.archive_size, progress)
+            length = answer.headers.get("Content-Length", str(layout.archive_size))
+            if not resumed and (answer.status != 200 or length != str(layout.archive_size)):
+                raise DataError(
+                    f"{url:.200} has {length!a:.40} bytes; {layout.archive} has {layout.archive_size}",
+                    "is there a log-in page in between? try again, or use --from",
+                )
+            _receive(answer, part, 0 if resumed else have, layout.archive_size, progress)
     except urllib.error.HTTPError as error:
         error.close()
-        raise DataError(f"{url} answered {error.code} {error.reason}", "try again later, or use --from") from None
+        phrase = http.client.responses.get(error.code, "")  # its own words might be anything
+        raise DataError(f"{url} answered {error.code} {phrase}".rstrip(), "try again later, or use --from") from None
+    except ValueError as error:
+        raise UsageError(f"{url!r:.120} is no http or https address: {error!s:.80}") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         has = part.stat().st_size if part.exists() else 0
@@ -108,12 +117,12 @@ def _continue(layout: Layout, part: Path, url: str, progress: Report) -> None:
         ) from None
 
 
-def _receive(answer: IO[bytes], part: Path, start: int, total: int, progress: Report) -> None:
-    with part.open("ab" if start else "wb") as file:
-        done = start
+def _receive(answer: IO[bytes], part: Path, skip: int, total: int, progress: Report) -> None:
+    with part.open("ab") as file:
+        done = file.tell()
         while chunk := answer.read(CHUNK):
-            file.write(chunk)
-            done += len(chunk)
+            done += file.write(chunk[skip:])
+            skip = max(0, skip - len(chunk))
             progress(done, total)
             if done > total:
                 return
@@ -124,9 +133,17 @@ def _receive(answer: IO[bytes], part: Path, start: int, total: int, progress: Re
 Found = tuple[dict[str, bytes], bool]
 
 
-def _from_archive(layout: Layout, path: Path) -> Found:
+def _found(layout: Layout, path: Path) -> Found:
     try:
-        size, sha256 = path.stat().st_size, _sha256(path)
+        return _from_folder(layout, path) if path.is_dir() else _from_archive(layout, path)
+    except OSError as error:
+        raise DataError(f"{error.filename or path!s:.200}: {error.strerror or error}") from None
+
+
+def _from_archive(layout: Layout, path: Path) -> Found:
+    size = path.stat().st_size
+    try:
+        sha256 = _sha256(path)
         if sha256 == layout.archive_sha256:
             return _members(path, layout.files()), True
         with path.open("rb") as file:
@@ -136,9 +153,7 @@ def _from_archive(layout: Layout, path: Path) -> Found:
             found = _members(path, names)
             return {ours: _converted(layout, found[theirs]) for theirs, _, ours in layout.python_members}, True
         return _members(path, layout.files()), False
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path.name} ({size:,} bytes) is no readable {layout.name} archive: {error!s:.120}",
             f"the official one is {layout.archive}, {layout.archive_size:,} bytes",
@@ -151,6 +166,8 @@ def _members(path: Path, names: Mapping[str, object]) -> dict[str, bytes]:
     limit = 2 * max(layout.train_count * layout.record for layout in LAYOUTS.values())
     with tarfile.open(path, "r:*") as tar:
         for member in tar:
+            if member.size < 0:  # tarfile would go back and read it again, for ever
+                raise tarfile.ReadError("a member of negative size")
             name = member.name.rpartition("/")[2]
             if name in names and member.isfile() and member.size <= limit:
                 file = tar.extractfile(member)
@@ -163,9 +180,9 @@ def _members(path: Path, names: Mapping[str, object]) -> dict[str, bytes]:
 
 
 def _from_folder(layout: Layout, path: Path) -> Found:
-    for place in (path, path / layout.folder, path / layout.folder.replace("-bin", "-py")):
+    for place in (path, path / layout.folder, path / layout.python_folder):
         if all((place / name).is_file() for name in layout.files()):
-            files = {name: _bytes(place / name) for name in layout.files()}
+            files = {name: (place / name).read_bytes() for name in layout.files()}
             return files, _manifest_is_of(place, files)
         if all((place / theirs).is_file() for theirs, _, _ in layout.python_members):
             return _python_folder(layout, place), True
@@ -176,7 +193,7 @@ def _from_folder(layout: Layout, path: Path) -> Found:
 def _python_folder(layout: Layout, place: Path) -> dict[str, bytes]:
     found = {}
     for theirs, md5, ours in layout.python_members:
-        data = _bytes(place / theirs)
+        data = (place / theirs).read_bytes()
         if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
             raise DataError(
                 f"{place / theirs} is not the official file (its MD5 is another), and a pickle is not read otherwise",
@@ -189,8 +206,8 @@ def _python_folder(layout: Layout, place: Path) -> dict[str, bytes]:
 def _manifest_is_of(place: Path, files: Mapping[str, bytes]) -> bool:
     """Whether a folder is one that we installed from an official archive."""
     try:
-        hashes = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        hashes = dict(json.loads((place / MANIFEST).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     return all(hashes.get(name) == hashlib.sha256(data).hexdigest() for name, data in files.items())
 
@@ -221,16 +238,18 @@ def _converted(layout: Layout, pickled: bytes) -> bytes:
         keys = (b"labels",) if layout.label_bytes == 1 else (b"coarse_labels", b"fine_labels")
         labels = np.stack([np.asarray(batch[key], dtype=np.uint8) for key in keys], axis=1)
         return np.concatenate([labels, np.asarray(batch[b"data"], dtype=np.uint8)], axis=1).tobytes()
-    except (pickle.UnpicklingError, KeyError, TypeError, ValueError, EOFError, AttributeError, IndexError) as error:
+    except Exception as error:  # unpickling raises what it likes, says its documentation
         raise DataError(f"a python batch of {layout.name} cannot be read: {error!s:.120}") from None
 
 
-def _install(layout: Layout, folder: Path, files: Mapping[str, bytes], official: bool) -> DatasetInfo:
-    for name, data in files.items():
-        check_records(layout, name, data)
+def _install(layout: Layout, folder: Path, source: Path, files: Mapping[str, bytes], official: bool) -> DatasetInfo:
+    check_files(layout, files, str(source))
     place = folder / layout.folder
     _make(place)
-    (place / MANIFEST).unlink(missing_ok=True)
+    try:
+        (place / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{place / MANIFEST}: {error.strerror or error}", "remove it and try again") from None
     for name, data in files.items():
         write_whole(place / name, data)
     if official:
@@ -245,13 +264,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror or error}", "choose another folder with --data-dir") from None
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
 
 
 def _sha256(path: Path) -> str:

@@ -31,7 +31,7 @@ def find_space(name: str) -> Path:
     """The file of a space: an existing path, or a shipped name. Raises `ConfigError` listing the names."""
     path = Path(name)
     if path.suffix == ".toml":
-        if _is_file(path):
+        if is_file(path):
             return path
         raise ConfigError(f"no space file {name!r:.200}")
     if name in space_names():
@@ -59,7 +59,7 @@ def find_study(name: str, root: Path) -> Path:
     """The folder of a study: a path to one, `root`/name, or a shipped one. Raises `StudyError` listing the names."""
     path = Path(name)
     if len(path.parts) > 1 or path.is_absolute():
-        if _is_file(path / "study.toml"):
+        if is_file(path / "study.toml"):
             return path
         raise StudyError(f"no study in {name!r:.200} (it has no study.toml)")
     for folder in (root, shipped("studies")):
@@ -68,7 +68,7 @@ def find_study(name: str, root: Path) -> Path:
     raise StudyError(f"unknown study {name!r:.120}", _nearest(name, study_names(root), "start one with igc-nas search"))
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
     """`path.is_file()`, and False for what no file can be called."""
     try:
         return path.is_file()

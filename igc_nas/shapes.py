@@ -116,14 +116,17 @@ def _ring(x: Floats, y: Floats) -> Floats:
 
 
 def _crescent(x: Floats, y: Floats) -> Floats:
-    return np.maximum(np.hypot(x, y) - np.float32(0.92), np.float32(0.62) - np.hypot(x - np.float32(0.55), y))
+    disk, bite = np.hypot(x, y) - np.float32(0.92), np.float32(0.62) - np.hypot(x - np.float32(0.55), y)
+    distance: Floats = np.maximum(disk, bite)
+    return distance
 
 
 def _heart(x: Floats, y: Floats) -> Floats:
     # Turned by 45 degrees, a heart is a square with a half disk on two neighbouring sides.
     square = np.maximum(np.abs(x), np.abs(y)) - np.float32(0.5)
     lobes = np.minimum(np.hypot(x - np.float32(0.5), y), np.hypot(x, y - np.float32(0.5))) - np.float32(0.5)
-    return np.minimum(square, lobes)
+    distance: Floats = np.minimum(square, lobes)
+    return distance
 
 
 _FIGURES: Final[tuple[Callable[[Floats, Floats], Floats], ...]] = (
@@ -169,13 +172,15 @@ def _coverage(dice: _Dice, kinds: Bytes, reach: tuple[float, float], off: float)
         chosen = np.flatnonzero(kinds == kind)
         distance[chosen] = figure(x[chosen], y[chosen])
     softness = dice.uniform(1.0, 2.6, n)
-    return np.clip(np.float32(0.5) - distance * _column(radius / softness), 0, 1)
+    coverage: Floats = np.clip(np.float32(0.5) - distance * _column(radius / softness), 0, 1)
+    return coverage
 
 
 def _texture(dice: _Dice, n: int, strength: float) -> Floats:
     """Waves of random direction, length and strength: (n, 32, 32)."""
-    waves = np.sin(_slope(dice, n) * _column(dice.uniform(0.2, 1.6, n)) + _column(dice.uniform(0, 2 * np.pi, n)))
-    return waves * _column(dice.uniform(0, strength, n))
+    phase = _slope(dice, n) * _column(dice.uniform(0.2, 1.6, n)) + _column(dice.uniform(0, 2 * np.pi, n))
+    waves: Floats = np.sin(phase) * _column(dice.uniform(0, strength, n))
+    return waves
 
 
 def _tint(dice: _Dice, n: int, contrast: tuple[float, float]) -> Floats:

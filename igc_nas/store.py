@@ -117,7 +117,7 @@ class Store:
 
     def add(self, trial: Trial) -> None:
         """Record a trial that the live study has just made, whatever its state; its number must be the next one."""
-        noted = self.live.trials[trial.number].system_attrs  # a sampler's own notes, such as NSGA-II's generation
+        noted = self._live_trial(trial.number).system_attrs  # a sampler's own notes, such as NSGA-II's generation
         with _as_study_error(self.folder):
             trial_id = self._database.create_new_trial(self._study_id, self._frozen(trial, noted))
         self._ids.append(trial_id)
@@ -153,11 +153,12 @@ class Store:
         self.trials[trial.number] = trial
 
     def _tell_live(self, trial: Trial) -> None:
-        live = self.live._storage
-        trial_id = live.get_trial_id_from_study_id_trial_number(self.live._study_id, trial.number)
-        if not live.get_trial(trial_id).state.is_finished():
-            live.set_trial_user_attr(trial_id, RECORD, trial.to_json())
+        if not self._live_trial(trial.number).state.is_finished():
             self.live.tell(trial.number, self.values_of(trial), self._optuna_state(trial))
+
+    def _live_trial(self, number: int) -> FrozenTrial:
+        storage = self.live._storage
+        return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(self.live._study_id, number))
 
     def values_of(self, trial: Trial) -> list[float] | None:
         """What Optuna is told: the objectives; for an infeasible suggestion the far end of every scale.

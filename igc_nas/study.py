@@ -23,7 +23,7 @@ from igc_nas.record import Candidate, Latency, Score, Trial, TrialState
 from igc_nas.sampler import MOST_REPEATS, ExhaustedError, sampler_for
 from igc_nas.spec import Calibration, StudySpec
 from igc_nas.store import BUDGET, Store, running_here
-from igc_nas.workers import Failed, Job, Measured, Message, Progress, Workers
+from igc_nas.workers import Failed, Job, Measured, Message, Progress, Workers, reason_of
 
 SAME_FAILURES = 5
 
@@ -126,8 +126,8 @@ class _Coordinator:
             try:
                 latency, score = evaluate(job.arch, job.seed)
                 message: Message = Measured(job.number, latency, score)
-            except IgcNasError as error:
-                message = Failed(job.number, error.message)
+            except Exception as error:
+                message = Failed(job.number, reason_of(error))
             yield from self._handle(message)
 
     def with_workers(self) -> Generator[Candidate, None, None]:

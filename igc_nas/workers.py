@@ -257,7 +257,7 @@ def _work(
             StudySpec.parse(spec), info, find_devices(device)[0], threads, QuietRoom(room, seat, seats)
         )
     except Exception as error:
-        pipe.send(error if isinstance(error, IgcNasError) else IgcNasError(_reason(error)))
+        pipe.send(error if isinstance(error, IgcNasError) else IgcNasError(reason_of(error)))
         return
     pipe.send("ready")
     while True:
@@ -278,11 +278,12 @@ def _evaluate(evaluator: Evaluator, job: Job, pipe: Connection) -> Message:
     try:
         outcome = evaluator(job.arch, job.seed, lambda epoch: pipe.send(Progress(job.number, epoch)))
     except Exception as error:
-        return Failed(job.number, _reason(error))
+        return Failed(job.number, reason_of(error))
     return Measured(job.number, outcome.latency, outcome.score)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a trial failed, on one line."""
     text = error.message if isinstance(error, IgcNasError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:300]
 

@@ -1,0 +1,122 @@
+"""The store: what has ended is on disk, whoever dies; what is on disk is read back as it was."""
+
+import contextlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from searches import evaluate, spec
+
+from igc_nas.errors import StudyError
+from igc_nas.record import Trial
+from igc_nas.results import load_study, read_trials
+from igc_nas.store import Store
+from igc_nas.study import Run, search
+
+
+def searched(folder: Path, trials: int = 5) -> None:
+    list(search(spec(), Run(folder, trials=trials), evaluate=evaluate))
+
+
+def test_a_store_opens_as_it_was_closed(tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    before = load_study(tmp_path / "s" / "").trials
+    with Store(tmp_path / "s", spec()) as store:
+        assert store.study.trials == before
+        assert [t.number for t in store.live.trials] == [t.number for t in before]
+
+
+def test_evidence_alone_brings_the_database_back(tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    before = load_study(tmp_path / "s" / "").trials
+    (tmp_path / "s" / "study.db").unlink()
+    with Store(tmp_path / "s", spec()) as store:
+        assert store.study.trials == before
+
+
+def test_the_database_alone_brings_the_evidence_back(tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    evidence = (tmp_path / "s" / "trials.jsonl").read_bytes()
+    (tmp_path / "s" / "trials.jsonl").write_bytes(evidence[:-30])
+    with Store(tmp_path / "s", spec()):
+        pass
+    assert (tmp_path / "s" / "trials.jsonl").read_bytes() == evidence
+
+
+def test_a_trial_that_was_cut_waits_for_the_next_search(tmp_path: Path) -> None:
+    steps = search(spec(), Run(tmp_path / "s", trials=9), evaluate=evaluate)
+    next(steps)
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt())
+    with Store(tmp_path / "s", spec()) as store:
+        asked = store.live.ask()
+        store.add(Trial(number=asked.number, state="running", params={}))
+    assert [t.state for t in read_trials(tmp_path / "s" / "trials.jsonl")] == ["complete", "waiting"]
+
+
+def test_a_record_that_was_written_before_its_state_counts(tmp_path: Path) -> None:
+    """A process that dies between the two writes of an end has ended the trial."""
+    searched(tmp_path / "s", trials=2)
+    with Store(tmp_path / "s", spec()) as store:
+        asked = store.live.ask()
+        store.add(Trial(number=asked.number, state="running", params={}))
+        ended = Trial(number=asked.number, state="failed", params={}, reason="power cut")
+        store._database.set_trial_user_attr(store._ids[-1], "igc_nas:record", ended.to_json())
+        store.trials.pop(asked.number)  # as a dead process leaves it
+    with Store(tmp_path / "s", spec()) as store:
+        assert store.trials[2] == ended
+        assert store.live.trials[2].state.name == "FAIL"
+
+
+def test_a_second_writer_is_refused_and_told_who(tmp_path: Path) -> None:
+    child = (
+        "import sys, time\nsys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom searches import spec\n"
+        "from igc_nas.store import Store\n"
+        "with Store(Path(sys.argv[2]), spec()):\n    print('open', flush=True)\n    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", child, str(Path(__file__).parent), str(tmp_path / "s")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(StudyError, match=f"is being searched by pid {other.pid} on "):
+            Store(tmp_path / "s", spec())
+        assert load_study(tmp_path / "s" / "").trials == ()
+        other.kill()
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            Store(tmp_path / "s", spec()).close()
+            return
+        except StudyError:
+            time.sleep(0.1)
+    pytest.fail("the lock outlived its holder")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"not a database at all",
+        lambda data: data[:1000],
+        lambda data: data[: len(data) // 2],
+        lambda data: b"\xff" * 4096 + data[4096:],
+        lambda data: data[:2000] + b"\0" * 3000 + data[5000:],
+    ],
+)
+def test_a_damaged_database_is_refused_or_opened_and_nothing_is_lost(damage, tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    database = tmp_path / "s" / "study.db"
+    evidence = (tmp_path / "s" / "trials.jsonl").read_bytes()
+    database.write_bytes(damage(database.read_bytes()))
+    with contextlib.suppress(StudyError):
+        Store(tmp_path / "s", spec()).close()
+    assert (tmp_path / "s" / "trials.jsonl").read_bytes() == evidence
+
+
+def test_another_database_may_be_named(tmp_path: Path) -> None:
+    run = Run(tmp_path / "s", trials=2, storage=f"sqlite:///{tmp_path / 'else.db'}")
+    list(search(spec(), run, evaluate=evaluate))
+    assert (tmp_path / "else.db").exists()
+    assert not (tmp_path / "s" / "study.db").exists()

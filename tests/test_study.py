@@ -1,0 +1,159 @@
+"""The coordinator, with an evaluator that invents its numbers: what is tried, recorded, resumed."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from searches import evaluate, spec
+
+from igc_nas.cost import cost_of
+from igc_nas.errors import IgcNasError
+from igc_nas.plan import arch_id
+from igc_nas.record import Trial
+from igc_nas.results import load_study
+from igc_nas.space import SearchSpace
+from igc_nas.spec import Budget, StudySpec
+from igc_nas.study import Ended, Exhausted, Run, Started, search, training_seed
+
+SAMPLERS = ("random", "tpe", "nsga2")
+
+
+def run(folder: Path, trials: int, question: StudySpec) -> tuple[Trial, ...]:
+    list(search(question, Run(folder, trials=trials), evaluate=evaluate))
+    return load_study(folder / "").trials
+
+
+def timeless(trials: tuple[Trial, ...]) -> list[Trial]:
+    """Trials without what another run may not repeat: when, where and how long."""
+    blank = {"started": None, "wall_s": None, "host": None, "pid": None}
+    return [trial.model_copy(update=blank) for trial in trials]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_search_completes_as_many_different_architectures_as_asked(sampler: str, tmp_path: Path) -> None:
+    trials = run(tmp_path / "s", 30, spec(sampler=sampler, budget=Budget(params=3000)))
+    complete = [t.candidate for t in trials if t.state == "complete"]
+    assert len(complete) == 30
+    assert len({c.id for c in complete}) == 30
+    assert all(c.cost.params <= 3000 and c.cost == cost_of(c.arch) and c.id == arch_id(c.arch) for c in complete)
+    assert [t.number for t in trials] == list(range(len(trials)))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("stop", [1, 5, 11, 17])
+def test_a_search_that_was_stopped_goes_on_as_if_it_was_not(sampler: str, stop: int, tmp_path: Path) -> None:
+    question = spec(sampler=sampler, budget=Budget(params=3000), seed=3)
+    whole = run(tmp_path / "whole", 24, question)
+    run(tmp_path / "parts", stop, question)
+    assert timeless(run(tmp_path / "parts", 24, question)) == timeless(whole)
+
+
+def test_a_search_that_was_killed_at_any_trial_ends_with_the_same_front(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", 8, spec())
+    for k in (0, 1, 4, 7):
+        folder = tmp_path / f"killed{k}"
+        killed = search(spec(), Run(folder, trials=8), evaluate=_failing_at(k))
+        with pytest.raises(KeyboardInterrupt):
+            list(killed)
+        assert [t.state for t in load_study(folder / "").trials] == ["complete"] * k + ["waiting"]
+        assert timeless(run(folder, 8, spec())) == timeless(whole)
+
+
+def _failing_at(k: int):
+    calls = iter(range(100))
+
+    def failing(arch, seed):
+        if next(calls) == k:
+            raise KeyboardInterrupt
+        return evaluate(arch, seed)
+
+    return failing
+
+
+def test_seeds_make_other_studies(tmp_path: Path) -> None:
+    first, second = (run(tmp_path / str(seed), 8, spec(seed=seed)) for seed in (0, 1))
+    assert {t.candidate.id for t in first} != {t.candidate.id for t in second}
+    assert training_seed(0, "a") != training_seed(1, "a") != training_seed(1, "b")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_what_is_not_built_is_recorded_and_costs_no_trial(sampler: str, tmp_path: Path) -> None:
+    trials = run(tmp_path / "s", 30, spec(sampler=sampler, budget=Budget(params=1500)))
+    states = Counter(t.state for t in trials)
+    assert states["complete"] == 30
+    assert states["infeasible"] + states["duplicate"] > 0
+    assert all(t.reason and t.violation is not None for t in trials if t.state == "infeasible")
+    assert all(trials[t.same_as].candidate.id == arch_id(t.arch) for t in trials if t.state == "duplicate")
+
+
+def test_a_space_ends(tmp_path: Path) -> None:
+    question = spec(sampler="random", budget=Budget(params=1000))
+    events = []
+    list(search(question, Run(tmp_path / "s", trials=500), evaluate=evaluate, on_event=events.append))
+    within = _enumerate_tiny(1000)
+    assert {t.candidate.id for t in load_study(tmp_path / "s" / "").trials} == within
+    assert sum(isinstance(e, Exhausted) for e in events) == 1
+
+
+def _enumerate_tiny(limit: int) -> set[str]:
+    space = SearchSpace.load("tiny")
+    return {
+        arch_id(arch)
+        for stem in space.stems
+        for one in space.stages[0].following(stem.width)
+        for two in space.stages[1].following(one.width)
+        if cost_of(arch := space.architecture(stem, (one, two))).params <= limit
+    }
+
+
+def test_the_front_gets_better_by_hypervolume(tmp_path: Path) -> None:
+    run(tmp_path / "s", 25, spec())
+    curve = [volume for _, volume in load_study(tmp_path / "s" / "").hypervolume_curve()]
+    assert curve == sorted(curve)
+    assert 0 < curve[0] < curve[-1] < 1
+
+
+def test_a_failed_trial_does_not_end_a_search(tmp_path: Path) -> None:
+    def sometimes(arch, seed):
+        if seed % 3 == 0:
+            raise RuntimeError("a bad\ntrial")
+        return evaluate(arch, seed)
+
+    list(search(spec(), Run(tmp_path / "s", trials=10), evaluate=sometimes))
+    trials = load_study(tmp_path / "s" / "").trials
+    assert Counter(t.state for t in trials)["complete"] == 10
+    assert any(t.state == "failed" and t.arch is not None and t.reason for t in trials)
+
+
+def test_five_failures_for_one_reason_end_it(tmp_path: Path) -> None:
+    def never(arch, seed):
+        raise IgcNasError("no such device")
+
+    with pytest.raises(IgcNasError, match="5 trials in a row failed: no such device"):
+        list(search(spec(), Run(tmp_path / "s", trials=10), evaluate=never))
+    assert [t.state for t in load_study(tmp_path / "s" / "").trials] == ["failed"] * 5
+
+
+def test_a_search_can_be_left_in_the_middle(tmp_path: Path) -> None:
+    steps = search(spec(), Run(tmp_path / "s", trials=20), evaluate=evaluate)
+    first = [next(steps), next(steps)]
+    steps.close()
+    assert [c.trial for c in first] == [0, 1]
+    assert len(run(tmp_path / "s", 3, spec())) == 3
+
+
+def test_a_time_limit_ends_a_search(tmp_path: Path) -> None:
+    list(search(spec(), Run(tmp_path / "s", trials=50, timeout_s=1e-9), evaluate=evaluate))
+    assert load_study(tmp_path / "s" / "").trials == ()
+
+
+def test_events_tell_what_happens(tmp_path: Path) -> None:
+    events = []
+    list(search(spec(), Run(tmp_path / "s", trials=2), evaluate=evaluate, on_event=events.append))
+    assert [type(e) for e in events] == [Started, Ended, Started, Ended]
+    assert events[1].trial.candidate.arch == events[0].job.arch
+
+
+def test_asking_the_same_of_a_finished_study_does_nothing(tmp_path: Path) -> None:
+    before = run(tmp_path / "s", 4, spec())
+    assert run(tmp_path / "s", 4, spec()) == before
