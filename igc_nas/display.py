@@ -17,12 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from igc_nas.cost import Row, cost_of
+from igc_nas.events import Ended, Event, Exhausted, Progress, Started
 from igc_nas.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool
 from igc_nas.record import Candidate, Trial
 from igc_nas.results import Study
-from igc_nas.study import Ended, Event, Exhausted, Started
 from igc_nas.units import format_count, format_ms, format_seconds
-from igc_nas.workers import Progress
 
 WIDE = 200
 

@@ -105,12 +105,12 @@ def _continue(layout: Layout, part: Path, url: str, progress: Report) -> None:
         phrase = http.client.responses.get(error.code, "")  # its own words might be anything
         raise DataError(f"{url} answered {error.code} {phrase}".rstrip(), "try again later, or use --from") from None
     except ValueError as error:
-        raise UsageError(f"{url!r:.120} is no http or https address: {error!s:.80}") from None
+        raise UsageError(f"{url!r:.120} is no http or https address: {_said(error)}") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         has = part.stat().st_size if part.exists() else 0
         raise DataError(
-            f"the download of {layout.archive} was cut after {has:,} of {layout.archive_size:,} bytes: {reason!s:.120}",
+            f"the download of {layout.archive} was cut after {has:,} of {layout.archive_size:,} bytes: {_said(reason)}",
             "the same command goes on from there; igc-nas data "
             + layout.name
             + " --from FILE takes an archive you have",
@@ -137,7 +137,7 @@ def _found(layout: Layout, path: Path) -> Found:
     try:
         return _from_folder(layout, path) if path.is_dir() else _from_archive(layout, path)
     except OSError as error:
-        raise DataError(f"{error.filename or path!s:.200}: {error.strerror or error}") from None
+        raise DataError(f"{error.filename or path!s:.200}: {_said(error.strerror or error)}") from None
 
 
 def _from_archive(layout: Layout, path: Path) -> Found:
@@ -155,7 +155,7 @@ def _from_archive(layout: Layout, path: Path) -> Found:
         return _members(path, layout.files()), False
     except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path.name} ({size:,} bytes) is no readable {layout.name} archive: {error!s:.120}",
+            f"{path.name} ({size:,} bytes) is no readable {layout.name} archive: {_said(error)}",
             f"the official one is {layout.archive}, {layout.archive_size:,} bytes",
         ) from None
 
@@ -173,6 +173,9 @@ def _members(path: Path, names: Mapping[str, object]) -> dict[str, bytes]:
                 file = tar.extractfile(member)
                 assert file is not None
                 found[name] = file.read()
+        assert tar.fileobj is not None
+        while tar.fileobj.read(CHUNK):  # a compressed archive has its checksum at the end
+            pass
     missing = sorted(set(names) - set(found))
     if missing:
         raise DataError(f"{path.name} has no file {missing[0]}", "is it the archive of this dataset?")
@@ -239,7 +242,7 @@ def _converted(layout: Layout, pickled: bytes) -> bytes:
         labels = np.stack([np.asarray(batch[key], dtype=np.uint8) for key in keys], axis=1)
         return np.concatenate([labels, np.asarray(batch[b"data"], dtype=np.uint8)], axis=1).tobytes()
     except Exception as error:  # unpickling raises what it likes, says its documentation
-        raise DataError(f"a python batch of {layout.name} cannot be read: {error!s:.120}") from None
+        raise DataError(f"a python batch of {layout.name} cannot be read: {_said(error)}") from None
 
 
 def _install(layout: Layout, folder: Path, source: Path, files: Mapping[str, bytes], official: bool) -> DatasetInfo:
@@ -264,6 +267,12 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror or error}", "choose another folder with --data-dir") from None
+
+
+def _said(error: object) -> str:
+    """The words of an error, or the beginning of them, on one line; a server or a file may have put anything there."""
+    words = " ".join(str(error).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in words)[:120]
 
 
 def _sha256(path: Path) -> str:

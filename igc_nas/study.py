@@ -18,12 +18,13 @@ from igc_nas.config import ArchConfig
 from igc_nas.cost import cost_of
 from igc_nas.dataset import data_dir, locate
 from igc_nas.errors import ConfigError, IgcNasError, StudyError
+from igc_nas.events import Ended, Event, Exhausted, Job, Progress, Started
 from igc_nas.plan import arch_id
 from igc_nas.record import Candidate, Latency, Score, Trial, TrialState
 from igc_nas.sampler import MOST_REPEATS, ExhaustedError, sampler_for
 from igc_nas.spec import Calibration, StudySpec
 from igc_nas.store import BUDGET, Store, running_here
-from igc_nas.workers import Failed, Job, Measured, Message, Progress, Workers, reason_of
+from igc_nas.workers import Failed, Measured, Message, Workers, reason_of
 
 SAME_FAILURES = 5
 
@@ -45,30 +46,6 @@ class Run:
     devices: tuple[str, ...] = ("cpu",)
     data_dir: Path | None = None
     storage: str | None = None
-
-
-@dataclass(frozen=True)
-class Started:
-    """A trial has been handed to an evaluator."""
-
-    job: Job
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A trial has ended, whichever way."""
-
-    trial: Trial
-
-
-@dataclass(frozen=True)
-class Exhausted:
-    """The sampler has nothing new to suggest; the search ends when what runs has ended."""
-
-    reason: str
-
-
-Event = Started | Progress | Ended | Exhausted
 
 
 def search(

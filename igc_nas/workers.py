@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from igc_nas.config import ArchConfig
 from igc_nas.dataset import DatasetInfo
 from igc_nas.errors import IgcNasError
-from igc_nas.record import Epoch, Latency, Score
+from igc_nas.events import Job, Progress
+from igc_nas.record import Latency, Score
 from igc_nas.room import QuietRoom
 from igc_nas.spec import Calibration, StudySpec
 
@@ -30,23 +31,6 @@ if TYPE_CHECKING:
     from igc_nas.evaluate import Evaluator
 
 GRACE_S = 3.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """An architecture to evaluate as trial `number`, trained from `seed`."""
-
-    number: int
-    arch: ArchConfig
-    seed: int
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A running trial has finished an epoch."""
-
-    number: int
-    epoch: Epoch
 
 
 @dataclass(frozen=True)

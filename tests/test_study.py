@@ -8,12 +8,13 @@ from searches import evaluate, spec
 
 from igc_nas.cost import cost_of
 from igc_nas.errors import IgcNasError
+from igc_nas.events import Ended, Exhausted, Started
 from igc_nas.plan import arch_id
 from igc_nas.record import Trial
 from igc_nas.results import load_study
 from igc_nas.space import SearchSpace
 from igc_nas.spec import Budget, StudySpec
-from igc_nas.study import Ended, Exhausted, Run, Started, search, training_seed
+from igc_nas.study import Run, search, training_seed
 
 SAMPLERS = ("random", "tpe", "nsga2")
 

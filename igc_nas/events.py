@@ -1,0 +1,49 @@
+"""What happens in a search, as it is told to whoever watches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from igc_nas.config import ArchConfig
+from igc_nas.record import Epoch, Trial
+
+
+@dataclass(frozen=True)
+class Job:
+    """An architecture to evaluate as trial `number`, trained from `seed`."""
+
+    number: int
+    arch: ArchConfig
+    seed: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """A trial has been handed to an evaluator."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A running trial has finished an epoch."""
+
+    number: int
+    epoch: Epoch
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial has ended, whichever way."""
+
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class Exhausted:
+    """The sampler has nothing new to suggest; the search ends when what runs has ended."""
+
+    reason: str
+
+
+Event = Started | Progress | Ended | Exhausted

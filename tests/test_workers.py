@@ -1,0 +1,135 @@
+"""Real worker processes: they evaluate, they die without harm, they end with their coordinator."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from igc_nas.dataset import locate
+from igc_nas.defaults import new_spec
+from igc_nas.device import cpu_name
+from igc_nas.errors import DataError, StudyError
+from igc_nas.events import Ended, Started
+from igc_nas.results import load_study
+from igc_nas.spec import StudySpec
+from igc_nas.study import Run, search
+from igc_nas.workers import Workers
+
+RECIPE = {"epochs": 2, "train_size": 400, "held_out": 100, "resolution": 8, "crop": 1}
+
+
+def question(**changes) -> StudySpec:
+    return new_spec(locate("shapes", None), cpu_name(), space="tiny", name="s", recipe=RECIPE, **changes)
+
+
+def children(of: int | None = None) -> list[psutil.Process]:
+    return [p for p in psutil.Process(of).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+
+
+def gone(processes: list[psutil.Process], within_s: float) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=within_s)
+    return not alive
+
+
+def test_workers_evaluate_die_and_are_replaced(tmp_path: Path) -> None:
+    """Two workers; the one that is on trial 1 is killed: that trial fails, and the search completes as asked."""
+    killed: list[int] = []
+
+    def kill_once(event: object) -> None:
+        if isinstance(event, Started) and event.job.number == 1 and not killed:
+            for process in children():
+                killed.append(process.pid)
+                os.kill(process.pid, signal.SIGKILL)
+
+    found = list(search(question(), Run(tmp_path / "s", trials=3, workers=2), on_event=kill_once))
+    study = load_study(tmp_path / "s" / "")
+    assert len(found) == 3
+    assert len(killed) == 2
+    failed = [t for t in study.trials if t.state == "failed"]
+    assert 1 <= len(failed) <= 2
+    assert all("the worker process died (SIGKILL)" in str(t.reason) and t.arch for t in failed)
+    assert not children()
+    assert study.spec.reference_ms is not None
+    low, high = study.spec.bounds["latency"]
+    assert 0 < low < high
+    for candidate in study.candidates:
+        assert candidate.score.dataset == "shapes"
+        assert candidate.score.conditions.threads == candidate.latency.conditions.threads == 1
+        assert len(candidate.score.curve) == 2
+
+
+def test_a_killed_coordinator_takes_its_workers_with_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "igc_nas", "search", "--space", "tiny", "--study", "s", "--dataset", "shapes"]
+    command += ["--workers", "2", "--recipe", "epochs=500,train_size=2000", "--trials", "9"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as coordinator:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not _under_way(tmp_path / "studies" / "s" / "study.db"):
+            time.sleep(0.2)
+        workers = children(coordinator.pid)
+        assert len(workers) == 2
+        coordinator.kill()
+        coordinator.wait()
+        assert gone(workers, within_s=10)
+    from igc_nas.store import Store
+
+    with Store(tmp_path / "studies" / "s", load_study(tmp_path / "studies" / "s" / "").spec) as store:
+        assert [t.number for t in store.waiting()] == [0, 1]
+
+
+def _under_way(database: Path) -> bool:
+    """Whether the database holds two running trials, by looking at it as any SQLite reader may."""
+    import sqlite3
+
+    if not database.exists():
+        return False
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    try:
+        return connection.execute("select count(*) from trials where state = 'RUNNING'").fetchone()[0] == 2
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        connection.close()
+
+
+def test_what_keeps_a_worker_from_starting_is_told(tmp_path: Path) -> None:
+    spec = question().model_copy(update={"recipe": question().recipe.model_copy(update={"train_size": 10**6})})
+    with pytest.raises(Exception, match="train_size \\+ held_out"):
+        list(search(spec, Run(tmp_path / "s", trials=1)))
+
+
+def test_another_dataset_than_the_studys_is_refused(tmp_path: Path) -> None:
+    spec = question().model_copy(update={"dataset_sha256": "0" * 64})
+    with pytest.raises(StudyError, match="the dataset is shapes; the study is about shapes"):
+        list(search(spec, Run(tmp_path / "s", trials=1)))
+    with pytest.raises(DataError, match="cifar10"):
+        list(search(spec.model_copy(update={"dataset": "cifar10"}), Run(tmp_path / "t", trials=1, data_dir=tmp_path)))
+
+
+def test_a_latency_budget_spares_the_training(tmp_path: Path) -> None:
+    from igc_nas.spec import Budget
+
+    spec = question(budget=Budget(latency_ms=0.0001))
+    ended = []
+
+    def note(event: object) -> None:
+        if isinstance(event, Ended):
+            ended.append(event.trial)
+            if len(ended) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(search(spec, Run(tmp_path / "s", trials=1), on_event=note))
+    assert [t.state for t in ended] == ["infeasible", "infeasible"]
+    assert all("the budget is 0.0001 ms" in t.reason for t in ended)
+
+
+def test_closing_ends_the_processes(tmp_path: Path) -> None:
+    with Workers(question(), locate("shapes", None), ("cpu",), 2):
+        running = children()
+        assert len(running) == 2
+    assert gone(running, within_s=5)
