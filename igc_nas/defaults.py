@@ -24,7 +24,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 2,
         "train_size": 4000,
         "held_out": 2000,
-        "batch": 64,
+        "batch": 32,
         "resolution": 16,
         "lr": 0.1,
         "crop": 2,

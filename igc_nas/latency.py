@@ -34,7 +34,7 @@ LEAST_CPU_SHARE = 0.9
 
 
 def measure_latency(
-    arch: ArchConfig, spec: LatencySpec, device: Device, reference_ms: float | None = None, cap_s: float = 3.0
+    arch: ArchConfig, spec: LatencySpec, device: Device, reference_ms: float | None = None, cap_s: float = 2.0
 ) -> Latency:
     """Time an architecture's network (batch, threads, dtype and memory format of `spec`) on `device`.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from igc_nas.config import parse_toml, read_text
 from igc_nas.dataset import DatasetInfo, data_dir, locate
 from igc_nas.defaults import new_spec
 from igc_nas.device import Device
-from igc_nas.errors import StudyError, UsageError
+from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.objectives import parse_objectives
 from igc_nas.resources import check_study_name, find_space
 from igc_nas.results import STUDY_FILE, load_study
@@ -39,13 +38,15 @@ def ask(flags: Mapping[str, Any], device: Device) -> Question:
     """
     asked = explicit(flags)
     root: Path = flags["root"]
-    if flags["study_name"] and (root / check_study_name(flags["study_name"]) / STUDY_FILE).is_file():
-        return _continued(load_study(root / flags["study_name"] / "", root).spec, asked, flags, device)
+    name: str | None = flags["study_name"]
+    if name is not None and (root / check_study_name(name) / STUDY_FILE).is_file():
+        return _continued(load_study(root / name / "", root).spec, asked, flags, device)
     dataset = flags["dataset"] or "auto"
     info = locate(dataset, data_dir(flags["data_dir"]))
     budget = Budget.parse(asked.get("budget", {}))
     space = flags["space"] or "igc_cifar"
-    name = flags["study_name"] or default_name(find_space(space).stem, info.name, budget, asked.get("seed", 0))
+    if name is None:
+        name = check_study_name(default_name(find_space(space).stem, info.name, budget, asked.get("seed", 0)))
     folder = root / name
     if (folder / STUDY_FILE).is_file():
         return _continued(load_study(folder / "", root).spec, asked, flags, device)
@@ -99,10 +100,14 @@ def parse_recipe(changes: Iterable[str]) -> dict[str, Any]:
 
 
 def _scalar(text: str) -> Any:
+    """A value as TOML writes it in one place; any other text is itself."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+        match parse_toml(f"values = [{text}]", "recipe"):
+            case {"values": [value], **rest} if not rest:
+                return value
+    except ConfigError:
+        pass
+    return text
 
 
 def _continued(spec: StudySpec, asked: dict[str, Any], flags: Mapping[str, Any], device: Device) -> Question:
