@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from igc_nas.space import SearchSpace
     from igc_nas.spec import Budget, Recipe, StudySpec
     from igc_nas.study import Run, search
+    from igc_nas.tables import frame
 
 _HOME = {
     "ArchConfig": "config",
@@ -50,6 +51,7 @@ _HOME = {
     "cost_of": "cost",
     "create_model": "network",
     "default_recipe": "defaults",
+    "frame": "tables",
     "load_architecture": "architecture",
     "load_study": "results",
     "locate": "dataset",
@@ -76,6 +78,7 @@ __all__ = [
     "cost_of",
     "create_model",
     "default_recipe",
+    "frame",
     "load_architecture",
     "load_study",
     "locate",

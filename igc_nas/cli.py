@@ -226,7 +226,9 @@ def _print_front(study: Study, objectives: tuple[str, ...], form: str) -> None:
             }
         )
     elif form == "csv":
-        _print_csv([candidate_row(c) for c in members])
+        from igc_nas.tables import frame
+
+        click.echo(frame(members).to_csv(index=False, lineterminator="\n"), nl=False)
     elif not members:
         _say(f"{study.spec.name} has no completed trial yet", f"igc-nas search --study {study.spec.name}")
     else:
@@ -538,18 +540,6 @@ def _say(*lines: str) -> None:
 
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, allow_nan=False))
-
-
-def _print_csv(rows: list[dict[str, Any]]) -> None:
-    import csv
-    import io
-
-    text = io.StringIO()
-    columns = [key for key in (rows[0] if rows else {"trial": 0}) if key != "arch"]
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    click.echo(text.getvalue(), nl=False)
 
 
 class Terminated(BaseException):

@@ -183,7 +183,7 @@ class LongRun:
         try:
             with safe_open(path, framework="pt") as file:
                 training.restore({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise StudyError(
                 f"{path} cannot be used: {str(error).splitlines()[0]:.160}", "move it away to start this training again"
             ) from None

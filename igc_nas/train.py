@@ -142,15 +142,21 @@ class Training:
         return tensors | {"generator": self.generator.get_state(), "done": torch.tensor(self.done)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go back to a `state`."""
+        """Go back to a `state`. Raises `KeyError`, `TypeError`, `ValueError` or `RuntimeError` for another training's."""
+        done = int(tensors["done"])
+        if not 0 <= done <= self.recipe.epochs:
+            raise ValueError(f"it is after epoch {done} of {self.recipe.epochs}")
         model = {n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")}
         self.network.load_state_dict(model)
         for name, parameter in self.network.named_parameters():
-            if f"momentum.{name}" in tensors:
-                buffer = tensors[f"momentum.{name}"].to(parameter.device, copy=True)
+            if done and self.recipe.momentum:
+                buffer = tensors[f"momentum.{name}"]
+                if (buffer.shape, buffer.dtype) != (parameter.shape, parameter.dtype):  # fused SGD does not look
+                    raise ValueError(f"momentum.{name} is of another shape or type than its weight")
+                buffer = buffer.to(parameter.device, copy=True)
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(memory_format=torch.preserve_format)
         self.generator.set_state(tensors["generator"].cpu())
-        self.done = int(tensors["done"])
+        self.done = done
 
 
 def one_cycle(step: int, steps: int, recipe: Schedule) -> float:
