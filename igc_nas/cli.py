@@ -94,11 +94,12 @@ def main(debug: bool) -> None:
 @as_json
 def search(**flags: Any) -> None:
     """Search a space for its Pareto front; the same command continues a search that was stopped."""
+    from igc_nas.display import SearchDisplay
     from igc_nas.study import search as run_search
 
     spec, run = _question(flags)
     quiet = flags["quiet"]
-    with _display(run, spec, quiet) as display:
+    with SearchDisplay(run.trials, run.timeout_s, quiet=quiet) as display:
         for _ in run_search(spec, run, on_event=display.show):
             pass
     study = _load(str(run.folder), run.folder.parent)
@@ -162,22 +163,6 @@ def _next_commands(study: Study) -> list[str]:
         f"  igc-nas export {name} --pick knee -o arch.toml",
         "  igc-nas train arch.toml",
     ]
-
-
-@contextlib.contextmanager
-def _display(run: Run, spec: StudySpec, quiet: bool) -> Iterator[Any]:
-    from igc_nas.display import SearchDisplay
-    from igc_nas.errors import StudyError
-    from igc_nas.results import Study
-
-    def current() -> Study:
-        try:
-            return _load(str(run.folder), run.folder.parent)
-        except StudyError:
-            return Study(spec, ())
-
-    with SearchDisplay(current, run.trials, run.timeout_s, quiet=quiet) as display:
-        yield display
 
 
 def _checked_storage(url: str | None) -> str | None:
@@ -530,12 +515,17 @@ def _quiet_threads(threads: int) -> None:
 
 def _print(*lines: str) -> None:
     for line in lines:
-        click.echo(line)
+        click.echo(_lines(line))
 
 
 def _say(*lines: str) -> None:
     for line in lines:
-        click.echo(line, err=True)
+        click.echo(_lines(line), err=True)
+
+
+def _lines(text: str) -> str:
+    """Text of one or several lines: names from files that others wrote do not move the cursor."""
+    return "\n".join(map(_printable, text.split("\n")))
 
 
 def _print_json(value: Any) -> None:

@@ -7,7 +7,7 @@ import time
 import unicodedata
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from igc_nas.cost import Row, cost_of
-from igc_nas.events import Ended, Event, Exhausted, Progress, Started
+from igc_nas.events import Ended, Event, Exhausted, Opened, Progress, Started
 from igc_nas.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool
 from igc_nas.record import Candidate, Trial
 from igc_nas.results import Study
@@ -141,8 +141,9 @@ class SearchDisplay:
     A context manager whose `show` takes the events of `search`.
     """
 
-    def __init__(self, study: Any, target: int | None, timeout_s: float | None, *, quiet: bool = False) -> None:
-        self._study = study
+    def __init__(self, target: int | None, timeout_s: float | None, *, quiet: bool = False) -> None:
+        self._study: Study | None = None
+        self._standing = ""
         self._target = target
         self._timeout_s = timeout_s
         self._quiet = quiet
@@ -165,6 +166,8 @@ class SearchDisplay:
     def show(self, event: Event) -> None:
         """Take an event."""
         match event:
+            case Opened(study):
+                self._stand(study)
             case Started(job):
                 cost = cost_of(job.arch)
                 text = f"{format_count(cost.params)} params, {format_count(cost.macs)} MACs  {job.arch}"
@@ -179,6 +182,8 @@ class SearchDisplay:
 
     def _ended(self, trial: Trial) -> None:
         self._running.pop(trial.number, None)
+        if self._study:
+            self._stand(Study(self._study.spec, (*self._study.trials, trial)))
         if trial.candidate is None and trial.state != "failed":
             self._unfit += 1
         else:
@@ -189,17 +194,29 @@ class SearchDisplay:
             self._console.print(Text(printable(line)), soft_wrap=True)
 
     def _render(self) -> Group:
-        study: Study = self._study()
-        done, volume = len(study.candidates), study.hypervolume()
-        spent = time.monotonic() - self._began
-        left = f"{format_seconds(max(0.0, self._timeout_s - spent))} left" if self._timeout_s else format_seconds(spent)
-        counts = f"{done}/{self._target}" if self._target else str(done)
-        facts = f"trials {counts}   front {len(study.front())}   " + (
-            f"hypervolume {volume:.4f}   " if volume is not None else ""
-        )
-        skipped = f"   {self._unfit} suggestions not built" if self._unfit else ""
+        done = len(self._study.candidates) if self._study else 0
+        bars = Table.grid()
+        if self._target:
+            bars.add_row(ProgressBar(total=self._target, completed=done, width=40))
         lines = Table.grid(padding=(0, 2))
+        if self._study is None:
+            lines.add_row("starting the workers: loading data, calibrating the latency scale")
         for number, (text, state) in sorted(self._running.items()):
             lines.add_row(f"trial {number}", Text(state), Text(text, overflow="ellipsis", no_wrap=True))
-        bar = ProgressBar(total=self._target, completed=done, width=40) if self._target else Text("")
-        return Group(Text(facts + left + skipped), bar, lines)
+        return Group(Text(self._facts(done)), bars, lines)
+
+    def _stand(self, study: Study) -> None:
+        """Take the study as it now stands: the front is computed when a trial ends, not whenever the screen is drawn."""
+        volume = study.hypervolume()
+        self._study = study
+        self._standing = f"front {len(study.front())}" + (f"   hypervolume {volume:.4f}" if volume is not None else "")
+
+    def _facts(self, done: int) -> str:
+        spent = time.monotonic() - self._began
+        facts = (
+            f"trials {done}/{self._target}" if self._target else f"trials {done}",
+            self._standing,
+            f"{format_seconds(max(0.0, self._timeout_s - spent))} left" if self._timeout_s else format_seconds(spent),
+            f"{self._unfit} suggestions not built" if self._unfit else "",
+        )
+        return "   ".join(filter(None, facts))

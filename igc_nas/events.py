@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from igc_nas.config import ArchConfig
 from igc_nas.record import Epoch, Trial
+from igc_nas.results import Study
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,13 @@ class Job:
     number: int
     arch: ArchConfig
     seed: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The study is open and its scale is fixed; trials follow."""
+
+    study: Study
 
 
 @dataclass(frozen=True)
@@ -46,4 +54,4 @@ class Exhausted:
     reason: str
 
 
-Event = Started | Progress | Ended | Exhausted
+Event = Opened | Started | Progress | Ended | Exhausted

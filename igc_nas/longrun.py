@@ -21,7 +21,7 @@ from igc_nas.cost import cost_of
 from igc_nas.data import load_test, load_train
 from igc_nas.dataset import DatasetInfo, auto_notice, data_dir, locate
 from igc_nas.device import Device, find_devices, prepare
-from igc_nas.errors import StudyError
+from igc_nas.errors import StudyError, UsageError
 from igc_nas.files import write_whole
 from igc_nas.network import build
 from igc_nas.plan import arch_id
@@ -80,6 +80,11 @@ class LongRun:
         """
         found, info, notice = find_devices(device)[0], *_dataset(dataset, data_dir)
         prepare(found, threads)
+        if arch.input[0] != 3 or arch.input[1] != arch.input[2]:
+            raise UsageError(
+                f"the network's input is {' x '.join(map(str, arch.input))}; images are square, of 3 channels",
+                "set input = [3, 32, 32] in its file",
+            )
         arch = arch.with_classes(info.classes)
         schedule = Schedule.parse(
             {
@@ -170,7 +175,10 @@ class LongRun:
                     f"{self.folder} holds another training: {'; '.join(different[:4])}", "choose another folder with -o"
                 )
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StudyError(f"{self.folder}: {error.strerror or error}", "choose another folder with -o") from None
         if any(self.folder.iterdir()):
             raise StudyError(f"{self.folder} is not empty and holds no training", "choose another folder with -o")
         write_whole(path, tomli_w.dumps(ours))

@@ -221,10 +221,10 @@ def running_here(trial: Trial) -> Trial:
 
 def _take_lock(folder: Path) -> filelock.FileLock:
     """The study's writer lock, with our host and pid in it for whoever is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
     lock = filelock.FileLock(path, timeout=0)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout:
         owner = (folder / "study.owner").read_text() if (folder / "study.owner").exists() else "another process"

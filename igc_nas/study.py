@@ -18,7 +18,7 @@ from igc_nas.config import ArchConfig
 from igc_nas.cost import cost_of
 from igc_nas.dataset import data_dir, locate
 from igc_nas.errors import ConfigError, IgcNasError, StudyError
-from igc_nas.events import Ended, Event, Exhausted, Job, Progress, Started
+from igc_nas.events import Ended, Event, Exhausted, Job, Opened, Progress, Started
 from igc_nas.plan import arch_id
 from igc_nas.record import Candidate, Latency, Score, Trial, TrialState
 from igc_nas.sampler import MOST_REPEATS, ExhaustedError, sampler_for
@@ -99,6 +99,7 @@ class _Coordinator:
         if self.store.spec.reference_ms is None and not self.store.spec.bounds:
             known = self.store.spec.known_bounds()
             self.store.spec = self.store.spec.model_copy(update={"bounds": known})
+        self.on_event(Opened(self.store.study))
         while not self._enough(0) and (job := self._next_job()):
             try:
                 latency, score = evaluate(job.arch, job.seed)
@@ -118,6 +119,7 @@ class _Coordinator:
             if spec.reference_ms is None:
                 self.calibrated(workers.calibrate())
             workers.tell_spec(self.store.spec)
+            self.on_event(Opened(self.store.study))
             yield from self._drive(workers)
 
     def calibrated(self, calibration: Calibration) -> None:

@@ -142,7 +142,7 @@ class Training:
         return tensors | {"generator": self.generator.get_state(), "done": torch.tensor(self.done)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go back to a `state`. Raises `KeyError`, `TypeError`, `ValueError` or `RuntimeError` for another training's."""
+        """Go back to a `state`. Raises `KeyError`, `TypeError`, `ValueError`, `RuntimeError` for another training's."""
         done = int(tensors["done"])
         if not 0 <= done <= self.recipe.epochs:
             raise ValueError(f"it is after epoch {done} of {self.recipe.epochs}")
@@ -151,10 +151,10 @@ class Training:
         for name, parameter in self.network.named_parameters():
             if done and self.recipe.momentum:
                 buffer = tensors[f"momentum.{name}"]
-                if (buffer.shape, buffer.dtype) != (parameter.shape, parameter.dtype):  # fused SGD does not look
+                if (buffer.shape, buffer.dtype) != (parameter.shape, parameter.dtype):
                     raise ValueError(f"momentum.{name} is of another shape or type than its weight")
-                buffer = buffer.to(parameter.device, copy=True)
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(memory_format=torch.preserve_format)
+                # In the weight's own strides: fused SGD goes through both as they lie in memory.
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).detach().copy_(buffer)
         self.generator.set_state(tensors["generator"].cpu())
         self.done = done
 

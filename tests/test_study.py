@@ -8,7 +8,7 @@ from searches import evaluate, spec
 
 from igc_nas.cost import cost_of
 from igc_nas.errors import IgcNasError
-from igc_nas.events import Ended, Exhausted, Started
+from igc_nas.events import Ended, Exhausted, Opened, Started
 from igc_nas.plan import arch_id
 from igc_nas.record import Trial
 from igc_nas.results import load_study
@@ -151,8 +151,8 @@ def test_a_time_limit_ends_a_search(tmp_path: Path) -> None:
 def test_events_tell_what_happens(tmp_path: Path) -> None:
     events = []
     list(search(spec(), Run(tmp_path / "s", trials=2), evaluate=evaluate, on_event=events.append))
-    assert [type(e) for e in events] == [Started, Ended, Started, Ended]
-    assert events[1].trial.candidate.arch == events[0].job.arch
+    assert [type(e) for e in events] == [Opened, Started, Ended, Started, Ended]
+    assert events[2].trial.candidate.arch == events[1].job.arch
 
 
 def test_asking_the_same_of_a_finished_study_does_nothing(tmp_path: Path) -> None:
