@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from igc_nas.cost import Cost, cost_of
     from igc_nas.dataset import locate
     from igc_nas.defaults import default_recipe, new_spec
+    from igc_nas.device import find_devices
     from igc_nas.errors import IgcNasError
     from igc_nas.network import create_model
     from igc_nas.plan import arch_id
@@ -51,6 +52,7 @@ _HOME = {
     "cost_of": "cost",
     "create_model": "network",
     "default_recipe": "defaults",
+    "find_devices": "device",
     "frame": "tables",
     "load_architecture": "architecture",
     "load_study": "results",
@@ -78,6 +80,7 @@ __all__ = [
     "cost_of",
     "create_model",
     "default_recipe",
+    "find_devices",
     "frame",
     "load_architecture",
     "load_study",

@@ -575,6 +575,12 @@ def _status(arguments: list[str]) -> int:
             raise
         _say(f"igc-nas: {_printable(error.message)}", *([f"  {_printable(error.hint)}"] if error.hint else []))
         return error.exit_code
+    except OSError as error:  # a name, a permission, a disk: what the system refuses, in its words
+        if debug:
+            raise
+        place = f"{error.filename!s:.200}: " if error.filename else ""
+        _say(f"igc-nas: {place}{error.strerror or error}", "  --debug shows where")
+        return 1
     except Exception as error:
         if debug:
             raise

@@ -148,11 +148,13 @@ def data_dir(flag: Path | None = None) -> Path:
     return Path(platformdirs.user_cache_dir("igc-nas"))
 
 
-def locate(name: str, folder: Path) -> DatasetInfo:
+def locate(name: str = "auto", folder: Path | None = None) -> DatasetInfo:
     """Find and verify a dataset; `auto` is CIFAR-10 where it is in `folder`, else `shapes`.
 
-    Raises `DataError` where it is missing (unless `auto`) or damaged, `UsageError` for an unknown name.
+    Without `folder` it is looked for in `data_dir()`. Raises `DataError` where it is missing (unless `auto`) or
+    damaged, `UsageError` for an unknown name.
     """
+    folder = data_dir(folder)
     if name == SHAPES:
         return _shapes_info()
     if name == "auto":

@@ -12,6 +12,7 @@ import psutil
 
 from igc_nas.config import parse_toml, read_text
 from igc_nas.dataset import DatasetInfo
+from igc_nas.errors import ConfigError
 from igc_nas.resources import check_study_name, find_space
 from igc_nas.space import SpaceFile
 from igc_nas.spec import Budget, LatencySpec, Recipe, SamplerName, StudySpec, default_name
@@ -91,6 +92,8 @@ def new_spec(
     """
     path = find_space(str(space))
     file = SpaceFile.parse(parse_toml(read_text(path), path.name), path.name)
+    if file.input[0] != 3 or file.input[1] != file.input[2]:
+        raise ConfigError(f"{path.name}: input {list(file.input)} is not that of square colour images, [3, H, H]")
     budget = budget or Budget()
     spec = StudySpec(
         name=check_study_name(name or default_name(path.stem, info.name, budget, seed)),

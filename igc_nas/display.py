@@ -206,7 +206,7 @@ class SearchDisplay:
         return Group(Text(self._facts(done)), bars, lines)
 
     def _stand(self, study: Study) -> None:
-        """Take the study as it now stands: the front is computed when a trial ends, not whenever the screen is drawn."""
+        """Take the study as it now stands: its front is computed when a trial ends, not when the screen is drawn."""
         volume = study.hypervolume()
         self._study = study
         self._standing = f"front {len(study.front())}" + (f"   hypervolume {volume:.4f}" if volume is not None else "")

@@ -119,8 +119,11 @@ class LongRun:
     def train(self, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
         """Train to the last epoch, from the last checkpoint where there is one; then test, once.
 
-        Returns what result.json holds: test_error, test_images, dataset, weights, epochs, seed, ...
+        Returns what result.json holds: test_error, test_images, dataset, weights, epochs, seed, ... A training that
+        has one is finished: the test set is not opened again.
         """
+        if (self.folder / RESULT_FILE).is_file():
+            return self._result()
         training = Training(
             build(self.spec.arch, self.spec.seed),
             load_train(self.info, self.spec.arch.input[1], self.device.torch_device),
@@ -161,6 +164,16 @@ class LongRun:
         }
         write_whole(self.folder / RESULT_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
         return result
+
+    def _result(self) -> dict[str, Any]:
+        path = self.folder / RESULT_FILE
+        try:
+            result: dict[str, Any] = json.loads(read_text(path))
+            return {"test_error": float(result["test_error"]), "test_images": int(result["test_images"])} | result
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise StudyError(
+                f"{path} is damaged", "move it away and the same command tests the network again"
+            ) from None
 
     def _claim_folder(self) -> None:
         """Write run.toml, or make sure that the one that is there asks the same."""

@@ -230,9 +230,14 @@ def _latency(candidate: Candidate) -> str:
 def _caption(study: Study) -> tuple[str, str]:
     spec, n = study.spec, len(study.candidates)
     title = f"{plain(spec.dataset)}{', SYNTHETIC' if is_synthetic(study) else ''}: {plain(spec.space_name)}"
-    limits_text = ", ".join(f"{format_value(name, value)} {name}" for name, value in limits(study).items())
-    budget = f"at most {limits_text}" if limits_text else "no budget"
-    return title, f"{budget} · {n:,} trial{'s' * (n != 1)} · {plain(spec.latency.device)}"
+    return title, f"{_budget(study)} · {n:,} trial{'s' * (n != 1)} · {plain(spec.latency.device)}"
+
+
+def _budget(study: Study) -> str:
+    words = {"params": "parameters", "macs": "MACs", "latency": "latency"}
+    known = limits(study)
+    within = [f"{format_value(name, known[name])} {word}" for name, word in words.items() if name in known]
+    return f"at most {', '.join(within)}" if within else "no budget"
 
 
 def is_synthetic(study: Study) -> bool:
@@ -245,6 +250,7 @@ def is_synthetic(study: Study) -> bool:
 ACCENT, QUIET = "#e11d48", "#8b93a1"
 PALETTE = ("#3b82f6", "#f59e0b", "#10b981", "#8b5cf6", "#06b6d4", "#a16207", "#84cc16", "#94a3b8")
 SCALE = [[0, "#2563eb"], [0.5, "#c026d3"], [1, "#f59e0b"]]
+PAPERS = "papers: printed test error after ~400 epochs;<br>not comparable with the proxy error"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 MIXES = sorted(
     ("+".join(mix) for size in range(1, len(UNITS) + 1) for mix in itertools.combinations(UNITS, size)),
@@ -296,7 +302,8 @@ def front_picture(study: Study, path: Path) -> None:
         raise UsageError(f"{path.name!r:.120} is neither a .png nor a .svg", "name it front.png or front.svg")
     if not study.candidates:
         raise StudyError(f"{study.spec.name} has no completed trial to draw", _search_command(study))
-    figure = front_figure(front_view(study, ("params", "error")), "latency")
+    view = replace(front_view(study, ("params", "error")), papers=Papers((), {}, ()))
+    figure = front_figure(view, "latency")
     title, conditions = _caption(study)
     figure.update_layout(
         title={"text": f"<b>{title}</b><br><sub>{conditions}</sub>", "x": 0.02, "xanchor": "left"},
@@ -304,7 +311,10 @@ def front_picture(study: Study, path: Path) -> None:
         plot_bgcolor="white",
         font={"color": "#1f2937", "size": 14},
         margin={"t": 90, "r": 30, "b": 70, "l": 70},
-        legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0},
+        legend={"y": -0.16, "yanchor": "top"},
+        coloraxis={
+            "colorbar": {"orientation": "v", "y": 0.5, "yanchor": "middle", "len": 1, "title": {"side": "right"}}
+        },
     )
     figure.update_xaxes(gridcolor="#e5e7eb").update_yaxes(gridcolor="#e5e7eb")
     write_whole(path, _image(figure, kind))
@@ -318,8 +328,8 @@ def _image(figure: go.Figure, kind: str) -> bytes:
     try:
         image: bytes = figure.to_image(format=kind, width=1000, height=640, scale=2)
     except (RuntimeError, ValueError) as error:  # plotly's words for a missing browser
-        first = str(error).strip().partition("\n")[0]
-        raise UsageError(f"the picture could not be drawn: {first:.200}", "kaleido needs Chrome or Chromium") from None
+        reason = str(error.args[0] if error.args else error).strip().partition("\n")[0]
+        raise UsageError(f"the picture could not be drawn: {reason:.200}", "kaleido needs Chrome or Chromium") from None
     return image
 
 
@@ -340,8 +350,8 @@ def _traces(view: FrontView) -> list[Trace]:
         _trace(study_front, view.members, "members", bars=bars, mode="markers", marker=ring),
         _trace("noisy latency", view.points.noisy, "noisy", mode="markers", marker=cross),
     ]
-    papers = _trace("papers: printed test error after ~400 epochs", range(len(view.papers.name)), "papers")
-    papers |= {"mode": "markers", "marker": diamond, "hoverinfo": "text"}
+    papers = _trace(PAPERS, range(len(view.papers.name)), "papers")
+    papers |= {"mode": "markers", "marker": diamond, "hoverinfo": "text", "visible": "legendonly"}
     return [*traces, *overlays, *([papers] if view.papers.name else [])]
 
 
@@ -351,21 +361,21 @@ def _trace(name: str, rows: Iterable[int], role: str, *, bars: bool = False, **s
 
 
 def _mix_trace(view: FrontView, mix: str, flat: bool) -> Trace:
-    number = MIXES.index(mix)
+    number, many = MIXES.index(mix), len(view.points.trial) > MOST_BARS
     rows = [row for row, units in enumerate(view.points.units) if units == mix]
     marker = {
         "symbol": "square" if "conv" in mix else "circle",
         "color": PALETTE[number % len(PALETTE)],
-        "size": (6 if len(view.points.trial) > MOST_BARS else 8) if flat else 3.5,
-        "opacity": 0.7,
+        "size": (5 if many else 8) if flat else (2 if many else 3.5),
+        "opacity": 0.5 if many else 0.7,
         "line": {"width": 0},
     }
-    trace = _trace(mix, rows, "points", bars=flat and len(view.points.trial) <= MOST_BARS, mode="markers")
+    trace = _trace(mix, rows, "points", bars=flat and not many, mode="markers")
     return trace | {"type": "scatter" if flat else "scatter3d", "marker": marker, "hoverinfo": "text"}
 
 
 def _solid_front(view: FrontView, name: str) -> Trace:
-    marker = {"symbol": "circle-open", "size": 7, "color": ACCENT, "line": {"width": 2}}
+    marker = {"symbol": "diamond", "size": 5, "color": ACCENT, "line": {"width": 0}}
     return _trace(name, view.front, "members", mode="markers", marker=marker) | {"type": "scatter3d"}
 
 
@@ -385,7 +395,7 @@ def _filled(trace: Trace, view: FrontView, colour: str) -> Trace:
         filled["text"] = [table.hover[row] for row in rows]
     if meta["role"] == "points" and colour != "units":
         shades = [_shade(colour, view.points.columns[colour][row]) for row in rows]
-        filled["marker"] = trace["marker"] | {"color": shades, "coloraxis": "coloraxis"}
+        filled |= {"marker": trace["marker"] | {"color": shades, "coloraxis": "coloraxis"}, "showlegend": False}
     return filled
 
 
@@ -407,7 +417,7 @@ def _base_layout() -> dict[str, Any]:
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "itemsizing": "constant"},
         "hoverlabel": {"align": "left", "font": {"family": FONT}},
     }
 
@@ -416,7 +426,12 @@ def _layout(objectives: Sequence[str], limits: dict[str, float]) -> dict[str, An
     axes = [_axis(name) for name in objectives]
     if len(axes) == 3:
         scene = dict(zip(("xaxis", "yaxis", "zaxis"), axes, strict=True))
-        view = {"aspectmode": "cube", "camera": {"eye": {"x": 1.6, "y": 1.5, "z": 0.9}}}
+        view = {
+            "aspectmode": "cube",
+            "camera": {"eye": {"x": 1.5, "y": 1.4, "z": 0.8}, "center": {"x": 0, "y": 0, "z": -0.15}},
+        }
+        for axis in axes:
+            axis["nticks"] = 3
         return _base_layout() | {"scene": scene | view}
     (across, up), (x, y) = axes, objectives
     shapes = [_budget_line(axis, limits[name], name) for axis, name in (("x", x), ("y", y)) if name in limits]
@@ -430,13 +445,16 @@ def _layout(objectives: Sequence[str], limits: dict[str, float]) -> dict[str, An
 
 def _axis(name: str) -> dict[str, Any]:
     objective = OBJECTIVES[name]
-    style = {"tickformat": ".0%"} if name == "error" else {"tickformat": "~g" if name == "latency" else "~s"}
-    return {"title": {"text": objective.label}, "type": "log" if objective.log else "linear", **style}
+    title = {"text": objective.label}
+    if not objective.log:
+        return {"title": title, "type": "linear", "tickformat": ".0%"}
+    return {"title": title, "type": "log", "nticks": 5, "tickformat": "~g" if name == "latency" else "~s"}
 
 
 def _budget_line(axis: str, value: float, name: str) -> dict[str, Any]:
     across = "y" if axis == "x" else "x"
-    label = {"text": f"budget {format_value(name, value)}", "textposition": "end", "font": {"color": QUIET, "size": 11}}
+    label = {"text": f"budget {format_value(name, value)}", "textangle": 0, "font": {"color": QUIET, "size": 11}}
+    label |= {"textposition": "end", "xanchor": "right", "yanchor": "bottom"}
     return {
         "type": "line",
         "line": {"color": QUIET, "width": 1.5, "dash": "dash"},
@@ -545,24 +563,22 @@ def _numbers(study: Study) -> list[tuple[str, str]]:
     states = Counter(trial.state for trial in study.trials)
     others = {state: count for state, count in states.items() if state != "complete"}
     found = [("completed trials", f"{len(study.candidates):,}")]
-    found += [(f"{state} trials", f"{count:,}") for state, count in sorted(others.items())]
     if study.candidates:
         found.append(("on the front", f"{len(study.front()):,}"))
         found.append(("least error", format_value("error", min(c.score.error for c in study.candidates))))
         volume = study.hypervolume()
         found.append(("hypervolume", "no scale yet" if volume is None else f"{volume:.4f}"))
-    return found
+    return found + [(state, f"{count:,}") for state, count in sorted(others.items())]
 
 
 def _question(study: Study) -> list[tuple[str, str]]:
     """The question in brief: (what, value as HTML)."""
     spec, recipe, latency = study.spec, study.spec.recipe, study.spec.latency
     size = "×".join(str(side) for side in latency.input)
-    budget = ", ".join(f"{OBJECTIVES[name].label} ≤ {format_value(name, v)}" for name, v in limits(study).items())
     threads = f"{latency.threads} thread{'s' * (latency.threads != 1)}"
     facts = [
         ("Space", f"<bdi>{plain(spec.space_name)}</bdi>"),
-        ("Budget", budget or "none"),
+        ("Budget", _budget(study)),
         ("Objectives", ", ".join(spec.objectives)),
         ("Data", f"<bdi>{plain(spec.dataset)}</bdi>, {spec.classes} classes"),
         (
@@ -618,12 +634,13 @@ def _reading(study: Study) -> str:
         "Everything is better to the left and below. Choose MACs against latency to see what the MACs promise and what "
         "the device gives.",
         f"Latency is the normalised time; {bars}. A cross marks a noisy measurement.",
+        "Drag to look closer, double-click to see all again.",
     ]
     if papers_view(study).name:
         lines.append(
             "The diamonds are the papers' networks with the <strong>test error that the papers print, after about 400 "
-            "epochs: not comparable with the proxy errors here</strong>. They have no latency. Click the legend to "
-            "show or hide them."
+            "epochs: not comparable with the proxy errors here</strong>. Click the legend to show them; they have no "
+            "latency."
         )
     return '<ul class="reading">' + "".join(f"<li>{line}</li>" for line in lines) + "</ul>\n"
 
@@ -676,7 +693,8 @@ def _table_row(candidate: Candidate, is_knee: bool) -> str:
 
 def _nothing_yet(study: Study) -> str:
     return (
-        "<section>\n<h2>No completed trial yet</h2>\n<p>There is nothing to draw. Start or continue the search with</p>\n"
+        "<section>\n<h2>No completed trial yet</h2>\n"
+        "<p>There is nothing to draw. Start or continue the search with</p>\n"
         f"<pre><code>{plain(_search_command(study))}</code></pre>\n</section>\n"
     )
 
@@ -733,7 +751,8 @@ def _pairs(study: Study, view: FrontView) -> dict[str, dict[str, Any]]:
 SCRIPT = """
 "use strict";
 const page = JSON.parse(document.getElementById("igc-data").textContent);
-const config = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]};
+const config = {responsive: true, displayModeBar: false};
+const touched = matchMedia("(pointer: coarse)").matches;  // there a drag is to scroll the page, not to zoom
 const isLog = name => name !== "error";
 
 function filled(trace, axes, colour) {
@@ -756,7 +775,7 @@ function filled(trace, axes, colour) {
   if (trace.hoverinfo === "text") out.text = take(table.hover);
   if (role === "points" && colour !== "units") {
     const color = take(table[colour]).map(value => isLog(colour) ? Math.log10(value) : value);
-    out.marker = {...trace.marker, color, coloraxis: "coloraxis"};
+    Object.assign(out, {marker: {...trace.marker, color, coloraxis: "coloraxis"}, showlegend: false});
   }
   return out;
 }
@@ -766,6 +785,7 @@ function themed(layout) {
   const [ink, line, card] = ["--ink", "--line", "--card"].map(name => style.getPropertyValue(name).trim());
   const out = structuredClone(layout);
   out.font.color = ink;
+  if (touched && !out.scene) out.dragmode = false;
   out.hoverlabel = {...out.hoverlabel, bgcolor: card, bordercolor: line, font: {...out.hoverlabel.font, color: ink}};
   for (const axes of [out, out.scene ?? {}]) for (const name of ["xaxis", "yaxis", "zaxis"]) {
     if (axes[name]) Object.assign(axes[name], {gridcolor: line, zerolinecolor: line, linecolor: line});
@@ -773,8 +793,8 @@ function themed(layout) {
   return out;
 }
 
-const select = name => document.getElementById("igc-" + name);
-let chosen = {x: select("x").value, y: select("y").value, colour: select("colour").value};
+const part = name => document.getElementById("igc-" + name);
+let chosen = {x: part("x").value, y: part("y").value, colour: part("colour").value};
 
 function drawFlat() {
   const axes = [chosen.x, chosen.y];
@@ -786,16 +806,18 @@ function drawFlat() {
 }
 
 function drawOthers() {
+  if (part("volume")) Plotly.react("igc-volume", page.volume.data, themed(page.volume.layout), config);
   const {axes, traces, layout} = page.solid;
   const solid = {...themed(layout), uirevision: "kept"};
+  const eye = solid.scene.camera.eye;
+  if (innerWidth < 600) for (const axis of "xyz") eye[axis] *= 1.7;
   Plotly.react("igc-solid", traces.map(trace => filled(trace, axes, "units")), solid, config);
-  if (select("volume")) Plotly.react("igc-volume", page.volume.data, themed(page.volume.layout), config);
 }
 
-for (const name of ["x", "y", "colour"]) select(name).addEventListener("change", event => {
+for (const name of ["x", "y", "colour"]) part(name).addEventListener("change", event => {
   const before = chosen[name], other = {x: "y", y: "x"}[name];
   chosen[name] = event.target.value;
-  if (other && chosen[other] === chosen[name]) select(other).value = chosen[other] = before;
+  if (other && chosen[other] === chosen[name]) part(other).value = chosen[other] = before;
   drawFlat();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { drawFlat(); drawOthers(); });
@@ -821,10 +843,10 @@ header p, .reading, dt, section > p { color: var(--soft); }
   color: #3b0a0a; font-size: 1.05rem; }
 section { margin-top: 20px; padding: 20px; border: 1px solid var(--line); border-radius: 12px;
   background: var(--card); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 12px; margin: 20px 0 0;
-  padding: 0; list-style: none; }
-.cards li { padding: 12px 16px; border: 1px solid var(--line); border-radius: 12px; background: var(--card); }
-.cards strong { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0 0; padding: 0; list-style: none; }
+.cards li { flex: 1 1 110px; padding: 12px 16px; border: 1px solid var(--line); border-radius: 12px;
+  background: var(--card); }
+.cards strong { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .cards span, .reading, dt, dd { font-size: .9rem; }
 .cards span { color: var(--soft); }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 10px 28px; margin: 0; }
@@ -849,5 +871,7 @@ th:nth-child(n+3):nth-child(-n+6), td:nth-child(n+3):nth-child(-n+6) { text-alig
 @media (max-width: 600px) {
   main { padding: 14px 10px 40px; }
   section { padding: 14px 10px; }
+  .controls label { width: 100%; justify-content: space-between; }
+  .controls select { width: 70%; }
 }
 """

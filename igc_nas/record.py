@@ -125,6 +125,7 @@ class Trial(Frozen):
     wall_s: float | None = None
     host: str | None = None
     pid: int | None = None
+    """Where it runs, while it runs."""
 
     def to_json(self) -> str:
         """One line of trials.jsonl."""

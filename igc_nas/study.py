@@ -218,14 +218,15 @@ class _Coordinator:
     def _ended(self, message: Measured | Failed) -> Trial:
         trial = self.store.trials[message.number]
         wall = round(time.monotonic() - self.started.pop(message.number), 3)
+        trial = trial.model_copy(update={"host": None, "pid": None, "wall_s": wall})
         if isinstance(message, Failed):
-            return _changed(trial, "failed", reason=message.reason, wall_s=wall)
+            return _changed(trial, "failed", reason=message.reason)
         assert trial.arch is not None
         if message.score is None:
             limit = self.store.spec.budget.latency_ms
             reason = f"{message.latency.normalised_ms:.3f} ms; the budget is {limit:g} ms"
             violation = message.latency.normalised_ms / (limit or 1) - 1
-            return _changed(trial, "infeasible", reason=reason, violation=violation, wall_s=wall)
+            return _changed(trial, "infeasible", reason=reason, violation=violation)
         candidate = Candidate(
             trial=trial.number,
             id=arch_id(trial.arch),
@@ -235,7 +236,7 @@ class _Coordinator:
             score=message.score,
             seed=training_seed(self.store.spec.seed, arch_id(trial.arch)),
         )
-        return _changed(trial, "complete", candidate=candidate, wall_s=wall)
+        return _changed(trial, "complete", candidate=candidate)
 
     def _count_failure(self, reason: str) -> None:
         if reason not in self.failures:

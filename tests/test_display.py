@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 from builders import architectures
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 from searches import spec
-from studies import make_study
 
 from igc_nas.cost import cost_of, rows
 from igc_nas.display import (
@@ -24,12 +23,12 @@ from igc_nas.display import (
     table,
     trial_line,
 )
+from igc_nas.events import Ended, Exhausted, Job, Opened, Started
 from igc_nas.plan import Act, Conv, Interleave, Linear, Norm, Pool, plan
 from igc_nas.record import Trial
 from igc_nas.reference import reference
 from igc_nas.results import Study
-from igc_nas.study import Ended, Exhausted, Started
-from igc_nas.workers import Job
+from studies import make_study
 
 STUDY = make_study(8, others=["infeasible", "duplicate", "failed"])
 HOSTILE = "\x1b[2J\x1b]0;title\x07\r\u202eevil\u2066[bold red]loud[/bold red]\x9b31m"
@@ -86,6 +85,7 @@ def test_every_kind_of_layer_has_its_words() -> None:
     assert layer_text(Linear("classifier", 8, 10)) == "classifier: linear 8->10 with bias"
 
 
+@settings(max_examples=40)
 @given(architectures())
 def test_the_columns_of_a_plan_add_up_to_the_cost(arch) -> None:
     text = shown(plan_table("title", rows(plan(arch))))
@@ -105,7 +105,9 @@ def test_a_plan_shows_every_layer() -> None:
 
 def _last_columns(text: str) -> tuple[int, int]:
     numbers = [line.replace(",", "").split()[-2:] for line in text.splitlines()]
-    found = [(int(one), int(two)) for one, two in (n for n in numbers if len(n) == 2) if one.isdigit() and two.isdigit()]
+    found = [
+        (int(one), int(two)) for one, two in (n for n in numbers if len(n) == 2) if one.isdigit() and two.isdigit()
+    ]
     return sum(one for one, _ in found), sum(two for _, two in found)
 
 
@@ -171,7 +173,7 @@ def test_a_trial_line_has_the_numbers_with_their_units() -> None:
 
 
 def test_a_pipe_gets_a_line_for_each_trial_that_was_run(capsys: pytest.CaptureFixture[str]) -> None:
-    with SearchDisplay(lambda: STUDY, 8, 60.0) as display:
+    with SearchDisplay(8, 60.0) as display:
         for trial in STUDY.trials:
             if trial.arch:
                 display.show(Started(Job(trial.number, trial.arch, 0)))
@@ -186,14 +188,14 @@ def test_a_pipe_gets_a_line_for_each_trial_that_was_run(capsys: pytest.CaptureFi
 
 
 def test_a_quiet_search_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with SearchDisplay(lambda: STUDY, 8, 60.0, quiet=True) as display:
+    with SearchDisplay(8, 60.0, quiet=True) as display:
         display.show(Ended(STUDY.trials[0]))
         display.show(Exhausted("reason"))
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_reason_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
-    with SearchDisplay(lambda: STUDY, 8, 60.0) as display:
+    with SearchDisplay(8, 60.0) as display:
         display.show(Ended(Trial(number=0, state="failed", params={}, reason=HOSTILE)))
     err = capsys.readouterr().err
     assert harmless(err)
@@ -204,8 +206,22 @@ def test_a_reason_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("timeout", [None, 60.0])
 def test_the_live_view_of_any_study_can_be_drawn(target: int | None, timeout: float | None) -> None:
     for study in (STUDY, Study(spec(), ())):
-        display = SearchDisplay(lambda study=study: study, target, timeout)
-        display.show(Started(Job(3, STUDY.trials[0].arch, 0)))
+        display = SearchDisplay(target, timeout)
+        assert "starting" in shown(display._render(), width=80)
+        display.show(Opened(study))
+        display.show(Started(Job(30, STUDY.trials[0].arch, 0)))
         text = shown(display._render(), width=80)
         assert f"trials {len(study.candidates)}" in text
-        assert "trial 3" in text
+        assert "trial 30" in text
+        assert f"hypervolume {study.hypervolume():.4f}" in text
+
+
+def test_the_live_view_counts_what_ends() -> None:
+    display = SearchDisplay(8, None)
+    display.show(Opened(Study(STUDY.spec, ())))
+    for count, trial in enumerate(STUDY.trials[:8], start=1):
+        display.show(Ended(trial))
+        assert f"trials {count}/8" in shown(display._render())
+    assert f"hypervolume {STUDY.hypervolume():.4f}" in shown(display._render())
+    display.show(Ended(STUDY.trials[8]))
+    assert "1 suggestions not built" in shown(display._render())

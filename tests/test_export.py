@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from studies import make_study
 
 from igc_nas.architecture import load_architecture
 from igc_nas.config import ArchConfig
 from igc_nas.cost import cost_of
 from igc_nas.export import config_text, recipe_text
+from studies import make_study
 
 STUDY = make_study(5)
 HOSTILE = [

@@ -85,10 +85,11 @@ def test_a_module_says_what_it_is(tree: ast.Module) -> None:
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 def test_every_import_of_ours_or_theirs_is_declared(tree: ast.Module) -> None:
-    allowed = {"igc_nas", "sqlalchemy", *sys.stdlib_module_names, *_distributions()}
+    # SQLAlchemy is Optuna's, pydantic_core is pydantic's: both are there wherever these are.
+    allowed = {"igc_nas", "sqlalchemy", "pydantic_core", *sys.stdlib_module_names, *_distributions()}
     roots = {alias.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
     roots |= {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
-    assert roots <= allowed | {"kaleido"}
+    assert roots <= allowed
 
 
 def _distributions() -> set[str]:
@@ -149,9 +150,7 @@ def test_no_module_goes_through_a_shell(tree: ast.Module) -> None:
 def test_one_module_unpickles_and_it_takes_arrays_only() -> None:
     users = {name for name, tree in TREES.items() if modules_imported(tree) & FORBIDDEN_MODULES}
     assert users == {"fetch"}
-    uses = {
-        name_of(node) for node in ast.walk(TREES["fetch"]) if isinstance(node, ast.Attribute) and _of_pickle(node)
-    }
+    uses = {name_of(node) for node in ast.walk(TREES["fetch"]) if isinstance(node, ast.Attribute) and _of_pickle(node)}
     assert uses == {"pickle.Unpickler", "pickle.UnpicklingError"}
     (unpickler,) = (
         node
@@ -168,6 +167,8 @@ def _of_pickle(node: ast.Attribute) -> bool:
 
 
 def test_these_checks_see_what_they_forbid() -> None:
-    tree = ast.parse("import torch, pickle\ntorch.load('x')\nsubprocess.run('x', shell=True)\nt.extractall()\neval('1')")
+    tree = ast.parse(
+        "import torch, pickle\ntorch.load('x')\nsubprocess.run('x', shell=True)\nt.extractall()\neval('1')"
+    )
     assert [name for name, _ in calls(tree)] == ["torch.load", "subprocess.run", "t.extractall", "eval"]
     assert "pickle" in modules_imported(tree)

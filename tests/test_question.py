@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import one_line
+from builders import one_line, taken
 from hypothesis import given
 from hypothesis import strategies as st
 from searches import evaluate, spec
@@ -126,8 +126,9 @@ def test_what_is_no_key_and_value_is_refused(typed: str) -> None:
 @pytest.mark.parametrize(
     "typed",
     [
-        "epochs=0", "epochs=-1", "epochs=1.5", "epochs=1e3", "epochs=true", "epochs='3'", "epochs=three", "epochs=10001",
-        "epochs=[3]", "epochs={}", "epochs=2020-01-01", "epochs=3;lr=2", "epochs==3", "epochs=3\nlr=2", "epochs=3 # x",
+        "epochs=0", "epochs=-1", "epochs=1.5", "epochs=1e3", "epochs=true", "epochs='3'", "epochs=three",
+        "epochs=10001", "epochs=[3]", "epochs={}", "epochs=2020-01-01", "epochs=3;lr=2", "epochs==3", "epochs=3\nlr=2",
+        "epochs=3 # x",
         "train_size=0", "held_out=0", "resolution=3", "resolution=2000", "batch=0", "batch=65537", "lr=0", "lr=-1",
         "lr=nan", "lr=inf", "lr=101", "momentum=1", "warmup=0", "crop=65", "flip=1", "flip=yes", "dtype=float16",
         "dtype=float32\x1b[31m", "epoch=3", "optimizer=adam", "samples=3", "epochs=" + "9" * 5000,
@@ -142,10 +143,7 @@ def test_a_recipe_that_cannot_be_is_refused_before_anything_runs(typed: str) -> 
 
 @given(st.text(max_size=60))
 def test_any_text_is_a_recipe_or_an_error_of_one_line(text: str) -> None:
-    try:
-        default_recipe("cpu", **parse_recipe([text]))
-    except UsageError as error:
-        assert error.message.isprintable()
+    taken(lambda: default_recipe("cpu", **parse_recipe([text])))
 
 
 # A new study.
