@@ -442,7 +442,8 @@ def export(study: str, pick: str, out: Path | None, force: bool, root: Path) -> 
 @studies_dir
 def dashboard(study: str, out: Path | None, picture: Path | None, root: Path) -> None:
     """Write STUDY as one self-contained page: fronts, all trials, hypervolume, the papers' networks."""
-    from igc_nas.plots import front_picture, write_dashboard
+    from igc_nas.page import write_dashboard
+    from igc_nas.plots import front_picture
     from igc_nas.results import PAGE_FILE
 
     loaded = _load(study, root)

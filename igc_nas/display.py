@@ -51,19 +51,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[
 def candidate_cells(candidate: Candidate) -> list[str]:
     """A candidate as the cells of `CANDIDATE_COLUMNS`."""
     latency = candidate.latency
-    interval = f"{latency.low_ms:.2f}-{latency.high_ms:.2f}"
+    low, high = latency.normalised_interval_ms
     return [
         str(candidate.trial),
         f"{100 * candidate.score.error:.2f}",
         format_count(candidate.cost.params),
         format_count(candidate.cost.macs),
         format_ms(latency.normalised_ms).removesuffix(" ms") + (" noisy" if latency.noisy else ""),
-        interval,
+        f"{low:.3g}-{high:.3g}",
         str(candidate.arch),
     ]
 
 
-CANDIDATE_COLUMNS = ("trial", "error %", "params", "MACs", "latency ms", "raw 95 %", "architecture")
+CANDIDATE_COLUMNS = ("trial", "error %", "params", "MACs", "latency ms", "95 %", "architecture")
 
 
 def front_table(study: Study, front: Sequence[Candidate], objectives: Sequence[str]) -> Group:

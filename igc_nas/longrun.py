@@ -169,8 +169,11 @@ class LongRun:
         path = self.folder / RESULT_FILE
         try:
             result: dict[str, Any] = json.loads(read_text(path))
-            return {"test_error": float(result["test_error"]), "test_images": int(result["test_images"])} | result
-        except (ValueError, KeyError, TypeError, RecursionError):
+            missing = {"test_error", "test_images", "dataset", "weights"} - result.keys()
+            if missing or not 0 <= result["test_error"] <= 1:
+                raise ValueError(missing)
+            return result
+        except (ValueError, TypeError, AttributeError, RecursionError):
             raise StudyError(
                 f"{path} is damaged", "move it away and the same command tests the network again"
             ) from None

@@ -63,6 +63,12 @@ class Latency(Frozen):
         """Number of rounds."""
         return len(self.samples_ms)
 
+    @property
+    def normalised_interval_ms(self) -> tuple[float, float]:
+        """The 95 % interval, brought from the raw to the normalised time by the ratio of the two."""
+        ratio = self.normalised_ms / self.median_ms
+        return self.low_ms * ratio, self.high_ms * ratio
+
 
 class Epoch(Frozen):
     """One point of a learning curve: after `samples` images, the mean training loss and error since the last point."""
@@ -148,9 +154,9 @@ def candidate_row(candidate: Candidate) -> dict[str, Any]:
         "error": candidate.score.error,
         **candidate.cost.as_dict(),
         "latency_ms": candidate.latency.normalised_ms,
+        "latency_low_ms": candidate.latency.normalised_interval_ms[0],
+        "latency_high_ms": candidate.latency.normalised_interval_ms[1],
         "latency_raw_ms": candidate.latency.median_ms,
-        "latency_low_ms": candidate.latency.low_ms,
-        "latency_high_ms": candidate.latency.high_ms,
         "latency_noisy": candidate.latency.noisy,
         "dataset": candidate.score.dataset,
         "train_s": candidate.score.train_s,

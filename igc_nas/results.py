@@ -13,7 +13,7 @@ from pathlib import Path
 from igc_nas.config import read_text
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.objectives import OBJECTIVES, values
-from igc_nas.pareto import hypervolume, knee, nondominated
+from igc_nas.pareto import dominates, hypervolume, knee, nondominated
 from igc_nas.record import Candidate, Trial
 from igc_nas.resources import find_study
 from igc_nas.spec import StudySpec
@@ -69,15 +69,12 @@ class Study:
         front: list[tuple[float, ...]] = []
         curve: list[tuple[int, float]] = []
         for count, candidate in enumerate(self.candidates, start=1):
-            point = self.scaled(candidate, names)
-            before = curve[-1][1] if curve else 0.0
-            joined = [*front, point]
-            kept = nondominated(joined)
-            volume = before
-            if len(front) in kept:
-                volume = hypervolume([joined[i] for i in kept], (1.0,) * len(names))
-            front = [joined[i] for i in kept]
-            curve.append((count, volume))
+            point, before = self.scaled(candidate, names), curve[-1][1] if curve else 0.0
+            if any(all(x <= y for x, y in zip(kept, point, strict=True)) for kept in front):
+                curve.append((count, before))
+                continue
+            front = [kept for kept in front if not dominates(point, kept)] + [point]
+            curve.append((count, hypervolume(front, (1.0,) * len(names))))
         return curve
 
     def pick(self, rule: str) -> Candidate:

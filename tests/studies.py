@@ -15,7 +15,7 @@ from igc_nas.plan import arch_id
 from igc_nas.record import Candidate, Conditions, Epoch, Latency, Score, Trial, TrialState
 from igc_nas.results import Study
 from igc_nas.space import SearchSpace
-from igc_nas.spec import StudySpec
+from igc_nas.spec import Budget, StudySpec
 
 CONDITIONS = Conditions(device="Test CPU", threads=1, torch="2.13.0", igc_nas="0.1.0", load=0.1)
 MOST_DRAWN = 500
@@ -26,6 +26,8 @@ REASONS: dict[TrialState, str] = {
     "duplicate": "duplicate of trial 0",
     "failed": "the loss is not finite after 3 steps",
 }
+
+_KNOWN_BOUNDS: dict[tuple[str, int, Budget], dict[str, tuple[float, float]]] = {}  # they take seconds to find
 
 
 def make_study(n: int, seed: int = 0, others: Sequence[TrialState] = (), **changes: Any) -> Study:
@@ -61,12 +63,15 @@ def make_spec(**changes: Any) -> StudySpec:
     spec = StudySpec.parse(plain | changes)
     if "bounds" in changes:
         return spec
-    return spec.model_copy(update={"bounds": spec.known_bounds() | {"latency": (0.5, 60.0)}})
+    key = (spec.space.model_dump_json(), spec.classes, spec.budget)
+    if key not in _KNOWN_BOUNDS:
+        _KNOWN_BOUNDS[key] = spec.known_bounds()
+    return spec.model_copy(update={"bounds": _KNOWN_BOUNDS[key] | {"latency": (0.5, 60.0)}})
 
 
 def make_candidates(spec: StudySpec, n: int, rng: np.random.Generator) -> Iterator[Candidate]:
     """Trials 0 to n - 1, within the spec's budgets on params and MACs."""
-    feasible = Feasible(_space(spec.classes), spec.budget.params, spec.budget.macs)
+    feasible = _feasible(spec.classes, spec.budget.params, spec.budget.macs)
     drawn = [_identified(feasible.draw(rng)) for _ in range(min(n, MOST_DRAWN))]
     for trial in range(n):
         name, arch, cost = drawn[trial % len(drawn)]
@@ -126,6 +131,11 @@ def make_score(spec: StudySpec, cost: Cost, rng: np.random.Generator) -> Score:
 @cache
 def _space(classes: int) -> SearchSpace:
     return SearchSpace.load("igc_cifar", classes)
+
+
+@cache
+def _feasible(classes: int, params: int | None, macs: int | None) -> Feasible:
+    return Feasible(_space(classes), params, macs)
 
 
 def _identified(arch: ArchConfig) -> tuple[str, ArchConfig, Cost]:

@@ -12,29 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import make_study
 
-from igc_nas import plots
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.objectives import OBJECTIVES, values
+from igc_nas.page import asset, dashboard, write_dashboard
 from igc_nas.pareto import dominates
-from igc_nas.plots import (
-    PAPERS,
-    dashboard,
-    front_figure,
-    front_picture,
+from igc_nas.plots import PAPERS, front_figure, front_picture, hypervolume_figure
+from igc_nas.results import Study
+from igc_nas.views import (
     front_rows,
     front_view,
-    hypervolume_figure,
     hypervolume_view,
-    interval,
     papers_view,
     plain,
     points_view,
     unit_mix,
-    write_dashboard,
 )
-from igc_nas.results import Study
+from studies import make_study
 
 PAIRS = list(itertools.combinations(OBJECTIVES, 2))
 HOSTILE = (
@@ -94,6 +88,12 @@ def page(study: Study) -> Page:
     return Page(dashboard(study))
 
 
+@pytest.fixture
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page without the 5 MB of plotly.js."""
+    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "/* plotly.js v0 */")
+
+
 # views
 
 
@@ -122,7 +122,7 @@ def test_columns_are_the_candidates(study: Study) -> None:
 
 def test_an_interval_is_brought_to_the_normalised_time(study: Study) -> None:
     latency = study.candidates[0].latency
-    low, high = interval(study.candidates[0])
+    low, high = latency.normalised_interval_ms
     assert low / latency.low_ms == pytest.approx(latency.normalised_ms / latency.median_ms)
     assert high / low == pytest.approx(latency.high_ms / latency.low_ms)
 
@@ -167,6 +167,7 @@ def test_hypervolume_never_falls(study: Study) -> None:
     assert view.reference == (0.9, 2_000_000, 60.0)
 
 
+@pytest.mark.usefixtures("_small")
 def test_hypervolume_without_a_scale() -> None:
     view = hypervolume_view(make_study(3, bounds={}))
     assert (view.trials, view.volumes, view.reference) == ((), (), ())
@@ -228,8 +229,8 @@ def test_one_plotly_and_nothing_from_outside(page: Page) -> None:
     for tag, attributes in page.elements:
         assert not {"src", "href", "srcset", "action", "style"} & set(attributes), tag
         assert tag not in ("link", "img", "iframe", "object", "embed", "base")
-    assert "@import" not in plots.STYLE
-    assert "url(" not in plots.STYLE
+    assert "@import" not in asset("page.css")
+    assert "url(" not in asset("page.css")
 
 
 def test_only_the_pages_own_scripts_may_run(page: Page) -> None:
@@ -261,6 +262,7 @@ def test_every_two_axes_have_their_front(study: Study, page: Page) -> None:
         assert pairs[",".join(pair)]["layout"]["xaxis"]["title"]["text"] == OBJECTIVES[pair[0]].label
 
 
+@pytest.mark.usefixtures("_small")
 def test_the_table_is_the_front(study: Study) -> None:
     text = dashboard(study)
     body = text[text.index("<tbody>") : text.index("</tbody>")]
@@ -286,6 +288,7 @@ def test_the_question_and_the_counts(page: Page) -> None:
     assert "not comparable" in PAPERS
 
 
+@pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_hostile_names_stay_text(hostile: str) -> None:
     shown = make_study(2, name="x", space_name="x", latency={"device": "x"})
@@ -321,6 +324,7 @@ def test_plain_text() -> None:
     assert plain("größer 你好 שלום") == "größer 你好 שלום"
 
 
+@pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize(
     ("dataset", "expected"),
     [
@@ -348,12 +352,14 @@ def test_a_study_without_a_trial_names_the_command() -> None:
     assert "script-src 'none'" in text
 
 
+@pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("names", [["error", "macs"], ["latency", "error"], ["macs", "params", "activations"]])
 def test_other_objectives(names: list[str]) -> None:
     found = Page(dashboard(make_study(4, objectives=names))).data
     assert found["solid"]["axes"] == (names if len(names) == 3 else ["error", "params", "latency"])
 
 
+@pytest.mark.usefixtures("_small")
 def test_one_trial_and_equal_trials() -> None:
     assert Page(dashboard(make_study(1))).data["pairs"]["params,error"]["front"] == [0]
     first = make_study(1)
@@ -375,7 +381,7 @@ def test_ten_thousand_trials_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_importing_is_light() -> None:
-    code = "import sys, igc_nas.plots; print([m for m in ('plotly', 'torch', 'optuna', 'pandas') if m in sys.modules])"
+    code = "import sys, igc_nas.page; print([m for m in ('plotly', 'torch', 'optuna', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -393,7 +399,7 @@ def test_a_picture_needs_its_extra(study: Study, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("name", ["front.PNG", "front.svg"])
 def test_a_picture_is_titled(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(plots, "_image", lambda figure, kind: drawn.append(figure) or kind.encode())
+    monkeypatch.setattr("igc_nas.plots._image", lambda figure, kind: drawn.append(figure) or kind.encode())
     front_picture(study, tmp_path / name)
     title = drawn[0].layout.title.text
     for expected in ("cifar10", "at most 2M parameters", "60 trials", "Test CPU"):

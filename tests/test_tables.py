@@ -3,10 +3,10 @@
 import io
 
 import pandas as pd
-from studies import make_study
 
 from igc_nas.record import candidate_row
 from igc_nas.tables import COLUMNS, frame
+from studies import make_study
 
 
 def test_a_frame_has_a_row_for_each_candidate() -> None:
