@@ -102,7 +102,7 @@ def search(**flags: Any) -> None:
     with SearchDisplay(run.trials, run.timeout_s, quiet=quiet) as display:
         for _ in run_search(spec, run, on_event=display.show):
             pass
-    study = _load(str(run.folder), run.folder.parent)
+    study = _load(run.folder, run.folder.parent)
     _print_front(study, study.spec.objectives, "json" if flags["as_json"] else "table")
     if not quiet and study.candidates:
         _say("", *_next_commands(study))
@@ -494,7 +494,7 @@ def _download_bar() -> Iterator[Callable[[int, int], None]]:
 # Shared by the commands.
 
 
-def _load(name: str, root: Path) -> Study:
+def _load(name: str | Path, root: Path) -> Study:
     from igc_nas.results import load_study
 
     return load_study(name, root)

@@ -40,7 +40,7 @@ def ask(flags: Mapping[str, Any], device: Device) -> Question:
     root: Path = flags["root"]
     name: str | None = flags["study_name"]
     if name is not None and (root / check_study_name(name) / STUDY_FILE).is_file():
-        return _continued(load_study(root / name / "", root).spec, asked, flags, device)
+        return _continued(load_study(root / name, root).spec, asked, flags, device)
     dataset = flags["dataset"] or "auto"
     info = locate(dataset, data_dir(flags["data_dir"]))
     budget = Budget.parse(asked.get("budget", {}))
@@ -49,7 +49,7 @@ def ask(flags: Mapping[str, Any], device: Device) -> Question:
         name = check_study_name(default_name(find_space(space).stem, info.name, budget, asked.get("seed", 0)))
     folder = root / name
     if (folder / STUDY_FILE).is_file():
-        return _continued(load_study(folder / "", root).spec, asked, flags, device)
+        return _continued(load_study(folder, root).spec, asked, flags, device)
     spec = new_spec(
         info,
         device.name,

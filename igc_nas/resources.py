@@ -55,13 +55,16 @@ def check_study_name(name: str) -> str:
     return name
 
 
-def find_study(name: str, root: Path) -> Path:
-    """The folder of a study: a path to one, `root`/name, or a shipped one. Raises `StudyError` listing the names."""
+def find_study(name: str | Path, root: Path) -> Path:
+    """The folder of a study: a `Path` is one, and so is text with a separator; else `root`/name, or a shipped one.
+
+    Raises `StudyError` listing the names.
+    """
     path = Path(name)
-    if len(path.parts) > 1 or path.is_absolute():
+    if isinstance(name, Path) or len(path.parts) > 1:
         if is_file(path / "study.toml"):
             return path
-        raise StudyError(f"no study in {name!r:.200} (it has no study.toml)")
+        raise StudyError(f"no study in {str(path)!r:.200} (it has no study.toml)")
     for folder in (root, shipped("studies")):
         if STUDY_NAME.fullmatch(name) and (folder / name / "study.toml").is_file():
             return folder / name

@@ -137,11 +137,11 @@ def parse_limits(text: str) -> dict[str, float]:
 
 
 def load_study(name: str | Path, root: Path | str = "studies") -> Study:
-    """Read a study by its path or name (`root`/name, else a shipped one). Raises `StudyError`.
+    """Read a study: a `Path` is its folder, text its path or name (`root`/name, else a shipped one).
 
-    A last line of trials.jsonl that is cut short (a search is writing it) is left out.
+    Raises `StudyError`. A last line of trials.jsonl that is cut short (a search is writing it) is left out.
     """
-    folder = find_study(str(name), Path(root))
+    folder = find_study(name, Path(root))
     try:
         spec = StudySpec.from_toml(read_text(folder / STUDY_FILE), f"{folder.name}/{STUDY_FILE}")
     except ConfigError as error:

@@ -21,8 +21,9 @@ from igc_nas.errors import ConfigError, IgcNasError, StudyError
 from igc_nas.events import Ended, Event, Exhausted, Job, Opened, Progress, Started
 from igc_nas.plan import arch_id
 from igc_nas.record import Candidate, Latency, Score, Trial, TrialState
+from igc_nas.results import STUDY_FILE, load_study
 from igc_nas.sampler import MOST_REPEATS, ExhaustedError, sampler_for
-from igc_nas.spec import Calibration, StudySpec
+from igc_nas.spec import Calibration, StudySpec, differences
 from igc_nas.store import BUDGET, Store, running_here
 from igc_nas.workers import Failed, Measured, Message, Workers, reason_of
 
@@ -61,15 +62,33 @@ def search(
     script needs the usual `if __name__ == "__main__":`). Closing the iterator stops the search: trials under way wait
     for the next run.
 
-    Raises `StudyError` where the store cannot be used or is another study's, `DataError`, `InfeasibleError`, and
+    Raises `StudyError` where the store cannot be used or is of another question, `DataError`, `InfeasibleError`, and
     `IgcNasError` after five failures in a row for one reason.
     """
     run = run or Run(Path("studies") / spec.name)
-    with Store(run.folder, spec, run.storage) as store:
+    with Store(run.folder, continued(spec, run.folder), run.storage) as store:
         coordinator = _Coordinator(store, run, on_event)
         steps = coordinator.inline(evaluate) if evaluate else coordinator.with_workers()
         with closing(steps):
             yield from steps
+
+
+def continued(spec: StudySpec, folder: Path) -> StudySpec:
+    """The spec of the study in `folder`, with the scale that it has fixed, where there is one; else `spec`.
+
+    Raises `StudyError` where that study asks another question than `spec`.
+    """
+    if not (folder / STUDY_FILE).is_file():
+        return spec
+    there = load_study(folder).spec
+    fixed_later = {"bounds": None, "reference_ms": None}
+    different = list(differences(spec.to_dict() | fixed_later, there.to_dict() | fixed_later))
+    if different:
+        raise StudyError(
+            f"study {there.name} is there and asks another question: {'; '.join(different[:4])}",
+            "search into another folder",
+        )
+    return there
 
 
 def training_seed(study_seed: int, identity: str, repeat: int = 0) -> int:

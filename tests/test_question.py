@@ -35,7 +35,7 @@ def made(root: Path, trials: int = 2, **changes: Any) -> StudySpec:
     """A study `made` under `root`, searched with invented numbers on the device `stub`."""
     question = spec(**({"name": "made", "budget": Budget(params=3000, macs=600_000)} | changes))
     list(search(question, Run(root / question.name, trials=trials), evaluate=evaluate))
-    return load_study(root / question.name / "").spec
+    return load_study(root / question.name).spec
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,7 @@ OTHER: dict[str, tuple[dict[str, Any], str]] = {
 def test_the_same_question_continues_a_study(given: dict[str, Any], there: Path) -> None:
     question = ask(flags(root=there, study_name="made", **given), STUB)
     assert (question.continued, question.folder) == (True, there / "made")
-    assert question.spec == load_study(there / "made" / "").spec
+    assert question.spec == load_study(there / "made").spec
 
 
 @pytest.mark.parametrize(("given", "difference"), OTHER.values(), ids=OTHER)

@@ -22,7 +22,7 @@ def searched(folder: Path, trials: int = 5) -> None:
 
 def test_a_store_opens_as_it_was_closed(tmp_path: Path) -> None:
     searched(tmp_path / "s")
-    before = load_study(tmp_path / "s" / "").trials
+    before = load_study(tmp_path / "s").trials
     with Store(tmp_path / "s", spec()) as store:
         assert store.study.trials == before
         assert [t.number for t in store.live.trials] == [t.number for t in before]
@@ -30,7 +30,7 @@ def test_a_store_opens_as_it_was_closed(tmp_path: Path) -> None:
 
 def test_evidence_alone_brings_the_database_back(tmp_path: Path) -> None:
     searched(tmp_path / "s")
-    before = load_study(tmp_path / "s" / "").trials
+    before = load_study(tmp_path / "s").trials
     (tmp_path / "s" / "study.db").unlink()
     with Store(tmp_path / "s", spec()) as store:
         assert store.study.trials == before
@@ -82,7 +82,7 @@ def test_a_second_writer_is_refused_and_told_who(tmp_path: Path) -> None:
         assert other.stdout.readline() == "open\n"
         with pytest.raises(StudyError, match=f"is being searched by pid {other.pid} on "):
             Store(tmp_path / "s", spec())
-        assert load_study(tmp_path / "s" / "").trials == ()
+        assert load_study(tmp_path / "s").trials == ()
         other.kill()
     until = time.monotonic() + 10
     while time.monotonic() < until:

@@ -7,7 +7,7 @@ import pytest
 from searches import evaluate, spec
 
 from igc_nas.cost import cost_of
-from igc_nas.errors import IgcNasError
+from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.events import Ended, Exhausted, Opened, Started
 from igc_nas.plan import arch_id
 from igc_nas.record import Trial
@@ -21,7 +21,7 @@ SAMPLERS = ("random", "tpe", "nsga2")
 
 def run(folder: Path, trials: int, question: StudySpec) -> tuple[Trial, ...]:
     list(search(question, Run(folder, trials=trials), evaluate=evaluate))
-    return load_study(folder / "").trials
+    return load_study(folder).trials
 
 
 def timeless(trials: tuple[Trial, ...]) -> list[Trial]:
@@ -56,7 +56,7 @@ def test_a_search_that_was_killed_at_any_trial_ends_with_the_same_front(tmp_path
         killed = search(spec(), Run(folder, trials=8), evaluate=_failing_at(k))
         with pytest.raises(KeyboardInterrupt):
             list(killed)
-        assert [t.state for t in load_study(folder / "").trials] == ["complete"] * k + ["waiting"]
+        assert [t.state for t in load_study(folder).trials] == ["complete"] * k + ["waiting"]
         assert timeless(run(folder, 8, spec())) == timeless(whole)
 
 
@@ -92,7 +92,7 @@ def test_a_space_ends(tmp_path: Path) -> None:
     events = []
     list(search(question, Run(tmp_path / "s", trials=500), evaluate=evaluate, on_event=events.append))
     within = _enumerate_tiny(1000)
-    assert {t.candidate.id for t in load_study(tmp_path / "s" / "").trials} == within
+    assert {t.candidate.id for t in load_study(tmp_path / "s").trials} == within
     assert sum(isinstance(e, Exhausted) for e in events) == 1
 
 
@@ -109,7 +109,7 @@ def _enumerate_tiny(limit: int) -> set[str]:
 
 def test_the_front_gets_better_by_hypervolume(tmp_path: Path) -> None:
     run(tmp_path / "s", 25, spec())
-    curve = [volume for _, volume in load_study(tmp_path / "s" / "").hypervolume_curve()]
+    curve = [volume for _, volume in load_study(tmp_path / "s").hypervolume_curve()]
     assert curve == sorted(curve)
     assert 0 < curve[0] < curve[-1] < 1
 
@@ -121,7 +121,7 @@ def test_a_failed_trial_does_not_end_a_search(tmp_path: Path) -> None:
         return evaluate(arch, seed)
 
     list(search(spec(), Run(tmp_path / "s", trials=10), evaluate=sometimes))
-    trials = load_study(tmp_path / "s" / "").trials
+    trials = load_study(tmp_path / "s").trials
     assert Counter(t.state for t in trials)["complete"] == 10
     assert any(t.state == "failed" and t.arch is not None and t.reason for t in trials)
 
@@ -132,7 +132,7 @@ def test_five_failures_for_one_reason_end_it(tmp_path: Path) -> None:
 
     with pytest.raises(IgcNasError, match="5 trials in a row failed: no such device"):
         list(search(spec(), Run(tmp_path / "s", trials=10), evaluate=never))
-    assert [t.state for t in load_study(tmp_path / "s" / "").trials] == ["failed"] * 5
+    assert [t.state for t in load_study(tmp_path / "s").trials] == ["failed"] * 5
 
 
 def test_a_search_can_be_left_in_the_middle(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_search_can_be_left_in_the_middle(tmp_path: Path) -> None:
 
 def test_a_time_limit_ends_a_search(tmp_path: Path) -> None:
     list(search(spec(), Run(tmp_path / "s", trials=50, timeout_s=1e-9), evaluate=evaluate))
-    assert load_study(tmp_path / "s" / "").trials == ()
+    assert load_study(tmp_path / "s").trials == ()
 
 
 def test_events_tell_what_happens(tmp_path: Path) -> None:
@@ -158,3 +158,26 @@ def test_events_tell_what_happens(tmp_path: Path) -> None:
 def test_asking_the_same_of_a_finished_study_does_nothing(tmp_path: Path) -> None:
     before = run(tmp_path / "s", 4, spec())
     assert run(tmp_path / "s", 4, spec()) == before
+
+
+def test_another_question_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    before = run(tmp_path / "s", 3, spec())
+    for change, named in (
+        ({"seed": 1}, "seed: 1 asked for, 0 in the study"),
+        ({"budget": Budget(params=2000)}, "budget"),
+        ({"recipe": {"epochs": 9}}, "recipe.epochs: 9 asked for, 2 in the study"),
+        ({"objectives": ("error", "macs")}, "objectives"),
+        ({"space": "igc_cifar"}, "space_name: igc_cifar asked for, tiny in the study"),
+    ):
+        with pytest.raises(StudyError, match=named):
+            run(tmp_path / "s", 4, spec(**change))
+    assert load_study(tmp_path / "s").trials == before
+
+
+def test_the_scale_is_fixed_once(tmp_path: Path) -> None:
+    run(tmp_path / "s", 2, spec())
+    scale = load_study(tmp_path / "s").spec.bounds
+    uncalibrated = spec().model_copy(update={"bounds": {}, "reference_ms": None})
+    run(tmp_path / "s", 3, uncalibrated)
+    assert load_study(tmp_path / "s").spec.bounds == scale
+    assert load_study(tmp_path / "s").spec.reference_ms == 1.0

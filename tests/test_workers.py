@@ -47,7 +47,7 @@ def test_workers_evaluate_die_and_are_replaced(tmp_path: Path) -> None:
                 os.kill(process.pid, signal.SIGKILL)
 
     found = list(search(question(), Run(tmp_path / "s", trials=3, workers=2), on_event=kill_once))
-    study = load_study(tmp_path / "s" / "")
+    study = load_study(tmp_path / "s")
     assert len(found) == 3
     assert len(killed) == 2
     failed = [t for t in study.trials if t.state == "failed"]
@@ -77,7 +77,7 @@ def test_a_killed_coordinator_takes_its_workers_with_it(tmp_path: Path) -> None:
         assert gone(workers, within_s=10)
     from igc_nas.store import Store
 
-    with Store(tmp_path / "studies" / "s", load_study(tmp_path / "studies" / "s" / "").spec) as store:
+    with Store(tmp_path / "studies" / "s", load_study(tmp_path / "studies" / "s").spec) as store:
         assert [t.number for t in store.waiting()] == [0, 1]
 
 
