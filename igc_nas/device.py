@@ -14,6 +14,7 @@ import torch
 from igc_nas import __version__
 from igc_nas.errors import UsageError
 from igc_nas.record import Conditions
+from igc_nas.spec import DtypeName
 
 Kind = Literal["cpu", "cuda"]
 
@@ -30,6 +31,12 @@ class Device:
     def torch_device(self) -> torch.device:
         """The device for torch."""
         return torch.device(self.torch_name)
+
+    @property
+    def fast_dtype(self) -> DtypeName:
+        """What factored networks train fastest in: bfloat16 on a GPU that has it; on a CPU its grouped kernels lose."""
+        native = self.kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if native else "float32"
 
     def conditions(self) -> Conditions:
         """What a number taken now on this device is taken under."""

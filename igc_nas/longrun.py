@@ -92,7 +92,7 @@ class LongRun:
                 "batch": batch,
                 "lr": lr,
                 "label_smoothing": label_smoothing,
-                "dtype": {"auto": "bfloat16" if found.kind == "cuda" else "float32"}.get(dtype, dtype),
+                "dtype": found.fast_dtype if dtype == "auto" else dtype,
             }
         )
         spec = LongSpec(arch=arch, schedule=schedule, dataset=info.label, dataset_sha256=info.sha256, seed=seed)

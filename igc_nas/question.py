@@ -60,7 +60,7 @@ def ask(flags: Mapping[str, Any], device: Device) -> Question:
         objectives=tuple(asked.get("objectives", ("error", "params", "latency"))),
         sampler=asked.get("sampler", "tpe"),
         seed=asked.get("seed", 0),
-        recipe=asked.get("recipe", {}),
+        recipe={"dtype": device.fast_dtype} | asked.get("recipe", {}),
     )
     return Question(spec, folder, info, continued=False, dataset_flag=dataset)
 
