@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ import click
 
 from igc_nas import __version__
 from igc_nas.errors import IgcNasError, UsageError
-from igc_nas.units import format_seconds, parse_count, parse_ms, parse_seconds
+from igc_nas.units import format_seconds, parse_count, parse_ms, parse_seconds, printable
 
 if TYPE_CHECKING:
     from igc_nas.config import ArchConfig
@@ -61,7 +62,7 @@ device_option = click.option("--device", default="auto", show_default=True, help
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="igc-nas")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(debug: bool) -> None:
+def main(debug: bool) -> None:  # `run` looks for --debug itself: it must know before a command fails to parse
     """Search for fast, small networks of interleaved group convolutions (IGCV1, IGCV2, IGCV3).
 
     Start with: igc-nas search --budget-params 2M
@@ -104,8 +105,10 @@ def search(**flags: Any) -> None:
             pass
     study = _load(run.folder, run.folder.parent)
     _print_front(study, study.spec.objectives, "json" if flags["as_json"] else "table")
-    if not quiet and study.candidates:
-        _say("", *_next_commands(study))
+    if not quiet:
+        short = run.trials is not None and len(study.candidates) < run.trials
+        stop = f"stopped with {len(study.candidates)} of {run.trials} trials; the same command continues"
+        _say("", *([stop] if short else []), *(_next_commands(study) if study.candidates else []))
 
 
 def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
@@ -122,8 +125,8 @@ def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
     extent = default_extent(devices[0].kind, len(devices))
     run = Run(
         folder=question.folder,
-        trials=flags["trials"] or extent.trials,
-        timeout_s=flags["timeout"] or extent.timeout_s,
+        trials=flags["trials"] or (None if flags["timeout"] else extent.trials),
+        timeout_s=flags["timeout"] or (None if flags["trials"] else extent.timeout_s),
         workers=flags["workers"] or extent.workers,
         devices=tuple(device.torch_name for device in devices),
         data_dir=flags["data_dir"],
@@ -148,15 +151,21 @@ def _announce(spec: StudySpec, run: Run, devices: tuple[Device, ...], notice: st
         f"recipe    {recipe.epochs} epoch(s) of {recipe.train_size:,} images at {recipe.resolution} px, batch "
         f"{recipe.batch}, lr {recipe.lr:g}, {recipe.dtype}; scored on {recipe.held_out:,} held-out images",
         f"device    {devices[0].name}" + (f" x {len(devices)}" if len(devices) > 1 else ""),
-        f"extent    until {run.trials} trials are complete, at most {format_seconds(run.timeout_s or 0)}; "
-        f"{run.workers} worker(s) of {run.threads} thread(s)",
+        f"extent    {_extent(run)}; {run.workers} worker(s) of {run.threads} thread(s)",
         "stop      Ctrl-C; the same command continues",
         "",
     )
 
 
+def _extent(run: Run) -> str:
+    limits = [f"until {run.trials} trials are complete"] if run.trials else []
+    limits += [f"at most {format_seconds(run.timeout_s)}"] if run.timeout_s else []
+    return ", ".join(limits)
+
+
 def _next_commands(study: Study) -> list[str]:
-    name = study.spec.name
+    assert study.folder is not None
+    name = shlex.quote(study.spec.name if study.folder.parent == Path("studies") else str(study.folder))
     return [
         "next:",
         f"  igc-nas dashboard {name}",
@@ -516,17 +525,12 @@ def _quiet_threads(threads: int) -> None:
 
 def _print(*lines: str) -> None:
     for line in lines:
-        click.echo(_lines(line))
+        click.echo(printable(line))
 
 
 def _say(*lines: str) -> None:
     for line in lines:
-        click.echo(_lines(line), err=True)
-
-
-def _lines(text: str) -> str:
-    """Text of one or several lines: names from files that others wrote do not move the cursor."""
-    return "\n".join(map(_printable, text.split("\n")))
+        click.echo(printable(line), err=True)
 
 
 def _print_json(value: Any) -> None:
@@ -557,9 +561,7 @@ def run() -> None:
 def _status(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     try:
-        main.main([a for a in arguments if a != "--debug"], prog_name="igc-nas", standalone_mode=False)
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
+        status = main.main([a for a in arguments if a != "--debug"], prog_name="igc-nas", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return 2
@@ -574,7 +576,10 @@ def _status(arguments: list[str]) -> int:
     except IgcNasError as error:
         if debug:
             raise
-        _say(f"igc-nas: {_printable(error.message)}", *([f"  {_printable(error.hint)}"] if error.hint else []))
+        _say(
+            f"igc-nas: {printable(error.message, lines=False)}",
+            *([f"  {printable(error.hint, lines=False)}"] if error.hint else []),
+        )
         return error.exit_code
     except OSError as error:  # a name, a permission, a disk: what the system refuses, in its words
         if debug:
@@ -586,11 +591,8 @@ def _status(arguments: list[str]) -> int:
         if debug:
             raise
         _say(
-            f"igc-nas: internal error: {type(error).__name__}: {_printable(str(error))[:300]}", "  --debug shows where"
+            f"igc-nas: internal error: {type(error).__name__}: {printable(str(error), lines=False)[:300]}",
+            "  --debug shows where",
         )
         return 1
-    return 0
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "�" for c in text)
+    return status if isinstance(status, int) else 0  # --help and --version return theirs

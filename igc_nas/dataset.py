@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igc_nas.errors import DataError, UsageError
-from igc_nas.shapes import SEED, VERSION, make_shapes
+from igc_nas.shapes import SEED, TRAIN_COUNT, VERSION, make_shapes
 
 Bytes = NDArray[np.uint8]
 PIXELS = 3 * 32 * 32
@@ -132,6 +132,11 @@ class DatasetInfo:
     std: tuple[float, float, float]
 
     @property
+    def train_count(self) -> int:
+        """Images of the training set, from which held-out ones are taken."""
+        return LAYOUTS[self.name].train_count if self.name in LAYOUTS else TRAIN_COUNT
+
+    @property
     def synthetic(self) -> bool:
         """Whether the images are drawn by a program and say nothing about photographs."""
         return self.name == SHAPES
@@ -228,7 +233,7 @@ def split_held_out(labels: Bytes, held_out: int, seed: int) -> tuple[NDArray[np.
 
 def auto_notice(info: DatasetInfo, folder: Path) -> str | None:
     """What must not be overlooked where `auto` found no CIFAR-10; None where it did."""
-    if not info.synthetic:
+    if not info.synthetic or any(_is_there(place) for place in _places(LAYOUTS["cifar10"], folder)):
         return None
     bar = "!" * 100
     return "\n".join(

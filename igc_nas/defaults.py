@@ -18,6 +18,8 @@ from igc_nas.space import SpaceFile
 from igc_nas.spec import Budget, LatencySpec, Recipe, SamplerName, StudySpec, default_name
 
 MEMORY_PER_WORKER = 2 * 2**30
+MOST_WORKERS = 8
+"""Measuring is one at a time and pauses the others, so more workers mostly wait."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     # One core trains a mid-sized network in about 20 s: few images, at half resolution. Factored networks are slower in
@@ -64,13 +66,18 @@ def default_extent(kind: str, devices: int = 1) -> Extent:
     if kind == "cuda":
         return Extent(trials=200 * devices, timeout_s=2 * 3600, workers=devices)
     by_memory = psutil.virtual_memory().available // MEMORY_PER_WORKER
-    workers = int(max(1, min(usable_cores(), by_memory)))
+    workers = int(max(1, min(usable_cores(), by_memory, MOST_WORKERS)))
     return Extent(trials=max(24, 12 * workers), timeout_s=9 * 60, workers=workers)
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, by its affinity and by its container's quota (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max"
+        return cores
 
 
 def new_spec(
@@ -106,9 +113,23 @@ def new_spec(
         sampler=sampler,
         seed=seed,
         budget=budget,
-        recipe=default_recipe(kind, **(recipe or {})),
+        recipe=_fitting_recipe(kind, info, recipe or {}),
         latency=LatencySpec(device=device_name, input=file.input),
         space=file,
     )
-    assert spec.feasible  # raises InfeasibleError where nothing fits
+    spec.feasible.lightest()  # raises where nothing fits
     return spec
+
+
+def _fitting_recipe(kind: str, info: DatasetInfo, changes: Mapping[str, Any]) -> Recipe:
+    """The default recipe with changes, its counts cut to what the dataset has. Raises for changes that ask for more."""
+    recipe = default_recipe(kind, **changes)
+    held_out = recipe.held_out if "held_out" in changes else min(recipe.held_out, info.train_count // 10)
+    rest = info.train_count - held_out
+    train_size = recipe.train_size if "train_size" in changes else min(recipe.train_size, rest)
+    if not 0 < train_size <= rest:
+        raise ConfigError(
+            f"recipe: train_size + held_out = {train_size + held_out}; {info.label} has {info.train_count} images",
+            "lower train_size",
+        )
+    return recipe.model_copy(update={"held_out": held_out, "train_size": train_size})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,6 +40,11 @@ class Device:
         native = self.kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if native else "float32"
 
+    def settle(self) -> None:
+        """Wait until everything that is queued on the device is done."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize(self.torch_device)
+
     def conditions(self) -> Conditions:
         """What a number taken now on this device is taken under."""
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -68,6 +75,10 @@ def find_devices(text: str) -> tuple[Device, ...]:
 
 def cpu_name() -> str:
     """The processor's model name, else the architecture."""
+    if sys.platform == "darwin":
+        return subprocess.run(
+            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True
+        ).stdout.strip()
     try:
         match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-import unicodedata
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
@@ -21,14 +20,9 @@ from igc_nas.events import Ended, Event, Exhausted, Opened, Progress, Started
 from igc_nas.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool
 from igc_nas.record import Candidate, Trial
 from igc_nas.results import Study
-from igc_nas.units import format_count, format_ms, format_seconds
+from igc_nas.units import format_count, format_ms, format_seconds, printable
 
 WIDE = 200
-
-
-def printable(text: str) -> str:
-    """Text without control and direction characters: nothing that a file holds moves the cursor or turns a line."""
-    return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf") else "�" for c in text)
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -11,6 +11,7 @@ from igc_nas.config import ArchConfig
 from igc_nas.data import load_proxy
 from igc_nas.dataset import DatasetInfo
 from igc_nas.device import Device, prepare
+from igc_nas.errors import StudyError
 from igc_nas.latency import measure_latency
 from igc_nas.network import build
 from igc_nas.record import Epoch, Latency, Score
@@ -57,7 +58,7 @@ class EmptyRoom:
 class Evaluator:
     """Evaluates architectures for one study on one device, in the process that it is made in.
 
-    Raises `DataError` where the dataset is not what the study is about.
+    Raises `StudyError` where the device is not the one that the study's latencies are of, `DataError` for its data.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class Evaluator:
         self.device = device
         self.threads = threads
         self.room = room or EmptyRoom()
+        if device.name != spec.latency.device:
+            raise StudyError(f"this device is {device.name}; the study's latencies are of {spec.latency.device}")
         prepare(device, threads)
         self.train, self.held_out = load_proxy(info, spec.recipe, spec.seed, device.torch_device)
 

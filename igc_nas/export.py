@@ -5,6 +5,7 @@ from __future__ import annotations
 from igc_nas.record import Candidate
 from igc_nas.results import Study
 from igc_nas.spec import Recipe
+from igc_nas.units import printable
 
 
 def config_text(study: Study, candidate: Candidate) -> str:
@@ -21,7 +22,7 @@ def config_text(study: Study, candidate: Candidate) -> str:
         f"latency conditions: {latency.runtime}, batch {latency.batch}, {latency.conditions.threads} thread(s), "
         f"{latency.dtype}, {latency.memory_format}, on {latency.conditions.device}",
     )
-    return "".join(f"# {_one_line(fact)}\n" for fact in facts) + "\n" + candidate.arch.to_toml()
+    return "".join(f"# {printable(fact, lines=False)}\n" for fact in facts) + "\n" + candidate.arch.to_toml()
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -30,7 +31,3 @@ def recipe_text(recipe: Recipe) -> str:
         f"{recipe.epochs} epoch(s) of {recipe.train_size:,} images at {recipe.resolution} px "
         f"(batch {recipe.batch}, lr {recipe.lr:g}, {recipe.dtype})"
     )
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)

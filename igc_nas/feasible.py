@@ -23,7 +23,7 @@ from igc_nas.space import Metric, SearchSpace, shape_after
 from igc_nas.units import exact_count
 
 CELLS = 4096
-MOST_REJECTED = 200_000
+MOST_REJECTED = 20_000
 
 Counts = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -145,7 +145,7 @@ class LongRun:
         return self._finish(training)
 
     def _finish(self, training: Training) -> dict[str, Any]:
-        training.recalibrate()
+        training.recalibrate(images=None)
         test = load_test(self.info, self.spec.arch.input[1], self.device.torch_device)
         error, loss = training.evaluate(test)
         weights = self.folder / WEIGHTS_FILE

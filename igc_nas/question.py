@@ -14,9 +14,9 @@ from igc_nas.device import Device
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.objectives import parse_objectives
 from igc_nas.resources import check_study_name, find_space
-from igc_nas.results import STUDY_FILE, load_study
+from igc_nas.results import Study, is_begun, load_study
 from igc_nas.space import SpaceFile
-from igc_nas.spec import Budget, StudySpec, default_name, differences
+from igc_nas.spec import Budget, StudySpec, default_name, differences, restricted
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def ask(flags: Mapping[str, Any], device: Device) -> Question:
     asked = explicit(flags)
     root: Path = flags["root"]
     name: str | None = flags["study_name"]
-    if name is not None and (root / check_study_name(name) / STUDY_FILE).is_file():
-        return _continued(load_study(root / name, root).spec, asked, flags, device)
+    if name is not None and is_begun(root / check_study_name(name)):
+        return _continued(load_study(root / name), asked, flags, device)
     dataset = flags["dataset"] or "auto"
     info = locate(dataset, data_dir(flags["data_dir"]))
     budget = Budget.parse(asked.get("budget", {}))
@@ -48,8 +48,8 @@ def ask(flags: Mapping[str, Any], device: Device) -> Question:
     if name is None:
         name = check_study_name(default_name(find_space(space).stem, info.name, budget, asked.get("seed", 0)))
     folder = root / name
-    if (folder / STUDY_FILE).is_file():
-        return _continued(load_study(folder, root).spec, asked, flags, device)
+    if is_begun(folder):
+        return _continued(load_study(folder), asked, flags, device)
     spec = new_spec(
         info,
         device.name,
@@ -110,7 +110,8 @@ def _scalar(text: str) -> Any:
     return text
 
 
-def _continued(spec: StudySpec, asked: dict[str, Any], flags: Mapping[str, Any], device: Device) -> Question:
+def _continued(study: Study, asked: dict[str, Any], flags: Mapping[str, Any], device: Device) -> Question:
+    spec = study.spec
     info = locate(spec.dataset.split(" ")[0], data_dir(flags["data_dir"]))
     has = spec.to_dict()
     asked = asked | {"dataset": info.label, "dataset_sha256": info.sha256, "latency": {"device": device.name}}
@@ -119,9 +120,8 @@ def _continued(spec: StudySpec, asked: dict[str, Any], flags: Mapping[str, Any],
     if "budget" in asked:
         asked["budget"] = dict.fromkeys(("params", "macs", "latency_ms")) | asked["budget"]
         has["budget"] = dict.fromkeys(("params", "macs", "latency_ms")) | has["budget"]
-    if asked.get("space") == has["space"]:
-        asked.pop("space")
-    different = list(differences(asked, has))
+    there = restricted(has, asked) | {key: has[key] for key in ("space",) if key in asked}
+    different = list(differences(asked, there))
     if different:
         raise StudyError(
             f"study {spec.name} is there and asks another question: {'; '.join(different[:4])}",

@@ -121,7 +121,7 @@ class Trial(Frozen):
     arch: ArchConfig | None = None
     candidate: Candidate | None = None
     reason: str | None = None
-    """Why it is infeasible, failed, or a duplicate ("duplicate of trial 3")."""
+    """Why it is infeasible, failed, or a duplicate ("the architecture of trial 3")."""
     same_as: int | None = None
     """The trial that a duplicate repeats."""
     violation: float | None = None

@@ -149,6 +149,14 @@ def load_study(name: str | Path, root: Path | str = "studies") -> Study:
     return Study(spec, read_trials(folder / TRIALS_FILE), folder)
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds a study that has trials or a scale; without, its question may still be another one."""
+    if not (folder / STUDY_FILE).is_file():
+        return False
+    study = load_study(folder)
+    return bool(study.trials or study.spec.bounds)
+
+
 def read_trials(path: Path) -> tuple[Trial, ...]:
     """The trials of a trials.jsonl, by number; of several lines for one number the last counts."""
     try:

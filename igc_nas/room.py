@@ -8,16 +8,20 @@ empty; who trains looks at the gate between two steps and stands up while it is 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 
 class QuietRoom:
-    """Seat `seat` of `seats` in a room whose locks are files in `folder`."""
+    """Seat `seat` of `seats` in a room whose locks are files in `folder`.
 
-    def __init__(self, folder: Path, seat: int, seats: int) -> None:
+    `settle` is called before standing up: a GPU has work queued that must be over before another may measure.
+    """
+
+    def __init__(self, folder: Path, seat: int, seats: int, settle: Callable[[], None] = lambda: None) -> None:
+        self._settle = settle
         self._gate = FileLock(folder / "gate.lock", poll_interval=0.005)
         self._seats = [FileLock(folder / f"seat{i}.lock", poll_interval=0.005) for i in range(seats)]
         self._own = self._seats[seat]
@@ -45,6 +49,7 @@ class QuietRoom:
         try:
             self._gate.acquire(timeout=0)
         except Timeout:
+            self._settle()
             self._own.release(force=True)
             self._sit()
         else:

@@ -25,6 +25,7 @@ from igc_nas.spec import StudySpec
 STARTUP_TRIALS = 10
 POPULATION = 20
 MOST_REPEATS = 2_000
+MOST_IN_VAIN = 50
 
 
 class ExhaustedError(IgcNasError):
@@ -92,12 +93,17 @@ class FeasibleSampler(BaseSampler):
         )
 
 
-def sampler_for(spec: StudySpec, number: int, known: Collection[str]) -> BaseSampler:
-    """The sampler of trial `number`. `known` are the ids that the study has."""
+def sampler_for(spec: StudySpec, number: int, known: Collection[str], in_vain: int = 0) -> BaseSampler:
+    """The sampler of trial `number`. `known` are the ids that the study has.
+
+    After `MOST_IN_VAIN` suggestions in a row that came to nothing the next one is a uniform feasible draw, which gives
+    the sampler something new to learn from.
+    """
     streams = np.random.SeedSequence([spec.seed, number]).spawn(2)
     rng = np.random.default_rng(streams[0])
     inner_seed = int(streams[1].generate_state(1)[0])
-    return FeasibleSampler(spec, known, rng, _optuna_sampler(spec, inner_seed))
+    inner = None if in_vain >= MOST_IN_VAIN else _optuna_sampler(spec, inner_seed)
+    return FeasibleSampler(spec, known, rng, inner)
 
 
 _MAKE: dict[str, Callable[[int], BaseSampler | None]] = {

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from igc_nas.config import Frozen, parse_toml
 from igc_nas.cost import Cost, cost_of
-from igc_nas.errors import ConfigError, IgcNasError, StudyError
+from igc_nas.errors import ConfigError, IgcNasError, InfeasibleError, StudyError
 from igc_nas.feasible import Feasible
 from igc_nas.objectives import OBJECTIVES, parse_objectives
 from igc_nas.record import Latency
@@ -172,10 +172,23 @@ class StudySpec(Frozen):
         except ConfigError as error:
             raise StudyError(error.message, error.hint) from None
 
+    def question(self) -> dict[str, Any]:
+        """What the study asks, without what is fixed once it is calibrated: equal for equal studies."""
+        return {key: value for key, value in self.to_dict().items() if key not in ("bounds", "reference_ms")}
+
     def with_scale(self, calibration: Calibration) -> StudySpec:
-        """This spec with the hypervolume's bounds and the reference time fixed. Raises `InfeasibleError`."""
+        """This spec with the hypervolume's bounds and the reference time fixed.
+
+        Raises `InfeasibleError` where the latency budget is below half of what the network with the fewest MACs takes.
+        """
         fast, slow = sorted((calibration.smallest.normalised_ms, calibration.largest.normalised_ms))
         limit = self.budget.latency_ms
+        if limit is not None and limit < fast / 2:
+            raise InfeasibleError(
+                f"the feasible architecture of {self.space_name} with the fewest MACs takes {fast:.3g} ms here; "
+                f"the budget is {limit:g} ms",
+                "raise --budget-latency",
+            )
         high = min(slow, limit) if limit and limit > fast else slow
         bounds = self.known_bounds() | {"latency": (fast, max(high, fast * 1.01))}
         return StudySpec.parse(
@@ -217,9 +230,24 @@ def default_name(space: str, dataset: str, budget: Budget, seed: int) -> str:
 
 
 def differences(asked: Mapping[str, Any], has: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Each key of `asked` whose value in `has` is another, as `recipe.epochs: 3 asked, 2 in the study`."""
-    for key, value in asked.items():
-        if isinstance(value, Mapping) and isinstance(has.get(key), Mapping):
-            yield from differences(value, has[key], f"{prefix}{key}.")
-        elif value != has.get(key):
-            yield f"{prefix}{key}: {value!s:.60} asked for, {has.get(key, 'none')!s:.60} in the study"
+    """Each key whose values in `asked` and `has` differ, as `recipe.epochs: 3 asked for, 2 in the study`."""
+    for key in [*asked, *(key for key in has if key not in asked)]:
+        wants, there = asked.get(key), has.get(key)
+        if isinstance(wants, Mapping) and isinstance(there, Mapping):
+            yield from differences(wants, there, f"{prefix}{key}.")
+        elif wants != there:
+            yield f"{prefix}{key}: {_shown(wants)} asked for, {_shown(there)} in the study"
+
+
+def restricted(record: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` with the keys of `keys` only, through all tables of both."""
+    return {
+        key: restricted(record[key], value)
+        if isinstance(value, Mapping) and isinstance(record.get(key), Mapping)
+        else record.get(key)
+        for key, value in keys.items()
+    }
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else f"{value!s:.60}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +29,12 @@ from igc_nas.objectives import OBJECTIVES, values
 from igc_nas.record import FINISHED, Trial
 from igc_nas.results import STUDY_FILE, TRIALS_FILE, Study, read_trials
 from igc_nas.sampler import distributions
-from igc_nas.spec import StudySpec
+from igc_nas.spec import StudySpec, differences
 
-RECORD = "igc_nas:record"
+RECORD, QUESTION = "igc_nas:record", "igc_nas:question"
 BUDGET = "budget"
+CONSTRAINT = f"constraints:{BUDGET}"
+LOST = "lost: neither the database nor the evidence has it"
 DATABASE_FILE, LOCK_FILE = "study.db", "study.lock"
 
 _STATE = {
@@ -64,14 +67,24 @@ class Store:
             self._database = RDBStorage(url)
             self._study_id = _find_or_create(self._database, self.spec)
             recorded = self._database.get_all_trials(self._study_id)
+            self._claim(bool(recorded))
             if not recorded:
-                recorded = [self._restored(trial) for trial in read_trials(self.folder / TRIALS_FILE)]
+                recorded = [self._restored(trial) for trial in _without_gaps(read_trials(self.folder / TRIALS_FILE))]
             self.live = _in_memory(self.spec, recorded)
         self.trials |= {t.number: Trial.from_json(t.user_attrs[RECORD], f"trial {t.number}") for t in recorded}
         self._ids = [t._trial_id for t in recorded]
         for number in list(self.trials):
             self._settle(number, recorded[number].state)
         self.write_evidence()
+
+    def _claim(self, has_trials: bool) -> None:
+        """Make sure that the database's study, where it has trials, is of our question; else write ours into it."""
+        attributes = self._database.get_study_user_attrs(self._study_id)
+        ours = self.spec.question()
+        if has_trials and QUESTION in attributes and json.loads(attributes[QUESTION]) != ours:
+            different = "; ".join(list(differences(ours, json.loads(attributes[QUESTION])))[:4])
+            raise StudyError(f"the database has another study {self.spec.name}: {different}", "use another --study")
+        self._database.set_study_user_attr(self._study_id, QUESTION, json.dumps(ours))
 
     def _restored(self, trial: Trial) -> FrozenTrial:
         """Write a trial of trials.jsonl into the empty database."""
@@ -97,12 +110,14 @@ class Store:
 
     def close(self) -> None:
         """Let the study go: trials under way wait for the next search, the evidence is written whole."""
-        for number in [n for n, trial in self.trials.items() if trial.state == "running"]:
-            self.wait(number)
-        self.write_evidence()
-        self._database.remove_session()
-        self._database.engine.dispose()
-        self._lock.release()
+        try:
+            for number in [n for n, trial in self.trials.items() if trial.state == "running"]:
+                self.wait(number)
+            self.write_evidence()
+        finally:
+            self._database.remove_session()
+            self._database.engine.dispose()
+            self._lock.release()
 
     # Trials, from the coordinator's side.
 
@@ -115,6 +130,15 @@ class Store:
         """Trials to take up before anything new is asked for, in order."""
         return [trial for _, trial in sorted(self.trials.items()) if trial.state == "waiting"]
 
+    def in_vain(self) -> int:
+        """How many suggestions since the last one that was evaluated came to nothing."""
+        count = 0
+        for number in range(len(self.trials) - 1, -1, -1):
+            if self.trials[number].state not in ("infeasible", "duplicate"):
+                break
+            count += 1
+        return count
+
     def add(self, trial: Trial) -> None:
         """Record a trial that the live study has just made, whatever its state; its number must be the next one."""
         noted = self._live_trial(trial.number).system_attrs  # a sampler's own notes, such as NSGA-II's generation
@@ -125,7 +149,7 @@ class Store:
         assert len(self._ids) == trial.number + 1
         if trial.state in FINISHED:
             self._tell_live(trial)
-            self._append_evidence(trial)
+        self._append_evidence(trial)
 
     def resume(self, number: int) -> Trial:
         """Mark a waiting trial as running again, in this process."""
@@ -149,11 +173,16 @@ class Store:
         with _as_study_error(self.folder):
             trial_id = self._ids[trial.number]
             self._database.set_trial_user_attr(trial_id, RECORD, trial.to_json())
+            if trial.state == "infeasible":  # found out by measuring
+                self._database.set_trial_system_attr(trial_id, CONSTRAINT, trial.violation)
             self._database.set_trial_state_values(trial_id, state, self.values_of(trial))
         self.trials[trial.number] = trial
 
     def _tell_live(self, trial: Trial) -> None:
-        if not self._live_trial(trial.number).state.is_finished():
+        live = self._live_trial(trial.number)
+        if not live.state.is_finished():
+            if trial.state == "infeasible":
+                self.live._storage.set_trial_system_attr(live._trial_id, CONSTRAINT, trial.violation)
             self.live.tell(trial.number, self.values_of(trial), self._optuna_state(trial))
 
     def _live_trial(self, number: int) -> FrozenTrial:
@@ -194,7 +223,7 @@ class Store:
                 name: d for name, d in distributions(self.spec.search_space).items() if name in trial.params
             },
             user_attrs={RECORD: trial.to_json()},
-            system_attrs={f"constraints:{BUDGET}": trial.violation or 0.0} | dict(noted),
+            system_attrs={CONSTRAINT: trial.violation or 0.0} | dict(noted),
             intermediate_values={},
         )
 
@@ -209,6 +238,13 @@ class Store:
     def _append_evidence(self, trial: Trial) -> None:
         with (self.folder / TRIALS_FILE).open("a", encoding="utf-8") as file:
             file.write(trial.to_json() + "\n")
+
+
+def _without_gaps(trials: Sequence[Trial]) -> Iterator[Trial]:
+    """Trials 0, 1, 2, ...: Optuna numbers without gaps, so one that is missing is put down as lost."""
+    found = {trial.number: trial for trial in trials}
+    for number in range(max(found, default=-1) + 1):
+        yield found.get(number) or Trial(number=number, state="failed", params={}, reason=LOST)
 
 
 def running_here(trial: Trial) -> Trial:

@@ -7,6 +7,7 @@ for candidate in search(spec):
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -21,7 +22,7 @@ from igc_nas.errors import ConfigError, IgcNasError, StudyError
 from igc_nas.events import Ended, Event, Exhausted, Job, Opened, Progress, Started
 from igc_nas.plan import arch_id
 from igc_nas.record import Candidate, Latency, Score, Trial, TrialState
-from igc_nas.results import STUDY_FILE, load_study
+from igc_nas.results import is_begun, load_study
 from igc_nas.sampler import MOST_REPEATS, ExhaustedError, sampler_for
 from igc_nas.spec import Calibration, StudySpec, differences
 from igc_nas.store import BUDGET, Store, running_here
@@ -44,7 +45,8 @@ class Run:
     """Seconds of this run; trials under way then are taken up by the next one."""
     workers: int = 1
     threads: int = 1
-    devices: tuple[str, ...] = ("cpu",)
+    devices: tuple[str, ...] = ()
+    """torch's names, `("cuda:0", "cuda:1")`; none: those of this machine that the study's latencies are of."""
     data_dir: Path | None = None
     storage: str | None = None
 
@@ -78,11 +80,10 @@ def continued(spec: StudySpec, folder: Path) -> StudySpec:
 
     Raises `StudyError` where that study asks another question than `spec`.
     """
-    if not (folder / STUDY_FILE).is_file():
+    if not is_begun(folder):
         return spec
     there = load_study(folder).spec
-    fixed_later = {"bounds": None, "reference_ms": None}
-    different = list(differences(spec.to_dict() | fixed_later, there.to_dict() | fixed_later))
+    different = list(differences(spec.question(), there.question()))
     if different:
         raise StudyError(
             f"study {there.name} is there and asks another question: {'; '.join(different[:4])}",
@@ -95,6 +96,18 @@ def training_seed(study_seed: int, identity: str, repeat: int = 0) -> int:
     """The seed that an architecture is initialised and trained from: a function of the study's seed and its id."""
     text = f"{study_seed}/{identity}/{repeat}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+
+
+def matching_devices(name: str) -> tuple[str, ...]:
+    """torch's names of this machine's devices that are called `name`. Raises `StudyError` where there is none."""
+    from igc_nas.device import find_devices
+
+    here = (*find_devices("auto"), *find_devices("cpu"))
+    found = tuple(dict.fromkeys(device.torch_name for device in here if device.name == name))
+    if not found:
+        has = ", ".join(dict.fromkeys(device.name for device in here))
+        raise StudyError(f"the study's latencies are of {name}; this machine has {has}", "start another study here")
+    return found
 
 
 class _Coordinator:
@@ -134,7 +147,8 @@ class _Coordinator:
         info = locate(spec.dataset.split(" ")[0], data_dir(run.data_dir))
         if (info.label, info.sha256) != (spec.dataset, spec.dataset_sha256):
             raise StudyError(f"the dataset is {info.label}; the study is about {spec.dataset}", "use another --study")
-        with Workers(spec, info, run.devices, run.workers, run.threads) as workers:
+        devices = run.devices or matching_devices(spec.latency.device)
+        with Workers(spec, info, devices, run.workers, run.threads) as workers:
             if spec.reference_ms is None:
                 self.calibrated(workers.calibrate())
             workers.tell_spec(self.store.spec)
@@ -171,6 +185,8 @@ class _Coordinator:
         if waiting:
             return self._start(self.store.resume(waiting[0].number))
         for _ in range(MOST_REPEATS if not self.exhausted else 0):
+            if self._late():
+                return None
             try:
                 trial = self._suggest()
             except ExhaustedError as error:
@@ -200,7 +216,7 @@ class _Coordinator:
     def _suggest(self) -> Trial:
         """Ask the sampler once. What comes back is running, infeasible, or a duplicate."""
         spec, live = self.store.spec, self.store.live
-        live.sampler = sampler_for(spec, len(self.store.trials), self.first_with_id.keys())
+        live.sampler = sampler_for(spec, len(self.store.trials), self.first_with_id.keys(), self.store.in_vain())
         asked = live.ask()
         trial = Trial(number=asked.number, state="running", params={})
         try:
@@ -241,10 +257,9 @@ class _Coordinator:
         if isinstance(message, Failed):
             return _changed(trial, "failed", reason=message.reason)
         assert trial.arch is not None
-        if message.score is None:
-            limit = self.store.spec.budget.latency_ms
-            reason = f"{message.latency.normalised_ms:.3f} ms; the budget is {limit:g} ms"
-            violation = message.latency.normalised_ms / (limit or 1) - 1
+        limit, took = self.store.spec.budget.latency_ms or math.inf, message.latency.normalised_ms
+        if message.score is None or took > limit:
+            reason, violation = f"{took:.3f} ms; the budget is {limit:g} ms", took / limit - 1
             return _changed(trial, "infeasible", reason=reason, violation=violation)
         candidate = Candidate(
             trial=trial.number,

@@ -99,8 +99,8 @@ class Training:
         return torch.autocast(self.device.kind, dtype=torch.bfloat16, enabled=bfloat16)
 
     @torch.no_grad()
-    def recalibrate(self, pause: Pause = lambda: None) -> None:
-        """Set BN's statistics to the mean over training images as they are, under the weights as they stand.
+    def recalibrate(self, pause: Pause = lambda: None, images: int | None = RECALIBRATION_IMAGES) -> None:
+        """Set BN's statistics to the mean over `images` training images (None: all), under the weights as they stand.
 
         Running averages lag behind weights that move fast, and a short training ends while they do.
         """
@@ -110,7 +110,7 @@ class Training:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
         self.network.train()
-        for index in self.images.in_order(self.recipe.batch, RECALIBRATION_IMAGES):
+        for index in self.images.in_order(self.recipe.batch, images):
             pause()
             with self._autocast():
                 self.network(self.images.batch(index))

@@ -1,4 +1,4 @@
-"""Quantities as people write them: `2M`, `1.5k`, `5ms`, `2h`. One strict parser, one printer each.
+"""Quantities as people write them: `2M`, `1.5k`, `5ms`, `2h`. One strict parser, one printer each; text made printable.
 
 Inside the program a count is an int, a latency a float in milliseconds, a duration a float in seconds; text in other
 units exists only at the edge.
@@ -84,3 +84,8 @@ def format_seconds(value: float) -> str:
         return f"{minutes} min {seconds} s" if seconds else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def printable(text: str, *, lines: bool = True) -> str:
+    """Text in which nothing that a file holds moves the cursor or turns a line; `lines` keeps line ends."""
+    return "".join(c if c.isprintable() or (lines and c == "\n") else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from igc_nas.evaluate import Evaluator
 
 GRACE_S = 3.0
+MOST_STILLBORN = 3
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,16 @@ class Workers:
     count: int
     threads: int = 1
     _workers: list[_Worker] = field(default_factory=list)
+    _stillborn: int = 0
 
     def __enter__(self) -> Workers:
         self._folder = tempfile.TemporaryDirectory(prefix="igc-nas-room-")
-        self._workers = [self._start(seat) for seat in range(self.count)]
+        try:
+            for seat in range(self.count):
+                self._workers.append(self._start(seat))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,20 +99,21 @@ class Workers:
 
     def calibrate(self) -> Calibration:
         """Measure the reference and the ends of the latency scale in the first worker, before the others work."""
-        for starting in self._workers:
-            self._await_ready(starting)
+        while waiting := [worker for worker in self._workers if not worker.ready]:
+            self._raise_if_error(self._receive(waiting[0]))
         worker = self._workers[0]
-        worker.pipe.send(("calibrate", None))
+        _send(worker, "calibrate", None)
         answer = self._receive(worker)
+        self._raise_if_error(answer)
         if not isinstance(answer, Calibration):
-            raise _as_error(answer)
+            raise IgcNasError("the worker process died while it measured the latency scale")
         return answer
 
     def tell_spec(self, spec: StudySpec) -> None:
         """Give every worker the spec as it is now (after calibration)."""
         self.spec = spec
         for worker in self._workers:
-            worker.pipe.send(("spec", spec.to_dict()))
+            _send(worker, "spec", spec.to_dict())
 
     def idle(self) -> int:
         """How many workers wait for a job (those that are still starting up are among them)."""
@@ -119,7 +127,7 @@ class Workers:
         """Give a job to an idle worker."""
         worker = next(w for w in self._workers if w.job is None)
         worker.job = job
-        worker.pipe.send(("job", (job.number, job.arch.to_dict(), job.seed)))
+        _send(worker, "job", (job.number, job.arch.to_dict(), job.seed))
 
     def messages(self, timeout: float | None) -> Iterator[Message]:
         """What workers have to say, waiting at most `timeout` seconds for the first word. Replaces the dead."""
@@ -131,31 +139,44 @@ class Workers:
             elif isinstance(answer, Measured | Failed):
                 worker.job = None
                 yield answer
-            elif isinstance(answer, BaseException):
-                raise _as_error(answer)
+            else:
+                self._raise_if_error(answer)
 
     def _receive(self, worker: _Worker) -> Any:
         try:
             answer = worker.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             return self._replace(worker)
         if answer == "ready":
             worker.ready = True
         return answer
 
-    def _replace(self, worker: _Worker) -> Failed | BaseException:
-        worker.process.join(GRACE_S)
-        died = f"the worker process died ({_exit(worker.process.exitcode)})"
-        if worker.job is None or not worker.ready:
-            return IgcNasError(f"{died} before it could work", "run with --debug to see what it printed")
-        self._workers[self._workers.index(worker)] = self._start(worker.seat)
-        return Failed(worker.job.number, died)
+    def _replace(self, worker: _Worker) -> Failed | IgcNasError | None:
+        """Start another process in the place of a dead one; what it was working on has failed.
 
-    def _await_ready(self, worker: _Worker) -> None:
-        while not worker.ready:
-            answer = self._receive(worker)
-            if isinstance(answer, BaseException):
-                raise _as_error(answer)
+        A job that it had not begun is the next one's; processes that die again and again before they can work are
+        an error.
+        """
+        worker.process.join(GRACE_S)
+        worker.pipe.close()
+        died = f"the worker process died ({_exit(worker.process.exitcode)})"
+        self._stillborn = 0 if worker.ready else self._stillborn + 1
+        if self._stillborn >= MOST_STILLBORN:
+            return IgcNasError(f"{died} before it could work, {MOST_STILLBORN} times in a row")
+        successor = self._start(worker.seat)
+        self._workers[self._workers.index(worker)] = successor
+        if worker.job is None:
+            return None
+        if worker.ready:
+            return Failed(worker.job.number, died)
+        successor.job = worker.job
+        _send(successor, "job", (worker.job.number, worker.job.arch.to_dict(), worker.job.seed))
+        return None
+
+    @staticmethod
+    def _raise_if_error(answer: object) -> None:
+        if isinstance(answer, BaseException):
+            raise answer
 
     def _start(self, seat: int) -> _Worker:
         device = self.devices[seat % len(self.devices)]
@@ -205,10 +226,10 @@ def _child_environment(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _as_error(answer: object) -> BaseException:
-    if isinstance(answer, IgcNasError):
-        return answer
-    return IgcNasError(f"a worker failed: {answer!r:.200}")
+def _send(worker: _Worker, kind: str, value: object) -> None:
+    """Send a word to a worker. One that has died is noticed where its answer is awaited."""
+    with contextlib.suppress(OSError):
+        worker.pipe.send((kind, value))
 
 
 def _exit(code: int | None) -> str:
@@ -237,12 +258,12 @@ def _work(
     from igc_nas.evaluate import Evaluator
 
     try:
-        evaluator = Evaluator(
-            StudySpec.parse(spec), info, find_devices(device)[0], threads, QuietRoom(room, seat, seats)
-        )
+        found = find_devices(device)[0]
+        quiet = QuietRoom(room, seat, seats, found.settle)
+        evaluator = Evaluator(StudySpec.parse(spec), info, found, threads, quiet)
     except Exception as error:
         pipe.send(error if isinstance(error, IgcNasError) else IgcNasError(reason_of(error)))
-        return
+        return  # whoever reads this raises it
     pipe.send("ready")
     while True:
         try:
@@ -252,10 +273,17 @@ def _work(
         if kind == "spec":
             evaluator.spec = StudySpec.parse(value)
         elif kind == "calibrate":
-            pipe.send(evaluator.calibrate())
+            pipe.send(_calibrate(evaluator))
         else:
             number, arch, seed = value
             pipe.send(_evaluate(evaluator, Job(number, ArchConfig.parse(arch), seed), pipe))
+
+
+def _calibrate(evaluator: Evaluator) -> Calibration | IgcNasError:
+    try:
+        return evaluator.calibrate()
+    except Exception as error:
+        return error if isinstance(error, IgcNasError) else IgcNasError(reason_of(error))
 
 
 def _evaluate(evaluator: Evaluator, job: Job, pipe: Connection) -> Message:

@@ -44,7 +44,8 @@ def test_a_wrong_change_is_refused_by_name(changes: dict[str, object]) -> None:
     [
         (1, 64, Extent(trials=24, timeout_s=540, workers=1)),
         (2, 64, Extent(trials=24, timeout_s=540, workers=2)),
-        (16, 64, Extent(trials=192, timeout_s=540, workers=16)),
+        (6, 64, Extent(trials=72, timeout_s=540, workers=6)),
+        (64, 640, Extent(trials=96, timeout_s=540, workers=8)),
         (16, 8, Extent(trials=48, timeout_s=540, workers=4)),
         (16, 0, Extent(trials=24, timeout_s=540, workers=1)),
     ],
@@ -95,7 +96,8 @@ def test_a_new_spec_takes_changes() -> None:
         recipe={"epochs": 1},
     )
     assert (made.name, made.objectives, made.sampler, made.seed) == ("mine", ("error", "macs"), "nsga2", 3)
-    assert (made.budget.params, made.recipe) == (2000, default_recipe("cuda", epochs=1))
+    assert made.budget.params == 2000
+    assert made.recipe == default_recipe("cuda", epochs=1, train_size=18_000, held_out=2000)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +112,10 @@ def test_a_new_spec_takes_changes() -> None:
 def test_a_new_spec_refuses_what_cannot_be_searched(changes: dict[str, object], error: type[Exception]) -> None:
     with pytest.raises(error):
         new_spec(locate("shapes", None), "a device", **({"space": "tiny"} | changes))
+
+
+def test_a_recipe_is_cut_to_a_dataset_that_has_less() -> None:
+    recipe = new_spec(locate("shapes", None), "some GPU", "cuda", space="tiny").recipe
+    assert (recipe.held_out, recipe.train_size) == (2000, 18_000)
+    with pytest.raises(ConfigError, match="shapes has 20000 images"):
+        new_spec(locate("shapes", None), "some GPU", "cuda", space="tiny", recipe={"train_size": 19_000})

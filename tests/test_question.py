@@ -14,7 +14,7 @@ from igc_nas.device import Device
 from igc_nas.errors import ConfigError, DataError, InfeasibleError, StudyError, UsageError
 from igc_nas.question import ask, explicit, parse_recipe
 from igc_nas.results import load_study
-from igc_nas.spec import Budget, StudySpec, differences
+from igc_nas.spec import Budget, StudySpec, differences, restricted
 from igc_nas.study import Run, search
 
 STUB = Device("cpu", "cpu", "stub")
@@ -240,11 +240,11 @@ OTHER: dict[str, tuple[dict[str, Any], str]] = {
     "objectives": ({"objectives": "error,macs"}, "objectives: "),
     "order of objectives": ({"objectives": "params,error,latency"}, "objectives: "),
     "params": ({"budget_params": 2000}, "budget.params: 2000 asked for, 3000 in the study"),
-    "params only": ({"budget_params": 3000}, "budget.macs: None asked for, 600000 in the study"),
+    "params only": ({"budget_params": 3000}, "budget.macs: none asked for, 600000 in the study"),
     "macs": ({"budget_params": 3000, "budget_macs": 1}, "budget.macs: 1 asked for, 600000 in the study"),
     "latency": (
         {"budget_params": 3000, "budget_macs": 600_000, "budget_latency": 5.0},
-        "budget.latency_ms: 5.0 asked for, None in the study",
+        "budget.latency_ms: 5.0 asked for, none in the study",
     ),
     "sampler": ({"sampler": "random"}, "sampler: random asked for, tpe in the study"),
     "seed": ({"seed": 1}, "seed: 1 asked for, 0 in the study"),
@@ -299,10 +299,19 @@ def test_an_edited_space_is_another_question(tmp_path: Path) -> None:
 
 def test_differences_are_named_by_their_place() -> None:
     has = {"seed": 0, "recipe": {"epochs": 2, "lr": 0.1}, "budget": {}}
-    assert list(differences({}, has)) == []
-    assert list(differences({"seed": 0, "recipe": {"lr": 0.1}}, has)) == []
-    assert list(differences({"seed": 1, "recipe": {"epochs": 3}, "name": "x"}, has)) == [
+    assert list(differences(has, has)) == []
+    assert list(differences({"seed": 1, "recipe": {"epochs": 3}, "budget": {}, "name": "x"}, has)) == [
         "seed: 1 asked for, 0 in the study",
         "recipe.epochs: 3 asked for, 2 in the study",
+        "recipe.lr: none asked for, 0.1 in the study",
         "name: x asked for, none in the study",
     ]
+
+
+def test_what_is_restricted_has_the_keys_that_were_asked() -> None:
+    has = {"seed": 0, "recipe": {"epochs": 2, "lr": 0.1}, "budget": {}}
+    assert restricted(has, {"seed": 5, "recipe": {"lr": 3}, "name": "x"}) == {
+        "seed": 0,
+        "recipe": {"lr": 0.1},
+        "name": None,
+    }

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from igc_nas.cost import Cost, cost_of
 from igc_nas.errors import InfeasibleError, StudyError
-from igc_nas.spec import SCHEMA, Budget, Calibration, StudySpec, default_name, differences
+from igc_nas.spec import SCHEMA, Budget, Calibration, StudySpec, default_name, differences, restricted
 from studies import make_spec, make_study
 
 STUDY = make_study(1)
@@ -158,7 +158,9 @@ def test_differences_name_what_was_asked_and_what_is_there() -> None:
 
 
 def test_what_was_not_asked_makes_no_difference() -> None:
-    assert list(differences({"recipe": {"epochs": 2}}, SPEC.to_dict())) == []
+    asked = {"recipe": {"epochs": 2}}
+    assert list(differences(asked, restricted(SPEC.to_dict(), asked))) == []
+    assert list(differences({}, SPEC.to_dict())) != []
 
 
 def test_known_bounds_reach_from_the_smallest_network_to_the_budget_or_the_largest() -> None:

@@ -12,6 +12,7 @@ from searches import evaluate, spec
 from igc_nas.errors import StudyError
 from igc_nas.record import Trial
 from igc_nas.results import load_study, read_trials
+from igc_nas.spec import Budget
 from igc_nas.store import Store
 from igc_nas.study import Run, search
 
@@ -120,3 +121,40 @@ def test_another_database_may_be_named(tmp_path: Path) -> None:
     list(search(spec(), run, evaluate=evaluate))
     assert (tmp_path / "else.db").exists()
     assert not (tmp_path / "s" / "study.db").exists()
+
+
+@pytest.mark.parametrize("lost", [[0], [2], [1, 3], [4]])
+def test_evidence_with_holes_brings_back_what_it_has(lost: list[int], tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    (tmp_path / "s" / "study.db").unlink()
+    path = tmp_path / "s" / "trials.jsonl"
+    kept = [line for number, line in enumerate(path.read_text().splitlines(True)) if number not in lost]
+    path.write_text("".join(kept))
+    for _ in range(2):  # and again, from the database that it made
+        with Store(tmp_path / "s", spec()) as store:
+            states = [store.trials[number].state for number in range(len(store.trials))]
+            assert all(number == trial.number for number, trial in store.trials.items())
+        last = max(n for n in range(5) if n not in lost)
+        assert states == ["failed" if number in lost else "complete" for number in range(last + 1)]
+
+
+def test_a_database_of_another_question_is_refused(tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    (tmp_path / "s" / "study.toml").unlink()
+    with pytest.raises(StudyError, match=r"another study stub: seed: 5 asked for, 0 in the study"):
+        Store(tmp_path / "s", spec(seed=5))
+
+
+def test_a_trial_that_proved_too_slow_is_infeasible_for_the_sampler_too(tmp_path: Path) -> None:
+    question = spec(budget=Budget(latency_ms=0.5))
+    list(search(question, Run(tmp_path / "s", trials=4), evaluate=evaluate))
+    with Store(tmp_path / "s", question) as store:
+        slow = [t for t in store.trials.values() if t.state == "infeasible" and t.arch]
+        assert slow
+        for trial in slow:
+            assert trial.violation is not None
+            assert trial.violation > 0
+            assert store.live.trials[trial.number].system_attrs["constraints:budget"] == trial.violation
+            in_database = store._database.get_trial(store._ids[trial.number])
+            assert in_database.system_attrs["constraints:budget"] == trial.violation
+        assert all(c.latency.normalised_ms <= 0.5 for c in store.study.candidates)

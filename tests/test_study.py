@@ -14,6 +14,7 @@ from igc_nas.record import Trial
 from igc_nas.results import load_study
 from igc_nas.space import SearchSpace
 from igc_nas.spec import Budget, StudySpec
+from igc_nas.store import Store
 from igc_nas.study import Run, search, training_seed
 
 SAMPLERS = ("random", "tpe", "nsga2")
@@ -181,3 +182,17 @@ def test_the_scale_is_fixed_once(tmp_path: Path) -> None:
     run(tmp_path / "s", 3, uncalibrated)
     assert load_study(tmp_path / "s").spec.bounds == scale
     assert load_study(tmp_path / "s").spec.reference_ms == 1.0
+
+
+def test_a_budget_that_is_left_away_is_another_question(tmp_path: Path) -> None:
+    run(tmp_path / "s", 3, spec(budget=Budget(params=2000)))
+    with pytest.raises(StudyError, match=r"budget\.params: none asked for, 2000 in the study"):
+        run(tmp_path / "s", 4, spec())
+
+
+def test_a_study_that_never_began_may_be_asked_anew(tmp_path: Path) -> None:
+    uncalibrated = spec().model_copy(update={"bounds": {}, "reference_ms": None})
+    with Store(tmp_path / "s", uncalibrated):
+        pass
+    assert len(run(tmp_path / "s", 2, spec(seed=4))) == 2
+    assert load_study(tmp_path / "s").spec.seed == 4

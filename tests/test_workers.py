@@ -9,16 +9,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from searches import latency
 
 from igc_nas.dataset import locate
 from igc_nas.defaults import new_spec
 from igc_nas.device import cpu_name
-from igc_nas.errors import DataError, StudyError
-from igc_nas.events import Ended, Started
+from igc_nas.errors import DataError, InfeasibleError, StudyError
+from igc_nas.events import Ended, Job, Started
 from igc_nas.results import load_study
-from igc_nas.spec import StudySpec
+from igc_nas.spec import Budget, Calibration, StudySpec
 from igc_nas.study import Run, search
-from igc_nas.workers import Workers
+from igc_nas.workers import Failed, Measured, Workers
 
 RECIPE = {"epochs": 2, "train_size": 400, "held_out": 100, "resolution": 8, "crop": 1}
 
@@ -111,9 +112,8 @@ def test_another_dataset_than_the_studys_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_latency_budget_spares_the_training(tmp_path: Path) -> None:
-    from igc_nas.spec import Budget
-
-    spec = question(budget=Budget(latency_ms=0.0001))
+    ends = Calibration(reference_ms=1.0, smallest=latency(1e-5), largest=latency(1.0))
+    spec = question(budget=Budget(latency_ms=0.0001)).with_scale(ends)
     ended = []
 
     def note(event: object) -> None:
@@ -125,7 +125,43 @@ def test_a_latency_budget_spares_the_training(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         list(search(spec, Run(tmp_path / "s", trials=1), on_event=note))
     assert [t.state for t in ended] == ["infeasible", "infeasible"]
-    assert all("the budget is 0.0001 ms" in t.reason for t in ended)
+    assert all("the budget is 0.0001 ms" in t.reason and t.violation > 0 for t in ended)
+
+
+def test_a_latency_budget_that_nothing_can_keep_is_refused_at_once(tmp_path: Path) -> None:
+    spec = question(budget=Budget(latency_ms=0.0001))
+    with pytest.raises(InfeasibleError, match=r"fewest MACs takes .* ms here; the budget is 0\.0001 ms"):
+        list(search(spec, Run(tmp_path / "s", trials=1)))
+    assert not load_study(tmp_path / "s").trials
+
+
+def test_another_device_than_the_studys_is_refused(tmp_path: Path) -> None:
+    spec = new_spec(locate("shapes", None), "another device", space="tiny", name="s", recipe=RECIPE)
+    with pytest.raises(StudyError, match="latencies are of another device; this machine has"):
+        list(search(spec, Run(tmp_path / "s", trials=1)))
+    with pytest.raises(StudyError, match="the study's latencies are of another device"):
+        list(search(spec, Run(tmp_path / "t", trials=1, devices=("cpu",))))
+
+
+def test_idle_and_starting_workers_that_die_are_replaced() -> None:
+    with Workers(question(), locate("shapes", None), ("cpu",), 1) as workers:
+        _kill_all()  # while it starts
+        list(workers.messages(10))
+        spec = question().with_scale(workers.calibrate())
+        _kill_all()  # while it is idle
+        workers.tell_spec(spec)
+        arch = spec.search_space.smallest("params")
+        workers.submit(Job(0, arch, 0))
+        ended: list[object] = []
+        while not any(isinstance(message, Measured | Failed) for message in ended):
+            ended += workers.messages(60)
+    assert isinstance(ended[-1], Measured | Failed)
+
+
+def _kill_all() -> None:
+    for process in children():
+        process.kill()
+        process.wait()
 
 
 def test_closing_ends_the_processes(tmp_path: Path) -> None:
