@@ -169,3 +169,16 @@ def test_closing_ends_the_processes(tmp_path: Path) -> None:
         running = children()
         assert len(running) == 2
     assert gone(running, within_s=5)
+
+
+@pytest.mark.gpu
+def test_a_search_runs_on_a_gpu(tmp_path: Path) -> None:
+    from igc_nas.device import find_devices
+
+    device = find_devices("cuda")[0]
+    spec = new_spec(
+        locate("shapes", None), device.name, "cuda", space="tiny", name="s", recipe={"epochs": 1, "train_size": 4000}
+    )
+    found = list(search(spec, Run(tmp_path / "s", trials=3, devices=(device.torch_name,))))
+    assert len(found) == 3
+    assert all(c.latency.conditions.device == c.score.conditions.device == device.name for c in found)
