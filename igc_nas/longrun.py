@@ -185,7 +185,7 @@ class LongRun:
         path = self.folder / RUN_FILE
         ours = self.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
         if path.is_file():
-            different = list(differences(ours, parse_toml(read_text(path), path.name)))
+            different = list(differences(ours, parse_toml(read_text(path), path.name), where="there"))
             if different:
                 raise StudyError(
                     f"{self.folder} holds another training: {'; '.join(different[:4])}", "choose another folder with -o"

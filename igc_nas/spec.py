@@ -229,14 +229,16 @@ def default_name(space: str, dataset: str, budget: Budget, seed: int) -> str:
     return f"{space}-{dataset}-{budget}-s{seed}"
 
 
-def differences(asked: Mapping[str, Any], has: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def differences(
+    asked: Mapping[str, Any], has: Mapping[str, Any], prefix: str = "", where: str = "in the study"
+) -> Iterator[str]:
     """Each key whose values in `asked` and `has` differ, as `recipe.epochs: 3 asked for, 2 in the study`."""
     for key in [*asked, *(key for key in has if key not in asked)]:
         wants, there = asked.get(key), has.get(key)
         if isinstance(wants, Mapping) and isinstance(there, Mapping):
-            yield from differences(wants, there, f"{prefix}{key}.")
+            yield from differences(wants, there, f"{prefix}{key}.", where)
         elif wants != there:
-            yield f"{prefix}{key}: {_shown(wants)} asked for, {_shown(there)} in the study"
+            yield f"{prefix}{key}: {_shown(wants)} asked for, {_shown(there)} {where}"
 
 
 def restricted(record: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:

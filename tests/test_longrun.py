@@ -177,7 +177,7 @@ def test_the_folder_is_named_after_network_and_data(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"epochs": 4}, "schedule.epochs: 4 asked for, 3 in the study"),
+        ({"epochs": 4}, "schedule.epochs: 4 asked for, 3 there"),
         ({"batch": 32}, "schedule.batch: 32"),
         ({"lr": 0.1}, "schedule.lr: 0.1"),
         ({"dtype": "bfloat16"}, "schedule.dtype: bfloat16"),
