@@ -365,7 +365,8 @@ def measure(arch: str, classes: int | None, device: str, batch: int, threads: in
     prepare(found, threads)
     spec = LatencySpec(device=found.name, batch=batch, threads=threads, input=config.input)
     latency = measure_latency(config, spec, found)
-    facts = latency.model_dump(mode="json", exclude={"samples_ms", "reference_samples_ms", "normalised_ms"})
+    of_a_study = {"normalised_ms", "normalised_low_ms", "normalised_high_ms"}
+    facts = latency.model_dump(mode="json", exclude={"samples_ms", "reference_samples_ms", *of_a_study})
     facts |= {"n": latency.n, "reference": REFERENCE, **cost_of(config).as_dict()}
     if as_json:
         _print_json(facts | {"samples_ms": latency.samples_ms, "arch": config.to_dict()})

@@ -38,7 +38,7 @@ def measure_latency(
 ) -> Latency:
     """Time an architecture's network (batch, threads, dtype and memory format of `spec`) on `device`.
 
-    At least 31 rounds, then until the 95 % interval of the median is narrower than 2 % of it, or for `cap_s` seconds.
+    At least 31 rounds, then until the 95 % interval of the median ratio is narrower than 2 % of it, or for `cap_s` s.
     `reference_ms` is the study's fixed reference time; None takes this measurement's own. The thread count is the
     process's: call it where `torch.get_num_threads()` is `spec.threads`.
     """
@@ -52,20 +52,36 @@ def measure_latency(
         paces.append(pace())
         times.append(run())
         elapsed = time.perf_counter() - started
-        if len(times) >= LEAST_ROUNDS and (elapsed > cap_s or (len(times) % 10 == 1 and _narrow(times))):
+        if len(times) >= LEAST_ROUNDS and (elapsed > cap_s or (len(times) % 10 == 1 and _narrow(times, paces))):
             break
     share = (time.thread_time() - on_cpu) / (time.perf_counter() - started)
-    low, high = median_interval(times)
-    median, pace_median = float(np.median(times)), float(np.median(paces))
-    ratio = float(np.median(np.divide(times, paces)))
     shared = device.kind == "cpu" and spec.threads == 1 and share < LEAST_CPU_SHARE
+    return _latency(times, paces, shared, reference_ms, arch, spec, device)
+
+
+def _latency(
+    times: list[float],
+    paces: list[float],
+    shared: bool,
+    reference_ms: float | None,
+    arch: ArchConfig,
+    spec: LatencySpec,
+    device: Device,
+) -> Latency:
+    low, high = median_interval(times)
+    pace = float(np.median(paces))
+    unit = reference_ms or pace
+    ratios = [time / pace for time, pace in zip(times, paces, strict=True)]
+    ratio, (ratio_low, ratio_high) = float(np.median(ratios)), median_interval(ratios)
     return Latency(
-        median_ms=median,
+        median_ms=float(np.median(times)),
         low_ms=low,
         high_ms=high,
-        normalised_ms=ratio * (reference_ms or pace_median),
-        reference_ms=pace_median,
-        noisy=shared or (high - low) > NOISY_WIDTH * median,
+        normalised_ms=ratio * unit,
+        normalised_low_ms=ratio_low * unit,
+        normalised_high_ms=ratio_high * unit,
+        reference_ms=pace,
+        noisy=shared or ratio_high - ratio_low > NOISY_WIDTH * ratio,
         samples_ms=tuple(round(t, 5) for t in times),
         reference_samples_ms=tuple(round(t, 5) for t in paces),
         runtime=spec.runtime,
@@ -86,9 +102,11 @@ def median_interval(samples: list[float], level: float = 0.95, resamples: int = 
     return float(low), float(high)
 
 
-def _narrow(times: list[float]) -> bool:
-    low, high = median_interval(times, resamples=200)
-    return high - low < ENOUGH_WIDTH * float(np.median(times))
+def _narrow(times: list[float], paces: list[float]) -> bool:
+    """Whether the interval of what is to be told, the median ratio, is narrow enough."""
+    ratios = [time / pace for time, pace in zip(times, paces, strict=True)]
+    low, high = median_interval(ratios, resamples=200)
+    return high - low < ENOUGH_WIDTH * float(np.median(ratios))
 
 
 def _warm_up(*timers: Callable[[], float]) -> None:

@@ -39,14 +39,16 @@ class Latency(Frozen):
     """Time of one forward pass, in milliseconds, with the state of the machine cancelled out.
 
     Rounds of the network and of a fixed reference network alternate. `normalised_ms` is the median over rounds of
-    network / reference, times the study's `reference_ms`: the objective. `median_ms` is the plain median, `low_ms` to
-    `high_ms` its 95 % bootstrap interval.
+    network / reference, times the study's `reference_ms`: the objective, with the 95 % bootstrap interval of that
+    median. `median_ms` is the plain median, `low_ms` to `high_ms` its interval.
     """
 
     median_ms: Ms
     low_ms: Ms
     high_ms: Ms
     normalised_ms: Ms
+    normalised_low_ms: Ms | None = None
+    normalised_high_ms: Ms | None = None
     reference_ms: Ms
     noisy: bool
     samples_ms: Samples
@@ -65,7 +67,9 @@ class Latency(Frozen):
 
     @property
     def normalised_interval_ms(self) -> tuple[float, float]:
-        """The 95 % interval, brought from the raw to the normalised time by the ratio of the two."""
+        """The 95 % interval of `normalised_ms`; where a record has none, the raw one scaled to it."""
+        if self.normalised_low_ms is not None and self.normalised_high_ms is not None:
+            return self.normalised_low_ms, self.normalised_high_ms
         ratio = self.normalised_ms / self.median_ms
         return self.low_ms * ratio, self.high_ms * ratio
 

@@ -50,6 +50,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, network_ms: list[float], reference
     monkeypatch.setattr(module, "_timer", lambda *_: itertools.cycle(network_ms).__next__)
     monkeypatch.setattr(module, "_reference_timer", lambda *_: itertools.cycle(reference_ms).__next__)
     monkeypatch.setattr(module, "_warm_up", lambda *_: None)
+    monkeypatch.setattr(module, "LEAST_CPU_SHARE", 0.0)  # this machine may be busy; the script is not
 
 
 def test_a_drift_that_both_networks_see_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +58,17 @@ def test_a_drift_that_both_networks_see_cancels(monkeypatch: pytest.MonkeyPatch)
     scripted(monkeypatch, [2.0 * d for d in drift], [4.0 * d for d in drift])
     found = measure_latency(SMALL, SPEC, CPU, reference_ms=4.0, cap_s=0.0)
     assert found.normalised_ms == pytest.approx(2.0)
+    assert found.normalised_interval_ms == pytest.approx((2.0, 2.0))
     assert found.median_ms > 2.1
+    assert found.low_ms < found.high_ms
+    assert not found.noisy
+
+
+def test_what_the_networks_do_not_share_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [1 + (7 * i % 97) / 97 for i in range(97)], [1.0])
+    found = measure_latency(SMALL, SPEC, CPU, cap_s=0.0)
+    low, high = found.normalised_interval_ms
+    assert low < found.normalised_ms < high
     assert found.noisy
 
 
@@ -76,6 +87,7 @@ def test_rounds_stop_when_the_interval_is_narrow(monkeypatch: pytest.MonkeyPatch
 
 def test_a_thread_that_had_to_share_its_core_is_noisy(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [2.0], [1.0])
+    monkeypatch.setattr(module, "LEAST_CPU_SHARE", 0.9)
     monkeypatch.setattr(module.time, "thread_time", lambda: 0.0)
     assert measure_latency(SMALL, SPEC, CPU).noisy
 
