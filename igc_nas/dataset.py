@@ -139,7 +139,12 @@ class DatasetInfo:
     @property
     def synthetic(self) -> bool:
         """Whether the images are drawn by a program and say nothing about photographs."""
-        return self.name == SHAPES
+        return is_synthetic(self.name)
+
+
+def is_synthetic(label: str) -> bool:
+    """Whether a dataset of this name or label holds the images that igc-nas draws itself."""
+    return label.startswith(SHAPES)
 
 
 def data_dir(flag: Path | None = None) -> Path:

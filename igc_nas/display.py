@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from igc_nas.cost import Row, cost_of
+from igc_nas.dataset import is_synthetic
 from igc_nas.events import Ended, Event, Exhausted, Opened, Progress, Started
 from igc_nas.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool
 from igc_nas.record import Candidate, Trial
@@ -77,7 +78,7 @@ def front_table(study: Study, front: Sequence[Candidate], objectives: Sequence[s
 
 def data_label(dataset: str) -> str:
     """The dataset's label, loud where it is synthetic."""
-    return f"{dataset} (SYNTHETIC: says nothing about CIFAR)" if dataset == "shapes" else dataset
+    return f"{dataset} (SYNTHETIC: says nothing about CIFAR)" if is_synthetic(dataset) else dataset
 
 
 def plan_table(title: str, rows: Iterable[Row]) -> Group:

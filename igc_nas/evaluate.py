@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 from igc_nas.config import ArchConfig
 from igc_nas.data import load_proxy
@@ -15,8 +13,9 @@ from igc_nas.errors import StudyError
 from igc_nas.latency import measure_latency
 from igc_nas.network import build
 from igc_nas.record import Epoch, Latency, Score
+from igc_nas.room import QuietRoom
 from igc_nas.spec import Calibration, StudySpec
-from igc_nas.train import Pause, train_proxy
+from igc_nas.train import train_proxy
 
 
 @dataclass(frozen=True)
@@ -27,48 +26,18 @@ class Outcome:
     score: Score | None
 
 
-class Room(Protocol):
-    """Where processes that share a device agree who may use it (see `igc_nas.room.QuietRoom`)."""
-
-    def working(self) -> AbstractContextManager[None]:
-        """Hold while training."""
-
-    def measuring(self) -> AbstractContextManager[None]:
-        """Hold while measuring: the others pause."""
-
-    def pause(self) -> None:
-        """Call between steps: returns when nobody measures."""
-
-
-class EmptyRoom:
-    """The room of a process that has its device to itself."""
-
-    def working(self) -> AbstractContextManager[None]:
-        """Nobody to wait for."""
-        return nullcontext()
-
-    def measuring(self) -> AbstractContextManager[None]:
-        """Nobody to keep quiet."""
-        return nullcontext()
-
-    def pause(self) -> None:
-        """Nobody measures."""
-
-
 class Evaluator:
     """Evaluates architectures for one study on one device, in the process that it is made in.
 
     Raises `StudyError` where the device is not the one that the study's latencies are of, `DataError` for its data.
     """
 
-    def __init__(
-        self, spec: StudySpec, info: DatasetInfo, device: Device, threads: int = 1, room: Room | None = None
-    ) -> None:
+    def __init__(self, spec: StudySpec, info: DatasetInfo, device: Device, threads: int, room: QuietRoom) -> None:
         self.spec = spec
         self.info = info
         self.device = device
         self.threads = threads
-        self.room = room or EmptyRoom()
+        self.room = room
         if device.name != spec.latency.device:
             raise StudyError(f"this device is {device.name}; the study's latencies are of {spec.latency.device}")
         prepare(device, threads)
@@ -99,7 +68,7 @@ class Evaluator:
         limit = self.spec.budget.latency_ms
         if limit is not None and latency.normalised_ms > limit:
             return Outcome(latency, None)
-        pause: Pause = self.room.pause
+        pause = self.room.pause
         with self.room.working():
             network = build(arch, seed)
             score = train_proxy(

@@ -71,7 +71,7 @@ def _latency(
     low, high = median_interval(times)
     pace = float(np.median(paces))
     unit = reference_ms or pace
-    ratios = [time / pace for time, pace in zip(times, paces, strict=True)]
+    ratios = _ratios(times, paces)
     ratio, (ratio_low, ratio_high) = float(np.median(ratios)), median_interval(ratios)
     return Latency(
         median_ms=float(np.median(times)),
@@ -104,9 +104,14 @@ def median_interval(samples: list[float], level: float = 0.95, resamples: int = 
 
 def _narrow(times: list[float], paces: list[float]) -> bool:
     """Whether the interval of what is to be told, the median ratio, is narrow enough."""
-    ratios = [time / pace for time, pace in zip(times, paces, strict=True)]
+    ratios = _ratios(times, paces)
     low, high = median_interval(ratios, resamples=200)
     return high - low < ENOUGH_WIDTH * float(np.median(ratios))
+
+
+def _ratios(times: list[float], paces: list[float]) -> list[float]:
+    """Network / reference, round by round."""
+    return [network / reference for network, reference in zip(times, paces, strict=True)]
 
 
 def _warm_up(*timers: Callable[[], float]) -> None:

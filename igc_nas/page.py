@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from igc_nas.dataset import is_synthetic
 from igc_nas.files import write_whole
 from igc_nas.objectives import OBJECTIVES
 from igc_nas.plots import BAR_STYLE, MOST_BARS, colour_axis, hypervolume_figure, layout, traces
@@ -31,7 +32,6 @@ from igc_nas.views import (
     front_rows,
     front_view,
     hypervolume_view,
-    is_synthetic,
     latency_text,
     papers_view,
     plain,
@@ -80,7 +80,7 @@ def _policy(scripts: Iterable[str]) -> str:
 
 
 def _banner(study: Study) -> str:
-    if is_synthetic(study):
+    if is_synthetic(study.spec.dataset):
         return (
             '<p class="banner" role="alert"><strong>SYNTHETIC shapes: these errors say nothing about CIFAR-10.'
             "</strong> The images are drawn by igc-nas itself, for trying things out.</p>\n"
@@ -100,7 +100,7 @@ def _header(study: Study) -> str:
     return (
         f'<header>\n<p class="kind">igc-nas study</p>\n<h1><bdi>{plain(spec.name)}</bdi></h1>\n'
         f"<p>Errors are those of a short proxy training on <bdi>{plain(spec.dataset)}</bdi>"
-        f"{' (synthetic)' if is_synthetic(study) else ''}, on held-out training images.</p>\n</header>\n"
+        f"{' (synthetic)' if is_synthetic(study.spec.dataset) else ''}, on held-out training images.</p>\n</header>\n"
         f'<ul class="cards">\n{cards}</ul>\n'
         f'<section aria-labelledby="question">\n<h2 id="question">The question</h2>\n<dl>\n{facts}</dl>\n</section>\n'
     )

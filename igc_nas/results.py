@@ -17,7 +17,7 @@ from igc_nas.pareto import dominates, hypervolume, knee, nondominated
 from igc_nas.record import Candidate, Trial
 from igc_nas.resources import find_study
 from igc_nas.spec import StudySpec
-from igc_nas.units import parse_count
+from igc_nas.units import parse_count, parse_ms
 
 STUDY_FILE, TRIALS_FILE, PAGE_FILE = "study.toml", "trials.jsonl", "dashboard.html"
 
@@ -86,7 +86,7 @@ class Study:
             raise StudyError(f"{self.spec.name} has no completed trial yet", f"igc-nas search --study {self.spec.name}")
         if rule == "knee":
             front = self.front()
-            return front[knee([self.scaled_or_raw(c) for c in front])]
+            return front[knee([self._comparable(c) for c in front])]
         if rule == "best-error":
             return min(self.candidates, key=lambda c: (c.score.error, c.cost.params))
         kind, _, rest = rule.partition(":")
@@ -101,8 +101,8 @@ class Study:
             return self._best_under(parse_limits(rest))
         raise UsageError(f"unknown pick {rule!r:.80}", "use knee, best-error, trial:N or under:params=500k")
 
-    def scaled_or_raw(self, candidate: Candidate) -> tuple[float, ...]:
-        """Scaled objectives where the study has bounds, else the plain ones."""
+    def _comparable(self, candidate: Candidate) -> tuple[float, ...]:
+        """Scaled objectives where the study has bounds, else the plain ones: what a knee is found among."""
         if all(name in self.spec.bounds for name in self.spec.objectives):
             return self.scaled(candidate)
         return values(candidate, self.spec.objectives)
@@ -123,8 +123,6 @@ class Study:
 
 def parse_limits(text: str) -> dict[str, float]:
     """`"params=500k,latency=2ms"` -> {"params": 500000, "latency": 2.0}. Raises `UsageError`."""
-    from igc_nas.units import parse_ms
-
     limits: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = part.partition("=")

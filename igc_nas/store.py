@@ -35,7 +35,7 @@ RECORD, QUESTION = "igc_nas:record", "igc_nas:question"
 BUDGET = "budget"
 CONSTRAINT = f"constraints:{BUDGET}"
 LOST = "lost: neither the database nor the evidence has it"
-DATABASE_FILE, LOCK_FILE = "study.db", "study.lock"
+DATABASE_FILE, LOCK_FILE, OWNER_FILE = "study.db", "study.lock", "study.owner"
 
 _STATE = {
     "complete": TrialState.COMPLETE,
@@ -263,13 +263,13 @@ def _take_lock(folder: Path) -> filelock.FileLock:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout:
-        owner = (folder / "study.owner").read_text() if (folder / "study.owner").exists() else "another process"
+        owner = (folder / OWNER_FILE).read_text() if (folder / OWNER_FILE).exists() else "another process"
         raise StudyError(
             f"study {folder.name} is being searched by {owner}", "stop it there, or give this search another --study"
         ) from None
     except OSError as error:
         raise StudyError(f"{path}: {error.strerror or error}") from None
-    write_whole(folder / "study.owner", f"pid {os.getpid()} on {socket.gethostname()}")
+    write_whole(folder / OWNER_FILE, f"pid {os.getpid()} on {socket.gethostname()}")
     return lock
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from igc_nas.config import UNITS
 from igc_nas.cost import cost_of
+from igc_nas.dataset import is_synthetic
 from igc_nas.objectives import OBJECTIVES
 from igc_nas.record import Candidate
 from igc_nas.reference import PRINTED, reference
@@ -196,7 +197,9 @@ def latency_text(candidate: Candidate) -> str:
 def caption(study: Study) -> tuple[str, str]:
     """(what a picture shows, under which conditions), escaped."""
     spec, n = study.spec, len(study.candidates)
-    title = f"{plain(spec.dataset)}{', SYNTHETIC' if is_synthetic(study) else ''}: {plain(spec.space_name)}"
+    title = (
+        f"{plain(spec.dataset)}{', SYNTHETIC' if is_synthetic(study.spec.dataset) else ''}: {plain(spec.space_name)}"
+    )
     return title, f"{budget_text(study)} · {n:,} trial{'s' * (n != 1)} · {plain(spec.latency.device)}"
 
 
@@ -206,11 +209,6 @@ def budget_text(study: Study) -> str:
     known = limits(study)
     within = [f"{format_value(name, known[name])} {word}" for name, word in words.items() if name in known]
     return f"at most {', '.join(within)}" if within else "no budget"
-
-
-def is_synthetic(study: Study) -> bool:
-    """Whether the study's images are the ones that igc-nas draws itself."""
-    return study.spec.dataset.startswith("shapes")
 
 
 def search_command(study: Study) -> str:
