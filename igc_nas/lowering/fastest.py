@@ -1,0 +1,119 @@
+"""How one network is trained fastest: its chains chosen part by part, then the whole raced against the factored one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from igc_nas.device import Device
+from igc_nas.errors import StudyError
+from igc_nas.lowering import native
+from igc_nas.lowering.chain import Chain, chains_in
+from igc_nas.lowering.choice import Chooser
+from igc_nas.lowering.pins import NetworkForm, Pins
+from igc_nas.lowering.table import Table
+from igc_nas.lowering.training import ChainForm, LoweredNetwork, network_parts
+from igc_nas.network import Network
+from igc_nas.plan import Plan
+from igc_nas.spec import Recipe, Schedule
+from igc_nas.timing import interleaved, median, timed
+
+Forward = Callable[[Tensor], Tensor]
+RACE_ROUNDS, RACE_CAP_S = 3, 1.0
+CLEARLY = 0.98
+"""A lowered network must take less than this share of the factored one's time to be used."""
+
+
+class Fastest:
+    """Finds the forward function that trains a network fastest, on one device by one schedule."""
+
+    def __init__(
+        self, schedule: Schedule, resolution: int, device: Device, table: Table, pins: Pins | None = None
+    ) -> None:
+        self.schedule = schedule
+        self.resolution = resolution
+        self.device = device
+        self.table = table
+        self.pins = pins or Pins()
+        self.dtype = torch.bfloat16 if schedule.dtype == "bfloat16" else torch.float32
+        self._chooser = Chooser(table, schedule.batch, self.dtype, device.torch_device, device.settle)
+        self._scope = f"b{schedule.batch} {schedule.dtype}"
+
+    @classmethod
+    def of(cls, recipe: Recipe, device: Device, table: Table, pins: Pins | None = None) -> Fastest:
+        """For a study's recipe."""
+        return cls(recipe, recipe.resolution, device, table, pins)
+
+    def __call__(self, network: Network, identity: str) -> Forward | None:
+        """The function that runs a channels-last network (`identity` is its id) fastest; None: as it is written."""
+        whole = replace(network.plan, input=(network.plan.input[0], self.resolution, self.resolution))
+        chains = self._chains(whole)
+        key = f"{identity} @{self.resolution} {self._scope}"
+        form = self.pins.network(key, lambda: self._raced(network, whole, chains))
+        self.table.save()
+        if form == "native" and not native.available():
+            raise StudyError(
+                "this training was begun with compiled kernels, and here is no C compiler",
+                "install one (cc), or begin another",
+            )
+        return None if form == "factored" else LoweredNetwork(network, whole, chains, self.dtype, form == "native")
+
+    def _chains(self, whole: Plan) -> dict[str, ChainForm]:
+        """The form of every chain of a plan, by the chain's key."""
+        found: dict[str, ChainForm] = {}
+        for _, parts in network_parts(whole):
+            for chain in chains_in(parts):
+                if chain.key not in found:
+                    found[chain.key] = self._pinned(chain, first=not found)
+        return found
+
+    def _pinned(self, chain: Chain, first: bool) -> ChainForm:
+        return self.pins.chain(f"{chain.key} {self._scope}", chain, lambda: self._chooser.best(chain, first))
+
+    def _raced(self, network: Network, whole: Plan, chains: dict[str, ChainForm]) -> NetworkForm:
+        """Whole training steps, forward and backward, in turns; on copies, so that nothing is learned or counted."""
+        x = torch.randn(self.schedule.batch, *whole.input, device=self.device.torch_device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        runs: dict[NetworkForm, Callable[[], float]] = {}
+        for form in self._entrants():
+            ours = copy.deepcopy(network).train()
+            runs[form] = self._step(
+                ours,
+                _autocast(ours, self.device, self.schedule)
+                if form == "factored"
+                else LoweredNetwork(ours, whole, chains, self.dtype, form == "native"),
+                x,
+            )
+        times = {form: median(samples) for form, samples in interleaved(runs, RACE_ROUNDS, RACE_CAP_S).items()}
+        best = min(times, key=lambda form: times[form])
+        return best if times[best] < CLEARLY * times["factored"] else "factored"
+
+    def _entrants(self) -> list[NetworkForm]:
+        if self.device.kind == "cpu" and native.available():
+            return ["native", "lowered", "factored"]
+        return ["lowered", "factored"]
+
+    def _step(self, network: Network, forward: Forward, x: Tensor) -> Callable[[], float]:
+        labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+
+        def step() -> None:
+            F.cross_entropy(forward(x).float(), labels).backward()  # type: ignore[no-untyped-call]
+            network.zero_grad(set_to_none=True)
+
+        return timed(step, self.device.settle)
+
+
+def _autocast(network: Network, device: Device, schedule: Schedule) -> Forward:
+    """The factored network, its products in the schedule's dtype."""
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast(device.kind, dtype=torch.bfloat16, enabled=schedule.dtype == "bfloat16"):
+            logits: Tensor = network(x)
+        return logits
+
+    return forward

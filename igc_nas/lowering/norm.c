@@ -1,0 +1,231 @@
+/* Batch normalisation on the batch's statistics with its activation, and their gradient, on channels-last images.
+
+   An image is pixels (of all images of the batch) of `channels` values, bfloat16 or float32. `period` pixels in a row are
+   read as one `wide` row, so that WIDTH divides it: column j is of channel j % channels. Sums are taken in float32 over
+   blocks of rows and in double over blocks. Two passes forward, two backward, each in the order of memory; the mask of
+   the activation is computed again from x, so the output need not be kept.
+
+   Compiled twice, with BF16 defined or not, by igc_nas/lowering/native.py. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define WIDTH 16
+#define BLOCK 128
+
+/* The vectors of a row. */
+#define FOR_VECTORS(c, wide) for (long c = 0; c < (wide); c += WIDTH)
+
+typedef float vector __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t integers __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t words __attribute__((vector_size(4 * WIDTH)));
+typedef uint16_t halves __attribute__((vector_size(2 * WIDTH)));
+
+#ifdef BF16
+typedef uint16_t element;
+
+static inline vector load(const element *at) {
+    halves raw;
+    memcpy(&raw, at, sizeof raw);
+    words wide = __builtin_convertvector(raw, words) << 16;
+    return (vector)wide;
+}
+
+static inline void store(element *at, vector value) {
+    words bits = (words)value;
+    words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
+    words is_nan = (words)(value != value);
+    words chosen = (is_nan & 0x7fc0) | (~is_nan & rounded);
+    halves raw = __builtin_convertvector(chosen, halves);
+    memcpy(at, &raw, sizeof raw);
+}
+#else
+typedef float element;
+
+static inline vector load(const element *at) {
+    vector value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+static inline void store(element *at, vector value) { memcpy(at, &value, sizeof value); }
+#endif
+
+static inline vector broadcast(float value) { return value - (vector){0}; }
+
+static inline vector floats(const float *at) {
+    vector value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+/* The activation: none is 0, relu 1, relu6 2. A NaN stays one, as in torch. */
+static inline vector activated(vector value, int act) {
+    vector zero = {0}, six = broadcast(6);
+    if (act) {
+        integers below = value < zero;
+        value = (vector)(~below & (integers)value);
+    }
+    if (act == 2) {
+        integers above = value > six;
+        value = (vector)((above & (integers)six) | (~above & (integers)value));
+    }
+    return value;
+}
+
+/* The gradient where the activation lets it through. */
+static inline vector passed(vector grad, vector before, int act) {
+    vector zero = {0}, six = broadcast(6);
+    if (act == 0) return grad;
+    integers open = before > zero;
+    if (act == 2) open &= before < six;
+    return (vector)(open & (integers)grad);
+}
+
+static inline void put(float *at, vector value) { memcpy(at, &value, sizeof value); }
+
+/* Sums over rows of x - shift and of its square. */
+static void moments(const element *x, long rows, long wide, const float *shift, float *s, float *q, double *sum,
+                    double *square) {
+    for (long first = 0; first < rows; first += BLOCK) {
+        long last = first + BLOCK < rows ? first + BLOCK : rows, row = first;
+        memset(s, 0, wide * sizeof *s);
+        memset(q, 0, wide * sizeof *q);
+        for (; row + 4 <= last; row += 4)
+            FOR_VECTORS(c, wide) {
+                const element *at = x + row * wide + c;
+                vector k = floats(shift + c), d0 = load(at) - k, d1 = load(at + wide) - k;
+                vector d2 = load(at + 2 * wide) - k, d3 = load(at + 3 * wide) - k;
+                put(s + c, floats(s + c) + ((d0 + d1) + (d2 + d3)));
+                put(q + c, floats(q + c) + ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)));
+            }
+        for (; row < last; row++)
+            FOR_VECTORS(c, wide) {
+                vector d = load(x + row * wide + c) - floats(shift + c);
+                put(s + c, floats(s + c) + d);
+                put(q + c, floats(q + c) + d * d);
+            }
+        for (long c = 0; c < wide; c++) {
+            sum[c] += s[c];
+            square[c] += q[c];
+        }
+    }
+}
+
+/* y = act(x * scale + offset). */
+static void apply(const element *x, long rows, long wide, const float *scale, const float *offset, int act, element *y) {
+    for (long row = 0; row < rows; row++)
+        FOR_VECTORS(c, wide) {
+            long at = row * wide + c;
+            store(y + at, activated(load(x + at) * floats(scale + c) + floats(offset + c), act));
+        }
+}
+
+/* Sums over rows of g, the gradient behind the activation, and of g * (x - mean). */
+static void products(const element *grad, const element *x, long rows, long wide, const float *scale,
+                     const float *offset, const float *mean, int act, float *s, float *p, double *sum,
+                     double *product) {
+    for (long first = 0; first < rows; first += BLOCK) {
+        long last = first + BLOCK < rows ? first + BLOCK : rows, row = first;
+        memset(s, 0, wide * sizeof *s);
+        memset(p, 0, wide * sizeof *p);
+        for (; row + 2 <= last; row += 2)
+            FOR_VECTORS(c, wide) {
+                long at = row * wide + c, next = at + wide;
+                vector a = floats(scale + c), b = floats(offset + c), m = floats(mean + c);
+                vector x0 = load(x + at), x1 = load(x + next);
+                vector g0 = passed(load(grad + at), x0 * a + b, act), g1 = passed(load(grad + next), x1 * a + b, act);
+                put(s + c, floats(s + c) + (g0 + g1));
+                put(p + c, floats(p + c) + (g0 * (x0 - m) + g1 * (x1 - m)));
+            }
+        for (; row < last; row++)
+            FOR_VECTORS(c, wide) {
+                long at = row * wide + c;
+                vector value = load(x + at);
+                vector g = passed(load(grad + at), value * floats(scale + c) + floats(offset + c), act);
+                put(s + c, floats(s + c) + g);
+                put(p + c, floats(p + c) + g * (value - floats(mean + c)));
+            }
+        for (long c = 0; c < wide; c++) {
+            sum[c] += s[c];
+            product[c] += p[c];
+        }
+    }
+}
+
+/* dx = g * scale - x * slope - constant. */
+static void spread(const element *grad, const element *x, long rows, long wide, const float *scale,
+                   const float *offset, const float *slope, const float *constant, int act, element *dx) {
+    for (long row = 0; row < rows; row++)
+        FOR_VECTORS(c, wide) {
+            long at = row * wide + c;
+            vector value = load(x + at), a = floats(scale + c);
+            vector g = passed(load(grad + at), value * a + floats(offset + c), act);
+            store(dx + at, g * a - value * floats(slope + c) - floats(constant + c));
+        }
+}
+
+/* Fold what was summed by column to channels, the first `channels` columns. */
+static void fold(double *sums, long channels, long wide) {
+    for (long c = channels; c < wide; c++) sums[c % channels] += sums[c];
+}
+
+/* Repeat what is held by channel over all columns. */
+static void repeat(float *values, long channels, long wide) {
+    for (long c = channels; c < wide; c++) values[c] = values[c - channels];
+}
+
+/* y = act(BN(x)); the running statistics are moved by `momentum`. `kept` takes four rows of `wide` for the gradient: the
+   mean, 1 / the standard deviation, scale and offset. `work` holds four rows of zeros, in double. */
+void forward(const element *x, long pixels, long channels, long period, const float *weight, const float *bias,
+             float *running_mean, float *running_var, double momentum, double eps, int act, element *y, float *kept,
+             double *work) {
+    long wide = channels * period, rows = pixels / period;
+    float *mean = kept, *inverse = mean + wide, *scale = inverse + wide, *offset = scale + wide;
+    double *sum = work, *square = work + wide;
+    float *s = (float *)(work + 2 * wide), *q = s + wide;
+    FOR_VECTORS(c, wide) put(mean + c, load(x + c)); /* the first pixel is the shift */
+    repeat(mean, channels, wide);
+    moments(x, rows, wide, mean, s, q, sum, square);
+    fold(sum, channels, wide);
+    fold(square, channels, wide);
+    double unbiased = pixels > 1 ? (double)pixels / (pixels - 1) : 1;
+    for (long c = 0; c < channels; c++) {
+        double d = sum[c] / pixels, m = mean[c] + d, v = square[c] / pixels - d * d;
+        v = v < 0 ? 0 : v;
+        running_mean[c] += momentum * (m - running_mean[c]);
+        running_var[c] += momentum * (v * unbiased - running_var[c]);
+        double i = 1 / sqrt(v + eps);
+        mean[c] = m;
+        inverse[c] = i;
+        scale[c] = weight[c] * i;
+        offset[c] = bias[c] - m * weight[c] * i;
+    }
+    repeat(mean, channels, wide);
+    repeat(scale, channels, wide);
+    repeat(offset, channels, wide);
+    apply(x, rows, wide, scale, offset, act, y);
+}
+
+/* The gradients of x, weight and bias. `work` holds four rows of zeros, in double. */
+void backward(const element *grad, const element *x, long pixels, long channels, long period, const float *kept,
+              int act, element *dx, float *dweight, float *dbias, double *work) {
+    long wide = channels * period, rows = pixels / period;
+    const float *mean = kept, *inverse = mean + wide, *scale = inverse + wide, *offset = scale + wide;
+    double *sum = work, *product = work + wide;
+    float *slope = (float *)(work + 2 * wide), *constant = slope + wide, *s = constant + wide, *p = s + wide;
+    products(grad, x, rows, wide, scale, offset, mean, act, s, p, sum, product);
+    fold(sum, channels, wide);
+    fold(product, channels, wide);
+    for (long c = 0; c < channels; c++) {
+        double k = (double)scale[c] * product[c] * inverse[c] * inverse[c] / pixels;
+        dweight[c] = product[c] * inverse[c];
+        dbias[c] = sum[c];
+        slope[c] = k;
+        constant[c] = scale[c] * sum[c] / pixels - k * mean[c];
+    }
+    repeat(slope, channels, wide);
+    repeat(constant, channels, wide);
+    spread(grad, x, rows, wide, scale, offset, slope, constant, act, dx);
+}

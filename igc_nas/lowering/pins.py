@@ -1,0 +1,88 @@
+"""The forms that a study trains in, fixed when each chain and network is first met: a resume uses the same ones.
+
+They are kept as `forms.json` in the study's folder. Who chooses is alone on the device, so nobody else writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from igc_nas.config import Frozen, first_problem
+from igc_nas.errors import StudyError
+from igc_nas.files import write_whole
+from igc_nas.lowering.chain import Chain, Piece
+from igc_nas.lowering.convolution import Algorithm, Algorithms
+from igc_nas.lowering.training import ChainForm
+
+FORMS_FILE = "forms.json"
+NetworkForm = Literal["native", "lowered", "factored"]
+"""Lowered with BN by kernels of our own, lowered with torch's, as it is written."""
+
+
+class PinnedPiece(Frozen):
+    """A piece and its algorithms, as the file holds them."""
+
+    convs: Annotated[int, Field(ge=1)]
+    groups: Annotated[int, Field(ge=1)]
+    forward: Algorithm = "conv"
+    input: Algorithm = "conv"
+    weight: Algorithm = "conv"
+
+
+class Pinned(Frozen):
+    """What the file holds: the form of each chain by key, and how each network runs, by id."""
+
+    chains: dict[str, tuple[PinnedPiece, ...]] = Field(default_factory=dict, strict=False)
+    networks: dict[str, NetworkForm] = Field(default_factory=dict)
+
+
+class Pins:
+    """The pinned forms of a study; without a folder they last as long as the process."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.path = None if folder is None else folder / FORMS_FILE
+        self._held = Pinned()
+
+    def chain(self, key: str, chain: Chain, choose: Callable[[], ChainForm]) -> ChainForm:
+        """The form of a chain, chosen where it is not pinned. Raises `StudyError` for a damaged file."""
+        pinned = self._read().chains.get(key)
+        if pinned is None or sum(piece.convs for piece in pinned) != len(chain.convs):
+            form = choose()
+            pieces = tuple(_pinned(piece, use) for piece, use in zip(form.pieces, form.algorithms, strict=True))
+            self._write(self._held.model_copy(update={"chains": self._held.chains | {key: pieces}}))
+            return form
+        return ChainForm(
+            tuple(Piece(piece.convs, piece.groups) for piece in pinned),
+            tuple(Algorithms(piece.forward, piece.input, piece.weight) for piece in pinned),
+        )
+
+    def network(self, key: str, choose: Callable[[], NetworkForm]) -> NetworkForm:
+        """How a network runs, chosen where it is not pinned. Raises `StudyError` for a damaged file."""
+        pinned = self._read().networks.get(key)
+        if pinned is None:
+            pinned = choose()
+            self._write(self._held.model_copy(update={"networks": self._held.networks | {key: pinned}}))
+        return pinned
+
+    def _read(self) -> Pinned:
+        if self.path is not None and self.path.exists():
+            try:
+                self._held = Pinned.model_validate_json(self.path.read_bytes())
+            except ValidationError as error:
+                raise StudyError(
+                    first_problem(error, str(self.path)), f"remove {self.path} to have its forms chosen anew"
+                ) from None
+        return self._held
+
+    def _write(self, pinned: Pinned) -> None:
+        self._held = pinned
+        if self.path is not None:
+            write_whole(self.path, pinned.model_dump_json(indent=1))
+
+
+def _pinned(piece: Piece, use: Algorithms) -> PinnedPiece:
+    return PinnedPiece(convs=piece.convs, groups=piece.groups, forward=use.forward, input=use.input, weight=use.weight)

@@ -1,0 +1,82 @@
+"""Times by shape, kept in the user's cache: rebuilt, never trusted, where they are of another device or version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from igc_nas import __version__
+from igc_nas.files import write_whole
+
+Times = dict[str, float]
+
+
+class Table:
+    """Measured milliseconds: for a key (a shape under its conditions) those of each alternative.
+
+    `owner` names what they hold for (device, threads, versions); a file of another owner, or one that is damaged, is
+    as good as none. Without a path nothing is kept.
+    """
+
+    def __init__(self, path: Path | None = None, owner: str = "") -> None:
+        self.path = path
+        self.owner = owner
+        self.times: dict[str, Times] = {} if path is None else _read(path, owner)
+        self._new: dict[str, Times] = {}
+
+    def get(self, key: str, names: Iterable[str], measure: Callable[[], Times]) -> Times:
+        """The times of the alternatives `names`, measured where they are not known."""
+        if self.times.get(key, {}).keys() != set(names):
+            self.times[key] = self._new[key] = measure()
+        return self.times[key]
+
+    def save(self) -> None:
+        """Add what is new to the file. A cache that cannot be written is none."""
+        if self.path is None or not self._new:
+            return
+        merged = _read(self.path, self.owner) | self._new
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path, json.dumps({"owner": self.owner, "times": merged}))
+        except OSError:
+            return
+        self._new = {}
+
+
+def table_for(device: str, threads: int, purpose: str) -> Table:
+    """The table of a device with a number of threads, under these versions of torch and igc-nas."""
+    owner = f"{purpose}; {device}; {threads} threads; torch {torch.__version__}; igc-nas {__version__}"
+    name = hashlib.sha256(owner.encode()).hexdigest()[:16]
+    return Table(cache_dir() / "timings" / f"{name}.json", owner)
+
+
+def cache_dir() -> Path:
+    """`IGC_NAS_CACHE`, else the user's cache folder."""
+    import platformdirs
+
+    return Path(os.environ.get("IGC_NAS_CACHE") or platformdirs.user_cache_dir("igc-nas"))
+
+
+def _read(path: Path, owner: str) -> dict[str, Times]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(data, dict) or data.get("owner") != owner or not isinstance(data.get("times"), dict):
+        return {}
+    return {key: times for key, times in data["times"].items() if _are_times(times)}
+
+
+def _are_times(times: Any) -> bool:
+    return (
+        isinstance(times, dict)
+        and bool(times)
+        and all(isinstance(ms, float) and math.isfinite(ms) and ms > 0 for ms in times.values())
+    )

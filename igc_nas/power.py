@@ -1,0 +1,184 @@
+"""What an NVIDIA GPU says of itself: clocks, temperature, power, throttling, and the energy of one run.
+
+Read only, through NVML (nvidia-ml-py): no clock, limit or mode is ever set. Every call of NVML can fail (no driver, an
+older one, a card or a MIG slice without that sensor, no permission); then that one piece is None, "not measurable
+here", never 0 and never an exception. pynvml is imported when a GPU is looked for, torch never.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+# Numbers of NVML's binary interface; an old pynvml may lack the names.
+SM_CLOCK, MEMORY_CLOCK = 1, 2
+TEMPERATURE_OF_GPU = 0
+
+NO_THROTTLING = 0x1 | 0x2
+"""Clock event reasons that are no throttling: the GPU is idle; the clocks are those that applications asked for."""
+THROTTLING = {
+    0x4: "sw_power_cap",
+    0x8: "hw_slowdown",
+    0x10: "sync_boost",
+    0x20: "sw_thermal",
+    0x40: "hw_thermal",
+    0x80: "hw_power_brake",
+    0x100: "display_clock",
+    0x200: "board_limit",
+    0x400: "reliability",
+}
+"""Clock event reasons that hold the clocks below what was asked for, by their bit. One cause may set two bits."""
+
+POLL_S = 0.001
+LONGEST_TICK_S = 0.5
+"""The driver moves its energy counter every 20 to 100 ms; one that rests longer than this stands still."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuState:
+    """A GPU at one moment; None is what cannot be measured here.
+
+    `power_w` is the whole board's, on many cards the driver's mean over the last second. `throttle` names what holds
+    the clocks down; empty: nothing does.
+    """
+
+    sm_clock_mhz: int | None
+    memory_clock_mhz: int | None
+    temperature_c: int | None
+    power_w: float | None
+    throttle: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """Energy of one run above idle, in millijoules, and how it was found.
+
+    Means over `runs` runs in `window_s` seconds, less `idle_w` watts for that time. Both powers are the whole board's:
+    somebody else's work on the GPU is in them.
+    """
+
+    per_run_mj: float
+    idle_w: float
+    window_s: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU as NVML knows it; made by `find_gpu`."""
+
+    nvml: Any
+    handle: Any
+
+    def state(self) -> GpuState:
+        """Clocks, temperature, power and throttling now. Never raises."""
+        milliwatts = self._read("nvmlDeviceGetPowerUsage")
+        reasons = self._read("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
+        return GpuState(
+            sm_clock_mhz=self._read("nvmlDeviceGetClockInfo", of=SM_CLOCK),
+            memory_clock_mhz=self._read("nvmlDeviceGetClockInfo", of=MEMORY_CLOCK),
+            temperature_c=self._read("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature", of=TEMPERATURE_OF_GPU),
+            power_w=None if milliwatts is None else milliwatts / 1000,
+            throttle=None if reasons is None else throttling(reasons),
+        )
+
+    def energy_mj(self) -> int | None:
+        """What the board has used since the driver was loaded, in millijoules (Volta and later). Never raises."""
+        return self._read("nvmlDeviceGetTotalEnergyConsumption")
+
+    def _read(self, *names: str, of: int | None = None) -> int | None:
+        """The first of these functions that answers: NVML renames them, and drivers and pynvml know some each."""
+        for name in names:
+            with suppress(self.nvml.NVMLError, AttributeError):
+                return int(getattr(self.nvml, name)(self.handle, *(() if of is None else (of,))))
+        return None
+
+
+def find_gpu(uuid: str, nvml: Any = None) -> Gpu | None:
+    """The GPU (or MIG slice) with this UUID; None where NVML, its driver or the GPU is not there.
+
+    `uuid` is NVML's ("GPU-...", "MIG-...") or torch's, which has no prefix:
+    `str(torch.cuda.get_device_properties(0).uuid)`. `nvml` is the module pynvml, or what stands for it.
+    """
+    if nvml is None:
+        import pynvml
+
+        nvml = pynvml
+    names = (uuid,) if uuid.startswith(("GPU-", "MIG-")) else (f"GPU-{uuid}", f"MIG-{uuid}")
+    with suppress(nvml.NVMLError, AttributeError):
+        _start(nvml)
+        for name in names:
+            with suppress(nvml.NVMLError):
+                return Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(name))
+    return None
+
+
+@cache
+def _start(nvml: Any) -> None:
+    """Start NVML, once per process: what raises is not cached, and is tried again."""
+    nvml.nvmlInit()
+
+
+def throttling(reasons: int) -> tuple[str, ...]:
+    """The names of the throttling reasons in NVML's bit mask, lowest bit first; a new one is `unknown_0x...`."""
+    bits = (1 << i for i in range(reasons.bit_length()))
+    return tuple(THROTTLING.get(bit, f"unknown_{bit:#x}") for bit in bits if bit & reasons & ~NO_THROTTLING)
+
+
+def energy_per_run(
+    gpu: Gpu,
+    run: Callable[[], None],
+    settle: Callable[[], None],
+    window_s: float = 2.0,
+    idle_s: float = 1.0,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Energy | None:
+    """Energy of one `run()` above idle, by the driver's counter: `idle_s` of rest, then runs for at least `window_s`.
+
+    `run` may queue its work, `settle` waits until all of it is done. Warm up before: an idle GPU that is still cold
+    draws less than one between runs. Rest and runs each begin and end as the counter moves: its steps are no error.
+    None: the counter cannot be read, stands still or goes backwards, or what is left above idle is not positive. What
+    `run` or `settle` raises is raised.
+    """
+    assert window_s > 0
+    assert idle_s > 0
+    settle()
+    if (rest := _tick(gpu, clock, sleep)) is None:
+        return None
+    sleep(idle_s)
+    if (begin := _tick(gpu, clock, sleep)) is None:
+        return None
+    runs = 0
+    while not runs or clock() - begin.at_s < window_s:
+        run()
+        runs += 1
+    settle()
+    if (end := _tick(gpu, clock, sleep)) is None or not rest.mj < begin.mj < end.mj:
+        return None
+    idle_mw = (begin.mj - rest.mj) / (begin.at_s - rest.at_s)
+    elapsed_s = end.at_s - begin.at_s
+    net_mj = end.mj - begin.mj - idle_mw * elapsed_s
+    return Energy(net_mj / runs, idle_mw / 1000, elapsed_s, runs) if net_mj > 0 else None
+
+
+class _Reading(NamedTuple):
+    at_s: float
+    mj: int
+
+
+def _tick(gpu: Gpu, clock: Callable[[], float], sleep: Callable[[float], None]) -> _Reading | None:
+    """The next move of the counter: when, and to what. None: it cannot be read, stands still or goes backwards."""
+    first, started_s = gpu.energy_mj(), clock()
+    while first is not None and clock() - started_s < LONGEST_TICK_S:
+        now = gpu.energy_mj()
+        if now is None:
+            return None
+        if now > first:
+            return _Reading(clock(), now)
+        sleep(POLL_S)
+    return None

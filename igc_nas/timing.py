@@ -1,0 +1,75 @@
+"""Timing that cancels drift: candidates take turns, so that what slows the machine for a while slows all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import numpy as np
+
+Name = TypeVar("Name")
+
+
+def interleaved(
+    runs: Mapping[Name, Callable[[], float]], rounds: int, cap_s: float, warm_up: int = 1
+) -> dict[Name, list[float]]:
+    """Milliseconds of each run in `rounds` rounds; each run returns its own time (see `timed`).
+
+    Rounds end early where `cap_s` seconds are over, but not before the second one.
+    """
+    for run in runs.values():
+        for _ in range(warm_up):
+            run()
+    samples: dict[Name, list[float]] = {name: [] for name in runs}
+    until = time.perf_counter() + cap_s
+    for done in range(rounds):
+        if done >= 2 and time.perf_counter() > until:
+            break
+        for name, run in runs.items():
+            samples[name].append(run())
+    return samples
+
+
+def timed(run: Callable[[], object], settle: Callable[[], None] = lambda: None) -> Callable[[], float]:
+    """`run` as a function that returns its milliseconds; `settle` waits for what it has queued on a device."""
+
+    def once() -> float:
+        started = time.perf_counter()
+        run()
+        settle()
+        return (time.perf_counter() - started) * 1000
+
+    return once
+
+
+def median(samples: list[float]) -> float:
+    """The median, as a float."""
+    return float(np.median(samples))
+
+
+def median_interval(samples: list[float], level: float = 0.95, resamples: int = 1000) -> tuple[float, float]:
+    """Percentile bootstrap interval of the median (Efron 1979), from a fixed seed."""
+    rng = np.random.default_rng(0)
+    values = np.asarray(samples)
+    medians = np.median(values[rng.integers(len(values), size=(resamples, len(values)))], axis=1)
+    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def geomean(ratios: list[float]) -> float:
+    """The geometric mean, which is the mean for ratios."""
+    return float(np.exp(np.mean(np.log(ratios))))
+
+
+def agreement(first: list[float], second: list[float]) -> tuple[float, float | None]:
+    """(median relative difference, Spearman's rank correlation) of two measurements of the same things.
+
+    The correlation is None for fewer than three things.
+    """
+    a, b = np.asarray(first), np.asarray(second)
+    difference = float(np.median(np.abs(a - b) / ((a + b) / 2)))
+    if len(a) < 3:
+        return difference, None
+    ranks = np.stack([np.argsort(np.argsort(values)).astype(float) for values in (a, b)])
+    return difference, float(np.corrcoef(ranks)[0, 1])
