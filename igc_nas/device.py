@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import subprocess
@@ -15,6 +14,8 @@ import torch
 
 from igc_nas import __version__
 from igc_nas.errors import UsageError
+from igc_nas.machine import cpu_clock_mhz, load
+from igc_nas.power import find_gpu
 from igc_nas.record import Conditions
 from igc_nas.spec import DtypeName
 
@@ -36,9 +37,24 @@ class Device:
 
     @property
     def fast_dtype(self) -> DtypeName:
-        """What factored networks train fastest in: bfloat16 on a GPU that has it; on a CPU its grouped kernels lose."""
-        native = self.kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bfloat16" if native else "float32"
+        """What lowered networks train fastest in: bfloat16 on a GPU that has it, and on a CPU with tiles for it (AMX).
+
+        Factored networks lose by it on a CPU: there is no fast kernel for their grouped convolutions.
+        """
+        if self.kind == "cuda":
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
+
+    def dtype_for(self, forms: str) -> DtypeName:
+        """What networks train fastest in, lowered (`fastest`) or `factored`."""
+        return "float32" if forms == "factored" and self.kind == "cpu" else self.fast_dtype
+
+    @property
+    def uuid(self) -> str | None:
+        """What NVML knows a GPU by; None for a CPU."""
+        if self.kind != "cuda":
+            return None
+        return str(torch.cuda.get_device_properties(self.torch_device).uuid)
 
     def settle(self) -> None:
         """Wait until everything that is queued on the device is done."""
@@ -47,13 +63,27 @@ class Device:
 
     def conditions(self) -> Conditions:
         """What a number taken now on this device is taken under."""
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        return Conditions(
+        common = Conditions(
             device=self.name,
             threads=torch.get_num_threads(),
             torch=torch.__version__,
             igc_nas=__version__,
-            load=None if load is None else round(load, 2),
+            load=load(),
+            clock_mhz=cpu_clock_mhz() if self.kind == "cpu" else None,
+            tf32=torch.backends.cudnn.allow_tf32 if self.kind == "cuda" else None,
+        )
+        gpu = find_gpu(self.uuid) if self.uuid else None
+        if gpu is None:
+            return common
+        state = gpu.state()
+        return common.model_copy(
+            update={
+                "clock_mhz": state.sm_clock_mhz,
+                "memory_clock_mhz": state.memory_clock_mhz,
+                "temperature_c": state.temperature_c,
+                "power_w": state.power_w,
+                "throttle": state.throttle,
+            }
         )
 
 

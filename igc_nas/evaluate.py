@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 from igc_nas.config import ArchConfig
 from igc_nas.data import load_proxy
 from igc_nas.dataset import DatasetInfo
 from igc_nas.device import Device, prepare
 from igc_nas.errors import StudyError
-from igc_nas.latency import measure_latency
-from igc_nas.network import build
+from igc_nas.latency import Measurer
+from igc_nas.lowering.fastest import Fastest
+from igc_nas.lowering.pins import Pins
+from igc_nas.lowering.table import table_for
+from igc_nas.network import Network, build
+from igc_nas.plan import arch_id
 from igc_nas.record import Epoch, Latency, Score
+from igc_nas.remote import RemoteMeasurer
 from igc_nas.room import QuietRoom
 from igc_nas.spec import Calibration, StudySpec
-from igc_nas.train import train_proxy
+from igc_nas.train import Forward, train_proxy
 
 
 @dataclass(frozen=True)
@@ -29,27 +37,56 @@ class Outcome:
 class Evaluator:
     """Evaluates architectures for one study on one device, in the process that it is made in.
 
+    `folder` is the study's, which keeps the forms that it trains in; `latency_command` measures where the study's
+    latencies are another machine's.
+
     Raises `StudyError` where the device is not the one that the study's latencies are of, `DataError` for its data.
     """
 
-    def __init__(self, spec: StudySpec, info: DatasetInfo, device: Device, threads: int, room: QuietRoom) -> None:
+    def __init__(
+        self,
+        spec: StudySpec,
+        info: DatasetInfo,
+        device: Device,
+        threads: int,
+        room: QuietRoom,
+        folder: Path | None = None,
+        latency_command: str | None = None,
+    ) -> None:
         self.spec = spec
         self.info = info
         self.device = device
         self.threads = threads
         self.room = room
-        if device.name != spec.latency.device:
-            raise StudyError(f"this device is {device.name}; the study's latencies are of {spec.latency.device}")
+        self._measure = self._measurer(latency_command)
+        self._fastest = Fastest.of(spec.recipe, device, table_for(device.name, threads, "training"), Pins(folder))
         prepare(device, threads)
         self.train, self.held_out = load_proxy(info, spec.recipe, spec.seed, device.torch_device)
 
+    def _measurer(self, latency_command: str | None) -> Measurer | RemoteMeasurer:
+        spec, limit = self.spec.latency, self.spec.budget.params
+        if spec.remote:
+            if latency_command is None:
+                raise StudyError(
+                    f"the study's latencies are of {spec.device}, measured by a command",
+                    "give it with --latency-command",
+                )
+            return RemoteMeasurer(latency_command, spec, limit)
+        if self.device.name != spec.device:
+            raise StudyError(f"this device is {self.device.name}; the study's latencies are of {spec.device}")
+        return Measurer(spec, self.device, limit, table_for(self.device.name, spec.threads, "deployment"))
+
     def latency(self, arch: ArchConfig, reference_ms: float | None) -> Latency:
         """Measure an architecture with the study's conditions, alone on the device."""
+        if isinstance(self._measure, RemoteMeasurer):
+            with self.room.remotely():
+                return self._measure(arch, reference_ms)
         with self.room.measuring():
             prepare(self.device, self.spec.latency.threads)
             try:
-                return measure_latency(arch, self.spec.latency, self.device, reference_ms)
+                return self._measure(arch, reference_ms)
             finally:
+                self._measure.table.save()
                 prepare(self.device, self.threads)
 
     def calibrate(self) -> Calibration:
@@ -62,16 +99,32 @@ class Evaluator:
             largest=self.latency(large, first.reference_ms),
         )
 
+    def lowered(self, network: Network, arch: ArchConfig) -> Forward | None:
+        """How a network is trained fastest, chosen alone on the device; None: factored, as it is written."""
+        if self.spec.recipe.forms == "factored":
+            return None
+        with self.room.measuring():
+            return self._fastest(network, arch_id(arch))
+
     def __call__(self, arch: ArchConfig, seed: int, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Outcome:
         """Evaluate an architecture. Raises what building, measuring or training raises."""
         latency = self.latency(arch, self.spec.reference_ms)
         limit = self.spec.budget.latency_ms
         if limit is not None and latency.normalised_ms > limit:
             return Outcome(latency, None)
-        pause = self.room.pause
+        network = build(arch, seed).to(self.device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lowered = self.lowered(network, arch)
         with self.room.working():
-            network = build(arch, seed)
             score = train_proxy(
-                network, self.train, self.held_out, self.spec.recipe, self.info, self.device, seed, pause, on_epoch
+                network,
+                self.train,
+                self.held_out,
+                self.spec.recipe,
+                self.info,
+                self.device,
+                seed,
+                self.room.pause,
+                on_epoch,
+                lowered,
             )
         return Outcome(latency, score)

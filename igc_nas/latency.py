@@ -2,111 +2,279 @@
 
 A machine's speed drifts (clocks, neighbours). Each round times the reference network and then the network, so their
 ratio is of one moment; the objective is the median ratio times the reference's time when the study was made.
+
+A network may be deployed in several forms (`igc_nas.lowering.variants`). They race first, in rounds of their own; the
+fastest is then measured on fresh samples, because the least of several medians is biased low.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from igc_nas.config import ArchConfig
 from igc_nas.device import Device
-from igc_nas.network import build
-from igc_nas.record import Latency
+from igc_nas.errors import IgcNasError
+from igc_nas.lowering.deployment import Deployed
+from igc_nas.lowering.table import Table
+from igc_nas.lowering.variants import Variant, factored_variant, mixed_variant, uniform_variants
+from igc_nas.machine import Watch
+from igc_nas.network import Network, build
+from igc_nas.power import energy_per_run, find_gpu
+from igc_nas.record import FormTime, Latency
 from igc_nas.reference import reference
+from igc_nas.runtimes import prepare
 from igc_nas.spec import LatencySpec
+from igc_nas.timing import median, median_interval, timed
 
 REFERENCE = "regconv-w16-d8"
 """The fixed network of every round: regular convolutions only, 12 M MACs, so that no choice of ours moves it."""
 
-WARM_UP_S = 0.15
+WARM_UP_S, MOST_WARM_UP_S = 0.15, 1.0
+STABLE = 0.05
+"""Warm-up goes on until two stretches of runs in a row have medians that differ by less than this share."""
 LEAST_ROUNDS, MOST_ROUNDS = 31, 301
+RACE_ROUNDS, RACE_CAP_S = 15, 0.6
 ENOUGH_WIDTH = 0.02
 """An interval narrower than this share of the median is narrow enough."""
 NOISY_WIDTH = 0.05
-LEAST_CPU_SHARE = 0.9
-"""A thread that got less of a CPU than this while it was timed had to share it."""
+MOST_ERROR = 1e-4
+"""A form whose outputs differ from the factored network's by more than this, norm-wise, is not used."""
+L2_BYTES = 256 << 20
+"""More than any GPU's L2 cache."""
+
+
+@dataclass
+class Measurer:
+    """Measures architectures on one device by one spec. `table` keeps the times of chains from one to the next.
+
+    `most_params` is the budget that a deployed form must obey where the spec says `within-budget`.
+    """
+
+    spec: LatencySpec
+    device: Device
+    most_params: int | None = None
+    table: Table = field(default_factory=Table)
+    cap_s: float = 2.0
+    energy: bool = False
+
+    def __call__(self, arch: ArchConfig, reference_ms: float | None = None) -> Latency:
+        """Time an architecture's network in its fastest allowed form.
+
+        At least 31 rounds, then until the 95 % interval of the median ratio is narrower than 2 % of it, or for `cap_s`
+        seconds. `reference_ms` is the study's fixed reference time; None takes this measurement's own. The thread count
+        is the process's: call it where `torch.get_num_threads()` is `spec.threads`.
+
+        Raises `UsageError` for a runtime that is not installed, `IgcNasError` for one that cannot take the network.
+        """
+        network = unsettled(build(arch, 0)).eval().to(self.device.torch_device, memory_format=_layout(self.spec))  # type: ignore[call-overload]
+        runs = self._runs(network, arch)
+        watch = Watch()
+        pace = _reference_run(self.spec, self.device)
+        for run in (*runs.values(), pace):
+            run.warm_up()
+        forms = _raced(runs) if len(runs) > 1 else {}
+        name = min(forms, key=lambda form: forms[form].median_ms) if forms else next(iter(runs))
+        times, paces = _rounds(runs[name], pace, self.cap_s)
+        forms |= {name: _form_time(runs[name], times)}
+        disturbances = watch.disturbances(self.spec.threads if self.device.kind == "cpu" else 0)
+        return self._latency(arch, name, forms, times, paces, disturbances, reference_ms, runs[name])
+
+    def variants(self, network: Network) -> list[Variant]:
+        """The forms that the spec allows, the factored network first where it is among them."""
+        if self.spec.forms == "factored":
+            return [factored_variant(network.plan)]
+        most = self.most_params if self.spec.forms == "within-budget" else None
+        mixed = mixed_variant(network, self.spec.batch, self.table, most)
+        found = [*uniform_variants(network.plan), mixed]
+        return [variant for variant in found if most is None or variant.params <= most]
+
+    def _runs(self, network: Network, arch: ArchConfig) -> dict[str, _Run]:
+        x = _input(arch.input, self.spec, self.device)
+        variants = self.variants(network)
+        runs = {variant.name: _Run.of(variant, network, x, self.spec, self.device) for variant in variants}
+        wanted = prepare("eager", network, x, self.spec.threads)()
+        for name, run in list(runs.items()):
+            error = float((run.output() - wanted).norm() / wanted.norm())
+            if not error < MOST_ERROR:
+                if name == "factored":
+                    raise IgcNasError(f"{self.spec.runtime} computes another function (relative error {error:.1e})")
+                del runs[name]
+        return runs
+
+    def _latency(
+        self,
+        arch: ArchConfig,
+        name: str,
+        forms: Mapping[str, FormTime],
+        times: list[float],
+        paces: list[float],
+        disturbances: tuple[str, ...],
+        reference_ms: float | None,
+        run: _Run,
+    ) -> Latency:
+        low, high = median_interval(times)
+        pace = median(paces)
+        unit = reference_ms or pace
+        ratios = _ratios(times, paces)
+        ratio, (ratio_low, ratio_high) = median(ratios), median_interval(ratios)
+        conditions = self.device.conditions()
+        noise = [*disturbances]
+        if ratio_high - ratio_low > NOISY_WIDTH * ratio:
+            noise.append(f"the interval is {100 * (ratio_high - ratio_low) / ratio:.0f} % wide")
+        if conditions.throttle:
+            noise.append(f"the clocks were held down: {', '.join(conditions.throttle)}")
+        return Latency(
+            median_ms=median(times),
+            low_ms=low,
+            high_ms=high,
+            normalised_ms=ratio * unit,
+            normalised_low_ms=ratio_low * unit,
+            normalised_high_ms=ratio_high * unit,
+            reference_ms=pace,
+            noisy=bool(noise),
+            noise=tuple(noise),
+            samples_ms=tuple(round(t, 5) for t in times),
+            reference_samples_ms=tuple(round(t, 5) for t in paces),
+            runtime=self.spec.runtime,
+            form=name,
+            deployed_params=forms[name].params,
+            deployed_macs=forms[name].macs,
+            weight_bytes=forms[name].weight_bytes,
+            forms=dict(forms) if len(forms) > 1 else {},
+            batch=self.spec.batch,
+            dtype=self.spec.dtype,
+            memory_format=self.spec.memory_format,
+            input=arch.input,
+            energy_mj=self._energy(run) if self.energy else None,
+            conditions=conditions,
+        )
+
+    def _energy(self, run: _Run) -> float | None:
+        gpu = find_gpu(self.device.uuid) if self.device.uuid else None
+        found = energy_per_run(gpu, run.once, self.device.settle) if gpu else None
+        return found.per_run_mj if found else None
 
 
 def measure_latency(
-    arch: ArchConfig, spec: LatencySpec, device: Device, reference_ms: float | None = None, cap_s: float = 2.0
-) -> Latency:
-    """Time an architecture's network (batch, threads, dtype and memory format of `spec`) on `device`.
-
-    At least 31 rounds, then until the 95 % interval of the median ratio is narrower than 2 % of it, or for `cap_s` s.
-    `reference_ms` is the study's fixed reference time; None takes this measurement's own. The thread count is the
-    process's: call it where `torch.get_num_threads()` is `spec.threads`.
-    """
-    run = _timer(build(arch, 0), arch.input, spec, device)
-    pace = _reference_timer(spec, device)
-    _warm_up(run, pace)
-    times: list[float] = []
-    paces: list[float] = []
-    started, on_cpu = time.perf_counter(), time.thread_time()
-    while len(times) < MOST_ROUNDS:
-        paces.append(pace())
-        times.append(run())
-        elapsed = time.perf_counter() - started
-        if len(times) >= LEAST_ROUNDS and (elapsed > cap_s or (len(times) % 10 == 1 and _narrow(times, paces))):
-            break
-    share = (time.thread_time() - on_cpu) / (time.perf_counter() - started)
-    shared = device.kind == "cpu" and spec.threads == 1 and share < LEAST_CPU_SHARE
-    return _latency(times, paces, shared, reference_ms, arch, spec, device)
-
-
-def _latency(
-    times: list[float],
-    paces: list[float],
-    shared: bool,
-    reference_ms: float | None,
     arch: ArchConfig,
     spec: LatencySpec,
     device: Device,
+    reference_ms: float | None = None,
+    *,
+    most_params: int | None = None,
+    cap_s: float = 2.0,
 ) -> Latency:
-    low, high = median_interval(times)
-    pace = float(np.median(paces))
-    unit = reference_ms or pace
-    ratios = _ratios(times, paces)
-    ratio, (ratio_low, ratio_high) = float(np.median(ratios)), median_interval(ratios)
-    return Latency(
-        median_ms=float(np.median(times)),
+    """Measure one architecture; see `Measurer`."""
+    return Measurer(spec, device, most_params, cap_s=cap_s)(arch, reference_ms)
+
+
+@dataclass
+class _Run:
+    """A form of a network, ready to run: `output` runs it once, `time` once in milliseconds."""
+
+    variant: Variant
+    weight_bytes: int
+    output: Callable[[], Tensor]
+    time: Callable[[], float]
+
+    @classmethod
+    def of(cls, variant: Variant, network: Network, x: Tensor, spec: LatencySpec, device: Device) -> _Run:
+        if spec.runtime == "eager":
+            module = variant.module(network, spec.batch)
+        else:
+            module = network if variant.name == "factored" else Deployed(network, variant.forms)
+        output = prepare(spec.runtime, module, x, spec.threads)
+        timer = _cuda_timer(output, spec, device) if device.kind == "cuda" else timed(output)
+        held = 4 * variant.params  # float32, whatever a runtime pads or packs
+        return cls(variant, held, output, timer)
+
+    def once(self) -> None:
+        """Run once."""
+        self.output()
+
+    def warm_up(self) -> None:
+        """Run until the time is stable, for at most a second."""
+        until, last = time.perf_counter() + MOST_WARM_UP_S, 0.0
+        while time.perf_counter() < until:
+            now = median(self._stretch(WARM_UP_S / 3))
+            if abs(now - last) < STABLE * now:
+                return
+            last = now
+
+    def _stretch(self, seconds: float) -> list[float]:
+        until = time.perf_counter() + seconds
+        times = [self.time(), self.time(), self.time()]
+        while time.perf_counter() < until:
+            times.append(self.time())
+        return times
+
+
+def unsettled(network: Network) -> Network:
+    """Give every BN statistics and weights that are not the identity's, so that a form that drops them is found out."""
+    generator = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.5, 1.5),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.3, 0.3),
+            ):
+                assert tensor is not None
+                tensor.copy_(torch.empty(tensor.shape).uniform_(low, high, generator=generator))
+    return network
+
+
+def _raced(runs: Mapping[str, _Run]) -> dict[str, FormTime]:
+    """All forms in interleaved rounds."""
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    until = time.perf_counter() + RACE_CAP_S
+    for done in range(RACE_ROUNDS):
+        if done >= 3 and time.perf_counter() > until:
+            break
+        for name, run in runs.items():
+            samples[name].append(run.time())
+    return {name: _form_time(run, samples[name]) for name, run in runs.items()}
+
+
+def _form_time(run: _Run, samples: list[float]) -> FormTime:
+    low, high = median_interval(samples)
+    return FormTime(
+        params=run.variant.params,
+        macs=run.variant.macs,
+        weight_bytes=run.weight_bytes,
+        median_ms=median(samples),
         low_ms=low,
         high_ms=high,
-        normalised_ms=ratio * unit,
-        normalised_low_ms=ratio_low * unit,
-        normalised_high_ms=ratio_high * unit,
-        reference_ms=pace,
-        noisy=shared or ratio_high - ratio_low > NOISY_WIDTH * ratio,
-        samples_ms=tuple(round(t, 5) for t in times),
-        reference_samples_ms=tuple(round(t, 5) for t in paces),
-        runtime=spec.runtime,
-        batch=spec.batch,
-        dtype=spec.dtype,
-        memory_format=spec.memory_format,
-        input=arch.input,
-        conditions=device.conditions(),
     )
 
 
-def median_interval(samples: list[float], level: float = 0.95, resamples: int = 1000) -> tuple[float, float]:
-    """Percentile bootstrap interval of the median (Efron 1979), from a fixed seed."""
-    rng = np.random.default_rng(0)
-    values = np.asarray(samples)
-    medians = np.median(values[rng.integers(len(values), size=(resamples, len(values)))], axis=1)
-    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _rounds(run: _Run, pace: _Run, cap_s: float) -> tuple[list[float], list[float]]:
+    """(times of the network, times of the reference), round by round."""
+    times: list[float] = []
+    paces: list[float] = []
+    started = time.perf_counter()
+    while len(times) < MOST_ROUNDS:
+        paces.append(pace.time())
+        times.append(run.time())
+        elapsed = time.perf_counter() - started
+        if len(times) >= LEAST_ROUNDS and (elapsed > cap_s or (len(times) % 10 == 1 and _narrow(times, paces))):
+            break
+    return times, paces
 
 
 def _narrow(times: list[float], paces: list[float]) -> bool:
     """Whether the interval of what is to be told, the median ratio, is narrow enough."""
     ratios = _ratios(times, paces)
     low, high = median_interval(ratios, resamples=200)
-    return high - low < ENOUGH_WIDTH * float(np.median(ratios))
+    return high - low < ENOUGH_WIDTH * median(ratios)
 
 
 def _ratios(times: list[float], paces: list[float]) -> list[float]:
@@ -114,48 +282,56 @@ def _ratios(times: list[float], paces: list[float]) -> list[float]:
     return [network / reference for network, reference in zip(times, paces, strict=True)]
 
 
-def _warm_up(*timers: Callable[[], float]) -> None:
-    for timer in timers:
-        until = time.perf_counter() + WARM_UP_S
-        timer()
-        while time.perf_counter() < until:
-            timer()
-
-
 @lru_cache(maxsize=4)
-def _reference_timer(spec: LatencySpec, device: Device) -> Callable[[], float]:
+def _reference_run(spec: LatencySpec, device: Device) -> _Run:
+    """The reference network, eager and factored whatever the spec's forms and runtime are."""
+    fixed = spec.model_copy(update={"runtime": "eager", "forms": "factored"})
     arch = reference(REFERENCE).arch
-    return _timer(build(arch, 0), arch.input, spec, device)
+    network = build(arch, 0).eval().to(device.torch_device, memory_format=_layout(spec))  # type: ignore[call-overload]
+    return _Run.of(factored_variant(network.plan), network, _input(arch.input, fixed, device), fixed, device)
 
 
-def _timer(network: nn.Module, image: tuple[int, int, int], spec: LatencySpec, device: Device) -> Callable[[], float]:
-    """A function that runs the network once and returns milliseconds."""
-    layout = torch.channels_last if spec.memory_format == "channels_last" else torch.contiguous_format
-    network = network.to(device.torch_device, memory_format=layout).eval()  # type: ignore[call-overload]
+def _input(image: tuple[int, int, int], spec: LatencySpec, device: Device) -> Tensor:
     x = torch.randn(spec.batch, *image, generator=torch.Generator().manual_seed(0))
-    x = x.to(device.torch_device).contiguous(memory_format=layout)
-    return _cuda_timer(network, x) if device.kind == "cuda" else _cpu_timer(network, x)
+    return x.to(device.torch_device).contiguous(memory_format=_layout(spec))
 
 
-def _cpu_timer(network: nn.Module, x: Tensor) -> Callable[[], float]:
-    @torch.inference_mode()
-    def once() -> float:
-        started = time.perf_counter()
-        network(x)
-        return (time.perf_counter() - started) * 1000
-
-    return once
+def _layout(spec: LatencySpec) -> torch.memory_format:
+    return torch.channels_last if spec.memory_format == "channels_last" else torch.contiguous_format
 
 
-def _cuda_timer(network: nn.Module, x: Tensor) -> Callable[[], float]:
+def _cuda_timer(run: Callable[[], Tensor], spec: LatencySpec, device: Device) -> Callable[[], float]:
+    """Milliseconds between two events around a run, or around the replay of its captured graph."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    again: Callable[[], object] = _captured(run) if spec.cuda_graph and spec.runtime == "eager" else run
+    flood = torch.empty(L2_BYTES, dtype=torch.int8, device=device.torch_device) if spec.cold_cache else None
 
-    @torch.inference_mode()
     def once() -> float:
+        if flood is not None:
+            flood.zero_()
         begin.record()
-        network(x)
+        again()
         end.record()
         end.synchronize()
         return float(begin.elapsed_time(end))
 
     return once
+
+
+def _captured(run: Callable[[], Tensor]) -> Callable[[], None]:
+    """The kernels of a run as a CUDA graph, after a warm-up on a side stream as capturing demands."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.cuda.graph(graph))
+        run()
+
+    def replay() -> None:
+        graph.replay()
+
+    return replay

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -23,10 +24,13 @@ from igc_nas.dataset import DatasetInfo, auto_notice, data_dir, locate
 from igc_nas.device import Device, find_devices, prepare
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.files import write_whole
-from igc_nas.network import build
+from igc_nas.lowering.fastest import Fastest
+from igc_nas.lowering.pins import Pins
+from igc_nas.lowering.table import table_for
+from igc_nas.network import Network, build
 from igc_nas.plan import arch_id
 from igc_nas.spec import Schedule, differences
-from igc_nas.train import Training
+from igc_nas.train import Forward, Training
 from igc_nas.units import format_count, format_seconds
 
 RUN_FILE, CHECKPOINT_FILE, WEIGHTS_FILE, RESULT_FILE = (
@@ -71,6 +75,7 @@ class LongRun:
         lr: float = 0.2,
         label_smoothing: float = 0.0,
         dtype: str = "auto",
+        forms: str = "fastest",
         seed: int = 0,
         out: Path | None = None,
     ) -> LongRun:
@@ -92,7 +97,8 @@ class LongRun:
                 "batch": batch,
                 "lr": lr,
                 "label_smoothing": label_smoothing,
-                "dtype": found.fast_dtype if dtype == "auto" else dtype,
+                "dtype": found.dtype_for(forms) if dtype == "auto" else dtype,
+                "forms": forms,
             }
         )
         spec = LongSpec(arch=arch, schedule=schedule, dataset=info.label, dataset_sha256=info.sha256, seed=seed)
@@ -124,12 +130,15 @@ class LongRun:
         """
         if (self.folder / RESULT_FILE).is_file():
             return self._result()
+        network = build(self.spec.arch, self.spec.seed)
+        network = network.to(self.device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         training = Training(
-            build(self.spec.arch, self.spec.seed),
+            network,
             load_train(self.info, self.spec.arch.input[1], self.device.torch_device),
             self.spec.schedule,
             self.device,
             self.spec.seed,
+            self._lowered(network),
         )
         self._restore(training, say)
         while training.done < self.spec.schedule.epochs:
@@ -143,6 +152,15 @@ class LongRun:
                 f"training error {100 * point.train_error:.2f} %  {format_seconds(took)}, {format_seconds(left)} left"
             )
         return self._finish(training)
+
+    def _lowered(self, network: Network) -> Forward | None:
+        """How the network trains fastest, chosen at the first start and kept in the folder."""
+        schedule, threads = self.spec.schedule, torch.get_num_threads()
+        if schedule.forms == "factored":
+            return None
+        table = table_for(self.device.name, threads, "training")
+        fastest = Fastest(schedule, self.spec.arch.input[1], self.device, table, Pins(self.folder))
+        return fastest(network, arch_id(self.spec.arch))
 
     def _finish(self, training: Training) -> dict[str, Any]:
         training.recalibrate(images=None)

@@ -60,9 +60,15 @@ def ask(flags: Mapping[str, Any], device: Device) -> Question:
         objectives=tuple(asked.get("objectives", ("error", "params", "latency"))),
         sampler=asked.get("sampler", "tpe"),
         seed=asked.get("seed", 0),
-        recipe={"dtype": device.fast_dtype} | asked.get("recipe", {}),
+        recipe=_with_dtype(asked.get("recipe", {}), device),
+        latency=asked.get("latency"),
     )
     return Question(spec, folder, info, continued=False, dataset_flag=dataset)
+
+
+def _with_dtype(recipe: Mapping[str, Any], device: Device) -> dict[str, Any]:
+    """What is asked of the recipe, and the dtype that suits its forms where none is asked for."""
+    return {"dtype": device.dtype_for(recipe.get("forms", "fastest")), **recipe}
 
 
 def explicit(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,6 +86,13 @@ def explicit(flags: Mapping[str, Any]) -> dict[str, Any]:
         asked["budget"] = {key: value for key, value in budget.items() if value is not None}
     if flags["recipe"]:
         asked["recipe"] = parse_recipe(flags["recipe"])
+    if flags["forms"] is not None:
+        asked["recipe"] = {"forms": flags["forms"]} | asked.get("recipe", {})
+    latency = {"runtime": flags["latency_runtime"], "forms": flags["latency_forms"]}
+    if flags["forms"] == "factored" and latency["forms"] is None:
+        latency["forms"] = "factored"
+    if any(latency.values()):
+        asked["latency"] = {key: value for key, value in latency.items() if value}
     if flags["space"] is not None:
         path = find_space(flags["space"])
         file = SpaceFile.parse(parse_toml(read_text(path), path.name), path.name)
@@ -114,7 +127,9 @@ def _continued(study: Study, asked: dict[str, Any], flags: Mapping[str, Any], de
     spec = study.spec
     info = locate(spec.dataset.split(" ")[0], data_dir(flags["data_dir"]))
     has = spec.to_dict()
-    asked = asked | {"dataset": info.label, "dataset_sha256": info.sha256, "latency": {"device": device.name}}
+    here = {} if spec.latency.remote else {"device": device.name}
+    asked = asked | {"dataset": info.label, "dataset_sha256": info.sha256}
+    asked["latency"] = here | asked.get("latency", {})
     if flags["dataset"] not in (None, "auto", info.name):
         asked["dataset"] = flags["dataset"]
     if "budget" in asked:

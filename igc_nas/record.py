@@ -16,6 +16,7 @@ from igc_nas.errors import StudyError
 Ms = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Samples = Annotated[tuple[Ms, ...], Field(strict=False)]
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
 
 # complete: trained and scored. infeasible: the sampler's suggestion is no valid architecture, or is over budget.
 # duplicate: an architecture that the study has already. failed: building, measuring or training went wrong.
@@ -25,7 +26,7 @@ FINISHED: frozenset[TrialState] = frozenset(("complete", "infeasible", "duplicat
 
 
 class Conditions(Frozen):
-    """The machine and software under which a number was taken."""
+    """The machine and software under which a number was taken. None is what this machine does not tell."""
 
     device: str
     threads: int
@@ -33,6 +34,27 @@ class Conditions(Frozen):
     igc_nas: str
     load: float | None = None
     """Load average of the machine over the last minute, where the system says it."""
+    clock_mhz: float | None = None
+    """Clock of the processor, or of the GPU's multiprocessors."""
+    memory_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    """Power of the whole GPU board."""
+    throttle: Texts | None = None
+    """What holds the clocks down; empty: nothing does."""
+    tf32: bool | None = None
+    """Whether float32 products may run in TF32 on a GPU."""
+
+
+class FormTime(Frozen):
+    """One form of a network, measured: what it holds, what it executes for one image, and its time."""
+
+    params: Annotated[int, Field(ge=1)]
+    macs: Annotated[int, Field(ge=1)]
+    weight_bytes: Annotated[int, Field(ge=1)]
+    median_ms: Ms
+    low_ms: Ms
+    high_ms: Ms
 
 
 class Latency(Frozen):
@@ -41,6 +63,9 @@ class Latency(Frozen):
     Rounds of the network and of a fixed reference network alternate. `normalised_ms` is the median over rounds of
     network / reference, times the study's `reference_ms`: the objective, with the 95 % bootstrap interval of that
     median. `median_ms` is the plain median, `low_ms` to `high_ms` its interval.
+
+    The network ran as `form`, the fastest of `forms` that the study allows; `deployed_params`, `deployed_macs` and
+    `weight_bytes` are that form's. The form was chosen in rounds of its own; these samples are fresh.
     """
 
     median_ms: Ms
@@ -51,13 +76,23 @@ class Latency(Frozen):
     normalised_high_ms: Ms | None = None
     reference_ms: Ms
     noisy: bool
+    noise: Texts = ()
+    """Why it is noisy, in words."""
     samples_ms: Samples
     reference_samples_ms: Samples
     runtime: str
+    form: str = "factored"
+    deployed_params: int | None = None
+    """None in records that know of no other form than the factored, which holds the parameters of the cost."""
+    deployed_macs: int | None = None
+    weight_bytes: int | None = None
+    forms: dict[str, FormTime] = Field(default_factory=dict)
     batch: int
     dtype: str
     memory_format: str
     input: Annotated[tuple[int, int, int], Field(strict=False)]
+    energy_mj: Ms | None = None
+    """Energy of one pass above idle, in millijoules, where it was asked for and can be measured."""
     conditions: Conditions
 
     @property
@@ -92,6 +127,8 @@ class Score(Frozen):
     curve: Annotated[tuple[Epoch, ...], Field(strict=False)]
     train_s: Annotated[float, Field(ge=0)]
     dtype: str
+    form: str = "factored"
+    """How the network was run while it was trained: lowered, or factored as it is written."""
     dataset: str
     dataset_sha256: str
     conditions: Conditions
@@ -162,6 +199,10 @@ def candidate_row(candidate: Candidate) -> dict[str, Any]:
         "latency_high_ms": candidate.latency.normalised_interval_ms[1],
         "latency_raw_ms": candidate.latency.median_ms,
         "latency_noisy": candidate.latency.noisy,
+        "form": candidate.latency.form,
+        "deployed_params": candidate.latency.deployed_params or candidate.cost.params,
+        "deployed_macs": candidate.latency.deployed_macs or candidate.cost.macs,
+        "weight_bytes": candidate.latency.weight_bytes or 4 * candidate.cost.params,
         "dataset": candidate.score.dataset,
         "train_s": candidate.score.train_s,
         "summary": str(candidate.arch),

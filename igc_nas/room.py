@@ -24,6 +24,7 @@ class QuietRoom:
         self._settle = settle
         self._gate = FileLock(folder / "gate.lock", poll_interval=0.005)
         self._seats = [FileLock(folder / f"seat{i}.lock", poll_interval=0.005) for i in range(seats)]
+        self._remote = FileLock(folder / "remote.lock", poll_interval=0.02)
         self._own = self._seats[seat]
         self._others = [lock for i, lock in enumerate(self._seats) if i != seat]
 
@@ -42,6 +43,12 @@ class QuietRoom:
         with self._gate, contextlib.ExitStack() as stack:
             for lock in self._others:
                 stack.enter_context(lock)
+            yield
+
+    @contextlib.contextmanager
+    def remotely(self) -> Iterator[None]:
+        """Have another machine to ourselves; the others go on working here."""
+        with self._remote:
             yield
 
     def pause(self) -> None:

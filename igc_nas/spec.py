@@ -24,6 +24,8 @@ SCHEMA = 1
 
 SamplerName = Literal["random", "tpe", "nsga2"]
 DtypeName = Literal["float32", "bfloat16"]
+RuntimeName = Literal["eager", "compile", "onnxruntime", "openvino"]
+LatencyForms = Literal["within-budget", "any", "factored"]
 Bound = Annotated[tuple[float, float], Field(strict=False)]
 
 
@@ -42,7 +44,11 @@ class Budget(Frozen):
 
 
 class Schedule(Frozen):
-    """How a network is trained: SGD with Nesterov momentum and a one-cycle learning rate that peaks at `lr`."""
+    """How a network is trained: SGD with Nesterov momentum and a one-cycle learning rate that peaks at `lr`.
+
+    `forms`: networks train in the form that the device runs fastest, or factored as they are written. The function, its
+    parameters and their gradients are the same; their rounding is not.
+    """
 
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     batch: Annotated[int, Field(ge=1, le=65_536)]
@@ -57,6 +63,7 @@ class Schedule(Frozen):
     flip: bool = True
     dtype: DtypeName = "float32"
     """What matrix products run in: bfloat16 is autocast; weights, BN statistics and the optimiser stay float32."""
+    forms: Literal["fastest", "factored"] = "factored"
 
 
 class Recipe(Schedule):
@@ -77,16 +84,26 @@ class Recipe(Schedule):
 
 
 class LatencySpec(Frozen):
-    """How latency is measured. `reference_ms` is the reference network's time on the study's machine, fixed once."""
+    """How latency is measured.
+
+    `forms`: a network may run in any form whose parameters obey the study's budget, in any at all, or only factored as
+    it is written. `remote`: another machine measures, by a command that is given with each run and never stands here.
+    """
 
     device: str
     """The name of the device that the study's times are of."""
     batch: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1)] = 1
-    runtime: Literal["eager"] = "eager"
+    runtime: RuntimeName = "eager"
+    forms: LatencyForms = "factored"
+    remote: bool = False
     dtype: Literal["float32"] = "float32"
     memory_format: Literal["contiguous", "channels_last"] = "channels_last"
     input: Annotated[tuple[int, int, int], Field(strict=False)] = (3, 32, 32)
+    cuda_graph: bool = False
+    """On a GPU: replay a captured graph, so that the time is the device's and not that of launching from Python."""
+    cold_cache: bool = False
+    """On a GPU: overwrite its L2 cache before every pass."""
 
 
 class Calibration(Frozen):

@@ -24,7 +24,7 @@ from igc_nas.plan import arch_id
 from igc_nas.record import Candidate, Latency, Score, Trial, TrialState
 from igc_nas.results import is_begun, load_study
 from igc_nas.sampler import MOST_REPEATS, ExhaustedError, sampler_for
-from igc_nas.spec import Calibration, StudySpec, differences
+from igc_nas.spec import Calibration, LatencySpec, StudySpec, differences
 from igc_nas.store import BUDGET, Store, running_here
 from igc_nas.workers import Failed, Measured, Message, Workers, reason_of
 
@@ -49,6 +49,8 @@ class Run:
     """torch's names, `("cuda:0", "cuda:1")`; none: those of this machine that the study's latencies are of."""
     data_dir: Path | None = None
     storage: str | None = None
+    latency_command: str | None = None
+    """What measures where the study's latencies are another machine's."""
 
 
 def search(
@@ -98,10 +100,16 @@ def training_seed(study_seed: int, identity: str, repeat: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
-def matching_devices(name: str) -> tuple[str, ...]:
-    """torch's names of this machine's devices that are called `name`. Raises `StudyError` where there is none."""
+def matching_devices(latency: LatencySpec) -> tuple[str, ...]:
+    """torch's names of this machine's devices that a study's latencies are of; all, where another machine measures.
+
+    Raises `StudyError` where there is none.
+    """
     from igc_nas.device import find_devices
 
+    if latency.remote:
+        return tuple(device.torch_name for device in find_devices("auto"))
+    name = latency.device
     here = (*find_devices("auto"), *find_devices("cpu"))
     found = tuple(dict.fromkeys(device.torch_name for device in here if device.name == name))
     if not found:
@@ -147,8 +155,8 @@ class _Coordinator:
         info = locate(spec.dataset.split(" ")[0], data_dir(run.data_dir))
         if (info.label, info.sha256) != (spec.dataset, spec.dataset_sha256):
             raise StudyError(f"the dataset is {info.label}; the study is about {spec.dataset}", "use another --study")
-        devices = run.devices or matching_devices(spec.latency.device)
-        with Workers(spec, info, devices, run.workers, run.threads) as workers:
+        devices = run.devices or matching_devices(spec.latency)
+        with Workers(spec, info, devices, run.workers, run.threads, run.folder, run.latency_command) as workers:
             if spec.reference_ms is None:
                 self.calibrated(workers.calibrate())
             workers.tell_spec(self.store.spec)

@@ -24,6 +24,7 @@ from igc_nas.spec import Recipe, Schedule
 RECALIBRATION_IMAGES = 1024
 
 Pause = Callable[[], None]
+Forward = Callable[[Tensor], Tensor]
 
 
 class DivergedError(IgcNasError):
@@ -33,13 +34,23 @@ class DivergedError(IgcNasError):
 class Training:
     """One network in training: `epoch` after `epoch`, from a seed alone.
 
-    `pause` is called between steps (other processes may be measuring). Everything random comes from one generator, so
-    `state` and `restore` continue a training exactly.
+    `forward` runs the network, where it runs in another form than as it is written (`igc_nas.lowering`). `pause` is
+    called between steps (other processes may be measuring). Everything random comes from one generator, so `state` and
+    `restore` continue a training exactly.
     """
 
-    def __init__(self, network: nn.Module, images: Images, recipe: Schedule, device: Device, seed: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        images: Images,
+        recipe: Schedule,
+        device: Device,
+        seed: int,
+        forward: Forward | None = None,
+    ) -> None:
         self.device = device
         self.network = network.to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward = forward or self._factored
         self.images = images
         self.recipe = recipe
         self.done = 0
@@ -85,8 +96,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = one_cycle(step, self.steps_per_epoch * self.recipe.epochs, self.recipe)
         batch = self.images.augmented(index, self.recipe.crop, self.recipe.flip, self.generator)
-        with self._autocast():
-            logits = self.network(batch)
+        logits = self.forward(batch)
         smoothing = self.recipe.label_smoothing
         loss = F.cross_entropy(logits.float(), self.images.labels[index], label_smoothing=smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -94,9 +104,11 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach(), logits.detach()
 
-    def _autocast(self) -> torch.autocast:
-        bfloat16 = self.recipe.dtype == "bfloat16"
-        return torch.autocast(self.device.kind, dtype=torch.bfloat16, enabled=bfloat16)
+    def _factored(self, batch: Tensor) -> Tensor:
+        """The network as it is written, its products in the recipe's dtype."""
+        with torch.autocast(self.device.kind, dtype=torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"):
+            logits: Tensor = self.network(batch)
+        return logits
 
     @torch.no_grad()
     def recalibrate(self, pause: Pause = lambda: None, images: int | None = RECALIBRATION_IMAGES) -> None:
@@ -112,8 +124,7 @@ class Training:
         self.network.train()
         for index in self.images.in_order(self.recipe.batch, images):
             pause()
-            with self._autocast():
-                self.network(self.images.batch(index))
+            self.forward(self.images.batch(index))
         for norm, momentum in zip(norms, usual, strict=True):
             norm.momentum = momentum
 
@@ -125,8 +136,7 @@ class Training:
         loss = torch.zeros((), device=self.device.torch_device)
         for index in images.in_order(max(256, self.recipe.batch)):
             pause()
-            with self._autocast():
-                logits = self.network(images.batch(index)).float()
+            logits = self.forward(images.batch(index)).float()
             labels = images.labels[index]
             wrong += (logits.argmax(1) != labels).sum()
             loss += F.cross_entropy(logits, labels, reduction="sum")
@@ -177,10 +187,14 @@ def train_proxy(
     seed: int,
     pause: Pause = lambda: None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
+    lowered: Forward | None = None,
 ) -> Score:
-    """Train a network by the recipe and score it on held-out images. Raises `DivergedError`."""
+    """Train a network by the recipe and score it on held-out images; `lowered` runs it where it does not run factored.
+
+    Raises `DivergedError`.
+    """
     started = time.perf_counter()
-    training = Training(network, train, recipe, device, seed)
+    training = Training(network, train, recipe, device, seed, lowered)
     curve = []
     for _ in range(recipe.epochs):
         curve.append(training.epoch(pause))
@@ -197,6 +211,7 @@ def train_proxy(
         curve=tuple(curve),
         train_s=round(time.perf_counter() - started, 3),
         dtype=recipe.dtype,
+        form="factored" if lowered is None else "native" if getattr(lowered, "native", False) else "lowered",
         dataset=info.label,
         dataset_sha256=info.sha256,
         conditions=device.conditions(),

@@ -72,6 +72,9 @@ class Workers:
     devices: tuple[str, ...]
     count: int
     threads: int = 1
+    folder: Path | None = None
+    """The study's folder."""
+    latency_command: str | None = None
     _workers: list[_Worker] = field(default_factory=list)
     _stillborn: int = 0
 
@@ -196,6 +199,8 @@ class Workers:
                 room,
                 sharing.index(seat),
                 len(sharing),
+                self.folder,
+                self.latency_command,
             ),
             name=f"igc-nas worker {seat}",
             daemon=True,
@@ -250,6 +255,8 @@ def _work(
     room: Path,
     seat: int,
     seats: int,
+    folder: Path | None,
+    latency_command: str | None,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -260,7 +267,7 @@ def _work(
     try:
         found = find_devices(device)[0]
         quiet = QuietRoom(room, seat, seats, found.settle)
-        evaluator = Evaluator(StudySpec.parse(spec), info, found, threads, quiet)
+        evaluator = Evaluator(StudySpec.parse(spec), info, found, threads, quiet, folder, latency_command)
     except Exception as error:
         pipe.send(error if isinstance(error, IgcNasError) else IgcNasError(reason_of(error)))
         return  # whoever reads this raises it

@@ -21,7 +21,8 @@ import pytest
 from searches import evaluate, spec
 
 import igc_nas
-from igc_nas.cli import _status, main
+from igc_nas.cli import main
+from igc_nas.cli.program import _status
 from igc_nas.device import cpu_name
 from igc_nas.results import load_study
 from igc_nas.spec import Budget
@@ -148,7 +149,7 @@ def test_reading_needs_neither_torch_nor_optuna_nor_plotly_nor_pandas(made: Path
     """`--help`, `cost`, `front`, `show` and `space` answer at once because of this; CSV is pandas' work."""
     code = f"""
 import sys
-from igc_nas.cli import _status
+from igc_nas.cli.program import _status
 loaded = lambda: sorted({{"torch", "optuna", "plotly", "pandas"}} & sys.modules.keys())
 print(loaded(), file=sys.stderr)
 for arguments in (

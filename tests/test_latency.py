@@ -1,24 +1,49 @@
 """Latency: what is measured is what is reported, with its conditions; drift cancels; sharing is noticed."""
 
 import itertools
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from igc_nas import latency as module
 from igc_nas.config import ArchConfig
+from igc_nas.cost import cost_of
 from igc_nas.device import Device, cpu_name, find_devices
-from igc_nas.errors import UsageError
-from igc_nas.latency import measure_latency, median_interval
+from igc_nas.errors import IgcNasError, UsageError
+from igc_nas.latency import Measurer, measure_latency
+from igc_nas.lowering import variants
+from igc_nas.lowering.table import Table
+from igc_nas.lowering.variants import Variant
+from igc_nas.network import Network, build
+from igc_nas.record import Latency, Trial, candidate_row
+from igc_nas.results import load_study
+from igc_nas.runtimes import prepare
 from igc_nas.spec import LatencySpec
+from igc_nas.timing import median_interval
 
 CPU = Device("cpu", "cpu", "test")
 SPEC = LatencySpec(device="test")
 SMALL = ArchConfig.parse({"stem": {"width": 8, "stride": 4}, "stage": [{"unit": "conv", "width": 8, "blocks": 1}]})
+ANY = LatencySpec(device="test", forms="any")
+ALL_FORMS = ("factored", "folded", "semidense", "dense", "mixed")
 LARGE = ArchConfig.parse({"stem": {"width": 32}, "stage": [{"unit": "conv", "width": 64, "blocks": 4}]})
+FORMED = ArchConfig.parse(
+    {
+        "stem": {"width": 8, "stride": 4},
+        "stage": [
+            {"unit": "igcv1", "L": 4, "M": 2, "blocks": 1},
+            {"unit": "igcv3", "width": 12, "expand": 2, "G1": 2, "G2": 2, "blocks": 1, "residual": True},
+        ],
+    }
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +52,7 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+    module._reference_run.cache_clear()
 
 
 def test_a_measurement_says_what_it_is_of() -> None:
@@ -47,10 +73,11 @@ def test_a_network_with_fifty_times_the_macs_is_slower() -> None:
 
 def scripted(monkeypatch: pytest.MonkeyPatch, network_ms: list[float], reference_ms: list[float]) -> None:
     """Timers that read their times from lists, for ever."""
-    monkeypatch.setattr(module, "_timer", lambda *_: itertools.cycle(network_ms).__next__)
-    monkeypatch.setattr(module, "_reference_timer", lambda *_: itertools.cycle(reference_ms).__next__)
-    monkeypatch.setattr(module, "_warm_up", lambda *_: None)
-    monkeypatch.setattr(module, "LEAST_CPU_SHARE", 0.0)  # this machine may be busy; the script is not
+    clocks = iter([itertools.cycle(network_ms).__next__, itertools.cycle(reference_ms).__next__])
+    module._reference_run.cache_clear()
+    monkeypatch.setattr(module, "timed", lambda _: next(clocks))
+    monkeypatch.setattr(module._Run, "warm_up", lambda _: None)
+    monkeypatch.setattr(module.Watch, "disturbances", lambda *_: ())  # this machine may be busy; the script is not
 
 
 def test_a_drift_that_both_networks_see_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,9 +114,305 @@ def test_rounds_stop_when_the_interval_is_narrow(monkeypatch: pytest.MonkeyPatch
 
 def test_a_thread_that_had_to_share_its_core_is_noisy(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [2.0], [1.0])
-    monkeypatch.setattr(module, "LEAST_CPU_SHARE", 0.9)
-    monkeypatch.setattr(module.time, "thread_time", lambda: 0.0)
-    assert measure_latency(SMALL, SPEC, CPU).noisy
+    monkeypatch.setattr(module.Watch, "disturbances", lambda *_: ("its processor was shared",))
+    found = measure_latency(SMALL, SPEC, CPU)
+    assert found.noisy
+    assert found.noise == ("its processor was shared",)
+
+
+# Forms.
+
+
+class Script:
+    """Timers by the form's name, read from lists for ever; `reference` is the reference network."""
+
+    def __init__(self, times: dict[str, list[float]]) -> None:
+        self.left = {name: itertools.cycle(values) for name, values in times.items()}
+        self.order: list[str] = []
+
+    def timer(self, name: str) -> Callable[[], float]:
+        def once() -> float:
+            self.order.append(name)
+            return next(self.left.get(name) or self.left["others"])
+
+        return once
+
+
+def paced(monkeypatch: pytest.MonkeyPatch, **times: list[float]) -> Script:
+    """Measure by a script. The reference network is what runs by a spec of the factored form."""
+    script = Script({"reference": [1.0], "others": [2.0], **times})
+    original = module._Run.of.__func__  # type: ignore[attr-defined]
+
+    def of(cls: type[module._Run], variant: Variant, network: Network, x: Tensor, spec: LatencySpec, *rest: Any) -> Any:
+        run = original(cls, variant, network, x, spec, *rest)
+        return replace(run, time=script.timer("reference" if spec.forms == "factored" else variant.name))
+
+    module._reference_run.cache_clear()
+    monkeypatch.setattr(module._Run, "of", classmethod(of))
+    monkeypatch.setattr(module._Run, "warm_up", lambda _: None)
+    monkeypatch.setattr(module, "RACE_CAP_S", 60.0)
+    monkeypatch.setattr(module.Watch, "disturbances", lambda *_: ())
+    monkeypatch.setattr(variants, "CAP_S", 0.001)
+    return script
+
+
+def test_all_forms_are_told_and_the_fastest_is_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    paced(monkeypatch, semidense=[1.5])
+    found = measure_latency(FORMED, ANY, CPU, cap_s=0.0)
+    assert tuple(found.forms) == ALL_FORMS
+    assert (found.form, found.median_ms) == ("semidense", 1.5)
+    network = build(FORMED, 0)
+    for variant in variants.uniform_variants(network.plan):
+        told = found.forms[variant.name]
+        assert (told.params, told.macs) == (variant.params, variant.macs)
+        assert told.weight_bytes >= 4 * told.params
+    assert {form.median_ms for name, form in found.forms.items() if name != "semidense"} == {2.0}
+    cost = cost_of(FORMED)
+    assert (found.forms["factored"].params, found.forms["factored"].macs) == (cost.params, cost.macs)
+    assert found.forms["dense"].params > found.forms["semidense"].params > found.forms["folded"].params
+
+
+@pytest.mark.parametrize("winner", ALL_FORMS)
+def test_what_is_deployed_is_the_winning_form(winner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    paced(monkeypatch, **{winner: [1.0]})
+    found = measure_latency(FORMED, ANY, CPU, cap_s=0.0)
+    form = found.forms[winner]
+    assert found.form == winner
+    assert (found.deployed_params, found.deployed_macs) == (form.params, form.macs)
+    assert found.weight_bytes == form.weight_bytes
+    assert (found.median_ms, found.low_ms, found.high_ms) == (form.median_ms, form.low_ms, form.high_ms)
+
+
+def test_the_counts_of_a_form_are_those_of_its_tensors() -> None:
+    network = build(FORMED, 0)
+    for variant in variants.uniform_variants(network.plan)[1:]:
+        held = variants.Deployed(network, variant.forms)
+        assert variant.params == sum(tensor.numel() for tensor in held.state_dict().values()), variant.name
+
+
+def test_the_winner_is_measured_on_fresh_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form that is fast while it races and slow afterwards is told with the time of afterwards."""
+    script = paced(monkeypatch, dense=[1.0] * module.RACE_ROUNDS + [5.0] * 1000)
+    found = measure_latency(FORMED, ANY, CPU, cap_s=0.0)
+    assert found.form == "dense"
+    assert (found.median_ms, found.forms["dense"].median_ms) == (5.0, 5.0)
+    assert set(found.samples_ms) == {5.0}
+    race = len(ALL_FORMS) * module.RACE_ROUNDS
+    assert script.order[:race] == [*ALL_FORMS] * module.RACE_ROUNDS, "forms take turns"
+    assert script.order[race:] == ["reference", "dense"] * found.n
+
+
+def test_only_the_factored_form_where_the_spec_says_so() -> None:
+    found = measure_latency(FORMED, SPEC, CPU, cap_s=0.0)
+    cost = cost_of(FORMED)
+    assert (found.form, found.forms) == ("factored", {})
+    assert (found.deployed_params, found.deployed_macs) == (cost.params, cost.macs)
+    assert found.weight_bytes == 4 * cost.params
+
+
+class DenserIsFaster(Table):
+    """Says of every chain that a form is faster the more it is multiplied out."""
+
+    def get(self, key: str, names: Iterable[str], measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        return {name: 1.0 / (1 + len(name.split("/")[0]) - name.count("/")) for name in names}
+
+
+@pytest.mark.parametrize("slack", [0, 100, 400, 1500, 100_000])
+def test_within_the_budget_no_form_is_over_it(slack: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    paced(monkeypatch, mixed=[1.0])
+    most = cost_of(FORMED).params + slack
+    spec = ANY.model_copy(update={"forms": "within-budget"})
+    measurer = Measurer(spec, CPU, most, DenserIsFaster(), cap_s=0.0)
+    found = measurer(FORMED)
+    assert "factored" in found.forms
+    assert all(form.params <= most for form in found.forms.values())
+    every = {variant.name for variant in variants.uniform_variants(build(FORMED, 0).plan) if variant.params <= most}
+    assert set(found.forms) - {"mixed"} == every
+    assert found.deployed_params is not None
+    assert found.deployed_params <= most
+
+
+def test_without_a_budget_within_it_is_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    paced(monkeypatch)
+    spec = ANY.model_copy(update={"forms": "within-budget"})
+    assert tuple(measure_latency(FORMED, spec, CPU, cap_s=0.0).forms) == ALL_FORMS
+    assert tuple(measure_latency(FORMED, ANY, CPU, most_params=1, cap_s=0.0).forms) == ALL_FORMS
+
+
+@pytest.mark.xfail(strict=True, reason="no form is left: StopIteration, `igc-nas measure ARCH --budget-params 10`")
+def test_a_budget_that_no_form_keeps_is_an_error() -> None:
+    spec = ANY.model_copy(update={"forms": "within-budget"})
+    with pytest.raises(IgcNasError):
+        measure_latency(FORMED, spec, CPU, most_params=10, cap_s=0.0)
+
+
+class Other(nn.Module):
+    """Almost the network."""
+
+    def __init__(self, whole: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.whole = whole
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.whole(x) * self.factor
+
+
+@pytest.mark.parametrize(("factor", "used"), [(1 + 1e-3, False), (0.0, False), (float("nan"), False), (1 + 1e-5, True)])
+def test_a_form_that_computes_something_else_is_never_told(
+    factor: float, used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Variant.module
+
+    def broken(self: Variant, network: Network, batch: int) -> nn.Module:
+        found = original(self, network, batch)
+        return Other(found, factor) if self.name == "dense" else found
+
+    monkeypatch.setattr(Variant, "module", broken)
+    paced(monkeypatch, dense=[0.1])
+    found = measure_latency(FORMED, ANY, CPU, cap_s=0.0)
+    assert ("dense" in found.forms) is used
+    assert (found.form == "dense") is used
+    assert set(found.forms) - {"dense"} == set(ALL_FORMS) - {"dense"}
+
+
+def test_a_form_that_forgets_the_normalisation_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network as it is initialised would not tell: its normalisations are the identity."""
+    original = variants.Deployed.__init__
+
+    def forgetful(self: nn.Module, network: Network, forms: Any) -> None:
+        original(self, network, forms)
+        for buffer in [b for name, b in self.named_buffers() if name.endswith(".bias")][:-1]:
+            buffer.zero_()
+
+    monkeypatch.setattr(variants.Deployed, "__init__", forgetful)
+    paced(monkeypatch, folded=[0.1], dense=[0.1])
+    found = measure_latency(FORMED, ANY, CPU, cap_s=0.0)
+    assert found.form == "factored"
+
+
+def test_a_runtime_that_computes_something_else_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepared(runtime: str, network: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+        run = prepare("eager", network, x, threads)
+        return run if runtime == "eager" else lambda: run() + 1
+
+    monkeypatch.setattr(module, "prepare", prepared)
+    spec = SPEC.model_copy(update={"runtime": "onnxruntime"})
+    with pytest.raises(IgcNasError, match=r"onnxruntime computes another function \(relative error "):
+        measure_latency(FORMED, spec, CPU, cap_s=0.0)
+
+
+def test_the_reference_runs_eager_and_factored_whatever_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def prepared(runtime: str, network: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+        asked.append((runtime, tuple(x.shape)))
+        return prepare("eager", network, x, threads)
+
+    monkeypatch.setattr(module, "prepare", prepared)
+    paced(monkeypatch)
+    arch = ArchConfig.parse({**FORMED.to_dict(), "input": (3, 16, 16)})
+    spec = ANY.model_copy(update={"runtime": "compile", "batch": 2})
+    assert measure_latency(arch, spec, CPU, cap_s=0.0).runtime == "compile"
+    assert asked.count(("compile", (2, 3, 16, 16))) == len(ALL_FORMS)
+    assert asked[-1] == ("eager", (2, 3, 32, 32))
+
+
+# Noise.
+
+
+def test_a_wide_interval_is_noisy_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [1 + (7 * i % 97) / 97 for i in range(97)], [1.0])
+    found = measure_latency(SMALL, SPEC, CPU, cap_s=0.0)
+    low, high = found.normalised_interval_ms
+    assert found.noise == (f"the interval is {100 * (high - low) / found.normalised_ms:.0f} % wide",)
+
+
+@pytest.mark.parametrize(
+    ("throttle", "noise"),
+    [
+        (("power cap", "thermal"), ("the clocks were held down: power cap, thermal",)),
+        ((), ()),
+        (None, ()),
+    ],
+)
+def test_clocks_that_are_held_down_are_noisy_in_words(
+    throttle: tuple[str, ...] | None, noise: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, [2.0], [1.0])
+    conditions = CPU.conditions().model_copy(update={"throttle": throttle})
+    monkeypatch.setattr(Device, "conditions", lambda _: conditions)
+    found = measure_latency(SMALL, SPEC, CPU)
+    assert (found.noise, found.noisy) == (noise, bool(noise))
+    assert found.conditions.throttle == throttle
+
+
+def test_all_reasons_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [1.0, 2.0, 3.0], [1.0])
+    words = ("its processor was shared", "other processes kept 1.3 cores busy")
+    monkeypatch.setattr(module.Watch, "disturbances", lambda *_: words)
+    conditions = CPU.conditions().model_copy(update={"throttle": ("heat",)})
+    monkeypatch.setattr(Device, "conditions", lambda _: conditions)
+    found = measure_latency(SMALL, SPEC, CPU, cap_s=0.0)
+    assert found.noise[:2] == words
+    assert "% wide" in found.noise[2]
+    assert found.noise[3] == "the clocks were held down: heat"
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_watch_knows_the_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    scripted(monkeypatch, [2.0], [1.0])
+    monkeypatch.setattr(module.Watch, "disturbances", lambda _, threads: asked.append(threads) or ())
+    measure_latency(SMALL, SPEC.model_copy(update={"threads": threads}), CPU)
+    assert asked == [threads]
+
+
+# Records.
+
+
+def test_a_record_goes_through_json_without_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    drift = [1 + (7 * i % 97) / 97 for i in range(97)]
+    paced(monkeypatch, mixed=[0.7 * d for d in drift])
+    monkeypatch.setattr(module.Watch, "disturbances", lambda *_: ("other processes kept 1.3 cores busy",))
+    found = measure_latency(FORMED, ANY, CPU, reference_ms=1 / 3, cap_s=0.0)
+    assert found.forms
+    assert len(found.noise) == 2
+    assert Latency.model_validate_json(found.model_dump_json()) == found
+    assert Latency.model_validate_json(found.model_dump_json(exclude_none=True)) == found
+    assert Latency.parse(json.loads(json.dumps(found.model_dump(mode="json")))) == found
+
+
+def test_records_of_older_studies_load() -> None:
+    study = load_study("igc_cifar10")
+    assert study.folder is not None
+    lines = (study.folder / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+    candidates = [c for line in lines if (c := Trial.from_json(line).candidate)]
+    assert candidates == list(study.candidates)
+    assert "forms" not in lines[0]
+    for candidate in candidates:
+        found, row = candidate.latency, candidate_row(candidate)
+        assert (found.form, found.forms, found.deployed_params, found.noise) == ("factored", {}, None, ())
+        low, high = found.normalised_interval_ms
+        assert 0 < low <= found.normalised_ms <= high
+        assert (row["form"], row["deployed_params"], row["deployed_macs"]) == ("factored", row["params"], row["macs"])
+        assert row["weight_bytes"] == 4 * row["params"]
+    assert study.spec.latency.forms == "factored"
+    assert not study.spec.latency.remote
+
+
+def test_what_is_measured_for_one_architecture_serves_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    paced(monkeypatch)
+    measurer = Measurer(ANY, CPU, cap_s=0.0)
+    measurer(FORMED)
+    known = dict(measurer.table.times)
+    assert known
+    monkeypatch.setattr(variants, "_time", lambda *_: pytest.fail("this chain is known"))
+    measurer(FORMED)
+    assert measurer.table.times == known
+
+
+# Summaries and devices.
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=5, max_size=60))

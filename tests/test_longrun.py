@@ -1,6 +1,7 @@
 """The long training: what is kept after each epoch, how it goes on, what it refuses, when the test set is opened."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from igc_nas.config import ArchConfig
 from igc_nas.data import Images
 from igc_nas.errors import DataError, IgcNasError, StudyError, UsageError
 from igc_nas.longrun import CHECKPOINT_FILE, RESULT_FILE, RUN_FILE, WEIGHTS_FILE, LongRun
+from igc_nas.lowering.pins import FORMS_FILE
 
 ARCH = ArchConfig.parse(
     {
@@ -47,7 +49,8 @@ def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def prepared(folder: Path, **changes: Any) -> LongRun:
     """A training of three short epochs in `folder`."""
-    asked = {"dataset": "shapes", "device": "cpu", "epochs": 3, "batch": 16, "lr": 0.05, "out": folder} | changes
+    asked = {"dataset": "shapes", "device": "cpu", "epochs": 3, "batch": 16, "lr": 0.05, "out": folder}
+    asked |= {"dtype": "float32"} | changes
     return LongRun.prepare(ARCH, **asked)
 
 
@@ -72,6 +75,8 @@ def stopped_after(folder: Path, epoch: int) -> None:
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_training_that_was_stopped_ends_in_the_same_weights_bit_for_bit(epoch: int, tmp_path: Path) -> None:
     whole = prepared(tmp_path / "whole").train()
+    prepared(tmp_path / "parts")
+    shutil.copy(tmp_path / "whole" / FORMS_FILE, tmp_path / "parts")  # else each chooses its forms by its own clock
     stopped_after(tmp_path / "parts", epoch)
     assert not (tmp_path / "parts" / WEIGHTS_FILE).exists()
     said: list[str] = []

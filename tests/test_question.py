@@ -21,7 +21,7 @@ STUB = Device("cpu", "cpu", "stub")
 NOTHING = dict.fromkeys(
     (
         "space", "study_name", "dataset", "objectives", "budget_params", "budget_macs", "budget_flops",
-        "budget_latency", "sampler", "seed", "data_dir",
+        "budget_latency", "sampler", "seed", "data_dir", "forms", "latency_forms", "latency_runtime",
     )
 ) | {"recipe": ()}  # fmt: skip
 
@@ -155,7 +155,8 @@ def test_a_new_study_takes_defaults_for_what_was_not_typed(tmp_path: Path) -> No
     assert (question.continued, question.dataset_flag, question.folder) == (False, "auto", tmp_path / asked.name)
     assert (asked.objectives, asked.sampler, asked.seed) == (("error", "params", "latency"), "tpe", 0)
     assert (asked.dataset, asked.classes, asked.latency.device) == ("shapes", 10, "stub")
-    assert asked.recipe == default_recipe("cpu", epochs=1)
+    assert asked.recipe == default_recipe("cpu", epochs=1, dtype=STUB.fast_dtype)
+    assert (asked.recipe.forms, asked.latency.forms) == ("fastest", "within-budget")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,94 @@
+"""bench deploy: one forward pass in the best form against the factored network, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from igc_nas.bench.report import Report, Row, architectures
+from igc_nas.config import ArchConfig
+from igc_nas.cost import cost_of
+from igc_nas.device import Device
+from igc_nas.latency import unsettled
+from igc_nas.lowering.deployment import Deployed
+from igc_nas.lowering.table import Table
+from igc_nas.lowering.variants import Variant, mixed_variant, uniform_variants
+from igc_nas.network import Network, build
+from igc_nas.runtimes import prepare
+from igc_nas.spec import RuntimeName
+from igc_nas.timing import interleaved, median, timed
+
+RACE_ROUNDS, ROUNDS, CAP_S = 11, 31, 4.0
+
+
+def bench_deploy(
+    device: Device,
+    batches: tuple[int, ...] = (1, 32),
+    runtime: RuntimeName = "eager",
+    say: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Each benchmark architecture at each batch; the form is chosen in rounds of its own, then measured afresh.
+
+    The factored network runs in NCHW and in channels-last; the ratio is to the faster of the two.
+    """
+    rows: list[Row] = []
+    for batch in batches:
+        table = Table()
+        for name, arch in architectures().items():
+            rows.append(_row(name, arch, batch, runtime, device, table))
+            say(f"{name} batch {batch}: {rows[-1]['ratio']:.2f}x ({rows[-1]['form']})")
+    return Report(
+        f"one pass in {runtime}, float32: the best form against the factored network",
+        tuple(rows),
+        {**device.conditions().model_dump(exclude_none=True), "runtime": runtime},
+        extra={"geomean_against_nchw": {str(b): _against_nchw(rows, b) for b in batches}},
+    )
+
+
+def _against_nchw(rows: list[Row], batch: int) -> float:
+    from igc_nas.timing import geomean
+
+    return geomean([row["factored_nchw_ms"] / row["best_ms"] for row in rows if row["batch"] == batch])
+
+
+@torch.inference_mode()
+def _row(name: str, arch: ArchConfig, batch: int, runtime: RuntimeName, device: Device, table: Table) -> Row:
+    x = torch.randn(batch, *arch.input, device=device.torch_device)
+    network = unsettled(build(arch, 0)).eval().to(device.torch_device)
+    last = unsettled(build(arch, 0)).eval().to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x_last = x.contiguous(memory_format=torch.channels_last)
+
+    def run(module: torch.nn.Module, image: torch.Tensor) -> Callable[[], float]:
+        return timed(prepare(runtime, module, image, torch.get_num_threads()), device.settle)
+
+    runs = {"nchw": run(network, x)}
+    if runtime == "eager":
+        runs["nhwc"] = run(last, x_last)
+    variants = [*uniform_variants(network.plan)[1:], mixed_variant(network, batch, table)]
+    forms = {v.name: run(_module(v, network, batch, runtime), x_last) for v in variants}
+    raced = {n: median(times) for n, times in interleaved(forms, RACE_ROUNDS, CAP_S, warm_up=3).items()}
+    best = min(raced, key=lambda form: raced[form])
+    fresh = interleaved(runs | {"best": forms[best]}, ROUNDS, CAP_S, warm_up=3)
+    times = {n: median(samples) for n, samples in fresh.items()}
+    factored = min(ms for n, ms in times.items() if n != "best")
+    chosen = next(v for v in variants if v.name == best)
+    cost = cost_of(arch)
+    return {
+        "name": name,
+        "group": f"{arch.stages[0].unit} batch {batch}",
+        "batch": batch,
+        "params": cost.params,
+        "macs": cost.macs,
+        "deployed_params": chosen.params,
+        "deployed_macs": chosen.macs,
+        "factored_nchw_ms": times["nchw"],
+        "factored_channels_last_ms": times.get("nhwc"),
+        "best_ms": times["best"],
+        "form": best,
+        "ratio": factored / times["best"],
+    }
+
+
+def _module(variant: Variant, network: Network, batch: int, runtime: RuntimeName) -> torch.nn.Module:
+    return variant.module(network, batch) if runtime == "eager" else Deployed(network, variant.forms)

@@ -1,0 +1,111 @@
+"""bench train: steps of training in the chosen forms against the factored network in float32 and NCHW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from igc_nas.bench.report import Report, Row, architectures
+from igc_nas.config import ArchConfig
+from igc_nas.cost import cost_of
+from igc_nas.defaults import default_recipe
+from igc_nas.device import Device
+from igc_nas.lowering.fastest import Fastest
+from igc_nas.lowering.table import Table
+from igc_nas.network import build
+from igc_nas.plan import arch_id
+from igc_nas.spec import DtypeName, Recipe
+from igc_nas.timing import interleaved, median, timed
+
+ROUNDS, CAP_S = 9, 6.0
+DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16")
+
+
+def bench_train(
+    device: Device, batch: int | None = None, resolution: int | None = None, say: Callable[[str], None] = lambda _: None
+) -> Report:
+    """Whole steps (forward, backward, optimiser; multiplying out included) by the default recipe of the device.
+
+    Rows are of both dtypes; those of the recipe's own are judged.
+    """
+    own = device.fast_dtype
+    changes = {"batch": batch, "resolution": resolution}
+    recipe = default_recipe(device.kind, dtype=own, **{k: v for k, v in changes.items() if v})
+    tables = {dtype: Table() for dtype in DTYPES}
+    rows: list[Row] = []
+    for name, arch in architectures().items():
+        for row in _rows(name, arch, recipe, device, tables):
+            rows.append(row)
+            say(f"{row['name']} {row['dtype']}: {row['ratio']:.2f}x ({row['form']})")
+    return Report(
+        f"training steps, batch {recipe.batch} at {recipe.resolution} px: chosen forms against factored float32 NCHW",
+        tuple(rows),
+        {**device.conditions().model_dump(exclude_none=True), "batch": recipe.batch, "resolution": recipe.resolution},
+        tuple(sorted({row["group"] for row in rows if row["dtype"] == own})),
+    )
+
+
+def _rows(name: str, arch: ArchConfig, recipe: Recipe, device: Device, tables: dict[DtypeName, Table]) -> list[Row]:
+    """One architecture: the factored network in NCHW and channels-last, and the chosen forms of each dtype."""
+    runs = {"nchw": _factored(arch, recipe, device, torch.contiguous_format)}
+    runs["nhwc"] = _factored(arch, recipe, device, torch.channels_last)
+    forms = {}
+    for dtype, table in tables.items():
+        forms[dtype], runs[dtype] = _chosen(arch, recipe.model_copy(update={"dtype": dtype}), device, table)
+    times = {name: median(samples) for name, samples in interleaved(runs, ROUNDS, CAP_S, warm_up=2).items()}
+    cost = cost_of(arch)
+    unit = arch.stages[0].unit
+    return [
+        {
+            "name": name,
+            "group": f"{unit} {dtype}",
+            "dtype": dtype,
+            "params": cost.params,
+            "factored_ms": times["nchw"],
+            "factored_channels_last_ms": times["nhwc"],
+            "chosen_ms": times[dtype],
+            "form": forms[dtype],
+            "ratio": times["nchw"] / times[dtype],
+        }
+        for dtype in tables
+    ]
+
+
+def _factored(arch: ArchConfig, recipe: Recipe, device: Device, layout: torch.memory_format) -> Callable[[], float]:
+    network = build(arch, 0).to(device.torch_device, memory_format=layout).train()  # type: ignore[call-overload]
+    return _stepping(network, network, recipe, device, layout)
+
+
+def _chosen(arch: ArchConfig, recipe: Recipe, device: Device, table: Table) -> tuple[str, Callable[[], float]]:
+    layout = torch.channels_last
+    network = build(arch, 0).to(device.torch_device, memory_format=layout).train()  # type: ignore[call-overload]
+    lowered = Fastest.of(recipe, device, table)(network, arch_id(arch))
+
+    def factored(x: Tensor) -> Tensor:
+        with torch.autocast(device.kind, dtype=torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
+            logits: Tensor = network(x)
+        return logits
+
+    run = _stepping(network, lowered or factored, recipe, device, layout)
+    return ("factored" if lowered is None else "native" if getattr(lowered, "native", False) else "lowered"), run
+
+
+def _stepping(
+    network: nn.Module, forward: Callable[[Tensor], Tensor], recipe: Recipe, device: Device, layout: torch.memory_format
+) -> Callable[[], float]:
+    x = torch.randn(recipe.batch, 3, recipe.resolution, recipe.resolution, device=device.torch_device)
+    x = x.contiguous(memory_format=layout)
+    labels = torch.randint(0, 10, (recipe.batch,), device=device.torch_device)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
+    )
+
+    def step() -> None:
+        F.cross_entropy(forward(x).float(), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return timed(step, device.settle)

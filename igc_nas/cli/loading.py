@@ -1,0 +1,42 @@
+"""Studies and architectures by the names that people type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from igc_nas.config import ArchConfig
+    from igc_nas.results import Study
+
+
+def load(name: str | Path, root: Path) -> Study:
+    """A study."""
+    from igc_nas.results import load_study
+
+    return load_study(name, root)
+
+
+def architecture(name: str, classes: int | None, root: Path) -> ArchConfig:
+    """An architecture."""
+    from igc_nas.architecture import load_architecture
+
+    return load_architecture(name, classes, root)
+
+
+def architecture_on_stdin(classes: int | None) -> ArchConfig:
+    """An architecture's file on stdin."""
+    import sys
+
+    from igc_nas.config import ArchConfig
+
+    found = ArchConfig.from_toml(sys.stdin.read(4_000_000), "stdin")
+    return found if classes is None else found.with_classes(classes)
+
+
+def quiet_threads(threads: int) -> None:
+    """Before torch is imported: threads that sleep when they have nothing to do."""
+    import os
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,0 +1,211 @@
+"""igc-nas measure: what the MACs promise, what the device gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from igc_nas.cli.loading import architecture, architecture_on_stdin, load, quiet_threads
+from igc_nas.cli.options import COUNT, as_json, classes_option, device_option, runtime_option, studies_dir
+from igc_nas.cli.output import put, put_json, say
+from igc_nas.errors import StudyError, UsageError
+
+if TYPE_CHECKING:
+    from igc_nas.config import ArchConfig
+    from igc_nas.record import Latency
+    from igc_nas.results import Study
+    from igc_nas.spec import RuntimeName
+
+
+@click.command()
+@click.argument("arch", required=False)
+@click.option("--study", "study_name", help="Measure the candidates of a study again, in one quiet pass.")
+@classes_option
+@device_option
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images per pass.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads, on a CPU.")
+@runtime_option
+@click.option("--forms", type=click.Choice(["any", "factored"]), default="any", show_default=True, help="Forms to run.")
+@click.option("--budget-params", type=COUNT, help="Only forms with at most so many parameters.")
+@click.option("--cuda-graph/--no-cuda-graph", default=True, show_default=True, help="On a GPU, replay a graph.")
+@click.option("--cold-cache", is_flag=True, help="On a GPU, empty its L2 cache before every pass.")
+@click.option("--energy", is_flag=True, help="On a GPU, energy of one pass, too (takes 3 s more).")
+@click.option("--latency-command", envvar="IGC_NAS_LATENCY_COMMAND", help="With --study: what measures elsewhere.")
+@as_json
+@studies_dir
+def measure(arch: str | None, study_name: str | None, as_json: bool, root: Path, **flags: Any) -> None:
+    """Measure the latency of ARCH here, in all its forms, beside a fixed reference network.
+
+    ARCH is a .toml file, - (TOML on stdin), a paper's network or STUDY:N. With --study the candidates of a study are
+    measured again under the study's conditions.
+    """
+    if (arch is None) == (study_name is None):
+        raise UsageError("name an architecture or a --study, one of the two", "igc-nas measure igcv1-l24m2-d20")
+    if study_name is not None:
+        _measure_study(load(study_name, root), flags, as_json)
+        return
+    assert arch is not None
+    config = architecture_on_stdin(flags["classes"]) if arch == "-" else architecture(arch, flags["classes"], root)
+    quiet_threads(flags["threads"])
+    latency = _measurer(config, flags)(config)
+    put_json(_facts(latency, config)) if as_json else put(*_lines(latency, config))
+
+
+def _measurer(config: ArchConfig, flags: dict[str, Any]) -> Callable[[ArchConfig], Latency]:
+    from igc_nas.device import find_devices, prepare
+    from igc_nas.latency import Measurer
+    from igc_nas.lowering.table import table_for
+    from igc_nas.runtimes import require
+    from igc_nas.spec import LatencySpec
+
+    device = find_devices(flags["device"])[0]
+    runtime: RuntimeName = flags["latency_runtime"] or "eager"
+    require(runtime)
+    prepare(device, flags["threads"])
+    limit = flags["budget_params"]
+    spec = LatencySpec(
+        device=device.name,
+        batch=flags["batch"],
+        threads=flags["threads"],
+        runtime=runtime,
+        forms="within-budget" if limit and flags["forms"] == "any" else flags["forms"],
+        input=config.input,
+        cuda_graph=device.kind == "cuda" and flags["cuda_graph"],
+        cold_cache=device.kind == "cuda" and flags["cold_cache"],
+    )
+    measurer = Measurer(spec, device, limit, table_for(device.name, spec.threads, "deployment"), energy=flags["energy"])
+
+    def measured(arch: ArchConfig) -> Latency:
+        found = measurer(arch)
+        measurer.table.save()
+        return found
+
+    return measured
+
+
+def _facts(latency: Latency, config: ArchConfig) -> dict[str, Any]:
+    """The record as JSON, with what the architecture costs: what another machine's search reads, too."""
+    from igc_nas.cost import cost_of
+    from igc_nas.latency import REFERENCE
+
+    cost = cost_of(config).as_dict()
+    return {**latency.model_dump(mode="json"), "n": latency.n, "reference": REFERENCE, **cost, "arch": config.to_dict()}
+
+
+def _lines(latency: Latency, config: ArchConfig) -> list[str]:
+    from igc_nas.cost import cost_of
+    from igc_nas.latency import REFERENCE
+    from igc_nas.units import format_count
+
+    cost, c = cost_of(config), latency.conditions
+    lines = [
+        f"{latency.median_ms:.3f} ms  (95 % interval {latency.low_ms:.3f} to {latency.high_ms:.3f}, n = {latency.n})",
+        *([f"NOISY: {'; '.join(latency.noise)}; measure again when the machine is quiet"] if latency.noisy else []),
+        f"form {latency.form}; {cost.macs:,} MACs and {cost.params:,} parameters as it is written",
+        "",
+    ]
+    if latency.forms:
+        lines.append(
+            f"{'form':<10} {'median ms':>10} {'interval':>19} {'MACs':>8} {'params':>8} {'GMAC/s':>7} {'times':>6}"
+        )
+        written = latency.forms.get("factored")
+        for name, form in latency.forms.items():
+            interval = f"{form.low_ms:.3f} to {form.high_ms:.3f}"
+            times = f"{written.median_ms / form.median_ms:6.2f}" if written else ""
+            lines.append(
+                f"{name:<10} {form.median_ms:>10.3f} {interval:>19} {format_count(form.macs):>8} "
+                f"{format_count(form.params):>8} {form.macs / form.median_ms / 1e6:>7.1f} {times}"
+            )
+        lines.append("")
+    if latency.energy_mj is not None:
+        lines.append(f"energy {latency.energy_mj:.3f} mJ above idle")
+    state = [f"load {c.load}"] if c.load is not None else []
+    state += [f"{c.clock_mhz:.0f} MHz"] if c.clock_mhz else []
+    state += [f"{c.temperature_c:.0f} C"] if c.temperature_c else []
+    state += [f"{c.power_w:.0f} W"] if c.power_w else []
+    return [
+        *lines,
+        f"reference network {REFERENCE}: {latency.reference_ms:.3f} ms in the same rounds",
+        f"{latency.runtime}, batch {latency.batch}, {c.threads} thread(s), {latency.dtype}, {latency.memory_format}, "
+        f"on {c.device}, torch {c.torch}" + "".join(f", {word}" for word in state),
+    ]
+
+
+def _measure_study(study: Study, flags: dict[str, Any], as_json: bool) -> None:
+    """Measure every candidate again and hold it against its record."""
+    if not study.candidates:
+        raise StudyError(f"{study.spec.name} has no completed trial yet")
+    quiet_threads(study.spec.latency.threads)
+    measurer = _of_study(study, flags)
+    rows = []
+    for done, candidate in enumerate(study.candidates, start=1):
+        latency = measurer(candidate.arch)
+        rows.append((candidate, latency))
+        say(f"{done}/{len(study.candidates)}  trial {candidate.trial}: {latency.normalised_ms:.3f} ms")
+    from igc_nas.timing import agreement
+
+    recorded = [candidate.latency.normalised_ms for candidate, _ in rows]
+    again = [latency.normalised_ms for _, latency in rows]
+    difference, rank = agreement(recorded, again)
+    if as_json:
+        put_json(
+            {
+                "study": study.spec.name,
+                "median_difference": difference,
+                "rank_correlation": rank,
+                "rows": [
+                    {"trial": c.trial, "id": c.id, "recorded_ms": c.latency.normalised_ms, **_brief(latency)}
+                    for c, latency in rows
+                ],
+            }
+        )
+        return
+    put(f"{'trial':>5} {'recorded ms':>12} {'again ms':>10} {'change':>8}  form")
+    for candidate, latency in rows:
+        change = latency.normalised_ms / candidate.latency.normalised_ms - 1
+        noisy = f"  noisy: {'; '.join(latency.noise)}" if latency.noisy else ""
+        put(
+            f"{candidate.trial:>5} {candidate.latency.normalised_ms:>12.3f} {latency.normalised_ms:>10.3f} "
+            f"{100 * change:>+7.1f}%  {latency.form}{noisy}"
+        )
+    correlation = "" if rank is None else f"; rank correlation {rank:.3f}"
+    put(f"median difference {100 * difference:.1f} % over {len(rows)} candidates{correlation}")
+
+
+def _of_study(study: Study, flags: dict[str, Any]) -> Callable[[ArchConfig], Latency]:
+    spec, command = study.spec, flags["latency_command"]
+    if spec.latency.remote:
+        from igc_nas.remote import RemoteMeasurer
+
+        if command is None:
+            raise StudyError("the study's latencies were measured by a command", "give it with --latency-command")
+        remote = RemoteMeasurer(command, spec.latency, spec.budget.params)
+        return lambda arch: remote(arch, spec.reference_ms)
+    from igc_nas.device import find_devices, prepare
+    from igc_nas.latency import Measurer
+    from igc_nas.lowering.table import table_for
+    from igc_nas.study import matching_devices
+
+    device = find_devices(matching_devices(spec.latency)[0])[0]
+    prepare(device, spec.latency.threads)
+    table = table_for(device.name, spec.latency.threads, "deployment")
+    measurer = Measurer(spec.latency, device, spec.budget.params, table)
+    return lambda arch: measurer(arch, spec.reference_ms)
+
+
+def _brief(latency: Latency) -> dict[str, Any]:
+    low, high = latency.normalised_interval_ms
+    return {
+        "median_ms": latency.normalised_ms,
+        "low_ms": low,
+        "high_ms": high,
+        "noisy": latency.noisy,
+        "noise": latency.noise,
+        "form": latency.form,
+    }
+
+
+COMMANDS = (measure,)

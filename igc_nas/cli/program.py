@@ -1,0 +1,89 @@
+"""The program: the group of commands, and every way out of it with its exit status."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import click
+
+from igc_nas import __version__
+from igc_nas.cli import benching, measuring, reading, searching, using
+from igc_nas.cli.output import say
+from igc_nas.errors import IgcNasError
+from igc_nas.units import printable
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="igc-nas")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:  # `run` looks for --debug itself: it must know before a command fails to parse
+    """Search for fast, small networks of interleaved group convolutions (IGCV1, IGCV2, IGCV3).
+
+    Start with: igc-nas search --budget-params 2M
+    """
+
+
+for command in (*searching.COMMANDS, *reading.COMMANDS, *measuring.COMMANDS, *using.COMMANDS, *benching.COMMANDS):
+    main.add_command(command)
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP, raised where the program is, so that everything is closed on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _terminate(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise Terminated(number)
+
+
+def run() -> None:
+    """The entry point: every way out has its exit status and, where it is an error, one line and a hint."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _terminate)
+    sys.exit(_status(sys.argv[1:]))
+
+
+def _status(arguments: list[str]) -> int:
+    debug = "--debug" in arguments
+    try:
+        status = main.main([a for a in arguments if a != "--debug"], prog_name="igc-nas", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        say("stopped; the same command continues")
+        return 130
+    except Terminated as signal_:
+        return 128 + signal_.number
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except IgcNasError as error:
+        if debug:
+            raise
+        say(
+            f"igc-nas: {printable(error.message, lines=False)}",
+            *([f"  {printable(error.hint, lines=False)}"] if error.hint else []),
+        )
+        return error.exit_code
+    except OSError as error:  # a name, a permission, a disk: what the system refuses, in its words
+        if debug:
+            raise
+        place = f"{error.filename!s:.200}: " if error.filename else ""
+        say(f"igc-nas: {place}{error.strerror or error}", "  --debug shows where")
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        say(
+            f"igc-nas: internal error: {type(error).__name__}: {printable(str(error), lines=False)[:300]}",
+            "  --debug shows where",
+        )
+        return 1
+    return status if isinstance(status, int) else 0  # --help and --version return theirs

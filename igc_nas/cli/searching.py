@@ -1,0 +1,188 @@
+"""igc-nas search."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from igc_nas.cli.loading import load
+from igc_nas.cli.options import (
+    COUNT,
+    MS,
+    SECONDS,
+    as_json,
+    data_dir_option,
+    device_option,
+    latency_forms_option,
+    runtime_option,
+    studies_dir,
+)
+from igc_nas.cli.output import say
+from igc_nas.cli.reading import print_front
+from igc_nas.errors import StudyError, UsageError
+from igc_nas.units import format_seconds
+
+if TYPE_CHECKING:
+    from igc_nas.device import Device
+    from igc_nas.results import Study
+    from igc_nas.spec import StudySpec
+    from igc_nas.study import Run
+
+
+@click.command()
+@click.option("--space", help="A search space: a name (see `igc-nas space`) or a .toml file. [default: igc_cifar]")
+@click.option("--study", "study_name", help="The study's name. [default: made of space, dataset, budgets and seed]")
+@click.option("--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), help="[default: auto]")
+@click.option("--objectives", help="Two or three of error, params, macs, flops, latency, activations.")
+@click.option("--budget-params", type=COUNT, help="At most so many parameters: 500k, 2M.")
+@click.option("--budget-macs", type=COUNT, help="At most so many multiply-adds per image: 60M.")
+@click.option("--budget-flops", type=COUNT, help="At most so many FLOPs (2 per MAC) per image: 120M.")
+@click.option("--budget-latency", type=MS, help="At most so long per batch: 5ms.")
+@click.option("--sampler", type=click.Choice(["random", "tpe", "nsga2"]), help="[default: tpe]")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="[default: 0]")
+@click.option("--recipe", "recipe", multiple=True, metavar="KEY=VALUE", help="Change the proxy training: epochs=3.")
+@click.option(
+    "--forms",
+    type=click.Choice(["fastest", "factored"]),
+    help="Run networks in the form that the device runs fastest, or factored as written. [default: fastest]",
+)
+@latency_forms_option
+@runtime_option
+@click.option(
+    "--latency-command",
+    envvar="IGC_NAS_LATENCY_COMMAND",
+    help="Measure elsewhere: a command that reads an architecture on stdin, 'ssh pi igc-nas measure --json -'.",
+)
+@click.option("--trials", type=click.IntRange(1), help="Completed trials in all, earlier runs included.")
+@click.option("--timeout", type=SECONDS, help="Stop this run after: 90s, 10m, 2h.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Evaluating processes. [default: cores, or GPUs]")
+@device_option
+@data_dir_option
+@studies_dir
+@click.option("--storage", envvar="IGC_NAS_STORAGE", help="Another database: sqlite:///path. [default: study.db]")
+@click.option("--quiet", is_flag=True, help="No progress, the front only.")
+@as_json
+def search(**flags: Any) -> None:
+    """Search a space for its Pareto front; the same command continues a search that was stopped."""
+    from igc_nas.display import SearchDisplay
+    from igc_nas.study import search as run_search
+
+    spec, run = _question(flags)
+    quiet = flags["quiet"]
+    with SearchDisplay(run.trials, run.timeout_s, quiet=quiet) as display:
+        for _ in run_search(spec, run, on_event=display.show):
+            pass
+    study = load(run.folder, run.folder.parent)
+    print_front(study, study.spec.objectives, "json" if flags["as_json"] else "table")
+    if not quiet:
+        short = run.trials is not None and len(study.candidates) < run.trials
+        stop = f"stopped with {len(study.candidates)} of {run.trials} trials; the same command continues"
+        say("", *([stop] if short else []), *(_next_commands(study) if study.candidates else []))
+
+
+def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
+    """The study that the flags ask for, new or continued, and how to run it; says so on stderr."""
+    from igc_nas.dataset import auto_notice, data_dir
+    from igc_nas.defaults import default_extent
+    from igc_nas.device import find_devices
+    from igc_nas.question import ask
+    from igc_nas.study import Run
+
+    storage = _checked_storage(flags["storage"])
+    devices = find_devices(flags["device"])
+    question = ask(flags, devices[0])
+    extent = default_extent(devices[0].kind, len(devices))
+    spec = _measured_elsewhere(question.spec, flags["latency_command"], new=not question.continued)
+    run = Run(
+        folder=question.folder,
+        trials=flags["trials"] or (None if flags["timeout"] else extent.trials),
+        timeout_s=flags["timeout"] or (None if flags["trials"] else extent.timeout_s),
+        workers=flags["workers"] or extent.workers,
+        devices=tuple(device.torch_name for device in devices),
+        data_dir=flags["data_dir"],
+        storage=storage,
+        latency_command=flags["latency_command"] if spec.latency.remote else None,
+    )
+    notice = auto_notice(question.info, data_dir(flags["data_dir"])) if question.dataset_flag == "auto" else None
+    _announce(spec, run, devices, notice, continued=question.continued)
+    return spec, run
+
+
+def _measured_elsewhere(spec: StudySpec, command: str | None, *, new: bool) -> StudySpec:
+    """A new study with the conditions under which the latency command measures; a study that is there, checked."""
+    if not new and spec.latency.remote != (command is not None):
+        raise StudyError(
+            f"the latencies of study {spec.name} are "
+            + ("another machine's" if spec.latency.remote else "this machine's"),
+            "give --latency-command" if spec.latency.remote else "leave --latency-command away",
+        )
+    if command is None or not new:
+        if spec.latency.runtime != "eager" and not spec.latency.remote:
+            from igc_nas.runtimes import require
+
+            require(spec.latency.runtime)
+        return spec
+    from igc_nas.remote import RemoteMeasurer, remote_spec
+
+    first = RemoteMeasurer(command)(spec.feasible.lightest())
+    return spec.model_copy(update={"latency": remote_spec(first, spec.latency)})
+
+
+def _announce(spec: StudySpec, run: Run, devices: tuple[Device, ...], notice: str | None, *, continued: bool) -> None:
+    """What a long command says first: what it does, where it writes, how to stop and to resume."""
+    from igc_nas.display import data_label
+
+    recipe = spec.recipe
+    say(*([notice, ""] if notice else []))
+    say(
+        f"study     {spec.name} ({'continued' if continued else 'new'}), in {run.folder}",
+        f"space     {spec.space_name}, {spec.search_space.size:,} architectures; budget {spec.budget}",
+        f"data      {data_label(spec.dataset)}",
+        f"goal      least {', '.join(spec.objectives)}; sampler {spec.sampler}, seed {spec.seed}",
+        f"recipe    {recipe.epochs} epoch(s) of {recipe.train_size:,} images at {recipe.resolution} px, batch "
+        f"{recipe.batch}, lr {recipe.lr:g}, {recipe.dtype}, {recipe.forms} forms; "
+        f"scored on {recipe.held_out:,} held-out images",
+        f"device    {devices[0].name}" + (f" x {len(devices)}" if len(devices) > 1 else ""),
+        f"latency   {_latency_words(spec)}",
+        f"extent    {_extent(run)}; {run.workers} worker(s) of {run.threads} thread(s)",
+        "stop      Ctrl-C; the same command continues",
+        "",
+    )
+
+
+def _latency_words(spec: StudySpec) -> str:
+    latency = spec.latency
+    forms = {"within-budget": "fastest form within the budget", "any": "fastest form", "factored": "as it is written"}
+    where = f" on {latency.device}, by a command" if latency.remote else ""
+    return f"{forms[latency.forms]}, {latency.runtime}, batch {latency.batch}, {latency.threads} thread(s){where}"
+
+
+def _extent(run: Run) -> str:
+    limits = [f"until {run.trials} trials are complete"] if run.trials else []
+    limits += [f"at most {format_seconds(run.timeout_s)}"] if run.timeout_s else []
+    return ", ".join(limits)
+
+
+def _next_commands(study: Study) -> list[str]:
+    assert study.folder is not None
+    name = shlex.quote(study.spec.name if study.folder.parent == Path("studies") else str(study.folder))
+    return [
+        "next:",
+        f"  igc-nas dashboard {name}",
+        f"  igc-nas export {name} --pick knee -o arch.toml",
+        "  igc-nas train arch.toml",
+    ]
+
+
+def _checked_storage(url: str | None) -> str | None:
+    if url is None or url.startswith("sqlite:///"):
+        return url
+    scheme = url.partition("://")[0]
+    raise UsageError(f"storage of kind {scheme!r:.40} is not supported", "use sqlite:///path/to/study.db")
+
+
+COMMANDS = (search,)

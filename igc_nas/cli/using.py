@@ -1,0 +1,144 @@
+"""Commands that make something: train, export, dashboard, data."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from igc_nas.cli.loading import architecture, load, quiet_threads
+from igc_nas.cli.options import FILE, as_json, data_dir_option, device_option, studies_dir
+from igc_nas.cli.output import put, put_json, say
+from igc_nas.errors import UsageError
+
+
+@click.command()
+@click.argument("arch")
+@click.option("--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), default="auto")
+@click.option("--epochs", type=click.IntRange(1, 10_000), default=30, show_default=True, help="Epochs in all.")
+@click.option("--batch", type=click.IntRange(1, 65_536), default=128, show_default=True, help="Images per step.")
+@click.option("--lr", type=click.FloatRange(0, 100, min_open=True), default=0.2, show_default=True, help="Peak rate.")
+@click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
+@click.option(
+    "--forms",
+    type=click.Choice(["fastest", "factored"]),
+    default="fastest",
+    show_default=True,
+    help="Run the network in the form that the device trains fastest, or as it is written.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads, on a CPU. [default: all cores]")
+@click.option("-o", "--out", type=FILE, help="Folder of checkpoints and weights. [default: models/ID-DATASET]")
+@device_option
+@data_dir_option
+@studies_dir
+@as_json
+def train(arch: str, threads: int | None, root: Path, **flags: Any) -> None:
+    """Train ARCH on the whole training set; a checkpoint per epoch, the same command continues.
+
+    At the end the test set is opened, once, and the weights are written as safetensors.
+    """
+    from igc_nas.defaults import usable_cores
+
+    threads = threads or usable_cores()
+    quiet_threads(threads)
+    from igc_nas.longrun import LongRun
+
+    config = architecture(arch, None, root)
+    run = LongRun.prepare(config, threads=threads, **{k: v for k, v in flags.items() if k != "as_json"})
+    say(*run.introduction())
+    result = run.train(say=lambda line: say(line))
+    if flags["as_json"]:
+        put_json(result)
+    else:
+        put(
+            f"test error {100 * result['test_error']:.2f} % on {result['test_images']:,} images of {result['dataset']}",
+            f"weights   {result['weights']}",
+        )
+
+
+@click.command()
+@click.argument("study")
+@click.option("--pick", default="knee", show_default=True, help="knee, best-error, trial:N or under:params=500k.")
+@click.option("-o", "--out", type=FILE, help="File to write. [default: stdout]")
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+@studies_dir
+def export(study: str, pick: str, out: Path | None, force: bool, root: Path) -> None:
+    """Write an architecture of STUDY as a config that show, cost, measure, train and Python accept."""
+    from igc_nas.export import config_text
+
+    loaded = load(study, root)
+    candidate = loaded.pick(pick)
+    text = config_text(loaded, candidate)
+    if out is None:
+        put(text.rstrip("\n"))
+        return
+    from igc_nas.files import write_whole
+
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists", "choose another -o, or add --force")
+    write_whole(out, text)
+    say(f"trial {candidate.trial} of {loaded.spec.name}: {candidate.arch}", f"wrote {out}", f"igc-nas train {out}")
+
+
+@click.command()
+@click.argument("study")
+@click.option("-o", "--out", type=FILE, help="File to write. [default: dashboard.html in the study's folder]")
+@click.option("--picture", type=FILE, help="Write the front as a .png or .svg picture, too (needs igc-nas[png]).")
+@studies_dir
+def dashboard(study: str, out: Path | None, picture: Path | None, root: Path) -> None:
+    """Write STUDY as one self-contained page: fronts, all trials, hypervolume, the papers' networks."""
+    from igc_nas.page import write_dashboard
+    from igc_nas.plots import front_picture
+    from igc_nas.results import PAGE_FILE
+
+    loaded = load(study, root)
+    assert loaded.folder is not None
+    page = out or loaded.folder / PAGE_FILE
+    write_dashboard(loaded, page)
+    put(str(page))
+    if picture:
+        front_picture(loaded, picture)
+        put(str(picture))
+
+
+@click.command()
+@click.argument("name", type=click.Choice(["cifar10", "cifar100", "shapes"]))
+@click.option("--from", "source", type=FILE, help="An archive or folder that you have: binary or python layout.")
+@click.option("--url", help="Another place to download the official archive from.")
+@data_dir_option
+@as_json
+def data(name: str, source: Path | None, url: str | None, data_dir: Path | None, as_json: bool) -> None:
+    """Fetch a dataset, verify it, and put it where searches look; a download that was cut goes on."""
+    from igc_nas.dataset import data_dir as resolve
+    from igc_nas.fetch import fetch
+
+    folder = resolve(data_dir)
+    with _download_bar() as progress:
+        info = fetch(name, folder, source=source, url=url, progress=progress)
+    facts = {"dataset": info.label, "folder": str(info.folder), "classes": info.classes, "sha256": info.sha256}
+    put_json(facts) if as_json else put(f"{info.label} is in {info.folder}")
+
+
+@contextlib.contextmanager
+def _download_bar() -> Iterator[Callable[[int, int], None]]:
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    from igc_nas.display import console
+
+    screen = console(stderr=True)
+    bars = Bars(
+        BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+        console=screen, disable=not screen.is_terminal,
+    )  # fmt: skip
+    with bars:
+        task = bars.add_task("download", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+COMMANDS = (train, export, dashboard, data)

@@ -1,0 +1,127 @@
+"""Latency on another machine: a command that reads an architecture and prints a measurement.
+
+The command comes from a flag or the environment with each run, never from a study's file, and is started without a
+shell. `ssh pi igc-nas measure --json -` is one: the architecture goes in on stdin as TOML, the record of
+`igc-nas measure --json` comes out.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+from igc_nas.config import ArchConfig
+from igc_nas.errors import ConfigError, IgcNasError, UsageError
+from igc_nas.record import Latency
+from igc_nas.spec import LatencySpec
+from igc_nas.units import printable
+
+TIMEOUT_S = 600.0
+FIELDS = ("batch", "threads", "runtime", "dtype", "memory_format", "device")
+
+
+@dataclass(frozen=True)
+class RemoteMeasurer:
+    """Measures architectures by a command. With a spec, a record of other conditions than the spec's is refused."""
+
+    command: str
+    spec: LatencySpec | None = None
+    most_params: int | None = None
+    timeout_s: float = TIMEOUT_S
+
+    def __call__(self, arch: ArchConfig, reference_ms: float | None = None) -> Latency:
+        """Run the command for an architecture; `reference_ms` as in `igc_nas.latency.Measurer`.
+
+        Raises `UsageError` for a command that cannot be started, `IgcNasError` for one that fails, says nothing or
+        something else than a measurement, takes too long, or measures under other conditions.
+        """
+        latency = self._record(self._run(arch.to_toml()))
+        if latency.input != arch.input:
+            raise IgcNasError(f"the latency command measured images of {latency.input}, not of {arch.input}")
+        if self.spec is not None:
+            self._check(self.spec, latency)
+        return latency if reference_ms is None else _in_units_of(latency, reference_ms)
+
+    def _run(self, text: str) -> str:
+        try:
+            arguments = shlex.split(self.command)
+        except ValueError as error:
+            raise UsageError(f"the latency command cannot be read: {error}") from None
+        if not arguments:
+            raise UsageError("the latency command is empty", 'e.g. --latency-command "ssh pi igc-nas measure --json -"')
+        try:
+            done = subprocess.run(
+                arguments, input=text, capture_output=True, text=True, timeout=self.timeout_s, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise IgcNasError(f"the latency command took longer than {self.timeout_s:g} s") from None
+        except UnicodeDecodeError:
+            raise IgcNasError("the latency command printed something that is no text") from None
+        except OSError as error:
+            raise UsageError(f"the latency command cannot be started: {error.strerror}: {arguments[0]:.80}") from None
+        if done.returncode:
+            said = printable(done.stderr.strip(), lines=False)[-200:] or "nothing on stderr"
+            raise IgcNasError(f"the latency command failed with status {done.returncode}: {said}")
+        if not done.stdout.strip():
+            raise IgcNasError("the latency command printed nothing", "it must print what igc-nas measure --json prints")
+        return done.stdout
+
+    @staticmethod
+    def _record(text: str) -> Latency:
+        hint = "it must print what igc-nas measure --json prints"
+        try:
+            found: Any = json.loads(text)
+        except (ValueError, RecursionError):
+            raise IgcNasError("the latency command printed something that is not JSON", hint) from None
+        if not isinstance(found, dict):
+            raise IgcNasError("the latency command printed JSON that is no record", hint)
+        try:
+            return Latency.parse({key: value for key, value in found.items() if key in Latency.model_fields})
+        except ConfigError as error:
+            raise IgcNasError(f"the latency command printed no measurement: {error.message}", hint) from None
+
+    def _check(self, spec: LatencySpec, latency: Latency) -> None:
+        has = {**latency.model_dump(), "threads": latency.conditions.threads, "device": latency.conditions.device}
+        for name in FIELDS:
+            if has[name] != (wanted := getattr(spec, name)):
+                raise IgcNasError(f"the latency command measured with {name} {has[name]}; the study's is {wanted}")
+        if spec.forms == "factored" and latency.form != "factored":
+            raise IgcNasError(
+                "the latency command measured another form than the factored", "add --forms factored to it"
+            )
+        limit = self.most_params if spec.forms == "within-budget" else None
+        if limit is not None and (latency.deployed_params or 0) > limit:
+            raise IgcNasError(
+                f"the latency command measured a form of {latency.deployed_params:,} parameters, over {limit:,}",
+                f"add --budget-params {limit} to it",
+            )
+
+
+def remote_spec(latency: Latency, spec: LatencySpec) -> LatencySpec:
+    """`spec` with the conditions under which the command has measured."""
+    return spec.model_copy(
+        update={
+            "remote": True,
+            "device": latency.conditions.device,
+            "threads": latency.conditions.threads,
+            "batch": latency.batch,
+            "runtime": latency.runtime,
+            "memory_format": latency.memory_format,
+        }
+    )
+
+
+def _in_units_of(latency: Latency, reference_ms: float) -> Latency:
+    """The normalised times in the study's milliseconds instead of the record's own."""
+    factor = reference_ms / latency.reference_ms
+    low, high = latency.normalised_interval_ms
+    return latency.model_copy(
+        update={
+            "normalised_ms": latency.normalised_ms * factor,
+            "normalised_low_ms": low * factor,
+            "normalised_high_ms": high * factor,
+        }
+    )

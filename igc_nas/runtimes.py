@@ -1,0 +1,133 @@
+"""Runtimes that a deployed network can run on, each through one seam: a module and its input become a callable.
+
+eager        PyTorch as it is, in inference mode
+compile      torch.compile
+onnxruntime  exported to ONNX, run by ONNX Runtime          pip install 'igc-nas[onnx]'
+openvino     exported to ONNX, run by OpenVINO, CPU only     pip install 'igc-nas[openvino]'
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from igc_nas.errors import IgcNasError, UsageError
+from igc_nas.spec import RuntimeName
+
+Prepare = Callable[[nn.Module, Tensor, int], Callable[[], Tensor]]
+EXTRA = {"onnxruntime": "onnx", "openvino": "openvino"}
+CPU_ONLY = ("onnxruntime", "openvino")
+
+
+def prepare(runtime: RuntimeName, module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+    """`module` on `x` as a callable that runs it once and returns its output.
+
+    Raises `UsageError` where an extra is missing or the runtime has no such device, `IgcNasError` where it cannot take
+    the network.
+    """
+    if runtime in CPU_ONLY and x.device.type != "cpu":
+        raise UsageError(
+            f"the runtime {runtime} is measured on a CPU only", "add --device cpu, or use eager or compile"
+        )
+    return RUNTIMES[runtime](module.eval(), x, threads)
+
+
+def require(runtime: RuntimeName) -> None:
+    """Raise `UsageError` with what to install where a runtime's packages are missing."""
+    wanted = {"onnxruntime": ("onnxruntime", "onnxscript"), "openvino": ("openvino", "onnxscript")}
+    for package in wanted.get(runtime, ()):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            extra = EXTRA[runtime]
+            raise UsageError(
+                f"the runtime {runtime} needs the package {package}", f"pip install 'igc-nas[{extra}]'"
+            ) from None
+
+
+def onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
+    """The network as an ONNX model for inputs of x's shape, by torch's dynamo exporter.
+
+    Raises `UsageError` where the extra is missing, `IgcNasError` where the exporter fails.
+    """
+    require("onnxruntime")
+    noisy = logging.getLogger("torch.onnx")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(module, (x,), dynamo=True, external_data=False, verbose=False)
+    except Exception as error:
+        raise IgcNasError(f"torch could not export the network to ONNX: {error!s:.200}") from error
+    finally:
+        noisy.setLevel(level)
+    assert program is not None
+    model: bytes = program.model_proto.SerializeToString()
+    return model
+
+
+def _eager(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+    @torch.inference_mode()
+    def run() -> Tensor:
+        result: Tensor = module(x)
+        return result
+
+    return run
+
+
+def _compiled(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+    compiled: Any = torch.compile(module, dynamic=False)
+    run = _eager(compiled, x, threads)
+    try:
+        run()
+    except Exception as error:
+        raise IgcNasError(
+            f"torch.compile failed: {str(error).strip().splitlines()[0]:.200}",
+            "it needs a C++ compiler; --latency-runtime eager needs none",
+        ) from error
+    return run
+
+
+def _onnxruntime(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+    model = onnx_bytes(module, x.contiguous())
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: x.contiguous().numpy()}
+    return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+def _openvino(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+    require("openvino")
+    model = onnx_bytes(module, x.contiguous())
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
+    feed = x.contiguous().numpy()
+    return lambda: torch.from_numpy(request.infer([feed])[0])
+
+
+RUNTIMES: dict[RuntimeName, Prepare] = {
+    "eager": _eager,
+    "compile": _compiled,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}
