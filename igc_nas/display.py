@@ -19,7 +19,7 @@ from igc_nas.cost import Row, cost_of
 from igc_nas.dataset import is_synthetic
 from igc_nas.events import Ended, Event, Exhausted, Opened, Progress, Started
 from igc_nas.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool
-from igc_nas.record import Candidate, Trial
+from igc_nas.record import Candidate, Trial, deployed_text
 from igc_nas.results import Study
 from igc_nas.units import format_count, format_ms, format_seconds, printable
 
@@ -54,11 +54,21 @@ def candidate_cells(candidate: Candidate) -> list[str]:
         format_count(candidate.cost.macs),
         format_ms(latency.normalised_ms).removesuffix(" ms") + (" noisy" if latency.noisy else ""),
         f"{low:.3g}-{high:.3g}",
+        deployed_text(candidate),
         str(candidate.arch),
     ]
 
 
-CANDIDATE_COLUMNS = ("trial", "error %", "params", "MACs", "latency ms", "95 %", "architecture")
+CANDIDATE_COLUMNS = (
+    "trial",
+    "error %",
+    "params",
+    "MACs",
+    "latency ms",
+    "95 %",
+    "runs as",
+    "architecture",
+)
 
 
 def front_table(study: Study, front: Sequence[Candidate], objectives: Sequence[str]) -> Group:
@@ -70,10 +80,10 @@ def front_table(study: Study, front: Sequence[Candidate], objectives: Sequence[s
         f"; data: {data_label(spec.dataset)}"
         + ("" if volume is None else f"; hypervolume {volume:.4f}")
         + f"\nlatency: {spec.latency.runtime}, batch {spec.latency.batch}, {spec.latency.threads} thread(s), "
-        f"{spec.latency.dtype}, on {spec.latency.device}"
+        f"{spec.latency.dtype}, on {spec.latency.device}; runs as: form, its parameters, MACs and weights"
     )
     cells = map(candidate_cells, front)
-    return Group(Text(printable(title)), table(CANDIDATE_COLUMNS, cells, left=("architecture",)))
+    return Group(Text(printable(title)), table(CANDIDATE_COLUMNS, cells, left=("runs as", "architecture")))
 
 
 def data_label(dataset: str) -> str:
@@ -124,8 +134,8 @@ def trial_line(trial: Trial) -> str:
         noisy = " noisy" if c.latency.noisy else ""
         return (
             f"{head} error {100 * c.score.error:5.2f} %  params {format_count(c.cost.params):>7}  "
-            f"MACs {format_count(c.cost.macs):>7}  latency {format_ms(c.latency.normalised_ms):>8}{noisy}  "
-            f"{trial.wall_s or 0:5.1f} s  {c.arch}"
+            f"MACs {format_count(c.cost.macs):>7}  latency {format_ms(c.latency.normalised_ms):>8}{noisy} "
+            f"{c.latency.form}  {trial.wall_s or 0:5.1f} s  {c.arch}"
         )
     return f"{head} {trial.reason or ''}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from igc_nas.record import Candidate
+from igc_nas.record import Candidate, deployed_text
 from igc_nas.results import Study
 from igc_nas.spec import Recipe
 from igc_nas.units import printable
@@ -19,6 +19,7 @@ def config_text(study: Study, candidate: Candidate) -> str:
         f"after a proxy training of {recipe_text(study.spec.recipe)}",
         f"latency {latency.normalised_ms:.3f} ms{' (noisy)' if latency.noisy else ''}; measured "
         f"{latency.median_ms:.3f} ms, 95 % interval {latency.low_ms:.3f} to {latency.high_ms:.3f}, n = {latency.n}",
+        f"that is of the form {deployed_text(candidate)} (parameters, MACs, weights as deployed)",
         f"latency conditions: {latency.runtime}, batch {latency.batch}, {latency.conditions.threads} thread(s), "
         f"{latency.dtype}, {latency.memory_format}, on {latency.conditions.device}",
     )
@@ -29,5 +30,5 @@ def recipe_text(recipe: Recipe) -> str:
     """A proxy recipe in words."""
     return (
         f"{recipe.epochs} epoch(s) of {recipe.train_size:,} images at {recipe.resolution} px "
-        f"(batch {recipe.batch}, lr {recipe.lr:g}, {recipe.dtype})"
+        f"(batch {recipe.batch}, lr {recipe.lr:g}, {recipe.dtype}, {recipe.forms} forms)"
     )

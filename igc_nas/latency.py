@@ -98,7 +98,7 @@ class Measurer:
     def _runs(self, network: Network, arch: ArchConfig) -> dict[str, _Run]:
         x = _input(arch.input, self.spec, self.device)
         variants = self.variants(network)
-        runs = {variant.name: _Run.of(variant, network, x, self.spec, self.device) for variant in variants}
+        runs = {variant.name: _Run.of(variant, network, x, self.spec, self.device, self.table) for variant in variants}
         wanted = prepare("eager", network, x, self.spec.threads)()
         for name, run in list(runs.items()):
             error = float((run.output() - wanted).norm() / wanted.norm())
@@ -185,9 +185,10 @@ class _Run:
     time: Callable[[], float]
 
     @classmethod
-    def of(cls, variant: Variant, network: Network, x: Tensor, spec: LatencySpec, device: Device) -> _Run:
+    def of(cls, variant: Variant, network: Network, x: Tensor, spec: LatencySpec, device: Device, table: Table) -> _Run:
+        """The variant of a network, ready to run on `x`."""
         if spec.runtime == "eager":
-            module = variant.module(network, spec.batch)
+            module = variant.module(network, spec.batch, table)
         else:
             module = network if variant.name == "factored" else Deployed(network, variant.forms)
         output = prepare(spec.runtime, module, x, spec.threads)
@@ -288,7 +289,7 @@ def _reference_run(spec: LatencySpec, device: Device) -> _Run:
     fixed = spec.model_copy(update={"runtime": "eager", "forms": "factored"})
     arch = reference(REFERENCE).arch
     network = build(arch, 0).eval().to(device.torch_device, memory_format=_layout(spec))  # type: ignore[call-overload]
-    return _Run.of(factored_variant(network.plan), network, _input(arch.input, fixed, device), fixed, device)
+    return _Run.of(factored_variant(network.plan), network, _input(arch.input, fixed, device), fixed, device, Table())
 
 
 def _input(image: tuple[int, int, int], spec: LatencySpec, device: Device) -> Tensor:

@@ -22,7 +22,7 @@ from igc_nas.dataset import is_synthetic
 from igc_nas.files import write_whole
 from igc_nas.objectives import OBJECTIVES
 from igc_nas.plots import BAR_STYLE, MOST_BARS, colour_axis, hypervolume_figure, layout, traces
-from igc_nas.record import Candidate
+from igc_nas.record import Candidate, deployed_text
 from igc_nas.results import Study
 from igc_nas.units import format_count
 from igc_nas.views import (
@@ -182,6 +182,10 @@ def _reading(study: Study) -> str:
         "Everything is better to the left and below. Choose MACs against latency to see what the MACs promise and what "
         "the device gives.",
         f"Latency is the normalised time; {bars}. A cross marks a noisy measurement.",
+        "A network is measured in the form that it runs fastest in, with some of its chains multiplied out: what that "
+        "form holds and executes stands beside its latency; parameters and MACs elsewhere are the architecture's own."
+        if study.spec.latency.forms != "factored"
+        else "Networks were measured factored, as they are written.",
         "Drag to look closer, double-click to see all again.",
     ]
     if papers_view(study).name:
@@ -213,7 +217,7 @@ def _table(study: Study) -> str:
     pick = study.pick("knee")
     rows = "".join(_table_row(candidate, candidate.trial == pick.trial) for candidate in study.front())
     name = plain(shlex.quote(study.spec.name))
-    heads = ("trial", "id", "error", "parameters", "MACs", "latency [95 %]", "architecture")
+    heads = ("trial", "id", "error", "parameters", "MACs", "latency [95 %]", "runs as", "architecture")
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     return (
         '<section aria-labelledby="members">\n<h2 id="members">On the front</h2>\n'
@@ -234,6 +238,7 @@ def _table_row(candidate: Candidate, is_knee: bool) -> str:
         f"{candidate.cost.params:,}",
         format_count(candidate.cost.macs),
         latency_text(candidate) + noisy,
+        plain(deployed_text(candidate)),
         f"<code>{plain(candidate.arch)}</code>",
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"

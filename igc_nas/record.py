@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 from igc_nas.config import ArchConfig, Frozen, first_problem
 from igc_nas.cost import Cost
 from igc_nas.errors import StudyError
+from igc_nas.units import format_count
 
 Ms = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -185,6 +186,15 @@ class Trial(Frozen):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise StudyError(first_problem(error, where)) from None
+
+
+def deployed_text(candidate: Candidate) -> str:
+    """The form that a candidate's latency is of, and what it holds and executes: `mixed 237.2k 35.64M 0.95 MB`."""
+    latency = candidate.latency
+    if latency.deployed_params is None or latency.deployed_macs is None or latency.weight_bytes is None:
+        return latency.form
+    counts = f"{format_count(latency.deployed_params)} {format_count(latency.deployed_macs)}"
+    return f"{latency.form} {counts} {latency.weight_bytes / 1e6:.2g} MB"
 
 
 def candidate_row(candidate: Candidate) -> dict[str, Any]:

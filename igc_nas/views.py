@@ -13,7 +13,7 @@ from igc_nas.config import UNITS
 from igc_nas.cost import cost_of
 from igc_nas.dataset import is_synthetic
 from igc_nas.objectives import OBJECTIVES
-from igc_nas.record import Candidate
+from igc_nas.record import Candidate, deployed_text
 from igc_nas.reference import PRINTED, reference
 from igc_nas.results import Study
 from igc_nas.units import format_count, format_ms
@@ -184,7 +184,8 @@ def _hover(candidate: Candidate) -> str:
     return (
         f"<b>trial {candidate.trial}</b> · {plain(candidate.id)}<br>{str(candidate.arch).replace(' | ', ' |<br>')}<br>"
         f"error {format_value('error', candidate.score.error)} · {cost.params:,} parameters · "
-        f"{format_count(cost.macs)} MACs<br>latency {latency_text(candidate)}{noisy}"
+        f"{format_count(cost.macs)} MACs<br>latency {latency_text(candidate)}{noisy}<br>"
+        f"as {plain(deployed_text(candidate))}"
     )
 
 

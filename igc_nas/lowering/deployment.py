@@ -9,6 +9,7 @@ padding that it has.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -95,21 +96,63 @@ class PackedConv(nn.Module):
         return summed if fused else activated(summed, folded.act)
 
 
-def can_pack() -> bool:
-    """Whether this torch has the fused convolutions of oneDNN."""
+class ProductConv(nn.Module):
+    """A dense `FoldedConv` that looks at one pixel, as a matrix product: no descriptor to look up for every call."""
+
+    def __init__(self, folded: FoldedConv) -> None:
+        super().__init__()
+        self.folded = folded
+        self._matrix = folded.weight[:, :, 0, 0].contiguous()
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """As the folded one."""
+        n, channels, height, width = x.shape
+        rows = F.linear(x.permute(0, 2, 3, 1).reshape(-1, channels), self._matrix, self.folded.bias)
+        y = rows.view(n, height, width, -1).permute(0, 3, 1, 2)
+        return activated(y if other is None else y.add_(other), self.folded.act)
+
+
+Kernel = Literal["conv", "packed", "matmul"]
+
+
+def kernels_for(folded: FoldedConv) -> tuple[Kernel, ...]:
+    """The kernels that can run a folded convolution on a CPU: torch's own, oneDNN's fused one, a matrix product."""
+    found: list[Kernel] = ["conv"]
     mkldnn = torch.ops.mkldnn
-    wanted = ("_convolution_pointwise", "_reorder_convolution_weight")
-    return bool(torch.backends.mkldnn.enabled) and all(hasattr(mkldnn, name) for name in wanted)
+    if torch.backends.mkldnn.enabled and all(hasattr(mkldnn, name) for name in PACKING) and _is_float32(folded):
+        found.append("packed")
+    conv = folded.conv
+    if conv.kernel == conv.stride == conv.groups == 1 and not folded.has_map:
+        found.append("matmul")
+    return tuple(found)
 
 
-def packed(module: nn.Module, batch: int) -> nn.Module:
-    """`module` with its folded convolutions packed for a batch size; in place."""
+def with_kernel(folded: FoldedConv, kernel: Kernel, batch: int) -> nn.Module:
+    """A folded convolution as one of its kernels runs it, packed for a batch size."""
+    match kernel:
+        case "packed":
+            return PackedConv(folded, batch)
+        case "matmul":
+            return ProductConv(folded)
+        case "conv":
+            return folded
+
+
+def replaced(module: nn.Module, kernel_of: Callable[[FoldedConv], Kernel], batch: int) -> nn.Module:
+    """`module` with each folded convolution as the kernel that `kernel_of` names for it; in place."""
     for name, child in list(module.named_children()):
         if isinstance(child, FoldedConv):
-            setattr(module, name, PackedConv(child, batch))
+            setattr(module, name, with_kernel(child, kernel_of(child), batch))
         else:
-            packed(child, batch)
+            replaced(child, kernel_of, batch)
     return module
+
+
+PACKING = ("_convolution_pointwise", "_reorder_convolution_weight")
+
+
+def _is_float32(folded: FoldedConv) -> bool:
+    return folded.weight.dtype == torch.float32
 
 
 class Interleaved(nn.Module):

@@ -28,13 +28,22 @@ from igc_nas.lowering.chain import (
     forms_of,
     semidense,
 )
-from igc_nas.lowering.deployment import Deployed, can_pack, chain_module, inference_blocks, packed
-from igc_nas.lowering.table import Table
+from igc_nas.lowering.deployment import (
+    Deployed,
+    FoldedConv,
+    Kernel,
+    chain_module,
+    inference_blocks,
+    kernels_for,
+    replaced,
+    with_kernel,
+)
+from igc_nas.lowering.table import Table, Times
 from igc_nas.network import Network
 from igc_nas.plan import Linear, Plan
 from igc_nas.timing import interleaved, median, timed
 
-ROUNDS, CAP_S = 15, 0.03
+ROUNDS, KERNEL_ROUNDS, CAP_S = 15, 25, 0.03
 UNIFORM: dict[str, Callable[[Chain], Form]] = {"folded": factored, "semidense": semidense, "dense": dense}
 
 
@@ -47,13 +56,12 @@ class Variant:
     macs: int
     forms: Mapping[str, Form] = field(default_factory=dict)
 
-    def module(self, network: Network, batch: int) -> nn.Module:
-        """The network in this form, in channels-last; on a CPU with oneDNN's fused kernels."""
+    def module(self, network: Network, batch: int, table: Table) -> nn.Module:
+        """The network in this form, in channels-last; on a CPU each convolution by its fastest kernel."""
         if self.name == "factored":
             return network
         deployed = Deployed(network, self.forms).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        on_cpu = next(network.parameters()).device.type == "cpu"
-        return packed(deployed, batch) if on_cpu and can_pack() else deployed
+        return fastest_kernels(deployed, batch, table, next(network.parameters()).device)
 
 
 def factored_variant(whole: Plan) -> Variant:
@@ -101,22 +109,53 @@ def _timed(network: Network, block: str, chain: Chain, batch: int, table: Table)
     names = ["/".join(f"{piece.convs}g{piece.groups}" for piece in form) for form in forms]
     by_name = dict(zip(names, forms, strict=True))
     key = f"deployed {chain.key} b{batch}"
-    found = table.get(key, names, lambda: _time(network, block, chain, batch, by_name))
+    found = table.get(key, names, lambda: _time(network, block, chain, batch, by_name, table))
     return {form: found[name] for name, form in zip(names, forms, strict=True)}
 
 
 @torch.inference_mode()
-def _time(network: Network, block: str, chain: Chain, batch: int, forms: Mapping[str, Form]) -> dict[str, float]:
+def _time(
+    network: Network, block: str, chain: Chain, batch: int, forms: Mapping[str, Form], table: Table
+) -> dict[str, float]:
     like = next(network.parameters())
     x = torch.randn(batch, chain.convs[0].in_channels, chain.height, chain.width, device=like.device, dtype=like.dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     runs = {}
     for name, form in forms.items():
         module = chain_module(network, block, chain, form).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        module = packed(module, batch) if like.device.type == "cpu" and can_pack() else module
+        module = fastest_kernels(module, batch, table, like.device)
         runs[name] = timed(_running(module, x), _settling(like.device))
     times = interleaved(runs, ROUNDS, CAP_S * len(runs), warm_up=2)
     return {name: max(round(median(samples), 5), 1e-5) for name, samples in times.items()}
+
+
+def fastest_kernels(module: nn.Module, batch: int, table: Table, device: torch.device) -> nn.Module:
+    """`module` with each of its folded convolutions by the kernel that is fastest for its shape; in place."""
+    if device.type != "cpu":
+        return module
+
+    def best(folded: FoldedConv) -> Kernel:
+        offered = kernels_for(folded)
+        times = table.get(_kernel_key(folded, batch), offered, lambda: _time_kernels(folded, batch, offered))
+        return min(offered, key=lambda kernel: times[kernel])
+
+    return replaced(module, best, batch)
+
+
+def _kernel_key(folded: FoldedConv, batch: int) -> str:
+    c = folded.conv
+    shape = f"c{c.kernel}s{c.stride}g{c.groups}i{c.in_channels}o{c.out_channels}@{folded.height}x{folded.width}"
+    bias = "map" if folded.has_map else "bias" if folded.bias is not None else "bare"
+    return f"kernel {shape} {bias} {folded.act} b{batch}"
+
+
+@torch.inference_mode()
+def _time_kernels(folded: FoldedConv, batch: int, offered: tuple[Kernel, ...]) -> Times:
+    x = torch.randn(batch, folded.conv.in_channels, folded.height, folded.width, dtype=folded.weight.dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    runs = {kernel: timed(_running(with_kernel(folded, kernel, batch), x)) for kernel in offered}
+    times = interleaved(runs, KERNEL_ROUNDS, CAP_S * len(runs), warm_up=3)
+    return {kernel: max(round(median(samples), 5), 1e-5) for kernel, samples in times.items()}
 
 
 def _running(module: nn.Module, x: Tensor) -> Callable[[], object]:
