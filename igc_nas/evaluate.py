@@ -59,7 +59,8 @@ class Evaluator:
         self.threads = threads
         self.room = room
         self._measure = self._measurer(latency_command)
-        self._fastest = Fastest.of(spec.recipe, device, table_for(device.name, threads, "training"), Pins(folder))
+        table = table_for(device.name, threads, "training")
+        self._fastest = Fastest.of(spec.recipe, device, table, Pins(folder), room.pause)
         prepare(device, threads)
         self.train, self.held_out = load_proxy(info, spec.recipe, spec.seed, device.torch_device)
 
@@ -100,11 +101,11 @@ class Evaluator:
         )
 
     def lowered(self, network: Network, arch: ArchConfig) -> Forward | None:
-        """How a network is trained fastest, chosen alone on the device; None: factored, as it is written."""
-        if self.spec.recipe.forms == "factored":
-            return None
-        with self.room.measuring():
-            return self._fastest(network, arch_id(arch))
+        """How a network is trained fastest; None: factored, as it is written.
+
+        Others may train meanwhile: alternatives take turns, and the choice between them is all that is asked.
+        """
+        return None if self.spec.recipe.forms == "factored" else self._fastest(network, arch_id(arch))
 
     def __call__(self, arch: ArchConfig, seed: int, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Outcome:
         """Evaluate an architecture. Raises what building, measuring or training raises."""
@@ -113,8 +114,8 @@ class Evaluator:
         if limit is not None and latency.normalised_ms > limit:
             return Outcome(latency, None)
         network = build(arch, seed).to(self.device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        lowered = self.lowered(network, arch)
         with self.room.working():
+            lowered = self.lowered(network, arch)
             score = train_proxy(
                 network,
                 self.train,

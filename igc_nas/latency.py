@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from igc_nas.config import ArchConfig
 from igc_nas.device import Device
-from igc_nas.errors import IgcNasError
+from igc_nas.errors import IgcNasError, InfeasibleError
 from igc_nas.lowering.deployment import Deployed
 from igc_nas.lowering.table import Table
 from igc_nas.lowering.variants import Variant, factored_variant, mixed_variant, uniform_variants
@@ -36,11 +36,15 @@ from igc_nas.timing import median, median_interval, timed
 REFERENCE = "regconv-w16-d8"
 """The fixed network of every round: regular convolutions only, 12 M MACs, so that no choice of ours moves it."""
 
-WARM_UP_S, MOST_WARM_UP_S = 0.15, 1.0
+WARM_UP_S, MOST_WARM_UP_S = 0.03, 1.0
 STABLE = 0.05
 """Warm-up goes on until two stretches of runs in a row have medians that differ by less than this share."""
 LEAST_ROUNDS, MOST_ROUNDS = 31, 301
-RACE_ROUNDS, RACE_CAP_S = 15, 0.6
+RACE_ROUNDS, RACE_CAP_S = 15, 0.4
+HOPELESS = 1.5
+"""A form that takes so many times as long as the fastest after three rounds leaves the race; its times are kept."""
+TIE = 0.02
+"""Forms whose times differ by less than this share are equally fast."""
 ENOUGH_WIDTH = 0.02
 """An interval narrower than this share of the median is narrow enough."""
 NOISY_WIDTH = 0.05
@@ -75,16 +79,20 @@ class Measurer:
         """
         network = unsettled(build(arch, 0)).eval().to(self.device.torch_device, memory_format=_layout(self.spec))  # type: ignore[call-overload]
         runs = self._runs(network, arch)
+        if not runs:
+            fewest = min(variant.params for variant in uniform_variants(network.plan))
+            raise InfeasibleError(
+                f"no form of the network has at most {self.most_params:,} parameters; the smallest has {fewest:,}"
+            )
         watch = Watch()
         pace = _reference_run(self.spec, self.device)
         for run in (*runs.values(), pace):
             run.warm_up()
         forms = _raced(runs) if len(runs) > 1 else {}
-        name = min(forms, key=lambda form: forms[form].median_ms) if forms else next(iter(runs))
+        name = _winner(forms) if forms else next(iter(runs))
         times, paces = _rounds(runs[name], pace, self.cap_s)
-        forms |= {name: _form_time(runs[name], times)}
         disturbances = watch.disturbances(self.spec.threads if self.device.kind == "cpu" else 0)
-        return self._latency(arch, name, forms, times, paces, disturbances, reference_ms, runs[name])
+        return self._latency(arch, runs[name], forms, times, paces, disturbances, reference_ms)
 
     def variants(self, network: Network) -> list[Variant]:
         """The forms that the spec allows, the factored network first where it is among them."""
@@ -111,13 +119,12 @@ class Measurer:
     def _latency(
         self,
         arch: ArchConfig,
-        name: str,
+        run: _Run,
         forms: Mapping[str, FormTime],
         times: list[float],
         paces: list[float],
         disturbances: tuple[str, ...],
         reference_ms: float | None,
-        run: _Run,
     ) -> Latency:
         low, high = median_interval(times)
         pace = median(paces)
@@ -143,11 +150,11 @@ class Measurer:
             samples_ms=tuple(round(t, 5) for t in times),
             reference_samples_ms=tuple(round(t, 5) for t in paces),
             runtime=self.spec.runtime,
-            form=name,
-            deployed_params=forms[name].params,
-            deployed_macs=forms[name].macs,
-            weight_bytes=forms[name].weight_bytes,
-            forms=dict(forms) if len(forms) > 1 else {},
+            form=run.variant.name,
+            deployed_params=run.variant.params,
+            deployed_macs=run.variant.macs,
+            weight_bytes=run.weight_bytes,
+            forms=dict(forms),
             batch=self.spec.batch,
             dtype=self.spec.dtype,
             memory_format=self.spec.memory_format,
@@ -204,7 +211,7 @@ class _Run:
         """Run until the time is stable, for at most a second."""
         until, last = time.perf_counter() + MOST_WARM_UP_S, 0.0
         while time.perf_counter() < until:
-            now = median(self._stretch(WARM_UP_S / 3))
+            now = median(self._stretch(WARM_UP_S))
             if abs(now - last) < STABLE * now:
                 return
             last = now
@@ -234,15 +241,26 @@ def unsettled(network: Network) -> Network:
 
 
 def _raced(runs: Mapping[str, _Run]) -> dict[str, FormTime]:
-    """All forms in interleaved rounds."""
+    """All forms in interleaved rounds, the slow ones in three."""
     samples: dict[str, list[float]] = {name: [] for name in runs}
+    rivals = dict(runs)
     until = time.perf_counter() + RACE_CAP_S
     for done in range(RACE_ROUNDS):
+        if done == 3:
+            least = min(median(times) for times in samples.values())
+            rivals = {name: run for name, run in runs.items() if median(samples[name]) < HOPELESS * least}
         if done >= 3 and time.perf_counter() > until:
             break
-        for name, run in runs.items():
+        for name, run in rivals.items():
             samples[name].append(run.time())
     return {name: _form_time(run, samples[name]) for name, run in runs.items()}
+
+
+def _winner(forms: Mapping[str, FormTime]) -> str:
+    """The fastest form; of those that are hardly slower, the one that holds least."""
+    least = min(form.median_ms for form in forms.values())
+    close = {name: form for name, form in forms.items() if form.median_ms <= least * (1 + TIE)}
+    return min(close, key=lambda name: (close[name].params, close[name].median_ms))
 
 
 def _form_time(run: _Run, samples: list[float]) -> FormTime:

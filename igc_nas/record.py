@@ -66,7 +66,7 @@ class Latency(Frozen):
     median. `median_ms` is the plain median, `low_ms` to `high_ms` its interval.
 
     The network ran as `form`, the fastest of `forms` that the study allows; `deployed_params`, `deployed_macs` and
-    `weight_bytes` are that form's. The form was chosen in rounds of its own; these samples are fresh.
+    `weight_bytes` are that form's. `forms` are the times of the rounds in which it was chosen; these samples are fresh.
     """
 
     median_ms: Ms

@@ -7,8 +7,11 @@ shell. `ssh pi igc-nas measure --json -` is one: the architecture goes in on std
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
+import signal
 import subprocess
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +23,7 @@ from igc_nas.spec import LatencySpec
 from igc_nas.units import printable
 
 TIMEOUT_S = 600.0
+HINT = "it must print what igc-nas measure --json prints"
 FIELDS = ("batch", "threads", "runtime", "dtype", "memory_format", "device")
 
 
@@ -52,42 +56,54 @@ class RemoteMeasurer:
             raise UsageError(f"the latency command cannot be read: {error}") from None
         if not arguments:
             raise UsageError("the latency command is empty", 'e.g. --latency-command "ssh pi igc-nas measure --json -"')
+        status, out, err = self._finished(arguments, text)
+        if status:
+            said = printable(err.decode(errors="replace").strip(), lines=False)[-200:] or "nothing on stderr"
+            raise IgcNasError(f"the latency command failed with status {status}: {said}")
+        if not out.strip():
+            raise IgcNasError("the latency command printed nothing", HINT)
         try:
-            done = subprocess.run(
-                arguments, input=text, capture_output=True, text=True, timeout=self.timeout_s, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise IgcNasError(f"the latency command took longer than {self.timeout_s:g} s") from None
+            return out.decode()
         except UnicodeDecodeError:
-            raise IgcNasError("the latency command printed something that is no text") from None
+            raise IgcNasError("the latency command printed something that is no text", HINT) from None
+
+    def _finished(self, arguments: list[str], text: str) -> tuple[int, bytes, bytes]:
+        """(exit status, stdout, stderr) of the command in a session of its own, all of which a time-out kills."""
+        pipe = subprocess.PIPE
+        try:
+            process = subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
         except OSError as error:
             raise UsageError(f"the latency command cannot be started: {error.strerror}: {arguments[0]:.80}") from None
-        if done.returncode:
-            said = printable(done.stderr.strip(), lines=False)[-200:] or "nothing on stderr"
-            raise IgcNasError(f"the latency command failed with status {done.returncode}: {said}")
-        if not done.stdout.strip():
-            raise IgcNasError("the latency command printed nothing", "it must print what igc-nas measure --json prints")
-        return done.stdout
+        with process:
+            try:
+                out, err = process.communicate(text.encode(), timeout=self.timeout_s)
+            except BaseException as error:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                if isinstance(error, subprocess.TimeoutExpired):
+                    raise IgcNasError(f"the latency command took longer than {self.timeout_s:g} s") from None
+                raise
+        return process.returncode, out, err
 
     @staticmethod
     def _record(text: str) -> Latency:
-        hint = "it must print what igc-nas measure --json prints"
         try:
             found: Any = json.loads(text)
         except (ValueError, RecursionError):
-            raise IgcNasError("the latency command printed something that is not JSON", hint) from None
+            raise IgcNasError("the latency command printed something that is not JSON", HINT) from None
         if not isinstance(found, dict):
-            raise IgcNasError("the latency command printed JSON that is no record", hint)
+            raise IgcNasError("the latency command printed JSON that is no record", HINT)
         try:
             return Latency.parse({key: value for key, value in found.items() if key in Latency.model_fields})
         except ConfigError as error:
-            raise IgcNasError(f"the latency command printed no measurement: {error.message}", hint) from None
+            raise IgcNasError(f"the latency command printed no measurement: {error.message}", HINT) from None
 
     def _check(self, spec: LatencySpec, latency: Latency) -> None:
         has = {**latency.model_dump(), "threads": latency.conditions.threads, "device": latency.conditions.device}
         for name in FIELDS:
             if has[name] != (wanted := getattr(spec, name)):
-                raise IgcNasError(f"the latency command measured with {name} {has[name]}; the study's is {wanted}")
+                found = printable(str(has[name]), lines=False)[:80]
+                raise IgcNasError(f"the latency command measured with {name} {found}; the study's is {wanted}")
         if spec.forms == "factored" and latency.form != "factored":
             raise IgcNasError(
                 "the latency command measured another form than the factored", "add --forms factored to it"
@@ -101,17 +117,20 @@ class RemoteMeasurer:
 
 
 def remote_spec(latency: Latency, spec: LatencySpec) -> LatencySpec:
-    """`spec` with the conditions under which the command has measured."""
-    return spec.model_copy(
-        update={
-            "remote": True,
-            "device": latency.conditions.device,
-            "threads": latency.conditions.threads,
-            "batch": latency.batch,
-            "runtime": latency.runtime,
-            "memory_format": latency.memory_format,
-        }
-    )
+    """`spec` with the conditions under which the command has measured. Raises `IgcNasError` for impossible ones."""
+    found = {
+        "remote": True,
+        "device": latency.conditions.device,
+        "threads": latency.conditions.threads,
+        "batch": latency.batch,
+        "runtime": latency.runtime,
+        "memory_format": latency.memory_format,
+        "dtype": latency.dtype,
+    }
+    try:
+        return LatencySpec.parse(spec.model_dump(mode="json") | found)
+    except ConfigError as error:
+        raise IgcNasError(f"the latency command printed no measurement: {error.message}", HINT) from None
 
 
 def _in_units_of(latency: Latency, reference_ms: float) -> Latency:

@@ -19,8 +19,13 @@ from torch import Tensor, nn
 
 from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.spec import RuntimeName
+from igc_nas.units import printable
 
 Prepare = Callable[[nn.Module, Tensor, int], Callable[[], Tensor]]
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "onnxruntime": ("onnxruntime", "onnxscript"),
+    "openvino": ("openvino", "onnxscript"),
+}
 EXTRA = {"onnxruntime": "onnx", "openvino": "openvino"}
 CPU_ONLY = ("onnxruntime", "openvino")
 
@@ -40,23 +45,20 @@ def prepare(runtime: RuntimeName, module: nn.Module, x: Tensor, threads: int) ->
 
 def require(runtime: RuntimeName) -> None:
     """Raise `UsageError` with what to install where a runtime's packages are missing."""
-    wanted = {"onnxruntime": ("onnxruntime", "onnxscript"), "openvino": ("openvino", "onnxscript")}
-    for package in wanted.get(runtime, ()):
+    for package in PACKAGES.get(runtime, ()):
         try:
             importlib.import_module(package)
         except ImportError:
-            extra = EXTRA[runtime]
             raise UsageError(
-                f"the runtime {runtime} needs the package {package}", f"pip install 'igc-nas[{extra}]'"
+                f"the runtime {runtime} needs the package {package}", f"pip install 'igc-nas[{EXTRA[runtime]}]'"
             ) from None
 
 
 def onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
     """The network as an ONNX model for inputs of x's shape, by torch's dynamo exporter.
 
-    Raises `UsageError` where the extra is missing, `IgcNasError` where the exporter fails.
+    Call `require` before. Raises `IgcNasError` where the exporter fails.
     """
-    require("onnxruntime")
     noisy = logging.getLogger("torch.onnx")
     level = noisy.level
     noisy.setLevel(logging.ERROR)
@@ -65,12 +67,17 @@ def onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
             warnings.simplefilter("ignore")
             program = torch.onnx.export(module, (x,), dynamo=True, external_data=False, verbose=False)
     except Exception as error:
-        raise IgcNasError(f"torch could not export the network to ONNX: {error!s:.200}") from error
+        raise IgcNasError(f"torch could not export the network to ONNX: {_first_line(error)}") from error
     finally:
         noisy.setLevel(level)
     assert program is not None
     model: bytes = program.model_proto.SerializeToString()
     return model
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return printable(lines[0], lines=False)[:200]
 
 
 def _eager(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
@@ -89,13 +96,14 @@ def _compiled(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor
         run()
     except Exception as error:
         raise IgcNasError(
-            f"torch.compile failed: {str(error).strip().splitlines()[0]:.200}",
+            f"torch.compile failed: {_first_line(error)}",
             "it needs a C++ compiler; --latency-runtime eager needs none",
         ) from error
     return run
 
 
 def _onnxruntime(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+    require("onnxruntime")
     model = onnx_bytes(module, x.contiguous())
     import onnxruntime
 

@@ -31,6 +31,24 @@ def interleaved(
     return samples
 
 
+def raced(
+    runs: Mapping[Name, Callable[[], float]], rounds: int, cap_s: float, hopeless: float = 1.5
+) -> dict[Name, float]:
+    """Median milliseconds of each run in interleaved rounds.
+
+    Each warms up by one run and is timed twice; those that take more than `hopeless` times the least then keep that
+    time and do not enter the rounds, nor does one that is left alone.
+    """
+    for run in runs.values():
+        run()
+    found = {name: min(run(), run()) for name, run in runs.items()}
+    least = min(found.values())
+    rivals = {name: run for name, run in runs.items() if found[name] <= hopeless * least}
+    if len(rivals) == 1:
+        return found
+    return found | {name: median(times) for name, times in interleaved(rivals, rounds, cap_s, warm_up=0).items()}
+
+
 def timed(run: Callable[[], object], settle: Callable[[], None] = lambda: None) -> Callable[[], float]:
     """`run` as a function that returns its milliseconds; `settle` waits for what it has queued on a device."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from igc_nas.bench.report import Report, Row
-from igc_nas.dataset import data_dir, locate
+from igc_nas.dataset import data_dir, is_synthetic, locate
 from igc_nas.defaults import default_extent, new_spec
 from igc_nas.device import Device
 from igc_nas.events import Event, Opened
@@ -34,7 +34,7 @@ def bench_search(
     with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as folder:
         specs = {kind: _spec(kind, device, seed) for kind in KINDS}
         spent = dict.fromkeys(KINDS, 0.0)
-        for done in range(chunk, trials + 1, chunk):
+        for done in [*range(chunk, trials, chunk), trials]:
             took = {}
             for kind in KINDS:
                 took[kind] = _searched(specs[kind], Path(folder) / kind, done, workers, device)
@@ -47,7 +47,7 @@ def bench_search(
     conditions = {
         **device.conditions().model_dump(exclude_none=True),
         "workers": workers,
-        "data": specs["fastest"].dataset,
+        "data": specs["fastest"].dataset + (" (SYNTHETIC)" if is_synthetic(specs["fastest"].dataset) else ""),
         "recipe": f"{specs['factored'].recipe.dtype} factored against {specs['fastest'].recipe.dtype} fastest",
     }
     return Report("search: time for the same trials, factored / fastest forms", tuple(rows), conditions, extra=overall)

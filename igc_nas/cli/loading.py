@@ -29,8 +29,13 @@ def architecture_on_stdin(classes: int | None) -> ArchConfig:
     import sys
 
     from igc_nas.config import ArchConfig
+    from igc_nas.errors import ConfigError
 
-    found = ArchConfig.from_toml(sys.stdin.read(4_000_000), "stdin")
+    try:
+        text = sys.stdin.buffer.read(4_000_000).decode()
+    except UnicodeDecodeError:
+        raise ConfigError("stdin is not UTF-8 text") from None
+    found = ArchConfig.from_toml(text, "stdin")
     return found if classes is None else found.with_classes(classes)
 
 

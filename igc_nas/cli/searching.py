@@ -96,7 +96,7 @@ def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
     devices = find_devices(flags["device"])
     question = ask(flags, devices[0])
     extent = default_extent(devices[0].kind, len(devices))
-    spec = _measured_elsewhere(question.spec, flags["latency_command"], new=not question.continued)
+    spec = _measured_elsewhere(question.spec, flags, new=not question.continued)
     run = Run(
         folder=question.folder,
         trials=flags["trials"] or (None if flags["timeout"] else extent.trials),
@@ -112,8 +112,9 @@ def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
     return spec, run
 
 
-def _measured_elsewhere(spec: StudySpec, command: str | None, *, new: bool) -> StudySpec:
+def _measured_elsewhere(spec: StudySpec, flags: Mapping[str, Any], *, new: bool) -> StudySpec:
     """A new study with the conditions under which the latency command measures; a study that is there, checked."""
+    command = flags["latency_command"]
     if not new and spec.latency.remote != (command is not None):
         raise StudyError(
             f"the latencies of study {spec.name} are "
@@ -129,6 +130,10 @@ def _measured_elsewhere(spec: StudySpec, command: str | None, *, new: bool) -> S
     from igc_nas.remote import RemoteMeasurer, remote_spec
 
     first = RemoteMeasurer(command)(spec.feasible.lightest())
+    if flags["latency_runtime"] not in (None, first.runtime):
+        raise UsageError(
+            f"the latency command measures with {first.runtime}", f"add --runtime {flags['latency_runtime']} to it"
+        )
     return spec.model_copy(update={"latency": remote_spec(first, spec.latency)})
 
 

@@ -110,6 +110,22 @@ def forms_of(chain: Chain) -> list[Form]:
     return [form for form in dict.fromkeys(found) if form_macs(chain, form) <= most]
 
 
+def is_form(chain: Chain, form: Form) -> bool:
+    """Whether a form (from a file, say) computes the chain: what is multiplied out is dense, groups only merge."""
+    convs = chain.convs
+    if sum(piece.convs for piece in form) != len(convs) or not all(piece.convs > 0 < piece.groups for piece in form):
+        return False
+    at = 0
+    for piece in form:
+        part = convs[at : at + piece.convs]
+        at += piece.convs
+        if len(part) > 1 and (piece.groups > 1 or not _one_spatial(part)):
+            return False
+        if part[0].groups % piece.groups and piece.groups > 1:
+            return False
+    return True
+
+
 def dense(chain: Chain) -> Form:
     """Everything multiplied out, a lone depthwise convolution excepted: as few dense convolutions as can be."""
     convs = chain.convs

@@ -7,13 +7,14 @@ parts by shape, so that a second network with the same shapes is chosen for at o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from igc_nas.lowering.chain import Chain, Form, Stretch, forms_of, layout
+from igc_nas.lowering.chain import Chain, Form, Stretch, form_macs, forms_of, is_form, layout
 from igc_nas.lowering.compose import composed
 from igc_nas.lowering.convolution import (
     Algorithm,
@@ -28,15 +29,20 @@ from igc_nas.lowering.table import Table, Times
 from igc_nas.lowering.training import ChainForm
 from igc_nas.network import interleave
 from igc_nas.plan import Conv, Interleave
-from igc_nas.timing import interleaved, median, timed
+from igc_nas.timing import raced, timed
 
-ROUNDS, CAP_S = 7, 0.06
+ROUNDS, CAP_S, HOPELESS = 3, 0.02, 1.3
+"""Few: an algorithm that is hardly slower than the best costs hardly anything."""
+NEVER_MS = 1e9
 MOST_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """How far an algorithm may be from torch's own, norm-wise; in bfloat16 both are rounded."""
 
 
 class Chooser:
-    """Chooses training forms for one device, batch and dtype; what it times goes into `table`."""
+    """Chooses training forms for one device, batch and dtype; what it times goes into `table`.
+
+    `pause` is called between timings: other processes may be measuring.
+    """
 
     def __init__(
         self,
@@ -45,22 +51,41 @@ class Chooser:
         dtype: torch.dtype,
         device: torch.device,
         settle: Callable[[], None] = lambda: None,
+        pause: Callable[[], None] = lambda: None,
     ) -> None:
         self.table = table
+        self.pause = pause
         self.batch = batch
         self.dtype = dtype
         self.device = device
         self.settle = settle
+        self._noise = torch.empty(0, dtype=dtype, device=device)
         self._scope = f"b{batch} {str(dtype).removeprefix('torch.')}"
 
     def best(self, chain: Chain, first: bool = False) -> ChainForm:
         """The fastest form of a chain; the `first` of a network needs no gradient of its input."""
-        ranked = [(*self.cost(chain, form, first), form) for form in forms_of(chain)]
-        _, algorithms, form = min(ranked, key=lambda found: found[0])
-        return ChainForm(form, algorithms)
+        least, best = math.inf, None
+        for form in sorted(forms_of(chain), key=lambda form: form_macs(chain, form)):
+            total, algorithms = self.cost(chain, form, first, limit=least)
+            if total < least:
+                least, best = total, ChainForm(form, algorithms)
+        assert best is not None
+        return best
 
-    def cost(self, chain: Chain, form: Form, first: bool = False) -> tuple[float, tuple[Algorithms, ...]]:
-        """(milliseconds of one step, the algorithms) of a form."""
+    def allows(self, chain: Chain, form: ChainForm) -> bool:
+        """Whether a form (from a file, say) computes the chain, by algorithms that exist for its convolutions."""
+        if not is_form(chain, form.pieces) or len(form.algorithms) != len(form.pieces):
+            return False
+        for stretch, use in zip(layout(chain, form.pieces), form.algorithms, strict=True):
+            offered = self._offered(stretch)
+            if any(getattr(use, direction) not in algorithms for direction, algorithms in offered.items()):
+                return False
+        return True
+
+    def cost(
+        self, chain: Chain, form: Form, first: bool = False, limit: float = math.inf
+    ) -> tuple[float, tuple[Algorithms, ...]]:
+        """(milliseconds of one step, the algorithms) of a form; infinite as soon as it is seen to reach `limit`."""
         total, chosen = 0.0, []
         for position, stretch in enumerate(layout(chain, form)):
             best: dict[Direction, Algorithm] = {}
@@ -70,6 +95,8 @@ class Chooser:
                 times = self._product(stretch, direction, offered)
                 best[direction] = min(offered, key=lambda algorithm, times=times: times[algorithm])  # type: ignore[misc]
                 total += times[best[direction]]
+                if total >= limit:
+                    return math.inf, ()
             chosen.append(Algorithms(**best))
             total += self._composing(stretch) + sum(self._interleaving(step, stretch) for step in stretch.after)
         return total, tuple(chosen)
@@ -95,12 +122,17 @@ class Chooser:
             "input": partial(input_gradient, grad, x, weight, conv),
             "weight": partial(weight_gradient, grad, x, weight, conv),
         }[direction]
-        times = self._race({algorithm: partial(product, algorithm) for algorithm in offered})
-        wanted = product("conv").float()
-        for algorithm in offered:
-            error = float((product(algorithm).float() - wanted).norm() / wanted.norm())
+        results: dict[Algorithm, Tensor] = {}
+
+        def run(algorithm: Algorithm) -> None:
+            results[algorithm] = product(algorithm)
+
+        times = self._race({algorithm: partial(run, algorithm) for algorithm in offered})
+        wanted = results["conv"].float()
+        for algorithm, result in results.items():
+            error = float((result.float() - wanted).norm() / wanted.norm())
             if not error < MOST_ERROR[self.dtype]:
-                times[algorithm] = 1e9
+                times[algorithm] = NEVER_MS
         return times
 
     def _composing(self, stretch: Stretch) -> float:
@@ -131,13 +163,15 @@ class Chooser:
         return self._race({"once": lambda: interleave(x, step.groups)})
 
     def _race(self, runs: Mapping[str, Callable[[], object]]) -> Times:
+        self.pause()
         once = {name: timed(run, self.settle) for name, run in runs.items()}
-        times = interleaved(once, ROUNDS, CAP_S * len(runs))
-        return {name: max(round(median(samples), 5), 1e-5) for name, samples in times.items()}
+        return {name: max(round(ms, 5), 1e-5) for name, ms in raced(once, ROUNDS, CAP_S * len(runs), HOPELESS).items()}
 
     def _image(self, channels: int, height: int, width: int) -> Tensor:
-        x = torch.randn(self.batch, channels, height, width, device=self.device)
-        return x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        count = self.batch * height * width * channels
+        if self._noise.numel() < count:
+            self._noise = torch.randn(count, device=self.device).to(self.dtype)
+        return self._noise[:count].view(self.batch, height, width, channels).permute(0, 3, 1, 2)
 
     def _weight(self, conv: Conv) -> Tensor:
         shape = conv.out_channels, conv.in_channels // conv.groups, conv.kernel, conv.kernel

@@ -48,8 +48,8 @@ class FoldedConv(nn.Module):
         self.conv = stretch.as_conv
         self.height, self.width = stretch.height, stretch.width
         self.act: Activation | None = None
-        self.register_buffer("weight", weight.detach().contiguous(memory_format=torch.channels_last))
-        self.register_buffer("bias", None if bias is None else bias.detach().contiguous())
+        self.register_buffer("weight", weight.detach().clone(memory_format=torch.channels_last))
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     @property
     def has_map(self) -> bool:
@@ -209,8 +209,8 @@ class Classifier(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.register_buffer("weight", linear.weight.detach())
-        self.register_buffer("bias", linear.bias.detach())
+        self.register_buffer("weight", linear.weight.detach().clone())
+        self.register_buffer("bias", linear.bias.detach().clone())
         self.weight: Tensor
         self.bias: Tensor
 

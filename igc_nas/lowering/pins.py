@@ -1,20 +1,23 @@
 """The forms that a study trains in, fixed when each chain and network is first met: a resume uses the same ones.
 
-They are kept as `forms.json` in the study's folder. Who chooses is alone on the device, so nobody else writes.
+They are kept as `forms.json` in the study's folder, which several workers may write: under a lock, and what is there
+already stays.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
+from filelock import FileLock
 from pydantic import Field, ValidationError
 
 from igc_nas.config import Frozen, first_problem
 from igc_nas.errors import StudyError
 from igc_nas.files import write_whole
-from igc_nas.lowering.chain import Chain, Piece
+from igc_nas.lowering.chain import Piece
 from igc_nas.lowering.convolution import Algorithm, Algorithms
 from igc_nas.lowering.training import ChainForm
 
@@ -47,41 +50,55 @@ class Pins:
         self.path = None if folder is None else folder / FORMS_FILE
         self._held = Pinned()
 
-    def chain(self, key: str, chain: Chain, choose: Callable[[], ChainForm]) -> ChainForm:
-        """The form of a chain, chosen where it is not pinned. Raises `StudyError` for a damaged file."""
+    def chain(self, key: str, choose: Callable[[], ChainForm], is_possible: Callable[[ChainForm], bool]) -> ChainForm:
+        """The form of a chain, chosen where none that is possible is pinned. Raises `StudyError` for a damaged file."""
         pinned = self._read().chains.get(key)
-        if pinned is None or sum(piece.convs for piece in pinned) != len(chain.convs):
-            form = choose()
-            pieces = tuple(_pinned(piece, use) for piece, use in zip(form.pieces, form.algorithms, strict=True))
-            self._write(self._held.model_copy(update={"chains": self._held.chains | {key: pieces}}))
+        if pinned is not None and is_possible(form := _form(pinned)):
             return form
-        return ChainForm(
-            tuple(Piece(piece.convs, piece.groups) for piece in pinned),
-            tuple(Algorithms(piece.forward, piece.input, piece.weight) for piece in pinned),
-        )
+        form = choose()
+        pieces = tuple(_pinned(piece, use) for piece, use in zip(form.pieces, form.algorithms, strict=True))
+        with self._alone():
+            there = self._read().chains.get(key)
+            if there is not None and is_possible(first := _form(there)):
+                return first
+            self._write(self._held.model_copy(update={"chains": self._held.chains | {key: pieces}}))
+        return form
 
     def network(self, key: str, choose: Callable[[], NetworkForm]) -> NetworkForm:
         """How a network runs, chosen where it is not pinned. Raises `StudyError` for a damaged file."""
         pinned = self._read().networks.get(key)
         if pinned is None:
             pinned = choose()
-            self._write(self._held.model_copy(update={"networks": self._held.networks | {key: pinned}}))
+            with self._alone():
+                pinned = self._read().networks.get(key, pinned)
+                self._write(self._held.model_copy(update={"networks": self._held.networks | {key: pinned}}))
         return pinned
+
+    def _alone(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if self.path is None else FileLock(self.path.with_suffix(".lock"))
 
     def _read(self) -> Pinned:
         if self.path is not None and self.path.exists():
+            hint = f"remove {self.path} to have its forms chosen anew"
             try:
                 self._held = Pinned.model_validate_json(self.path.read_bytes())
             except ValidationError as error:
-                raise StudyError(
-                    first_problem(error, str(self.path)), f"remove {self.path} to have its forms chosen anew"
-                ) from None
+                raise StudyError(first_problem(error, str(self.path)), hint) from None
+            except OSError as error:
+                raise StudyError(f"{self.path}: {error.strerror or error}", hint) from None
         return self._held
 
     def _write(self, pinned: Pinned) -> None:
         self._held = pinned
         if self.path is not None:
             write_whole(self.path, pinned.model_dump_json(indent=1))
+
+
+def _form(pinned: tuple[PinnedPiece, ...]) -> ChainForm:
+    return ChainForm(
+        tuple(Piece(piece.convs, piece.groups) for piece in pinned),
+        tuple(Algorithms(piece.forward, piece.input, piece.weight) for piece in pinned),
+    )
 
 
 def _pinned(piece: Piece, use: Algorithms) -> PinnedPiece:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from igc_nas import __version__
+from igc_nas.errors import IgcNasError
 from igc_nas.files import write_whole
 
 Times = dict[str, float]
@@ -45,7 +46,7 @@ class Table:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.path, json.dumps({"owner": self.owner, "times": merged}))
-        except OSError:
+        except (OSError, IgcNasError):
             return
         self._new = {}
 

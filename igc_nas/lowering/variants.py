@@ -41,9 +41,9 @@ from igc_nas.lowering.deployment import (
 from igc_nas.lowering.table import Table, Times
 from igc_nas.network import Network
 from igc_nas.plan import Linear, Plan
-from igc_nas.timing import interleaved, median, timed
+from igc_nas.timing import raced, timed
 
-ROUNDS, KERNEL_ROUNDS, CAP_S = 15, 25, 0.03
+ROUNDS, KERNEL_ROUNDS, CAP_S = 9, 9, 0.03
 UNIFORM: dict[str, Callable[[Chain], Form]] = {"folded": factored, "semidense": semidense, "dense": dense}
 
 
@@ -78,28 +78,29 @@ def uniform_variants(whole: Plan) -> list[Variant]:
 def mixed_variant(network: Network, batch: int, table: Table, most_params: int | None = None) -> Variant:
     """Each chain in its fastest form; where that is over `most_params`, those are given up that save most for least."""
     whole = network.plan
-    counted = Counter(chain for _, chain in _chains(whole))
-    costs = {chain: _timed(network, block, chain, batch, table) for block, chain in _chains(whole)}
-    chosen = {chain: min(found, key=lambda form, found=found: found[form]) for chain, found in costs.items()}  # type: ignore[misc]
+    counted = Counter(chain.key for _, chain in _chains(whole))
+    alike = {chain.key: (block, chain) for block, chain in reversed(_chains(whole))}
+    costs = {chain: _timed(network, block, chain, batch, table) for block, chain in alike.values()}
+    chosen = {chain.key: min(found, key=lambda form, found=found: found[form]) for chain, found in costs.items()}  # type: ignore[misc]
     while most_params is not None and _params(whole, chosen) > most_params:
         swap = _cheapest_swap(counted, costs, chosen)
         if swap is None:
             break
-        chosen[swap[0]] = swap[1]
-    return _variant(whole, "mixed", lambda chain: chosen[chain])
+        chosen[swap[0].key] = swap[1]
+    return _variant(whole, "mixed", lambda chain: chosen[chain.key])
 
 
 def _cheapest_swap(
-    counted: Mapping[Chain, int], costs: Mapping[Chain, Mapping[Form, float]], chosen: Mapping[Chain, Form]
+    counted: Mapping[str, int], costs: Mapping[Chain, Mapping[Form, float]], chosen: Mapping[str, Form]
 ) -> tuple[Chain, Form] | None:
     """The chain and the smaller form of it that loses least time for each parameter that it saves."""
     swaps = []
     for chain, found in costs.items():
-        now = chosen[chain]
+        now = chosen[chain.key]
         for form in found:
             saved = form_params(chain, now) - form_params(chain, form)
             if saved > 0:
-                swaps.append(((found[form] - found[now]) / saved, counted[chain] * saved, chain, form))
+                swaps.append(((found[form] - found[now]) / saved, counted[chain.key] * saved, chain, form))
     return min(swaps, key=lambda swap: swap[:2])[2:] if swaps else None
 
 
@@ -125,8 +126,7 @@ def _time(
         module = chain_module(network, block, chain, form).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         module = fastest_kernels(module, batch, table, like.device)
         runs[name] = timed(_running(module, x), _settling(like.device))
-    times = interleaved(runs, ROUNDS, CAP_S * len(runs), warm_up=2)
-    return {name: max(round(median(samples), 5), 1e-5) for name, samples in times.items()}
+    return {name: max(round(ms, 5), 1e-5) for name, ms in raced(runs, ROUNDS, CAP_S * len(runs)).items()}
 
 
 def fastest_kernels(module: nn.Module, batch: int, table: Table, device: torch.device) -> nn.Module:
@@ -154,8 +154,7 @@ def _time_kernels(folded: FoldedConv, batch: int, offered: tuple[Kernel, ...]) -
     x = torch.randn(batch, folded.conv.in_channels, folded.height, folded.width, dtype=folded.weight.dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     runs = {kernel: timed(_running(with_kernel(folded, kernel, batch), x)) for kernel in offered}
-    times = interleaved(runs, KERNEL_ROUNDS, CAP_S * len(runs), warm_up=3)
-    return {kernel: max(round(median(samples), 5), 1e-5) for kernel, samples in times.items()}
+    return {kernel: max(round(ms, 5), 1e-5) for kernel, ms in raced(runs, KERNEL_ROUNDS, CAP_S * len(runs)).items()}
 
 
 def _running(module: nn.Module, x: Tensor) -> Callable[[], object]:
@@ -172,16 +171,15 @@ def _chains(whole: Plan) -> list[tuple[str, Chain]]:
 
 
 def _variant(whole: Plan, name: str, pick: Callable[[Chain], Form]) -> Variant:
-    chosen = {chain: pick(chain) for _, chain in _chains(whole)}
+    forms = {chain.key: pick(chain) for _, chain in _chains(whole)}
     linear = _linear(whole)
-    macs = sum(form_macs(chain, chosen[chain]) for _, chain in _chains(whole))
-    forms = {chain.key: form for chain, form in chosen.items()}
-    return Variant(name, _params(whole, chosen), macs + linear.in_features * linear.out_features, forms)
+    macs = sum(form_macs(chain, forms[chain.key]) for _, chain in _chains(whole))
+    return Variant(name, _params(whole, forms), macs + linear.in_features * linear.out_features, forms)
 
 
-def _params(whole: Plan, chosen: Mapping[Chain, Form]) -> int:
+def _params(whole: Plan, forms: Mapping[str, Form]) -> int:
     linear = _linear(whole)
-    chains = sum(form_params(chain, chosen[chain]) for _, chain in _chains(whole))
+    chains = sum(form_params(chain, forms[chain.key]) for _, chain in _chains(whole))
     return chains + (linear.in_features + 1) * linear.out_features
 
 
