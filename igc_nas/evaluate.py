@@ -17,13 +17,14 @@ from igc_nas.latency import Measurer
 from igc_nas.lowering.fastest import Fastest
 from igc_nas.lowering.pins import Pins
 from igc_nas.lowering.table import table_for
+from igc_nas.lowering.training import LoweredNetwork
 from igc_nas.network import Network, build
 from igc_nas.plan import arch_id
 from igc_nas.record import Epoch, Latency, Score
 from igc_nas.remote import RemoteMeasurer
 from igc_nas.room import QuietRoom
 from igc_nas.spec import Calibration, StudySpec
-from igc_nas.train import Forward, train_proxy
+from igc_nas.train import train_proxy
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Evaluator:
             largest=self.latency(large, first.reference_ms),
         )
 
-    def lowered(self, network: Network, arch: ArchConfig) -> Forward | None:
+    def lowered(self, network: Network, arch: ArchConfig) -> LoweredNetwork | None:
         """How a network is trained fastest; None: factored, as it is written.
 
         Others may train meanwhile: alternatives take turns, and the choice between them is all that is asked.

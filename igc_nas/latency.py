@@ -88,8 +88,7 @@ class Measurer:
         pace = _reference_run(self.spec, self.device)
         for run in (*runs.values(), pace):
             run.warm_up()
-        forms = _raced(runs) if len(runs) > 1 else {}
-        name = _winner(forms) if forms else next(iter(runs))
+        forms, name = _raced(runs) if len(runs) > 1 else ({}, next(iter(runs)))
         times, paces = _rounds(runs[name], pace, self.cap_s)
         disturbances = watch.disturbances(self.spec.threads if self.device.kind == "cpu" else 0)
         return self._latency(arch, runs[name], forms, times, paces, disturbances, reference_ms)
@@ -240,8 +239,8 @@ def unsettled(network: Network) -> Network:
     return network
 
 
-def _raced(runs: Mapping[str, _Run]) -> dict[str, FormTime]:
-    """All forms in interleaved rounds, the slow ones in three."""
+def _raced(runs: Mapping[str, _Run]) -> tuple[dict[str, FormTime], str]:
+    """(the times of all forms in interleaved rounds, the slow ones in three; the winner)."""
     samples: dict[str, list[float]] = {name: [] for name in runs}
     rivals = dict(runs)
     until = time.perf_counter() + RACE_CAP_S
@@ -253,7 +252,8 @@ def _raced(runs: Mapping[str, _Run]) -> dict[str, FormTime]:
             break
         for name, run in rivals.items():
             samples[name].append(run.time())
-    return {name: _form_time(run, samples[name]) for name, run in runs.items()}
+    forms = {name: _form_time(run, samples[name]) for name, run in runs.items()}
+    return forms, _winner({name: forms[name] for name in rivals})
 
 
 def _winner(forms: Mapping[str, FormTime]) -> str:

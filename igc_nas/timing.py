@@ -46,7 +46,9 @@ def raced(
     rivals = {name: run for name, run in runs.items() if found[name] <= hopeless * least}
     if len(rivals) == 1:
         return found
-    return found | {name: median(times) for name, times in interleaved(rivals, rounds, cap_s, warm_up=0).items()}
+    times = {name: median(samples) for name, samples in interleaved(rivals, rounds, cap_s, warm_up=0).items()}
+    worst = hopeless * min(times.values())  # who is out stays out, also where the machine was faster then
+    return {name: times.get(name, max(early, worst)) for name, early in found.items()}
 
 
 def timed(run: Callable[[], object], settle: Callable[[], None] = lambda: None) -> Callable[[], float]:

@@ -18,6 +18,7 @@ from igc_nas.data import Images
 from igc_nas.dataset import DatasetInfo
 from igc_nas.device import Device
 from igc_nas.errors import IgcNasError
+from igc_nas.lowering.training import LoweredNetwork
 from igc_nas.record import Epoch, Score
 from igc_nas.spec import Recipe, Schedule
 
@@ -187,7 +188,7 @@ def train_proxy(
     seed: int,
     pause: Pause = lambda: None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
-    lowered: Forward | None = None,
+    lowered: LoweredNetwork | None = None,
 ) -> Score:
     """Train a network by the recipe and score it on held-out images; `lowered` runs it where it does not run factored.
 
@@ -211,7 +212,7 @@ def train_proxy(
         curve=tuple(curve),
         train_s=round(time.perf_counter() - started, 3),
         dtype=recipe.dtype,
-        form="factored" if lowered is None else "native" if getattr(lowered, "native", False) else "lowered",
+        form="factored" if lowered is None else lowered.form,
         dataset=info.label,
         dataset_sha256=info.sha256,
         conditions=device.conditions(),

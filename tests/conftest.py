@@ -1,6 +1,12 @@
 """One Hypothesis profile for people and CI: the same examples each time, and no deadline on a busy machine."""
 
+import os
+import tempfile
+
 from hypothesis import HealthCheck, settings
+
+# What is timed here is nobody's cache; a file for the whole run, and for the processes that tests start.
+os.environ["IGC_NAS_CACHE"] = tempfile.mkdtemp(prefix="igc-nas-cache-")
 
 settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")

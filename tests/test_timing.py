@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igc_nas import timing
-from igc_nas.timing import geomean, interleaved, median, median_interval, timed
+from igc_nas.timing import geomean, interleaved, median, median_interval, raced, timed
 
 samples_ms = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=40)
 
@@ -65,6 +65,70 @@ def test_a_warm_up_does_not_count_towards_the_cap(clock: Clock) -> None:
 
 def test_a_single_round_may_be_asked_for(clock: Clock) -> None:
     assert interleaved({"a": timed(clock.work(0.5))}, rounds=1, cap_s=0.0, warm_up=0) == {"a": [500.0]}
+
+
+class Paced:
+    """Runs whose times are written down, for ever the last; who ran when is noted."""
+
+    def __init__(self, **times: list[float]) -> None:
+        self.order: list[str] = []
+        self.runs = {name: self.run(name, list(values)) for name, values in times.items()}
+
+    def run(self, name: str, left: list[float]) -> Callable[[], float]:
+        def once() -> float:
+            self.order.append(name)
+            return left.pop(0) if len(left) > 1 else left[0]
+
+        return once
+
+
+def test_rivals_race_in_turns_after_their_warm_up() -> None:
+    """What the warm-up took is not told, the first run's time (an allocation, a compilation) not even heeded."""
+    paced = Paced(a=[900.0, 1.0, 1.1, 4.0, 6.0, 5.0], b=[1.0, 1.2, 70.0, 7.0, 7.0, 9.0], c=[1.0, 1.5, 1.5, 3.0])
+    assert raced(paced.runs, rounds=3, cap_s=1e9) == {"a": 5.0, "b": 7.0, "c": 3.0}
+    assert paced.order == [*"abc", *"aabbcc", *["a", "b", "c"] * 3]
+
+
+def test_the_hopeless_do_not_enter_the_rounds() -> None:
+    """One accident in two does not make it hopeless."""
+    paced = Paced(slow=[1.0, 9.0, 1.51, 0.1], even=[1.0, 1.5, 60.0, 1.2], fast=[50.0, 1.0])
+    found = raced(paced.runs, rounds=4, cap_s=1e9)
+    assert found == {"slow": 1.51, "even": 1.2, "fast": 1.0}
+    assert list(found) == ["slow", "even", "fast"]
+    assert paced.order[9:] == ["even", "fast"] * 4
+    again = Paced(slow=[1.0, 1.51, 1.51, 0.1], fast=[1.0])
+    assert raced(again.runs, rounds=3, cap_s=1e9, hopeless=2.0) == {"slow": 0.1, "fast": 1.0}
+
+
+def test_who_is_left_alone_need_not_race() -> None:
+    """Nor who was alone from the start: the lesser of two times is told."""
+    paced = Paced(only=[9.0, 8.0, 7.0, 1.0])
+    assert raced(paced.runs, rounds=3, cap_s=1e9) == {"only": 7.0}
+    assert paced.order == ["only"] * 3
+    paced = Paced(slow=[1.0, 4.0, 3.0, 0.1], fast=[1.0, 1.0, 2.0, 50.0])
+    assert raced(paced.runs, rounds=3, cap_s=1e9) == {"slow": 3.0, "fast": 1.0}
+    assert len(paced.order) == 6
+
+
+def test_a_race_ends_early_by_the_clock_too(clock: Clock) -> None:
+    """Two rounds at least; the warm-up does not count towards the cap."""
+    for cap_s, rounds in ((0.0, 2), (4.9, 3), (1e9, 5)):
+        ran: list[str] = []
+
+        def run(name: str, seconds: float, ran: list[str] = ran) -> Callable[[], float]:
+            work = clock.work(seconds)
+            return timed(lambda: (ran.append(name), work()))
+
+        runs = {"a": run("a", 1.0), "b": run("b", 1.25), "c": run("c", 60.0)}
+        assert raced(runs, 5, cap_s) == {"a": 1000.0, "b": 1250.0, "c": 60_000.0}
+        assert ran == [*"abc", *"aabbcc", *["a", "b"] * rounds]
+
+
+def test_the_hopeless_do_not_win_where_the_machine_slows_down() -> None:
+    """Their time is of another moment than the rounds, and the least of two is less than a median."""
+    paced = Paced(fast=[1.0, 1.0, 1.0, 5.0], near=[1.2, 1.2, 1.2, 6.0], slow=[4.0, 4.0, 4.0, 20.0])
+    found = raced(paced.runs, rounds=5, cap_s=1e9)
+    assert min(found, key=lambda name: found[name]) == "fast"
 
 
 def test_what_a_run_queued_is_waited_for(clock: Clock) -> None:

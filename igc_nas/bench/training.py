@@ -90,7 +90,7 @@ def _chosen(arch: ArchConfig, recipe: Recipe, device: Device, table: Table) -> t
         return logits
 
     run = _stepping(network, lowered or factored, recipe, device, layout)
-    return ("factored" if lowered is None else "native" if getattr(lowered, "native", False) else "lowered"), run
+    return ("factored" if lowered is None else lowered.form), run
 
 
 def _stepping(

@@ -14,6 +14,8 @@ convolution in bfloat16 whose forward takes 3 ms. So each has its own choice:
              matmul    windows x gradient
              tiles     four 3x3 windows that cover a 5x5 one (depthwise, stride 1)
              float32   torch's own in float32
+
+`native` is a kernel of our own for depthwise convolutions (`igc_nas.lowering.native`), for each of the three.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from igc_nas.lowering import native
 from igc_nas.plan import Conv
 
-Algorithm = Literal["conv", "matmul", "flip", "tiles", "float32"]
+Algorithm = Literal["conv", "matmul", "flip", "tiles", "float32", "native"]
 Direction = Literal["forward", "input", "weight"]
 
 MOST_WINDOW_ELEMENTS = 1 << 26
@@ -61,6 +64,9 @@ def options(conv: Conv, dtype: torch.dtype, pixels: int, kind: str = "cpu") -> d
             for_input.append("matmul")
         if conv.groups == conv.in_channels == conv.out_channels and conv.kernel == 5 and conv.stride == 1:
             weight.append("tiles")
+        if native.fits_depthwise(conv, dtype) and native.available():
+            for algorithms in (forward, for_input, weight):
+                algorithms.append("native")
         if dtype == torch.bfloat16 and conv.groups > 1:
             for_input.append("float32")
             weight.append("float32")
@@ -83,6 +89,8 @@ def forward(x: Tensor, weight: Tensor, conv: Conv, algorithm: Algorithm) -> Tens
         rows = _windows(x, conv) @ weight.permute(0, 2, 3, 1).reshape(conv.out_channels, -1).t()
         n, _, height, width = x.shape
         return rows.view(n, -(-height // conv.stride), -(-width // conv.stride), -1).permute(0, 3, 1, 2)
+    if algorithm == "native":
+        return native.depthwise(x, weight, conv)
     return F.conv2d(x, weight, None, conv.stride, conv.kernel // 2, 1, conv.groups)
 
 
@@ -97,6 +105,8 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, algorith
         return F.conv2d(grad, turned.contiguous(memory_format=torch.channels_last), None, 1, k // 2, 1, g)
     if algorithm == "float32":
         return _own(grad.float(), x.float(), weight.float(), conv, for_input=True).to(grad.dtype)
+    if algorithm == "native":
+        return native.depthwise_input(grad, x, weight, conv)
     return _own(grad, x, weight, conv, for_input=True)
 
 
@@ -105,6 +115,8 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, algorit
     if algorithm == "matmul":
         taps = _pixels(grad).t() @ _windows(x, conv)
         return taps.view(conv.out_channels, conv.kernel, conv.kernel, -1).permute(0, 3, 1, 2)
+    if algorithm == "native":
+        return native.depthwise_weight(grad, x, conv)
     if algorithm == "tiles":
         return _by_tiles(grad, x, conv)
     if algorithm == "float32":

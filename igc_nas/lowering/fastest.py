@@ -15,9 +15,9 @@ from igc_nas.errors import StudyError
 from igc_nas.lowering import native
 from igc_nas.lowering.chain import Chain, chains_in
 from igc_nas.lowering.choice import Chooser
-from igc_nas.lowering.pins import NetworkForm, Pins
+from igc_nas.lowering.pins import Pins
 from igc_nas.lowering.table import Table
-from igc_nas.lowering.training import ChainForm, LoweredNetwork, network_parts
+from igc_nas.lowering.training import ChainForm, LoweredNetwork, NetworkForm, network_parts
 from igc_nas.network import Network
 from igc_nas.plan import Plan
 from igc_nas.spec import Recipe, Schedule
@@ -68,8 +68,8 @@ class Fastest:
         """For a study's recipe."""
         return cls(recipe, recipe.resolution, device, table, pins, pause)
 
-    def __call__(self, network: Network, identity: str) -> Forward | None:
-        """The function that runs a channels-last network (`identity` is its id) fastest; None: as it is written."""
+    def __call__(self, network: Network, identity: str) -> LoweredNetwork | None:
+        """What runs a channels-last network (`identity` is its id) fastest; None: as it is written."""
         whole = replace(network.plan, input=(network.plan.input[0], self.resolution, self.resolution))
         chains = self._chains(whole)
         key = f"{identity} @{self.resolution} {self._scope}"

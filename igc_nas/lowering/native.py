@@ -1,4 +1,4 @@
-"""The kernels of norm.c, compiled in a moment by the machine's C compiler for its own processor, called by address.
+"""Kernels in C, compiled in a moment by the machine's C compiler for its own processor, called by address.
 
 Torch's CPU kernels take BN and the activation in six passes over the image where four do, and in bfloat16 spend most of
 their time on conversions: nearly half of a training step. Where there is no C compiler the torch kernels remain; what a
@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from igc_nas.config import Activation
+from igc_nas.plan import Conv
 
-SOURCE = Path(__file__).with_name("norm.c")
+SOURCES = ("norm.c", "depthwise.c")
 FLAGS = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-w")
 FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
 COMPILE_S = 60.0
@@ -40,10 +41,69 @@ def fits(x: Tensor) -> bool:
     """Whether the kernels take an image: on the CPU, channels-last, of a dtype that they know, pixels in whole rows."""
     return (
         x.device.type == "cpu"
+        and x.numel() > 0
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.numel() // x.shape[1] % _period(x.shape[1]) == 0
         and x.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def fits_depthwise(conv: Conv, dtype: torch.dtype) -> bool:
+    """Whether the kernels take a convolution: depthwise, 3x3 or 5x5, whole vectors of channels."""
+    return (
+        conv.groups == conv.in_channels == conv.out_channels
+        and conv.kernel in (3, 5)
+        and conv.in_channels % WIDTH == 0
+        and dtype in (torch.float32, torch.bfloat16)
+    )
+
+
+def depthwise(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
+    """The convolution of a channels-last image; call it where `available` and `fits_depthwise`."""
+    n, channels, height, width = x.shape
+    size = -(-height // conv.stride), -(-width // conv.stride)
+    return _depthwise(x, _taps(weight), conv.kernel, conv.stride, 1, (n, channels, *size))
+
+
+def depthwise_input(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
+    """The gradient of the input: a convolution of the gradient, a stride apart, with the turned weight."""
+    return _depthwise(grad, _taps(weight.flip(2, 3)), conv.kernel, 1, conv.stride, x.shape)
+
+
+def depthwise_weight(grad: Tensor, x: Tensor, conv: Conv) -> Tensor:
+    """The gradient of the weight, in float32."""
+    n, channels, height, width = x.shape
+    sums = torch.zeros(conv.kernel**2, channels)
+    kernels = _library(x.dtype)
+    assert kernels is not None
+    failed = kernels.depthwise_weights(
+        x.data_ptr(), n, height, width, channels, conv.kernel, conv.stride, grad.data_ptr(), *grad.shape[2:],
+        sums.data_ptr(),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("no memory for the frame of an image")
+    return sums.view(conv.kernel, conv.kernel, channels, 1).permute(2, 3, 0, 1)
+
+
+def _depthwise(
+    images: Tensor, taps: Tensor, kernel: int, stride: int, spread: int, shape: tuple[int, ...] | torch.Size
+) -> Tensor:
+    n, channels, height, width = images.shape
+    out = torch.empty(shape, dtype=images.dtype, memory_format=torch.channels_last)
+    kernels = _library(images.dtype)
+    assert kernels is not None
+    failed = kernels.depthwise(
+        images.data_ptr(), n, height, width, channels, kernel, stride, spread, taps.data_ptr(), *out.shape[2:],
+        out.data_ptr(),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("no memory for the frame of an image")
+    return out
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """A depthwise weight as (taps, channels) in float32."""
+    return weight.permute(2, 3, 0, 1).float().reshape(-1, weight.shape[0]).contiguous()
 
 
 def norm_act(
@@ -115,20 +175,28 @@ def _period(channels: int) -> int:
 @cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The kernels for a dtype; None where they cannot be compiled or loaded."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    try:
+        compiler = shlex.split(os.environ.get("CC", "cc"))
+    except ValueError:
+        return None
     if not compiler or shutil.which(compiler[0]) is None:
         return None
+    sources = [str(Path(__file__).with_name(name)) for name in SOURCES]
     defines = ["-DBF16"] if dtype == torch.bfloat16 else []
     with tempfile.TemporaryDirectory(prefix="igc-nas-kernels-") as folder:
-        target = Path(folder) / "norm.so"
+        target = Path(folder) / "kernels.so"
         for processor in FOR_THIS_PROCESSOR:
-            command = [*compiler, *FLAGS, *processor, *defines, "-o", str(target), str(SOURCE)]
+            command = [*compiler, *FLAGS, *processor, *defines, "-o", str(target), *sources]
             try:
-                done = subprocess.run(command, capture_output=True, timeout=COMPILE_S, check=False)
+                done = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, capture_output=True, timeout=COMPILE_S, check=False
+                )
                 if done.returncode == 0:
                     return _declared(ctypes.CDLL(str(target)))
-            except (OSError, subprocess.TimeoutExpired):
+            except (OSError, AttributeError):  # AttributeError: a library without our kernels
                 continue
+            except subprocess.TimeoutExpired:
+                return None
     return None
 
 
@@ -139,8 +207,11 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     signatures = {
         "forward": [*image, at, at, at, at, real, real, number, at, at, at],
         "backward": [at, *image, at, number, at, at, at, at],
+        "depthwise": [at, *[count] * 7, at, count, count, at],
+        "depthwise_weights": [at, *[count] * 6, at, count, count, at],
     }
+    returns = {"depthwise": number, "depthwise_weights": number}
     for name, arguments in signatures.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, returns.get(name)
     return library

@@ -8,57 +8,10 @@
    Compiled twice, with BF16 defined or not, by igc_nas/lowering/native.py. */
 
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-#define WIDTH 16
+#include "vectors.h"
+
 #define BLOCK 128
-
-/* The vectors of a row. */
-#define FOR_VECTORS(c, wide) for (long c = 0; c < (wide); c += WIDTH)
-
-typedef float vector __attribute__((vector_size(4 * WIDTH)));
-typedef int32_t integers __attribute__((vector_size(4 * WIDTH)));
-typedef uint32_t words __attribute__((vector_size(4 * WIDTH)));
-typedef uint16_t halves __attribute__((vector_size(2 * WIDTH)));
-
-#ifdef BF16
-typedef uint16_t element;
-
-static inline vector load(const element *at) {
-    halves raw;
-    memcpy(&raw, at, sizeof raw);
-    words wide = __builtin_convertvector(raw, words) << 16;
-    return (vector)wide;
-}
-
-static inline void store(element *at, vector value) {
-    words bits = (words)value;
-    words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
-    words is_nan = (words)(value != value);
-    words chosen = (is_nan & 0x7fc0) | (~is_nan & rounded);
-    halves raw = __builtin_convertvector(chosen, halves);
-    memcpy(at, &raw, sizeof raw);
-}
-#else
-typedef float element;
-
-static inline vector load(const element *at) {
-    vector value;
-    memcpy(&value, at, sizeof value);
-    return value;
-}
-
-static inline void store(element *at, vector value) { memcpy(at, &value, sizeof value); }
-#endif
-
-static inline vector broadcast(float value) { return value - (vector){0}; }
-
-static inline vector floats(const float *at) {
-    vector value;
-    memcpy(&value, at, sizeof value);
-    return value;
-}
 
 /* The activation: none is 0, relu 1, relu6 2. A NaN stays one, as in torch. */
 static inline vector activated(vector value, int act) {
@@ -82,8 +35,6 @@ static inline vector passed(vector grad, vector before, int act) {
     if (act == 2) open &= before < six;
     return (vector)(open & (integers)grad);
 }
-
-static inline void put(float *at, vector value) { memcpy(at, &value, sizeof value); }
 
 /* Sums over rows of x - shift and of its square. */
 static void moments(const element *x, long rows, long wide, const float *shift, float *s, float *q, double *sum,

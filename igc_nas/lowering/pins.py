@@ -7,9 +7,9 @@ already stays.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from filelock import FileLock
 from pydantic import Field, ValidationError
@@ -19,11 +19,9 @@ from igc_nas.errors import StudyError
 from igc_nas.files import write_whole
 from igc_nas.lowering.chain import Piece
 from igc_nas.lowering.convolution import Algorithm, Algorithms
-from igc_nas.lowering.training import ChainForm
+from igc_nas.lowering.training import ChainForm, NetworkForm
 
 FORMS_FILE = "forms.json"
-NetworkForm = Literal["native", "lowered", "factored"]
-"""Lowered with BN by kernels of our own, lowered with torch's, as it is written."""
 
 
 class PinnedPiece(Frozen):
@@ -74,8 +72,21 @@ class Pins:
                 self._write(self._held.model_copy(update={"networks": self._held.networks | {key: pinned}}))
         return pinned
 
-    def _alone(self) -> contextlib.AbstractContextManager[object]:
-        return contextlib.nullcontext() if self.path is None else FileLock(self.path.with_suffix(".lock"))
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self.path is None:
+            yield
+            return
+        if not self.path.parent.is_dir():
+            raise StudyError(f"cannot write {self.path}: its folder is not there")
+        lock = FileLock(self.path.with_suffix(".lock"))
+        try:
+            lock.acquire()
+        except OSError as error:
+            raise StudyError(f"cannot write {self.path}: {error.strerror or error}") from None
+        with lock:
+            lock.release()  # held twice: by acquire, and by with
+            yield
 
     def _read(self) -> Pinned:
         if self.path is not None and self.path.exists():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,8 @@ from igc_nas.network import Network, interleave
 from igc_nas.plan import Act, Interleave, Linear, Plan, Pool
 
 Step = Callable[[Tensor], Tensor]
+NetworkForm = Literal["native", "lowered", "factored"]
+"""Lowered with BN by kernels of our own, lowered with torch's, as it is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,11 @@ class LoweredNetwork:
         self._steps = [
             step for name, parts in network_parts(whole) for step in self._runnable(network.get_submodule(name), parts)
         ]
+
+    @property
+    def form(self) -> NetworkForm:
+        """Its name in records."""
+        return "native" if self.native else "lowered"
 
     def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Images to logits, in float32 (float64 where that is the dtype)."""
