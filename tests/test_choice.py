@@ -475,7 +475,7 @@ def test_what_is_obvious_in_the_first_step_needs_no_more(monkeypatch: pytest.Mon
         with monkeypatch.context() as patched:
             ran = raced(patched, lowered_ms)
             fastest_of(ARCHS["conv"], Given(varied))(network_of(ARCHS["conv"]), "id")
-            assert ran == ["lowered", "factored"] * steps
+            assert ran == ["factored", "lowered"] * steps
 
 
 def test_others_are_let_measure_between_timings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -688,3 +688,16 @@ def test_pins_hold_for_each_identity_and_resolution(tmp_path: Path, monkeypatch:
         assert Fastest(SCHEDULE, resolution, CPU, Table(), Pins(tmp_path))(network, identity) is not None
     with pytest.raises(AssertionError):
         Fastest(SCHEDULE, 6, CPU, Table(), Pins(tmp_path))(network, "one")
+
+
+def test_a_lowering_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(fastest.LoweredNetwork):
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return super().__call__(x) + 1.0
+
+    monkeypatch.setattr(fastest, "LoweredNetwork", Wrong)
+    device = Device("cpu", "cpu", "test")
+    schedule = Schedule(epochs=1, batch=4, lr=0.1)
+    arch = ArchConfig.parse({"stem": {"width": 16}, "stage": [{"unit": "igcv1", "L": 8, "M": 2, "blocks": 1}]})
+    network = build(arch, 0).to(memory_format=torch.channels_last)
+    assert fastest.Fastest(schedule, 8, device, Table())(network, "id") is None
