@@ -22,8 +22,8 @@ MOST_WORKERS = 8
 """Measuring is one at a time and pauses the others, so more workers mostly wait."""
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # One core trains a mid-sized network in about 10 s: few images, at half resolution. The dtype is the device's
-    # choice (`Device.fast_dtype`), where networks train in their fastest form.
+    # One core trains a mid-sized network in about 10 s: few images, at half resolution. The command line
+    # takes the device's own dtype (`Device.dtype_for`) instead of this one.
     "cpu": {
         "epochs": 2,
         "train_size": 3000,

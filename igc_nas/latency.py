@@ -9,7 +9,6 @@ fastest is then measured on fresh samples, because the least of several medians 
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from igc_nas.config import ArchConfig
-from igc_nas.device import Device
+from igc_nas.device import Device, without_tf32
 from igc_nas.errors import IgcNasError, InfeasibleError
 from igc_nas.lowering.deployment import Deployed
 from igc_nas.lowering.table import Table
@@ -27,9 +26,9 @@ from igc_nas.lowering.variants import Variant, factored_variant, mixed_variant, 
 from igc_nas.machine import Watch
 from igc_nas.network import Network, build
 from igc_nas.power import energy_per_run, find_gpu
-from igc_nas.record import FormTime, Latency
+from igc_nas.record import Conditions, FormTime, Latency
 from igc_nas.reference import reference
-from igc_nas.runtimes import prepare
+from igc_nas.runtimes import CPU_ONLY, prepare
 from igc_nas.spec import LatencySpec
 from igc_nas.timing import median, median_interval, timed
 
@@ -75,7 +74,8 @@ class Measurer:
         seconds. `reference_ms` is the study's fixed reference time; None takes this measurement's own. The thread count
         is the process's: call it where `torch.get_num_threads()` is `spec.threads`.
 
-        Raises `UsageError` for a runtime that is not installed, `IgcNasError` for one that cannot take the network.
+        Raises `UsageError` for a runtime that is not installed, `IgcNasError` for one that cannot take the network,
+        `InfeasibleError` where no form is within the budget.
         """
         network = unsettled(build(arch, 0)).eval().to(self.device.torch_device, memory_format=_layout(self.spec))  # type: ignore[call-overload]
         runs = self._runs(network, arch)
@@ -90,8 +90,9 @@ class Measurer:
             run.warm_up()
         forms, name = _raced(runs) if len(runs) > 1 else ({}, next(iter(runs)))
         times, paces = _rounds(runs[name], pace, self.cap_s)
+        conditions = self.device.conditions()  # at once: a GPU that rests tells nothing of throttling
         disturbances = watch.disturbances(self.spec.threads if self.device.kind == "cpu" else 0)
-        return self._latency(arch, runs[name], forms, times, paces, disturbances, reference_ms)
+        return self._latency(arch, runs[name], forms, times, paces, disturbances, conditions, reference_ms)
 
     def variants(self, network: Network) -> list[Variant]:
         """The forms that the spec allows, the factored network first where it is among them."""
@@ -106,9 +107,11 @@ class Measurer:
         x = _input(arch.input, self.spec, self.device)
         variants = self.variants(network)
         runs = {variant.name: _Run.of(variant, network, x, self.spec, self.device, self.table) for variant in variants}
-        wanted = prepare("eager", network, x, self.spec.threads)()
-        for name, run in list(runs.items()):
-            error = float((run.output() - wanted).norm() / wanted.norm())
+        with without_tf32():
+            wanted = prepare("eager", network, x, self.spec.threads)()
+            found = {name: run.output() for name, run in runs.items()}
+        for name, output in found.items():
+            error = float((output - wanted).norm() / wanted.norm())
             if not error < MOST_ERROR:
                 if name == "factored":
                     raise IgcNasError(f"{self.spec.runtime} computes another function (relative error {error:.1e})")
@@ -123,6 +126,7 @@ class Measurer:
         times: list[float],
         paces: list[float],
         disturbances: tuple[str, ...],
+        conditions: Conditions,
         reference_ms: float | None,
     ) -> Latency:
         low, high = median_interval(times)
@@ -130,7 +134,6 @@ class Measurer:
         unit = reference_ms or pace
         ratios = _ratios(times, paces)
         ratio, (ratio_low, ratio_high) = median(ratios), median_interval(ratios)
-        conditions = self.device.conditions()
         noise = [*disturbances]
         if ratio_high - ratio_low > NOISY_WIDTH * ratio:
             noise.append(f"the interval is {100 * (ratio_high - ratio_low) / ratio:.0f} % wide")
@@ -156,7 +159,9 @@ class Measurer:
             forms=dict(forms),
             batch=self.spec.batch,
             dtype=self.spec.dtype,
-            memory_format=self.spec.memory_format,
+            memory_format="contiguous" if self.spec.runtime in CPU_ONLY else self.spec.memory_format,
+            cuda_graph=self.spec.cuda_graph and self.spec.runtime == "eager",
+            cold_cache=self.spec.cold_cache,
             input=arch.input,
             energy_mj=self._energy(run) if self.energy else None,
             conditions=conditions,
@@ -203,8 +208,8 @@ class _Run:
         return cls(variant, held, output, timer)
 
     def once(self) -> None:
-        """Run once."""
-        self.output()
+        """Run once, as it is timed."""
+        self.time()
 
     def warm_up(self) -> None:
         """Run until the time is stable, for at most a second."""
@@ -323,7 +328,7 @@ def _cuda_timer(run: Callable[[], Tensor], spec: LatencySpec, device: Device) ->
     """Milliseconds between two events around a run, or around the replay of its captured graph."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     again: Callable[[], object] = _captured(run) if spec.cuda_graph and spec.runtime == "eager" else run
-    flood = torch.empty(L2_BYTES, dtype=torch.int8, device=device.torch_device) if spec.cold_cache else None
+    flood = _flood(device.torch_name) if spec.cold_cache else None
 
     def once() -> float:
         if flood is not None:
@@ -337,6 +342,11 @@ def _cuda_timer(run: Callable[[], Tensor], spec: LatencySpec, device: Device) ->
     return once
 
 
+@lru_cache(maxsize=8)
+def _flood(device: str) -> Tensor:
+    return torch.empty(L2_BYTES, dtype=torch.int8, device=device)
+
+
 def _captured(run: Callable[[], Tensor]) -> Callable[[], None]:
     """The kernels of a run as a CUDA graph, after a warm-up on a side stream as capturing demands."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -346,8 +356,7 @@ def _captured(run: Callable[[], Tensor]) -> Callable[[], None]:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.cuda.graph(graph))
+    with torch.cuda.graph(graph):
         run()
 
     def replay() -> None:

@@ -91,6 +91,8 @@ class Latency(Frozen):
     batch: int
     dtype: str
     memory_format: str
+    cuda_graph: bool = False
+    cold_cache: bool = False
     input: Annotated[tuple[int, int, int], Field(strict=False)]
     energy_mj: Ms | None = None
     """Energy of one pass above idle, in millijoules, where it was asked for and can be measured."""
@@ -129,7 +131,7 @@ class Score(Frozen):
     train_s: Annotated[float, Field(ge=0)]
     dtype: str
     form: str = "factored"
-    """How the network was run while it was trained: lowered, or factored as it is written."""
+    """How the network was run while it was trained: `lowered`, `native` (by kernels of our own, too) or `factored`."""
     dataset: str
     dataset_sha256: str
     conditions: Conditions
@@ -194,7 +196,7 @@ def deployed_text(candidate: Candidate) -> str:
     if latency.deployed_params is None or latency.deployed_macs is None or latency.weight_bytes is None:
         return latency.form
     counts = f"{format_count(latency.deployed_params)} {format_count(latency.deployed_macs)}"
-    return f"{latency.form} {counts} {latency.weight_bytes / 1e6:.2g} MB"
+    return f"{latency.form} {counts} {latency.weight_bytes / 1e6:.2f} MB"
 
 
 def candidate_row(candidate: Candidate) -> dict[str, Any]:

@@ -126,6 +126,8 @@ def remote_spec(latency: Latency, spec: LatencySpec) -> LatencySpec:
         "runtime": latency.runtime,
         "memory_format": latency.memory_format,
         "dtype": latency.dtype,
+        "cuda_graph": latency.cuda_graph,
+        "cold_cache": latency.cold_cache,
     }
     try:
         return LatencySpec.parse(spec.model_dump(mode="json") | found)

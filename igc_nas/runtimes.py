@@ -27,6 +27,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino", "onnxscript"),
 }
 EXTRA = {"onnxruntime": "onnx", "openvino": "openvino"}
+MOST_COMPILED = 1_000_000
 CPU_ONLY = ("onnxruntime", "openvino")
 
 
@@ -90,6 +91,9 @@ def _eager(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
 
 
 def _compiled(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+    limits: Any = torch._dynamo.config  # all forms share one code object, and one over the limit would run eagerly
+    limits.recompile_limit = limits.accumulated_recompile_limit = MOST_COMPILED
+    limits.fail_on_recompile_limit_hit = True
     compiled: Any = torch.compile(module, dynamic=False)
     run = _eager(compiled, x, threads)
     try:

@@ -62,7 +62,7 @@ class Schedule(Frozen):
     """Pixels of padding for the random crop; 0 is no crop."""
     flip: bool = True
     dtype: DtypeName = "float32"
-    """What matrix products run in: bfloat16 is autocast; weights, BN statistics and the optimiser stay float32."""
+    """What products run in; weights, BN statistics and the optimiser stay float32."""
     forms: Literal["fastest", "factored"] = "factored"
 
 

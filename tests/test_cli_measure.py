@@ -294,7 +294,8 @@ def test_a_study_is_measured_again(made: Path, cli: Command) -> None:
     assert [row["trial"] for row in found["rows"]] == [c.trial for c in study.candidates]
     for row, candidate in zip(found["rows"], study.candidates, strict=True):
         assert (row["id"], row["recorded_ms"]) == (candidate.id, candidate.latency.normalised_ms)
-        assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
+        assert 0 < row["normalised_low_ms"] <= row["normalised_ms"] <= row["normalised_high_ms"]
+        assert row["deployed_params"] > 0
         assert row["noisy"] is bool(row["noise"])
         assert row["form"] in ALL_FORMS
     assert found["median_difference"] >= 0
@@ -423,7 +424,7 @@ def test_such_a_study_is_measured_again_by_the_command(
     command = command_in(tmp_path, json.dumps({"reference_ms": 2.0}))
     found = cli("measure", "--study", "remote", "--json", "--latency-command", command).json
     for row in found["rows"]:
-        assert row["median_ms"] == pytest.approx(row["recorded_ms"] / 2), "in the study's milliseconds"
+        assert row["normalised_ms"] == pytest.approx(row["recorded_ms"] / 2), "in the study's milliseconds"
     assert found["rank_correlation"] is None, "two candidates have no rank correlation"
     monkeypatch.setenv("IGC_NAS_LATENCY_COMMAND", command)
     assert cli("measure", "--study", "remote", "--json").json == found

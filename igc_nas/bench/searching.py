@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ def bench_search(
     extent = default_extent(device.kind)
     workers = extent.workers
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as folder, _cold_cache(Path(folder) / "cache"):
         specs = {kind: _spec(kind, device, seed) for kind in KINDS}
         spent = dict.fromkeys(KINDS, 0.0)
         for done in [*range(chunk, trials, chunk), trials]:
@@ -51,6 +53,20 @@ def bench_search(
         "recipe": f"{specs['factored'].recipe.dtype} factored against {specs['fastest'].recipe.dtype} fastest",
     }
     return Report("search: time for the same trials, factored / fastest forms", tuple(rows), conditions, extra=overall)
+
+
+@contextlib.contextmanager
+def _cold_cache(folder: Path) -> Iterator[None]:
+    """Nothing that was timed before is known, as in a first search."""
+    before = os.environ.get("IGC_NAS_CACHE")
+    os.environ["IGC_NAS_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["IGC_NAS_CACHE"]
+        else:
+            os.environ["IGC_NAS_CACHE"] = before
 
 
 def _spec(kind: str, device: Device, seed: int) -> StudySpec:

@@ -45,6 +45,7 @@ def measure(arch: str | None, study_name: str | None, as_json: bool, root: Path,
     if (arch is None) == (study_name is None):
         raise UsageError("name an architecture or a --study, one of the two", "igc-nas measure igcv1-l24m2-d20")
     if study_name is not None:
+        _refuse_conditions()
         _measure_study(load(study_name, root), flags, as_json)
         return
     assert arch is not None
@@ -52,6 +53,15 @@ def measure(arch: str | None, study_name: str | None, as_json: bool, root: Path,
     quiet_threads(flags["threads"])
     latency = _measurer(config, flags)(config)
     put_json(_facts(latency, config)) if as_json else put(*_lines(latency, config))
+
+
+def _refuse_conditions() -> None:
+    """A study's own conditions hold for its candidates: no flag may change them."""
+    context = click.get_current_context()
+    own = ("classes", "device", "batch", "threads", "latency_runtime", "forms", "budget_params", "cuda_graph")
+    for name in (*own, "cold_cache", "energy"):
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"--{name.replace('_', '-')} does not go with --study", "the study's own conditions hold")
 
 
 def _measurer(config: ArchConfig, flags: dict[str, Any]) -> Callable[[ArchConfig], Latency]:
@@ -117,7 +127,7 @@ def _lines(latency: Latency, config: ArchConfig) -> list[str]:
             times = f"{written.median_ms / form.median_ms:6.2f}" if written else ""
             lines.append(
                 f"{name:<10} {form.median_ms:>10.3f} {interval:>19} {format_count(form.macs):>8} "
-                f"{format_count(form.params):>8} {form.macs / form.median_ms / 1e6:>7.1f} {times}"
+                f"{format_count(form.params):>8} {latency.batch * form.macs / form.median_ms / 1e6:>7.1f} {times}"
             )
         lines.append("")
     if latency.energy_mj is not None:
@@ -193,18 +203,28 @@ def _of_study(study: Study, flags: dict[str, Any]) -> Callable[[ArchConfig], Lat
     prepare(device, spec.latency.threads)
     table = table_for(device.name, spec.latency.threads, "deployment")
     measurer = Measurer(spec.latency, device, spec.budget.params, table)
-    return lambda arch: measurer(arch, spec.reference_ms)
+
+    def measured(arch: ArchConfig) -> Latency:
+        found = measurer(arch, spec.reference_ms)
+        table.save()
+        return found
+
+    return measured
 
 
 def _brief(latency: Latency) -> dict[str, Any]:
     low, high = latency.normalised_interval_ms
     return {
-        "median_ms": latency.normalised_ms,
-        "low_ms": low,
-        "high_ms": high,
+        "normalised_ms": latency.normalised_ms,
+        "normalised_low_ms": low,
+        "normalised_high_ms": high,
+        "median_ms": latency.median_ms,
         "noisy": latency.noisy,
         "noise": latency.noise,
         "form": latency.form,
+        "deployed_params": latency.deployed_params,
+        "deployed_macs": latency.deployed_macs,
+        "weight_bytes": latency.weight_bytes,
     }
 
 

@@ -34,6 +34,8 @@ from igc_nas.timing import raced, timed
 ROUNDS, CAP_S, HOPELESS = 3, 0.02, 1.3
 """Few: an algorithm that is hardly slower than the best costs hardly anything."""
 NEVER_MS = 1e9
+APART = 64
+"""Elements between two images in one noise: other values, at addresses that are aligned alike."""
 MOST_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """How far an algorithm may be from torch's own, norm-wise; in bfloat16 both are rounded."""
 
@@ -116,7 +118,7 @@ class Chooser:
         """The times of the algorithms of a product; one that computes something else is out of the question."""
         conv = stretch.as_conv
         x, weight = self._image(conv.in_channels, stretch.height, stretch.width), self._weight(conv)
-        grad = self._image(conv.out_channels, *_written(stretch))
+        grad = self._image(conv.out_channels, *_written(stretch), start=APART)
         product: Callable[[Algorithm], Tensor] = {
             "forward": partial(forward, x, weight, conv),
             "input": partial(input_gradient, grad, x, weight, conv),
@@ -167,11 +169,12 @@ class Chooser:
         once = {name: timed(run, self.settle) for name, run in runs.items()}
         return {name: max(round(ms, 5), 1e-5) for name, ms in raced(once, ROUNDS, CAP_S * len(runs), HOPELESS).items()}
 
-    def _image(self, channels: int, height: int, width: int) -> Tensor:
+    def _image(self, channels: int, height: int, width: int, start: int = 0) -> Tensor:
+        """Noise, from element `start` of all noise on."""
         count = self.batch * height * width * channels
-        if self._noise.numel() < count:
-            self._noise = torch.randn(count, device=self.device).to(self.dtype)
-        return self._noise[:count].view(self.batch, height, width, channels).permute(0, 3, 1, 2)
+        if self._noise.numel() < count + start:
+            self._noise = torch.randn(count + start, device=self.device).to(self.dtype)
+        return self._noise[start : start + count].view(self.batch, height, width, channels).permute(0, 3, 1, 2)
 
     def _weight(self, conv: Conv) -> Tensor:
         shape = conv.out_channels, conv.in_channels // conv.groups, conv.kernel, conv.kernel

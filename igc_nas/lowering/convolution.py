@@ -35,7 +35,7 @@ Algorithm = Literal["conv", "matmul", "flip", "tiles", "float32", "native"]
 Direction = Literal["forward", "input", "weight"]
 
 MOST_WINDOW_ELEMENTS = 1 << 26
-"""Windows larger than this are not laid out: 128 MB in bfloat16."""
+"""Windows larger than this are not laid out, at no batch size: 128 MB in bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def convolved(x: Float[Tensor, "n c h w"], weight: Tensor, conv: Conv, use: Algo
 
 def forward(x: Tensor, weight: Tensor, conv: Conv, algorithm: Algorithm) -> Tensor:
     """The output by one algorithm."""
-    if algorithm == "matmul":
+    if algorithm == "matmul" and conv.kernel**2 * x.numel() <= MOST_WINDOW_ELEMENTS * conv.stride**2:
         rows = _windows(x, conv) @ weight.permute(0, 2, 3, 1).reshape(conv.out_channels, -1).t()
         n, _, height, width = x.shape
         return rows.view(n, -(-height // conv.stride), -(-width // conv.stride), -1).permute(0, 3, 1, 2)

@@ -290,9 +290,7 @@ def _branches(
 ) -> Added:
     *before, last = _folded(block, body, forms)
     assert isinstance(last, Run)
-    steps = [step for run in before for step in ([run] if isinstance(run, Run) else [])]
-    beside = [module for run in _folded(block, shortcut, forms) for module in [run]]
-    return Added(Run([*steps, *last.steps], act), Run(beside))
+    return Added(Run([*before, *last.steps], act), Run(_folded(block, shortcut, forms)))
 
 
 def _chain(block: nn.Module, chain: Chain, form: Form) -> list[nn.Module]:

@@ -29,6 +29,7 @@ FLAGS = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-w")
 FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
 COMPILE_S = 60.0
 WIDTH = 16
+DOUBLES: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 ACTS: dict[Activation | None, int] = {None: 0, "relu": 1, "relu6": 2}
 
 
@@ -73,7 +74,7 @@ def depthwise_input(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv) -> Tens
 def depthwise_weight(grad: Tensor, x: Tensor, conv: Conv) -> Tensor:
     """The gradient of the weight, in float32."""
     n, channels, height, width = x.shape
-    sums = torch.zeros(conv.kernel**2, channels)
+    sums = torch.zeros(conv.kernel**2, channels, dtype=torch.float32, device="cpu")
     kernels = _library(x.dtype)
     assert kernels is not None
     failed = kernels.depthwise_weights(
@@ -89,7 +90,7 @@ def _depthwise(
     images: Tensor, taps: Tensor, kernel: int, stride: int, spread: int, shape: tuple[int, ...] | torch.Size
 ) -> Tensor:
     n, channels, height, width = images.shape
-    out = torch.empty(shape, dtype=images.dtype, memory_format=torch.channels_last)
+    out = torch.empty(shape, dtype=images.dtype, device="cpu", memory_format=torch.channels_last)
     kernels = _library(images.dtype)
     assert kernels is not None
     failed = kernels.depthwise(
@@ -140,7 +141,7 @@ class _Node(torch.autograd.Function):
         kernels = _library(x.dtype)
         assert kernels is not None
         wide = x.shape[1] * _period(x.shape[1])
-        y, kept, work = torch.empty_like(x), torch.empty(4 * wide), torch.zeros(4 * wide, dtype=torch.float64)
+        y, kept, work = torch.empty_like(x), _floats(4 * wide), torch.zeros(4 * wide, **DOUBLES)
         around = weight.data_ptr(), bias.data_ptr(), mean.data_ptr(), var.data_ptr()
         kernels.forward(*_image(x), *around, momentum, eps, ACTS[act], y.data_ptr(), kept.data_ptr(), work.data_ptr())
         ctx.save_for_backward(x, kept)
@@ -154,8 +155,8 @@ class _Node(torch.autograd.Function):
         assert kernels is not None
         grad = grad.contiguous(memory_format=torch.channels_last)
         wide = x.shape[1] * _period(x.shape[1])
-        dx, work = torch.empty_like(x), torch.zeros(4 * wide, dtype=torch.float64)
-        dweight, dbias = torch.empty(x.shape[1]), torch.empty(x.shape[1])
+        dx, work = torch.empty_like(x), torch.zeros(4 * wide, **DOUBLES)
+        dweight, dbias = _floats(x.shape[1]), _floats(x.shape[1])
         results = dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr()
         kernels.backward(grad.data_ptr(), *_image(x), kept.data_ptr(), ACTS[ctx.act], *results, work.data_ptr())
         return dx, dweight, dbias, None, None, None, None, None
@@ -165,6 +166,11 @@ def _image(x: Tensor) -> tuple[int, int, int, int]:
     """Address, pixels, channels, period."""
     channels = x.shape[1]
     return x.data_ptr(), x.numel() // channels, channels, _period(channels)
+
+
+def _floats(count: int) -> Tensor:
+    """Memory for C, whatever torch's default dtype and device are."""
+    return torch.empty(count, dtype=torch.float32, device="cpu")
 
 
 def _period(channels: int) -> int:

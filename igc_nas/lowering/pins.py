@@ -20,6 +20,7 @@ from igc_nas.files import write_whole
 from igc_nas.lowering.chain import Piece
 from igc_nas.lowering.convolution import Algorithm, Algorithms
 from igc_nas.lowering.training import ChainForm, NetworkForm
+from igc_nas.units import printable
 
 FORMS_FILE = "forms.json"
 
@@ -49,17 +50,29 @@ class Pins:
         self._held = Pinned()
 
     def chain(self, key: str, choose: Callable[[], ChainForm], is_possible: Callable[[ChainForm], bool]) -> ChainForm:
-        """The form of a chain, chosen where none that is possible is pinned. Raises `StudyError` for a damaged file."""
+        """The form of a chain, chosen where none is pinned.
+
+        Raises `StudyError` for a damaged file, and for a form that is not possible here: one of kernels that need a C
+        compiler, or one that no chain has.
+        """
         pinned = self._read().chains.get(key)
-        if pinned is not None and is_possible(form := _form(pinned)):
-            return form
+        if pinned is not None:
+            return self._possible(key, _form(pinned), is_possible)
         form = choose()
         pieces = tuple(_pinned(piece, use) for piece, use in zip(form.pieces, form.algorithms, strict=True))
         with self._alone():
             there = self._read().chains.get(key)
-            if there is not None and is_possible(first := _form(there)):
-                return first
+            if there is not None:
+                return self._possible(key, _form(there), is_possible)
             self._write(self._held.model_copy(update={"chains": self._held.chains | {key: pieces}}))
+        return form
+
+    def _possible(self, key: str, form: ChainForm, is_possible: Callable[[ChainForm], bool]) -> ChainForm:
+        if not is_possible(form):
+            raise StudyError(
+                f"{self.path}: the form of {printable(key, lines=False)[:80]} cannot run here",
+                "install a C compiler (cc) if the study was begun with one, or remove the file to choose anew",
+            )
         return form
 
     def network(self, key: str, choose: Callable[[], NetworkForm]) -> NetworkForm:
@@ -84,9 +97,10 @@ class Pins:
             lock.acquire()
         except OSError as error:
             raise StudyError(f"cannot write {self.path}: {error.strerror or error}") from None
-        with lock:
-            lock.release()  # held twice: by acquire, and by with
+        try:
             yield
+        finally:
+            lock.release()
 
     def _read(self) -> Pinned:
         if self.path is not None and self.path.exists():

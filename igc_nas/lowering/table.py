@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from igc_nas import __version__
 from igc_nas.errors import IgcNasError
@@ -42,10 +43,11 @@ class Table:
         """Add what is new to the file. A cache that cannot be written is none."""
         if self.path is None or not self._new:
             return
-        merged = _read(self.path, self.owner) | self._new
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, json.dumps({"owner": self.owner, "times": merged}))
+            with FileLock(self.path.with_suffix(".lock")):
+                merged = _read(self.path, self.owner) | self._new
+                write_whole(self.path, json.dumps({"owner": self.owner, "times": merged}))
         except (OSError, IgcNasError):
             return
         self._new = {}
