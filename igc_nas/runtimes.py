@@ -8,6 +8,7 @@ openvino     exported to ONNX, run by OpenVINO, CPU only     pip install 'igc-na
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import warnings
@@ -60,6 +61,8 @@ def onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
 
     Call `require` before. Raises `IgcNasError` where the exporter fails.
     """
+    # Channels-last weights would be exported with two transpositions around every interleave.
+    module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     noisy = logging.getLogger("torch.onnx")
     level = noisy.level
     noisy.setLevel(logging.ERROR)

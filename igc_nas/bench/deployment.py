@@ -65,8 +65,8 @@ def _row(name: str, arch: ArchConfig, batch: int, runtime: RuntimeName, device: 
     runs = {"nchw": run(network, x)}
     if runtime == "eager":
         runs["nhwc"] = run(last, x_last)
-    variants = [*uniform_variants(network.plan)[1:], mixed_variant(network, batch, table)]
-    forms = {v.name: run(_module(v, network, batch, runtime, table), x_last) for v in variants}
+    variants = [*uniform_variants(network.plan), mixed_variant(last, batch, table)]
+    forms = {v.name: run(_module(v, last, batch, runtime, table), x_last) for v in variants}
     raced = {n: median(times) for n, times in interleaved(forms, RACE_ROUNDS, CAP_S, warm_up=3).items()}
     best = min(raced, key=lambda form: raced[form])
     fresh = interleaved(runs | {"best": forms[best]}, ROUNDS, CAP_S, warm_up=3)
@@ -92,4 +92,6 @@ def _row(name: str, arch: ArchConfig, batch: int, runtime: RuntimeName, device: 
 
 
 def _module(variant: Variant, network: Network, batch: int, runtime: RuntimeName, table: Table) -> torch.nn.Module:
-    return variant.module(network, batch, table) if runtime == "eager" else Deployed(network, variant.forms)
+    if runtime == "eager":
+        return variant.module(network, batch, table)
+    return network if variant.name == "factored" else Deployed(network, variant.forms)
