@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from igc_nas.config import ArchConfig
 from igc_nas.device import Device, without_tf32
 from igc_nas.errors import IgcNasError, InfeasibleError
-from igc_nas.lowering.deployment import Deployed
 from igc_nas.lowering.table import Table
 from igc_nas.lowering.variants import Variant, factored_variant, mixed_variant, uniform_variants
 from igc_nas.machine import Watch
@@ -198,10 +197,7 @@ class _Run:
     @classmethod
     def of(cls, variant: Variant, network: Network, x: Tensor, spec: LatencySpec, device: Device, table: Table) -> _Run:
         """The variant of a network, ready to run on `x`."""
-        if spec.runtime == "eager":
-            module = variant.module(network, spec.batch, table)
-        else:
-            module = network if variant.name == "factored" else Deployed(network, variant.forms)
+        module = variant.module(network, spec.batch, table, spec.runtime)
         output = prepare(spec.runtime, module, x, spec.threads)
         timer = _cuda_timer(output, spec, device) if device.kind == "cuda" else timed(output)
         held = 4 * variant.params  # float32, whatever a runtime pads or packs

@@ -27,10 +27,11 @@ from igc_nas.files import write_whole
 from igc_nas.lowering.fastest import Fastest
 from igc_nas.lowering.pins import Pins
 from igc_nas.lowering.table import table_for
+from igc_nas.lowering.training import Forward
 from igc_nas.network import Network, build
 from igc_nas.plan import arch_id
 from igc_nas.spec import Schedule, differences
-from igc_nas.train import Forward, Training
+from igc_nas.train import Training
 from igc_nas.units import format_count, format_seconds
 
 RUN_FILE, CHECKPOINT_FILE, WEIGHTS_FILE, RESULT_FILE = (

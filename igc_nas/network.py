@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igc_nas.architecture import load_architecture
-from igc_nas.config import ArchConfig
+from igc_nas.config import Activation, ArchConfig
 from igc_nas.errors import ConfigError
 from igc_nas.plan import Act, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
 
@@ -40,7 +40,7 @@ class Block(nn.Module):
             elif isinstance(layer, Interleave):
                 x = x if layer.is_identity else interleave(x, layer.groups)
             elif isinstance(layer, Act):
-                x = F.relu(x, inplace=True) if layer.kind == "relu" else F.relu6(x, inplace=True)
+                x = activated(x, layer.kind)
             elif isinstance(layer, Pool):
                 x = x.mean((2, 3))
             else:
@@ -77,6 +77,13 @@ def interleave(x: Float[Tensor, "n c h w"], groups: int) -> Float[Tensor, "n c h
         last = x.permute(0, 2, 3, 1).reshape(n, h, w, groups, c // groups)
         return last.transpose(3, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
     return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def activated(x: Tensor, act: Activation | None) -> Tensor:
+    """Activate, in place."""
+    if act is None:
+        return x
+    return F.relu(x, inplace=True) if act == "relu" else F.relu6(x, inplace=True)
 
 
 def build(arch: ArchConfig, seed: int | None = None, device: str | torch.device = "cpu") -> Network:

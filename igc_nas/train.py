@@ -18,14 +18,13 @@ from igc_nas.data import Images
 from igc_nas.dataset import DatasetInfo
 from igc_nas.device import Device
 from igc_nas.errors import IgcNasError
-from igc_nas.lowering.training import LoweredNetwork
+from igc_nas.lowering.training import Forward, LoweredNetwork, as_written
 from igc_nas.record import Epoch, Score
 from igc_nas.spec import Recipe, Schedule
 
 RECALIBRATION_IMAGES = 1024
 
 Pause = Callable[[], None]
-Forward = Callable[[Tensor], Tensor]
 
 
 class DivergedError(IgcNasError):
@@ -51,7 +50,7 @@ class Training:
     ) -> None:
         self.device = device
         self.network = network.to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.forward = forward or self._factored
+        self.forward = forward or as_written(self.network, device.kind, getattr(torch, recipe.dtype))
         self.images = images
         self.recipe = recipe
         self.done = 0
@@ -104,12 +103,6 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach(), logits.detach()
-
-    def _factored(self, batch: Tensor) -> Tensor:
-        """The network as it is written, its products in the recipe's dtype."""
-        with torch.autocast(self.device.kind, dtype=torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"):
-            logits: Tensor = self.network(batch)
-        return logits
 
     @torch.no_grad()
     def recalibrate(self, pause: Pause = lambda: None, images: int | None = RECALIBRATION_IMAGES) -> None:

@@ -11,10 +11,9 @@ from igc_nas.config import ArchConfig
 from igc_nas.cost import cost_of
 from igc_nas.device import Device
 from igc_nas.latency import unsettled
-from igc_nas.lowering.deployment import Deployed
 from igc_nas.lowering.table import Table
-from igc_nas.lowering.variants import Variant, mixed_variant, uniform_variants
-from igc_nas.network import Network, build
+from igc_nas.lowering.variants import mixed_variant, uniform_variants
+from igc_nas.network import build
 from igc_nas.runtimes import prepare
 from igc_nas.spec import RuntimeName
 from igc_nas.timing import geomean, interleaved, median, warmed
@@ -66,7 +65,7 @@ def _row(name: str, arch: ArchConfig, batch: int, runtime: RuntimeName, device: 
     if runtime == "eager":
         runs["nhwc"] = run(last, x_last)
     variants = [*uniform_variants(network.plan), mixed_variant(last, batch, table)]
-    forms = {v.name: run(_module(v, last, batch, runtime, table), x_last) for v in variants}
+    forms = {v.name: run(v.module(last, batch, table, runtime), x_last) for v in variants}
     raced = {n: median(times) for n, times in interleaved(forms, RACE_ROUNDS, CAP_S, warm_up=3).items()}
     best = min(raced, key=lambda form: raced[form])
     fresh = interleaved(runs | {"best": forms[best]}, ROUNDS, CAP_S, warm_up=3)
@@ -89,9 +88,3 @@ def _row(name: str, arch: ArchConfig, batch: int, runtime: RuntimeName, device: 
         "times_faster_format": factored / times["best"],
         "ratio": times["nchw"] / times["best"],
     }
-
-
-def _module(variant: Variant, network: Network, batch: int, runtime: RuntimeName, table: Table) -> torch.nn.Module:
-    if runtime == "eager":
-        return variant.module(network, batch, table)
-    return network if variant.name == "factored" else Deployed(network, variant.forms)

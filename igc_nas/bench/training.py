@@ -15,6 +15,7 @@ from igc_nas.defaults import default_recipe
 from igc_nas.device import Device
 from igc_nas.lowering.fastest import Fastest
 from igc_nas.lowering.table import Table
+from igc_nas.lowering.training import as_written
 from igc_nas.network import build
 from igc_nas.plan import arch_id
 from igc_nas.spec import DtypeName, Recipe
@@ -83,13 +84,8 @@ def _chosen(arch: ArchConfig, recipe: Recipe, device: Device, table: Table) -> t
     layout = torch.channels_last
     network = build(arch, 0).to(device.torch_device, memory_format=layout).train()  # type: ignore[call-overload]
     lowered = Fastest.of(recipe, device, table)(network, arch_id(arch))
-
-    def factored(x: Tensor) -> Tensor:
-        with torch.autocast(device.kind, dtype=torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
-            logits: Tensor = network(x)
-        return logits
-
-    run = _stepping(network, lowered or factored, recipe, device, layout)
+    forward = lowered or as_written(network, device.kind, getattr(torch, recipe.dtype))
+    run = _stepping(network, forward, recipe, device, layout)
     return ("factored" if lowered is None else lowered.form), run
 
 

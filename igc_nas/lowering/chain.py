@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from igc_nas.config import Activation
-from igc_nas.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool, Residual
+from igc_nas.plan import Act, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual
 
 WIDEST_GROUP = 16
 """Groups of fewer channels than a vector register holds may run faster merged with their neighbours."""
@@ -87,6 +87,12 @@ class Stretch:
     def convs(self) -> tuple[Conv, ...]:
         """The convolutions that are multiplied out."""
         return tuple(step for step in self.steps if isinstance(step, Conv))
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """Height and width that it writes."""
+        stride = self.as_conv.stride
+        return -(-self.height // stride), -(-self.width // stride)
 
     @property
     def as_conv(self) -> Conv:
@@ -162,8 +168,7 @@ def layout(chain: Chain, form: Form) -> tuple[Stretch, ...]:
         elif following is not None and following.groups == 1:
             pending, after = after, ()
         stretches.append(Stretch(steps, after, piece.groups, height, width))
-        stride = stretches[-1].as_conv.stride
-        height, width = -(-height // stride), -(-width // stride)
+        height, width = stretches[-1].written
     return tuple(stretches)
 
 
@@ -174,8 +179,7 @@ def form_macs(chain: Chain, form: Form) -> int:
 
 def stretch_macs(stretch: Stretch) -> int:
     """Multiply-adds that one stretch executes for one image."""
-    conv = stretch.as_conv
-    height, width = -(-stretch.height // conv.stride), -(-stretch.width // conv.stride)
+    height, width = stretch.written
     return stretch_weights(stretch) * height * width
 
 
@@ -203,9 +207,8 @@ def has_map(stretch: Stretch) -> bool:
 def _biases(stretch: Stretch) -> int:
     if not any(isinstance(step, Scale) for step in stretch.steps):
         return 0
-    conv = stretch.as_conv
-    pixels = -(-stretch.height // conv.stride) * -(-stretch.width // conv.stride)
-    return conv.out_channels * (pixels if has_map(stretch) else 1)
+    height, width = stretch.written
+    return stretch.as_conv.out_channels * (height * width if has_map(stretch) else 1)
 
 
 def describe(chain: Chain, form: Form) -> str:
@@ -336,6 +339,25 @@ def inference_parts(layers: tuple[Layer, ...], height: int, width: int) -> tuple
             case _:
                 parts.append(_plain(queue))
     return tuple(parts), height, width
+
+
+def network_parts(whole: Plan) -> list[tuple[str, tuple[Part, ...]]]:
+    """(name, parts for training) of each block of a plan, with its chains at the sizes at which they run."""
+    return _blocks(whole, training_parts)
+
+
+def inference_blocks(whole: Plan) -> list[tuple[str, tuple[Part, ...]]]:
+    """(name, parts for inference) of each block of a plan, with its chains at the sizes at which they run."""
+    return _blocks(whole, inference_parts)
+
+
+def _blocks(whole: Plan, parts_of: _PartsOf) -> list[tuple[str, tuple[Part, ...]]]:
+    _, height, width = whole.input
+    found = []
+    for block in whole.blocks:
+        parts, height, width = parts_of(block.layers, height, width)
+        found.append((block.name, parts))
+    return found
 
 
 def chains_in(parts: Sequence[Part]) -> Iterator[Chain]:

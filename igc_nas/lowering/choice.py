@@ -104,7 +104,7 @@ class Chooser:
         return total, tuple(chosen)
 
     def _offered(self, stretch: Stretch) -> dict[Direction, tuple[Algorithm, ...]]:
-        height, width = _written(stretch)
+        height, width = stretch.written
         return options(stretch.as_conv, self.dtype, self.batch * height * width, self.device.type)
 
     def _product(self, stretch: Stretch, direction: Direction, offered: tuple[Algorithm, ...]) -> Times:
@@ -118,7 +118,7 @@ class Chooser:
         """The times of the algorithms of a product; one that computes something else is out of the question."""
         conv = stretch.as_conv
         x, weight = self._image(conv.in_channels, stretch.height, stretch.width), self._weight(conv)
-        grad = self._image(conv.out_channels, *_written(stretch), start=APART)
+        grad = self._image(conv.out_channels, *stretch.written, start=APART)
         product: Callable[[Algorithm], Tensor] = {
             "forward": partial(forward, x, weight, conv),
             "input": partial(input_gradient, grad, x, weight, conv),
@@ -156,7 +156,7 @@ class Chooser:
 
     def _interleaving(self, step: Interleave, stretch: Stretch) -> float:
         """Milliseconds of a permutation of activations, forward and backward."""
-        height, width = _written(stretch)
+        height, width = stretch.written
         key = f"p{step.groups}of{step.channels}@{height}x{width} {self._scope}"
         return 2 * self.table.get(key, ["once"], lambda: self._time_interleaving(step, height, width))["once"]
 
@@ -181,8 +181,3 @@ class Chooser:
         fan_in = shape[1] * conv.kernel * conv.kernel
         weight = torch.randn(shape, device=self.device).div(fan_in**0.5)
         return weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
-
-
-def _written(stretch: Stretch) -> tuple[int, int]:
-    stride = stretch.as_conv.stride
-    return -(-stretch.height // stride), -(-stretch.width // stride)

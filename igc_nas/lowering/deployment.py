@@ -26,12 +26,12 @@ from igc_nas.lowering.chain import (
     Stretch,
     factored,
     has_map,
-    inference_parts,
+    inference_blocks,
     layout,
 )
 from igc_nas.lowering.compose import composed, rows_restored
-from igc_nas.network import Network, interleave
-from igc_nas.plan import Act, Conv, Interleave, Linear, Plan, Pool
+from igc_nas.network import Network, activated, interleave
+from igc_nas.plan import Act, Conv, Interleave, Linear, Pool
 
 
 class FoldedConv(nn.Module):
@@ -244,23 +244,6 @@ def chain_module(network: Network, block: str, chain: Chain, form: Form) -> nn.M
     """One chain of a network, deployed by itself: what its form is timed on."""
     with torch.no_grad():
         return Run(_chain(network.get_submodule(block), chain, form)).eval()
-
-
-def inference_blocks(whole: Plan) -> list[tuple[str, tuple[Part, ...]]]:
-    """(name, parts) of each block of a plan, with its chains at the sizes at which they run."""
-    _, height, width = whole.input
-    found = []
-    for block in whole.blocks:
-        parts, height, width = inference_parts(block.layers, height, width)
-        found.append((block.name, parts))
-    return found
-
-
-def activated(x: Tensor, act: Activation | None) -> Tensor:
-    """Activate, in place."""
-    if act is None:
-        return x
-    return F.relu(x, inplace=True) if act == "relu" else F.relu6(x, inplace=True)
 
 
 def _folded(block: nn.Module, parts: tuple[Part, ...], forms: Mapping[str, Form]) -> list[nn.Module]:

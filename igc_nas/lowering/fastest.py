@@ -14,17 +14,16 @@ from torch.nn import functional as F
 from igc_nas.device import Device, without_tf32
 from igc_nas.errors import StudyError
 from igc_nas.lowering import native
-from igc_nas.lowering.chain import Chain, chains_in
+from igc_nas.lowering.chain import Chain, chains_in, network_parts
 from igc_nas.lowering.choice import Chooser
 from igc_nas.lowering.pins import Pins
 from igc_nas.lowering.table import Table
-from igc_nas.lowering.training import ChainForm, LoweredNetwork, NetworkForm, network_parts
+from igc_nas.lowering.training import ChainForm, Forward, LoweredNetwork, NetworkForm, as_written
 from igc_nas.network import Network
 from igc_nas.plan import Plan
 from igc_nas.spec import Recipe, Schedule
 from igc_nas.timing import interleaved, median, timed
 
-Forward = Callable[[Tensor], Tensor]
 Timer = Callable[[], float]
 RACE_ROUNDS, RACE_CAP_S = 3, 0.5
 CHECKED_IMAGES = 8
@@ -140,7 +139,7 @@ class Fastest:
         return runs
 
     def _as_written(self, network: Network) -> Forward:
-        return _autocast(network, self.device, self.schedule)
+        return as_written(network, self.device.kind, self.dtype)
 
     def _entrants(self) -> list[NetworkForm]:
         """Torch's norms use all threads, ours one: with one thread ours need no race."""
@@ -177,14 +176,3 @@ def _outcome(network: Network, run: Callable[[Network], Forward], x: Tensor) -> 
 def _errors(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> list[float]:
     """Norm-wise relative errors; not a number where something is."""
     return [float((a - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True)]
-
-
-def _autocast(network: Network, device: Device, schedule: Schedule) -> Forward:
-    """The factored network, its products in the schedule's dtype."""
-
-    def forward(x: Tensor) -> Tensor:
-        with torch.autocast(device.kind, dtype=torch.bfloat16, enabled=schedule.dtype == "bfloat16"):
-            logits: Tensor = network(x)
-        return logits
-
-    return forward

@@ -75,14 +75,11 @@ def depthwise_weight(grad: Tensor, x: Tensor, conv: Conv) -> Tensor:
     """The gradient of the weight, in float32."""
     n, channels, height, width = x.shape
     sums = torch.zeros(conv.kernel**2, channels, dtype=torch.float32, device="cpu")
-    kernels = _library(x.dtype)
-    assert kernels is not None
-    failed = kernels.depthwise_weights(
+    kernels = _kernels(x.dtype)
+    kernels.depthwise_weights(
         x.data_ptr(), n, height, width, channels, conv.kernel, conv.stride, grad.data_ptr(), *grad.shape[2:],
         sums.data_ptr(),
     )  # fmt: skip
-    if failed:
-        raise MemoryError("no memory for the frame of an image")
     return sums.view(conv.kernel, conv.kernel, channels, 1).permute(2, 3, 0, 1)
 
 
@@ -91,14 +88,11 @@ def _depthwise(
 ) -> Tensor:
     n, channels, height, width = images.shape
     out = torch.empty(shape, dtype=images.dtype, device="cpu", memory_format=torch.channels_last)
-    kernels = _library(images.dtype)
-    assert kernels is not None
-    failed = kernels.depthwise(
+    kernels = _kernels(images.dtype)
+    kernels.depthwise(
         images.data_ptr(), n, height, width, channels, kernel, stride, spread, taps.data_ptr(), *out.shape[2:],
         out.data_ptr(),
     )  # fmt: skip
-    if failed:
-        raise MemoryError("no memory for the frame of an image")
     return out
 
 
@@ -138,8 +132,7 @@ class _Node(torch.autograd.Function):
         eps: float,
         act: Activation | None,
     ) -> Tensor:
-        kernels = _library(x.dtype)
-        assert kernels is not None
+        kernels = _kernels(x.dtype)
         wide = x.shape[1] * _period(x.shape[1])
         y, kept, work = torch.empty_like(x), _floats(4 * wide), torch.zeros(4 * wide, **DOUBLES)
         around = weight.data_ptr(), bias.data_ptr(), mean.data_ptr(), var.data_ptr()
@@ -151,8 +144,7 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kept = ctx.saved_tensors
-        kernels = _library(x.dtype)
-        assert kernels is not None
+        kernels = _kernels(x.dtype)
         grad = grad.contiguous(memory_format=torch.channels_last)
         wide = x.shape[1] * _period(x.shape[1])
         dx, work = torch.empty_like(x), torch.zeros(4 * wide, **DOUBLES)
@@ -176,6 +168,17 @@ def _floats(count: int) -> Tensor:
 def _period(channels: int) -> int:
     """How many pixels make a row that `WIDTH` divides."""
     return WIDTH // math.gcd(channels, WIDTH)
+
+
+def _kernels(dtype: torch.dtype) -> ctypes.CDLL:
+    kernels = _library(dtype)
+    assert kernels is not None
+    return kernels
+
+
+def _checked(failed: Any, function: Any, arguments: Any) -> Any:
+    if failed:
+        raise MemoryError("no memory for the frame of an image")
 
 
 @cache
@@ -216,8 +219,9 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "depthwise": [at, *[count] * 7, at, count, count, at],
         "depthwise_weights": [at, *[count] * 6, at, count, count, at],
     }
-    returns = {"depthwise": number, "depthwise_weights": number}
     for name, arguments in signatures.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, returns.get(name)
+        function.argtypes, function.restype = arguments, None
+    for function in (library.depthwise, library.depthwise_weights):
+        function.restype, function.errcheck = number, _checked
     return library

@@ -28,14 +28,15 @@ from igc_nas.lowering.chain import (
     Stretch,
     factored,
     layout,
-    training_parts,
+    network_parts,
 )
 from igc_nas.lowering.compose import composed, rows_interleaved, rows_restored
 from igc_nas.lowering.convolution import Algorithms, convolved
-from igc_nas.network import Network, interleave
+from igc_nas.network import Network, activated, interleave
 from igc_nas.plan import Act, Interleave, Linear, Plan, Pool
 
-Step = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
+Step = Forward
 NetworkForm = Literal["native", "lowered", "factored"]
 """Lowered with BN by kernels of our own, lowered with torch's, as it is written."""
 
@@ -54,14 +55,15 @@ def plain_form(chain: Chain) -> ChainForm:
     return ChainForm(pieces, (Algorithms(),) * len(pieces))
 
 
-def network_parts(whole: Plan) -> list[tuple[str, tuple[Part, ...]]]:
-    """(name, parts) of each block of a plan, with its chains at the sizes at which they run."""
-    _, height, width = whole.input
-    found = []
-    for block in whole.blocks:
-        parts, height, width = training_parts(block.layers, height, width)
-        found.append((block.name, parts))
-    return found
+def as_written(network: nn.Module, device: str, dtype: torch.dtype) -> Forward:
+    """The factored network on a kind of device, its products in float32 or, by autocast, in bfloat16."""
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits: Tensor = network(x)
+        return logits
+
+    return forward
 
 
 class LoweredNetwork:
@@ -112,7 +114,7 @@ class LoweredNetwork:
             case Branches(body, shortcut, act):
                 return _Added(self._runnable(block, body), self._runnable(block, shortcut), act)
             case Act(kind):
-                return lambda x: _activated_(x.clone(), kind)
+                return lambda x: activated(x.clone(), kind)
             case Pool():
                 return lambda x: x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
             case Linear(name):
@@ -153,7 +155,7 @@ class _Added:
             y = step(y)
         for step in self._shortcut:
             beside = step(beside)
-        return _activated_(y + beside, self._act)
+        return activated(y + beside, self._act)
 
 
 class _Normalised:
@@ -174,7 +176,7 @@ class _Normalised:
         assert module.running_var is not None
         mean, var = self._permuted(module.running_mean), self._permuted(module.running_var)
         if not module.training:
-            return _activated_(F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps), self._act)
+            return activated(F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps), self._act)
         node = self._node(x)
         y = node(x, weight, bias, mean, var, self._momentum(), module.eps, self._act)
         if self._order:
@@ -218,7 +220,7 @@ def _norm_act(
     act: Activation | None,
 ) -> Tensor:
     """By cuDNN."""
-    return _activated_(F.batch_norm(x, mean, var, weight, bias, True, momentum, eps), act)
+    return activated(F.batch_norm(x, mean, var, weight, bias, True, momentum, eps), act)
 
 
 class _NormAct(torch.autograd.Function):
@@ -237,7 +239,7 @@ class _NormAct(torch.autograd.Function):
         act: Any,
     ) -> Tensor:
         y, batch_mean, scale = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
-        _activated_(y, act)
+        activated(y, act)
         ctx.save_for_backward(x, weight, batch_mean, scale, *([y] if act else []))
         ctx.eps, ctx.act = eps, act
         return y
@@ -254,9 +256,3 @@ class _NormAct(torch.autograd.Function):
             grad, x, weight, None, None, batch_mean, scale, True, ctx.eps, [True, True, True]
         )
         return (*gradients, None, None, None, None, None)
-
-
-def _activated_(x: Tensor, act: Activation | None) -> Tensor:
-    if act is None:
-        return x
-    return F.relu(x, inplace=True) if act == "relu" else F.relu6(x, inplace=True)

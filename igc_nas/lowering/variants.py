@@ -26,6 +26,7 @@ from igc_nas.lowering.chain import (
     form_macs,
     form_params,
     forms_of,
+    inference_blocks,
     semidense,
 )
 from igc_nas.lowering.deployment import (
@@ -33,7 +34,6 @@ from igc_nas.lowering.deployment import (
     FoldedConv,
     Kernel,
     chain_module,
-    inference_blocks,
     kernels_for,
     replaced,
     with_kernel,
@@ -41,6 +41,7 @@ from igc_nas.lowering.deployment import (
 from igc_nas.lowering.table import Table, Times
 from igc_nas.network import Network
 from igc_nas.plan import Linear, Plan
+from igc_nas.spec import RuntimeName
 from igc_nas.timing import raced, timed
 
 ROUNDS, KERNEL_ROUNDS, CAP_S = 9, 9, 0.03
@@ -56,10 +57,12 @@ class Variant:
     macs: int
     forms: Mapping[str, Form] = field(default_factory=dict)
 
-    def module(self, network: Network, batch: int, table: Table) -> nn.Module:
-        """The network in this form, in channels-last; on a CPU each convolution by its fastest kernel."""
+    def module(self, network: Network, batch: int, table: Table, runtime: RuntimeName = "eager") -> nn.Module:
+        """The network in this form, in channels-last; eager on a CPU, each convolution by its fastest kernel."""
         if self.name == "factored":
             return network
+        if runtime != "eager":
+            return Deployed(network, self.forms)
         deployed = Deployed(network, self.forms).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return fastest_kernels(deployed, batch, table, next(network.parameters()).device)
 
