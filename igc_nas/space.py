@@ -1,9 +1,11 @@
 """A search space: the choices per stage, the valid architectures among them, and how a sampler speaks of them.
 
 A space file is TOML: a list is a choice, a scalar a constant, each `[[stage]]` a stage, each `[stage.UNIT]` a unit that
-the stage may be built of; keys of the stage hold for all its units. Whether a stage fits behind another depends on the
-width between them only, so what is valid, how many there are and which is smallest follow from one walk over the
-stages backwards (dynamic programming over the shape that enters a stage), without listing the architectures.
+the stage may be built of; keys of the stage hold for all its units. `complementary = "strict"` or `"loose"` leaves out
+the options whose unit does not meet that condition of the papers (see `igc_nas.paths`); `"any"` is the default. Whether
+a stage fits behind another depends on the width between them only, so what is valid, how many there are and which is
+smallest follow from one walk over the stages backwards (dynamic programming over the shape that enters a stage),
+without listing the architectures.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from igc_nas.config import (
     STAGE_OF_UNIT,
@@ -34,6 +36,7 @@ from igc_nas.config import (
 )
 from igc_nas.cost import Cost, Shape, layers_cost
 from igc_nas.errors import ConfigError
+from igc_nas.paths import Condition, unmet
 from igc_nas.plan import end_blocks, normalised, stage_layers, stem_layers
 from igc_nas.resources import find_space
 
@@ -59,9 +62,19 @@ class SpaceFile(Frozen):
     paper: str = ""
     intent: str = ""
     input: Image = (3, 32, 32)
+    complementary: Condition = "any"
+    """What the unit of every stage must meet; options that do not are left out."""
     stem: dict[str, Any]
     stages: Annotated[tuple[dict[str, Any], ...], Field(alias="stage", strict=False, min_length=1, max_length=32)]
     head: Head | None = None
+
+    @model_serializer(mode="wrap")
+    def _written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No condition is not written: so a space asks the same as in studies from before there were conditions."""
+        data: dict[str, Any] = dump(self)
+        if self.complementary == "any":
+            data.pop("complementary", None)
+        return data
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as the file holds it."""
@@ -99,6 +112,15 @@ class StageSpace:
             self._following[in_width] = tuple(found.values())
         return self._following[in_width]
 
+    def counted(self, option: StageConfig, in_width: int) -> StageConfig | None:
+        """The option of `following` that builds the same network as `option` behind `in_width` channels."""
+        if option.problem(in_width) is not None:
+            return None
+        for other in self.following(in_width):
+            if len(set(_signatures([option, other], in_width))) == 1:
+                return other
+        return None
+
     @cached_property
     def _priced(self) -> dict[Shape, tuple[tuple[StageConfig, Cost], ...]]:
         return {}
@@ -122,7 +144,9 @@ class SearchSpace:
         self.classes = classes
         self.stems = tuple(_each(Stem, file.stem, f"{name}: stem"))
         self._stem_choices = {key: _as_choice(value) for key, value in file.stem.items()}
-        self.stages = tuple(_stage_space(i, table, name) for i, table in enumerate(file.stages, start=1))
+        self.stages = tuple(
+            _stage_space(i, table, name, file.complementary) for i, table in enumerate(file.stages, start=1)
+        )
         if not self.size:
             raise ConfigError(
                 f"{name}: no two stages of this space fit together", "a group count must divide both widths"
@@ -162,7 +186,7 @@ class SearchSpace:
         return self.decode(params)
 
     def decode(self, params: Params) -> ArchConfig:
-        """The architecture that `params` name. Raises `ConfigError` where they name none."""
+        """The architecture that `params` name. Raises `ConfigError` where they name none that meets the condition."""
         stem = {key: _at(values, params, f"stem.{key}", len(values)) for key, values in self._stem_choices.items()}
         stages = []
         for stage in self.stages:
@@ -175,7 +199,11 @@ class SearchSpace:
                 for key, values in stage.choices[unit].items()
             }
             stages.append({"unit": unit, **chosen})
-        return ArchConfig.parse(self._fixed() | {"stem": stem, "stage": stages})
+        arch = ArchConfig.parse(self._fixed() | {"stem": stem, "stage": stages})
+        for number, config in enumerate(arch.stages, start=1):
+            if wrong := unmet(config, self.file.complementary):
+                raise ConfigError(f"stage {number}: {wrong}")
+        return arch
 
     def encode(self, arch: ArchConfig) -> dict[str, int | str]:
         """The parameters that decode to `arch`; those that its units do not have are 0. Raises `ConfigError`."""
@@ -335,7 +363,7 @@ def _each(model: type[BaseModel], table: Mapping[str, Any], where: str) -> Itera
                 raise ConfigError(first_problem(error, where)) from None
 
 
-def _stage_space(number: int, table: Mapping[str, Any], name: str) -> StageSpace:
+def _stage_space(number: int, table: Mapping[str, Any], name: str, condition: Condition) -> StageSpace:
     where = f"{name}: stage {number}"
     shared = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     units = {key: value for key, value in table.items() if isinstance(value, Mapping)}
@@ -350,4 +378,10 @@ def _stage_space(number: int, table: Mapping[str, Any], name: str) -> StageSpace
         merged = shared | dict(own)
         options.extend(_each(STAGE_OF_UNIT[unit], merged, f"{where}.{unit}"))
         choices[unit] = {key: _as_choice(value) for key, value in merged.items()}
-    return StageSpace(number, choices, tuple(options))
+    kept = tuple(option for option in options if unmet(option, condition) is None)
+    if options and not kept:
+        raise ConfigError(
+            f"{where}: no option meets the {condition} complementary condition; {unmet(options[0], condition)}",
+            'write complementary = "any", or choose other groups',
+        )
+    return StageSpace(number, choices, kept)
