@@ -17,6 +17,8 @@ from igc_nas.resources import check_study_name, find_space
 from igc_nas.space import SpaceFile
 from igc_nas.spec import Budget, LatencySpec, Recipe, SamplerName, StudySpec, default_name
 
+STOP = 0.05
+"""The chance to end on the front below which a training is stopped at a rung."""
 MEMORY_PER_WORKER = 2 * 2**30
 MOST_WORKERS = 8
 """Measuring is one at a time and pauses the others, so more workers mostly wait."""
@@ -91,8 +93,9 @@ def new_spec(
     name: str | None = None,
     budget: Budget | None = None,
     objectives: tuple[str, ...] = ("error", "params", "latency"),
-    sampler: SamplerName = "tpe",
+    sampler: SamplerName = "known-cost",
     seed: int = 0,
+    stop: float = STOP,
     recipe: Mapping[str, Any] | None = None,
     latency: Mapping[str, Any] | None = None,
 ) -> StudySpec:
@@ -115,6 +118,7 @@ def new_spec(
         objectives=objectives,
         sampler=sampler,
         seed=seed,
+        stop=stop,
         budget=budget,
         recipe=_fitting_recipe(kind, info, recipe or {}),
         latency=LatencySpec.parse(

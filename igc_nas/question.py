@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from igc_nas.config import parse_toml, read_text
 from igc_nas.dataset import DatasetInfo, data_dir, locate
-from igc_nas.defaults import new_spec
+from igc_nas.defaults import STOP, new_spec
 from igc_nas.device import Device
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.objectives import parse_objectives
@@ -58,8 +59,9 @@ def ask(flags: Mapping[str, Any], device: Device) -> Question:
         name=name,
         budget=budget,
         objectives=tuple(asked.get("objectives", ("error", "params", "latency"))),
-        sampler=asked.get("sampler", "tpe"),
+        sampler=asked.get("sampler", "known-cost"),
         seed=asked.get("seed", 0),
+        stop=asked.get("stop", STOP),
         recipe=_with_dtype(asked.get("recipe", {}), device),
         latency=asked.get("latency"),
     )
@@ -73,7 +75,7 @@ def _with_dtype(recipe: Mapping[str, Any], device: Device) -> dict[str, Any]:
 
 def explicit(flags: Mapping[str, Any]) -> dict[str, Any]:
     """What the flags say of the question itself, in the form of a study.toml."""
-    asked: dict[str, Any] = {key: flags[key] for key in ("sampler", "seed") if flags[key] is not None}
+    asked: dict[str, Any] = {key: flags[key] for key in ("sampler", "seed", "stop") if flags[key] is not None}
     if flags["objectives"] is not None:
         asked["objectives"] = list(parse_objectives(flags["objectives"]))
     macs = [flags["budget_macs"], flags["budget_flops"] and flags["budget_flops"] // 2]
@@ -101,10 +103,10 @@ def explicit(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_recipe(changes: Iterable[str]) -> dict[str, Any]:
-    """`["epochs=3", "dtype=bfloat16"]` -> {"epochs": 3, "dtype": "bfloat16"}. Raises `UsageError`."""
+    """`["epochs=3,dtype=bfloat16", "rungs=[2000, 4000]"]` as a table of keys and values. Raises `UsageError`."""
     recipe: dict[str, Any] = {}
     for change in changes:
-        for part in change.split(","):
+        for part in re.split(r",(?![^\[]*\])", change):  # commas within [...] are the list's
             key, equals, value = part.partition("=")
             if not equals or not key.strip().isidentifier() or not value.strip():
                 raise UsageError(f"{part!r:.60} is no KEY=VALUE", "e.g. --recipe epochs=3,train_size=10000")

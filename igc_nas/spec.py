@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -22,7 +23,7 @@ from igc_nas.units import exact_count
 
 SCHEMA = 1
 
-SamplerName = Literal["random", "tpe", "nsga2"]
+SamplerName = Literal["known-cost", "stratified", "random", "tpe", "nsga2", "evolution", "all"]
 DtypeName = Literal["float32", "bfloat16"]
 RuntimeName = Literal["eager", "compile", "onnxruntime", "openvino"]
 LatencyForms = Literal["within-budget", "any", "factored"]
@@ -76,6 +77,16 @@ class Recipe(Schedule):
     train_size: Annotated[int, Field(ge=1)]
     held_out: Annotated[int, Field(ge=1)]
     resolution: Annotated[int, Field(ge=4, le=1024)]
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """What is scored: an exponential average of the weights with this decay per step; 0: the weights themselves."""
+    rungs: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, max_length=16)] = ()
+    """Samples seen, ascending, at which a training is scored on its way (and may be stopped)."""
+
+    @model_validator(mode="after")
+    def _rungs_ascend(self) -> Self:
+        if any(low >= high for low, high in pairwise((*self.rungs, self.samples))):
+            raise ValueError(f"rungs {list(self.rungs)} must ascend and stay below the recipe's {self.samples} samples")
+        return self
 
     @property
     def samples(self) -> int:
@@ -130,8 +141,10 @@ class StudySpec(Frozen):
     dataset: str
     dataset_sha256: str
     objectives: Annotated[tuple[str, ...], Field(strict=False)] = ("error", "params", "latency")
-    sampler: SamplerName = "tpe"
+    sampler: SamplerName = "known-cost"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    stop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """A training is stopped at a rung where its chance to end on the front is below this; 0: never."""
     budget: Budget = Budget()
     recipe: Recipe
     latency: LatencySpec

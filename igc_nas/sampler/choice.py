@@ -1,13 +1,13 @@
-"""What is tried next: Optuna's samplers over the space's flat parameters, starting from uniform feasible draws.
+"""The sampler of a study, as Optuna knows samplers: over the space's flat parameters, never over budget twice.
 
-A suggestion is a function of (study seed, trial number, recorded history): every trial gets a sampler of its own,
-seeded from the first two. So a resumed study goes on as one that was never stopped.
+A suggestion is a function of (study seed, trial number, recorded history): everything random in it is drawn from the
+first two. So a resumed study goes on as one that was never stopped.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,23 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from igc_nas.config import ArchConfig
+from igc_nas.catalog import Code
 from igc_nas.errors import IgcNasError
 from igc_nas.plan import arch_id
+from igc_nas.sampler.enumeration import Enumeration
+from igc_nas.sampler.evolution import Evolution
+from igc_nas.sampler.history import History, Memory
+from igc_nas.sampler.known_cost import KnownCost
 from igc_nas.space import SearchSpace
-from igc_nas.spec import StudySpec
+from igc_nas.spec import SamplerName, StudySpec
 
 STARTUP_TRIALS = 10
 POPULATION = 20
 MOST_REPEATS = 2_000
 MOST_IN_VAIN = 50
+
+Propose = Callable[[History, np.random.Generator], Iterable[Code]]
+"""Codes in the order in which they should be tried."""
 
 
 class ExhaustedError(IgcNasError):
@@ -40,80 +47,100 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     }
 
 
-class FeasibleSampler(BaseSampler):
-    """Uniform over the architectures within the budget that the study does not have yet.
+class StudySampler(BaseSampler):
+    """The sampler that a spec names. `known` are the ids of what the study has: no such architecture is proposed.
 
-    `inner`, where given, is asked first; it falls to the uniform draw wherever `inner` has nothing to go by and would
-    draw each parameter at random (TPE's start, the first generation of NSGA-II).
+    Our own samplers propose whole architectures, always valid and within the budget. One of Optuna's is asked first
+    where the spec names it, and need not be; wherever it would draw each parameter at random (TPE's start, the first
+    generation of NSGA-II) a uniform feasible draw takes its place.
     """
 
-    def __init__(
-        self, spec: StudySpec, known: Collection[str], rng: np.random.Generator, inner: BaseSampler | None = None
-    ) -> None:
+    def __init__(self, spec: StudySpec, known: Collection[str], in_vain: Callable[[], int] = lambda: 0) -> None:
         self._spec = spec
         self._known = known
-        self._rng = rng
-        self._inner = inner
+        self._in_vain = in_vain
+        self._catalog = spec.feasible.catalog
+        self._memory = Memory(spec.search_space, self._catalog)
+        self._propose = _proposer(spec)
+        self._inner: BaseSampler | None = None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All parameters of the space."""
         return distributions(self._spec.search_space)
 
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Seed what is random for this trial."""
+        streams = np.random.SeedSequence([self._spec.seed, trial.number]).spawn(2)
+        self._rng = np.random.default_rng(streams[0])
+        in_vain = self._in_vain() >= MOST_IN_VAIN
+        self._inner = None if in_vain else _optuna_sampler(self._spec.sampler, int(streams[1].generate_state(1)[0]))
+        if self._inner:
+            self._inner.before_trial(study, trial)
+
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Parameters of a whole architecture."""
+        """Parameters of a whole architecture. Raises `ExhaustedError`."""
         chosen = self._inner.sample_relative(study, trial, search_space) if self._inner else {}
-        return chosen or self._spec.search_space.encode(self._draw())
+        return chosen or self._new(study, trial)
+
+    def _new(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        history = self._memory.history(study, trial.number)
+        tried = 0
+        for tried, code in enumerate(self._propose(history, self._rng), start=1):
+            arch = self._catalog.architecture(code)
+            if arch_id(arch) not in self._known:
+                return self._spec.search_space.encode(arch)
+            if tried >= MOST_REPEATS:
+                break
+        raise ExhaustedError(
+            f"{tried:,} proposals of {self._spec.sampler} in {self._spec.space_name} were all in the study already"
+        )
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """What `inner` draws for a parameter that it left out of a relative sample."""
+        """What Optuna's sampler draws for a parameter that it left out of a relative sample."""
         assert self._inner is not None
         return self._inner.sample_independent(study, trial, param_name, param_distribution)
 
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Pass on to `inner`."""
-        if self._inner:
-            self._inner.before_trial(study, trial)
-
     def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        """Pass on to `inner`."""
+        """Pass on to Optuna's sampler."""
         if self._inner:
             self._inner.after_trial(study, trial, state, values)
 
-    def _draw(self) -> ArchConfig:
-        for _ in range(MOST_REPEATS):
-            arch = self._spec.feasible.draw(self._rng)
-            if arch_id(arch) not in self._known:
-                return arch
-        raise ExhaustedError(
-            f"{MOST_REPEATS:,} draws from {self._spec.space_name} found only architectures that the study has"
-        )
+
+def _proposer(spec: StudySpec) -> Propose:
+    """Where architectures come from; for Optuna's samplers, where they start from."""
+    match spec.sampler:
+        case "known-cost":
+            return KnownCost(spec).propose
+        case "evolution":
+            return Evolution(spec).propose
+        case "all":
+            return Enumeration(spec).propose
+        case "stratified":
+            return lambda history, rng: _draws(spec, spec.feasible.draw_stratified, rng)
+        case _:
+            return lambda history, rng: _draws(spec, spec.feasible.draw, rng)
 
 
-def sampler_for(spec: StudySpec, number: int, known: Collection[str], in_vain: int = 0) -> BaseSampler:
-    """The sampler of trial `number`. `known` are the ids that the study has.
-
-    After `MOST_IN_VAIN` suggestions in a row that came to nothing the next one is a uniform feasible draw, which gives
-    the sampler something new to learn from.
-    """
-    streams = np.random.SeedSequence([spec.seed, number]).spawn(2)
-    rng = np.random.default_rng(streams[0])
-    inner_seed = int(streams[1].generate_state(1)[0])
-    inner = None if in_vain >= MOST_IN_VAIN else _optuna_sampler(spec, inner_seed)
-    return FeasibleSampler(spec, known, rng, inner)
+def _draws(spec: StudySpec, draw: Callable[[np.random.Generator], Any], rng: np.random.Generator) -> Iterator[Code]:
+    while True:
+        code = spec.feasible.catalog.code(draw(rng))
+        assert code is not None
+        yield code
 
 
-_MAKE: dict[str, Callable[[int], BaseSampler | None]] = {
-    "random": lambda seed: None,
+_OPTUNA: dict[SamplerName, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True),
     "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=POPULATION),
 }
 
 
-def _optuna_sampler(spec: StudySpec, seed: int) -> BaseSampler | None:
+def _optuna_sampler(name: SamplerName, seed: int) -> BaseSampler | None:
+    if name not in _OPTUNA:
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return _MAKE[spec.sampler](seed)
+        return _OPTUNA[name](seed)
