@@ -189,7 +189,7 @@ class SearchDisplay:
         self._running.pop(trial.number, None)
         if self._study:
             self._stand(Study(self._study.spec, (*self._study.trials, trial)))
-        if trial.candidate is None and trial.state != "failed":
+        if trial.state not in ("complete", "stopped", "failed"):
             self._unfit += 1
         else:
             self._say(trial_line(trial))
@@ -199,7 +199,7 @@ class SearchDisplay:
             self._console.print(Text(printable(line)), soft_wrap=True)
 
     def _render(self) -> Group:
-        done = len(self._study.candidates) if self._study else 0
+        done = self._study.ended if self._study else 0
         bars = Table.grid()
         if self._target:
             bars.add_row(ProgressBar(total=self._target, completed=done, width=40))

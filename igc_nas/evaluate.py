@@ -20,7 +20,7 @@ from igc_nas.lowering.table import table_for
 from igc_nas.lowering.training import LoweredNetwork
 from igc_nas.network import Network, build
 from igc_nas.plan import arch_id
-from igc_nas.record import Epoch, Latency, Score
+from igc_nas.record import Epoch, Latency, Rung, Score, Unfinished
 from igc_nas.remote import RemoteMeasurer
 from igc_nas.room import QuietRoom
 from igc_nas.spec import Calibration, StudySpec
@@ -29,10 +29,13 @@ from igc_nas.train import train_proxy
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an evaluation gave. Without a score the latency was over the budget, and nothing was trained."""
+    """What an evaluation gave. Without a score the latency was over the budget, and nothing was trained.
+
+    `score` is `Unfinished` where the training was stopped at a rung.
+    """
 
     latency: Latency
-    score: Score | None
+    score: Score | Unfinished | None
 
 
 class Evaluator:
@@ -108,8 +111,14 @@ class Evaluator:
         """
         return None if self.spec.recipe.forms == "factored" else self._fastest(network, arch_id(arch))
 
-    def __call__(self, arch: ArchConfig, seed: int, on_epoch: Callable[[Epoch], None] = lambda _: None) -> Outcome:
-        """Evaluate an architecture. Raises what building, measuring or training raises."""
+    def __call__(
+        self,
+        arch: ArchConfig,
+        seed: int,
+        on_epoch: Callable[[Epoch], None] = lambda _: None,
+        go_on: Callable[[Latency, Rung], bool] = lambda latency, rung: True,
+    ) -> Outcome:
+        """Evaluate an architecture, asking `go_on` at each rung. Raises what building, measuring or training raises."""
         latency = self.latency(arch, self.spec.reference_ms)
         limit = self.spec.budget.latency_ms
         if limit is not None and latency.normalised_ms > limit:
@@ -128,5 +137,6 @@ class Evaluator:
                 self.room.pause,
                 on_epoch,
                 lowered,
+                lambda rung: go_on(latency, rung),
             )
         return Outcome(latency, score)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from igc_nas.cost import Cost
 from igc_nas.errors import UsageError
 from igc_nas.record import Candidate
 
@@ -55,6 +56,12 @@ def parse_objectives(text: str) -> tuple[str, ...]:
     if len(set(names)) != len(names) or len(names) not in (2, 3):
         raise UsageError(f"objectives {text!r:.80}: name two or three different ones", "e.g. error,params,latency")
     return names
+
+
+def known_values(cost: Cost, latency_ms: float, names: Sequence[str]) -> tuple[float, ...]:
+    """The objectives but the error, in the order of `names`: what is known before a network is trained."""
+    known = cost.as_dict() | {"latency": latency_ms}
+    return tuple(known[name] for name in names if name != "error")
 
 
 def values(candidate: Candidate, names: Sequence[str]) -> tuple[float, ...]:

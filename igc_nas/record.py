@@ -19,11 +19,12 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Samples = Annotated[tuple[Ms, ...], Field(strict=False)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
 
-# complete: trained and scored. infeasible: the sampler's suggestion is no valid architecture, or is over budget.
+# complete: trained and scored. stopped: given up at a rung, as one that would hardly reach the front.
+# infeasible: the sampler's suggestion is no valid architecture, or is over budget.
 # duplicate: an architecture that the study has already. failed: building, measuring or training went wrong.
 # running and waiting: under way, or to be taken up by the next search.
-TrialState = Literal["complete", "infeasible", "duplicate", "failed", "running", "waiting"]
-FINISHED: frozenset[TrialState] = frozenset(("complete", "infeasible", "duplicate", "failed"))
+TrialState = Literal["complete", "stopped", "infeasible", "duplicate", "failed", "running", "waiting"]
+FINISHED: frozenset[TrialState] = frozenset(("complete", "stopped", "infeasible", "duplicate", "failed"))
 
 
 class Conditions(Frozen):
@@ -120,6 +121,17 @@ class Epoch(Frozen):
     train_error: Fraction
 
 
+class Rung(Frozen):
+    """What a training said on its way, after `samples` images: `error` and `loss` on the held-out images.
+
+    The network is scored as it would be at the end (see `igc_nas.train`), and goes on from where it was.
+    """
+
+    samples: Annotated[int, Field(ge=1)]
+    error: Fraction
+    loss: float
+
+
 class Score(Frozen):
     """What the proxy training said: `error` is the share of `held_out` images that are classified wrongly."""
 
@@ -128,6 +140,8 @@ class Score(Frozen):
     held_out: int
     samples: int
     curve: Annotated[tuple[Epoch, ...], Field(strict=False)]
+    rungs: Annotated[tuple[Rung, ...], Field(strict=False)] = ()
+    """The scores at the recipe's rungs, ascending; the end, which `error` is of, is not among them."""
     train_s: Annotated[float, Field(ge=0)]
     dtype: str
     form: str = "factored"
@@ -156,6 +170,31 @@ class Candidate(Frozen):
         return cost
 
 
+class Unfinished(Frozen):
+    """A training that was told to stop at the last of `rungs`."""
+
+    rungs: Annotated[tuple[Rung, ...], Field(strict=False, min_length=1)]
+    curve: Annotated[tuple[Epoch, ...], Field(strict=False)]
+    train_s: Annotated[float, Field(ge=0)]
+
+
+class Stopped(Frozen):
+    """What is known of an architecture whose training was given up.
+
+    `chance` is the probability that it would have ended on the front, as the study judged it then; `expected_error`
+    with `deviation` (standard) is what it then expected of the end.
+    """
+
+    id: str
+    cost: Cost
+    latency: Latency
+    training: Unfinished
+    chance: Fraction
+    expected_error: float
+    deviation: Annotated[float, Field(ge=0)]
+    seed: int
+
+
 class Trial(Frozen):
     """One trial of a study, whatever became of it. `params` is what the sampler chose, as Optuna holds it."""
 
@@ -164,6 +203,7 @@ class Trial(Frozen):
     params: dict[str, int | str]
     arch: ArchConfig | None = None
     candidate: Candidate | None = None
+    stopped: Stopped | None = None
     reason: str | None = None
     """Why it is infeasible, failed, or a duplicate ("the architecture of trial 3")."""
     same_as: int | None = None

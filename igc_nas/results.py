@@ -35,6 +35,11 @@ class Study:
         """The completed trials, each architecture once."""
         return tuple(t.candidate for t in self.trials if t.state == "complete" and t.candidate)
 
+    @property
+    def ended(self) -> int:
+        """How many trials are complete, or were stopped at a rung."""
+        return sum(trial.state in ("complete", "stopped") for trial in self.trials)
+
     def trial(self, number: int) -> Trial:
         """Trial `number`. Raises `StudyError` naming the range."""
         for trial in self.trials:

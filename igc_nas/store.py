@@ -28,7 +28,8 @@ from igc_nas.files import write_whole
 from igc_nas.objectives import OBJECTIVES, values
 from igc_nas.record import FINISHED, Trial
 from igc_nas.results import STUDY_FILE, TRIALS_FILE, Study, read_trials
-from igc_nas.sampler import distributions
+from igc_nas.sampler.choice import distributions
+from igc_nas.sampler.history import EXPECTED
 from igc_nas.spec import StudySpec, differences
 
 RECORD, QUESTION = "igc_nas:record", "igc_nas:question"
@@ -39,6 +40,7 @@ DATABASE_FILE, LOCK_FILE, OWNER_FILE = "study.db", "study.lock", "study.owner"
 
 _STATE = {
     "complete": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
     "infeasible": TrialState.COMPLETE,
     "duplicate": TrialState.COMPLETE,
     "failed": TrialState.FAIL,
@@ -81,8 +83,9 @@ class Store:
         """Make sure that the database's study, where it has trials, is of our question; else write ours into it."""
         attributes = self._database.get_study_user_attrs(self._study_id)
         ours = self.spec.question()
-        if has_trials and QUESTION in attributes and json.loads(attributes[QUESTION]) != ours:
-            different = "; ".join(list(differences(ours, json.loads(attributes[QUESTION])))[:4])
+        theirs = StudySpec.parse(json.loads(attributes[QUESTION])).question() if QUESTION in attributes else ours
+        if has_trials and theirs != ours:
+            different = "; ".join(list(differences(ours, theirs))[:4])
             raise StudyError(f"the database has another study {self.spec.name}: {different}", "use another --study")
         self._database.set_study_user_attr(self._study_id, QUESTION, json.dumps(ours))
 
@@ -173,6 +176,8 @@ class Store:
         with _as_study_error(self.folder):
             trial_id = self._ids[trial.number]
             self._database.set_trial_user_attr(trial_id, RECORD, trial.to_json())
+            for key, value in _expected(trial).items():
+                self._database.set_trial_user_attr(trial_id, key, value)
             if trial.state == "infeasible":  # found out by measuring
                 self._database.set_trial_system_attr(trial_id, CONSTRAINT, trial.violation)
             self._database.set_trial_state_values(trial_id, state, self.values_of(trial))
@@ -183,6 +188,8 @@ class Store:
         if not live.state.is_finished():
             if trial.state == "infeasible":
                 self.live._storage.set_trial_system_attr(live._trial_id, CONSTRAINT, trial.violation)
+            for key, value in _expected(trial).items():
+                self.live._storage.set_trial_user_attr(live._trial_id, key, value)
             self.live.tell(trial.number, self.values_of(trial), self._optuna_state(trial))
 
     def _live_trial(self, number: int) -> FrozenTrial:
@@ -222,7 +229,7 @@ class Store:
             distributions={
                 name: d for name, d in distributions(self.spec.search_space).items() if name in trial.params
             },
-            user_attrs={RECORD: trial.to_json()},
+            user_attrs={RECORD: trial.to_json()} | _expected(trial),
             system_attrs={CONSTRAINT: trial.violation or 0.0} | dict(noted),
             intermediate_values={},
         )
@@ -238,6 +245,12 @@ class Store:
     def _append_evidence(self, trial: Trial) -> None:
         with (self.folder / TRIALS_FILE).open("a", encoding="utf-8") as file:
             file.write(trial.to_json() + "\n")
+
+
+def _expected(trial: Trial) -> dict[str, Any]:
+    """What a sampler may learn from a trial that was stopped, as attributes of Optuna's trial."""
+    stopped = trial.stopped
+    return {EXPECTED: [stopped.expected_error, stopped.deviation]} if stopped else {}
 
 
 def _without_gaps(trials: Sequence[Trial]) -> Iterator[Trial]:

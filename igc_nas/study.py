@@ -20,13 +20,16 @@ from igc_nas.cost import cost_of
 from igc_nas.dataset import data_dir, locate
 from igc_nas.errors import ConfigError, IgcNasError, StudyError
 from igc_nas.events import Ended, Event, Exhausted, Job, Opened, Progress, Started
+from igc_nas.objectives import known_values
 from igc_nas.plan import arch_id
-from igc_nas.record import Candidate, Latency, Score, Trial, TrialState
-from igc_nas.results import is_begun, load_study
-from igc_nas.sampler import MOST_REPEATS, ExhaustedError, sampler_for
+from igc_nas.record import Candidate, Latency, Score, Stopped, Trial, TrialState, Unfinished
+from igc_nas.results import Study, is_begun, load_study
+from igc_nas.sampler.choice import MOST_REPEATS, ExhaustedError, StudySampler
 from igc_nas.spec import Calibration, LatencySpec, StudySpec, differences
+from igc_nas.stopping import Ended as EndedTrial
+from igc_nas.stopping import Outlook, Rule
 from igc_nas.store import BUDGET, Store, running_here
-from igc_nas.workers import Failed, Measured, Message, Workers, reason_of
+from igc_nas.workers import AtRung, Failed, Halted, Measured, Message, Workers, reason_of
 
 SAME_FAILURES = 5
 
@@ -40,7 +43,7 @@ class Run:
 
     folder: Path
     trials: int | None = None
-    """Completed trials in all, earlier runs included."""
+    """Trials that are complete, or stopped at a rung, in all: earlier runs included."""
     timeout_s: float | None = None
     """Seconds of this run; trials under way then are taken up by the next one."""
     workers: int = 1
@@ -118,6 +121,21 @@ def matching_devices(latency: LatencySpec) -> tuple[str, ...]:
     return found
 
 
+def rule_of(study: Study) -> Rule:
+    """When a study's trainings may be stopped, from those that have ended with a score at every rung."""
+    names, rungs = study.spec.objectives, study.spec.recipe.rungs
+    ended = [
+        EndedTrial(
+            known_values(candidate.cost, candidate.latency.normalised_ms, names),
+            tuple(rung.error for rung in candidate.score.rungs),
+            candidate.score.error,
+        )
+        for candidate in study.candidates
+        if len(candidate.score.rungs) == len(rungs)
+    ]
+    return Rule(ended, study.spec.stop)
+
+
 class _Coordinator:
     """Owns the study while it is searched: proposes jobs, turns messages into records."""
 
@@ -129,21 +147,50 @@ class _Coordinator:
         self.exhausted = False
         self.failures: Counter[str] = Counter()
         self.started: dict[int, float] = {}
+        self.outlooks: dict[int, Outlook] = {}
+        """Of trainings that were told to stop."""
         self.first_with_id = {
             arch_id(trial.arch): number
             for number, trial in sorted(store.trials.items(), reverse=True)
             if trial.arch and trial.state != "duplicate"
         }
 
+    def judged(self, at: AtRung) -> Outlook | None:
+        """Why a training at a rung is to be given up; None: it goes on."""
+        spec, trial = self.store.spec, self.store.trials[at.number]
+        if not spec.stop or "error" not in spec.objectives or trial.arch is None:
+            return None
+        costs = known_values(cost_of(trial.arch), at.latency.normalised_ms, spec.objectives)
+        rule = rule_of(self.store.study)
+        outlook = rule.outlook(costs, spec.recipe.rungs.index(at.rung.samples), at.rung.error)
+        return outlook if outlook and outlook.chance < rule.bound else None
+
+    def go_on(self, at: AtRung) -> bool:
+        """Whether a training at a rung goes on."""
+        outlook = self.judged(at)
+        if outlook is not None:
+            self.outlooks[at.number] = outlook
+        return outlook is None
+
+    def _until_stopped(self, number: int, latency: Latency, score: Score) -> Message:
+        """What a training that reported afterwards would have come to, had it been asked at its rungs."""
+        for place, rung in enumerate(score.rungs, start=1):
+            if not self.go_on(AtRung(number, latency, rung)):
+                curve = tuple(epoch for epoch in score.curve if epoch.samples <= rung.samples)
+                return Halted(
+                    number, latency, Unfinished(rungs=score.rungs[:place], curve=curve, train_s=score.train_s)
+                )
+        return Measured(number, latency, score)
+
     def inline(self, evaluate: Evaluate) -> Generator[Candidate, None, None]:
         if self.store.spec.reference_ms is None and not self.store.spec.bounds:
             known = self.store.spec.known_bounds()
             self.store.spec = self.store.spec.model_copy(update={"bounds": known})
-        self.on_event(Opened(self.store.study))
+        self.opened()
         while not self._enough(0) and (job := self._next_job()):
             try:
                 latency, score = evaluate(job.arch, job.seed)
-                message: Message = Measured(job.number, latency, score)
+                message = self._until_stopped(job.number, latency, score)
             except Exception as error:
                 message = Failed(job.number, reason_of(error))
             yield from self._handle(message)
@@ -160,8 +207,13 @@ class _Coordinator:
             if spec.reference_ms is None:
                 self.calibrated(workers.calibrate())
             workers.tell_spec(self.store.spec)
-            self.on_event(Opened(self.store.study))
+            self.opened()
             yield from self._drive(workers)
+
+    def opened(self) -> None:
+        """The study's scale is fixed: from here on trials are asked for."""
+        self.store.live.sampler = StudySampler(self.store.spec, self.first_with_id.keys(), self.store.in_vain)
+        self.on_event(Opened(self.store.study))
 
     def calibrated(self, calibration: Calibration) -> None:
         """Fix the study's scale, once."""
@@ -176,16 +228,17 @@ class _Coordinator:
                 return
             left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
             for message in workers.messages(left):
-                yield from self._handle(message)
+                if isinstance(message, AtRung):
+                    workers.answer(message.number, self.go_on(message))
+                else:
+                    yield from self._handle(message)
 
     def _late(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
     def _enough(self, running: int) -> bool:
         """Whether the trials asked for are complete, or will be when those that run are."""
-        return self._late() or (
-            self.run.trials is not None and len(self.store.study.candidates) + running >= self.run.trials
-        )
+        return self._late() or (self.run.trials is not None and self.store.study.ended + running >= self.run.trials)
 
     def _next_job(self) -> Job | None:
         """A trial that an earlier run left, or the sampler's next new architecture within the budget."""
@@ -224,7 +277,6 @@ class _Coordinator:
     def _suggest(self) -> Trial:
         """Ask the sampler once. What comes back is running, infeasible, or a duplicate."""
         spec, live = self.store.spec, self.store.live
-        live.sampler = sampler_for(spec, len(self.store.trials), self.first_with_id.keys(), self.store.in_vain())
         asked = live.ask()
         trial = Trial(number=asked.number, state="running", params={})
         try:
@@ -245,8 +297,9 @@ class _Coordinator:
         return running_here(_changed(trial, "running", **known))
 
     def _handle(self, message: Message) -> Iterator[Candidate]:
-        if isinstance(message, Progress):
-            self.on_event(message)
+        if isinstance(message, Progress | AtRung):
+            if isinstance(message, Progress):
+                self.on_event(message)
             return
         trial = self._ended(message)
         self.store.finish(trial)
@@ -258,13 +311,15 @@ class _Coordinator:
         if trial.candidate:
             yield trial.candidate
 
-    def _ended(self, message: Measured | Failed) -> Trial:
+    def _ended(self, message: Measured | Halted | Failed) -> Trial:
         trial = self.store.trials[message.number]
         wall = round(time.monotonic() - self.started.pop(message.number), 3)
         trial = trial.model_copy(update={"host": None, "pid": None, "wall_s": wall})
         if isinstance(message, Failed):
             return _changed(trial, "failed", reason=message.reason)
         assert trial.arch is not None
+        if isinstance(message, Halted):
+            return self._halted(trial, trial.arch, message)
         limit, took = self.store.spec.budget.latency_ms or math.inf, message.latency.normalised_ms
         if message.score is None or took > limit:
             reason, violation = f"{took:.3f} ms; the budget is {limit:g} ms", took / limit - 1
@@ -279,6 +334,21 @@ class _Coordinator:
             seed=training_seed(self.store.spec.seed, arch_id(trial.arch)),
         )
         return _changed(trial, "complete", candidate=candidate)
+
+    def _halted(self, trial: Trial, arch: ArchConfig, message: Halted) -> Trial:
+        outlook, at = self.outlooks.pop(trial.number), message.training.rungs[-1].samples
+        stopped = Stopped(
+            id=arch_id(arch),
+            cost=cost_of(arch),
+            latency=message.latency,
+            training=message.training,
+            chance=outlook.chance,
+            expected_error=outlook.expected_error,
+            deviation=outlook.deviation,
+            seed=training_seed(self.store.spec.seed, arch_id(arch)),
+        )
+        reason = f"after {at:,} samples its chance to end on the front was {outlook.chance:.2g}"
+        return _changed(trial, "stopped", stopped=stopped, reason=reason)
 
     def _count_failure(self, reason: str) -> None:
         if reason not in self.failures:

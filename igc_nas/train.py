@@ -6,6 +6,7 @@ products run in the recipe's dtype. There is no wait for the device within an ep
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from igc_nas.dataset import DatasetInfo
 from igc_nas.device import Device
 from igc_nas.errors import IgcNasError
 from igc_nas.lowering.training import Forward, LoweredNetwork, as_written
-from igc_nas.record import Epoch, Score
+from igc_nas.record import Epoch, Rung, Score, Unfinished
 from igc_nas.spec import Recipe, Schedule
 
 RECALIBRATION_IMAGES = 1024
@@ -69,18 +70,22 @@ class Training:
         """Whole batches of an epoch; one where the images are fewer than a batch."""
         return max(1, len(self.images) // self.recipe.batch)
 
-    def epoch(self, pause: Pause = lambda: None) -> Epoch:
-        """Train one epoch. Raises `DivergedError` where the loss is not finite at its end."""
+    def epoch(self, pause: Pause = lambda: None, after_step: Callable[[int], None] = lambda _: None) -> Epoch:
+        """Train one epoch; `after_step` hears how many steps are done in all.
+
+        Raises `DivergedError` where the loss is not finite at the end.
+        """
         self.network.train()
         loss_sum = torch.zeros((), device=self.device.torch_device)
         wrong = torch.zeros((), device=self.device.torch_device, dtype=torch.int64)
-        seen = 0
-        for step, index in enumerate(self._batches()):
+        seen, before = 0, self.done * self.steps_per_epoch
+        for step, index in enumerate(self._batches(), start=before):
             pause()
-            loss, logits = self._step(self.done * self.steps_per_epoch + step, index)
+            loss, logits = self._step(step, index)
             loss_sum += loss
             wrong += (logits.argmax(1) != self.images.labels[index]).sum()
             seen += len(index)
+            after_step(step + 1)
         self.done += 1
         loss_mean = loss_sum.item() / self.steps_per_epoch
         if not math.isfinite(loss_mean):
@@ -171,6 +176,97 @@ def one_cycle(step: int, steps: int, recipe: Schedule) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
 
 
+class Average:
+    """An exponential average of a network's weights, updated after every step.
+
+    The decay grows from nothing to `decay`, so that the first weights, which know nothing, are soon forgotten.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._weights = list(network.parameters())
+        self._average = [weight.detach().clone() for weight in self._weights]
+
+    @torch.no_grad()
+    def update(self, steps: int) -> None:
+        """Take in the weights after `steps` steps."""
+        decay = min(self.decay, steps / (steps + 9))
+        torch._foreach_lerp_(self._average, [w.detach() for w in self._weights], 1 - decay)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The network has the average for its weights; then its own again."""
+        own = [weight.detach().clone() for weight in self._weights]
+        self._set(self._average)
+        try:
+            yield
+        finally:
+            self._set(own)
+
+    @torch.no_grad()
+    def _set(self, values: list[Tensor]) -> None:
+        for weight, value in zip(self._weights, values, strict=True):
+            weight.copy_(value)
+
+
+class _Stop(Exception):  # noqa: N818 - no error: it unwinds the epoch
+    """Whoever watches has seen enough."""
+
+
+class ProxyTraining:
+    """One proxy training with its rungs.
+
+    A score is that of the weight average (where the recipe has one) with BN's statistics taken anew: an average's own
+    statistics are no one's. Scoring changes nothing of the training, which goes on as if it had not been.
+    """
+
+    def __init__(self, training: Training, held_out: Images, recipe: Recipe, pause: Pause) -> None:
+        self.training = training
+        self.held_out = held_out
+        self.recipe = recipe
+        self.pause = pause
+        self.average = Average(training.network, recipe.average) if recipe.average else None
+        self.rungs: list[Rung] = []
+        self.curve: list[Epoch] = []
+        batch = min(recipe.batch, len(training.images))
+        self._rung_after = {math.ceil(samples / batch): samples for samples in recipe.rungs}
+
+    def run(self, on_epoch: Callable[[Epoch], None], go_on: Callable[[Rung], bool]) -> Rung | None:
+        """Train to the end and score it; None where `go_on` said no at a rung. Raises `DivergedError`."""
+
+        def after_step(steps: int) -> None:
+            if self.average:
+                self.average.update(steps)
+            samples = self._rung_after.get(steps)
+            if samples is not None and steps < self.recipe.epochs * self.training.steps_per_epoch:
+                self.rungs.append(self.score(samples))
+                if not go_on(self.rungs[-1]):
+                    raise _Stop
+
+        try:
+            for _ in range(self.recipe.epochs):
+                self.curve.append(self.training.epoch(self.pause, after_step))
+                on_epoch(self.curve[-1])
+        except _Stop:
+            return None
+        return self.score(self.curve[-1].samples)
+
+    def score(self, samples: int) -> Rung:
+        """Score the network as it stands after so many `samples`. Raises `DivergedError`."""
+        training = self.training
+        buffers = [(buffer, buffer.detach().clone()) for buffer in training.network.buffers()]
+        with self.average.in_place() if self.average else contextlib.nullcontext():
+            training.recalibrate(self.pause)
+            error, loss = training.evaluate(self.held_out, self.pause)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        training.network.train()
+        if not math.isfinite(loss):
+            raise DivergedError(f"the held-out loss is {loss}", "lower lr in the recipe")
+        return Rung(samples=samples, error=error, loss=loss)
+
+
 def train_proxy(
     network: nn.Module,
     train: Images,
@@ -182,28 +278,26 @@ def train_proxy(
     pause: Pause = lambda: None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     lowered: LoweredNetwork | None = None,
-) -> Score:
+    go_on: Callable[[Rung], bool] = lambda _: True,
+) -> Score | Unfinished:
     """Train a network by the recipe and score it on held-out images; `lowered` runs it where it does not run factored.
 
-    Raises `DivergedError`.
+    `go_on` is asked at each rung. Raises `DivergedError`.
     """
     started = time.perf_counter()
-    training = Training(network, train, recipe, device, seed, lowered)
-    curve = []
-    for _ in range(recipe.epochs):
-        curve.append(training.epoch(pause))
-        on_epoch(curve[-1])
-    training.recalibrate(pause)
-    error, loss = training.evaluate(held_out, pause)
-    if not math.isfinite(loss):
-        raise DivergedError(f"the held-out loss is {loss}", "lower lr in the recipe")
+    proxy = ProxyTraining(Training(network, train, recipe, device, seed, lowered), held_out, recipe, pause)
+    end = proxy.run(on_epoch, go_on)
+    train_s = round(time.perf_counter() - started, 3)
+    if end is None:
+        return Unfinished(rungs=tuple(proxy.rungs), curve=tuple(proxy.curve), train_s=train_s)
     return Score(
-        error=error,
-        loss=loss,
+        error=end.error,
+        loss=end.loss,
         held_out=len(held_out),
-        samples=curve[-1].samples,
-        curve=tuple(curve),
-        train_s=round(time.perf_counter() - started, 3),
+        samples=end.samples,
+        curve=tuple(proxy.curve),
+        rungs=tuple(proxy.rungs),
+        train_s=train_s,
         dtype=recipe.dtype,
         form="factored" if lowered is None else lowered.form,
         dataset=info.label,

@@ -23,7 +23,7 @@ from igc_nas.config import ArchConfig
 from igc_nas.dataset import DatasetInfo
 from igc_nas.errors import IgcNasError
 from igc_nas.events import Job, Progress
-from igc_nas.record import Latency, Score
+from igc_nas.record import Latency, Rung, Score, Unfinished
 from igc_nas.room import QuietRoom
 from igc_nas.spec import Calibration, StudySpec
 
@@ -44,6 +44,24 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class AtRung:
+    """A training has reached a rung and waits to hear whether it goes on (`Workers.answer`)."""
+
+    number: int
+    latency: Latency
+    rung: Rung
+
+
+@dataclass(frozen=True)
+class Halted:
+    """A training was stopped at a rung."""
+
+    number: int
+    latency: Latency
+    training: Unfinished
+
+
+@dataclass(frozen=True)
 class Failed:
     """A trial could not be evaluated."""
 
@@ -51,7 +69,7 @@ class Failed:
     reason: str
 
 
-Message = Progress | Measured | Failed
+Message = Progress | AtRung | Measured | Halted | Failed
 
 
 @dataclass
@@ -132,14 +150,20 @@ class Workers:
         worker.job = job
         _send(worker, "job", (job.number, job.arch.to_dict(), job.seed))
 
+    def answer(self, number: int, go_on: bool) -> None:
+        """Tell the worker that is at a rung with trial `number` whether to go on."""
+        for worker in self._workers:
+            if worker.job and worker.job.number == number:
+                _send(worker, "go_on", go_on)
+
     def messages(self, timeout: float | None) -> Iterator[Message]:
         """What workers have to say, waiting at most `timeout` seconds for the first word. Replaces the dead."""
         for pipe in wait([w.pipe for w in self._workers], timeout):
             worker = next(w for w in self._workers if w.pipe is pipe)
             answer = self._receive(worker)
-            if isinstance(answer, Progress):
+            if isinstance(answer, Progress | AtRung):
                 yield answer
-            elif isinstance(answer, Measured | Failed):
+            elif isinstance(answer, Measured | Halted | Failed):
                 worker.job = None
                 yield answer
             else:
@@ -294,10 +318,19 @@ def _calibrate(evaluator: Evaluator) -> Calibration | IgcNasError:
 
 
 def _evaluate(evaluator: Evaluator, job: Job, pipe: Connection) -> Message:
+    def go_on(latency: Latency, rung: Rung) -> bool:
+        pipe.send(AtRung(job.number, latency, rung))
+        _, answer = pipe.recv()
+        return bool(answer)
+
     try:
-        outcome = evaluator(job.arch, job.seed, lambda epoch: pipe.send(Progress(job.number, epoch)))
+        outcome = evaluator(job.arch, job.seed, lambda epoch: pipe.send(Progress(job.number, epoch)), go_on)
+    except EOFError:
+        raise
     except Exception as error:
         return Failed(job.number, reason_of(error))
+    if isinstance(outcome.score, Unfinished):
+        return Halted(job.number, outcome.latency, outcome.score)
     return Measured(job.number, outcome.latency, outcome.score)
 
 

@@ -140,7 +140,10 @@ def _printed(arch: str, classes: int | None) -> dict[str, Any]:
 @click.option("--budget-macs", type=COUNT, help="A budget to hold the space against.")
 @as_json
 def space(name: str | None, classes: int, budget_params: int | None, budget_macs: int | None, as_json: bool) -> None:
-    """Print a search space, its choices, its exact size, its smallest and largest costs; without NAME list them."""
+    """Print a search space, its choices, its exact size, its smallest and largest costs; without NAME list them.
+
+    With a budget: of the architectures within it, also by cost and by the unit of each stage.
+    """
     from igc_nas.resources import space_names
 
     if name is None:
@@ -151,21 +154,48 @@ def space(name: str | None, classes: int, budget_params: int | None, budget_macs
     from igc_nas.space import METRICS, SearchSpace
 
     found = SearchSpace.load(name, classes)
-    Feasible(found, budget_params, budget_macs)
+    feasible = Feasible(found, budget_params, budget_macs)
     facts: dict[str, Any] = {"architectures": found.size}
-    for metric in METRICS:
-        facts[f"smallest_{metric}"] = getattr(cost_of(found.smallest(metric)), metric)
-        facts[f"largest_{metric}"] = getattr(cost_of(found.largest(metric)), metric)
+    if feasible.limits:
+        try:
+            facts = feasible.facts()
+        except OverflowError:
+            raise IgcNasError(
+                f"{found.name} holds {found.size:,} architectures: too many to count those within a budget",
+                "ask without a budget, or of a smaller space",
+            ) from None
+    else:
+        for metric in METRICS:
+            facts[f"smallest_{metric}"] = getattr(cost_of(found.smallest(metric)), metric)
+            facts[f"largest_{metric}"] = getattr(cost_of(found.largest(metric)), metric)
     if as_json:
         put_json({"space": found.name, "classes": classes, **facts, "file": found.file.to_dict()})
         return
     put(f"{found.name}: {found.file.intent}", found.file.paper, "")
     width = max(map(len, facts))
-    put(*(f"{key:<{width}}  {value:>20,}" for key, value in facts.items()), "")
+    put(*(f"{key:<{width}}  {value:>20,}" for key, value in facts.items() if isinstance(value, int)))
+    put(*(f"{key:<{width}}  {facts[key]:>20.4%}" for key in ("share", "acceptance") if key in facts), "")
+    if feasible.limits:
+        _put_parts(facts)
+    if found.file.complementary != "any":
+        put(f"every unit meets the {found.file.complementary} complementary condition")
     put(f"stem      {_choices(found.file.stem)}")
     for stage in found.stages:
         for unit, choices in stage.choices.items():
             put(f"stage {stage.number}   {unit}  {_choices(choices)}")
+
+
+def _put_parts(facts: Mapping[str, Any]) -> None:
+    """How many of the architectures within a budget cost how much, and have which unit in which stage."""
+    put(
+        *(
+            f"{b['from']:>13,} to {b['to']:>13,} {facts['binned_by']:<6}  {b['architectures']:>20,}"
+            for b in facts["bins"]
+        )
+    )
+    for stage, units in facts["units"].items():
+        put(*(f"{stage} {unit:<30}  {count:>20,}" for unit, count in units.items()))
+    put("")
 
 
 def _choices(choices: Mapping[str, Any]) -> str:

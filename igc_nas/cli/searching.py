@@ -42,7 +42,11 @@ if TYPE_CHECKING:
 @click.option("--budget-macs", type=COUNT, help="At most so many multiply-adds per image: 60M.")
 @click.option("--budget-flops", type=COUNT, help="At most so many FLOPs (2 per MAC) per image: 120M.")
 @click.option("--budget-latency", type=MS, help="At most so long per batch: 5ms.")
-@click.option("--sampler", type=click.Choice(["random", "tpe", "nsga2"]), help="[default: tpe]")
+@click.option(
+    "--sampler",
+    type=click.Choice(["known-cost", "stratified", "random", "tpe", "nsga2", "evolution", "all"]),
+    help="What is tried next; all: every architecture of a small space. [default: known-cost]",
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="[default: 0]")
 @click.option("--recipe", "recipe", multiple=True, metavar="KEY=VALUE", help="Change the proxy training: epochs=3.")
 @click.option(
@@ -57,7 +61,12 @@ if TYPE_CHECKING:
     envvar="IGC_NAS_LATENCY_COMMAND",
     help="Measure elsewhere: a command that reads an architecture on stdin, 'ssh pi igc-nas measure --json -'.",
 )
-@click.option("--trials", type=click.IntRange(1), help="Completed trials in all, earlier runs included.")
+@click.option(
+    "--stop",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Give a training up at a rung where its chance to end on the front is below this; 0: never. [default: 0.05]",
+)
+@click.option("--trials", type=click.IntRange(1), help="Trials complete or stopped in all, earlier runs included.")
 @click.option("--timeout", type=SECONDS, help="Stop this run after: 90s, 10m, 2h.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Evaluating processes. [default: cores, or GPUs]")
 @device_option
@@ -79,8 +88,8 @@ def search(**flags: Any) -> None:
     study = load(run.folder, run.folder.parent)
     print_front(study, study.spec.objectives, "json" if flags["as_json"] else "table")
     if not quiet:
-        short = run.trials is not None and len(study.candidates) < run.trials
-        stop = f"stopped with {len(study.candidates)} of {run.trials} trials; the same command continues"
+        short = run.trials is not None and study.ended < run.trials
+        stop = f"ended with {study.ended} of {run.trials} trials; the same command continues"
         say("", *([stop] if short else []), *(_next_commands(study) if study.candidates else []))
 
 
