@@ -92,6 +92,9 @@ class Catalog:
 
     def code(self, arch: ArchConfig) -> Code | None:
         """The code of an architecture, or of the network's other writing that the space counts; None: not of it."""
+        file = self.space.file
+        if (arch.input, arch.classes, arch.head) != (file.input, self.space.classes, file.head):
+            return None
         if arch.stem not in self.space.stems or len(arch.stages) != len(self.stages):
             return None
         numbers = [self.space.stems.index(arch.stem)]

@@ -24,6 +24,8 @@ from igc_nas.results import Study
 from igc_nas.units import format_count, format_ms, format_seconds, printable
 
 WIDE = 200
+LEAST_FOR_ESTIMATE, SAY_LEFT_EVERY = 3, 10
+"""Trials that must have ended before the rest is estimated; how often a log is told of it."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -152,6 +154,8 @@ class SearchDisplay:
         self._target = target
         self._timeout_s = timeout_s
         self._quiet = quiet
+        self._ends = 0
+        """Trials of this run that have ended with something to show."""
         self._console = console(stderr=True)
         self._began = time.monotonic()
         self._running: dict[int, tuple[str, str]] = {}
@@ -193,6 +197,17 @@ class SearchDisplay:
             self._unfit += 1
         else:
             self._say(trial_line(trial))
+            self._ends += 1
+            if self._ends % SAY_LEFT_EVERY == 0 and (left := self._left()):
+                self._say(left)
+
+    def _left(self) -> str:
+        """How long the trials that are left will take, as fast as those of this run went."""
+        if not (self._target and self._study and self._ends >= LEAST_FOR_ESTIMATE):
+            return ""
+        missing = max(0, self._target - self._study.ended)
+        each = (time.monotonic() - self._began) / self._ends
+        return f"about {format_seconds(missing * each)} left for {missing} trials"
 
     def _say(self, line: str) -> None:
         if not self._quiet:
@@ -222,6 +237,7 @@ class SearchDisplay:
             f"trials {done}/{self._target}" if self._target else f"trials {done}",
             self._standing,
             f"{format_seconds(max(0.0, self._timeout_s - spent))} left" if self._timeout_s else format_seconds(spent),
+            "" if self._timeout_s else self._left(),
             f"{self._unfit} suggestions not built" if self._unfit else "",
         )
         return "   ".join(filter(None, facts))

@@ -206,6 +206,8 @@ class Trial(Frozen):
     stopped: Stopped | None = None
     reason: str | None = None
     """Why it is infeasible, failed, or a duplicate ("the architecture of trial 3")."""
+    given: bool | None = None
+    """True where a person asked for this architecture, and no sampler."""
     same_as: int | None = None
     """The trial that a duplicate repeats."""
     violation: float | None = None

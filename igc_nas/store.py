@@ -154,6 +154,11 @@ class Store:
             self._tell_live(trial)
         self._append_evidence(trial)
 
+    def give(self, trial: Trial) -> None:
+        """Record a trial that the live study has not made itself."""
+        self.live._storage.create_new_trial(self.live._study_id, self._frozen(trial, {}))
+        self.add(trial)
+
     def resume(self, number: int) -> Trial:
         """Mark a waiting trial as running again, in this process."""
         trial = running_here(self.trials[number])

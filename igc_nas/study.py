@@ -54,6 +54,8 @@ class Run:
     storage: str | None = None
     latency_command: str | None = None
     """What measures where the study's latencies are another machine's."""
+    first: tuple[ArchConfig, ...] = ()
+    """Architectures to evaluate before the sampler is asked, of the space or not, within the budgets or not."""
 
 
 def search(
@@ -245,6 +247,9 @@ class _Coordinator:
         waiting = self.store.waiting()
         if waiting:
             return self._start(self.store.resume(waiting[0].number))
+        for arch in self.run.first:
+            if arch_id(arch) not in self.first_with_id:
+                return self._start(self._given(arch))
         for _ in range(MOST_REPEATS if not self.exhausted else 0):
             if self._late():
                 return None
@@ -273,6 +278,21 @@ class _Coordinator:
         self.started[trial.number] = time.monotonic()
         self.on_event(Started(job))
         return job
+
+    def _given(self, arch: ArchConfig) -> Trial:
+        """A trial of an architecture that no sampler chose; Optuna knows its parameters where it is of the space."""
+        spec = self.store.spec
+        try:
+            params = spec.search_space.encode(arch)
+        except ConfigError:
+            params = {}
+        violation = spec.feasible.violation(cost_of(arch))
+        trial = Trial(
+            number=len(self.store.trials), state="running", params=params, arch=arch, violation=violation, given=True
+        )
+        self.first_with_id[arch_id(arch)] = trial.number
+        self.store.give(running_here(trial))
+        return trial
 
     def _suggest(self) -> Trial:
         """Ask the sampler once. What comes back is running, infeasible, or a duplicate."""

@@ -93,7 +93,57 @@ K = 1
 """
 """Two units write the same network behind 3 channels (gcd(3, 8) = 1) and different ones behind 4 or 8."""
 
-SMALL_SPACES = {"clashing": CLASHING, "merging": MERGING, "merging-by-width": MERGING_BY_WIDTH}
+ONE_STAGE = """
+[stem]
+width = [8, 12]
+[[stage]]
+blocks = [1, 2, 3]
+[stage.igcv1]
+L = [4, 6]
+M = [1, 2, 4]
+[stage.conv]
+width = [4, 8]
+kernel = [1, 3]
+"""
+
+FOUR_STAGES = """
+[stem]
+width = [4, 8]
+[[stage]]
+blocks = 1
+[stage.conv]
+width = [4, 6]
+[[stage]]
+blocks = [1, 2]
+[stage.igcv1]
+L = [2, 4]
+M = 2
+[[stage]]
+blocks = 1
+stride = 2
+[stage.igcv3]
+width = [8, 12]
+expand = 2
+[stage.igcv2]
+width = [8, 16]
+depth = 2
+[[stage]]
+blocks = [1, 3]
+stride = 2
+[stage.igcv1]
+L = [4, 8]
+M = 1
+[stage.conv]
+width = 8
+"""
+
+SMALL_SPACES = {
+    "clashing": CLASHING,
+    "merging": MERGING,
+    "merging-by-width": MERGING_BY_WIDTH,
+    "one-stage": ONE_STAGE,
+    "four-stages": FOUR_STAGES,
+}
 
 
 def space_of(text: str, classes: int = 10) -> SearchSpace:
@@ -197,8 +247,12 @@ def one_line(raised: pytest.ExceptionInfo[IgcNasError]) -> str:
     return error.message
 
 
-def chi_square_z(counts: Sequence[int]) -> float:
-    """How far counts of equally likely outcomes are from even, in standard deviations (Wilson and Hilferty 1931)."""
-    expected, k = sum(counts) / len(counts), len(counts) - 1
-    statistic = sum((count - expected) ** 2 for count in counts) / expected
+def chi_square_z(counts: Sequence[int], chances: Sequence[float] | None = None) -> float:
+    """How far counts of outcomes are from their `chances`, equal ones unless told, in standard deviations.
+
+    Wilson and Hilferty 1931.
+    """
+    total, k = sum(counts), len(counts) - 1
+    expected = [total * chance for chance in chances or [1 / len(counts)] * len(counts)]
+    statistic = sum((count - mean) ** 2 / mean for count, mean in zip(counts, expected, strict=True))
     return ((statistic / k) ** (1 / 3) - (1 - 2 / (9 * k))) / math.sqrt(2 / (9 * k))

@@ -28,7 +28,7 @@ def small(request: pytest.FixtureRequest) -> SearchSpace:
 
 
 def test_the_shipped_spaces() -> None:
-    assert space_names() == ["igc_cifar", "igcv1_cifar", "igcv2_cifar", "igcv3_cifar", "tiny"]
+    assert space_names() == ["igc_cifar", "igc_table", "igcv1_cifar", "igcv2_cifar", "igcv3_cifar", "tiny"]
 
 
 @pytest.mark.parametrize("name", space_names())

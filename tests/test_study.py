@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from searches import evaluate, spec
@@ -13,11 +14,11 @@ from igc_nas.plan import arch_id
 from igc_nas.record import Trial
 from igc_nas.results import load_study
 from igc_nas.space import SearchSpace
-from igc_nas.spec import Budget, StudySpec
+from igc_nas.spec import Budget, SamplerName, StudySpec
 from igc_nas.store import Store
 from igc_nas.study import Run, search, training_seed
 
-SAMPLERS = ("random", "tpe", "nsga2")
+SAMPLERS = get_args(SamplerName)
 
 
 def run(folder: Path, trials: int, question: StudySpec) -> tuple[Trial, ...]:

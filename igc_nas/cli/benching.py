@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from igc_nas.cli.loading import quiet_threads
-from igc_nas.cli.options import as_json, device_option, runtime_option
+from igc_nas.cli.loading import load, quiet_threads
+from igc_nas.cli.options import FILE, as_json, device_option, runtime_option, studies_dir
 from igc_nas.cli.output import put, put_json, say
 
 if TYPE_CHECKING:
@@ -74,6 +75,56 @@ def search(trials: int, chunk: int, seed: int, device: str, as_json: bool) -> No
     from igc_nas.bench.searching import bench_search
 
     _show(bench_search(found, trials, min(chunk, trials), seed, say), as_json)
+
+
+@bench.command("sampler")
+@click.option("--table", "tables", metavar="STUDY", multiple=True, help="A study that holds all of its space.")
+@click.option("--landscapes/--no-landscapes", default=True, show_default=True, help="Made-up errors over igc_cifar.")
+@click.option("--samplers", metavar="A,B,...", help="[default: all but `all`]")
+@click.option("--seeds", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs of each sampler.")
+@click.option("--evaluations", type=click.IntRange(1, 2000), default=200, show_default=True, help="Of each run.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes. [default: one for each core]")
+@click.option("-o", "--output", type=FILE, help="Keep the runs in this file (JSON lines), and go on from it.")
+@click.option("--html", type=FILE, help="Write the figure as a page.")
+@click.option("--png", type=FILE, help="Write the figure as a picture (needs kaleido).")
+@as_json
+@studies_dir
+def sampler(
+    tables: tuple[str, ...],
+    landscapes: bool,
+    samplers: str | None,
+    seeds: int,
+    evaluations: int,
+    workers: int | None,
+    output: Path | None,
+    html: Path | None,
+    png: Path | None,
+    as_json: bool,
+    root: Path,
+) -> None:
+    """Samplers replayed in virtual time: hypervolume over evaluations, and whether known-cost is ahead.
+
+    On tables (each answer is a recorded training) and on synthetic landscapes, whose truth is known. A few minutes.
+    """
+    quiet_threads(1)
+    from igc_nas.bench.problems import complete_enough
+    from igc_nas.bench.problems import landscapes as made_up
+    from igc_nas.bench.sampling import SAMPLERS, bench_sampler, parse_samplers, write_figure
+    from igc_nas.defaults import usable_cores
+    from igc_nas.errors import UsageError
+
+    names = parse_samplers(samplers) if samplers is not None else SAMPLERS
+    problems = [complete_enough(load(name, root)) for name in tables] + [*(made_up() if landscapes else ())]
+    if not problems:
+        raise UsageError("nothing to replay", "add --table STUDY, or --landscapes")
+    report = bench_sampler(problems, names, seeds, evaluations, workers or usable_cores(), output, say)
+    if as_json:
+        put_json(report.to_dict())
+    else:
+        put(*report.lines())
+    for path in (html, png):
+        if path:
+            write_figure(report, path)
 
 
 def _prepared(device: str) -> Device:

@@ -172,7 +172,7 @@ def space(name: str | None, classes: int, budget_params: int | None, budget_macs
         put_json({"space": found.name, "classes": classes, **facts, "file": found.file.to_dict()})
         return
     put(f"{found.name}: {found.file.intent}", found.file.paper, "")
-    width = max(map(len, facts))
+    width = 37 if feasible.limits else max(map(len, facts))  # as wide as the parts below
     put(*(f"{key:<{width}}  {value:>20,}" for key, value in facts.items() if isinstance(value, int)))
     put(*(f"{key:<{width}}  {facts[key]:>20.4%}" for key in ("share", "acceptance") if key in facts), "")
     if feasible.limits:

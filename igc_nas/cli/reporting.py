@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from igc_nas.cli.loading import load
-from igc_nas.cli.options import as_json, studies_dir
-from igc_nas.cli.output import put_json
+from igc_nas.cli.options import as_json, data_dir_option, device_option, studies_dir
+from igc_nas.cli.output import put, put_json
 
 if TYPE_CHECKING:
     from igc_nas.honesty import FigureAgreement, FigureTau, Honesty, Predictor, Trained
     from igc_nas.ranking import Tau
+    from igc_nas.results import Study
 
 
 @click.command()
@@ -22,9 +23,16 @@ if TYPE_CHECKING:
 @click.option(
     "--truth", metavar="STUDY2", help="Hold it against this study. [default: the longest training in STUDY/*]"
 )
+@click.option(
+    "--figures", "train_figures", is_flag=True, help="First train the networks of the papers' figures, in STUDY/papers."
+)
+@data_dir_option
+@device_option
 @as_json
 @studies_dir
-def report(study: str, truth: str | None, as_json: bool, root: Path) -> None:
+def report(
+    study: str, truth: str | None, train_figures: bool, data_dir: Path | None, device: str, as_json: bool, root: Path
+) -> None:
     """Print how far STUDY's short trainings rank architectures as longer ones do, and as the papers' figures do.
 
     Kendall's tau-b with its 95 % interval for each rung, beside parameters, MACs and chance as predictors; overall and
@@ -34,12 +42,47 @@ def report(study: str, truth: str | None, as_json: bool, root: Path) -> None:
     from dataclasses import asdict
 
     from igc_nas.honesty import honesty
+    from igc_nas.knowledge import knowledge_of
 
-    found = honesty(load(study, root), load(truth, root) if truth is not None else None)
+    loaded = load(study, root)
+    if train_figures:
+        _train_figures(loaded, data_dir, device)
+    found = honesty(loaded, load(truth, root) if truth is not None else None)
+    knowledge = knowledge_of(loaded)
     if as_json:
-        put_json(asdict(found))
+        put_json(asdict(found) | {"surrogate": asdict(knowledge.trust) if knowledge else None})
         return
     _print(found)
+    if knowledge:
+        put("", f"surrogate  {knowledge.sentence()}")
+
+
+def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
+    """Train the figures' networks by the study's recipe; what is trained already stays."""
+    from igc_nas.defaults import default_extent
+    from igc_nas.device import find_devices
+    from igc_nas.display import SearchDisplay
+    from igc_nas.errors import StudyError
+    from igc_nas.figures import figures
+    from igc_nas.spec import Budget
+    from igc_nas.study import Run, search
+
+    if study.folder is None or study.spec.latency.remote:
+        raise StudyError(f"the latencies of {study.spec.name} are another machine's", "train the figures there")
+    networks = tuple(point.arch for figure in figures(study.spec.classes) for point in figure.points)
+    fresh = {"name": "papers", "sampler": "random", "stop": 0.0, "budget": Budget(), "bounds": {}, "reference_ms": None}
+    devices = find_devices(device)
+    run = Run(
+        study.folder / "papers",
+        trials=len(networks),
+        workers=default_extent(devices[0].kind, len(devices)).workers,
+        devices=tuple(found.torch_name for found in devices),
+        data_dir=data_dir,
+        first=networks,
+    )
+    with SearchDisplay(run.trials, None) as display:
+        for _ in search(study.spec.model_copy(update=fresh), run, on_event=display.show):
+            pass
 
 
 def _print(found: Honesty) -> None:

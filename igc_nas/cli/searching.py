@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from igc_nas.cli.loading import load
+from igc_nas.cli.loading import architecture, load
 from igc_nas.cli.options import (
     COUNT,
     MS,
@@ -62,6 +62,9 @@ if TYPE_CHECKING:
     help="Measure elsewhere: a command that reads an architecture on stdin, 'ssh pi igc-nas measure --json -'.",
 )
 @click.option(
+    "--first", "first", multiple=True, metavar="ARCH", help="Evaluate this architecture before any other (repeatable)."
+)
+@click.option(
     "--stop",
     type=click.FloatRange(0, 1, max_open=True),
     help="Give a training up at a rung where its chance to end on the front is below this; 0: never. [default: 0.05]",
@@ -88,9 +91,22 @@ def search(**flags: Any) -> None:
     study = load(run.folder, run.folder.parent)
     print_front(study, study.spec.objectives, "json" if flags["as_json"] else "table")
     if not quiet:
+        _say_what_is_known(study)
         short = run.trials is not None and study.ended < run.trials
         stop = f"ended with {study.ended} of {run.trials} trials; the same command continues"
         say("", *([stop] if short else []), *(_next_commands(study) if study.candidates else []))
+
+
+def _say_what_is_known(study: Study) -> None:
+    """How many trainings were stopped, and how well the sampler's surrogate knows."""
+    from igc_nas.knowledge import knowledge_of
+
+    stopped = study.ended - len(study.candidates)
+    if stopped:
+        say(f"{stopped} of {study.ended} trainings were stopped at a rung, with a chance below {study.spec.stop:g}")
+    knowledge = knowledge_of(study) if study.spec.sampler == "known-cost" else None
+    if knowledge:
+        say(f"surrogate: {knowledge.sentence()}")
 
 
 def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
@@ -106,15 +122,17 @@ def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
     question = ask(flags, devices[0])
     extent = default_extent(devices[0].kind, len(devices))
     spec = _measured_elsewhere(question.spec, flags, new=not question.continued)
+    trials = spec.feasible.count if spec.sampler == "all" else None if flags["timeout"] else extent.trials
     run = Run(
         folder=question.folder,
-        trials=flags["trials"] or (None if flags["timeout"] else extent.trials),
-        timeout_s=flags["timeout"] or (None if flags["trials"] else extent.timeout_s),
+        trials=flags["trials"] or trials,
+        timeout_s=flags["timeout"] or (None if flags["trials"] or spec.sampler == "all" else extent.timeout_s),
         workers=flags["workers"] or extent.workers,
         devices=tuple(device.torch_name for device in devices),
         data_dir=flags["data_dir"],
         storage=storage,
         latency_command=flags["latency_command"] if spec.latency.remote else None,
+        first=tuple(architecture(name, spec.classes, flags["root"]) for name in flags["first"]),
     )
     notice = auto_notice(question.info, data_dir(flags["data_dir"])) if question.dataset_flag == "auto" else None
     _announce(spec, run, devices, notice, continued=question.continued)
@@ -160,12 +178,20 @@ def _announce(spec: StudySpec, run: Run, devices: tuple[Device, ...], notice: st
         f"recipe    {recipe.epochs} epoch(s) of {recipe.train_size:,} images at {recipe.resolution} px, batch "
         f"{recipe.batch}, lr {recipe.lr:g}, {recipe.dtype}, {recipe.forms} forms; "
         f"scored on {recipe.held_out:,} held-out images",
+        *([f"rungs     {_rungs(spec)}"] if recipe.rungs else []),
         f"device    {devices[0].name}" + (f" x {len(devices)}" if len(devices) > 1 else ""),
         f"latency   {_latency_words(spec)}",
         f"extent    {_extent(run)}; {run.workers} worker(s) of {run.threads} thread(s)",
         "stop      Ctrl-C; the same command continues",
         "",
     )
+
+
+def _rungs(spec: StudySpec) -> str:
+    at = f"after {', '.join(f'{samples:,}' for samples in spec.recipe.rungs)} images of {spec.recipe.samples:,}"
+    if not spec.stop:
+        return f"{at}; none is stopped there"
+    return f"{at}; one is stopped there where its chance to end on the front is below {spec.stop:g}"
 
 
 def _latency_words(spec: StudySpec) -> str:
