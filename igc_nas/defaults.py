@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cpu": {
         "epochs": 2,
         "train_size": 3000,
-        "held_out": 2000,
+        "held_out": 4000,
+        "average": 0.98,
+        "rungs": [2000],
         "batch": 32,
         "resolution": 16,
         "lr": 0.1,
@@ -41,6 +43,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 8,
         "train_size": 40_000,
         "held_out": 5000,
+        "average": 0.995,
+        "rungs": [40_000, 120_000],
         "batch": 256,
         "resolution": 32,
         "lr": 0.2,
@@ -61,8 +65,18 @@ class Extent:
 
 
 def default_recipe(kind: str, **changes: Any) -> Recipe:
-    """The proxy recipe for a kind of device (`cpu` or `cuda`), with changes. Raises `ConfigError`."""
-    return Recipe.parse(RECIPES[kind] | changes, "recipe")
+    """The proxy recipe for a kind of device (`cpu` or `cuda`), with changes. Raises `ConfigError`.
+
+    The default rungs are those below the samples of the changed recipe.
+    """
+    if "rungs" in changes:
+        return Recipe.parse(RECIPES[kind] | changes, "recipe")
+    recipe = Recipe.parse(RECIPES[kind] | changes | {"rungs": []}, "recipe")
+    return _with_rungs(recipe, RECIPES[kind]["rungs"])
+
+
+def _with_rungs(recipe: Recipe, rungs: Iterable[int]) -> Recipe:
+    return recipe.model_copy(update={"rungs": tuple(at for at in rungs if at < recipe.samples)})
 
 
 def default_extent(kind: str, devices: int = 1) -> Extent:
@@ -143,4 +157,5 @@ def _fitting_recipe(kind: str, info: DatasetInfo, changes: Mapping[str, Any]) ->
             f"recipe: train_size + held_out = {train_size + held_out}; {info.label} has {info.train_count} images",
             "lower train_size",
         )
-    return recipe.model_copy(update={"held_out": held_out, "train_size": train_size})
+    fitting = recipe.model_copy(update={"held_out": held_out, "train_size": train_size})
+    return fitting if "rungs" in changes else _with_rungs(fitting, recipe.rungs)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 Point = Sequence[float]
 
 
@@ -16,13 +18,18 @@ def dominates(a: Point, b: Point) -> bool:
 def nondominated(points: Sequence[Point]) -> list[int]:
     """Indices of the points that no other point dominates, in order; of equal points the first.
 
-    In lexicographic order a point can only be dominated by one before it, so each is held against the front so far.
+    In lexicographic order a point can only be dominated by one before it: the first that is left is of the front, and
+    takes all that it dominates away.
     """
+    if not len(points):
+        return []
+    array = np.asarray(points, dtype=float)
+    order = np.lexsort((np.arange(len(array)), *array.T[::-1]))
     front: list[int] = []
-    for index in sorted(range(len(points)), key=lambda i: (tuple(points[i]), i)):
-        point = points[index]
-        if not any(all(x <= y for x, y in zip(points[kept], point, strict=True)) for kept in front):
-            front.append(index)
+    while len(order):
+        first = order[0]
+        front.append(int(first))
+        order = order[(array[order] < array[first]).any(axis=1)]
     return sorted(front)
 
 

@@ -122,7 +122,7 @@ class Epoch(Frozen):
 
 
 class Rung(Frozen):
-    """What a training said on its way, after `samples` images: `error` and `loss` on the held-out images.
+    """What a training said on its way, after `samples` images: `error` and `loss` on (the first) held-out images.
 
     The network is scored as it would be at the end (see `igc_nas.train`), and goes on from where it was.
     """

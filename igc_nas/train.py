@@ -24,6 +24,8 @@ from igc_nas.record import Epoch, Rung, Score, Unfinished
 from igc_nas.spec import Recipe, Schedule
 
 RECALIBRATION_IMAGES = 1024
+RUNG_IMAGES = 2000
+"""Held-out images that a rung is scored on: what it decides needs less than what the end reports."""
 
 Pause = Callable[[], None]
 
@@ -128,18 +130,19 @@ class Training:
             norm.momentum = momentum
 
     @torch.inference_mode()
-    def evaluate(self, images: Images, pause: Pause = lambda: None) -> tuple[float, float]:
-        """(error, mean loss) on `images`, in evaluation mode."""
+    def evaluate(self, images: Images, pause: Pause = lambda: None, count: int | None = None) -> tuple[float, float]:
+        """(error, mean loss) on the first `count` of `images` (None: all), in evaluation mode."""
+        count = len(images) if count is None else min(count, len(images))
         self.network.eval()
         wrong = torch.zeros((), device=self.device.torch_device, dtype=torch.int64)
         loss = torch.zeros((), device=self.device.torch_device)
-        for index in images.in_order(max(256, self.recipe.batch)):
+        for index in images.in_order(max(256, self.recipe.batch), count):
             pause()
             logits = self.forward(images.batch(index)).float()
             labels = images.labels[index]
             wrong += (logits.argmax(1) != labels).sum()
             loss += F.cross_entropy(logits, labels, reduction="sum")
-        return wrong.item() / len(images), loss.item() / len(images)
+        return wrong.item() / count, loss.item() / count
 
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs, as tensors."""
@@ -239,7 +242,7 @@ class ProxyTraining:
                 self.average.update(steps)
             samples = self._rung_after.get(steps)
             if samples is not None and steps < self.recipe.epochs * self.training.steps_per_epoch:
-                self.rungs.append(self.score(samples))
+                self.rungs.append(self.score(samples, RUNG_IMAGES))
                 if not go_on(self.rungs[-1]):
                     raise _Stop
 
@@ -251,13 +254,16 @@ class ProxyTraining:
             return None
         return self.score(self.curve[-1].samples)
 
-    def score(self, samples: int) -> Rung:
-        """Score the network as it stands after so many `samples`. Raises `DivergedError`."""
+    def score(self, samples: int, images: int | None = None) -> Rung:
+        """Score the network as it stands after `samples` on the first `images` of the held-out ones (None: all).
+
+        Raises `DivergedError`.
+        """
         training = self.training
         buffers = [(buffer, buffer.detach().clone()) for buffer in training.network.buffers()]
         with self.average.in_place() if self.average else contextlib.nullcontext():
             training.recalibrate(self.pause)
-            error, loss = training.evaluate(self.held_out, self.pause)
+            error, loss = training.evaluate(self.held_out, self.pause, images)
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)

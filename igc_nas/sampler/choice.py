@@ -6,6 +6,7 @@ first two. So a resumed study goes on as one that was never stopped.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from igc_nas.catalog import Code
 from igc_nas.errors import IgcNasError
 from igc_nas.plan import arch_id
-from igc_nas.sampler.enumeration import Enumeration
+from igc_nas.sampler.enumeration import MOST_LISTED, Enumeration
 from igc_nas.sampler.evolution import Evolution
 from igc_nas.sampler.history import History, Memory
 from igc_nas.sampler.known_cost import KnownCost
@@ -86,16 +87,19 @@ class StudySampler(BaseSampler):
 
     def _new(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
         history = self._memory.history(study, trial.number)
-        tried = 0
-        for tried, code in enumerate(self._propose(history, self._rng), start=1):
+        for code in self._proposals(history):
             arch = self._catalog.architecture(code)
             if arch_id(arch) not in self._known:
                 return self._spec.search_space.encode(arch)
-            if tried >= MOST_REPEATS:
-                break
         raise ExhaustedError(
-            f"{tried:,} proposals of {self._spec.sampler} in {self._spec.space_name} were all in the study already"
+            f"{self._spec.sampler} finds nothing in {self._spec.space_name} that the study does not have"
         )
+
+    def _proposals(self, history: History) -> Iterator[Code]:
+        """What is proposed, and in the end all that a small space holds."""
+        yield from itertools.islice(self._propose(history, self._rng), MOST_REPEATS)
+        if self._spec.search_space.size <= MOST_LISTED:
+            yield from Enumeration(self._spec).propose(history, self._rng)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
