@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from igc_nas.errors import StudyError
 from igc_nas.figures import Figure, figures
+from igc_nas.knowledge import believed
 from igc_nas.ranking import (
     Tau,
     chance_tau,
@@ -33,7 +34,7 @@ from igc_nas.results import STUDY_FILE, Study, load_study
 FEWEST = 5
 """Fewer architectures than these are not ranked."""
 
-Kind = Literal["rung", "end", "seed", "params", "macs", "random"]
+Kind = Literal["rung", "end", "loss", "belief", "seed", "params", "macs", "random"]
 Versus = Literal["above", "overlaps", "below"]
 By = Mapping[str, float]  # a value by canonical id
 
@@ -58,11 +59,12 @@ class Trained:
 class Predictor:
     """How well one predictor orders the architectures as the truth does.
 
-    `samples` are the images that it costs, None where it costs none; `study` names the study of another seed.
-    `params` is the parameter count's tau on the same architectures, `over_params` the difference to it, paired;
-    `versus_params` says whether the interval lies above, overlaps or lies below the parameter count's. Recall is of
-    the truth's best 10 and 25 %. For `random` the taus are expected values, their intervals where 95 % of random
-    orders lie.
+    `end` is the error at the end, `loss` the held-out loss there, `belief` the error that a surrogate of all the
+    study's ends believes of it. `samples` are the images that it costs, None where it costs none; `study` names the
+    study of another seed. `params` is the parameter count's tau on the same architectures, `over_params` the
+    difference to it, paired; `versus_params` says whether the interval lies above, overlaps or lies below the parameter
+    count's. Recall is of the truth's best 10 and 25 %. For `random` the taus are expected values, their intervals where
+    95 % of random orders lie.
     """
 
     kind: Kind
@@ -79,7 +81,7 @@ class Predictor:
     @property
     def is_proxy(self) -> bool:
         """Whether it is the study's own training, at a rung or at the end."""
-        return self.kind in ("rung", "end")
+        return self.kind in ("rung", "end", "loss", "belief")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,7 @@ class _Evidence:
     params: By
     macs: By
     ends: By
+    losses: By
     rungs: Mapping[int, By]
 
 
@@ -175,7 +178,9 @@ def honesty(study: Study, truth: Study | None = None) -> Honesty:
     repeats = [other for other in others if is_repeat(study, other)]
     values: list[tuple[Kind, int | None, str | None, By]] = [("rung", at, None, by) for at, by in own.rungs.items()]
     if not own_end:
-        values.append(("end", study.spec.recipe.samples, None, own.ends))
+        samples = study.spec.recipe.samples
+        values += [("end", samples, None, own.ends), ("loss", samples, None, own.losses)]
+        values += [("belief", samples, None, found)] if (found := believed(study)) else []
     values += [
         ("seed", other.spec.recipe.samples, label(study, other), _evidence(other).ends)
         for other in repeats
@@ -272,6 +277,7 @@ def _evidence(study: Study) -> _Evidence:
     params: dict[str, float] = {}
     macs: dict[str, float] = {}
     ends: dict[str, float] = {}
+    losses: dict[str, float] = {}
     rungs: dict[int, dict[str, float]] = {}
     for trial in study.trials:
         known = trial.candidate or trial.stopped
@@ -279,10 +285,10 @@ def _evidence(study: Study) -> _Evidence:
             continue
         params[known.id], macs[known.id] = known.cost.params, known.cost.macs
         if isinstance(known, Candidate):
-            ends[known.id] = known.score.error
+            ends[known.id], losses[known.id] = known.score.error, known.score.loss
         for rung in known.score.rungs if isinstance(known, Candidate) else known.training.rungs:
             rungs.setdefault(rung.samples, {})[known.id] = rung.error
-    return _Evidence(params, macs, ends, dict(sorted(rungs.items())))
+    return _Evidence(params, macs, ends, losses, dict(sorted(rungs.items())))
 
 
 def _promise(counts: By) -> By:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from igc_nas.features import Features
+from igc_nas.catalog import Ints
+from igc_nas.features import Features, Floats, Inputs
+from igc_nas.record import Candidate
 from igc_nas.results import Study
 from igc_nas.surrogate import MOST_POINTS, Surrogate
 from igc_nas.trust import LEAST_FOR_TRUST, Trust, trust_in
@@ -37,11 +39,24 @@ class Knowledge:
         )
 
 
-def knowledge_of(study: Study) -> Knowledge | None:
-    """The knowledge of a study; None below `LEAST_FOR_TRUST` completed trials of its own space.
+@dataclass(frozen=True)
+class _Fitted:
+    """The surrogate of a study's errors with what it was fitted to."""
 
-    Of more than `MOST_POINTS` the newest are judged.
+    surrogate: Surrogate
+    candidates: tuple[Candidate, ...]
+    inputs: Inputs
+    errors: Floats
+    params: Ints
+
+
+def _fitted(study: Study) -> _Fitted | None:
+    """Fitted to the completed trials of the study's own space; None below `LEAST_FOR_TRUST` of them.
+
+    Of more than `MOST_POINTS` the newest are taken.
     """
+    if len(study.candidates) < LEAST_FOR_TRUST:
+        return None  # the catalog takes a second
     catalog = study.spec.feasible.catalog
     coded = [(candidate, catalog.code(candidate.arch)) for candidate in study.candidates]
     known = [(candidate, code) for candidate, code in coded if code is not None][-MOST_POINTS:]
@@ -50,12 +65,36 @@ def knowledge_of(study: Study) -> Knowledge | None:
     codes = np.array([code for _, code in known], dtype=np.int64)
     errors = np.array([candidate.score.error for candidate, _ in known])
     costs = catalog.price(codes)[1]
-    surrogate = Surrogate(Features(catalog).of(codes, costs), errors)
-    mean, deviation = surrogate.left_out()
+    inputs = Features(catalog).of(codes, costs)
+    return _Fitted(Surrogate(inputs, errors), tuple(c for c, _ in known), inputs, errors, costs[:, 0])
+
+
+def knowledge_of(study: Study) -> Knowledge | None:
+    """The knowledge of a study; None below `LEAST_FOR_TRUST` completed trials of its own space.
+
+    Of more than `MOST_POINTS` the newest are judged.
+    """
+    fitted = _fitted(study)
+    if fitted is None:
+        return None
+    mean, deviation = fitted.surrogate.left_out()
     return Knowledge(
-        trust=trust_in(surrogate, errors, costs[:, 0]),
-        trials=tuple(candidate.trial for candidate, _ in known),
-        errors=tuple(map(float, errors)),
+        trust=trust_in(fitted.surrogate, fitted.errors, fitted.params),
+        trials=tuple(candidate.trial for candidate in fitted.candidates),
+        errors=tuple(map(float, fitted.errors)),
         expected=tuple(map(float, mean)),
         deviation=tuple(map(float, deviation)),
     )
+
+
+def believed(study: Study) -> dict[str, float]:
+    """By canonical id the error that the surrogate believes of each candidate, its own measured one taken in.
+
+    What a network shares with others speaks for it, so a belief carries less of one training's noise than an error
+    does. Empty below `LEAST_FOR_TRUST` completed trials.
+    """
+    fitted = _fitted(study)
+    if fitted is None:
+        return {}
+    mean, _ = fitted.surrogate.predict(fitted.inputs)
+    return {candidate.id: float(value) for candidate, value in zip(fitted.candidates, mean, strict=True)}

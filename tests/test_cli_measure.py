@@ -493,7 +493,7 @@ def test_the_runtime_that_is_asked_for_is_measured(cli: Command, tmp_path: Path)
 # Benchmarks.
 
 
-@pytest.mark.parametrize("command", ["train", "deploy", "latency", "search"])
+@pytest.mark.parametrize("command", ["train", "deploy", "latency", "search", "sampler"])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_every_bench_has_help(command: str, flag: str, cli: Command) -> None:
     answer = cli("bench", command, flag)
@@ -504,7 +504,7 @@ def test_every_bench_has_help(command: str, flag: str, cli: Command) -> None:
 
 
 def test_the_benches_are_these() -> None:
-    assert sorted(main.commands["bench"].commands) == ["deploy", "latency", "search", "train"]
+    assert sorted(main.commands["bench"].commands) == ["deploy", "latency", "sampler", "search", "train"]
 
 
 @pytest.mark.parametrize("as_json", [True, False])

@@ -111,7 +111,7 @@ def test_the_same_as_json(short: Path, cli: Command) -> None:
     found = cli("report", "short", "--json").json
     assert (found["study"]["name"], found["truth"]["name"], found["shared"]) == ("short", "short/long", N)
     kinds = [row["kind"] for row in found["predictors"]]
-    assert kinds == ["rung", "rung", "end", "seed", "params", "macs", "random"]
+    assert kinds == ["rung", "rung", "end", "loss", "belief", "seed", "params", "macs", "random"]
     end = found["predictors"][2]
     assert end["overall"]["low"] < end["overall"]["tau"] < end["overall"]["high"]
     assert end["versus_params"] == "above"
@@ -207,7 +207,7 @@ def test_a_report_loads_neither_torch_nor_optuna_nor_plotly_nor_pandas(short: Pa
 import sys
 from igc_nas.cli.program import _status
 for arguments in (["report", "short"], ["report", "short", "--json"]):
-    loaded = sorted({"torch", "optuna", "plotly", "pandas", "scipy"} & sys.modules.keys())
+    loaded = sorted({"torch", "optuna", "plotly", "pandas"} & sys.modules.keys())
     print(_status(arguments), loaded, file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -66,6 +66,8 @@ def test_every_predictor_is_there_in_order(found: Honesty) -> None:
         ("rung", 2000),
         ("rung", 4000),
         ("end", 8000),
+        ("loss", 8000),
+        ("belief", 8000),
         ("seed", 8000),
         ("params", None),
         ("macs", None),
@@ -187,7 +189,9 @@ def test_a_truth_that_is_named_comes_before_the_longest(tmp_path: Path, family: 
     found = honesty(load_study(family), load_study(other))
     assert (found.truth.name, found.shared, found.longer) == ("other", 40, 0.5)
     again = honesty(load_study(family), load_study(family / "seed1"))
-    assert [row.kind for row in again.predictors] == ["rung", "rung", "end", "params", "macs", "random"]
+    assert [row.kind for row in again.predictors] == [
+        "rung", "rung", "end", "loss", "belief", "params", "macs", "random",
+    ]  # fmt: skip
     own = honesty(load_study(family), load_study(family / ".." / "short"))
     assert own.own_end
 
@@ -216,7 +220,7 @@ def test_stopped_trainings_count_at_their_rungs(tmp_path: Path) -> None:
     found = judged(tmp_path, short=short, long=make(30, by_quality, recipe=LONG))
     assert (found.study.completed, found.study.stopped, found.shared) == (18, 12, 30)
     assert {row.kind: row.overall.n for row in found.predictors} == {
-        "rung": 30, "end": 18, "params": 30, "macs": 30, "random": 30,
+        "rung": 30, "end": 18, "loss": 18, "belief": 18, "params": 30, "macs": 30, "random": 30,
     }  # fmt: skip
     assert honesty(load_study(tmp_path / "short"), load_study(tmp_path / "short")).shared == 18
 

@@ -1,7 +1,8 @@
-"""igc-nas bench: ratios, printed with their conditions; nothing is asserted about a clock."""
+"""igc-nas bench: ratios and curves, printed with their conditions; nothing is asserted about a clock."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def bench() -> None:
-    """Measure what lowering is worth on this machine: ratios over a fixed set of architectures."""
+    """Measure what lowering is worth on this machine, over fixed architectures; compare samplers."""
 
 
 @bench.command("train")
@@ -107,24 +108,25 @@ def sampler(
     On tables (each answer is a recorded training) and on synthetic landscapes, whose truth is known. A few minutes.
     """
     quiet_threads(1)
-    from igc_nas.bench.problems import complete_enough
+    from igc_nas.bench.curves import figure_kind, write_figure
     from igc_nas.bench.problems import landscapes as made_up
-    from igc_nas.bench.sampling import SAMPLERS, bench_sampler, parse_samplers, write_figure
+    from igc_nas.bench.problems import table_problem
+    from igc_nas.bench.sampling import SAMPLERS, bench_sampler, parse_samplers
     from igc_nas.defaults import usable_cores
     from igc_nas.errors import UsageError
 
     names = parse_samplers(samplers) if samplers is not None else SAMPLERS
-    problems = [complete_enough(load(name, root)) for name in tables] + [*(made_up() if landscapes else ())]
+    figures = [path for path in (html, png) if path]
+    for path in figures:
+        figure_kind(path)  # refused before the work rather than after it
+    problems = [table_problem(load(name, root)) for name in tables] + [*(made_up() if landscapes else ())]
     if not problems:
         raise UsageError("nothing to replay", "add --table STUDY, or --landscapes")
     report = bench_sampler(problems, names, seeds, evaluations, workers or usable_cores(), output, say)
-    if as_json:
-        put_json(report.to_dict())
-    else:
-        put(*report.lines())
-    for path in (html, png):
-        if path:
-            write_figure(report, path)
+    # The curves are long: one line rather than one for each number.
+    put(*([json.dumps(report.to_dict(), allow_nan=False)] if as_json else report.lines()))
+    for path in figures:
+        write_figure(report, path)
 
 
 def _prepared(device: str) -> Device:

@@ -15,14 +15,18 @@ from igc_nas.errors import StudyError, UsageError
 
 if TYPE_CHECKING:
     from igc_nas.config import ArchConfig
-    from igc_nas.record import Latency
+    from igc_nas.record import Candidate, Latency
     from igc_nas.results import Study
     from igc_nas.spec import RuntimeName
+
+KEEP_EVERY = 20
+"""Measured candidates between two writes."""
 
 
 @click.command()
 @click.argument("arch", required=False)
 @click.option("--study", "study_name", help="Measure the candidates of a study again, in one quiet pass.")
+@click.option("--keep", is_flag=True, help="With --study: measure what is noisy, and record what no longer is.")
 @classes_option
 @device_option
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images per pass.")
@@ -36,17 +40,20 @@ if TYPE_CHECKING:
 @click.option("--latency-command", envvar="IGC_NAS_LATENCY_COMMAND", help="With --study: what measures elsewhere.")
 @as_json
 @studies_dir
-def measure(arch: str | None, study_name: str | None, as_json: bool, root: Path, **flags: Any) -> None:
+def measure(arch: str | None, study_name: str | None, keep: bool, as_json: bool, root: Path, **flags: Any) -> None:
     """Measure the latency of ARCH here, in all its forms, beside a fixed reference network.
 
     ARCH is a .toml file, - (TOML on stdin), a paper's network or STUDY:N. With --study the candidates of a study are
-    measured again under the study's conditions.
+    measured again under the study's conditions; with --keep those that were noisy, and a quiet new latency replaces
+    the old one (the study's database is made anew from trials.jsonl by the next search).
     """
+    if keep and study_name is None:
+        raise UsageError("--keep goes with --study")
     if (arch is None) == (study_name is None):
         raise UsageError("name an architecture or a --study, one of the two", "igc-nas measure igcv1-l24m2-d20")
     if study_name is not None:
         _refuse_conditions()
-        _measure_study(load(study_name, root), flags, as_json)
+        _measure_study(load(study_name, root), flags, keep, as_json)
         return
     assert arch is not None
     config = architecture_on_stdin(flags["classes"]) if arch == "-" else architecture(arch, flags["classes"], root)
@@ -144,17 +151,26 @@ def _lines(latency: Latency, config: ArchConfig) -> list[str]:
     ]
 
 
-def _measure_study(study: Study, flags: dict[str, Any], as_json: bool) -> None:
-    """Measure every candidate again and hold it against its record."""
+def _measure_study(study: Study, flags: dict[str, Any], keep: bool, as_json: bool) -> None:
+    """Measure every candidate again, or the noisy ones to keep what is quiet, and hold it against its record."""
     if not study.candidates:
         raise StudyError(f"{study.spec.name} has no completed trial yet")
+    candidates = [c for c in study.candidates if c.latency.noisy or not keep]
+    if not candidates:
+        say(f"none of the {len(study.candidates)} latencies of {study.spec.name} is noisy")
+        return
     quiet_threads(study.spec.latency.threads)
     measurer = _of_study(study, flags)
-    rows = []
-    for done, candidate in enumerate(study.candidates, start=1):
+    rows: list[tuple[Candidate, Latency]] = []
+    for done, candidate in enumerate(candidates, start=1):
         latency = measurer(candidate.arch)
         rows.append((candidate, latency))
-        say(f"{done}/{len(study.candidates)}  trial {candidate.trial}: {latency.normalised_ms:.3f} ms")
+        say(
+            f"{done}/{len(candidates)}  trial {candidate.trial}: {latency.normalised_ms:.3f} ms"
+            f"{' noisy' if latency.noisy else ''}"
+        )
+        if keep and (done % KEEP_EVERY == 0 or done == len(candidates)):
+            _keep(study, rows)
     from igc_nas.timing import agreement
 
     recorded = [candidate.latency.normalised_ms for candidate, _ in rows]
@@ -183,6 +199,13 @@ def _measure_study(study: Study, flags: dict[str, Any], as_json: bool) -> None:
         )
     correlation = "" if rank is None else f"; rank correlation {rank:.3f}"
     put(f"median difference {100 * difference:.1f} % over {len(rows)} candidates{correlation}")
+
+
+def _keep(study: Study, rows: list[tuple[Candidate, Latency]]) -> None:
+    from igc_nas.store import replace_latencies
+
+    assert study.folder is not None
+    replace_latencies(study.folder, {c.trial: latency for c, latency in rows if not latency.noisy})
 
 
 def _of_study(study: Study, flags: dict[str, Any]) -> Callable[[ArchConfig], Latency]:

@@ -127,7 +127,10 @@ def _cells(row: Predictor) -> list[str]:
     ]
 
 
-NAMES = {"rung": "rung", "end": "end", "params": "params", "macs": "MACs", "random": "random (expected)"}
+NAMES = {
+    "rung": "rung", "end": "end", "loss": "loss at the end", "belief": "surrogate of the ends", "params": "params",
+    "macs": "MACs", "random": "random (expected)",
+}  # fmt: skip
 
 
 def _figure_cells(figure: FigureAgreement, row: FigureTau) -> list[str]:

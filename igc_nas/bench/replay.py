@@ -1,0 +1,182 @@
+"""A search in virtual time: any sampler on a problem whose answers are there already, so nothing trains.
+
+What the coordinator of a search does with a suggestion is done here too (see `igc_nas.study`): one that is no
+architecture, over budget or without an answer is told as infeasible, one that is known is told again, and neither
+counts as an evaluation. So no sampler pays for duplicates or infeasible suggestions.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import Trial, TrialState
+
+from igc_nas.bench.problems import Answer, Problem
+from igc_nas.cost import cost_of
+from igc_nas.errors import ConfigError
+from igc_nas.pareto import Point, dominates, hypervolume
+from igc_nas.plan import arch_id
+from igc_nas.sampler.choice import MOST_REPEATS, ExhaustedError, StudySampler
+from igc_nas.sampler.history import EXPECTED
+from igc_nas.spec import SamplerName
+from igc_nas.stopping import Ended, Outlook, Rule
+from igc_nas.store import BUDGET
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation: what was evaluated, what it took (samples x MACs), and why it was stopped, if it was."""
+
+    id: str
+    answer: Answer
+    compute: float
+    stopped: Outlook | None = None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """After each evaluation the hypervolume of the true values found so far and the compute spent so far.
+
+    `lost` are the ids of the problem's front that were stopped; `stopped` counts all that were.
+    """
+
+    volumes: tuple[float, ...]
+    compute: tuple[float, ...]
+    stopped: int = 0
+    lost: tuple[str, ...] = ()
+
+
+def replay(
+    problem: Problem, sampler: SamplerName, seed: int, evaluations: int, *, stop: float = 0.0, compute: float = 0.0
+) -> Replay:
+    """Search `problem` by a sampler: `evaluations` of them, or with `compute` until so much is spent.
+
+    With `stop` a training is given up at a rung where its chance to end on the front is below it. A sampler that finds
+    nothing new ends earlier.
+    """
+    steps: Iterable[Evaluated] = _Replayed(problem, sampler, seed, stop).steps()
+    steps = _until_spent(steps, compute) if compute else itertools.islice(steps, evaluations)
+    done = list(steps)
+    points = [None if e.stopped else problem.spec.scaled(_named(problem, e.answer)) for e in done]
+    front = problem.front()
+    return Replay(
+        tuple(volumes(points)),
+        tuple(itertools.accumulate(e.compute for e in done)),
+        sum(e.stopped is not None for e in done),
+        tuple(e.id for e in done if e.stopped and e.id in front),
+    )
+
+
+def _until_spent(steps: Iterable[Evaluated], compute: float) -> Iterator[Evaluated]:
+    spent = 0.0
+    for step in steps:
+        yield step
+        spent += step.compute
+        if spent >= compute:
+            return
+
+
+def _named(problem: Problem, answer: Answer) -> dict[str, float]:
+    return dict(zip(problem.spec.objectives, answer.true, strict=True))
+
+
+def volumes(points: Iterable[Point | None]) -> Iterator[float]:
+    """The hypervolume below (1, ..., 1) after each of `points`; None adds nothing.
+
+    A point adds its box less what the front covers of it: the front's members, cut to the box, are few.
+    """
+    front: list[tuple[float, ...]] = []
+    volume = 0.0
+    for point in points:
+        if point is not None and all(x < 1 for x in point):
+            new, ones = tuple(point), (1.0,) * len(point)
+            covered = hypervolume([tuple(map(max, zip(kept, new, strict=True))) for kept in front], ones)
+            gain = hypervolume([new], ones) - covered
+            if gain > 0:
+                volume += gain
+                front = [kept for kept in front if not dominates(new, kept)] + [new]
+        yield volume
+
+
+class _Replayed:
+    """One run: asks the sampler, answers at once."""
+
+    def __init__(self, problem: Problem, sampler: SamplerName, seed: int, stop: float) -> None:
+        # A copy keeps what the spec has worked out of its space: counting it takes seconds.
+        self.spec = problem.spec.model_copy(update={"sampler": sampler, "seed": seed})
+        self.problem = problem
+        self.stop = stop
+        self.known: dict[str, Evaluated | None] = {}
+        """By id; None: no answer."""
+        self.ended: list[Ended] = []
+        self.in_vain = 0
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        directions = [StudyDirection.MINIMIZE] * len(self.spec.objectives)
+        inner = StudySampler(self.spec, self.known.keys(), lambda: self.in_vain)
+        self.study = optuna.create_study(directions=directions, sampler=inner)
+
+    def steps(self) -> Iterator[Evaluated]:
+        """Evaluations, until the sampler finds no new one."""
+        while self.in_vain < MOST_REPEATS:
+            try:
+                found = self._next()
+            except ExhaustedError:
+                return
+            self.in_vain = 0 if found else self.in_vain + 1
+            if found:
+                yield found
+
+    def _next(self) -> Evaluated | None:
+        """Ask once; None: the suggestion was infeasible, or known."""
+        trial = self.study.ask()
+        try:
+            arch = self.spec.search_space.suggest(trial)
+        except ConfigError:
+            self._infeasible(trial, 1.0)
+            return None
+        cost, identity = cost_of(arch), arch_id(arch)
+        violation = self.spec.feasible.violation(cost)
+        if violation > 0:
+            self._infeasible(trial, violation)
+            return None
+        is_new = identity not in self.known
+        if is_new:
+            answer = self.problem.answer(arch, identity, cost, self.spec.seed)
+            self.known[identity] = self._evaluated(identity, answer) if answer else None
+        found = self.known[identity]
+        if found is None:
+            self._infeasible(trial, 1.0)
+            return None
+        trial.set_constraint(BUDGET, violation)
+        self._tell(trial, found, is_new)
+        return found if is_new else None
+
+    def _infeasible(self, trial: Trial, violation: float) -> None:
+        trial.set_constraint(BUDGET, violation)
+        self.study.tell(trial, [self.spec.bounds[name][1] for name in self.spec.objectives])
+
+    def _tell(self, trial: Trial, found: Evaluated, is_new: bool) -> None:
+        if found.stopped is None:
+            self.study.tell(trial, found.answer.seen)
+        elif is_new:
+            trial.set_user_attr(EXPECTED, [found.stopped.expected_error, found.stopped.deviation])
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self.study.tell(trial, state=TrialState.FAIL)
+
+    def _evaluated(self, identity: str, answer: Answer) -> Evaluated:
+        """Train to the end, or to the rung at which it is given up."""
+        if not self.stop:
+            return Evaluated(identity, answer, answer.compute[-1])
+        rule = Rule(self.ended, self.stop)
+        for place, error in enumerate(answer.rungs):
+            outlook = rule.outlook(answer.known, place, error)
+            if outlook and outlook.chance < rule.bound:
+                return Evaluated(identity, answer, answer.compute[place], outlook)
+        at = self.spec.objectives.index("error")
+        self.ended.append(Ended(answer.known, answer.rungs, answer.seen[at]))
+        return Evaluated(identity, answer, answer.compute[-1])
