@@ -20,8 +20,8 @@ from igc_nas.catalog import Catalog, Code, Ints
 from igc_nas.config import UNITS
 from igc_nas.space import METRICS, Metric
 
-MOST_FRONTS, MOST_BACKS = 30_000_000, 2_000_000
-INDEX_BITS = 25
+MOST_FRONTS, MOST_BACKS = 40_000_000, 2_000_000
+INDEX_BITS = 26
 INDEX = (1 << INDEX_BITS) - 1
 MOST_COST = (1 << (63 - INDEX_BITS)) - 2
 """A cost and an index of `MOST_FRONTS` share the 63 bits of an integer."""

@@ -1,10 +1,12 @@
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from builders import SMALL_SPACES, chi_square_z, every_architecture, one_line, space_of
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from igc_nas.config import ArchConfig
@@ -18,9 +20,63 @@ SPACES = {name: space_of(text) for name, text in SMALL_SPACES.items()} | {"tiny"
 
 
 @cache
+def written(name: str) -> dict[str, ArchConfig]:
+    """Every different network of a small space, by brute force, as it is first written."""
+    found: dict[str, ArchConfig] = {}
+    for arch in every_architecture(SPACES[name]):
+        found.setdefault(arch_id(arch), arch)
+    return found
+
+
+@cache
 def networks(name: str) -> dict[str, Cost]:
-    """Every different network of a small space, by brute force."""
-    return {arch_id(arch): cost_of(arch) for arch in every_architecture(SPACES[name])}
+    return {i: cost_of(arch) for i, arch in written(name).items()}
+
+
+@st.composite
+def limits(draw: st.DrawFn, name: str) -> dict[str, int]:
+    """A budget on params, on MACs, on both or on neither, that leaves something of each."""
+    found = {}
+    for metric in ("params", "macs"):
+        costs = [getattr(cost, metric) for cost in networks(name).values()]
+        if draw(st.booleans()):
+            found[metric] = draw(st.integers(min(costs), max(costs) + 10) | st.sampled_from(costs))
+    return found
+
+
+def within(name: str, limit: Mapping[str, int]) -> list[str]:
+    return [i for i, cost in networks(name).items() if all(getattr(cost, m) <= most for m, most in limit.items())]
+
+
+@pytest.mark.parametrize("name", SPACES)
+@given(data=st.data())
+def test_what_is_said_of_a_budget_is_what_brute_force_says(name: str, data: st.DataObject) -> None:
+    limit = data.draw(limits(name))
+    feasible, ids = Feasible(SPACES[name], **limit), within(name, limit)
+    assert feasible.count == len(ids)
+    if not ids:
+        with pytest.raises(InfeasibleError, match=f"no architecture of {SPACES[name].name} is within both budgets"):
+            feasible.facts()
+        return
+    facts, costs = feasible.facts(), [networks(name)[i] for i in ids]
+    assert (facts["architectures"], facts["feasible"]) == (len(networks(name)), len(ids))
+    assert facts["share"] == len(ids) / len(networks(name))
+    for metric in ("params", "macs"):
+        values = [getattr(cost, metric) for cost in costs]
+        assert (facts[f"smallest_{metric}"], facts[f"largest_{metric}"]) == (min(values), max(values))
+    by = facts["binned_by"]
+    if len(limit) == 2:
+        assert facts["acceptance"] == len(ids) / len(within(name, {by: limit[by]}))
+    for found in facts["bins"]:
+        assert found["architectures"] == sum(found["from"] <= getattr(cost, by) <= found["to"] for cost in costs)
+    edges = [(found["from"], found["to"]) for found in facts["bins"]]
+    assert all(low == high + 1 for (_, high), (low, _) in pairwise(edges))
+    assert edges[0][0] == min(getattr(cost, by) for cost in networks(name).values())
+    assert edges[-1][1] == min(limit.get(by, 10**12), max(getattr(cost, by) for cost in networks(name).values()))
+    for stage, counts in enumerate(facts["units"].values()):
+        units = Counter(written(name)[i].stages[stage].unit for i in ids)
+        assert {unit: n for unit, n in counts.items() if n} == units
+    assert len(facts["units"]) == len(SPACES[name].stages)
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -31,13 +87,76 @@ def test_draws_are_uniform_over_exactly_what_is_within_the_budget(name: str, lim
         for metric in ("params", "macs")
         if limited in (metric, "both")
     }
-    within = {i for i, cost in networks(name).items() if all(getattr(cost, m) <= most for m, most in limit.items())}
-    assert len(within) < len(networks(name)) or not limit
-    feasible, rng = Feasible(SPACES[name], **limit), np.random.default_rng(7)
-    few = len(within) < 200
-    drawn = Counter(arch_id(feasible.draw(rng)) for _ in range((20 if few else 6) * len(within)))
-    assert drawn.keys() == within if few else drawn.keys() < within
-    assert abs(chi_square_z([drawn[i] for i in within])) < 4
+    assert_uniform(name, limit, Feasible(SPACES[name], **limit))
+
+
+def assert_uniform(name: str, limit: Mapping[str, int], feasible: Feasible) -> None:
+    ids, rng = within(name, limit), np.random.default_rng(7)
+    assert len(ids) < len(networks(name)) or not limit
+    few = len(ids) < 200
+    drawn = Counter(arch_id(feasible.draw(rng)) for _ in range((20 if few else 6) * len(ids)))
+    assert drawn.keys() == set(ids) if few else drawn.keys() <= set(ids)
+    assert abs(chi_square_z([drawn[i] for i in ids])) < 4
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("limited", [{"params": 0.6}, {"macs": 0.4}, {"params": 0.7, "macs": 0.7}, {}])
+def test_a_space_too_large_to_count_is_drawn_from_uniformly_too(
+    name: str, limited: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("igc_nas.sums.MOST_FRONTS", 1)
+    limit = {
+        metric: int(np.quantile([getattr(cost, metric) for cost in networks(name).values()], share))
+        for metric, share in limited.items()
+    }
+    feasible, rng = Feasible(SPACES[name], **limit), np.random.default_rng(3)
+    assert feasible.count is None
+    with pytest.raises(OverflowError, match="too large to count"):
+        feasible.facts()
+    assert_uniform(name, limit, feasible)
+    assert {arch_id(feasible.draw_stratified(rng)) for _ in range(50)} <= set(within(name, limit))
+
+
+def stratified_chances(name: str, limit: Mapping[str, int]) -> dict[str, float]:
+    """What a stratified draw is documented to be, by brute force: bin, then combination of units, then member."""
+    feasible = Feasible(SPACES[name], **limit)
+    bins: dict[int, dict[tuple[str, ...], list[str]]] = {}
+    for i in within(name, limit):
+        cost = getattr(networks(name)[i], feasible.metric)
+        number = next(n for n, found in enumerate(feasible.bins) if found.above < cost <= found.most)
+        units = tuple(stage.unit for stage in written(name)[i].stages)
+        bins.setdefault(number, {}).setdefault(units, []).append(i)
+    return {
+        i: 1 / (len(bins) * len(strata) * len(members))
+        for strata in bins.values()
+        for members in strata.values()
+        for i in members
+    }
+
+
+@pytest.mark.parametrize("name", ["clashing", "four-stages", "merging", "one-stage", "tiny"])
+@pytest.mark.parametrize("limited", ["params", "macs"])
+def test_stratified_draws_are_even_over_bins_then_units_then_members(name: str, limited: str) -> None:
+    limit = {limited: int(np.quantile([getattr(cost, limited) for cost in networks(name).values()], 0.6))}
+    chances, rng = stratified_chances(name, limit), np.random.default_rng(5)
+    feasible = Feasible(SPACES[name], **limit)
+    code_of = {feasible.catalog.code(written(name)[i]): i for i in chances}
+    count = int(7 / min(chances.values()))
+    drawn = Counter(code_of[feasible.catalog.code(feasible.draw_stratified(rng))] for _ in range(count))
+    assert drawn.keys() <= chances.keys()
+    assert abs(chi_square_z([drawn[i] for i in chances], list(chances.values()))) < 4
+    uniform = Counter(code_of[feasible.catalog.code(feasible.draw(rng))] for _ in range(count))
+    assert chi_square_z([uniform[i] for i in chances], list(chances.values())) > 8
+
+
+@pytest.mark.parametrize("name", SPACES)
+@given(data=st.data())
+def test_stratified_draws_keep_within_the_budget(name: str, data: st.DataObject) -> None:
+    """At the tightest budgets too, where rounded edges of the bins may come to lie beyond it."""
+    limit = data.draw(limits(name))
+    assume(within(name, limit))
+    feasible, rng = Feasible(SPACES[name], **limit), np.random.default_rng(0)
+    assert all(feasible.contains(cost_of(feasible.draw_stratified(rng))) for _ in range(20))
 
 
 def test_the_guard_would_see_a_walk_that_is_not_uniform() -> None:

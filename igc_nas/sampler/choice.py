@@ -82,6 +82,9 @@ class StudySampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Parameters of a whole architecture. Raises `ExhaustedError`."""
+        if isinstance(self._inner, NSGAIISampler):
+            # Asked once, parents come in the order of their choice; again, in that of their numbers. Resumed is again.
+            self._inner.get_parent_population(study, self._inner.get_trial_generation(study, trial))
         chosen = self._inner.sample_relative(study, trial, search_space) if self._inner else {}
         return chosen or self._new(study, trial)
 

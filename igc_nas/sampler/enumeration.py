@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -31,10 +30,13 @@ class Enumeration:
 
     @cached_property
     def _order(self) -> Ints:
+        """All codes within the budget, shuffled: each stem with the options that fit behind it, stage by stage."""
         catalog = self.spec.feasible.catalog
-        codes = np.array(
-            list(itertools.product(range(len(catalog.stem_shape)), *(range(len(t.options)) for t in catalog.stages)))
-        )
+        codes, shapes = np.arange(len(catalog.stem_shape))[:, None], catalog.stem_shape
+        for table in catalog.stages:
+            rows, options = np.nonzero(table.fits[shapes])
+            codes = np.column_stack([codes[rows], options])
+            shapes = table.leaves[shapes[rows], options]
         kept, _ = Moves(self.spec.feasible).kept(codes)
         return kept[np.random.default_rng(self.spec.seed).permutation(len(kept))]
 

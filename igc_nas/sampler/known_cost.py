@@ -44,6 +44,7 @@ class KnownCost:
         self.spec = spec
         self.catalog = spec.feasible.catalog
         self.moves = Moves(spec.feasible)
+        self._bounds = dict(spec.bounds)
         self.measured = tuple(name for name in spec.objectives if name in ("error", "latency"))
 
     @cached_property
@@ -54,6 +55,7 @@ class KnownCost:
     def propose(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
         """Codes in the order in which they should be tried; some may have been."""
         if len(history.complete) >= STARTUP:
+            self._bounds = self._scale(history)
             beliefs = self._beliefs(history)
             if beliefs.trust is None or beliefs.trust.is_better:
                 yield from self._by_improvement(history, beliefs, rng)
@@ -66,6 +68,14 @@ class KnownCost:
         code = self.catalog.code(self.spec.feasible.draw_stratified(rng))
         assert code is not None
         return code
+
+    def _scale(self, history: History) -> dict[str, tuple[float, float]]:
+        """The study's bounds; what it has none for (a latency that was never calibrated) spans what was measured."""
+        found = dict(self.spec.bounds)
+        for column, name in zip(history.values.T, self.spec.objectives, strict=True):
+            if name not in found:
+                found[name] = (float(column.min()), float(column.max()) * 1.01)
+        return found
 
     # Beliefs.
 
@@ -88,7 +98,7 @@ class KnownCost:
         """The belief about the error from complete trials and, less surely, from those that were stopped."""
         codes = np.concatenate([history.complete.codes[rows], history.stopped.codes])
         costs = np.concatenate([history.complete.costs[rows], history.stopped.costs])
-        scale = self.spec.bounds["error"][1]
+        scale = self._bounds["error"][1]
         values = np.concatenate([self._column(history.values, "error")[rows], history.expected[:, 0] / scale])
         noises = np.concatenate([np.zeros(len(rows)), (history.expected[:, 1] / scale) ** 2])
         return Surrogate(self.features.of(codes, costs), values, noises)
@@ -98,7 +108,7 @@ class KnownCost:
 
     def _scaled(self, values: Floats, name: str) -> Floats:
         """Values of an objective on the study's scale."""
-        low, high = self.spec.bounds[name]
+        low, high = self._bounds[name]
         if name == "error":
             return (values - low) / (high - low)
         found: Floats = (np.log(values) - np.log(low)) / (np.log(high) - np.log(low))
