@@ -67,7 +67,7 @@ class Extent:
 def default_recipe(kind: str, **changes: Any) -> Recipe:
     """The proxy recipe for a kind of device (`cpu` or `cuda`), with changes. Raises `ConfigError`.
 
-    The default rungs are those below the samples of the changed recipe.
+    The default rungs are those before the end of the changed recipe.
     """
     if "rungs" in changes:
         return Recipe.parse(RECIPES[kind] | changes, "recipe")
@@ -76,7 +76,7 @@ def default_recipe(kind: str, **changes: Any) -> Recipe:
 
 
 def _with_rungs(recipe: Recipe, rungs: Iterable[int]) -> Recipe:
-    return recipe.model_copy(update={"rungs": tuple(at for at in rungs if at < recipe.samples)})
+    return recipe.model_copy(update={"rungs": tuple(at for at in rungs if recipe.step_of(at) < recipe.steps)})
 
 
 def default_extent(kind: str, devices: int = 1) -> Extent:
@@ -158,4 +158,6 @@ def _fitting_recipe(kind: str, info: DatasetInfo, changes: Mapping[str, Any]) ->
             "lower train_size",
         )
     fitting = recipe.model_copy(update={"held_out": held_out, "train_size": train_size})
-    return fitting if "rungs" in changes else _with_rungs(fitting, recipe.rungs)
+    if "rungs" in changes:
+        return Recipe.parse(fitting.model_dump(), "recipe")  # the samples may have become fewer
+    return _with_rungs(fitting, recipe.rungs)

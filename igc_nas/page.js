@@ -55,7 +55,9 @@ function drawFlat() {
 }
 
 function drawOthers() {
-  if (part("volume")) Plotly.react("igc-volume", page.volume.data, themed(page.volume.layout), config);
+  for (const [name, {data, layout}] of Object.entries(page.figures)) {
+    if (part(name)) Plotly.react("igc-" + name, data, themed(layout), config);
+  }
   const {axes, traces, layout} = page.solid;
   const solid = {...themed(layout), uirevision: "kept"};
   const eye = solid.scene.camera.eye;

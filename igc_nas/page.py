@@ -21,17 +21,29 @@ from typing import Any
 from igc_nas.dataset import is_synthetic
 from igc_nas.files import write_whole
 from igc_nas.objectives import OBJECTIVES
-from igc_nas.plots import BAR_STYLE, MOST_BARS, colour_axis, hypervolume_figure, layout, traces
+from igc_nas.plots import (
+    BAR_STYLE,
+    MOST_BARS,
+    colour_axis,
+    curves_figure,
+    hypervolume_figure,
+    knowledge_figure,
+    layout,
+    traces,
+)
 from igc_nas.record import Candidate, deployed_text
 from igc_nas.results import Study
 from igc_nas.units import format_count
 from igc_nas.views import (
     FrontView,
+    KnowledgeView,
     budget_text,
+    curves_view,
     format_value,
     front_rows,
     front_view,
     hypervolume_view,
+    knowledge_view,
     latency_text,
     papers_view,
     plain,
@@ -53,7 +65,8 @@ def dashboard(study: Study) -> str:
         from plotly.offline import get_plotlyjs
 
         scripts = (get_plotlyjs(), asset("page.js"))
-        body = _plots(study) + _table(study) + _data(study)
+        known = knowledge_view(study)
+        body = _plots(study, known) + _table(study) + _data(study, known)
     else:
         body = _nothing_yet(study)
     return (
@@ -142,6 +155,8 @@ def _question(study: Study) -> list[tuple[str, str]]:
         ),
         ("Latency device", f"<bdi>{plain(latency.device)}</bdi>"),
     ]
+    if recipe.rungs:
+        facts.insert(5, ("Rungs", _rungs_text(study)))
     trained = sorted({c.score.conditions.device for c in study.candidates})
     if trained:
         more = f" and {len(trained) - 3} more" if len(trained) > 3 else ""
@@ -149,7 +164,20 @@ def _question(study: Study) -> list[tuple[str, str]]:
     return [*facts, ("Sampler", f"{spec.sampler}, seed {spec.seed}")]
 
 
-def _plots(study: Study) -> str:
+def _rungs_text(study: Study) -> str:
+    """Where trainings are looked at on their way, and how many were stopped there."""
+    recipe, stop = study.spec.recipe, study.spec.stop
+    *firsts, last = (f"{samples:,}" for samples in recipe.rungs)
+    at = f"after {' and '.join(filter(None, (', '.join(firsts), last)))} images of {recipe.samples:,}"
+    if not stop:
+        return f"{at}; nothing is stopped there"
+    return (
+        f"{at}; a training is stopped there where its chance to end on the front is below {stop:g}: "
+        f"{_stopped(study):,} of {study.ended:,} were"
+    )
+
+
+def _plots(study: Study, known: KnowledgeView | None) -> str:
     x, y = _first_axes(study)
     solid = ", ".join(_solid_objectives(study))
     options = [(name, o.label) for name, o in OBJECTIVES.items()]
@@ -163,6 +191,7 @@ def _plots(study: Study) -> str:
         f'<p>{solid}. Drag to turn.</p>\n<div id="igc-solid" class="plot"></div>\n</section>\n'
         '<section aria-labelledby="volume">\n<h2 id="volume">Hypervolume</h2>\n'
         f"{_volume_text(study)}</section>\n"
+        f"{_curves_text(study)}{_knowledge_text(study, known)}"
         "<noscript><p>The plots need JavaScript; the table does not.</p></noscript>\n"
     )
 
@@ -211,6 +240,36 @@ def _volume_text(study: Study) -> str:
         f"were fixed when the study was made ({spans}). The reference point is (1, …, 1), that is ({point}).</p>\n"
         '<div id="igc-volume" class="plot low"></div>\n'
     )
+
+
+def _curves_text(study: Study) -> str:
+    """The trainings on their way, where the recipe looks at them there."""
+    if not study.spec.recipe.rungs:
+        return ""
+    ends = "A dotted one that ends in a cross was stopped there. " if _stopped(study) else ""
+    return (
+        '<section aria-labelledby="curves">\n<h2 id="curves">Trainings on their way</h2>\n'
+        f"<p>The held-out error of each training at its rungs and at its end. {ends}A rung may be scored on fewer "
+        'images than the end.</p>\n<div id="igc-curves" class="plot middle"></div>\n</section>\n'
+    )
+
+
+def _knowledge_text(study: Study, known: KnowledgeView | None) -> str:
+    """How well the sampler's surrogate predicts what was observed."""
+    head = '<section aria-labelledby="knowledge">\n<h2 id="knowledge">What the surrogate knows</h2>\n'
+    if known is None:
+        n = len(study.candidates)
+        few = f"{n} completed trial{'s' * (n != 1)}: too few to tell how well the errors can be predicted."
+        return f"{head}<p>{few}</p>\n</section>\n"
+    return (
+        f"{head}<p>The model of the errors that <code>--sampler known-cost</code> asks, judged by the completed "
+        f"trials: {plain(known.sentence)}.</p>\n"
+        '<div id="igc-knowledge" class="plot middle"></div>\n</section>\n'
+    )
+
+
+def _stopped(study: Study) -> int:
+    return study.ended - len(study.candidates)
 
 
 def _table(study: Study) -> str:
@@ -262,19 +321,23 @@ def _solid_objectives(study: Study) -> tuple[str, ...]:
     return names if len(names) == 3 else ("error", "params", "latency")
 
 
-def _data(study: Study) -> str:
+def _data(study: Study, known: KnowledgeView | None) -> str:
     """What the script draws, as JSON that cannot end the element it stands in."""
-    text = json.dumps(_payload(study), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_payload(study, known), separators=(",", ":"), allow_nan=False)
     text = text.replace("<", "\\u003c")
     return f'<script type="application/json" id="igc-data">{text}</script>\n'
 
 
-def _payload(study: Study) -> dict[str, Any]:
+def _payload(study: Study, known: KnowledgeView | None) -> dict[str, Any]:
     flat = front_view(study, _first_axes(study))
     solid_names = _solid_objectives(study)
     solid = replace(flat, objectives=solid_names, front=front_rows(study, solid_names))
     points = flat.points
-    volume = hypervolume_figure(hypervolume_view(study)).to_plotly_json()
+    figures = {"volume": hypervolume_figure(hypervolume_view(study))}
+    if study.spec.recipe.rungs:
+        figures["curves"] = curves_figure(curves_view(study))
+    if known:
+        figures["knowledge"] = knowledge_figure(known)
     return {
         "points": points.columns | {"low": points.low_ms, "high": points.high_ms, "hover": points.hover},
         "papers": flat.papers.columns | {"hover": flat.papers.hover},
@@ -283,7 +346,7 @@ def _payload(study: Study) -> dict[str, Any]:
         "bars": BAR_STYLE,
         "flat": traces(flat),
         "solid": {"axes": solid_names, "traces": traces(solid), "layout": layout(solid_names, {})},
-        "volume": volume,
+        "figures": {name: figure.to_plotly_json() for name, figure in figures.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""Views drawn: plotly figures of a front and of the hypervolume, and a picture of the front.
+"""Views drawn: plotly figures of a front, of the hypervolume and of trainings, and a picture of the front.
 
     Study -> front_view -> FrontView -> front_figure -> plotly figure
 
@@ -21,8 +21,10 @@ from igc_nas.files import write_whole
 from igc_nas.objectives import OBJECTIVES
 from igc_nas.results import Study
 from igc_nas.views import (
+    CurvesView,
     FrontView,
     HypervolumeView,
+    KnowledgeView,
     Papers,
     Points,
     caption,
@@ -81,6 +83,80 @@ def hypervolume_figure(view: HypervolumeView) -> go.Figure:
         "hovermode": "x",
     }
     return go.Figure(data=[line], layout=layout)
+
+
+def curves_figure(view: CurvesView) -> go.Figure:
+    """Held-out error over the images seen: complete trainings, those that were stopped, the front on top."""
+    import plotly.graph_objects as go
+
+    stopped, members = set(view.stopped), set(view.members)
+    usual = [row for row in range(len(view.trial)) if row not in stopped and row not in members]
+    plain = {"color": PALETTE[0], "width": 1}
+    dotted = {"color": QUIET, "width": 1, "dash": "dot"}
+    cross = {"symbol": "x-thin", "size": 8, "line": {"width": 2, "color": QUIET}}
+    accent = {"color": ACCENT, "width": 1.5}
+    front = f"front over {', '.join(view.member_objectives)}"
+    drawn = [
+        _lines(view, usual, "complete", mode="lines", line=plain, opacity=0.45),
+        _lines(view, view.stopped, "stopped", mode="lines", line=dotted, showlegend=False),
+        _lines(view, view.stopped, "stopped", mode="markers", marker=cross, last_only=True),
+        _lines(view, view.members, front, mode="lines+markers", line=accent, marker={"size": 5}),
+    ]
+    around = _base_layout() | {
+        "xaxis": {"title": {"text": "images seen"}, "automargin": True, "rangemode": "tozero", "tickformat": "~s"},
+        "yaxis": {"title": {"text": OBJECTIVES["error"].label}, "automargin": True, "tickformat": ".0%"},
+        "hovermode": "closest",
+    }
+    return go.Figure(data=[trace for trace in drawn if trace["x"]], layout=around)
+
+
+def _lines(view: CurvesView, rows: Sequence[int], name: str, *, last_only: bool = False, **style: Any) -> Trace:
+    """Many trainings as one trace: each row's points, with a gap after it; or the last point of each."""
+    across: list[int | None] = []
+    up: list[float | None] = []
+    trial: list[int | None] = []
+    for row in rows:
+        taken = slice(-1, None) if last_only else slice(None)
+        points = view.samples[row][taken]
+        across += [*points, None]
+        up += [*view.errors[row][taken], None]
+        trial += [*(view.trial[row] for _ in points), None]
+    hover = f"<b>trial %{{customdata}}</b>, {name}<br>%{{y:.2%}} after %{{x:,}} images<extra></extra>"
+    data = {"x": across[:-1], "y": up[:-1], "customdata": trial[:-1]}
+    return {"type": "scatter", "name": name, "legendgroup": name, "hovertemplate": hover} | data | style
+
+
+def knowledge_figure(view: KnowledgeView) -> go.Figure:
+    """What the surrogate says of each trial from all others, with its 95 % interval, over the error observed."""
+    import plotly.graph_objects as go
+
+    ends = [min(view.observed + view.expected), max(view.observed + view.expected)]
+    points = {
+        "type": "scatter",
+        "name": "left out, with its 95 % interval",
+        "mode": "markers",
+        "x": view.observed,
+        "y": view.expected,
+        "customdata": view.trial,
+        "error_y": BAR_STYLE | {"symmetric": True, "array": [shortened(1.96 * d) for d in view.deviation]},
+        "marker": {"color": PALETTE[0], "size": 6, "opacity": 0.8},
+        "hovertemplate": "<b>trial %{customdata}</b><br>observed %{x:.2%}, expected %{y:.2%}<extra></extra>",
+    }
+    diagonal = {
+        "type": "scatter",
+        "name": "expected = observed",
+        "mode": "lines",
+        "x": ends,
+        "y": ends,
+        "line": {"color": ACCENT, "width": 1.5, "dash": "dash"},
+        "hoverinfo": "skip",
+    }
+    around = _base_layout() | {
+        "xaxis": {"title": {"text": "observed held-out error"}, "automargin": True, "tickformat": ".0%"},
+        "yaxis": {"title": {"text": "expected error"}, "automargin": True, "tickformat": ".0%"},
+        "hovermode": "closest",
+    }
+    return go.Figure(data=[points, diagonal], layout=around)
 
 
 def front_picture(study: Study, path: Path) -> None:

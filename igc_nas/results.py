@@ -35,6 +35,11 @@ class Study:
         """The completed trials, each architecture once."""
         return tuple(t.candidate for t in self.trials if t.state == "complete" and t.candidate)
 
+    @cached_property
+    def contenders(self) -> tuple[Candidate, ...]:
+        """The candidates that may be on the front: those within the budgets (a person may ask for others, too)."""
+        return tuple(c for c in self.candidates if self.spec.over_budget(c.cost) is None)
+
     @property
     def ended(self) -> int:
         """How many trials are complete, or were stopped at a rung."""
@@ -51,8 +56,8 @@ class Study:
     def front(self, objectives: Sequence[str] | None = None) -> tuple[Candidate, ...]:
         """The candidates that no other one dominates, by the first objective ascending."""
         names = tuple(objectives or self.spec.objectives)
-        points = [values(c, names) for c in self.candidates]
-        return tuple(self.candidates[i] for i in sorted(nondominated(points), key=lambda i: points[i]))
+        points = [values(c, names) for c in self.contenders]
+        return tuple(self.contenders[i] for i in sorted(nondominated(points), key=lambda i: points[i]))
 
     def scaled(self, candidate: Candidate, objectives: Sequence[str] | None = None) -> tuple[float, ...]:
         """A candidate's objectives on the study's fixed [0, 1] scale."""
@@ -67,13 +72,13 @@ class Study:
         return hypervolume([self.scaled(c, names) for c in self.front(names)], (1.0,) * len(names))
 
     def hypervolume_curve(self, objectives: Sequence[str] | None = None) -> list[tuple[int, float]]:
-        """(completed trials, hypervolume so far), a point for each completed trial."""
+        """(completed trials, hypervolume so far), a point for each completed trial within the budgets."""
         names = tuple(objectives or self.spec.objectives)
         if any(name not in self.spec.bounds for name in names):
             return []
         front: list[tuple[float, ...]] = []
         curve: list[tuple[int, float]] = []
-        for count, candidate in enumerate(self.candidates, start=1):
+        for count, candidate in enumerate(self.contenders, start=1):
             point, before = self.scaled(candidate, names), curve[-1][1] if curve else 0.0
             if any(all(x <= y for x, y in zip(kept, point, strict=True)) for kept in front):
                 curve.append((count, before))
@@ -90,10 +95,10 @@ class Study:
         if not self.candidates:
             raise StudyError(f"{self.spec.name} has no completed trial yet", f"igc-nas search --study {self.spec.name}")
         if rule == "knee":
-            front = self.front()
+            front = self.front() or self.candidates
             return front[knee([self._comparable(c) for c in front])]
         if rule == "best-error":
-            return min(self.candidates, key=lambda c: (c.score.error, c.cost.params))
+            return min(self.contenders or self.candidates, key=lambda c: (c.score.error, c.cost.params))
         kind, _, rest = rule.partition(":")
         if kind == "trial" and rest.isascii() and rest.isdigit() and len(rest) < 10:
             candidate = self.trial(int(rest)).candidate

@@ -5,6 +5,7 @@ A study's `study.toml` is a `StudySpec`; its trials answer it. Two runs belong t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
@@ -80,13 +81,30 @@ class Recipe(Schedule):
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """What is scored: an exponential average of the weights with this decay per step; 0: the weights themselves."""
     rungs: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, max_length=16)] = ()
-    """Samples seen, ascending, at which a training is scored on its way (and may be stopped)."""
+    """Samples seen, ascending, at which a training is scored on its way (and may be stopped).
+
+    A training is scored after the batch that a rung falls into, which is not the last one and no other rung's.
+    """
 
     @model_validator(mode="after")
     def _rungs_ascend(self) -> Self:
         if any(low >= high for low, high in pairwise((*self.rungs, self.samples))):
             raise ValueError(f"rungs {list(self.rungs)} must ascend and stay below the recipe's {self.samples} samples")
+        if any(low >= high for low, high in pairwise((*map(self.step_of, self.rungs), self.steps))):
+            raise ValueError(
+                f"rungs {list(self.rungs)} must fall into different batches of {self.batch}, "
+                f"before the last of the recipe's {self.steps}"
+            )
         return self
+
+    @property
+    def steps(self) -> int:
+        """Whole batches that one training is made of; the images that an epoch has left over are not seen."""
+        return self.epochs * max(1, self.train_size // self.batch)
+
+    def step_of(self, samples: int) -> int:
+        """The number of steps after which so many samples have been seen."""
+        return math.ceil(samples / min(self.batch, self.train_size))
 
     @property
     def samples(self) -> int:

@@ -110,7 +110,7 @@ def _line(rungs: Floats, ends: Floats) -> _Line:
     """The least-squares line, never falling; its deviation is that of a prediction."""
     n = len(rungs)
     spread = float(((rungs - rungs.mean()) ** 2).sum())
-    slope = max(0.0, float(((rungs - rungs.mean()) * ends).sum()) / spread) if spread > 0 else 0.0
+    slope = max(0.0, float(((rungs - rungs.mean()) * ends).sum()) / spread) if len(set(rungs)) > 1 else 0.0
     left = ends - ends.mean() - slope * (rungs - rungs.mean())
     deviation = math.sqrt(float((left**2).sum()) / max(1, n - 2) * (1 + 2 / n))
     return _Line(float(ends.mean()) - slope * float(rungs.mean()), slope, max(LEAST_DEVIATION, deviation))

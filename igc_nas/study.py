@@ -132,7 +132,7 @@ def rule_of(study: Study) -> Rule:
             tuple(rung.error for rung in candidate.score.rungs),
             candidate.score.error,
         )
-        for candidate in study.candidates
+        for candidate in study.contenders
         if len(candidate.score.rungs) == len(rungs)
     ]
     return Rule(ended, study.spec.stop)
@@ -162,6 +162,8 @@ class _Coordinator:
         spec, trial = self.store.spec, self.store.trials[at.number]
         if not spec.stop or "error" not in spec.objectives or trial.arch is None:
             return None
+        if at.rung.samples not in spec.recipe.rungs:
+            return None  # an evaluator of one's own may look where nobody else does
         costs = known_values(cost_of(trial.arch), at.latency.normalised_ms, spec.objectives)
         rule = rule_of(self.store.study)
         outlook = rule.outlook(costs, spec.recipe.rungs.index(at.rung.samples), at.rung.error)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from igc_nas.config import UNITS
 from igc_nas.cost import cost_of
 from igc_nas.dataset import is_synthetic
+from igc_nas.knowledge import knowledge_of
 from igc_nas.objectives import OBJECTIVES
 from igc_nas.record import Candidate, deployed_text
 from igc_nas.reference import PRINTED, reference
@@ -74,6 +75,33 @@ class HypervolumeView:
     trials: tuple[int, ...]
     volumes: tuple[float, ...]
     reference: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CurvesView:
+    """Held-out errors on the way: a row for each training that has rungs, complete or stopped at one.
+
+    A row of `samples` and `errors` is of the rungs, and of the end where there is one. `members` are the rows of the
+    study's front, `stopped` those that were stopped.
+    """
+
+    trial: tuple[int, ...]
+    samples: tuple[tuple[int, ...], ...]
+    errors: tuple[tuple[float, ...], ...]
+    members: tuple[int, ...]
+    stopped: tuple[int, ...]
+    member_objectives: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KnowledgeView:
+    """What the sampler's surrogate says of each trial's error without having seen it: mean, standard deviation."""
+
+    trial: tuple[int, ...]
+    observed: tuple[float, ...]
+    expected: tuple[float, ...]
+    deviation: tuple[float, ...]
+    sentence: str
 
 
 def unit_mix(candidate: Candidate) -> str:
@@ -146,6 +174,43 @@ def hypervolume_view(study: Study) -> HypervolumeView:
         trials=tuple(count for count, _ in curve),
         volumes=tuple(volume for _, volume in curve),
         reference=tuple(bounds[name][1] for name in names) if all(name in bounds for name in names) else (),
+    )
+
+
+def curves_view(study: Study) -> CurvesView:
+    """The errors of a study's trainings at their rungs and ends, in the order of the trials."""
+    front = {candidate.trial for candidate in study.front()}
+    rows: list[tuple[int, list[tuple[int, float]]]] = []
+    stopped = []
+    for trial in study.trials:
+        if trial.candidate and trial.state == "complete" and trial.candidate.score.rungs:
+            score = trial.candidate.score
+            end = (score.samples, score.error)
+            rows.append((trial.number, [*((rung.samples, rung.error) for rung in score.rungs), end]))
+        elif trial.stopped and trial.state == "stopped":
+            stopped.append(len(rows))
+            rows.append((trial.number, [(rung.samples, rung.error) for rung in trial.stopped.training.rungs]))
+    return CurvesView(
+        trial=tuple(number for number, _ in rows),
+        samples=tuple(tuple(samples for samples, _ in points) for _, points in rows),
+        errors=tuple(tuple(shortened(error) for _, error in points) for _, points in rows),
+        members=tuple(row for row, (number, _) in enumerate(rows) if number in front),
+        stopped=tuple(stopped),
+        member_objectives=study.spec.objectives,
+    )
+
+
+def knowledge_view(study: Study) -> KnowledgeView | None:
+    """What the surrogate knows of a study's errors; None where too few trials are complete to tell."""
+    known = knowledge_of(study)
+    if known is None:
+        return None
+    return KnowledgeView(
+        trial=known.trials,
+        observed=tuple(shortened(error) for error in known.errors),
+        expected=tuple(shortened(error) for error in known.expected),
+        deviation=tuple(shortened(deviation) for deviation in known.deviation),
+        sentence=known.sentence(),
     )
 
 

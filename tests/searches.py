@@ -8,7 +8,7 @@ from igc_nas.cost import cost_of
 from igc_nas.dataset import locate
 from igc_nas.defaults import new_spec
 from igc_nas.plan import arch_id
-from igc_nas.record import Conditions, Epoch, Latency, Score
+from igc_nas.record import Conditions, Epoch, Latency, Rung, Score
 from igc_nas.spec import Calibration, StudySpec
 
 CONDITIONS = Conditions(device="stub", threads=1, torch="0", igc_nas="0", load=0.0)
@@ -67,3 +67,16 @@ def evaluate(arch: ArchConfig, seed: int) -> tuple[Latency, Score]:
     return latency(cost.macs / 5e5 * (0.8 + 0.4 * chance)), score(
         0.9 * (700 / cost.params) ** 0.3 * (0.9 + 0.1 * chance)
     )
+
+
+RUNGS = (2000, 4000)
+
+
+def evaluate_on_the_way(arch: ArchConfig, seed: int) -> tuple[Latency, Score]:
+    """The same with `RUNGS`; what an architecture is worth is half chance, so that there is something to give up."""
+    measured, made = evaluate(arch, seed)
+    chance = int(hashlib.sha256(arch_id(arch).encode()).hexdigest()[6:12], 16) / 16**6
+    end = made.error * (0.7 + 0.3 * chance)
+    rungs = tuple(Rung(samples=at, error=end + 200 / at * (1 + 0.2 * chance), loss=1.0) for at in RUNGS)
+    curve = tuple(Epoch(samples=at, loss=1.0, train_error=end) for at in (3000, 6000))
+    return measured, made.model_copy(update={"error": end, "rungs": rungs, "curve": curve, "samples": 6000})

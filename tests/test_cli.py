@@ -18,14 +18,15 @@ from typing import Any
 
 import psutil
 import pytest
-from searches import evaluate, spec
+from searches import evaluate, evaluate_on_the_way, latency, spec
 
 import igc_nas
 from igc_nas.cli import main
 from igc_nas.cli.program import _status
 from igc_nas.device import cpu_name
+from igc_nas.figures import figures
 from igc_nas.results import load_study
-from igc_nas.spec import Budget
+from igc_nas.spec import Budget, Calibration
 from igc_nas.store import Store
 from igc_nas.study import Run, search
 
@@ -248,6 +249,69 @@ def test_a_space_says_its_size_and_its_ends(cli: Command) -> None:
 def test_classes_change_a_space(cli: Command) -> None:
     ten, hundred = (cli("space", "tiny", "--classes", n, "--json").json for n in ("10", "100"))
     assert hundred["smallest_params"] > ten["smallest_params"]
+
+
+def test_a_space_is_held_against_a_budget(cli: Command) -> None:
+    found = cli("space", "tiny", "--budget-params", "3k", "--json").json
+    assert (found["architectures"], found["feasible"], found["share"]) == (160, 138, 138 / 160)
+    assert (found["smallest_params"], found["largest_params"]) == (706, 2994)
+    assert (found["smallest_macs"], found["largest_macs"]) == (111_696, 399_520)
+    assert sum(part["architectures"] for part in found["bins"]) == 138
+    assert (found["bins"][0]["from"], found["bins"][-1]["to"], found["binned_by"]) == (706, 3000, "params")
+    assert {stage: sum(units.values()) for stage, units in found["units"].items()} == {"stage1": 138, "stage2": 138}
+    assert "acceptance" not in found
+    text = cli("space", "tiny", "--budget-params", "3k")
+    assert (text.status, text.err) == (0, "")
+    lines = [line.split() for line in text.out.splitlines()]
+    for part in found["bins"]:
+        counted = [f"{part['from']:,}", "to", f"{part['to']:,}", "params", str(part["architectures"])]
+        assert counted in lines
+    for stage, units in found["units"].items():
+        assert all([stage, unit, str(count)] in lines for unit, count in units.items())
+    assert ["feasible", "138"] in lines
+    assert ["share", "86.2500%"] in lines
+
+
+def test_a_space_is_held_against_two_budgets(cli: Command) -> None:
+    both = ("space", "tiny", "--budget-params", "1500", "--budget-macs", "200k")
+    found = cli(*both, "--json").json
+    one = cli(
+        "space",
+        "tiny",
+        f"--budget-{found['binned_by']}",
+        {"params": "1500", "macs": "200k"}[found["binned_by"]],
+        "--json",
+    )
+    assert 0 < found["feasible"] < one.json["feasible"]
+    assert found["acceptance"] == found["feasible"] / one.json["feasible"]
+    assert found["largest_params"] <= 1500
+    assert found["largest_macs"] <= 200_000
+    assert f"{found['acceptance']:.4%}" in cli(*both).out
+
+
+def test_a_space_too_large_to_count_says_so(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("igc_nas.sums.MOST_FRONTS", 1)
+    assert cli("space", "tiny").status == 0
+    answer = cli("space", "tiny", "--budget-params", "3k")
+    refused(answer, 1, "tiny holds 160 architectures: too many to count those within a budget", "without a budget")
+
+
+def test_budgets_that_exclude_each_other_leave_nothing(cli: Command) -> None:
+    Path("apart.toml").write_text(
+        "[stem]\nwidth = 8\n[[stage]]\nblocks = 1\n"
+        "[stage.conv]\nwidth = 8\nstride = 1\n"  # few parameters, many pixels
+        "[stage.igcv1]\nL = 1\nM = 16\nstride = 4\n"  # the reverse
+    )
+    ends = cli("space", "apart.toml", "--json").json
+    both = ("--budget-params", ends["smallest_params"], "--budget-macs", ends["smallest_macs"])
+    refused(cli("space", "apart.toml", *map(str, both)), 3, "no architecture of apart is within both budgets")
+
+
+def test_a_space_says_the_condition_that_its_units_meet(cli: Command) -> None:
+    assert "complementary" not in cli("space", "tiny").out
+    text = (Path(igc_nas.__file__).parents[1] / "search_spaces" / "tiny.toml").read_text()
+    Path("loose.toml").write_text(text.replace("input =", 'complementary = "loose"\ninput ='))
+    assert "every unit meets the loose complementary condition" in cli("space", "loose.toml").out
 
 
 # Studies.
@@ -704,3 +768,80 @@ def await_text(text: str, paths: tuple[Path, ...], child: subprocess.Popen[bytes
         assert child.poll() is None, paths[0].read_text()
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+# Given architectures, stopping, every architecture of a space.
+
+
+@pytest.fixture
+def invented(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches of the command line run in this process, with numbers that are made up."""
+
+    def run_search(spec: Any, run: Run, **more: Any) -> Any:
+        ends = Calibration(reference_ms=1.0, smallest=latency(0.1), largest=latency(1.0))
+        scaled = spec if spec.bounds else spec.with_scale(ends)
+        return search(scaled, run, evaluate=evaluate_on_the_way, **more)
+
+    monkeypatch.setattr("igc_nas.study.search", run_search)
+
+
+@pytest.mark.usefixtures("invented")
+def test_given_networks_are_evaluated_first_and_once(cli: Command) -> None:
+    command = (
+        "search", "--space", "tiny", "--study", "s", "--dataset", "shapes", "--budget-params", "3k",
+        "--first", PAPERS_NETWORK, "--trials",
+    )  # fmt: skip
+    assert cli(*command, "2").status == 0
+    assert cli(*command, "3", "--first", "s:1").status == 0
+    trials = load_study(Path("studies/s")).trials
+    assert [t.given for t in trials] == [True, None, None]
+    assert trials[0].candidate.cost.params > 3000
+    refused(cli(*command, "4", "--first", "nothing"), 2, "is no architecture")
+    assert len(load_study(Path("studies/s")).trials) == 3
+
+
+@pytest.mark.usefixtures("invented")
+def test_a_bound_for_stopping_is_part_of_the_question(cli: Command) -> None:
+    command = ("search", "--space", "tiny", "--study", "s", "--dataset", "shapes", "--recipe", "rungs=[2000, 4000]")
+    answer = cli(*command, "--stop", "0.5", "--trials", "26")
+    assert answer.status == 0
+    assert "after 2,000, 4,000 images of 6,000; one is stopped there where its chance" in answer.err
+    study = load_study(Path("studies/s"))
+    count = study.ended - len(study.candidates)
+    assert count > 0
+    assert f"{count} of 26 trainings were stopped at a rung, with a chance below 0.5" in answer.err
+    assert cli("search", "--study", "s", "--trials", "26", "--stop", "0.5").status == 0
+    refused(
+        cli("search", "--study", "s", "--trials", "27", "--stop", "0.1"), 4, "stop: 0.1 asked for, 0.5 in the study"
+    )
+    refused(
+        cli("search", "--study", "s", "--trials", "27", "--recipe", "rungs=[2000]"), 4, "recipe.rungs: [2000] asked for"
+    )
+    refused(cli("search", "--study", "t", "--stop", "1"), 2, "--stop")
+    refused(cli(*command[:3], "--study", "t", "--recipe", "rungs=[4000,2000]"), 2, "must ascend")
+
+
+@pytest.mark.usefixtures("invented")
+def test_all_of_a_small_space(cli: Command) -> None:
+    command = ("search", "--space", "tiny", "--study", "s", "--dataset", "shapes", "--budget-params", "1k")
+    answer = cli(*command, "--sampler", "all", "--json")
+    study = load_study(Path("studies/s"))
+    assert answer.json["completed"] == len(study.candidates) == study.spec.feasible.count > 3
+    assert "the same command continues" not in answer.err.partition("Ctrl-C; the same command continues")[2]
+    refused(cli("search", "--study", "big", "--dataset", "shapes", "--sampler", "all"), 2, "architectures")
+    assert not Path("studies/big").exists()
+
+
+@pytest.mark.usefixtures("invented")
+def test_a_report_trains_the_figures_networks_first(made: Path, cli: Command) -> None:
+    answer = cli("report", "made", "--figures", "--device", "cpu")
+    assert answer.status == 0, answer.err
+    papers = load_study(made / "papers")
+    points = [point for figure in figures(10) for point in figure.points]
+    assert {c.id for c in papers.candidates} == {point.id for point in points}
+    assert all(t.given for t in papers.trials)
+    assert papers.spec.recipe == load_study(made).spec.recipe
+    assert "none of its" not in answer.out
+    before = (made / "papers" / "trials.jsonl").read_bytes()
+    assert cli("report", "made", "--figures", "--device", "cpu", "--json").status == 0
+    assert (made / "papers" / "trials.jsonl").read_bytes() == before

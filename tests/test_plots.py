@@ -12,17 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import RECIPE, RUNGS, blurred, by_size, make, stop
 
 from igc_nas.errors import StudyError, UsageError
+from igc_nas.knowledge import knowledge_of
 from igc_nas.objectives import OBJECTIVES, values
 from igc_nas.page import asset, dashboard, write_dashboard
 from igc_nas.pareto import dominates
-from igc_nas.plots import PAPERS, front_figure, front_picture, hypervolume_figure
+from igc_nas.plots import (
+    PAPERS,
+    curves_figure,
+    front_figure,
+    front_picture,
+    hypervolume_figure,
+    knowledge_figure,
+)
 from igc_nas.results import Study
 from igc_nas.views import (
+    curves_view,
     front_rows,
     front_view,
     hypervolume_view,
+    knowledge_view,
     papers_view,
     plain,
     points_view,
@@ -86,6 +97,13 @@ def study() -> Study:
 @pytest.fixture(scope="module")
 def page(study: Study) -> Page:
     return Page(dashboard(study))
+
+
+def on_the_way(n: int = 30, stopped: int = 6) -> Study:
+    """A study with rungs, the last `stopped` of its trainings given up at one."""
+    rungs = {at: blurred(by_size, 0.02, at) for at in RUNGS}
+    study = make(n, blurred(by_size, 0.01, 0), rungs, recipe=RECIPE | {"rungs": RUNGS}, stop=0.05)
+    return stop(study, n - stopped)
 
 
 @pytest.fixture
@@ -174,7 +192,83 @@ def test_hypervolume_without_a_scale() -> None:
     assert "no scale yet" in dashboard(make_study(3, bounds={}))
 
 
+def test_curves_are_the_rungs_and_the_end() -> None:
+    study = on_the_way()
+    view = curves_view(study)
+    assert view.trial == tuple(range(30))
+    assert view.stopped == tuple(range(24, 30))
+    assert [view.trial[row] for row in view.members] == sorted(c.trial for c in study.front())
+    for row, trial in enumerate(study.trials):
+        if trial.candidate:
+            score = trial.candidate.score
+            assert view.samples[row] == (*RUNGS, score.samples)
+            assert view.errors[row] == pytest.approx([*(rung.error for rung in score.rungs), score.error], rel=1e-4)
+        else:
+            assert view.samples[row] == RUNGS
+
+
+def test_curves_leave_out_what_has_no_rungs(study: Study) -> None:
+    assert curves_view(study).trial == ()
+    mixed = on_the_way(4, 0)
+    candidate = mixed.candidates[2]
+    bare = candidate.model_copy(update={"score": candidate.score.model_copy(update={"rungs": ()})})
+    trials = list(mixed.trials)
+    trials[2] = trials[2].model_copy(update={"candidate": bare})
+    assert curves_view(Study(mixed.spec, tuple(trials))).trial == (0, 1, 3)
+
+
+def test_what_is_known_is_what_knowledge_says(study: Study) -> None:
+    view, known = knowledge_view(study), knowledge_of(study)
+    assert view
+    assert known
+    assert view.trial == known.trials == points_view(study).trial
+    assert view.observed == points_view(study).columns["error"]
+    assert view.expected == pytest.approx(known.expected, rel=1e-4)
+    assert view.deviation == pytest.approx(known.deviation, rel=1e-4)
+    assert view.sentence == known.sentence()
+
+
+def test_little_is_known_of_few_trials() -> None:
+    assert knowledge_view(make_study(15)) is None
+
+
 # figures
+
+
+def test_every_training_is_drawn_once() -> None:
+    study = on_the_way()
+    view = curves_view(study)
+    drawn = {(trace.name, trace.mode): trace for trace in curves_figure(view).data}
+    front = f"front over {', '.join(study.spec.objectives)}"
+    assert set(drawn) == {
+        ("complete", "lines"), ("stopped", "lines"), ("stopped", "markers"), (front, "lines+markers")
+    }  # fmt: skip
+    lines = [trace for trace in drawn.values() if "lines" in trace.mode]
+    rows = [
+        (trial, x, y)
+        for trace in lines
+        for trial, x, y in zip(trace.customdata, trace.x, trace.y, strict=True)
+        if x is not None
+    ]
+    assert sorted(rows) == [
+        (view.trial[row], *point)
+        for row in range(len(view.trial))
+        for point in zip(view.samples[row], view.errors[row], strict=True)
+    ]
+    crosses = drawn["stopped", "markers"]
+    assert [x for x in crosses.x if x is not None] == [RUNGS[-1]] * 6
+    assert crosses.marker.symbol == "x-thin"
+    gaps = sum(x is None for trace in lines for x in trace.x)
+    assert gaps == 30 - len(lines), "a gap between two trainings"
+
+
+def test_left_out_predictions_are_drawn_with_their_intervals(study: Study) -> None:
+    view = knowledge_view(study)
+    assert view
+    points, diagonal = knowledge_figure(view).data
+    assert (points.x, points.y) == (view.observed, view.expected)
+    assert list(points.error_y.array) == pytest.approx([1.96 * d for d in view.deviation], rel=1e-4)
+    assert diagonal.x == diagonal.y == (min(view.observed + view.expected), max(view.observed + view.expected))
 
 
 def test_every_completed_trial_is_one_point(study: Study) -> None:
@@ -280,7 +374,7 @@ def test_the_question_and_the_counts(page: Page) -> None:
         "at most 2M parameters",
         "error, params, latency",
         "2 epochs of 4,000",
-        "tpe, seed 0",
+        "known-cost, seed 0",
     ):
         assert expected in words
     assert re.search(r"2\s+infeasible", words)
@@ -316,6 +410,43 @@ def test_hostile_names_stay_text(hostile: str) -> None:
         "[\x00-\x08\x0b-\x1f\u200e\u200f\u202a-\u202e\u2066-\u2069]", text.replace(found.scripts[1], "")
     )
     front_figure(front_view(Study(spec, tuple(trials)))).to_json()
+
+
+@pytest.mark.usefixtures("_small")
+def test_the_page_shows_the_trainings_and_what_is_known() -> None:
+    study = on_the_way()
+    found = Page(dashboard(study))
+    words = " ".join(" ".join(found.words).split())
+    assert {"igc-curves", "igc-knowledge"} <= {a.get("id") for _, a in found.elements}
+    assert set(found.data["figures"]) == {"volume", "curves", "knowledge"}
+    known = knowledge_view(study)
+    assert known
+    assert known.sentence in words
+    assert "6 stopped" in words
+    assert "24 completed trials" in words
+    assert (
+        "after 2,000 and 4,000 images of 8,000; a training is stopped there where its chance to end on the front is "
+        "below 0.05: 6 of 30 were"
+    ) in words
+    assert "ends in a cross" in words
+
+
+@pytest.mark.usefixtures("_small")
+def test_the_page_of_a_study_without_rungs_has_no_curves() -> None:
+    found = Page(dashboard(make_study(3)))
+    assert "igc-curves" not in {a.get("id") for _, a in found.elements}
+    assert set(found.data["figures"]) == {"volume"}
+    words = " ".join(" ".join(found.words).split())
+    assert "3 completed trials: too few to tell how well the errors can be predicted." in words
+    assert "Rungs" not in words
+
+
+@pytest.mark.usefixtures("_small")
+def test_rungs_at_which_nothing_is_stopped() -> None:
+    study = make(2, by_size, {2000: by_size}, recipe=RECIPE | {"rungs": [2000]})
+    text = dashboard(study)
+    assert "after 2,000 images of 8,000; nothing is stopped there" in text
+    assert "ends in a cross" not in text
 
 
 def test_plain_text() -> None:
@@ -375,9 +506,13 @@ def test_written_whole(study: Study, tmp_path: Path) -> None:
 
 def test_ten_thousand_trials_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Study, "hypervolume_curve", lambda self: [(i, i / 1e5) for i in range(1, 10_001)])
-    text = dashboard(make_study(10_000))
+    study = make(10_000, by_size, dict.fromkeys(RUNGS, by_size), recipe=RECIPE | {"rungs": RUNGS}, stop=0.05)
+    text = dashboard(stop(study, 7_000))
     assert len(text.encode()) <= 10_000_000
-    assert len(Page(text).data["points"]["error"]) == 10_000
+    data = Page(text).data
+    assert len(data["points"]["error"]) == 7_000
+    assert sum(len(trace["x"]) for trace in data["figures"]["curves"]["data"]) > 30_000
+    assert len(data["figures"]["knowledge"]["data"][0]["x"]) == 400
 
 
 def test_importing_is_light() -> None:

@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from searches import evaluate, spec
+from searches import RUNGS, evaluate, evaluate_on_the_way, spec
 
 from igc_nas.errors import StudyError
 from igc_nas.record import Trial
+from igc_nas.reference import reference
 from igc_nas.results import load_study, read_trials
+from igc_nas.sampler.history import EXPECTED, Memory
 from igc_nas.spec import Budget
 from igc_nas.store import Store
 from igc_nas.study import Run, search
@@ -158,3 +160,57 @@ def test_a_trial_that_proved_too_slow_is_infeasible_for_the_sampler_too(tmp_path
             in_database = store._database.get_trial(store._ids[trial.number])
             assert in_database.system_attrs["constraints:budget"] == trial.violation
         assert all(c.latency.normalised_ms <= 0.5 for c in store.study.candidates)
+
+
+def test_what_was_stopped_is_told_to_the_sampler_after_any_opening(tmp_path: Path) -> None:
+    """PRUNED with what it expected: in the study that samplers see, in the database, and again from the evidence."""
+    question = spec(stop=0.5, recipe={"rungs": list(RUNGS)})
+    list(search(question, Run(tmp_path / "s", trials=30), evaluate=evaluate_on_the_way))
+    before = load_study(tmp_path / "s").trials
+    stopped = {t.number: t.stopped for t in before if t.stopped}
+    assert len(stopped) >= 3
+    for trial in before:
+        assert Trial.from_json(trial.to_json()) == trial
+    for lost in (None, "study.db", "trials.jsonl"):
+        if lost:
+            (tmp_path / "s" / lost).unlink()
+        with Store(tmp_path / "s", question) as store:
+            assert store.study.trials == before
+            assert store.study.ended == 30
+            in_database = store._database.get_all_trials(store._study_id)
+            for trials in (store.live.trials, in_database):
+                pruned = {t.number: t.user_attrs[EXPECTED] for t in trials if t.state.name == "PRUNED"}
+                assert pruned == {n: [s.expected_error, s.deviation] for n, s in stopped.items()}
+                assert all(t.values is None for t in trials if t.state.name == "PRUNED")
+            history = Memory(question.search_space, question.feasible.catalog).history(store.live, len(before))
+            assert len(history.stopped) == len(stopped)
+            assert history.expected.tolist() == [[s.expected_error, s.deviation] for s in stopped.values()]
+
+
+def test_a_stop_that_was_recorded_before_its_state_counts(tmp_path: Path) -> None:
+    question = spec(stop=0.5, recipe={"rungs": list(RUNGS)})
+    list(search(question, Run(tmp_path / "s", trials=30), evaluate=evaluate_on_the_way))
+    ended = next(t for t in load_study(tmp_path / "s").trials if t.stopped)
+    with Store(tmp_path / "s", question) as store:
+        asked = store.live.ask()
+        store.add(Trial(number=asked.number, state="running", params={}))
+        ended = ended.model_copy(update={"number": asked.number})
+        store._database.set_trial_user_attr(store._ids[-1], "igc_nas:record", ended.to_json())
+        store.trials.pop(asked.number)  # as a dead process leaves it
+    with Store(tmp_path / "s", question) as store:
+        assert store.trials[asked.number] == ended
+        assert store.live.trials[asked.number].state.name == "PRUNED"
+        assert store.live.trials[asked.number].user_attrs[EXPECTED][1] == ended.stopped.deviation
+
+
+def test_a_given_trial_outside_the_space_comes_back(tmp_path: Path) -> None:
+    outside = reference("igcv1-l24m2-d20", 10).arch
+    run = Run(tmp_path / "s", trials=3, first=(outside,))
+    list(search(spec(budget=Budget(params=3000)), run, evaluate=evaluate))
+    before = load_study(tmp_path / "s").trials
+    for lost in ("trials.jsonl", "study.db"):
+        (tmp_path / "s" / lost).unlink()
+        with Store(tmp_path / "s", spec(budget=Budget(params=3000))) as store:
+            assert store.study.trials == before
+            assert store.live.trials[0].params == {}
+            assert store.live.trials[0].values is not None

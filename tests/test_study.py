@@ -2,21 +2,25 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
-from searches import evaluate, spec
+from searches import RUNGS, evaluate, evaluate_on_the_way, spec
 
+from igc_nas.config import ArchConfig
 from igc_nas.cost import cost_of
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.events import Ended, Exhausted, Opened, Started
+from igc_nas.objectives import known_values
 from igc_nas.plan import arch_id
 from igc_nas.record import Trial
-from igc_nas.results import load_study
+from igc_nas.reference import reference
+from igc_nas.results import Study, load_study
 from igc_nas.space import SearchSpace
 from igc_nas.spec import Budget, SamplerName, StudySpec
+from igc_nas.stopping import LEAST_ENDED
 from igc_nas.store import Store
-from igc_nas.study import Run, search, training_seed
+from igc_nas.study import Evaluate, Run, rule_of, search, training_seed
 
 SAMPLERS = get_args(SamplerName)
 
@@ -197,3 +201,159 @@ def test_a_study_that_never_began_may_be_asked_anew(tmp_path: Path) -> None:
         pass
     assert len(run(tmp_path / "s", 2, spec(seed=4))) == 2
     assert load_study(tmp_path / "s").spec.seed == 4
+
+
+# Stopping at rungs, and architectures that a person gives.
+
+
+def stopping(sampler: SamplerName = "known-cost", stop: float = 0.3, **changes: Any) -> StudySpec:
+    return spec(sampler=sampler, stop=stop, recipe={"rungs": list(RUNGS)}, **changes)
+
+
+def run_on_the_way(folder: Path, trials: int, question: StudySpec, **more: Any) -> tuple[Trial, ...]:
+    list(search(question, Run(folder, trials=trials, **more), evaluate=evaluate_on_the_way))
+    return load_study(folder).trials
+
+
+@pytest.mark.parametrize("sampler", ["known-cost", "tpe", "all"])
+def test_hopeless_trainings_are_stopped_and_count(sampler: SamplerName, tmp_path: Path) -> None:
+    trials = run_on_the_way(tmp_path / "s", 36, stopping(sampler, 0.5))
+    study = load_study(tmp_path / "s")
+    stopped = [t for t in trials if t.state == "stopped"]
+    assert len(stopped) >= 3
+    assert study.ended == len(stopped) + len(study.candidates) == 36
+    assert min(t.number for t in stopped) >= LEAST_ENDED
+    ids = [t.stopped.id for t in stopped] + [c.id for c in study.candidates]
+    assert len(set(ids)) == 36, "what was stopped is not tried again"
+    for trial in stopped:
+        known = trial.stopped
+        assert (known.id, known.cost, known.seed) == (
+            arch_id(trial.arch), cost_of(trial.arch), training_seed(study.spec.seed, arch_id(trial.arch))
+        )  # fmt: skip
+        assert known.training.rungs == evaluate_on_the_way(trial.arch, 0)[1].rungs[: len(known.training.rungs)]
+        assert all(epoch.samples <= known.training.rungs[-1].samples for epoch in known.training.curve)
+        assert known.chance < 0.5
+        assert known.deviation > 0
+        assert trial.candidate is None
+        assert "its chance to end on the front was" in trial.reason
+    assert all([r.samples for r in c.score.rungs] == list(RUNGS) for c in study.candidates)
+
+
+def test_a_stop_is_what_the_rule_says_of_those_that_ended_before(tmp_path: Path) -> None:
+    trials = run_on_the_way(tmp_path / "s", 30, stopping("random", 0.5))
+    question = load_study(tmp_path / "s").spec
+    for trial in trials:
+        rule = rule_of(Study(question, trials[: trial.number]))
+        latency, score = evaluate_on_the_way(trial.arch, 0)
+        costs = known_values(cost_of(trial.arch), latency.normalised_ms, question.objectives)
+        looks = [rule.outlook(costs, place, rung.error) for place, rung in enumerate(score.rungs)]
+        below = [look for look in looks if look and look.chance < rule.bound]
+        assert (trial.state == "stopped") == bool(below)
+        if trial.stopped:
+            assert (trial.stopped.chance, trial.stopped.expected_error, trial.stopped.deviation) == (
+                below[0].chance, below[0].expected_error, below[0].deviation
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", ["known-cost", "tpe"])
+def test_a_search_with_stops_goes_on_as_if_it_was_not_interrupted(sampler: SamplerName, tmp_path: Path) -> None:
+    whole = run_on_the_way(tmp_path / "whole", 32, stopping(sampler, 0.5))
+    assert any(t.state == "stopped" for t in whole)
+    for trials in (5, 20, 32):
+        parts = run_on_the_way(tmp_path / "parts", trials, stopping(sampler, 0.5))
+    assert timeless(parts) == timeless(whole)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        stopping(stop=0.0),
+        stopping(objectives=("params", "latency")),
+        spec(stop=0.5, recipe={"rungs": [1000, 3000]}),  # others than the evaluator's
+    ],
+)
+def test_nothing_is_stopped_unasked(question: StudySpec, tmp_path: Path) -> None:
+    assert {t.state for t in run_on_the_way(tmp_path / "s", 22, question)} <= {"complete", "duplicate", "infeasible"}
+
+
+def test_stopped_trials_do_not_teach_the_rule(tmp_path: Path) -> None:
+    run_on_the_way(tmp_path / "s", 30, stopping(stop=0.5))
+    study = load_study(tmp_path / "s")
+    assert len(rule_of(study).ended) == len(study.candidates) < 30
+    ends = [c.model_copy(update={"score": c.score.model_copy(update={"rungs": ()})}) for c in study.candidates]
+    without = tuple(Trial(number=c.trial, state="complete", params={}, candidate=c) for c in ends)
+    assert rule_of(Study(study.spec, without)).bound == 0.0
+
+
+def test_a_given_architecture_of_the_space_comes_first(tmp_path: Path) -> None:
+    question = spec(budget=Budget(params=3000))
+    arch = question.feasible.heaviest()
+    given = run_first(tmp_path / "s", 3, question, (arch,))
+    assert [t.given for t in given] == [True, None, None]
+    assert given[0].arch == arch
+    assert given[0].params == question.search_space.encode(arch)
+    assert given[0].candidate.id == arch_id(arch) not in {t.candidate.id for t in given[1:]}
+
+
+def run_first(
+    folder: Path, trials: int, question: StudySpec, first: tuple[ArchConfig, ...], evaluator: Evaluate = evaluate
+) -> tuple[Trial, ...]:
+    list(search(question, Run(folder, trials=trials, first=first), evaluate=evaluator))
+    return load_study(folder).trials
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_given_network_that_no_sampler_could_choose(sampler: SamplerName, tmp_path: Path) -> None:
+    """A paper's network, far over the budget: evaluated, kept, and in nobody's way afterwards."""
+    question = spec(sampler=sampler, budget=Budget(params=3000), seed=2)
+    outside = reference("igcv1-l24m2-d20", 10).arch
+    trials = run_first(tmp_path / "s", 24 if sampler == "nsga2" else 14, question, (outside,))
+    assert (trials[0].given, trials[0].arch, trials[0].params, trials[0].state) == (True, outside, {}, "complete")
+    assert trials[0].violation > 0
+    assert all(cost_of(t.arch).params <= 3000 for t in trials[1:] if t.state == "complete")
+    with Store(tmp_path / "s", question) as store:
+        assert store.live.trials[0].system_attrs["constraints:budget"] == trials[0].violation
+
+
+def test_given_twice_is_evaluated_once(tmp_path: Path) -> None:
+    question = spec()
+    small, large = question.feasible.lightest(), question.feasible.heaviest()
+    first = (small, large, small)
+    run_first(tmp_path / "s", 1, question, first)
+    run_first(tmp_path / "s", 3, question, first)
+    trials = run_first(tmp_path / "s", 4, question, (*first, large))
+    assert [t.given for t in trials] == [True, True, None, None]
+    assert timeless(trials) == timeless(run_first(tmp_path / "whole", 4, question, first))
+
+
+def test_a_given_trial_that_was_cut_is_taken_up(tmp_path: Path) -> None:
+    question = spec()
+    outside = reference("igcv1-l24m2-d20", 10).arch
+    with pytest.raises(KeyboardInterrupt):
+        run_first(tmp_path / "s", 3, question, (outside,), _failing_at(0))
+    assert [(t.state, t.given) for t in load_study(tmp_path / "s").trials] == [("waiting", True)]
+    trials = run(tmp_path / "s", 3, question)  # nobody has to name it again
+    assert timeless(trials) == timeless(run_first(tmp_path / "whole", 3, question, (outside,)))
+
+
+def test_what_fails_or_is_too_slow_is_not_given_again(tmp_path: Path) -> None:
+    question = spec(budget=Budget(latency_ms=0.5))
+    slow = reference("igcv1-l24m2-d20", 10).arch
+    for trials in (2, 3):
+        found = run_first(tmp_path / "s", trials, question, (slow,))
+    assert [t.state for t in found if t.given] == ["infeasible"]
+
+
+def test_all_of_a_space_is_searched_to_its_end(tmp_path: Path) -> None:
+    question = spec(sampler="all", budget=Budget(params=1000))
+    within = _enumerate_tiny(1000)
+    assert question.feasible.count == len(within)
+    events = []
+    list(search(question, Run(tmp_path / "s"), evaluate=evaluate, on_event=events.append))
+    trials = load_study(tmp_path / "s").trials
+    assert [t.state for t in trials] == ["complete"] * len(within)
+    assert {t.candidate.id for t in trials} == within
+    assert isinstance(events[-1], Exhausted)
+    halves = tmp_path / "halves"
+    run(halves, 4, question)
+    assert timeless(run(halves, 500, question)) == timeless(trials)

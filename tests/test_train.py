@@ -1,5 +1,8 @@
 """Data on the device, the proxy training, and the exactness that resuming needs."""
 
+import copy
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +14,11 @@ from igc_nas.data import Images, load_proxy
 from igc_nas.dataset import locate
 from igc_nas.defaults import default_recipe
 from igc_nas.device import Device
-from igc_nas.errors import UsageError
+from igc_nas.errors import ConfigError, UsageError
 from igc_nas.network import build
-from igc_nas.spec import Schedule
-from igc_nas.train import DivergedError, Training, one_cycle, train_proxy
+from igc_nas.record import Rung, Score, Unfinished
+from igc_nas.spec import Recipe, Schedule
+from igc_nas.train import Average, DivergedError, ProxyTraining, Training, one_cycle, train_proxy
 
 CPU = Device("cpu", "cpu", "test")
 ARCH = ArchConfig.parse({"stem": {"width": 8}, "stage": [{"unit": "igcv1", "L": 4, "M": 4, "blocks": 1, "stride": 2}]})
@@ -157,6 +161,176 @@ def test_a_proxys_splits_are_disjoint_sized_and_seeded() -> None:
 def test_a_recipe_that_wants_too_many_images_says_so() -> None:
     with pytest.raises(UsageError, match="train_size \\+ held_out = 22000; shapes has 20000"):
         load_proxy(locate("shapes", None), default_recipe("cpu", train_size=20_000), 0, torch.device("cpu"))
+
+
+# Rungs and the weight average.
+
+
+def recipe_of(**changes) -> Recipe:
+    """Three epochs of five whole batches of 16, and four images over."""
+    plain = {"epochs": 3, "batch": 16, "lr": 0.05, "crop": 1, "train_size": 84, "held_out": 50, "resolution": 8}
+    return Recipe.parse(plain | changes, "recipe")
+
+
+def proxy(recipe: Recipe) -> ProxyTraining:
+    training = Training(build(ARCH, 0), images(recipe.train_size), recipe, CPU, seed=7)
+    return ProxyTraining(training, images(recipe.held_out, seed=3), recipe, lambda: None)
+
+
+def finished(recipe: Recipe) -> tuple[ProxyTraining, Rung]:
+    of = proxy(recipe)
+    end = of.run(lambda _: None, lambda _: True)
+    assert end
+    return of, end
+
+
+RUNGS = [[80], [16, 17, 100], [1, 90, 160, 223]]
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("rungs", RUNGS)
+def test_a_training_with_rungs_ends_as_one_without(rungs: list[int], average: float) -> None:
+    plain, end = finished(recipe_of(average=average))
+    with_rungs, same_end = finished(recipe_of(average=average, rungs=rungs))
+    assert [rung.samples for rung in with_rungs.rungs] == rungs
+    assert same(with_rungs.training.state(), plain.training.state())
+    assert (same_end, with_rungs.curve) == (end, plain.curve)
+
+
+def test_an_average_changes_the_score_and_not_the_training() -> None:
+    plain, end = finished(recipe_of())
+    averaged, other_end = finished(recipe_of(average=0.9))
+    assert same(averaged.training.state(), plain.training.state())
+    assert averaged.curve == plain.curve
+    assert other_end.loss != end.loss
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("samples", [1, 40, 80, 81, 223])
+def test_a_rungs_score_is_that_of_the_same_state_scored_by_itself(samples: int, average: float) -> None:
+    """The weights are taken after every step, and averaged and scored by another training, which has seen nothing."""
+    recipe = recipe_of(average=average, rungs=[samples])
+    of, _ = finished(recipe)
+    steps = math.ceil(samples / 16)
+    told = Training(build(ARCH, 0), images(84), recipe, CPU, seed=7)
+    weights = [copy.deepcopy(dict(told.network.named_parameters()))]
+
+    def after_step(done: int) -> None:
+        if done <= steps:
+            weights.append(copy.deepcopy(dict(told.network.named_parameters())))
+
+    for _ in range(3):
+        told.epoch(after_step=after_step)
+    held = weights[0] if average else weights[-1]
+    for step, new in enumerate(weights[1:], start=1) if average else ():
+        decay = min(average, step / (step + 9))
+        held = {name: decay * held[name].detach() + (1 - decay) * new[name].detach() for name in new}
+    fresh = Training(build(ARCH, 99), images(84), recipe, CPU, seed=1)
+    fresh.network.load_state_dict(fresh.network.state_dict() | {n: w.detach() for n, w in held.items()})
+    fresh.recalibrate()
+    error, loss = fresh.evaluate(images(50, seed=3))
+    (rung,) = of.rungs
+    assert rung.samples == samples
+    assert rung.error == pytest.approx(error)
+    assert rung.loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_rung_looks_at_the_first_held_out_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("igc_nas.train.RUNG_IMAGES", 30)
+    few, end = finished(recipe_of(rungs=[96]))
+    monkeypatch.setattr("igc_nas.train.RUNG_IMAGES", 1000)
+    all_of_them, same_end = finished(recipe_of(rungs=[96]))
+    assert end == same_end
+    assert (30 * few.rungs[0].error) == pytest.approx(round(30 * few.rungs[0].error))
+    assert (50 * all_of_them.rungs[0].error) == pytest.approx(round(50 * all_of_them.rungs[0].error))
+    assert few.rungs != all_of_them.rungs
+
+
+def test_an_average_is_put_in_place_and_taken_out_again() -> None:
+    network = build(ARCH, 0)
+    average = Average(network, 0.9)
+    before = copy.deepcopy(network.state_dict())
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(1.0)
+    average.update(1)  # decay 1 / 10: nine tenths of the new weights
+    now = copy.deepcopy(network.state_dict())
+    name = "stem.conv.weight"
+    with average.in_place():
+        assert torch.allclose(network.get_parameter(name), before[name] + 0.9, atol=1e-6)
+    assert same(network.state_dict(), now)
+
+
+@pytest.mark.parametrize(("stop_at", "epochs"), [(1, 0), (2, 1), (3, 2)])
+def test_a_stopped_training_keeps_its_curve_and_its_rungs(stop_at: int, epochs: int) -> None:
+    recipe = recipe_of(rungs=[32, 96, 220])
+    whole, _ = finished(recipe)
+    asked: list[Rung] = []
+
+    def go_on(rung: Rung) -> bool:
+        asked.append(rung)
+        return len(asked) < stop_at
+
+    seen = []
+    score = train_proxy(
+        build(ARCH, 0), images(84), images(50, seed=3), recipe, locate("shapes", None), CPU, 7,
+        on_epoch=seen.append, go_on=go_on,
+    )  # fmt: skip
+    assert isinstance(score, Unfinished)
+    assert score.rungs == tuple(asked) == tuple(whole.rungs[:stop_at])
+    assert score.curve == tuple(seen) == tuple(whole.curve[:epochs])
+
+
+def test_a_score_keeps_the_rungs_and_not_the_end_among_them() -> None:
+    recipe = recipe_of(rungs=[32, 96], average=0.5)
+    whole, end = finished(recipe)
+    score = train_proxy(
+        build(ARCH, 0), images(84), images(50, seed=3), recipe, locate("shapes", None), CPU, 7
+    )  # fmt: skip
+    assert isinstance(score, Score)
+    assert score.rungs == tuple(whole.rungs)
+    assert (score.error, score.loss, score.samples) == (end.error, end.loss, 3 * 80)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rungs": [100, 50]}, "rungs [100, 50] must ascend and stay below the recipe's 252 samples"),
+        ({"rungs": [50, 50]}, "must ascend"),
+        ({"rungs": [50, 252]}, "must ascend and stay below the recipe's 252 samples"),
+        ({"rungs": [17, 32]}, "rungs [17, 32] must fall into different batches of 16"),
+        ({"rungs": [225]}, "before the last of the recipe's 15"),
+        ({"rungs": [250]}, "before the last of the recipe's 15"),
+        ({"rungs": [50], "batch": 100, "epochs": 1}, "before the last of the recipe's 1"),
+        ({"rungs": [0]}, "recipe: rungs"),
+        ({"rungs": [1.5]}, "recipe: rungs"),
+        ({"rungs": list(range(10, 180, 10))}, "recipe: rungs"),
+        ({"average": 1.0}, "recipe: average"),
+        ({"average": -0.1}, "recipe: average"),
+    ],
+)
+def test_rungs_and_averages_that_cannot_be_are_refused(changes: dict, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipe_of(**changes)
+    assert words in caught.value.message
+
+
+@given(
+    epochs=st.integers(1, 5), batch=st.integers(1, 40), train_size=st.integers(1, 100),
+    rungs=st.lists(st.integers(1, 500), max_size=5),
+)  # fmt: skip
+def test_every_rung_of_a_recipe_is_met(epochs: int, batch: int, train_size: int, rungs: list[int]) -> None:
+    """A recipe either is refused or has a step of its own for each rung, with one more to come."""
+    try:
+        recipe = recipe_of(epochs=epochs, batch=batch, train_size=train_size, rungs=rungs)
+    except ConfigError:
+        return
+    training = Training.__new__(Training)
+    training.images, training.recipe = images(train_size, 2), recipe
+    steps = [recipe.step_of(rung) for rung in rungs]
+    assert recipe.steps == epochs * training.steps_per_epoch
+    assert steps == sorted(set(steps))
+    assert all(0 < step < recipe.steps for step in steps)
 
 
 @pytest.mark.gpu

@@ -16,10 +16,12 @@ from igc_nas.defaults import new_spec
 from igc_nas.device import cpu_name
 from igc_nas.errors import DataError, InfeasibleError, StudyError
 from igc_nas.events import Ended, Job, Started
+from igc_nas.record import Rung
 from igc_nas.results import load_study
 from igc_nas.spec import Budget, Calibration, StudySpec
+from igc_nas.stopping import LEAST_ENDED, Outlook
 from igc_nas.study import Run, search
-from igc_nas.workers import Failed, Measured, Workers
+from igc_nas.workers import AtRung, Failed, Measured, Workers
 
 RECIPE = {"epochs": 2, "train_size": 400, "held_out": 100, "resolution": 8, "crop": 1}
 
@@ -171,6 +173,65 @@ def test_closing_ends_the_processes(tmp_path: Path) -> None:
             time.sleep(0.02)  # a process bears its parent's name until it has become its own
         assert len(running) == 2
     assert gone(running, within_s=5)
+
+
+def with_rungs(**changes) -> StudySpec:
+    recipe = RECIPE | {"rungs": [200, 500], "average": 0.9}
+    return new_spec(locate("shapes", None), cpu_name(), space="tiny", name="s", recipe=recipe, **changes)
+
+
+def test_a_training_that_is_stopped_at_a_rung_ends_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers; every other training is given up, at its first rung or its second."""
+    asked: list[AtRung] = []
+
+    def judged(_: object, at: AtRung) -> Outlook | None:
+        asked.append(at)
+        gives_up = at.number % 2 == 1 and at.rung.samples == (200 if at.number == 1 else 500)
+        return Outlook(0.7, 0.1, 0.01) if gives_up else None
+
+    monkeypatch.setattr("igc_nas.study._Coordinator.judged", judged)
+    found = list(search(with_rungs(), Run(tmp_path / "s", trials=4, workers=2)))
+    study = load_study(tmp_path / "s")
+    assert [t.state for t in study.trials] == ["complete", "stopped", "complete", "stopped"]
+    assert {c.trial for c in found} == {0, 2}
+    told: dict[int, list[Rung]] = {}
+    for at in asked:
+        told.setdefault(at.number, []).append(at.rung)
+    for trial in study.trials:
+        training = trial.stopped.training if trial.stopped else trial.candidate.score
+        assert list(training.rungs) == told[trial.number]
+        assert [epoch.samples for epoch in training.curve] == ([] if trial.number == 1 else [384, 768])[
+            : 1 if trial.number == 3 else 2
+        ]
+    assert [len(rungs) for _, rungs in sorted(told.items())] == [2, 1, 2, 2]
+    assert [(t.stopped.chance, t.stopped.expected_error) for t in study.trials if t.stopped] == [(0.01, 0.7)] * 2
+    assert not children()
+
+
+def test_a_worker_that_dies_at_a_rung_costs_that_trial_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judged(_: object, at: AtRung) -> Outlook | None:
+        if at.number == 0:
+            for process in children():
+                process.kill()  # it waits for the answer
+        return None
+
+    monkeypatch.setattr("igc_nas.study._Coordinator.judged", judged)
+    list(search(with_rungs(), Run(tmp_path / "s", trials=1)))
+    failed, complete = load_study(tmp_path / "s").trials
+    assert (failed.state, failed.reason) == ("failed", "the worker process died (SIGKILL)")
+    assert complete.state == "complete"
+    assert len(complete.candidate.score.rungs) == 2
+
+
+@pytest.mark.slow
+def test_two_workers_stop_what_has_little_chance(tmp_path: Path) -> None:
+    list(search(with_rungs(stop=0.6, sampler="random"), Run(tmp_path / "s", trials=50, workers=2)))
+    study = load_study(tmp_path / "s")
+    stopped = [t for t in study.trials if t.state == "stopped"]
+    assert study.ended == 50
+    assert stopped
+    assert min(t.number for t in stopped) >= LEAST_ENDED - 1
+    assert all(t.stopped.chance < 0.6 and 1 <= len(t.stopped.training.rungs) <= 2 for t in stopped)
 
 
 @pytest.mark.gpu

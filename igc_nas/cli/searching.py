@@ -115,6 +115,7 @@ def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
     from igc_nas.defaults import default_extent
     from igc_nas.device import find_devices
     from igc_nas.question import ask
+    from igc_nas.sampler.enumeration import Enumeration
     from igc_nas.study import Run
 
     storage = _checked_storage(flags["storage"])
@@ -122,6 +123,8 @@ def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
     question = ask(flags, devices[0])
     extent = default_extent(devices[0].kind, len(devices))
     spec = _measured_elsewhere(question.spec, flags, new=not question.continued)
+    if spec.sampler == "all":
+        Enumeration(spec)  # refused before anything is measured, where they are too many
     trials = spec.feasible.count if spec.sampler == "all" else None if flags["timeout"] else extent.trials
     run = Run(
         folder=question.folder,
