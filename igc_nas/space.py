@@ -261,11 +261,11 @@ class SearchSpace:
 
     def smallest(self, metric: Metric) -> ArchConfig:
         """A valid architecture with the least `metric`."""
-        return self._extreme(metric, operator.lt)
+        return self._once(metric, operator.lt)
 
     def largest(self, metric: Metric) -> ArchConfig:
         """A valid architecture with the greatest `metric`."""
-        return self._extreme(metric, operator.gt)
+        return self._once(metric, operator.gt)
 
     def stem_cost(self, stem: Stem) -> Cost:
         """Cost of the stem."""
@@ -275,6 +275,15 @@ class SearchSpace:
         """Cost of the head and the classifier behind `shape`."""
         blocks = end_blocks(shape[0], self.file.head, self.classes)
         return layers_cost(itertools.chain.from_iterable(block.layers for block in blocks), shape)[0]
+
+    @cached_property
+    def _extremes(self) -> dict[tuple[Metric, Any], ArchConfig]:
+        return {}
+
+    def _once(self, metric: Metric, better: Any) -> ArchConfig:
+        if (metric, better) not in self._extremes:
+            self._extremes[metric, better] = self._extreme(metric, better)
+        return self._extremes[metric, better]
 
     def _extreme(self, metric: Metric, better: Any) -> ArchConfig:
         best: dict[Shape, tuple[int, tuple[StageConfig, ...]]] = {

@@ -28,7 +28,7 @@ from igc_nas.errors import UsageError
 from igc_nas.lowering import variants
 from igc_nas.results import load_study
 from igc_nas.spec import Budget, StudySpec
-from igc_nas.store import Store
+from igc_nas.store import Store, replace_latencies
 from igc_nas.study import Run, search
 
 NETWORK = "igcv1-l8m2-d8"
@@ -235,6 +235,7 @@ def test_measuring_keeps_what_it_learned_of_chains(cli: Command, tmp_path: Path)
     [
         (("measure",), ("name an architecture or a --study",)),
         (("measure", NETWORK, "--study", "made"), ("one of the two", "igc-nas measure igcv1-l24m2-d20")),
+        (("measure", NETWORK, "--keep"), ("--keep goes with --study",)),
         (("measure", NETWORK, "--runtime", "nonsense"), ("--runtime", "onnxruntime")),
         (("measure", NETWORK, "--forms", "dense"), ("--forms",)),
         (("measure", NETWORK, "--budget-params", "0"), ("--budget-params",)),
@@ -327,6 +328,31 @@ def test_a_study_is_measured_under_its_own_budget(made: Path, cli: Command, monk
     assert cli("measure", "--study", "made", "--json").status == 0
     study = load_study(made).spec
     assert asked == [(study.latency, 3000, study.reference_ms)] * 4
+
+
+def test_what_was_noisy_is_kept_when_it_no_longer_is(made: Path, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy = {c.trial: c.latency.model_copy(update={"noisy": True}) for c in load_study(made).candidates[1:]}
+    replace_latencies(made, noisy)
+    noise = iter([(), ("the processor throttled",), ()])
+    monkeypatch.setattr(latency_module.Watch, "disturbances", lambda *_: next(noise))
+    answer = cli("measure", "--study", "made", "--keep", "--json")
+    assert [row["trial"] for row in answer.json["rows"]] == list(noisy), "the first was quiet and is not measured"
+    quiet = [not row["noisy"] for row in answer.json["rows"]]
+    after = load_study(made).candidates
+    assert not after[0].latency.noisy
+    for candidate, kept, row in zip(after[1:], quiet, answer.json["rows"], strict=True):
+        assert candidate.latency.noisy is not kept
+        assert (candidate.latency.normalised_ms == row["normalised_ms"]) is kept
+    assert quiet[1] is False
+    if quiet == [True, False, True]:  # the machine may be noisy in other ways
+        monkeypatch.setattr(latency_module.Watch, "disturbances", lambda *_: ())
+        assert len(cli("measure", "--study", "made", "--keep", "--json").json["rows"]) == 1
+
+
+def test_where_nothing_is_noisy_nothing_is_measured(made: Path, cli: Command) -> None:
+    answer = cli("measure", "--study", "made", "--keep")
+    assert (answer.status, answer.out) == (0, "")
+    assert "none of the 4 latencies of made is noisy" in answer.err
 
 
 def test_a_study_without_candidates_has_nothing_to_measure(cli: Command) -> None:

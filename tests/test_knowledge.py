@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from families import by_quality, make, make_papers, stop
+from families import blurred, by_quality, make, make_papers, stop
 
 from igc_nas.features import Features
-from igc_nas.knowledge import knowledge_of
+from igc_nas.knowledge import believed, knowledge_of
 from igc_nas.record import Candidate
 from igc_nas.results import Study
 from igc_nas.surrogate import MOST_POINTS
@@ -96,3 +96,22 @@ def test_features_are_those_of_the_studys_own_space() -> None:
     codes = np.array([code])
     assert catalog.price(codes)[1][0, 0] == candidate.cost.params
     assert len(Features(catalog).of(codes, catalog.price(codes)[1]).whole) == 1
+
+
+def test_beliefs_carry_less_noise_than_errors() -> None:
+    """What is believed of a blurred study is nearer to the smooth one than the blurred errors are."""
+    smooth = make(120, by_depth)
+    noisy = make(120, blurred(by_depth, 0.03, 0))
+    truth = {c.id: c.score.error for c in smooth.candidates}
+    errors = {c.id: c.score.error for c in noisy.candidates}
+    beliefs = believed(noisy)
+    assert beliefs.keys() == truth.keys()
+    assert _distance(beliefs, truth) < 0.7 * _distance(errors, truth)
+
+
+def _distance(a: dict[str, float], b: dict[str, float]) -> float:
+    return float(np.sqrt(np.mean([(a[name] - b[name]) ** 2 for name in b])))
+
+
+def test_there_are_no_beliefs_of_too_few() -> None:
+    assert believed(make(LEAST_FOR_TRUST - 1, by_depth)) == {}

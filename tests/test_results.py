@@ -240,3 +240,19 @@ def test_scales_put_low_at_0_and_high_at_1_and_keep_the_order(a: float, b: float
         assert objective.scale(low, low, high) == 0
         assert objective.scale(high, low, high) == pytest.approx(1)
         assert 0 <= objective.scale(middle, low, high) <= 1 + 1e-9
+
+
+def test_what_is_over_budget_is_no_contender() -> None:
+    """A person may ask for any network; it stands among the candidates, and not on the front."""
+    whole = make_study(20)
+    limit = sorted(c.cost.params for c in whole.candidates)[9]
+    budget = whole.spec.budget.model_copy(update={"params": limit})
+    tight = replace(whole, spec=whole.spec.model_copy(update={"budget": budget}))
+    assert len(tight.candidates) == 20
+    assert len(tight.contenders) == 10
+    assert {c.id for c in tight.front()} <= {c.id for c in tight.contenders}
+    assert tight.hypervolume_curve()[-1] == (10, pytest.approx(tight.hypervolume()))
+    assert tight.pick("best-error").cost.params <= limit
+    nothing = replace(whole, spec=whole.spec.model_copy(update={"budget": budget.model_copy(update={"params": 1})}))
+    assert nothing.front() == ()
+    assert nothing.pick("knee") in nothing.candidates

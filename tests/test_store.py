@@ -15,7 +15,7 @@ from igc_nas.reference import reference
 from igc_nas.results import load_study, read_trials
 from igc_nas.sampler.history import EXPECTED, Memory
 from igc_nas.spec import Budget
-from igc_nas.store import Store
+from igc_nas.store import Store, replace_latencies
 from igc_nas.study import Run, search
 
 
@@ -214,3 +214,23 @@ def test_a_given_trial_outside_the_space_comes_back(tmp_path: Path) -> None:
             assert store.study.trials == before
             assert store.live.trials[0].params == {}
             assert store.live.trials[0].values is not None
+
+
+def test_latencies_are_replaced_and_the_database_made_anew(tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    before = load_study(tmp_path / "s")
+    first, *others = before.candidates
+    quiet = first.latency.model_copy(update={"normalised_ms": first.latency.normalised_ms * 2})
+    replace_latencies(tmp_path / "s", {first.trial: quiet})
+    after = load_study(tmp_path / "s")
+    assert after.candidates == (first.model_copy(update={"latency": quiet}), *others)
+    with Store(tmp_path / "s", spec()) as store:
+        told = store.live.get_trials(deepcopy=False)[first.trial].values
+        assert told[spec().objectives.index("latency")] == quiet.normalised_ms
+    list(search(spec(), Run(tmp_path / "s", trials=7), evaluate=evaluate))
+    assert load_study(tmp_path / "s").candidates[: len(after.candidates)] == after.candidates
+
+
+def test_latencies_of_a_study_that_is_searched_stay(tmp_path: Path) -> None:
+    with Store(tmp_path / "s", spec()), pytest.raises(StudyError, match="is being searched by"):
+        replace_latencies(tmp_path / "s", {})

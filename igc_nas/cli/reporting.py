@@ -213,7 +213,7 @@ def _verdicts(found: Honesty) -> Iterator[str]:
 
 
 def _verdict(row: Predictor) -> Iterator[str]:
-    at = f"{'The end' if row.kind == 'end' else 'The rung'} ({row.samples:,} images)"
+    at = f"The {NAMES[row.kind]} ({row.samples:,} images)"
     if row.overall.tau is None or row.params is None:
         yield f"{at}: {row.overall.n} architectures in common, or all tied: not ranked."
         return
@@ -225,6 +225,8 @@ def _verdict(row: Predictor) -> Iterator[str]:
     elif row.versus_params == "below":
         worse = "is no better than the parameter count; it is worse"
         yield f"{at} {worse}: {beside}; the intervals exclude each other{paired}."
+    elif row.versus_params == "overlaps" and told is not None and told.low is not None and told.low > 0:
+        yield f"{at} ranks better than the parameter count, architecture by architecture: {beside}{paired}."
     elif row.versus_params == "overlaps":
         yield f"{at} is no better than the parameter count by these intervals: {beside}; they overlap{paired}."
     else:
