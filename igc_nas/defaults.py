@@ -17,7 +17,7 @@ from igc_nas.resources import check_study_name, find_space
 from igc_nas.space import SpaceFile
 from igc_nas.spec import Budget, LatencySpec, Recipe, SamplerName, StudySpec, default_name
 
-STOP = 0.05
+STOP = 0.02
 """The chance to end on the front below which a training is stopped at a rung."""
 MEMORY_PER_WORKER = 2 * 2**30
 MOST_WORKERS = 8

@@ -6,11 +6,12 @@ others (leave-one-out).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from igc_nas.catalog import Ints
+from igc_nas.catalog import Catalog, Code, Ints
 from igc_nas.features import Features, Floats, Inputs
 from igc_nas.record import Candidate
 from igc_nas.results import Study
@@ -37,6 +38,39 @@ class Knowledge:
             f"{t.rank_by_params:.2f} by the parameter count{verdict}; its 68 % intervals hold {t.within_68:.0%}, "
             f"its 95 % intervals {t.within_95:.0%}"
         )
+
+
+class Forecast:
+    """What is believed of errors: of each of `codes` by all others (`left_out`), and of any other network.
+
+    `errors` are those that were measured, two or more.
+    """
+
+    def __init__(self, catalog: Catalog, codes: Sequence[Code], errors: Sequence[float]) -> None:
+        self.catalog = catalog
+        self._features = Features(catalog)
+        array = np.array(codes[-MOST_POINTS:], dtype=np.int64)
+        self._surrogate = Surrogate(
+            self._features.of(array, catalog.price(array)[1]), np.array(errors[-MOST_POINTS:], dtype=float)
+        )
+        mean, _ = self._surrogate.left_out()
+        self.left_out = dict(zip(map(tuple, array.tolist()), map(float, mean), strict=True))
+        """By code; of more than `MOST_POINTS` the newest."""
+
+    def of(self, code: Code) -> float:
+        """The error that is believed of a network."""
+        array = np.array([code], dtype=np.int64)
+        mean, _ = self._surrogate.predict(self._features.of(array, self.catalog.price(array)[1]))
+        return float(mean[0])
+
+
+def forecast_of(study: Study) -> Forecast | None:
+    """By the completed trials of the study's own space; None below `LEAST_FOR_TRUST` of them."""
+    if len(study.candidates) < LEAST_FOR_TRUST:
+        return None
+    catalog = study.spec.feasible.catalog
+    known = {code: c.score.error for c in study.candidates if (code := catalog.code(c.arch)) is not None}
+    return Forecast(catalog, list(known), list(known.values())) if len(known) >= LEAST_FOR_TRUST else None
 
 
 @dataclass(frozen=True)

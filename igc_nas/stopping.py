@@ -1,9 +1,10 @@
 """When a training may be given up: at a rung, where its chance to end on the front has become small.
 
-The end is predicted from the rung by a line through the trials that have ended, with what that line leaves over as the
-uncertainty. A candidate competes only with trials whose known costs are all no greater than its own: it ends on the
-front if it beats the best of these, for any other one it cannot be dominated by. So among candidates at one rung a
-dominated one never has the better chance.
+The end is predicted from the rung, and from what the surrogate believed before the training began, by a plane through
+the trials that have ended; what that leaves over is the uncertainty. A candidate competes only with trials whose known
+costs are all no greater than its own: it ends on the front if it beats the best of these, for any other one it cannot
+be dominated by. So among candidates at one rung, of which as much is believed, a dominated one never has the better
+chance.
 
 Before the rule may stop anything it is replayed on the recorded rungs: where it would have stopped a member of the
 front, its bound is lowered until it would not.
@@ -30,11 +31,15 @@ LEAST_DEVIATION = 1e-4
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial that was trained to the end: its known `costs` (any scale), its errors at the rungs, and at the end."""
+    """A trial that was trained to the end: its known `costs` (any scale), its errors at the rungs, and at the end.
+
+    `belief` is what the other trials let expect of its error before it was trained; None: not known.
+    """
 
     costs: tuple[float, ...]
     rungs: tuple[float, ...]
     error: float
+    belief: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,23 +52,24 @@ class Outlook:
 
 
 @dataclass(frozen=True)
-class _Line:
-    """end = offset + slope * rung, leaving a standard deviation."""
+class _Plane:
+    """end = offset + weights . (rung, and belief where there is one), leaving a standard deviation."""
 
     offset: float
-    slope: float
+    weights: Floats
     deviation: float
 
-    def chance(self, rung: float, best: float) -> float:
-        """The probability that the end is below `best`."""
-        z = (best - self.offset - self.slope * rung) / self.deviation
-        return 0.5 * math.erfc(-z / math.sqrt(2))
+    def outlook(self, evidence: Sequence[float], best: float) -> Outlook:
+        """What to expect, and the probability that the end is below `best`."""
+        expected = self.offset + float(self.weights @ np.asarray(evidence))
+        chance = 0.5 * math.erfc((expected - best) / self.deviation / math.sqrt(2))
+        return Outlook(expected, self.deviation, chance)
 
 
 class Rule:
     """The rule of a study, from the trials that have `ended`; a chance below `asked` (loosened: `bound`) stops.
 
-    All of `ended` have the same number of rungs.
+    All of `ended` have the same number of rungs. Beliefs count where at least `LEAST_ENDED` of them have one.
     """
 
     def __init__(self, ended: Sequence[Ended], asked: float) -> None:
@@ -72,6 +78,7 @@ class Rule:
         self._errors = np.array([trial.error for trial in ended])
         self._rungs = np.array([trial.rungs for trial in ended])
         self._costs = np.array([trial.costs for trial in ended])
+        self._beliefs = np.array([math.nan if trial.belief is None else trial.belief for trial in ended])
 
     @cached_property
     def bound(self) -> float:
@@ -85,32 +92,35 @@ class Rule:
         """The least chance that a trial would have been given on its way, had all others ended before it."""
         others = np.delete(np.arange(len(self.ended)), member)
         trial = self.ended[member]
-        return min(
-            (self._outlook(trial.costs, rung, error, others).chance for rung, error in enumerate(trial.rungs)),
-            default=1.0,
-        )
+        looks = (self._outlook(trial.costs, n, error, trial.belief, others) for n, error in enumerate(trial.rungs))
+        return min((look.chance for look in looks), default=1.0)
 
-    def outlook(self, costs: Sequence[float], rung: int, error: float) -> Outlook | None:
+    def outlook(self, costs: Sequence[float], rung: int, error: float, belief: float | None = None) -> Outlook | None:
         """What to expect of a candidate with these known costs and this error at the `rung`-th rung (from 0).
 
-        None where too few trials have ended to tell.
+        `belief` is what was expected of it before it was trained. None where too few trials have ended to tell.
         """
         if len(self.ended) < LEAST_ENDED:
             return None
-        return self._outlook(costs, rung, error, np.arange(len(self.ended)))
+        return self._outlook(costs, rung, error, belief, np.arange(len(self.ended)))
 
-    def _outlook(self, costs: Sequence[float], rung: int, error: float, among: Ints) -> Outlook:
-        line = _line(self._rungs[among, rung], self._errors[among])
+    def _outlook(self, costs: Sequence[float], rung: int, error: float, belief: float | None, among: Ints) -> Outlook:
         rivals = among[(self._costs[among] <= np.asarray(costs)).all(axis=1)]
-        chance = line.chance(error, float(self._errors[rivals].min())) if len(rivals) else 1.0
-        return Outlook(line.offset + line.slope * error, line.deviation, chance)
+        best = float(self._errors[rivals].min()) if len(rivals) else math.inf
+        believed = among[~np.isnan(self._beliefs[among])]
+        if belief is None or len(believed) < LEAST_ENDED:
+            return _plane(self._rungs[among, rung][:, None], self._errors[among]).outlook([error], best)
+        evidence = np.column_stack([self._rungs[believed, rung], self._beliefs[believed]])
+        return _plane(evidence, self._errors[believed]).outlook([error, belief], best)
 
 
-def _line(rungs: Floats, ends: Floats) -> _Line:
-    """The least-squares line, never falling; its deviation is that of a prediction."""
-    n = len(rungs)
-    spread = float(((rungs - rungs.mean()) ** 2).sum())
-    slope = max(0.0, float(((rungs - rungs.mean()) * ends).sum()) / spread) if len(set(rungs)) > 1 else 0.0
-    left = ends - ends.mean() - slope * (rungs - rungs.mean())
-    deviation = math.sqrt(float((left**2).sum()) / max(1, n - 2) * (1 + 2 / n))
-    return _Line(float(ends.mean()) - slope * float(rungs.mean()), slope, max(LEAST_DEVIATION, deviation))
+def _plane(evidence: Floats, ends: Floats) -> _Plane:
+    """The least-squares plane over (n, 1 or 2) evidence, falling nowhere; its deviation is that of a prediction."""
+    from scipy.optimize import nnls
+
+    n, k = evidence.shape
+    centre = evidence.mean(axis=0)
+    columns = np.where([len(set(column)) > 1 for column in evidence.T], evidence - centre, 0.0)
+    weights, left = nnls(columns, ends - ends.mean())
+    deviation = math.sqrt(left**2 / max(1, n - 1 - k) * (1 + (k + 1) / n))
+    return _Plane(float(ends.mean()) - float(weights @ centre), weights, max(LEAST_DEVIATION, deviation))

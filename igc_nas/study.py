@@ -20,6 +20,7 @@ from igc_nas.cost import cost_of
 from igc_nas.dataset import data_dir, locate
 from igc_nas.errors import ConfigError, IgcNasError, StudyError
 from igc_nas.events import Ended, Event, Exhausted, Job, Opened, Progress, Started
+from igc_nas.knowledge import Forecast, forecast_of
 from igc_nas.objectives import known_values
 from igc_nas.plan import arch_id
 from igc_nas.record import Candidate, Latency, Score, Stopped, Trial, TrialState, Unfinished
@@ -123,14 +124,17 @@ def matching_devices(latency: LatencySpec) -> tuple[str, ...]:
     return found
 
 
-def rule_of(study: Study) -> Rule:
+def rule_of(study: Study, forecast: Forecast | None = None) -> Rule:
     """When a study's trainings may be stopped, from those that have ended with a score at every rung."""
+    code_of = study.spec.feasible.catalog.code
+    beliefs = {c.id: forecast.left_out.get(code_of(c.arch) or ()) for c in study.contenders} if forecast else {}
     names, rungs = study.spec.objectives, study.spec.recipe.rungs
     ended = [
         EndedTrial(
             known_values(candidate.cost, candidate.latency.normalised_ms, names),
             tuple(rung.error for rung in candidate.score.rungs),
             candidate.score.error,
+            beliefs.get(candidate.id),
         )
         for candidate in study.contenders
         if len(candidate.score.rungs) == len(rungs)
@@ -165,8 +169,11 @@ class _Coordinator:
         if at.rung.samples not in spec.recipe.rungs:
             return None  # an evaluator of one's own may look where nobody else does
         costs = known_values(cost_of(trial.arch), at.latency.normalised_ms, spec.objectives)
-        rule = rule_of(self.store.study)
-        outlook = rule.outlook(costs, spec.recipe.rungs.index(at.rung.samples), at.rung.error)
+        forecast = forecast_of(self.store.study)
+        rule = rule_of(self.store.study, forecast)
+        code = spec.feasible.catalog.code(trial.arch) if forecast else None
+        belief = forecast.of(code) if forecast and code else None
+        outlook = rule.outlook(costs, spec.recipe.rungs.index(at.rung.samples), at.rung.error, belief)
         return outlook if outlook and outlook.chance < rule.bound else None
 
     def go_on(self, at: AtRung) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_no_member_of_the_recorded_front_would_have_been_stopped(
         others = ended[:member] + ended[member + 1 :]
         for rung, error in enumerate(ended[member].rungs):
             everyone = np.arange(len(others))  # one fewer than may be asked, where a dozen have ended
-            assert not Rule(others, asked)._outlook(ended[member].costs, rung, error, everyone).chance < bound
+            assert not Rule(others, asked)._outlook(ended[member].costs, rung, error, None, everyone).chance < bound
 
 
 def test_a_bound_that_would_stop_a_member_is_loosened() -> None:
@@ -182,3 +183,45 @@ def test_few_members_of_the_front_are_lost_under_a_bound_of_five_percent() -> No
         seen += len(stream)
     assert lost / members <= 0.05
     assert stopped / seen >= 0.1, "a rule that stops nothing is safe, and of no use"
+
+
+def believers(n: int, rng: np.random.Generator, worth: float) -> list[Ended]:
+    """Ends that are half rung and half belief, where `worth` is 1; a belief of no worth is chance."""
+    rungs, beliefs = rng.uniform(0.4, 0.8, n), rng.uniform(0.3, 0.6, n)
+    ends = 0.3 * rungs + worth * 0.5 * beliefs + rng.normal(0, 0.005, n)
+    return [
+        Ended((float(cost),), (float(rung),), float(end), float(belief))
+        for cost, rung, belief, end in zip(rng.random(n), rungs, beliefs, ends, strict=True)
+    ]
+
+
+def test_a_belief_sharpens_what_a_rung_says() -> None:
+    ended = believers(60, np.random.default_rng(0), worth=1.0)
+    rule = Rule(ended, 0.05)
+    alone, both = rule.outlook((1.0,), 0, 0.6), rule.outlook((1.0,), 0, 0.6, 0.4)
+    assert both.deviation < 0.3 * alone.deviation
+    assert both.expected_error == pytest.approx(0.3 * 0.6 + 0.5 * 0.4, abs=0.005)
+    better = rule.outlook((1.0,), 0, 0.6, 0.3)
+    assert better.expected_error < both.expected_error
+    assert better.chance >= both.chance
+
+
+def test_a_belief_of_no_worth_changes_little() -> None:
+    rule = Rule(believers(200, np.random.default_rng(0), worth=0.0), 0.05)
+    alone, both = rule.outlook((1.0,), 0, 0.6), rule.outlook((1.0,), 0, 0.6, 0.55)
+    assert both.expected_error == pytest.approx(alone.expected_error, abs=0.002)
+    assert both.deviation == pytest.approx(alone.deviation, rel=0.05)
+
+
+def test_rivals_without_a_belief_are_rivals() -> None:
+    """Of many trials the surrogate takes the newest: the older ones have no belief, and may still be the best."""
+    ended = believers(30, np.random.default_rng(0), worth=1.0)
+    champion = Ended((0.0,), (0.4,), 0.01)
+    assert Rule([champion, *ended], 0.05).outlook((1.0,), 0, 0.5, 0.45).chance < 1e-6
+
+
+def test_fewer_beliefs_than_trials_it_takes_are_not_used() -> None:
+    ended = believers(30, np.random.default_rng(0), worth=1.0)
+    few = [replace(trial, belief=None) for trial in ended[: 30 - LEAST_ENDED + 1]] + ended[30 - LEAST_ENDED + 1 :]
+    rule = Rule(few, 0.05)
+    assert rule.outlook((1.0,), 0, 0.6, 0.4) == rule.outlook((1.0,), 0, 0.6)

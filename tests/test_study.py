@@ -11,6 +11,7 @@ from igc_nas.config import ArchConfig
 from igc_nas.cost import cost_of
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.events import Ended, Exhausted, Opened, Started
+from igc_nas.knowledge import forecast_of
 from igc_nas.objectives import known_values
 from igc_nas.plan import arch_id
 from igc_nas.record import Trial
@@ -243,10 +244,15 @@ def test_a_stop_is_what_the_rule_says_of_those_that_ended_before(tmp_path: Path)
     trials = run_on_the_way(tmp_path / "s", 30, stopping("random", 0.5))
     question = load_study(tmp_path / "s").spec
     for trial in trials:
-        rule = rule_of(Study(question, trials[: trial.number]))
+        before = Study(question, trials[: trial.number])
+        forecast = forecast_of(before)
+        rule, belief = rule_of(before, forecast), None
+        if forecast:
+            belief = forecast.of(forecast.catalog.code(trial.arch))
+            assert all(ended.belief is not None for ended in rule.ended)
         latency, score = evaluate_on_the_way(trial.arch, 0)
         costs = known_values(cost_of(trial.arch), latency.normalised_ms, question.objectives)
-        looks = [rule.outlook(costs, place, rung.error) for place, rung in enumerate(score.rungs)]
+        looks = [rule.outlook(costs, place, rung.error, belief) for place, rung in enumerate(score.rungs)]
         below = [look for look in looks if look and look.chance < rule.bound]
         assert (trial.state == "stopped") == bool(below)
         if trial.stopped:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 
 from igc_nas.bench.problems import Answer, Problem
+from igc_nas.catalog import Code
+from igc_nas.config import ArchConfig
 from igc_nas.cost import cost_of
 from igc_nas.errors import ConfigError
+from igc_nas.knowledge import Forecast
 from igc_nas.pareto import Point, dominates, hypervolume
 from igc_nas.plan import arch_id
 from igc_nas.sampler.choice import MOST_REPEATS, ExhaustedError, StudySampler
@@ -25,6 +28,7 @@ from igc_nas.sampler.history import EXPECTED
 from igc_nas.spec import SamplerName
 from igc_nas.stopping import Ended, Outlook, Rule
 from igc_nas.store import BUDGET
+from igc_nas.trust import LEAST_FOR_TRUST
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class _Replayed:
         self.stop = stop
         self.known: dict[str, Evaluated | None] = {}
         """By id; None: no answer."""
-        self.ended: list[Ended] = []
+        self.ended: dict[Code, Ended] = {}
         self.in_vain = 0
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         directions = [StudyDirection.MINIMIZE] * len(self.spec.objectives)
@@ -146,7 +150,7 @@ class _Replayed:
         is_new = identity not in self.known
         if is_new:
             answer = self.problem.answer(arch, identity, cost, self.spec.seed)
-            self.known[identity] = self._evaluated(identity, answer) if answer else None
+            self.known[identity] = self._evaluated(arch, identity, answer) if answer else None
         found = self.known[identity]
         if found is None:
             self._infeasible(trial, 1.0)
@@ -168,15 +172,22 @@ class _Replayed:
         else:
             self.study.tell(trial, state=TrialState.FAIL)
 
-    def _evaluated(self, identity: str, answer: Answer) -> Evaluated:
+    def _evaluated(self, arch: ArchConfig, identity: str, answer: Answer) -> Evaluated:
         """Train to the end, or to the rung at which it is given up."""
         if not self.stop:
             return Evaluated(identity, answer, answer.compute[-1])
-        rule = Rule(self.ended, self.stop)
+        catalog = self.spec.feasible.catalog
+        code = catalog.code(arch)
+        assert code is not None
+        rule, belief = Rule(list(self.ended.values()), self.stop), None
+        if len(self.ended) >= LEAST_FOR_TRUST:
+            forecast = Forecast(catalog, list(self.ended), [trial.error for trial in self.ended.values()])
+            believed = [replace(trial, belief=forecast.left_out.get(of)) for of, trial in self.ended.items()]
+            rule, belief = Rule(believed, self.stop), forecast.of(code)
         for place, error in enumerate(answer.rungs):
-            outlook = rule.outlook(answer.known, place, error)
+            outlook = rule.outlook(answer.known, place, error, belief)
             if outlook and outlook.chance < rule.bound:
                 return Evaluated(identity, answer, answer.compute[place], outlook)
         at = self.spec.objectives.index("error")
-        self.ended.append(Ended(answer.known, answer.rungs, answer.seen[at]))
+        self.ended[code] = Ended(answer.known, answer.rungs, answer.seen[at])
         return Evaluated(identity, answer, answer.compute[-1])

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 @click.option(
     "--stop",
     type=click.FloatRange(0, 1, max_open=True),
-    help="Give a training up at a rung where its chance to end on the front is below this; 0: never. [default: 0.05]",
+    help="Give a training up at a rung where its chance to end on the front is below this; 0: never. [default: 0.02]",
 )
 @click.option("--trials", type=click.IntRange(1), help="Trials complete or stopped in all, earlier runs included.")
 @click.option("--timeout", type=SECONDS, help="Stop this run after: 90s, 10m, 2h.")
