@@ -85,8 +85,8 @@ def _layout(report: SamplerReport, rows: int) -> dict[str, Any]:
         "template": "plotly_white",
         "font": {"family": FONT, "size": 13},
         "height": 80 + 340 * rows,
-        "margin": {"l": 60, "r": 20, "t": 90, "b": 50},
-        "legend": {"orientation": "h", "y": 1.06, "yanchor": "bottom", "x": 0},
+        "margin": {"l": 60, "r": 20, "t": 130, "b": 50},
+        "legend": {"orientation": "h", "y": 1.05, "yanchor": "bottom", "x": 0},
         "title": {"text": f"mean of {report.seeds} seeds with its 95 % band", "x": 0.02, "y": 0.99, "yanchor": "top"},
     }
 
