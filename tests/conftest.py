@@ -5,6 +5,9 @@ import tempfile
 
 from hypothesis import HealthCheck, settings
 
+# Before torch is imported: some tests ask for two threads, and such as spin while they wait starve the other process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # What is timed here is nobody's cache; a file for the whole run, and for the processes that tests start.
 os.environ["IGC_NAS_CACHE"] = tempfile.mkdtemp(prefix="igc-nas-cache-")
 
