@@ -639,7 +639,7 @@ OTHER = {
     "--budget-params 2k": "budget.params: 2000 asked for, 3000 in the study",
     "--budget-params 3k --budget-latency 5ms": "budget.latency_ms: 5.0",
     "--seed 1": "seed: 1 asked for, 0 in the study",
-    "--sampler random": "sampler: random asked for, tpe in the study",
+    "--sampler random": "sampler: random asked for, known-cost in the study",
     "--recipe epochs=3": "recipe.epochs: 3 asked for, 2 in the study",
     "--dataset cifar10": "dataset: cifar10 asked for, shapes in the study",
 }

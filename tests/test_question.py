@@ -153,9 +153,9 @@ def test_a_new_study_takes_defaults_for_what_was_not_typed(tmp_path: Path) -> No
     question = ask(flags(root=tmp_path, space="tiny", budget_params=2000, recipe=("epochs=1",)), STUB)
     asked = question.spec
     assert (question.continued, question.dataset_flag, question.folder) == (False, "auto", tmp_path / asked.name)
-    assert (asked.objectives, asked.sampler, asked.seed) == (("error", "params", "latency"), "tpe", 0)
+    assert (asked.objectives, asked.sampler, asked.seed) == (("error", "params", "latency"), "known-cost", 0)
     assert (asked.dataset, asked.classes, asked.latency.device) == ("shapes", 10, "stub")
-    assert asked.recipe == default_recipe("cpu", epochs=1, dtype=STUB.fast_dtype)
+    assert asked.recipe == default_recipe("cpu", epochs=1, dtype=STUB.fast_dtype, held_out=2000)
     assert (asked.recipe.forms, asked.latency.forms) == ("fastest", "within-budget")
     assert list(tmp_path.iterdir()) == []
 
@@ -231,7 +231,7 @@ SAME: dict[str, dict[str, Any]] = {
     "objectives": {"objectives": "error,params,latency"},
     "budget": {"budget_params": 3000, "budget_macs": 600_000},
     "budget in FLOPs": {"budget_params": 3000, "budget_flops": 1_200_000},
-    "sampler and seed": {"sampler": "tpe", "seed": 0},
+    "sampler and seed": {"sampler": "known-cost", "seed": 0},
     "recipe": {"recipe": ("epochs=2", "lr=0.1")},
 }
 
@@ -247,7 +247,7 @@ OTHER: dict[str, tuple[dict[str, Any], str]] = {
         {"budget_params": 3000, "budget_macs": 600_000, "budget_latency": 5.0},
         "budget.latency_ms: 5.0 asked for, none in the study",
     ),
-    "sampler": ({"sampler": "random"}, "sampler: random asked for, tpe in the study"),
+    "sampler": ({"sampler": "random"}, "sampler: random asked for, known-cost in the study"),
     "seed": ({"seed": 1}, "seed: 1 asked for, 0 in the study"),
     "recipe": ({"recipe": ("epochs=3",)}, "recipe.epochs: 3 asked for, 2 in the study"),
     "unknown recipe": ({"recipe": ("epoch=3",)}, "recipe.epoch: 3 asked for, none in the study"),

@@ -159,7 +159,7 @@ def test_a_proxys_splits_are_disjoint_sized_and_seeded() -> None:
 
 
 def test_a_recipe_that_wants_too_many_images_says_so() -> None:
-    with pytest.raises(UsageError, match="train_size \\+ held_out = 22000; shapes has 20000"):
+    with pytest.raises(UsageError, match="train_size \\+ held_out = 24000; shapes has 20000"):
         load_proxy(locate("shapes", None), default_recipe("cpu", train_size=20_000), 0, torch.device("cpu"))
 
 
