@@ -10,20 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from igc_nas.catalog import Ints
 from igc_nas.features import Floats
 
 SURE = 1e-6
 """Standard deviations below this are taken for it."""
-
-
-def front_rows(points: Floats) -> Ints:
-    """`pareto.nondominated` for thousands of points (n, objectives): the rows of the front, ascending."""
-    left, found = np.lexsort(points.T[::-1]), []
-    while len(left):
-        found.append(left[0])
-        left = left[(points[left] < points[left[0]]).any(axis=1)]
-    return np.sort(np.array(found, dtype=np.int64))
 
 
 def expected_improvement(mean: Floats, deviation: Floats, level: Floats) -> Floats:

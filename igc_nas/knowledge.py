@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from igc_nas.catalog import Catalog, Code, Ints
-from igc_nas.features import Features, Floats, Inputs
+from igc_nas.catalog import Catalog, Code
+from igc_nas.features import Features, Floats
 from igc_nas.record import Candidate
 from igc_nas.results import Study
 from igc_nas.surrogate import MOST_POINTS, Surrogate
@@ -41,66 +41,50 @@ class Knowledge:
 
 
 class Forecast:
-    """What is believed of errors: of each of `codes` by all others (`left_out`), and of any other network.
+    """The surrogate fitted to measured `errors` (n,) of `codes`, n of 2 or more; of many the newest `MOST_POINTS`.
 
-    `errors` are those that were measured, two or more.
+    `left_out` is what all others let believe of each code; `expected` with `deviation` (n,) the same in their order.
     """
 
     def __init__(self, catalog: Catalog, codes: Sequence[Code], errors: Sequence[float]) -> None:
         self.catalog = catalog
-        self._features = Features(catalog)
+        self.errors = np.array(errors[-MOST_POINTS:], dtype=float)
         array = np.array(codes[-MOST_POINTS:], dtype=np.int64)
-        self._surrogate = Surrogate(
-            self._features.of(array, catalog.price(array)[1]), np.array(errors[-MOST_POINTS:], dtype=float)
-        )
-        mean, _ = self._surrogate.left_out()
-        self.left_out = dict(zip(map(tuple, array.tolist()), map(float, mean), strict=True))
-        """By code; of more than `MOST_POINTS` the newest."""
+        costs = catalog.price(array)[1]
+        self.params = costs[:, 0]
+        self._features = Features(catalog)
+        self._inputs = self._features.of(array, costs)
+        self.surrogate = Surrogate(self._inputs, self.errors)
+        self.expected, self.deviation = self.surrogate.left_out()
+        self.left_out = dict(zip(map(tuple, array.tolist()), map(float, self.expected), strict=True))
 
     def of(self, code: Code) -> float:
         """The error that is believed of a network."""
         array = np.array([code], dtype=np.int64)
-        mean, _ = self._surrogate.predict(self._features.of(array, self.catalog.price(array)[1]))
+        mean, _ = self.surrogate.predict(self._features.of(array, self.catalog.price(array)[1]))
         return float(mean[0])
+
+    def of_measured(self) -> Floats:
+        """(n,) the errors that are believed of the codes, their own measurements taken in."""
+        return self.surrogate.predict(self._inputs)[0]
 
 
 def forecast_of(study: Study) -> Forecast | None:
     """By the completed trials of the study's own space; None below `LEAST_FOR_TRUST` of them."""
-    if len(study.candidates) < LEAST_FOR_TRUST:
-        return None
-    catalog = study.spec.feasible.catalog
-    known = {code: c.score.error for c in study.candidates if (code := catalog.code(c.arch)) is not None}
-    return Forecast(catalog, list(known), list(known.values())) if len(known) >= LEAST_FOR_TRUST else None
+    fitted = _fitted(study)
+    return fitted[0] if fitted else None
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """The surrogate of a study's errors with what it was fitted to."""
-
-    surrogate: Surrogate
-    candidates: tuple[Candidate, ...]
-    inputs: Inputs
-    errors: Floats
-    params: Ints
-
-
-def _fitted(study: Study) -> _Fitted | None:
-    """Fitted to the completed trials of the study's own space; None below `LEAST_FOR_TRUST` of them.
-
-    Of more than `MOST_POINTS` the newest are taken.
-    """
+def _fitted(study: Study) -> tuple[Forecast, list[Candidate]] | None:
+    """The forecast with the candidates that it was fitted to."""
     if len(study.candidates) < LEAST_FOR_TRUST:
         return None  # the catalog takes a second
     catalog = study.spec.feasible.catalog
-    coded = [(candidate, catalog.code(candidate.arch)) for candidate in study.candidates]
-    known = [(candidate, code) for candidate, code in coded if code is not None][-MOST_POINTS:]
+    known = [(c, code) for c in study.candidates if (code := catalog.code(c.arch)) is not None][-MOST_POINTS:]
     if len(known) < LEAST_FOR_TRUST:
         return None
-    codes = np.array([code for _, code in known], dtype=np.int64)
-    errors = np.array([candidate.score.error for candidate, _ in known])
-    costs = catalog.price(codes)[1]
-    inputs = Features(catalog).of(codes, costs)
-    return _Fitted(Surrogate(inputs, errors), tuple(c for c, _ in known), inputs, errors, costs[:, 0])
+    candidates = [candidate for candidate, _ in known]
+    return Forecast(catalog, [code for _, code in known], [c.score.error for c in candidates]), candidates
 
 
 def knowledge_of(study: Study) -> Knowledge | None:
@@ -111,13 +95,13 @@ def knowledge_of(study: Study) -> Knowledge | None:
     fitted = _fitted(study)
     if fitted is None:
         return None
-    mean, deviation = fitted.surrogate.left_out()
+    forecast, candidates = fitted
     return Knowledge(
-        trust=trust_in(fitted.surrogate, fitted.errors, fitted.params),
-        trials=tuple(candidate.trial for candidate in fitted.candidates),
-        errors=tuple(map(float, fitted.errors)),
-        expected=tuple(map(float, mean)),
-        deviation=tuple(map(float, deviation)),
+        trust=trust_in(forecast.surrogate, forecast.errors, forecast.params),
+        trials=tuple(candidate.trial for candidate in candidates),
+        errors=tuple(map(float, forecast.errors)),
+        expected=tuple(map(float, forecast.expected)),
+        deviation=tuple(map(float, forecast.deviation)),
     )
 
 
@@ -130,5 +114,5 @@ def believed(study: Study) -> dict[str, float]:
     fitted = _fitted(study)
     if fitted is None:
         return {}
-    mean, _ = fitted.surrogate.predict(fitted.inputs)
-    return {candidate.id: float(value) for candidate, value in zip(fitted.candidates, mean, strict=True)}
+    forecast, candidates = fitted
+    return {c.id: float(value) for c, value in zip(candidates, forecast.of_measured(), strict=True)}

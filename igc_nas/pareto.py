@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 Point = Sequence[float]
+Points = Sequence[Point] | NDArray[np.float64]
 
 
 def dominates(a: Point, b: Point) -> bool:
@@ -15,7 +17,7 @@ def dominates(a: Point, b: Point) -> bool:
     return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
 
 
-def nondominated(points: Sequence[Point]) -> list[int]:
+def nondominated(points: Points) -> list[int]:
     """Indices of the points that no other point dominates, in order; of equal points the first.
 
     In lexicographic order a point can only be dominated by one before it: the first that is left is of the front, and
@@ -64,6 +66,27 @@ def _staircase(points: list[tuple[float, ...]], reference: tuple[float, ...]) ->
             total += (reference[0] - x) * (height - y)
             height = y
     return total
+
+
+def running_hypervolume(points: Iterable[Point | None]) -> Iterator[float]:
+    """The hypervolume below (1, ..., 1) after each of `points`; None adds nothing.
+
+    A point adds its box less what the front covers of it: the front's members, cut to the box, are few.
+    """
+    front: list[tuple[float, ...]] = []
+    volume = 0.0
+    for point in points:
+        if point is not None and all(x < 1 for x in point) and not _is_covered(point, front):
+            new, ones = tuple(point), (1.0,) * len(point)
+            covered = hypervolume([tuple(map(max, zip(kept, new, strict=True))) for kept in front], ones)
+            gain = hypervolume([new], ones) - covered
+            volume += max(0.0, gain)
+            front = [kept for kept in front if not dominates(new, kept)] + [new]
+        yield volume
+
+
+def _is_covered(point: Point, front: Sequence[Point]) -> bool:
+    return any(all(x <= y for x, y in zip(kept, point, strict=True)) for kept in front)
 
 
 def knee(points: Sequence[Point]) -> int:

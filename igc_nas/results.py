@@ -13,7 +13,7 @@ from pathlib import Path
 from igc_nas.config import read_text
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.objectives import OBJECTIVES, values
-from igc_nas.pareto import dominates, hypervolume, knee, nondominated
+from igc_nas.pareto import hypervolume, knee, nondominated, running_hypervolume
 from igc_nas.record import Candidate, Trial
 from igc_nas.resources import find_study
 from igc_nas.spec import StudySpec
@@ -76,16 +76,8 @@ class Study:
         names = tuple(objectives or self.spec.objectives)
         if any(name not in self.spec.bounds for name in names):
             return []
-        front: list[tuple[float, ...]] = []
-        curve: list[tuple[int, float]] = []
-        for count, candidate in enumerate(self.contenders, start=1):
-            point, before = self.scaled(candidate, names), curve[-1][1] if curve else 0.0
-            if any(all(x <= y for x, y in zip(kept, point, strict=True)) for kept in front):
-                curve.append((count, before))
-                continue
-            front = [kept for kept in front if not dominates(point, kept)] + [point]
-            curve.append((count, hypervolume(front, (1.0,) * len(names))))
-        return curve
+        points = (self.scaled(candidate, names) for candidate in self.contenders)
+        return list(enumerate(running_hypervolume(points), start=1))
 
     def pick(self, rule: str) -> Candidate:
         """A candidate by `knee`, `best-error`, `trial:N` or `under:params=500k[,macs=...]` (least error within).

@@ -2,8 +2,13 @@
 
 import os
 import tempfile
+from pathlib import Path
 
+import pytest
+from commands import Answer, Command
 from hypothesis import HealthCheck, settings
+
+from igc_nas.cli.program import _status
 
 # Before torch is imported: some tests ask for two threads, and such as spin while they wait starve the other process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -13,3 +18,15 @@ os.environ["IGC_NAS_CACHE"] = tempfile.mkdtemp(prefix="igc-nas-cache-")
 
 settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process."""
+
+    def answer(*arguments: str | Path) -> Answer:
+        capsys.readouterr()
+        status = _status([str(argument) for argument in arguments])
+        return Answer(status, *capsys.readouterr())
+
+    return answer

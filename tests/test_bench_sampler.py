@@ -16,7 +16,7 @@ from searches import spec as tiny_spec
 from igc_nas.bench import problems, runs
 from igc_nas.bench.curves import figure_kind, sampler_figure, write_figure
 from igc_nas.bench.problems import Answer, Landscape, Problem, Table, landscapes, table_problem
-from igc_nas.bench.replay import Replay, replay, volumes
+from igc_nas.bench.replay import Replay, replay
 from igc_nas.bench.runs import Task, run_tasks
 from igc_nas.bench.sampling import (
     SAMPLERS,
@@ -32,7 +32,7 @@ from igc_nas.cli.program import _status
 from igc_nas.config import ArchConfig
 from igc_nas.cost import cost_of
 from igc_nas.errors import StudyError, UsageError
-from igc_nas.pareto import hypervolume
+from igc_nas.pareto import hypervolume, running_hypervolume
 from igc_nas.plan import arch_id
 from igc_nas.record import Candidate, Rung, Trial
 from igc_nas.results import STUDY_FILE, TRIALS_FILE, Study
@@ -172,7 +172,7 @@ def test_volumes_are_those_of_the_points_so_far() -> None:
     rng = np.random.default_rng(0)
     points: list[Any] = [tuple(point) for point in rng.random((60, 3)) * 1.1]
     points[7], points[9] = None, points[8]
-    found = list(volumes(points))
+    found = list(running_hypervolume(points))
     for n, volume in enumerate(found, start=1):
         so_far = [point for point in points[:n] if point is not None]
         assert volume == pytest.approx(hypervolume(so_far, (1.0,) * 3))

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import json
 import os
 import shutil
 import signal
@@ -11,18 +10,16 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from commands import Answer, Command, refused
 from searches import evaluate, evaluate_on_the_way, latency, spec
 
 import igc_nas
 from igc_nas.cli import main
-from igc_nas.cli.program import _status
 from igc_nas.device import cpu_name
 from igc_nas.figures import figures
 from igc_nas.results import load_study
@@ -37,42 +34,12 @@ TINY = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a command did."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """What stdout holds."""
-        assert self.status == 0, self.err
-        return json.loads(self.out)
-
-
-Command = Callable[..., Answer]
-
-
 @pytest.fixture(autouse=True)
 def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty working folder, no dataset, no settings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("IGC_NAS_STORAGE", raising=False)
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process."""
-
-    def answer(*arguments: str | Path) -> Answer:
-        capsys.readouterr()
-        status = _status([str(argument) for argument in arguments])
-        return Answer(status, *capsys.readouterr())
-
-    return answer
 
 
 @pytest.fixture(scope="session")
@@ -89,18 +56,6 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(made_once: Path, tmp_path: Path) -> Path:
     """The same in `studies/made` of the working folder."""
     return Path(shutil.copytree(made_once, tmp_path / "studies" / "made"))
-
-
-def refused(answer: Answer, status: int, *words: str) -> None:
-    """An error is a line and a hint (or click's usage), and nothing else happens."""
-    assert answer.status == status, answer
-    assert answer.out == ""
-    assert 1 <= len(answer.err.splitlines()) <= 6, answer.err
-    assert "Traceback" not in answer.err
-    assert "internal error" not in answer.err
-    assert answer.err.replace("\n", "").isprintable(), answer.err
-    for word in words:
-        assert word in answer.err
 
 
 def process(*arguments: str, cwd: Path) -> Answer:

@@ -8,13 +8,13 @@ import shlex
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import Command, refused
 from searches import evaluate, spec
 
 import igc_nas
@@ -54,24 +54,6 @@ SEARCH = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a command did."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """What stdout holds."""
-        assert self.status == 0, self.err
-        return json.loads(self.out)
-
-
-Command = Callable[..., Answer]
-
-
 @pytest.fixture(autouse=True)
 def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty working folder, no dataset, no cache, no settings; few rounds; torch's threads as before."""
@@ -89,29 +71,6 @@ def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process."""
-
-    def answer(*arguments: str | Path) -> Answer:
-        capsys.readouterr()
-        status = _status([str(argument) for argument in arguments])
-        return Answer(status, *capsys.readouterr())
-
-    return answer
-
-
-def refused(answer: Answer, status: int, *words: str) -> None:
-    """An error is a line and a hint (or click's usage), and nothing else happens."""
-    assert answer.status == status, answer
-    assert answer.out == ""
-    assert 1 <= len(answer.err.splitlines()) <= 6, answer.err
-    assert "internal error" not in answer.err
-    assert answer.err.replace("\n", "").isprintable(), answer.err
-    for word in words:
-        assert word in answer.err
 
 
 # One architecture.

@@ -1,62 +1,22 @@
 """`igc-nas report` as it is typed."""
 
-import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import Command, refused
 from families import LONG, RECIPE, RUNGS, blurred, by_quality, by_size, make, make_papers, stop, write
 
-from igc_nas.cli.program import _status
 from igc_nas.results import Study
 
 N = 40
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command did. `text` is stdout with every run of blanks and line ends as one blank."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """What stdout holds."""
-        assert self.status == 0, self.err
-        return json.loads(self.out)
-
-    @property
-    def text(self) -> str:
-        """What stdout says."""
-        assert (self.status, self.err) == (0, "")
-        return " ".join(self.out.split())
-
-
-Command = Callable[..., Answer]
 
 
 @pytest.fixture(autouse=True)
 def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty working folder, and no shipped study in the way."""
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process."""
-
-    def answer(*arguments: str | Path) -> Answer:
-        capsys.readouterr()
-        status = _status([str(argument) for argument in arguments])
-        return Answer(status, *capsys.readouterr())
-
-    return answer
 
 
 def seeded(study: Study, seed: int) -> Study:
@@ -73,16 +33,6 @@ def short(tmp_path: Path) -> Path:
     write(folder / "seed1", seeded(make(N, blurred(by_quality, 0.1, 1)), 1))
     write(folder / "papers", make_papers(lambda accuracy: 1 - accuracy))
     return folder
-
-
-def refused(answer: Answer, status: int, *words: str) -> None:
-    """An error is a line and a hint (or click's usage)."""
-    assert answer.status == status, answer
-    assert answer.out == ""
-    assert 1 <= len(answer.err.splitlines()) <= 6, answer.err
-    assert "internal error" not in answer.err
-    for word in words:
-        assert word in answer.err
 
 
 def test_a_report_says_what_was_compared_and_what_came_out(short: Path, cli: Command) -> None:

@@ -21,7 +21,7 @@ from igc_nas.config import ArchConfig
 from igc_nas.cost import cost_of
 from igc_nas.errors import ConfigError
 from igc_nas.knowledge import Forecast
-from igc_nas.pareto import Point, dominates, hypervolume
+from igc_nas.pareto import running_hypervolume
 from igc_nas.plan import arch_id
 from igc_nas.sampler.choice import MOST_REPEATS, ExhaustedError, StudySampler
 from igc_nas.sampler.history import EXPECTED
@@ -68,7 +68,7 @@ def replay(
     points = [None if e.stopped else problem.spec.scaled(_named(problem, e.answer)) for e in done]
     front = problem.front()
     return Replay(
-        tuple(volumes(points)),
+        tuple(running_hypervolume(points)),
         tuple(itertools.accumulate(e.compute for e in done)),
         sum(e.stopped is not None for e in done),
         tuple(e.id for e in done if e.stopped and e.id in front),
@@ -86,24 +86,6 @@ def _until_spent(steps: Iterable[Evaluated], compute: float) -> Iterator[Evaluat
 
 def _named(problem: Problem, answer: Answer) -> dict[str, float]:
     return dict(zip(problem.spec.objectives, answer.true, strict=True))
-
-
-def volumes(points: Iterable[Point | None]) -> Iterator[float]:
-    """The hypervolume below (1, ..., 1) after each of `points`; None adds nothing.
-
-    A point adds its box less what the front covers of it: the front's members, cut to the box, are few.
-    """
-    front: list[tuple[float, ...]] = []
-    volume = 0.0
-    for point in points:
-        if point is not None and all(x < 1 for x in point):
-            new, ones = tuple(point), (1.0,) * len(point)
-            covered = hypervolume([tuple(map(max, zip(kept, new, strict=True))) for kept in front], ones)
-            gain = hypervolume([new], ones) - covered
-            if gain > 0:
-                volume += gain
-                front = [kept for kept in front if not dominates(new, kept)] + [new]
-        yield volume
 
 
 class _Replayed:

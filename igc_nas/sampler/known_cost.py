@@ -16,7 +16,8 @@ import numpy as np
 
 from igc_nas.catalog import Code, Ints
 from igc_nas.features import Features, Floats
-from igc_nas.improvement import expected_hypervolume_improvement, front_rows
+from igc_nas.improvement import SURE, expected_hypervolume_improvement
+from igc_nas.pareto import nondominated
 from igc_nas.sampler.history import History
 from igc_nas.sampler.moves import Moves
 from igc_nas.space import METRICS
@@ -26,7 +27,6 @@ from igc_nas.trust import LEAST_FOR_TRUST, Trust, trust_in
 
 STARTUP = 8
 DRAWS, MUTATIONS, CROSSINGS, ROUNDS, BEST = 64, 128, 48, 3, 12
-SURE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class KnownCost:
     def _beliefs(self, history: History) -> _Beliefs:
         inputs = self.features.of(history.complete.codes, history.complete.costs)
         columns = {name: self._column(history.values, name) for name in self.measured}
-        front = front_rows(self._points(history))
+        front = np.array(nondominated(self._points(history)), dtype=np.int64)
         found, trust = {}, None
         for name, values in columns.items():
             rows = subset(values, front)
@@ -98,9 +98,10 @@ class KnownCost:
         """The belief about the error from complete trials and, less surely, from those that were stopped."""
         codes = np.concatenate([history.complete.codes[rows], history.stopped.codes])
         costs = np.concatenate([history.complete.costs[rows], history.stopped.costs])
-        scale = self._bounds["error"][1]
-        values = np.concatenate([self._column(history.values, "error")[rows], history.expected[:, 0] / scale])
-        noises = np.concatenate([np.zeros(len(rows)), (history.expected[:, 1] / scale) ** 2])
+        low, high = self._bounds["error"]
+        expected, deviation = history.expected.T
+        values = np.concatenate([self._column(history.values, "error")[rows], self._scaled(expected, "error")])
+        noises = np.concatenate([np.zeros(len(rows)), (deviation / (high - low)) ** 2])
         return Surrogate(self.features.of(codes, costs), values, noises)
 
     def _column(self, values: Floats, name: str) -> Floats:
@@ -144,7 +145,7 @@ class KnownCost:
 
     def _parents(self, history: History) -> Ints:
         """The codes of the front's members."""
-        return history.complete.codes[front_rows(self._points(history))]
+        return history.complete.codes[nondominated(self._points(history))]
 
     def _first(self, parents: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
         drawn = np.array([self._draw(rng) for _ in range(DRAWS)], dtype=np.int64)
@@ -159,7 +160,7 @@ class KnownCost:
             points = np.concatenate([self._ordered(points), np.column_stack([mean, known])])
         else:
             points = self._ordered(points)
-        return points[front_rows(points)]
+        return points[nondominated(points)]
 
     @property
     def _uncertain(self) -> str:
