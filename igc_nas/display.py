@@ -19,7 +19,7 @@ from igc_nas.cost import Row, cost_of
 from igc_nas.dataset import is_synthetic
 from igc_nas.events import Ended, Event, Exhausted, Opened, Progress, Started
 from igc_nas.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool
-from igc_nas.record import Candidate, Trial, deployed_text
+from igc_nas.record import Candidate, Epoch, Trial, deployed_text
 from igc_nas.results import Study
 from igc_nas.units import format_count, format_ms, format_seconds, printable
 
@@ -180,14 +180,21 @@ class SearchDisplay:
             case Started(job):
                 cost = cost_of(job.arch)
                 text = f"{format_count(cost.params)} params, {format_count(cost.macs)} MACs  {job.arch}"
-                self._running[job.number] = (text, "measuring")
-            case Progress(number, epoch):
+                self._running[job.number] = (text, "starting")
+            case Progress(number, doing, epoch):
                 text, _ = self._running.get(number, ("", ""))
-                self._running[number] = (text, f"{epoch.samples:,} images, training error {epoch.train_error:.0%}")
+                self._running[number] = (text, self._progress(doing, epoch))
             case Ended(trial):
                 self._ended(trial)
             case Exhausted(reason):
                 self._say(f"nothing new to try: {reason}")
+
+    def _progress(self, doing: str, epoch: Epoch | None) -> str:
+        """How far a running trial is: its epoch, and its accuracy on the images that it is trained on."""
+        if epoch is None:
+            return doing
+        samples = self._study.spec.recipe.samples if self._study else epoch.samples
+        return f"{doing}: {epoch.samples:,} of {samples:,} images, accuracy {1 - epoch.train_error:.0%}"
 
     def _ended(self, trial: Trial) -> None:
         self._running.pop(trial.number, None)

@@ -1,6 +1,7 @@
 """The error tree: what a user can do wrong, or a machine can do to a user.
 
     IgcNasError            1   a run that could not go on
+    ├── DivergedError      1   a training whose loss is no longer a number
     ├── UsageError         2   a word on the command line, or a value in a file, that cannot be taken
     │   └── ConfigError    2   an architecture, space or study file that is not valid
     ├── InfeasibleError    3   nothing in the space fits the budget
@@ -28,6 +29,10 @@ class IgcNasError(Exception):
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n{self.hint}"
+
+
+class DivergedError(IgcNasError):
+    """The loss of a training is no longer a number."""
 
 
 class UsageError(IgcNasError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,8 +9,9 @@ import torch
 from igc_nas.config import ArchConfig
 from igc_nas.data import load_proxy
 from igc_nas.dataset import DatasetInfo
-from igc_nas.device import Device, prepare
+from igc_nas.device import Device, find_devices, prepare
 from igc_nas.errors import StudyError
+from igc_nas.executor import Outcome, Seat, Watch
 from igc_nas.latency import Measurer
 from igc_nas.lowering.fastest import Fastest
 from igc_nas.lowering.pins import Pins
@@ -20,22 +19,18 @@ from igc_nas.lowering.table import table_for
 from igc_nas.lowering.training import LoweredNetwork
 from igc_nas.network import Network, build
 from igc_nas.plan import arch_id
-from igc_nas.record import Epoch, Latency, Rung, Score, Unfinished
+from igc_nas.record import Latency
 from igc_nas.remote import RemoteMeasurer
 from igc_nas.room import QuietRoom
 from igc_nas.spec import Calibration, StudySpec
 from igc_nas.train import train_proxy
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What an evaluation gave. Without a score the latency was over the budget, and nothing was trained.
-
-    `score` is `Unfinished` where the training was stopped at a rung.
-    """
-
-    latency: Latency
-    score: Score | Unfinished | None
+def evaluator_at(spec: StudySpec, seat: Seat) -> Evaluator:
+    """The evaluator of a seat. Raises what `Evaluator` raises."""
+    device = find_devices(seat.device)[0]
+    room = QuietRoom(seat.room, seat.place, seat.sharing, device.settle)
+    return Evaluator(spec, seat.info, device, seat.threads, room, seat.folder, seat.latency_command)
 
 
 class Evaluator:
@@ -111,21 +106,21 @@ class Evaluator:
         """
         return None if self.spec.recipe.forms == "factored" else self._fastest(network, arch_id(arch))
 
-    def __call__(
-        self,
-        arch: ArchConfig,
-        seed: int,
-        on_epoch: Callable[[Epoch], None] = lambda _: None,
-        go_on: Callable[[Latency, Rung], bool] = lambda latency, rung: True,
-    ) -> Outcome:
-        """Evaluate an architecture, asking `go_on` at each rung. Raises what building, measuring or training raises."""
+    def __call__(self, arch: ArchConfig, seed: int, watch: Watch | None = None) -> Outcome:
+        """Evaluate an architecture, telling `watch`. Raises what building, measuring or training raises."""
+        watch = watch or Watch()
+        self.room.waits = watch.waits
+        watch.doing("measuring")
         latency = self.latency(arch, self.spec.reference_ms)
         limit = self.spec.budget.latency_ms
         if limit is not None and latency.normalised_ms > limit:
             return Outcome(latency, None)
+        watch.doing("building")
         network = build(arch, seed).to(self.device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         with self.room.working():
+            watch.doing("choosing forms")
             lowered = self.lowered(network, arch)
+            watch.doing("training")
             score = train_proxy(
                 network,
                 self.train,
@@ -135,8 +130,8 @@ class Evaluator:
                 self.device,
                 seed,
                 self.room.pause,
-                on_epoch,
+                watch.epoch,
                 lowered,
-                lambda rung: go_on(latency, rung),
+                lambda rung: watch.go_on(latency, rung),
             )
         return Outcome(latency, score)

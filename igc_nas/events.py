@@ -34,10 +34,11 @@ class Started:
 
 @dataclass(frozen=True)
 class Progress:
-    """A running trial has finished an epoch."""
+    """A running trial has begun something else ("measuring", "training"), or has finished an epoch of its training."""
 
     number: int
-    epoch: Epoch
+    doing: str
+    epoch: Epoch | None = None
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from pathlib import Path
 from igc_nas.errors import IgcNasError
 
 
-def write_whole(path: Path, data: str | bytes) -> None:
+def write_whole(path: Path, data: str | bytes, *, durable: bool = True) -> None:
     """Replace the contents of `path` in one step: a temporary file beside it, flushed to the disk, then renamed.
 
-    Text is written as UTF-8, line ends as they are. A symbolic link is followed; a device or a pipe is written to as it
-    is. Raises `IgcNasError` where the file cannot be written; then an older file of that name is still there, whole.
+    What is not `durable` is not flushed: it may be gone after a power cut. Text is written as UTF-8, line ends as they
+    are. A symbolic link is followed; a device or a pipe is written to as it is. Raises `IgcNasError` where the file
+    cannot be written; then an older file of that name is still there, whole.
     """
     content = data.encode() if isinstance(data, str) else data
     try:
@@ -21,24 +22,39 @@ def write_whole(path: Path, data: str | bytes) -> None:
         if target.exists() and not target.is_file():
             target.write_bytes(content)
         else:
-            _replace(target, content)
+            _replace(target, content, durable)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
         reason = getattr(error, "strerror", None) or error
         raise IgcNasError(f"cannot write {path}: {reason}") from None
 
 
-def _replace(target: Path, content: bytes) -> None:
+def _replace(target: Path, content: bytes, durable: bool) -> None:
     temporary = target.with_name(f".igc-nas-{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
+    if durable:
+        _sync_folder(target.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, or leave it as it was: half a line would spoil the next one. Raises `OSError`."""
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        left = memoryview(line.encode() + b"\n")
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
 
 
 def _sync_folder(folder: Path) -> None:

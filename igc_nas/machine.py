@@ -15,6 +15,7 @@ LEAST_CPU_SHARE = 0.9
 """A thread that got less of a CPU than this while it was timed had to share it."""
 LEAST_WATCH_S = 0.2
 """The system counts in hundredths of a second: over less than this it says nothing about neighbours."""
+MEMORY_EVENTS = Path("/proc/vmstat")
 THROTTLE_COUNTS = Path("/sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count")
 
 
@@ -53,6 +54,15 @@ class Watch:
 def load() -> float | None:
     """The load average over the last minute, where the system says it."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def oom_kills() -> int:
+    """How many processes the system has killed since it started because memory was short; 0 where it does not say."""
+    try:
+        counts = dict(line.split() for line in MEMORY_EVENTS.read_text().splitlines())
+        return int(counts.get("oom_kill", 0))
+    except (OSError, ValueError):
+        return 0
 
 
 def cpu_clock_mhz() -> float | None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from igc_nas.config import ArchConfig, Frozen, first_problem
 from igc_nas.cost import Cost
 from igc_nas.errors import StudyError
+from igc_nas.process import Process
 from igc_nas.units import format_count
 
 Ms = Annotated[float, Field(gt=0)]
@@ -25,6 +26,11 @@ Texts = Annotated[tuple[str, ...], Field(strict=False)]
 # running and waiting: under way, or to be taken up by the next search.
 TrialState = Literal["complete", "stopped", "infeasible", "duplicate", "failed", "running", "waiting"]
 FINISHED: frozenset[TrialState] = frozenset(("complete", "stopped", "infeasible", "duplicate", "failed"))
+
+# diverged: a loss or a result that is not finite. memory: there was not enough. timeout: it took longer than a trial
+# may. died: the process that evaluated it ended. lost: a record of it is missing. refused: what was asked cannot be
+# done here, in words of our own. error: anything else that was raised.
+FailureKind = Literal["diverged", "memory", "timeout", "died", "lost", "refused", "error"]
 
 
 class Conditions(Frozen):
@@ -195,6 +201,29 @@ class Stopped(Frozen):
     seed: int
 
 
+class Spent(Frozen):
+    """Where the time of an evaluation went, in seconds of wall clock.
+
+    `measure_s`: alone on the device, while others had to wait. `choose_s`: finding the form that trains fastest.
+    `train_s`: training and scoring. `wait_s`: waiting for others, which is in none of the three.
+    """
+
+    measure_s: Annotated[float, Field(ge=0)]
+    choose_s: Annotated[float, Field(ge=0)]
+    train_s: Annotated[float, Field(ge=0)]
+    wait_s: Annotated[float, Field(ge=0)]
+
+
+class Failure(Frozen):
+    """Why a trial failed, beside its `reason` in words: of which kind, and where.
+
+    `where` is what was being done and, where an error was raised, the place: `training (train.py:101 in epoch)`.
+    """
+
+    kind: FailureKind
+    where: str
+
+
 class Trial(Frozen):
     """One trial of a study, whatever became of it. `params` is what the sampler chose, as Optuna holds it."""
 
@@ -206,6 +235,7 @@ class Trial(Frozen):
     stopped: Stopped | None = None
     reason: str | None = None
     """Why it is infeasible, failed, or a duplicate ("the architecture of trial 3")."""
+    failure: Failure | None = None
     given: bool | None = None
     """True where a person asked for this architecture, and no sampler."""
     same_as: int | None = None
@@ -215,9 +245,21 @@ class Trial(Frozen):
     started: str | None = None
     """UTC, ISO 8601."""
     wall_s: float | None = None
-    host: str | None = None
-    pid: int | None = None
-    """Where it runs, while it runs."""
+    spent: Spent | None = None
+    process: Process | None = None
+    """Whose it is while it runs: for no longer than the study's lock is held (see `igc_nas.owner`)."""
+    notes: dict[str, Any] | None = None
+    """What a sampler of Optuna's keeps beside a trial, such as NSGA-II's generation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _process_of_old(cls, data: Any) -> Any:
+        """Before 0.2, host and pid stood in the trial itself."""
+        if isinstance(data, dict) and {"host", "pid"} & data.keys():
+            rest = {key: value for key, value in data.items() if key not in ("host", "pid")}
+            there = {"host": data.get("host"), "pid": data.get("pid")}
+            return rest | ({"process": there} if all(there.values()) else {})
+        return data
 
     def to_json(self) -> str:
         """One line of trials.jsonl."""

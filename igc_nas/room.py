@@ -22,6 +22,8 @@ class QuietRoom:
 
     def __init__(self, folder: Path, seat: int, seats: int, settle: Callable[[], None] = lambda: None) -> None:
         self._settle = settle
+        self.waits: Callable[[bool], None] = lambda _: None
+        """Hears that we begin to wait for others (True), and that we go on (False)."""
         self._gate = FileLock(folder / "gate.lock", poll_interval=0.005)
         self._seats = [FileLock(folder / f"seat{i}.lock", poll_interval=0.005) for i in range(seats)]
         self._remote = FileLock(folder / "remote.lock", poll_interval=0.02)
@@ -40,15 +42,18 @@ class QuietRoom:
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
         """Have the device to ourselves. Not from within `working`."""
-        with self._gate, contextlib.ExitStack() as stack:
-            for lock in self._others:
-                stack.enter_context(lock)
+        with contextlib.ExitStack() as stack:
+            with self._waiting():
+                for lock in (self._gate, *self._others):
+                    stack.enter_context(lock)
             yield
 
     @contextlib.contextmanager
     def remotely(self) -> Iterator[None]:
         """Have another machine to ourselves; the others go on working here."""
-        with self._remote:
+        with contextlib.ExitStack() as stack:
+            with self._waiting():
+                stack.enter_context(self._remote)
             yield
 
     def pause(self) -> None:
@@ -63,5 +68,13 @@ class QuietRoom:
             self._gate.release()
 
     def _sit(self) -> None:
-        with self._gate:
+        with self._waiting(), self._gate:
             self._own.acquire()
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self.waits(True)
+        try:
+            yield
+        finally:
+            self.waits(False)

@@ -5,6 +5,7 @@ A study's `study.toml` is a `StudySpec`; its trials answer it. Two runs belong t
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -275,6 +276,12 @@ class StudySpec(Frozen):
 def default_name(space: str, dataset: str, budget: Budget, seed: int) -> str:
     """A study's name where none is given: space-dataset-budgets-seed."""
     return f"{space}-{dataset}-{budget}-s{seed}"
+
+
+def training_seed(study_seed: int, identity: str, repeat: int = 0) -> int:
+    """The seed that an architecture is initialised and trained from: a function of the study's seed and its id."""
+    text = f"{study_seed}/{identity}/{repeat}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
 def differences(

@@ -1,42 +1,42 @@
-"""A study's store: `study.db` (the truth, an Optuna database) and `trials.jsonl` (derived from it, the evidence).
+"""A study's store: its database (the truth) and `trials.jsonl` (derived from it, the evidence).
 
 Samplers work on a copy of the study in memory; a trial reaches the database whole, once when it starts and once when it
-ends. So asking costs no database round trips, and what has ended is on disk. One process writes a study: it holds the
-lock file, which the system releases when it dies; whatever its trials were at is then taken up again.
+ends. So asking costs no database round trips, and what has ended is on disk. One process writes a study (see
+`igc_nas.owner`); whatever its trials were at when it died is taken up again by the next one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
-import json
-import os
-import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import filelock
 import optuna
-from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import URL
 
+from igc_nas.database import RECORD, Database, file_of, parse_url, record_of
 from igc_nas.errors import StudyError
-from igc_nas.files import write_whole
-from igc_nas.objectives import OBJECTIVES, values
-from igc_nas.record import FINISHED, Latency, Trial
+from igc_nas.files import append_line, write_whole
+from igc_nas.objectives import values
+from igc_nas.owner import Ownership, now
+from igc_nas.process import Process
+from igc_nas.record import FINISHED, Failure, Latency, Trial
 from igc_nas.results import STUDY_FILE, TRIALS_FILE, Study, read_trials
 from igc_nas.sampler.choice import distributions
 from igc_nas.sampler.history import EXPECTED
 from igc_nas.spec import StudySpec, differences
 
-RECORD, QUESTION = "igc_nas:record", "igc_nas:question"
 BUDGET = "budget"
 CONSTRAINT = f"constraints:{BUDGET}"
 LOST = "lost: neither the database nor the evidence has it"
-DATABASE_FILE, LOCK_FILE, OWNER_FILE = "study.db", "study.lock", "study.owner"
+DATABASE_FILE = "study.db"
 
 _STATE = {
     "complete": TrialState.COMPLETE,
@@ -52,52 +52,62 @@ _STATE = {
 class Store:
     """A study open for writing. Use as a context manager; raises `StudyError` where it cannot be opened."""
 
-    def __init__(self, folder: Path, spec: StudySpec, url: str | None = None) -> None:
+    def __init__(self, folder: Path, spec: StudySpec, storage: str | None = None) -> None:
         self.folder = folder
         self.spec = spec
-        self._lock = _take_lock(folder)
+        url = parse_url(storage or default_storage(folder))
+        self.owner = Ownership(folder, *_lock_beside(url, folder))
         try:
-            self._open(url or f"sqlite:///{(folder / DATABASE_FILE).absolute()}")
+            self._open(url)
         except BaseException:
-            self._lock.release()
+            self.owner.release()
             raise
 
-    def _open(self, url: str) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.trials: dict[int, Trial] = {}
-        with _as_study_error(self.folder):
-            self._database = RDBStorage(url)
-            self._study_id = _find_or_create(self._database, self.spec)
-            recorded = self._database.get_all_trials(self._study_id)
-            self._claim(bool(recorded))
-            if not recorded:
-                recorded = [self._restored(trial) for trial in _without_gaps(read_trials(self.folder / TRIALS_FILE))]
-            self.live = _in_memory(self.spec, recorded)
-        self.trials |= {t.number: Trial.from_json(t.user_attrs[RECORD], f"trial {t.number}") for t in recorded}
-        self._ids = [t._trial_id for t in recorded]
-        for number in list(self.trials):
-            self._settle(number, recorded[number].state)
+    def _open(self, url: URL) -> None:
+        self._database = Database(url, self.spec.name)
+        try:
+            self._database.claim()
+            self._agree()
+            self._load()
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _agree(self) -> None:
+        """Make sure that the database's study is of our question, and take over the scale that it has fixed."""
+        theirs = self._database.spec()
+        if theirs is not None and theirs.question() != self.spec.question():
+            if self._database.trials():
+                different = "; ".join(list(differences(self.spec.question(), theirs.question()))[:4])
+                raise StudyError(f"the database has another study {self.spec.name}: {different}", "use another --study")
+        elif theirs is not None and theirs.bounds and not self.spec.bounds:
+            self.spec = theirs
+        self._database.create(self.spec)
+
+    def _load(self) -> None:
+        evidence = {trial.number: trial for trial in read_trials(self.folder / TRIALS_FILE)}
+        recorded = self._database.trials()
+        self.trials = {trial.number: record_of(trial) for trial in recorded}
+        recorded += [self._restored(trial) for trial in _without_gaps(evidence, since=len(recorded))]
+        self._counts = Counter(trial.state for trial in self.trials.values())
+        self._ids = [trial._trial_id for trial in recorded]
+        self.live = _in_memory(self.spec, recorded)
+        for number, trial in enumerate(recorded):
+            self._settle(number, trial.state, evidence.get(number))
         self.write_evidence()
 
-    def _claim(self, has_trials: bool) -> None:
-        """Make sure that the database's study, where it has trials, is of our question; else write ours into it."""
-        attributes = self._database.get_study_user_attrs(self._study_id)
-        ours = self.spec.question()
-        theirs = StudySpec.parse(json.loads(attributes[QUESTION])).question() if QUESTION in attributes else ours
-        if has_trials and theirs != ours:
-            different = "; ".join(list(differences(ours, theirs))[:4])
-            raise StudyError(f"the database has another study {self.spec.name}: {different}", "use another --study")
-        self._database.set_study_user_attr(self._study_id, QUESTION, json.dumps(ours))
-
     def _restored(self, trial: Trial) -> FrozenTrial:
-        """Write a trial of trials.jsonl into the empty database."""
+        """Write a trial that only trials.jsonl has into the database."""
         self.trials[trial.number] = trial
-        trial_id = self._database.create_new_trial(self._study_id, self._frozen(trial, {}))
-        return self._database.get_trial(trial_id)
+        frozen = self._frozen(trial)
+        frozen._trial_id = self._database.add(frozen)
+        return frozen
 
-    def _settle(self, number: int, state: TrialState) -> None:
-        """Bring a trial that its process left behind in order: an end that was recorded counts, the rest waits."""
+    def _settle(self, number: int, state: TrialState, evidence: Trial | None) -> None:
+        """Bring a trial that its process left behind in order: an end that is recorded anywhere counts, others wait."""
         trial = self.trials[number]
+        if trial.state == "running" and evidence and evidence.state in FINISHED and evidence.params == trial.params:
+            trial = evidence  # the database could not be written when it ended
         if trial.state in FINISHED and not state.is_finished():
             self.finish(trial)
         elif trial.state == "running":
@@ -109,29 +119,38 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except StudyError:
+            if error is None:
+                raise  # else the first error is the one to tell
 
     def close(self) -> None:
         """Let the study go: trials under way wait for the next search, the evidence is written whole."""
-        try:
+        with contextlib.ExitStack() as stack:  # each of these is done, whatever becomes of the others
+            stack.callback(self.owner.release)
+            stack.callback(self._database.close)
+            stack.callback(self.write_evidence)
             for number in [n for n, trial in self.trials.items() if trial.state == "running"]:
                 self.wait(number)
-            self.write_evidence()
-        finally:
-            self._database.remove_session()
-            self._database.engine.dispose()
-            self._lock.release()
 
     # Trials, from the coordinator's side.
 
     @property
     def study(self) -> Study:
         """The study as it stands."""
-        return Study(self.spec, tuple(self.trials[n] for n in sorted(self.trials)), self.folder)
+        return Study(self.spec, tuple(self.trials.values()), self.folder)
 
-    def waiting(self) -> list[Trial]:
-        """Trials to take up before anything new is asked for, in order."""
-        return [trial for _, trial in sorted(self.trials.items()) if trial.state == "waiting"]
+    @property
+    def ended(self) -> int:
+        """How many trials are complete, or were stopped at a rung."""
+        return self._counts["complete"] + self._counts["stopped"]
+
+    def waiting(self) -> Trial | None:
+        """The first trial to take up before anything new is asked for."""
+        if not self._counts["waiting"]:
+            return None
+        return next(trial for trial in self.trials.values() if trial.state == "waiting")
 
     def in_vain(self) -> int:
         """How many suggestions since the last one that was evaluated came to nothing."""
@@ -142,51 +161,57 @@ class Store:
             count += 1
         return count
 
-    def add(self, trial: Trial) -> None:
+    def add(self, trial: Trial) -> Trial:
         """Record a trial that the live study has just made, whatever its state; its number must be the next one."""
-        noted = self._live_trial(trial.number).system_attrs  # a sampler's own notes, such as NSGA-II's generation
-        with _as_study_error(self.folder):
-            trial_id = self._database.create_new_trial(self._study_id, self._frozen(trial, noted))
-        self._ids.append(trial_id)
-        self.trials[trial.number] = trial
-        assert len(self._ids) == trial.number + 1
+        assert trial.number == len(self._ids)
+        noted = {
+            k: v for k, v in self._live_trial(trial.number).system_attrs.items() if not k.startswith("constraints:")
+        }
+        trial = trial.model_copy(update={"notes": noted or None})
+        self._ids.append(self._database.add(self._frozen(trial)))
+        self._keep(trial)
         if trial.state in FINISHED:
             self._tell_live(trial)
         self._append_evidence(trial)
+        return trial
 
     def give(self, trial: Trial) -> None:
         """Record a trial that the live study has not made itself."""
-        self.live._storage.create_new_trial(self.live._study_id, self._frozen(trial, {}))
+        self.live._storage.create_new_trial(self.live._study_id, _for_samplers(self._frozen(trial)))
         self.add(trial)
 
     def resume(self, number: int) -> Trial:
         """Mark a waiting trial as running again, in this process."""
         trial = running_here(self.trials[number])
         self._write(trial, TrialState.RUNNING)
+        self._keep(trial)
         return trial
 
     def wait(self, number: int) -> None:
         """Mark a trial as waiting for the next search."""
-        trial = self.trials[number].model_copy(update={"state": "waiting", "pid": None, "host": None})
+        trial = self.trials[number].model_copy(update={"state": "waiting", "process": None})
+        self._keep(trial)
         self._write(trial, TrialState.WAITING)
 
     def finish(self, trial: Trial) -> None:
-        """Record how a running trial ended."""
-        self._write(trial, self._optuna_state(trial))
+        """Record how a running trial ended: where the database cannot be written, the evidence still has it."""
+        self._keep(trial)
+        try:
+            self._write(trial, self._optuna_state(trial))
+        finally:
+            self._append_evidence(trial)
         self._tell_live(trial)
-        self._append_evidence(trial)
+
+    def _keep(self, trial: Trial) -> None:
+        if trial.number in self.trials:
+            self._counts[self.trials[trial.number].state] -= 1
+        self._counts[trial.state] += 1
+        self.trials[trial.number] = trial
 
     def _write(self, trial: Trial, state: TrialState) -> None:
-        # The record first: a trial that dies between the two is settled from its record when the study is next opened.
-        with _as_study_error(self.folder):
-            trial_id = self._ids[trial.number]
-            self._database.set_trial_user_attr(trial_id, RECORD, trial.to_json())
-            for key, value in _expected(trial).items():
-                self._database.set_trial_user_attr(trial_id, key, value)
-            if trial.state == "infeasible":  # found out by measuring
-                self._database.set_trial_system_attr(trial_id, CONSTRAINT, trial.violation)
-            self._database.set_trial_state_values(trial_id, state, self.values_of(trial))
-        self.trials[trial.number] = trial
+        system = {CONSTRAINT: trial.violation} if trial.state == "infeasible" else {}  # found out by measuring
+        trial_id = self._ids[trial.number]
+        self._database.write(trial_id, trial, state, self.values_of(trial), _expected(trial), system)
 
     def _tell_live(self, trial: Trial) -> None:
         live = self._live_trial(trial.number)
@@ -219,7 +244,7 @@ class Store:
             return TrialState.FAIL
         return _STATE[trial.state]
 
-    def _frozen(self, trial: Trial, noted: Mapping[str, Any]) -> FrozenTrial:
+    def _frozen(self, trial: Trial) -> FrozenTrial:
         """A record as Optuna's trial."""
         state = self._optuna_state(trial)
         return FrozenTrial(
@@ -235,11 +260,17 @@ class Store:
                 name: d for name, d in distributions(self.spec.search_space).items() if name in trial.params
             },
             user_attrs={RECORD: trial.to_json()} | _expected(trial),
-            system_attrs={CONSTRAINT: trial.violation or 0.0} | dict(noted),
+            system_attrs={CONSTRAINT: trial.violation or 0.0} | (trial.notes or {}),
             intermediate_values={},
         )
 
     # Evidence.
+
+    def fix_scale(self, spec: StudySpec) -> None:
+        """The spec with its scale, everywhere."""
+        self.spec = spec
+        self._database.create(spec)
+        self.write_evidence()
 
     def write_evidence(self) -> None:
         """study.toml and trials.jsonl, whole."""
@@ -248,8 +279,20 @@ class Store:
         write_whole(self.folder / TRIALS_FILE, "".join(lines))
 
     def _append_evidence(self, trial: Trial) -> None:
-        with (self.folder / TRIALS_FILE).open("a", encoding="utf-8") as file:
-            file.write(trial.to_json() + "\n")
+        append_line(self.folder / TRIALS_FILE, trial.to_json())
+
+
+def default_storage(folder: Path) -> str:
+    """The database of a study where none is named."""
+    return f"sqlite:///{(folder / DATABASE_FILE).absolute()}"
+
+
+def _lock_beside(url: URL, folder: Path) -> tuple[Path, ...]:
+    """The lock of a SQLite file that stands elsewhere, which several folders may name."""
+    file = file_of(url)
+    if file is None or file.absolute().parent == folder.absolute():
+        return ()
+    return (file.with_name(f"{file.name}.lock"),)
 
 
 def replace_latencies(folder: Path, latencies: Mapping[int, Latency]) -> None:
@@ -258,7 +301,7 @@ def replace_latencies(folder: Path, latencies: Mapping[int, Latency]) -> None:
     Optuna does not let a finished trial change: study.db goes, and the next search makes it anew from trials.jsonl.
     Raises `StudyError` while the study is being searched.
     """
-    lock = _take_lock(folder)
+    ownership = Ownership(folder)
     try:
         lines = []
         for trial in read_trials(folder / TRIALS_FILE):
@@ -269,7 +312,7 @@ def replace_latencies(folder: Path, latencies: Mapping[int, Latency]) -> None:
         write_whole(folder / TRIALS_FILE, "".join(lines))
         (folder / DATABASE_FILE).unlink(missing_ok=True)
     finally:
-        lock.release()
+        ownership.release()
 
 
 def _expected(trial: Trial) -> dict[str, Any]:
@@ -278,59 +321,23 @@ def _expected(trial: Trial) -> dict[str, Any]:
     return {EXPECTED: [stopped.expected_error, stopped.deviation]} if stopped else {}
 
 
-def _without_gaps(trials: Sequence[Trial]) -> Iterator[Trial]:
-    """Trials 0, 1, 2, ...: Optuna numbers without gaps, so one that is missing is put down as lost."""
-    found = {trial.number: trial for trial in trials}
-    for number in range(max(found, default=-1) + 1):
-        yield found.get(number) or Trial(number=number, state="failed", params={}, reason=LOST)
+def _without_gaps(found: Mapping[int, Trial], since: int) -> Iterator[Trial]:
+    """Trials `since`, ... without a gap, as Optuna numbers them: one that is missing is put down as lost."""
+    lost = Failure(kind="lost", where="the evidence")
+    for number in range(since, max(found, default=-1) + 1):
+        yield found.get(number) or Trial(number=number, state="failed", params={}, reason=LOST, failure=lost)
 
 
 def running_here(trial: Trial) -> Trial:
     """A trial as under way in this process."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return trial.model_copy(
-        update={"state": "running", "started": now, "host": socket.gethostname(), "pid": os.getpid()}
-    )
+    return trial.model_copy(update={"state": "running", "started": now(), "process": Process.here()})
 
 
-def _take_lock(folder: Path) -> filelock.FileLock:
-    """The study's writer lock, with our host and pid in it for whoever is refused."""
-    path = folder / LOCK_FILE
-    lock = filelock.FileLock(path, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout:
-        owner = (folder / OWNER_FILE).read_text() if (folder / OWNER_FILE).exists() else "another process"
-        raise StudyError(
-            f"study {folder.name} is being searched by {owner}", "stop it there, or give this search another --study"
-        ) from None
-    except OSError as error:
-        raise StudyError(f"{path}: {error.strerror or error}") from None
-    write_whole(folder / OWNER_FILE, f"pid {os.getpid()} on {socket.gethostname()}")
-    return lock
-
-
-@contextlib.contextmanager
-def _as_study_error(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, KeyError, ValueError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise StudyError(
-            f"the store of {folder.name} cannot be used: {reason:.160}",
-            f"move {DATABASE_FILE} away and the same command rebuilds it from {TRIALS_FILE}",
-        ) from error
-
-
-def _find_or_create(database: RDBStorage, spec: StudySpec) -> int:
-    for study in database.get_all_studies():
-        if study.study_name == spec.name:
-            return study._study_id
-    directions = [optuna.study.StudyDirection.MINIMIZE] * len(spec.objectives)
-    study_id = database.create_new_study(directions, spec.name)
-    database.set_study_system_attr(study_id, "study:metric_names", [OBJECTIVES[n].name for n in spec.objectives])
-    return study_id
+def _for_samplers(trial: FrozenTrial) -> FrozenTrial:
+    """A trial as samplers need it: without the record, which is long, and ours."""
+    bare = copy.copy(trial)
+    bare.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != RECORD}
+    return bare
 
 
 def _in_memory(spec: StudySpec, trials: Sequence[FrozenTrial]) -> optuna.Study:
@@ -338,7 +345,7 @@ def _in_memory(spec: StudySpec, trials: Sequence[FrozenTrial]) -> optuna.Study:
     study = optuna.create_study(storage=storage, study_name=spec.name, directions=["minimize"] * len(spec.objectives))
     for trial in trials:
         # Waiting trials are ours to hand out: for the samplers they are under way.
-        copy = storage.create_new_trial(study._study_id, trial)
+        theirs = storage.create_new_trial(study._study_id, _for_samplers(trial))
         if trial.state == TrialState.WAITING:
-            storage.set_trial_state_values(copy, TrialState.RUNNING)
+            storage.set_trial_state_values(theirs, TrialState.RUNNING)
     return study

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from igc_nas.data import Images
 from igc_nas.dataset import DatasetInfo
 from igc_nas.device import Device
-from igc_nas.errors import IgcNasError
+from igc_nas.errors import DivergedError
 from igc_nas.lowering.training import Forward, LoweredNetwork, as_written
 from igc_nas.record import Epoch, Rung, Score, Unfinished
 from igc_nas.spec import Recipe, Schedule
@@ -28,10 +28,6 @@ RUNG_IMAGES = 2000
 """Held-out images that a rung is scored on: what it decides needs less than what the end reports."""
 
 Pause = Callable[[], None]
-
-
-class DivergedError(IgcNasError):
-    """The training loss is no longer a number."""
 
 
 class Training:

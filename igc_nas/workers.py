@@ -1,7 +1,7 @@
 """Evaluators in processes of their own, started by spawn; they end by themselves when their coordinator dies.
 
 The coordinator talks to each over a pipe and never shares memory with it, so a worker that crashes takes one trial with
-it and nothing else.
+it and nothing else, and one that hangs can be killed.
 """
 
 from __future__ import annotations
@@ -12,120 +12,117 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any, Self
 
-from igc_nas.config import ArchConfig
 from igc_nas.dataset import DatasetInfo
 from igc_nas.errors import IgcNasError
 from igc_nas.events import Job, Progress
-from igc_nas.record import Latency, Rung, Score, Unfinished
-from igc_nas.room import QuietRoom
+from igc_nas.executor import AtRung, Failed, Halted, MakeEvaluator, Measured, Message, Seat
+from igc_nas.machine import oom_kills
+from igc_nas.record import Failure
 from igc_nas.spec import Calibration, StudySpec
-
-if TYPE_CHECKING:
-    from igc_nas.evaluate import Evaluator
+from igc_nas.units import format_seconds
+from igc_nas.worker import Waits, kill_descendants, work
 
 GRACE_S = 3.0
 MOST_STILLBORN = 3
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A trial has ended. Without a score its latency was over the budget."""
+@dataclass
+class Clock:
+    """How long a job has been worked on, without the time in which it waited for others."""
 
-    number: int
-    latency: Latency
-    score: Score | None
+    began: float | None = None
+    waited_s: float = 0.0
+    waits: bool = False
 
+    def spent_s(self, now: float) -> float:
+        """Seconds up to `now`, as far as they are known: those of a wait that has not ended are counted."""
+        return 0.0 if self.began is None else now - self.began - self.waited_s
 
-@dataclass(frozen=True)
-class AtRung:
-    """A training has reached a rung and waits to hear whether it goes on (`Workers.answer`)."""
-
-    number: int
-    latency: Latency
-    rung: Rung
-
-
-@dataclass(frozen=True)
-class Halted:
-    """A training was stopped at a rung."""
-
-    number: int
-    latency: Latency
-    training: Unfinished
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A trial could not be evaluated."""
-
-    number: int
-    reason: str
-
-
-Message = Progress | AtRung | Measured | Halted | Failed
+    def hear(self, word: Waits) -> None:
+        """Take in that the worker waits, or that it does no longer."""
+        self.waits = word.waited_s is None
+        self.waited_s += word.waited_s or 0.0
 
 
 @dataclass
 class _Worker:
     process: SpawnProcess
     pipe: Connection
-    seat: int
+    place: int
+    ooms: int
+    """Processes that the system had killed for want of memory when this one was started."""
     ready: bool = False
     job: Job | None = None
+    doing: str = "starting"
+    clock: Clock = field(default_factory=Clock)
+
+    def send(self, kind: str, value: object) -> None:
+        """Send a word. A process that has died is noticed where its answer is awaited."""
+        with contextlib.suppress(OSError):
+            self.pipe.send((kind, value))
+
+    def take(self, job: Job) -> None:
+        """Begin a job, or have it wait for a process that is starting up."""
+        self.job, self.doing, self.clock = job, "starting", Clock(time.monotonic() if self.ready else None)
+        self.send("job", (job.number, job.arch.to_dict(), job.seed))
 
 
 @dataclass
 class Workers:
-    """`count` worker processes for a study, spread over `devices` (torch's names). Use as a context manager."""
+    """An `Executor` of `count` processes for a study, spread over `devices` (torch's names)."""
 
     spec: StudySpec
     info: DatasetInfo
     devices: tuple[str, ...]
     count: int
+    make: MakeEvaluator
     threads: int = 1
     folder: Path | None = None
     """The study's folder."""
     latency_command: str | None = None
+    trial_timeout_s: float | None = None
+    """A trial that is worked on for longer has failed, and its process is killed; None: never."""
     _workers: list[_Worker] = field(default_factory=list)
     _stillborn: int = 0
 
-    def __enter__(self) -> Workers:
-        self._folder = tempfile.TemporaryDirectory(prefix="igc-nas-room-")
+    def __enter__(self) -> Self:
+        self._room = tempfile.TemporaryDirectory(prefix="igc-nas-room-")
         try:
-            for seat in range(self.count):
-                self._workers.append(self._start(seat))
+            for place in range(self.count):
+                self._workers.append(self._start(place))
         except BaseException:
-            self.__exit__()
+            self.__exit__(None, None, None)
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         for worker in self._workers:
+            kill_descendants(worker.process.pid or 0)
             worker.process.terminate()
         for worker in self._workers:
-            worker.process.join(GRACE_S)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-            worker.pipe.close()
+            _bury(worker, GRACE_S)
         self._workers.clear()
-        self._folder.cleanup()
+        self._room.cleanup()
 
     def calibrate(self) -> Calibration:
         """Measure the reference and the ends of the latency scale in the first worker, before the others work."""
         while waiting := [worker for worker in self._workers if not worker.ready]:
-            self._raise_if_error(self._receive(waiting[0]))
+            _raise_if_error(self._receive(waiting[0]))
         worker = self._workers[0]
-        _send(worker, "calibrate", None)
+        worker.send("calibrate", None)
         answer = self._receive(worker)
-        self._raise_if_error(answer)
+        _raise_if_error(answer)
         if not isinstance(answer, Calibration):
             raise IgcNasError("the worker process died while it measured the latency scale")
         return answer
@@ -134,7 +131,7 @@ class Workers:
         """Give every worker the spec as it is now (after calibration)."""
         self.spec = spec
         for worker in self._workers:
-            _send(worker, "spec", spec.to_dict())
+            worker.send("spec", spec.to_dict())
 
     def idle(self) -> int:
         """How many workers wait for a job (those that are still starting up are among them)."""
@@ -146,19 +143,17 @@ class Workers:
 
     def submit(self, job: Job) -> None:
         """Give a job to an idle worker."""
-        worker = next(w for w in self._workers if w.job is None)
-        worker.job = job
-        _send(worker, "job", (job.number, job.arch.to_dict(), job.seed))
+        next(w for w in self._workers if w.job is None).take(job)
 
     def answer(self, number: int, go_on: bool) -> None:
         """Tell the worker that is at a rung with trial `number` whether to go on."""
         for worker in self._workers:
             if worker.job and worker.job.number == number:
-                _send(worker, "go_on", go_on)
+                worker.send("go_on", go_on)
 
     def messages(self, timeout: float | None) -> Iterator[Message]:
         """What workers have to say, waiting at most `timeout` seconds for the first word. Replaces the dead."""
-        for pipe in wait([w.pipe for w in self._workers], timeout):
+        for pipe in wait([w.pipe for w in self._workers], self._patience(timeout)):
             worker = next(w for w in self._workers if w.pipe is pipe)
             answer = self._receive(worker)
             if isinstance(answer, Progress | AtRung):
@@ -167,7 +162,31 @@ class Workers:
                 worker.job = None
                 yield answer
             else:
-                self._raise_if_error(answer)
+                _raise_if_error(answer)
+        for worker in [w for w in self._workers if self._left(w) == 0.0]:
+            yield self._give_up(worker)
+
+    def _patience(self, timeout: float | None) -> float | None:
+        """How long to wait for a word: no longer than until a trial's time is over."""
+        limits = [timeout, *map(self._left, self._workers)]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def _left(self, worker: _Worker) -> float | None:
+        """Seconds until a worker's trial has taken too long; None: no end is in sight."""
+        if self.trial_timeout_s is None or worker.job is None or worker.clock.began is None or worker.clock.waits:
+            return None
+        return max(0.0, self.trial_timeout_s - worker.clock.spent_s(time.monotonic()))
+
+    def _give_up(self, worker: _Worker) -> Failed:
+        """End a worker whose trial has taken too long, and start another in its place."""
+        assert worker.job is not None
+        assert self.trial_timeout_s is not None
+        kill_descendants(worker.process.pid or 0)
+        worker.process.kill()
+        _bury(worker, GRACE_S)
+        self._workers[self._workers.index(worker)] = self._start(worker.place)
+        reason = f"it took longer than {format_seconds(self.trial_timeout_s)} (--trial-timeout)"
+        return Failed(worker.job.number, reason, Failure(kind="timeout", where=worker.doing))
 
     def _receive(self, worker: _Worker) -> Any:
         try:
@@ -176,6 +195,12 @@ class Workers:
             return self._replace(worker)
         if answer == "ready":
             worker.ready = True
+            worker.clock.began = time.monotonic()
+        elif isinstance(answer, Waits):
+            worker.clock.hear(answer)
+            return None
+        elif isinstance(answer, Progress):
+            worker.doing = answer.doing
         return answer
 
     def _replace(self, worker: _Worker) -> Failed | IgcNasError | None:
@@ -184,55 +209,64 @@ class Workers:
         A job that it had not begun is the next one's; processes that die again and again before they can work are
         an error.
         """
-        worker.process.join(GRACE_S)
-        worker.pipe.close()
+        _bury(worker, GRACE_S)
         died = f"the worker process died ({_exit(worker.process.exitcode)})"
         self._stillborn = 0 if worker.ready else self._stillborn + 1
         if self._stillborn >= MOST_STILLBORN:
             return IgcNasError(f"{died} before it could work, {MOST_STILLBORN} times in a row")
-        successor = self._start(worker.seat)
+        successor = self._start(worker.place)
         self._workers[self._workers.index(worker)] = successor
         if worker.job is None:
             return None
-        if worker.ready:
-            return Failed(worker.job.number, died)
-        successor.job = worker.job
-        _send(successor, "job", (worker.job.number, worker.job.arch.to_dict(), worker.job.seed))
-        return None
+        if not worker.ready:
+            successor.take(worker.job)
+            return None
+        if worker.process.exitcode == -signal.SIGKILL and oom_kills() > worker.ooms:
+            reason = f"{died}, when the system had no memory left"
+            return Failed(worker.job.number, reason, Failure(kind="memory", where=worker.doing))
+        return Failed(worker.job.number, died, Failure(kind="died", where=worker.doing))
 
-    @staticmethod
-    def _raise_if_error(answer: object) -> None:
-        if isinstance(answer, BaseException):
-            raise answer
-
-    def _start(self, seat: int) -> _Worker:
-        device = self.devices[seat % len(self.devices)]
-        sharing = [s for s in range(self.count) if self.devices[s % len(self.devices)] == device]
-        room = Path(self._folder.name) / device.replace(":", "")
+    def _start(self, place: int) -> _Worker:
+        device = self.devices[place % len(self.devices)]
+        sharing = [p for p in range(self.count) if self.devices[p % len(self.devices)] == device]
+        room = Path(self._room.name) / device.replace(":", "")
         room.mkdir(exist_ok=True)
+        seat = Seat(
+            self.info,
+            device,
+            self.threads,
+            room,
+            sharing.index(place),
+            len(sharing),
+            self.folder,
+            self.latency_command,
+        )
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_work,
-            args=(
-                theirs,
-                self.spec.to_dict(),
-                self.info,
-                device,
-                self.threads,
-                room,
-                sharing.index(seat),
-                len(sharing),
-                self.folder,
-                self.latency_command,
-            ),
-            name=f"igc-nas worker {seat}",
+            target=work,
+            args=(theirs, self.spec.to_dict(), seat, self.make),
+            name=f"igc-nas worker {place}",
             daemon=True,
         )
         with _child_environment(self.threads):
             process.start()
         theirs.close()
-        return _Worker(process, ours, seat)
+        return _Worker(process, ours, place, oom_kills())
+
+
+def _bury(worker: _Worker, grace_s: float) -> None:
+    """Wait for a worker that ends; kill it where it does not."""
+    worker.process.join(grace_s)
+    if worker.process.is_alive():
+        worker.process.kill()
+        worker.process.join()
+    worker.pipe.close()
+
+
+def _raise_if_error(answer: object) -> None:
+    if isinstance(answer, BaseException):
+        raise answer
 
 
 @contextlib.contextmanager
@@ -255,98 +289,7 @@ def _child_environment(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _send(worker: _Worker, kind: str, value: object) -> None:
-    """Send a word to a worker. One that has died is noticed where its answer is awaited."""
-    with contextlib.suppress(OSError):
-        worker.pipe.send((kind, value))
-
-
 def _exit(code: int | None) -> str:
     if code is None:
         return "without an exit status"
     return signal.Signals(-code).name if code < 0 else f"exit status {code}"
-
-
-# In the worker's process.
-
-
-def _work(
-    pipe: Connection,
-    spec: dict[str, Any],
-    info: DatasetInfo,
-    device: str,
-    threads: int,
-    room: Path,
-    seat: int,
-    seats: int,
-    folder: Path | None,
-    latency_command: str | None,
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _end_with_parent()
-    from igc_nas.device import find_devices
-    from igc_nas.evaluate import Evaluator
-
-    try:
-        found = find_devices(device)[0]
-        quiet = QuietRoom(room, seat, seats, found.settle)
-        evaluator = Evaluator(StudySpec.parse(spec), info, found, threads, quiet, folder, latency_command)
-    except Exception as error:
-        pipe.send(error if isinstance(error, IgcNasError) else IgcNasError(reason_of(error)))
-        return  # whoever reads this raises it
-    pipe.send("ready")
-    while True:
-        try:
-            kind, value = pipe.recv()
-        except EOFError:
-            return
-        if kind == "spec":
-            evaluator.spec = StudySpec.parse(value)
-        elif kind == "calibrate":
-            pipe.send(_calibrate(evaluator))
-        else:
-            number, arch, seed = value
-            pipe.send(_evaluate(evaluator, Job(number, ArchConfig.parse(arch), seed), pipe))
-
-
-def _calibrate(evaluator: Evaluator) -> Calibration | IgcNasError:
-    try:
-        return evaluator.calibrate()
-    except Exception as error:
-        return error if isinstance(error, IgcNasError) else IgcNasError(reason_of(error))
-
-
-def _evaluate(evaluator: Evaluator, job: Job, pipe: Connection) -> Message:
-    def go_on(latency: Latency, rung: Rung) -> bool:
-        pipe.send(AtRung(job.number, latency, rung))
-        _, answer = pipe.recv()
-        return bool(answer)
-
-    try:
-        outcome = evaluator(job.arch, job.seed, lambda epoch: pipe.send(Progress(job.number, epoch)), go_on)
-    except EOFError:
-        raise
-    except Exception as error:
-        return Failed(job.number, reason_of(error))
-    if isinstance(outcome.score, Unfinished):
-        return Halted(job.number, outcome.latency, outcome.score)
-    return Measured(job.number, outcome.latency, outcome.score)
-
-
-def reason_of(error: Exception) -> str:
-    """Why a trial failed, on one line."""
-    text = error.message if isinstance(error, IgcNasError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:300]
-
-
-def _end_with_parent() -> None:
-    """Leave at once when the coordinator is gone, however it went."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch(sentinel: int) -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()

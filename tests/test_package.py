@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.util
+import re
 import subprocess
 import sys
 import tomllib
@@ -96,7 +97,7 @@ def _distributions() -> set[str]:
     """What pyproject.toml declares, by the names that are imported."""
     imported = {"nvidia-ml-py": "pynvml", "tomli-w": "tomli_w"}
     extras = [line for name, lines in project()["optional-dependencies"].items() if name != "dev" for line in lines]
-    names = [line.split(">")[0] for line in [*project()["dependencies"], *extras]]
+    names = [re.split(r"[\[>]", line)[0] for line in [*project()["dependencies"], *extras]]
     return {imported.get(name, name) for name in names}
 
 

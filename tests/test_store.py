@@ -66,7 +66,7 @@ def test_a_record_that_was_written_before_its_state_counts(tmp_path: Path) -> No
         asked = store.live.ask()
         store.add(Trial(number=asked.number, state="running", params={}))
         ended = Trial(number=asked.number, state="failed", params={}, reason="power cut")
-        store._database.set_trial_user_attr(store._ids[-1], "igc_nas:record", ended.to_json())
+        store._database._storage.set_trial_user_attr(store._ids[-1], "igc_nas:record", ended.to_json())
         store.trials.pop(asked.number)  # as a dead process leaves it
     with Store(tmp_path / "s", spec()) as store:
         assert store.trials[2] == ended
@@ -157,7 +157,7 @@ def test_a_trial_that_proved_too_slow_is_infeasible_for_the_sampler_too(tmp_path
             assert trial.violation is not None
             assert trial.violation > 0
             assert store.live.trials[trial.number].system_attrs["constraints:budget"] == trial.violation
-            in_database = store._database.get_trial(store._ids[trial.number])
+            in_database = store._database._storage.get_trial(store._ids[trial.number])
             assert in_database.system_attrs["constraints:budget"] == trial.violation
         assert all(c.latency.normalised_ms <= 0.5 for c in store.study.candidates)
 
@@ -177,7 +177,7 @@ def test_what_was_stopped_is_told_to_the_sampler_after_any_opening(tmp_path: Pat
         with Store(tmp_path / "s", question) as store:
             assert store.study.trials == before
             assert store.study.ended == 30
-            in_database = store._database.get_all_trials(store._study_id)
+            in_database = store._database.trials()
             for trials in (store.live.trials, in_database):
                 pruned = {t.number: t.user_attrs[EXPECTED] for t in trials if t.state.name == "PRUNED"}
                 assert pruned == {n: [s.expected_error, s.deviation] for n, s in stopped.items()}
@@ -195,7 +195,7 @@ def test_a_stop_that_was_recorded_before_its_state_counts(tmp_path: Path) -> Non
         asked = store.live.ask()
         store.add(Trial(number=asked.number, state="running", params={}))
         ended = ended.model_copy(update={"number": asked.number})
-        store._database.set_trial_user_attr(store._ids[-1], "igc_nas:record", ended.to_json())
+        store._database._storage.set_trial_user_attr(store._ids[-1], "igc_nas:record", ended.to_json())
         store.trials.pop(asked.number)  # as a dead process leaves it
     with Store(tmp_path / "s", question) as store:
         assert store.trials[asked.number] == ended

@@ -8,6 +8,7 @@ import pytest
 from searches import RUNGS, evaluate, evaluate_on_the_way, spec
 
 from igc_nas.config import ArchConfig
+from igc_nas.coordinator import Evaluate, rule_of
 from igc_nas.cost import cost_of
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.events import Ended, Exhausted, Opened, Started
@@ -18,10 +19,10 @@ from igc_nas.record import Trial
 from igc_nas.reference import reference
 from igc_nas.results import Study, load_study
 from igc_nas.space import SearchSpace
-from igc_nas.spec import Budget, SamplerName, StudySpec
+from igc_nas.spec import Budget, SamplerName, StudySpec, training_seed
 from igc_nas.stopping import LEAST_ENDED
 from igc_nas.store import Store
-from igc_nas.study import Evaluate, Run, rule_of, search, training_seed
+from igc_nas.study import Run, search
 
 SAMPLERS = get_args(SamplerName)
 
@@ -33,7 +34,7 @@ def run(folder: Path, trials: int, question: StudySpec) -> tuple[Trial, ...]:
 
 def timeless(trials: tuple[Trial, ...]) -> list[Trial]:
     """Trials without what another run may not repeat: when, where and how long."""
-    blank = {"started": None, "wall_s": None, "host": None, "pid": None}
+    blank = {"started": None, "wall_s": None, "process": None}
     return [trial.model_copy(update=blank) for trial in trials]
 
 

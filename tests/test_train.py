@@ -14,11 +14,11 @@ from igc_nas.data import Images, load_proxy
 from igc_nas.dataset import locate
 from igc_nas.defaults import default_recipe
 from igc_nas.device import Device
-from igc_nas.errors import ConfigError, UsageError
+from igc_nas.errors import ConfigError, DivergedError, UsageError
 from igc_nas.network import build
 from igc_nas.record import Rung, Score, Unfinished
 from igc_nas.spec import Recipe, Schedule
-from igc_nas.train import Average, DivergedError, ProxyTraining, Training, one_cycle, train_proxy
+from igc_nas.train import Average, ProxyTraining, Training, one_cycle, train_proxy
 
 CPU = Device("cpu", "cpu", "test")
 ARCH = ArchConfig.parse({"stem": {"width": 8}, "stage": [{"unit": "igcv1", "L": 4, "M": 4, "blocks": 1, "stride": 2}]})

@@ -15,13 +15,15 @@ from igc_nas.dataset import locate
 from igc_nas.defaults import new_spec
 from igc_nas.device import cpu_name
 from igc_nas.errors import DataError, InfeasibleError, StudyError
+from igc_nas.evaluate import evaluator_at
 from igc_nas.events import Ended, Job, Started
+from igc_nas.executor import AtRung, Failed, Measured
 from igc_nas.record import Rung
 from igc_nas.results import load_study
 from igc_nas.spec import Budget, Calibration, StudySpec
 from igc_nas.stopping import LEAST_ENDED, Outlook
 from igc_nas.study import Run, search
-from igc_nas.workers import AtRung, Failed, Measured, Workers
+from igc_nas.workers import Workers
 
 RECIPE = {"epochs": 2, "train_size": 400, "held_out": 100, "resolution": 8, "crop": 1}
 
@@ -81,7 +83,7 @@ def test_a_killed_coordinator_takes_its_workers_with_it(tmp_path: Path) -> None:
     from igc_nas.store import Store
 
     with Store(tmp_path / "studies" / "s", load_study(tmp_path / "studies" / "s").spec) as store:
-        assert [t.number for t in store.waiting()] == [0, 1]
+        assert [t.number for t in store.study.trials if t.state == "waiting"] == [0, 1]
 
 
 def _under_way(database: Path) -> bool:
@@ -146,7 +148,7 @@ def test_another_device_than_the_studys_is_refused(tmp_path: Path) -> None:
 
 
 def test_idle_and_starting_workers_that_die_are_replaced() -> None:
-    with Workers(question(), locate("shapes", None), ("cpu",), 1) as workers:
+    with Workers(question(), locate("shapes", None), ("cpu",), 1, evaluator_at) as workers:
         _kill_all()  # while it starts
         list(workers.messages(10))
         spec = question().with_scale(workers.calibrate())
@@ -167,7 +169,7 @@ def _kill_all() -> None:
 
 
 def test_closing_ends_the_processes(tmp_path: Path) -> None:
-    with Workers(question(), locate("shapes", None), ("cpu",), 2):
+    with Workers(question(), locate("shapes", None), ("cpu",), 2, evaluator_at):
         until = time.monotonic() + 10
         while len(running := children()) < 2 and time.monotonic() < until:
             time.sleep(0.02)  # a process bears its parent's name until it has become its own
@@ -189,7 +191,7 @@ def test_a_training_that_is_stopped_at_a_rung_ends_there(tmp_path: Path, monkeyp
         gives_up = at.number % 2 == 1 and at.rung.samples == (200 if at.number == 1 else 500)
         return Outlook(0.7, 0.1, 0.01) if gives_up else None
 
-    monkeypatch.setattr("igc_nas.study._Coordinator.judged", judged)
+    monkeypatch.setattr("igc_nas.coordinator.Coordinator.judged", judged)
     found = list(search(with_rungs(), Run(tmp_path / "s", trials=4, workers=2)))
     study = load_study(tmp_path / "s")
     assert [t.state for t in study.trials] == ["complete", "stopped", "complete", "stopped"]
@@ -215,7 +217,7 @@ def test_a_worker_that_dies_at_a_rung_costs_that_trial_only(tmp_path: Path, monk
                 process.kill()  # it waits for the answer
         return None
 
-    monkeypatch.setattr("igc_nas.study._Coordinator.judged", judged)
+    monkeypatch.setattr("igc_nas.coordinator.Coordinator.judged", judged)
     list(search(with_rungs(), Run(tmp_path / "s", trials=1)))
     failed, complete = load_study(tmp_path / "s").trials
     assert (failed.state, failed.reason) == ("failed", "the worker process died (SIGKILL)")

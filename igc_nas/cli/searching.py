@@ -222,10 +222,11 @@ def _next_commands(study: Study) -> list[str]:
 
 
 def _checked_storage(url: str | None) -> str | None:
-    if url is None or url.startswith("sqlite:///"):
-        return url
-    scheme = url.partition("://")[0]
-    raise UsageError(f"storage of kind {scheme!r:.40} is not supported", "use sqlite:///path/to/study.db")
+    from igc_nas.database import parse_url
+
+    if url is not None:
+        parse_url(url)
+    return url
 
 
 COMMANDS = (search,)

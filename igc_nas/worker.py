@@ -1,0 +1,176 @@
+"""The evaluator's side of the conversation: what runs in a worker's process, or in an actor on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from igc_nas.config import ArchConfig
+from igc_nas.errors import DivergedError, IgcNasError
+from igc_nas.events import Job, Progress
+from igc_nas.executor import AtRung, Evaluating, Failed, Halted, MakeEvaluator, Measured, Message, Outcome, Seat, Watch
+from igc_nas.record import Failure, FailureKind, Latency, Rung, Unfinished
+from igc_nas.spec import Calibration, StudySpec
+
+PACKAGE = Path(__file__).parent
+OUT_OF_MEMORY = ("defaultcpuallocator", "out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+PARENT_GONE = 86
+"""Exit status of a worker whose coordinator is gone."""
+
+
+@dataclass(frozen=True)
+class Waits:
+    """A worker waits for others, or does no longer and has waited `waited_s`: that is not its trial's time."""
+
+    number: int
+    waited_s: float | None = None
+
+
+def evaluated(evaluator: Evaluating, job: Job, say: Callable[[Any], None], ask: Callable[[AtRung], bool]) -> Message:
+    """Evaluate a job, saying how far it is and asking at rungs; what goes wrong is the message, not an error.
+
+    Raises `EOFError` where nobody listens any more.
+    """
+    doing, since = "building", 0.0
+
+    def begin(what: str) -> None:
+        nonlocal doing
+        doing = what
+        say(Progress(job.number, what))
+
+    def waits(begins: bool) -> None:
+        nonlocal since
+        if begins:
+            since = time.monotonic()
+        say(Waits(job.number, None if begins else time.monotonic() - since))
+
+    def go_on(latency: Latency, rung: Rung) -> bool:
+        return ask(AtRung(job.number, latency, rung))
+
+    watch = Watch(begin, lambda epoch: say(Progress(job.number, doing, epoch)), go_on, waits)
+    try:
+        return _message(job.number, evaluator(job.arch, job.seed, watch))
+    except EOFError:
+        raise
+    except Exception as error:
+        return failed(job.number, error, doing)
+
+
+def _message(number: int, outcome: Outcome) -> Message:
+    if isinstance(outcome.score, Unfinished):
+        return Halted(number, outcome.latency, outcome.score, outcome.spent)
+    return Measured(number, outcome.latency, outcome.score, outcome.spent)
+
+
+def calibrated(evaluator: Evaluating) -> Calibration | IgcNasError:
+    """The evaluator's calibration, or why it has none."""
+    try:
+        return evaluator.calibrate()
+    except Exception as error:
+        return as_ours(error)
+
+
+def as_ours(error: Exception) -> IgcNasError:
+    """An error that has crossed a process as one that people can read."""
+    return error if isinstance(error, IgcNasError) else IgcNasError(reason_of(error))
+
+
+def failed(number: int, error: Exception, doing: str) -> Failed:
+    """A trial that ended with an error."""
+    return Failed(number, reason_of(error), Failure(kind=_kind(error), where=f"{doing}{_place(error)}"))
+
+
+def reason_of(error: Exception) -> str:
+    """Why a trial failed, on one line."""
+    text = error.message if isinstance(error, IgcNasError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:300]
+
+
+def _kind(error: Exception) -> FailureKind:
+    if isinstance(error, DivergedError):
+        return "diverged"
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):
+        return "memory"
+    return "refused" if isinstance(error, IgcNasError) else "error"
+
+
+def _place(error: Exception) -> str:
+    """The innermost line of ours that the error passed through, ` (train.py:101 in epoch)`; else the innermost."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    if not frames:
+        return ""
+    at = (ours or frames)[-1]
+    return f" ({Path(at.filename).name}:{at.lineno} in {at.name})"
+
+
+# In a process that was spawned.
+
+
+def work(pipe: Connection, spec: dict[str, Any], seat: Seat, make: MakeEvaluator) -> None:
+    """A worker's life: make the evaluator, say so, evaluate what comes, end with the coordinator."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    _end_with_parent()
+    try:
+        evaluator = make(StudySpec.parse(spec), seat)
+    except Exception as error:
+        pipe.send(as_ours(error))
+        return  # whoever reads this raises it
+    pipe.send("ready")
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            _serve(pipe, evaluator)
+
+
+def _serve(pipe: Connection, evaluator: Evaluating) -> None:
+    """One word of the coordinator."""
+
+    def ask(at: AtRung) -> bool:
+        pipe.send(at)
+        _, answer = pipe.recv()
+        return bool(answer)
+
+    kind, value = pipe.recv()
+    if kind == "spec":
+        evaluator.spec = StudySpec.parse(value)
+    elif kind == "calibrate":
+        pipe.send(calibrated(evaluator))
+    else:
+        number, arch, seed = value
+        pipe.send(evaluated(evaluator, Job(number, ArchConfig.parse(arch), seed), pipe.send, ask))
+
+
+def _end_with_parent() -> None:
+    """Leave at once when the coordinator is gone, however it went, and take along what was started here."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch(sentinel: int) -> None:
+        wait([sentinel])
+        kill_descendants(os.getpid())
+        os._exit(PARENT_GONE)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
+
+
+def kill_descendants(pid: int) -> None:
+    """Kill what a process has started: a latency command outlives a worker that is killed in the middle of one."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
