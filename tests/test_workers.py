@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from searches import latency
+from searches import latency, spec
+from stubs import stub
 
 from igc_nas.dataset import locate
 from igc_nas.defaults import new_spec
@@ -247,3 +248,22 @@ def test_a_search_runs_on_a_gpu(tmp_path: Path) -> None:
     found = list(search(spec, Run(tmp_path / "s", trials=3, devices=(device.torch_name,))))
     assert len(found) == 3
     assert all(c.latency.conditions.device == c.score.conditions.device == device.name for c in found)
+
+
+def test_an_evaluator_of_ones_own_works_in_worker_processes(tmp_path: Path) -> None:
+    """8 workers, 25 trials each, and readers meanwhile: nothing is lost, nobody is left."""
+    seen: list[int] = []
+
+    def read(event: object) -> None:
+        if isinstance(event, Ended) and event.trial.number % 40 == 0:
+            seen.append(len(load_study(tmp_path / "s").candidates))
+
+    question = spec(space="igc_cifar", sampler="stratified", stop=0.0)
+    found = list(search(question, Run(tmp_path / "s", trials=200, workers=8), evaluator=stub, on_event=read))
+    study = load_study(tmp_path / "s")
+    assert len(found) == len(study.candidates) == len(study.trials) == 200
+    assert len({c.id for c in study.candidates}) == 200
+    assert all(trial.process is None and trial.wall_s is not None for trial in study.trials)
+    assert seen == sorted(seen)
+    assert seen
+    assert not children()
