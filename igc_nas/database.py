@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import text
+from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -172,25 +172,39 @@ class Database:
                 self._storage.set_trial_system_attr(trial_id, key, value)
             self._storage.set_trial_state_values(trial_id, state, values)
 
-    @contextlib.contextmanager
-    def _usable(self) -> Iterator[None]:
-        try:
-            yield
-        except (SQLAlchemyError, optuna.exceptions.OptunaError, KeyError, ValueError, TypeError, OSError) as error:
-            cause = error.__cause__ if isinstance(error, optuna.exceptions.OptunaError) else None
-            original = getattr(cause or error, "orig", None) or cause or error
-            reason = next(iter(str(original).strip().splitlines()), type(original).__name__)
-            raise StudyError(
-                f"the database of {self.name} cannot be used: {reason:.160}", self._hint(reason)
-            ) from error
+    def _usable(self) -> contextlib.AbstractContextManager[None]:
+        return _usable(self.url, self.name)
 
-    def _hint(self, reason: str) -> str:
-        file = file_of(self.url)
-        if file is None:
-            return f"see that the server of {masked(self.url)} can be reached; the same command continues"
-        if "full" in reason or "readonly" in reason or "unable to open" in reason:
-            return f"see to the disk of {file}; the same command continues"
-        return f"move {file.name} away and the same command rebuilds it from trials.jsonl"
+
+@contextlib.contextmanager
+def _usable(url: URL, name: str) -> Iterator[None]:
+    """Whatever a database, its driver or Optuna raises is a `StudyError` with the way out."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, KeyError, ValueError, TypeError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, optuna.exceptions.OptunaError) else None
+        original = getattr(cause or error, "orig", None) or cause or error
+        reason = next(iter(str(original).strip().splitlines()), type(original).__name__)
+        raise StudyError(f"the database of {name} cannot be used: {reason:.160}", _hint(url, reason)) from error
+
+
+def _hint(url: URL, reason: str) -> str:
+    file = file_of(url)
+    if file is None:
+        return f"see that the server of {masked(url)} can be reached; the same command continues"
+    if "full" in reason or "readonly" in reason or "unable to open" in reason:
+        return f"see to the disk of {file}; the same command continues"
+    return f"move {file.name} away and the same command rebuilds it from trials.jsonl"
+
+
+def _has_studies(url: URL, name: str) -> bool:
+    """Whether Optuna has ever written to a database."""
+    with _usable(url, name):
+        engine = create_engine(url, **_engine(url))
+        try:
+            return inspect(engine).has_table("studies")
+        finally:
+            engine.dispose()
 
 
 class _ServerLock:
@@ -268,6 +282,8 @@ def stored_study(url: URL, name: str, folder: Path | None = None) -> Study | Non
     """
     file = file_of(url)
     if file is not None and not file.is_file():
+        return None
+    if not _has_studies(url, name):
         return None
     database = Database(url, name, read_only=True)
     try:

@@ -15,9 +15,10 @@ from igc_nas.device import Device
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.objectives import parse_objectives
 from igc_nas.resources import check_study_name, find_space
-from igc_nas.results import Study, is_begun, load_study
+from igc_nas.results import Study
 from igc_nas.space import SpaceFile
 from igc_nas.spec import Budget, StudySpec, default_name, differences, restricted
+from igc_nas.study import begun
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ def ask(flags: Mapping[str, Any], device: Device) -> Question:
     asked = explicit(flags)
     root: Path = flags["root"]
     name: str | None = flags["study_name"]
-    if name is not None and is_begun(root / check_study_name(name)):
-        return _continued(load_study(root / name), asked, flags, device)
+    storage: str | None = flags["storage"]
+    if name is not None and (study := begun(root / check_study_name(name), storage)):
+        return _continued(study, asked, flags, device)
     dataset = flags["dataset"] or "auto"
     info = locate(dataset, data_dir(flags["data_dir"]))
     budget = Budget.parse(asked.get("budget", {}))
@@ -49,8 +51,8 @@ def ask(flags: Mapping[str, Any], device: Device) -> Question:
     if name is None:
         name = check_study_name(default_name(find_space(space).stem, info.name, budget, asked.get("seed", 0)))
     folder = root / name
-    if is_begun(folder):
-        return _continued(load_study(folder), asked, flags, device)
+    if study := begun(folder, storage):
+        return _continued(study, asked, flags, device)
     spec = new_spec(
         info,
         device.name,

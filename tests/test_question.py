@@ -21,7 +21,7 @@ STUB = Device("cpu", "cpu", "stub")
 NOTHING = dict.fromkeys(
     (
         "space", "study_name", "dataset", "objectives", "budget_params", "budget_macs", "budget_flops",
-        "budget_latency", "sampler", "seed", "stop", "data_dir", "forms", "latency_forms", "latency_runtime",
+        "budget_latency", "sampler", "seed", "stop", "data_dir", "forms", "latency_forms", "latency_runtime", "storage",
     )
 ) | {"recipe": ()}  # fmt: skip
 

@@ -10,11 +10,23 @@ if TYPE_CHECKING:
     from igc_nas.results import Study
 
 
-def load(name: str | Path, root: Path) -> Study:
-    """A study."""
+def load(name: str | Path, root: Path, storage: str | None = None) -> Study:
+    """A study: as the database `storage` holds it, where that has it, else by its folder."""
+    from igc_nas.errors import StudyError
     from igc_nas.results import load_study
 
-    return load_study(name, root)
+    if storage is None:
+        return load_study(name, root)
+    from igc_nas.database import masked, parse_url, stored_study
+    from igc_nas.resources import STUDY_NAME
+
+    url = parse_url(storage)
+    if STUDY_NAME.fullmatch(str(name)) and (study := stored_study(url, str(name))):
+        return study
+    try:
+        return load_study(name, root)
+    except StudyError as error:
+        raise StudyError(f"{error.message}, nor has {masked(url)} one of that name", error.hint) from None
 
 
 def architecture(name: str, classes: int | None, root: Path) -> ArchConfig:

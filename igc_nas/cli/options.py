@@ -50,4 +50,9 @@ latency_forms_option = click.option(
     type=click.Choice(["within-budget", "any", "factored"]),
     help="The forms in which a network may be deployed: those whose parameters obey the budget, any, or as written.",
 )
+storage_option = click.option(
+    "--storage",
+    envvar="IGC_NAS_STORAGE",
+    help="The study's database: sqlite:///path or postgresql://user@host/name. [default: study.db in its folder]",
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")

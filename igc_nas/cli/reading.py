@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.cli.loading import architecture, load
-from igc_nas.cli.options import COUNT, as_json, classes_option, studies_dir
+from igc_nas.cli.options import COUNT, as_json, classes_option, storage_option, studies_dir
 from igc_nas.cli.output import put, put_json, say
 from igc_nas.errors import IgcNasError, UsageError
 
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 @click.option("--objectives", help="Another front than the study's own: two or three objectives.")
 @as_json
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@storage_option
 @studies_dir
-def front(study: str, objectives: str | None, as_json: bool, as_csv: bool, root: Path) -> None:
+def front(study: str, objectives: str | None, as_json: bool, as_csv: bool, storage: str | None, root: Path) -> None:
     """Print the Pareto front of STUDY."""
     from igc_nas.objectives import parse_objectives
 
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other")
-    loaded = load(study, root)
+    loaded = load(study, root, storage)
     names = parse_objectives(objectives) if objectives else loaded.spec.objectives
     print_front(loaded, names, "json" if as_json else "csv" if as_csv else "table")
 

@@ -19,6 +19,7 @@ from igc_nas.cli.options import (
     device_option,
     latency_forms_option,
     runtime_option,
+    storage_option,
     studies_dir,
 )
 from igc_nas.cli.output import say
@@ -71,11 +72,16 @@ if TYPE_CHECKING:
 )
 @click.option("--trials", type=click.IntRange(1), help="Trials complete or stopped in all, earlier runs included.")
 @click.option("--timeout", type=SECONDS, help="Stop this run after: 90s, 10m, 2h.")
+@click.option(
+    "--trial-timeout",
+    type=SECONDS,
+    help="A trial that is worked on for longer has failed; waiting for others is not counted. [default: none]",
+)
 @click.option("--workers", type=click.IntRange(1, 256), help="Evaluating processes. [default: cores, or GPUs]")
 @device_option
 @data_dir_option
 @studies_dir
-@click.option("--storage", envvar="IGC_NAS_STORAGE", help="Another database: sqlite:///path. [default: study.db]")
+@storage_option
 @click.option("--quiet", is_flag=True, help="No progress, the front only.")
 @as_json
 def search(**flags: Any) -> None:
@@ -118,7 +124,6 @@ def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
     from igc_nas.sampler.enumeration import Enumeration
     from igc_nas.study import Run
 
-    storage = _checked_storage(flags["storage"])
     devices = find_devices(flags["device"])
     question = ask(flags, devices[0])
     extent = default_extent(devices[0].kind, len(devices))
@@ -130,10 +135,11 @@ def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
         folder=question.folder,
         trials=flags["trials"] or trials,
         timeout_s=flags["timeout"] or (None if flags["trials"] or spec.sampler == "all" else extent.timeout_s),
+        trial_timeout_s=flags["trial_timeout"],
         workers=flags["workers"] or extent.workers,
         devices=tuple(device.torch_name for device in devices),
         data_dir=flags["data_dir"],
-        storage=storage,
+        storage=flags["storage"],
         latency_command=flags["latency_command"] if spec.latency.remote else None,
         first=tuple(architecture(name, spec.classes, flags["root"]) for name in flags["first"]),
     )
@@ -169,12 +175,14 @@ def _measured_elsewhere(spec: StudySpec, flags: Mapping[str, Any], *, new: bool)
 
 def _announce(spec: StudySpec, run: Run, devices: tuple[Device, ...], notice: str | None, *, continued: bool) -> None:
     """What a long command says first: what it does, where it writes, how to stop and to resume."""
+    from igc_nas.database import masked, parse_url
     from igc_nas.display import data_label
 
     recipe = spec.recipe
     say(*([notice, ""] if notice else []))
     say(
-        f"study     {spec.name} ({'continued' if continued else 'new'}), in {run.folder}",
+        f"study     {spec.name} ({'continued' if continued else 'new'}), in {run.folder}"
+        + (f" and {masked(parse_url(run.storage))}" if run.storage else ""),
         f"space     {spec.space_name}, {spec.search_space.size:,} architectures; budget {spec.budget}",
         f"data      {data_label(spec.dataset)}",
         f"goal      least {', '.join(spec.objectives)}; sampler {spec.sampler}, seed {spec.seed}",
@@ -207,6 +215,7 @@ def _latency_words(spec: StudySpec) -> str:
 def _extent(run: Run) -> str:
     limits = [f"until {run.trials} trials are complete"] if run.trials else []
     limits += [f"at most {format_seconds(run.timeout_s)}"] if run.timeout_s else []
+    limits += [f"at most {format_seconds(run.trial_timeout_s)} a trial"] if run.trial_timeout_s else []
     return ", ".join(limits)
 
 
@@ -219,14 +228,6 @@ def _next_commands(study: Study) -> list[str]:
         f"  igc-nas export {name} --pick knee -o arch.toml",
         "  igc-nas train arch.toml",
     ]
-
-
-def _checked_storage(url: str | None) -> str | None:
-    from igc_nas.database import parse_url
-
-    if url is not None:
-        parse_url(url)
-    return url
 
 
 COMMANDS = (search,)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from igc_nas.cli.loading import architecture, load, quiet_threads
-from igc_nas.cli.options import FILE, as_json, data_dir_option, device_option, studies_dir
+from igc_nas.cli.options import FILE, as_json, data_dir_option, device_option, storage_option, studies_dir
 from igc_nas.cli.output import put, put_json, say
 from igc_nas.errors import UsageError
 
@@ -66,12 +66,13 @@ def train(arch: str, threads: int | None, root: Path, **flags: Any) -> None:
 @click.option("--pick", default="knee", show_default=True, help="knee, best-error, trial:N or under:params=500k.")
 @click.option("-o", "--out", type=FILE, help="File to write. [default: stdout]")
 @click.option("--force", is_flag=True, help="Overwrite the file.")
+@storage_option
 @studies_dir
-def export(study: str, pick: str, out: Path | None, force: bool, root: Path) -> None:
+def export(study: str, pick: str, out: Path | None, force: bool, storage: str | None, root: Path) -> None:
     """Write an architecture of STUDY as a config that show, cost, measure, train and Python accept."""
     from igc_nas.export import config_text
 
-    loaded = load(study, root)
+    loaded = load(study, root, storage)
     candidate = loaded.pick(pick)
     text = config_text(loaded, candidate)
     if out is None:
@@ -89,16 +90,18 @@ def export(study: str, pick: str, out: Path | None, force: bool, root: Path) -> 
 @click.argument("study")
 @click.option("-o", "--out", type=FILE, help="File to write. [default: dashboard.html in the study's folder]")
 @click.option("--picture", type=FILE, help="Write the front as a .png or .svg picture, too (needs igc-nas[png]).")
+@storage_option
 @studies_dir
-def dashboard(study: str, out: Path | None, picture: Path | None, root: Path) -> None:
+def dashboard(study: str, out: Path | None, picture: Path | None, storage: str | None, root: Path) -> None:
     """Write STUDY as one self-contained page: fronts, all trials, hypervolume, the papers' networks."""
     from igc_nas.page import write_dashboard
     from igc_nas.plots import front_picture
     from igc_nas.results import PAGE_FILE
 
-    loaded = load(study, root)
-    assert loaded.folder is not None
-    page = out or loaded.folder / PAGE_FILE
+    loaded = load(study, root, storage)
+    if out is None and loaded.folder is None:
+        raise UsageError(f"{loaded.spec.name} is read from a database and has no folder here", "name the file with -o")
+    page = out or (loaded.folder or Path()) / PAGE_FILE
     write_dashboard(loaded, page)
     put(str(page))
     if picture:
