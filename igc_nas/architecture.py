@@ -7,9 +7,10 @@ from pathlib import Path
 
 from igc_nas.config import ArchConfig
 from igc_nas.errors import ConfigError, StudyError
+from igc_nas.record import Trial
 from igc_nas.reference import PATTERNS, is_reference, reference
 from igc_nas.resources import is_file
-from igc_nas.results import load_study
+from igc_nas.results import Study, load_study
 
 _TRIAL = re.compile(r"(?P<study>.+):(?P<trial>[0-9]{1,9})", re.ASCII)
 
@@ -23,16 +24,26 @@ def load_architecture(name: str | Path, classes: int | None = None, root: Path |
     return arch if classes is None else arch.with_classes(classes)
 
 
+def named_trial(name: str, root: Path | str = "studies") -> tuple[Study, Trial] | None:
+    """The trial that `STUDY:N` names, with its study; None for what names a file or a network. Raises `StudyError`."""
+    match = _TRIAL.fullmatch(name)
+    if match is None or name.endswith(".toml") or is_file(Path(name)) or is_reference(name):
+        return None
+    study = load_study(match["study"], root)
+    return study, study.trial(int(match["trial"]))
+
+
 def _load(name: str, root: Path, classes: int | None) -> ArchConfig:
     path = Path(name)
     if path.suffix == ".toml" or is_file(path):
         return ArchConfig.load(path)
     if is_reference(name):
         return reference(name, classes).arch
-    if match := _TRIAL.fullmatch(name):
-        trial = load_study(match["study"], root).trial(int(match["trial"]))
+    if (found := named_trial(name, root)) is not None:
+        study, trial = found
         if trial.arch is None:
-            raise StudyError(f"trial {trial.number} of {match['study']} is {trial.state} and has no architecture")
+            why = f" ({trial.reason})" if trial.reason else ""
+            raise StudyError(f"trial {trial.number} of {study.spec.name} is {trial.state} and has no architecture{why}")
         return trial.arch
     raise ConfigError(
         f"{name!r:.120} is no architecture",

@@ -123,8 +123,12 @@ class Coordinator:
         return max(0.0, min(left, SIGN_OF_LIFE_S))
 
     def enough(self, running: int) -> bool:
-        """Whether the trials asked for are complete, or will be when those that run are."""
-        return self._late() or (self.limits.trials is not None and self.store.ended + running >= self.limits.trials)
+        """Whether the trials asked for are complete, or will be when those that run are.
+
+        What a person gives is evaluated however many there are.
+        """
+        asked_for = self.limits.trials
+        return self._late() or (not self.to_give and asked_for is not None and self.store.ended + running >= asked_for)
 
     # What is tried next.
 

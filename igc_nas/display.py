@@ -18,9 +18,12 @@ from rich.text import Text
 from igc_nas.cost import Row, cost_of
 from igc_nas.dataset import is_synthetic
 from igc_nas.events import Ended, Event, Exhausted, Opened, Progress, Started
+from igc_nas.owner import Owner, Running
 from igc_nas.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool
 from igc_nas.record import Candidate, Epoch, Trial, deployed_text
+from igc_nas.resources import search_arguments, study_argument
 from igc_nas.results import Study
+from igc_nas.status import Status
 from igc_nas.units import format_count, format_ms, format_seconds, printable
 
 WIDE = 200
@@ -248,3 +251,55 @@ class SearchDisplay:
             f"{self._unfit} suggestions not built" if self._unfit else "",
         )
         return "   ".join(filter(None, facts))
+
+
+def status_lines(status: Status) -> list[str]:
+    """How a study stands, for people."""
+    study, owner = status.study, status.owner
+    volume = study.hypervolume()
+    ran = ", ".join(f"{count} {state}" for state, count in sorted(status.counts.items()))
+    front = f"{len(study.front())} of {len(study.candidates)} candidates"
+    head = [
+        f"study     {study.spec.name}" + (f", in {study.folder}" if study.folder else ""),
+        f"data      {data_label(study.spec.dataset)}",
+        f"searched  {_owner_words(owner)}",
+        f"trials    {ran or 'none yet'}",
+        f"front     {front}" + ("" if volume is None else f"; hypervolume {volume:.4f}"),
+    ]
+    running = [f"running   {_running_words(trial, far)}" for trial, far in status.running]
+    waiting = [f"waits     trial {trial.number}  {trial.arch}" for trial in status.interrupted]
+    failed = [f"failed    {failure_words(trial)}" for trial in status.failed]
+    return [*head, *running, *waiting, *failed, "", "next:", *(f"  {c}" for c in status.next_commands())]
+
+
+def _owner_words(owner: Owner | None) -> str:
+    if owner is None:
+        return "by nobody now"
+    seen = (
+        "" if owner.process.is_alive() else f", last seen {owner.seen} (another machine: it cannot be seen from here)"
+    )
+    return f"by {owner.process}, since {owner.since}{seen}"
+
+
+def _running_words(trial: Trial, far: Running | None) -> str:
+    doing = far.doing if far else "running"
+    if far and far.samples is not None and far.train_error is not None:
+        doing += f", {far.samples:,} images, accuracy {1 - far.train_error:.0%}"
+    return f"trial {trial.number}  {doing}; by {trial.process}, since {trial.started}  {trial.arch}"
+
+
+def trial_lines(study: Study, trial: Trial) -> list[str]:
+    """What became of a trial; of one that failed, how to have it tried again."""
+    wall = "" if trial.wall_s is None else f", {trial.wall_s:.1f} s"
+    lines = [f"{trial.state} in {study.spec.name}" + (f", begun {trial.started}{wall}" if trial.started else "")]
+    if trial.state == "failed":
+        argument = study_argument(study.folder, study.spec.name)
+        again = f"igc-nas search {search_arguments(study.folder, study.spec.name)} --first {argument}:{trial.number}"
+        return [*lines, failure_words(trial), f"to try it again: {again}"]
+    return [*lines, trial_line(trial)]
+
+
+def failure_words(trial: Trial) -> str:
+    """Why a trial failed, and where."""
+    failure = "" if trial.failure is None else f"{trial.failure.kind}, {trial.failure.where}: "
+    return f"trial {trial.number}  {failure}{trial.reason or 'no reason is recorded'}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from pathlib import Path
 
 from igc_nas.errors import ConfigError, StudyError, UsageError
@@ -69,6 +70,22 @@ def find_study(name: str | Path, root: Path) -> Path:
         if STUDY_NAME.fullmatch(name) and (folder / name / "study.toml").is_file():
             return folder / name
     raise StudyError(f"unknown study {name!r:.120}", _nearest(name, study_names(root), "start one with igc-nas search"))
+
+
+def study_argument(folder: Path | None, name: str) -> str:
+    """What to type for a study: its name where that finds its folder, else the folder; quoted for a shell."""
+    if folder is None:
+        return shlex.quote(name)
+    named = (Path("studies") / folder.name, shipped("studies") / folder.name)
+    found = next((path for path in named if (path / "study.toml").is_file()), None)
+    return shlex.quote(folder.name if found and found.resolve() == folder.resolve() else str(folder))
+
+
+def search_arguments(folder: Path | None, name: str) -> str:
+    """The flags by which `igc-nas search` continues a study."""
+    if folder is None or folder.parent == Path("studies"):
+        return f"--study {shlex.quote(name if folder is None else folder.name)}"
+    return f"--studies {shlex.quote(str(folder.parent))} --study {shlex.quote(folder.name)}"
 
 
 def is_file(path: Path) -> bool:

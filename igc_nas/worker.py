@@ -24,6 +24,8 @@ from igc_nas.spec import Calibration, StudySpec
 
 PACKAGE = Path(__file__).parent
 OUT_OF_MEMORY = ("defaultcpuallocator", "out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+SEAMS = ("worker.py", "coordinator.py")
+"""Where evaluators are called from: an error that came no further is theirs."""
 PARENT_GONE = 86
 """Exit status of a worker whose coordinator is gone."""
 
@@ -107,7 +109,7 @@ def _kind(error: Exception) -> FailureKind:
 def _place(error: Exception) -> str:
     """The innermost line of ours that the error passed through, ` (train.py:101 in epoch)`; else the innermost."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    ours = [f for f in frames if Path(f.filename).parent.is_relative_to(PACKAGE) and Path(f.filename).name not in SEAMS]
     if not frames:
         return ""
     at = (ours or frames)[-1]

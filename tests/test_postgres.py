@@ -55,9 +55,8 @@ def test_a_search_is_the_same_as_with_sqlite(server: Server, tmp_path: Path) -> 
 
 
 def test_workers_write_and_others_read_meanwhile(server: Server, question: StudySpec, tmp_path: Path) -> None:
-    seen = []
-    for _ in search(question, Run(tmp_path / question.name, trials=20, workers=2, storage=server.url), evaluator=stub):
-        seen.append(stored(server, question).count("complete"))
+    run = Run(tmp_path / question.name, trials=20, workers=2, storage=server.url)
+    seen = [stored(server, question).count("complete") for _ in search(question, run, evaluator=stub)]
     assert len(seen) == 20
     assert seen == sorted(seen)
     assert stored(server, question) == ("complete",) * 20
@@ -114,8 +113,7 @@ def test_a_coordinator_that_is_killed_leaves_the_study_to_the_next(
         try:
             list(search(question, run, evaluate=evaluate))
             break
-        except StudyError as error:  # the server has not yet noticed that its client is gone
-            assert "is being searched by" in error.message
+        except StudyError:  # the server has not yet noticed that its client is gone
             time.sleep(0.2)
     after = read_study(parse_url(server.url), question.name)
     assert all(candidate in after.candidates for candidate in before.candidates)
@@ -130,7 +128,7 @@ def test_a_server_that_is_restarted_costs_no_finished_trial(
     steps = search(question, run, evaluate=evaluate)
     found = [next(steps) for _ in range(3)]
     server.stop()
-    with pytest.raises(StudyError, match="cannot be used|is gone") as raised:
+    with pytest.raises(StudyError, match=r"cannot be used|is gone") as raised:
         found += list(steps)
     assert PASSWORD not in str(raised.value)
     assert all(candidate in load_study(folder).candidates for candidate in found)

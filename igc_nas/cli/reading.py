@@ -67,6 +67,24 @@ def print_front(study: Study, objectives: tuple[str, ...], form: str) -> None:
 
 
 @click.command()
+@click.argument("study")
+@as_json
+@storage_option
+@studies_dir
+def status(study: str, as_json: bool, storage: str | None, root: Path) -> None:
+    """Print how STUDY stands: what ran, what runs (host, pid, since when), what failed and why, what to type next."""
+    from igc_nas.status import status_of
+
+    found = status_of(load(study, root, storage))
+    if as_json:
+        put_json(found.to_dict())
+        return
+    from igc_nas.display import status_lines
+
+    put(*status_lines(found))
+
+
+@click.command()
 @click.argument("arch")
 @classes_option
 @as_json
@@ -74,12 +92,16 @@ def print_front(study: Study, objectives: tuple[str, ...], form: str) -> None:
 def show(arch: str, classes: int | None, as_json: bool, root: Path) -> None:
     """Print the plan of ARCH as a table: every layer with its shape, parameters and MACs.
 
+    Of a trial it says, too, what became of it; of one that failed, why and where.
+
     ARCH is a .toml file, a paper's network (igcv1-l24m2-d20, igcv3-d-cifar, ...) or STUDY:N, trial N of a study.
     """
+    from igc_nas.architecture import named_trial
     from igc_nas.cost import cost_of, rows
     from igc_nas.plan import arch_id, plan
 
     config = architecture(arch, classes, root)
+    found = named_trial(arch, root)
     cost = cost_of(config)
     listed = list(rows(plan(config)))
     if as_json:
@@ -88,12 +110,15 @@ def show(arch: str, classes: int | None, as_json: bool, root: Path) -> None:
             | {"shape": r.shape, "params": r.cost.params, "macs": r.cost.macs, "in_shortcut": r.in_shortcut}
             for r in listed
         ]
-        put_json({"id": arch_id(config), **cost.as_dict(), "arch": config.to_dict(), "layers": layers})
+        trial = {} if found is None else {"trial": found[1].model_dump(mode="json", exclude_none=True)}
+        put_json({"id": arch_id(config), **cost.as_dict(), "arch": config.to_dict(), "layers": layers, **trial})
         return
-    from igc_nas.display import console, plan_table
+    from igc_nas.display import console, plan_table, trial_lines
 
     title = f"{arch}  id {arch_id(config)}\n{config}\n{cost.params:,} parameters, {cost.macs:,} MACs"
     console().print(plan_table(title, listed))
+    if found is not None:
+        put(*trial_lines(*found))
 
 
 @click.command()
@@ -206,4 +231,4 @@ def _choices(choices: Mapping[str, Any]) -> str:
     return "  ".join(f"{key} {values(value)}" for key, value in choices.items())
 
 
-COMMANDS = (front, show, cost, space)
+COMMANDS = (front, status, show, cost, space)

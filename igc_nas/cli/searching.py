@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -220,8 +218,9 @@ def _extent(run: Run) -> str:
 
 
 def _next_commands(study: Study) -> list[str]:
-    assert study.folder is not None
-    name = shlex.quote(study.spec.name if study.folder.parent == Path("studies") else str(study.folder))
+    from igc_nas.resources import study_argument
+
+    name = study_argument(study.folder, study.spec.name)
     return [
         "next:",
         f"  igc-nas dashboard {name}",
