@@ -29,7 +29,7 @@ from igc_nas.spec import StudySpec
 
 RECORD, SPEC = "igc_nas:record", "igc_nas:spec"
 OLD_QUESTION = "igc_nas:question"
-"""Where the spec, without its scale, stood before 0.2."""
+"""Where older databases keep the spec, without its scale."""
 KINDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 CONNECT_S = 10
 

@@ -254,7 +254,7 @@ class Trial(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _process_of_old(cls, data: Any) -> Any:
-        """Before 0.2, host and pid stood in the trial itself."""
+        """In older records host and pid stand in the trial itself."""
         if isinstance(data, dict) and {"host", "pid"} & data.keys():
             rest = {key: value for key, value in data.items() if key not in ("host", "pid")}
             there = {"host": data.get("host"), "pid": data.get("pid")}

@@ -156,7 +156,7 @@ def test_who_else_a_pid_may_be(folder: Path) -> None:
         owner = Owner(process=process, since=now(), seen=now())
         (folder / OWNER_FILE).write_text(owner.model_dump_json())
         assert (owner_of(folder) is not None) == owned
-    (folder / OWNER_FILE).write_text("pid 1 on somewhere")  # before 0.2
+    (folder / OWNER_FILE).write_text("pid 1 on somewhere")  # as older releases wrote it
     assert owner_of(folder) is None
 
 
