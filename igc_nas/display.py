@@ -269,7 +269,8 @@ def status_lines(status: Status) -> list[str]:
     running = [f"running   {_running_words(trial, far)}" for trial, far in status.running]
     waiting = [f"waits     trial {trial.number}  {trial.arch}" for trial in status.interrupted]
     failed = [f"failed    {failure_words(trial)}" for trial in status.failed]
-    return [*head, *running, *waiting, *failed, "", "next:", *(f"  {c}" for c in status.next_commands())]
+    commands = [f"  {command}" for command in status.next_commands()]
+    return [*head, *running, *waiting, *failed, *(["", "next:", *commands] if commands else [])]
 
 
 def _owner_words(owner: Owner | None) -> str:
