@@ -6,6 +6,7 @@ it dies. So whoever gets the lock knows that no trial is being evaluated any mor
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
 from collections.abc import Iterable
@@ -16,11 +17,13 @@ import filelock
 from pydantic import Field, ValidationError
 
 from igc_nas.config import Frozen
-from igc_nas.errors import StudyError
+from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.files import write_whole
 from igc_nas.process import Process
 
-LOCK_FILE, OWNER_FILE = "study.lock", "study.owner"
+OWNER = ".owner"
+"""Suffix of the file beside a lock that says who holds it."""
+LOCK_FILE, OWNER_FILE = "study.lock", f"study{OWNER}"
 SHOW_EVERY_S = 2.0
 
 
@@ -64,14 +67,13 @@ class Ownership:
         except BaseException:
             self.release()
             raise
-        self.show(())
 
     def _take(self, path: Path) -> None:
         lock = filelock.FileLock(path, timeout=0)
         try:
             lock.acquire()
         except filelock.Timeout:
-            owner = owner_of(path.parent)
+            owner = _read(path.with_suffix(OWNER))
             raise StudyError(
                 f"study {self.folder.name} is being searched by {owner.process if owner else 'another process'}",
                 "stop it there, or give this search another --study; front, status and dashboard read it meanwhile",
@@ -79,6 +81,11 @@ class Ownership:
         except OSError as error:
             raise StudyError(f"{path}: {error.strerror or error}") from None
         self._locks.append(lock)
+        self._say(path.with_suffix(OWNER), self._owner)
+
+    @staticmethod
+    def _say(path: Path, owner: Owner) -> None:
+        write_whole(path, owner.model_dump_json(exclude_none=True), durable=False)
 
     def show(self, running: Iterable[Running]) -> None:
         """Say that we are here, and what runs; at most every `SHOW_EVERY_S`."""
@@ -86,20 +93,25 @@ class Ownership:
             return
         self._shown_at = time.monotonic()
         owner = self._owner.model_copy(update={"seen": now(), "running": tuple(running)})
-        write_whole(self.folder / OWNER_FILE, owner.model_dump_json(exclude_none=True), durable=False)
+        with contextlib.suppress(IgcNasError):  # nothing depends on it
+            self._say(self.folder / OWNER_FILE, owner)
 
     def release(self) -> None:
         """Let the study go."""
-        if self._locks:
-            (self.folder / OWNER_FILE).unlink(missing_ok=True)
         while self._locks:
-            self._locks.pop().release()
+            lock = self._locks.pop()
+            Path(lock.lock_file).with_suffix(OWNER).unlink(missing_ok=True)
+            lock.release()
 
 
 def owner_of(folder: Path) -> Owner | None:
     """Who searches the study in `folder`, as far as can be seen: None where nobody says so, or who said so is dead."""
+    return _read(folder / OWNER_FILE)
+
+
+def _read(path: Path) -> Owner | None:
     try:
-        owner = Owner.model_validate_json((folder / OWNER_FILE).read_bytes())
+        owner = Owner.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
     return None if owner.process.is_alive() is False else owner

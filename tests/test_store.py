@@ -1,6 +1,7 @@
 """The store: what has ended is on disk, whoever dies; what is on disk is read back as it was."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -116,6 +117,15 @@ def test_a_damaged_database_is_refused_or_opened_and_nothing_is_lost(damage, tmp
     with contextlib.suppress(StudyError):
         Store(tmp_path / "s", spec()).close()
     assert (tmp_path / "s" / "trials.jsonl").read_bytes() == evidence
+
+
+def test_two_folders_do_not_write_one_database(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    searched = pytest.raises(StudyError, match=f"is being searched by pid {os.getpid()} on ")
+    with Store(tmp_path / "a" / "stub", spec(), storage), searched:
+        Store(tmp_path / "b" / "stub", spec(), storage)
+    Store(tmp_path / "b" / "stub", spec(), storage).close()
+    assert sorted(path.name for path in tmp_path.glob("shared*")) == ["shared.db", "shared.db.lock"]
 
 
 def test_another_database_may_be_named(tmp_path: Path) -> None:
