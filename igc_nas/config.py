@@ -9,6 +9,7 @@ regular convolution that the papers compare with.
 
 from __future__ import annotations
 
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
@@ -22,6 +23,8 @@ from pydantic_core import PydanticKnownError
 from igc_nas.errors import ConfigError
 
 UNITS = ("igcv1", "igcv2", "igcv3", "conv")
+MOST_TEXT, MOST_RECORDS = 4_000_000, 1 << 30
+"""Bytes of the largest configuration file, and of the largest file of records, that is read."""
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Groups = Annotated[int, Field(ge=1, le=65_536)]
@@ -52,7 +55,7 @@ M_ = TypeVar("M_", bound="Frozen")
 class Frozen(BaseModel):
     """A strict, immutable record: unknown keys, inf, nan and look-alike types are refused."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], where: str = "") -> Self:
@@ -299,15 +302,16 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
 
 def _check_size(data: object) -> None:
     """What TOML leaves to the reader: integers are of 64 bits, and nesting ends somewhere."""
-    found = [(data, 0)]
+    found = [("", data, 0)]
     while found:
-        value, depth = found.pop()
+        key, value, depth = found.pop()
         if isinstance(value, dict | list):
             if depth == 64:
                 raise RecursionError
-            found.extend((part, depth + 1) for part in (value.values() if isinstance(value, dict) else value))
+            parts = value.items() if isinstance(value, dict) else ((key, part) for part in value)
+            found.extend((inner, part, depth + 1) for inner, part in parts)
         elif isinstance(value, int) and value.bit_length() > 63:
-            raise ValueError("an integer of more than 64 bits")
+            raise ValueError(f"{key_text(key)}: an integer of more than 64 bits")
 
 
 def _is_huge(value: object) -> bool:
@@ -319,16 +323,28 @@ def key_text(key: str) -> str:
     return key if len(key) <= 60 and key.isprintable() else f"{key[:60]!r}"
 
 
-def read_text(path: Path) -> str:
-    """A small UTF-8 text file. Raises `ConfigError` where it cannot be read or is no such file."""
+def read_text(path: Path, most: int = MOST_TEXT) -> str:
+    """A UTF-8 text file of at most `most` bytes. Raises `ConfigError` where it cannot be read or is no such file."""
     try:
-        if path.stat().st_size > 4_000_000:
-            raise ConfigError(f"{path.name} is too large to be a configuration file ({path.stat().st_size} bytes)")
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path, most).decode()
     except UnicodeDecodeError:
         raise ConfigError(f"{path.name} is not UTF-8 text") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from None
+
+
+def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
+    """The contents of a file of at most `most` bytes. Raises `ConfigError` where it cannot be read or is none.
+
+    A pipe may wait for ever and a device have no end: both are refused before they are opened.
+    """
+    try:
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise ConfigError(f"{path} is a pipe or a device, no file")
+        if status.st_size > most:
+            raise ConfigError(f"{path.name} is too large to be read ({status.st_size} bytes; at most {most})")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file has
+        raise ConfigError(f"{path!s:.200}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def divides(name: str, groups: int, of_what: str, width: int) -> str | None:

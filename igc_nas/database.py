@@ -24,8 +24,10 @@ from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.objectives import OBJECTIVES
 from igc_nas.process import Process
 from igc_nas.record import Trial
+from igc_nas.resources import is_file
 from igc_nas.results import Study
 from igc_nas.spec import StudySpec
+from igc_nas.units import printable
 
 RECORD, SPEC = "igc_nas:record", "igc_nas:spec"
 OLD_QUESTION = "igc_nas:question"
@@ -51,13 +53,17 @@ def parse_url(given: str) -> URL:
             f"storage of kind {url.drivername!r:.40} is not supported",
             "use sqlite:///path/to/study.db or postgresql://user@host/database",
         )
-    if kind == "sqlite" and (not url.database or url.database == ":memory:" or url.host):
+    if kind == "sqlite" and (url.host or not _can_be_file(url.database)):
         raise UsageError("the storage names no file", "use sqlite:///path/to/study.db")
     if kind == "postgresql":
         _require_driver()
         if not url.database:
             raise UsageError("the storage names no database", "use postgresql://user@host/database")
     return url.set(drivername=KINDS[kind])
+
+
+def _can_be_file(name: str | None) -> bool:
+    return bool(name and name.isprintable() and Path(name).name) and name != ":memory:"
 
 
 def _require_driver() -> None:
@@ -181,10 +187,13 @@ def _usable(url: URL, name: str) -> Iterator[None]:
     """Whatever a database, its driver or Optuna raises is a `StudyError` with the way out."""
     try:
         yield
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, KeyError, ValueError, TypeError, OSError) as error:
+    except StudyError:
+        raise
+    except Exception as error:  # a database that somebody wrote in makes Optuna and SQLAlchemy raise anything
         cause = error.__cause__ if isinstance(error, optuna.exceptions.OptunaError) else None
         original = getattr(cause or error, "orig", None) or cause or error
-        reason = next(iter(str(original).strip().splitlines()), type(original).__name__)
+        first = next(iter(str(original).strip().splitlines()), "") or type(original).__name__
+        reason = printable(first, lines=False)
         raise StudyError(f"the database of {name} cannot be used: {reason:.160}", _hint(url, reason)) from error
 
 
@@ -268,11 +277,15 @@ def _engine(url: URL) -> dict[str, Any]:
     return {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_S, **alive}}
 
 
-def record_of(trial: FrozenTrial) -> Trial:
-    """Our record of a trial. Raises `StudyError`."""
-    if RECORD not in trial.user_attrs:
-        raise StudyError(f"trial {trial.number} of the database is not igc-nas's", "use another database, or --study")
-    return Trial.from_json(trial.user_attrs[RECORD], f"trial {trial.number}")
+def record_of(trial: FrozenTrial, number: int) -> Trial:
+    """Our record of trial `number`. Raises `StudyError`."""
+    record = trial.user_attrs.get(RECORD)
+    if not isinstance(record, str):
+        raise StudyError(f"trial {number} of the database is not igc-nas's", "use another database, or --study")
+    found = Trial.from_json(record, f"trial {number} of the database")
+    if found.number != number:
+        raise StudyError(f"trial {number} of the database says that it is trial {found.number}")
+    return found
 
 
 def stored_study(url: URL, name: str, folder: Path | None = None) -> Study | None:
@@ -281,14 +294,17 @@ def stored_study(url: URL, name: str, folder: Path | None = None) -> Study | Non
     Raises `StudyError`.
     """
     file = file_of(url)
-    if file is not None and not file.is_file():
+    if file is not None and not is_file(file):
         return None
     if not _has_studies(url, name):
         return None
     database = Database(url, name, read_only=True)
     try:
         spec = database.spec()
-        return None if spec is None else Study(spec, tuple(map(record_of, database.trials())), folder)
+        if spec is None:
+            return None
+        trials = (record_of(trial, number) for number, trial in enumerate(database.trials()))
+        return Study(spec, tuple(trials), folder)
     finally:
         database.close()
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from igc_nas.errors import DataError, UsageError
+from igc_nas.config import read_text
+from igc_nas.errors import ConfigError, DataError, UsageError
 from igc_nas.shapes import SEED, TRAIN_COUNT, VERSION, make_shapes
 
 Bytes = NDArray[np.uint8]
@@ -329,11 +330,11 @@ def _manifest(folder: Path) -> dict[str, str] | None:
     """Hashes by file of an official installation; None where there is no manifest."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not path.exists() and not path.is_symlink():
+            return None
+        manifest = json.loads(read_text(path))
         return {str(name): str(value) for name, value in manifest["files"].items()}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ConfigError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{path} is damaged", "install the dataset again with igc-nas data") from None
 
 

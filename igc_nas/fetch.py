@@ -7,28 +7,37 @@ else, and only once its hash is the official one.
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import gzip
 import hashlib
 import http.client
 import io
 import json
 import lzma
+import os
 import pickle
+import socket
 import tarfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
+from igc_nas.config import read_bytes, read_text
 from igc_nas.dataset import LAYOUTS, MANIFEST, SHAPES, DatasetInfo, Layout, check_files, verify
-from igc_nas.errors import DataError, UsageError
+from igc_nas.errors import ConfigError, DataError, UsageError
 from igc_nas.files import write_whole
 
 TIMEOUT_S = 60
 CHUNK = 1 << 16
+MOST_BYTES = 3 * max(layout.train_count * layout.record for layout in LAYOUTS.values())
+"""Of an archive, packed and unpacked: twice what the largest holds, and room for more."""
 
 Report = Callable[[int, int], None]
 """Called with (bytes so far, bytes in all)."""
@@ -55,11 +64,36 @@ def fetch(
     layout = LAYOUTS[name]
     _make(folder)
     if source is None:
-        archive = download(layout, folder, url or layout.url, progress)
-        info = _install(layout, folder, archive, *_found(layout, archive))
-        archive.unlink()
+        with _alone(layout, folder):
+            archive = download(layout, folder, url or layout.url, progress)
+            info = _install(layout, folder, archive, *_found(layout, archive))
+            archive.unlink()
         return info
     return _install(layout, folder, source, *_found(layout, source))
+
+
+@contextlib.contextmanager
+def _alone(layout: Layout, folder: Path) -> Iterator[None]:
+    """The right to download into `folder`; the system takes it from a process that dies. Raises `DataError`."""
+    path, owner = (folder / f"{layout.archive}.{kind}" for kind in ("lock", "owner"))
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+        raise DataError(
+            f"{layout.archive} is being downloaded to {folder} by {who}",
+            "wait for it, or choose another folder with --data-dir",
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}", "choose another folder with --data-dir") from None
+    try:
+        write_whole(owner, f"pid {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def download(layout: Layout, folder: Path, url: str, progress: Report) -> Path:
@@ -67,6 +101,8 @@ def download(layout: Layout, folder: Path, url: str, progress: Report) -> Path:
     if not url.startswith(("https://", "http://")):
         raise UsageError(f"{url!r:.120} is no http or https address")
     part = folder / f"{layout.archive}.part"
+    if part.exists() and not part.is_file():
+        raise DataError(f"{part} is no file", "remove it and try again")
     if not part.exists() or part.stat().st_size != layout.archive_size:
         _continue(layout, part, url, progress)
     size = part.stat().st_size
@@ -136,12 +172,18 @@ Found = tuple[dict[str, bytes], bool]
 def _found(layout: Layout, path: Path) -> Found:
     try:
         return _from_folder(layout, path) if path.is_dir() else _from_archive(layout, path)
+    except ConfigError as error:
+        raise DataError(error.message, error.hint) from None
     except OSError as error:
         raise DataError(f"{error.filename or path!s:.200}: {_said(error.strerror or error)}") from None
 
 
 def _from_archive(layout: Layout, path: Path) -> Found:
     size = path.stat().st_size
+    if not path.is_file():
+        raise DataError(f"{path} is a pipe or a device, no archive", "save it as a file first")
+    if size > MOST_BYTES:
+        raise DataError(f"{path} has {size:,} bytes: too many for an archive of {layout.name}")
     try:
         sha256 = _sha256(path)
         if sha256 == layout.archive_sha256:
@@ -164,17 +206,16 @@ def _members(path: Path, names: Mapping[str, object]) -> dict[str, bytes]:
     """The named members of a tar archive, read in memory, wherever in the archive they lie."""
     found: dict[str, bytes] = {}
     limit = 2 * max(layout.train_count * layout.record for layout in LAYOUTS.values())
-    with tarfile.open(path, "r:*") as tar:
+    with _unpacked(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if member.size < 0:  # tarfile would go back and read it again, for ever
                 raise tarfile.ReadError("a member of negative size")
             name = member.name.rpartition("/")[2]
             if name in names and member.isfile() and member.size <= limit:
-                file = tar.extractfile(member)
-                assert file is not None
-                found[name] = file.read()
-        assert tar.fileobj is not None
-        while tar.fileobj.read(CHUNK):  # a compressed archive has its checksum at the end
+                content = tar.extractfile(member)
+                assert content is not None
+                found[name] = content.read()
+        while file.read(CHUNK):  # a compressed archive has its checksum at the end
             pass
     missing = sorted(set(names) - set(found))
     if missing:
@@ -182,10 +223,47 @@ def _members(path: Path, names: Mapping[str, object]) -> dict[str, bytes]:
     return found
 
 
+def _unpacked(path: Path) -> _Limited:
+    with path.open("rb") as file:
+        beginning = file.read(6)
+    for magic, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
+        if beginning.startswith(magic):
+            return _Limited(opened(path))
+    return _Limited(path.open("rb"))
+
+
+class _Limited(io.RawIOBase):
+    """What is read of `file` and skipped in it is at most `MOST_BYTES`: some kilobytes may unpack to terabytes."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._file.read(min(size, MOST_BYTES + 1) if size >= 0 else MOST_BYTES + 1)
+        self._check(self._file.tell())
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._check(offset)
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    @staticmethod
+    def _check(place: int) -> None:
+        if place > MOST_BYTES:
+            raise tarfile.ReadError(f"more than {MOST_BYTES:,} bytes")
+
+
 def _from_folder(layout: Layout, path: Path) -> Found:
     for place in (path, path / layout.folder, path / layout.python_folder):
         if all((place / name).is_file() for name in layout.files()):
-            files = {name: (place / name).read_bytes() for name in layout.files()}
+            files = {name: read_bytes(place / name, MOST_BYTES) for name in layout.files()}
             return files, _manifest_is_of(place, files)
         if all((place / theirs).is_file() for theirs, _, _ in layout.python_members):
             return _python_folder(layout, place), True
@@ -196,7 +274,7 @@ def _from_folder(layout: Layout, path: Path) -> Found:
 def _python_folder(layout: Layout, place: Path) -> dict[str, bytes]:
     found = {}
     for theirs, md5, ours in layout.python_members:
-        data = (place / theirs).read_bytes()
+        data = read_bytes(place / theirs, MOST_BYTES)
         if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
             raise DataError(
                 f"{place / theirs} is not the official file (its MD5 is another), and a pickle is not read otherwise",
@@ -209,8 +287,8 @@ def _python_folder(layout: Layout, place: Path) -> dict[str, bytes]:
 def _manifest_is_of(place: Path, files: Mapping[str, bytes]) -> bool:
     """Whether a folder is one that we installed from an official archive."""
     try:
-        hashes = dict(json.loads((place / MANIFEST).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        hashes = dict(json.loads(read_text(place / MANIFEST))["files"])
+    except (ConfigError, ValueError, KeyError, TypeError, RecursionError):
         return False
     return all(hashes.get(name) == hashlib.sha256(data).hexdigest() for name, data in files.items())
 

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -22,7 +23,7 @@ from igc_nas.cost import cost_of
 from igc_nas.data import load_test, load_train
 from igc_nas.dataset import DatasetInfo, auto_notice, data_dir, locate
 from igc_nas.device import Device, find_devices, prepare
-from igc_nas.errors import StudyError, UsageError
+from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.files import write_whole
 from igc_nas.lowering.fastest import Fastest
 from igc_nas.lowering.pins import Pins
@@ -30,6 +31,7 @@ from igc_nas.lowering.table import table_for
 from igc_nas.lowering.training import Forward
 from igc_nas.network import Network, build
 from igc_nas.plan import arch_id
+from igc_nas.record import Fraction
 from igc_nas.spec import Schedule, differences
 from igc_nas.train import Training
 from igc_nas.units import format_count, format_seconds
@@ -50,6 +52,17 @@ class LongSpec(Frozen):
     dataset: str
     dataset_sha256: str
     seed: int
+
+
+class Answer(BaseModel):
+    """What of result.json is shown again."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    test_error: Fraction
+    test_images: Annotated[int, Field(ge=1, lt=2**63)]
+    dataset: str
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -188,11 +201,9 @@ class LongRun:
         path = self.folder / RESULT_FILE
         try:
             result: dict[str, Any] = json.loads(read_text(path))
-            missing = {"test_error", "test_images", "dataset", "weights"} - result.keys()
-            if missing or not 0 <= result["test_error"] <= 1:
-                raise ValueError(missing)
+            Answer.model_validate(result)
             return result
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ConfigError, ValueError, RecursionError):  # pydantic's are ValueErrors
             raise StudyError(
                 f"{path} is damaged", "move it away and the same command tests the network again"
             ) from None
@@ -201,10 +212,17 @@ class LongRun:
         """Write run.toml, or make sure that the one that is there asks the same."""
         import tomli_w
 
+        for name in (CHECKPOINT_FILE, WEIGHTS_FILE, RESULT_FILE):
+            if ((path := self.folder / name).exists() or path.is_symlink()) and not path.is_file():
+                raise StudyError(f"{path} is no file", "move it away, or choose another folder with -o")
         path = self.folder / RUN_FILE
         ours = self.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
         if path.is_file():
-            different = list(differences(ours, parse_toml(read_text(path), path.name), where="there"))
+            try:
+                theirs = parse_toml(read_text(path), path.name)
+            except ConfigError as error:
+                raise StudyError(error.message, "choose another folder with -o") from None
+            different = list(differences(ours, theirs, where="there"))
             if different:
                 raise StudyError(
                     f"{self.folder} holds another training: {'; '.join(different[:4])}", "choose another folder with -o"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,12 +107,23 @@ def parse_recipe(changes: Iterable[str]) -> dict[str, Any]:
     """`["epochs=3,dtype=bfloat16", "rungs=[2000, 4000]"]` as a table of keys and values. Raises `UsageError`."""
     recipe: dict[str, Any] = {}
     for change in changes:
-        for part in re.split(r",(?![^\[]*\])", change):  # commas within [...] are the list's
+        for part in _parts(change):
             key, equals, value = part.partition("=")
             if not equals or not key.strip().isidentifier() or not value.strip():
                 raise UsageError(f"{part!r:.60} is no KEY=VALUE", "e.g. --recipe epochs=3,train_size=10000")
             recipe[key.strip()] = _scalar(value.strip())
     return recipe
+
+
+def _parts(text: str) -> Iterator[str]:
+    """`text` between its commas, but for those within [...], which are the list's."""
+    start = depth = 0
+    for at, letter in enumerate(text):
+        depth = max(0, depth + (letter == "[") - (letter == "]"))
+        if letter == "," and not depth:
+            yield text[start:at]
+            start = at + 1
+    yield text[start:]
 
 
 def _scalar(text: str) -> Any:
@@ -146,5 +156,5 @@ def _continued(study: Study, asked: dict[str, Any], flags: Mapping[str, Any], de
             f"study {spec.name} is there and asks another question: {'; '.join(different[:4])}",
             "start another with --study NAME, or leave those flags away to continue this one",
         )
-    folder = flags["root"] / spec.name
-    return Question(spec, folder, info, continued=True, dataset_flag=flags["dataset"] or "auto")
+    assert study.folder is not None
+    return Question(spec, study.folder, info, continued=True, dataset_flag=flags["dataset"] or "auto")

@@ -15,7 +15,8 @@ from igc_nas.errors import StudyError
 from igc_nas.process import Process
 from igc_nas.units import format_count
 
-Ms = Annotated[float, Field(gt=0)]
+Ms = Annotated[float, Field(ge=1e-9, le=1e12)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Samples = Annotated[tuple[Ms, ...], Field(strict=False)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
@@ -57,9 +58,9 @@ class Conditions(Frozen):
 class FormTime(Frozen):
     """One form of a network, measured: what it holds, what it executes for one image, and its time."""
 
-    params: Annotated[int, Field(ge=1)]
-    macs: Annotated[int, Field(ge=1)]
-    weight_bytes: Annotated[int, Field(ge=1)]
+    params: Count
+    macs: Count
+    weight_bytes: Count
     median_ms: Ms
     low_ms: Ms
     high_ms: Ms
@@ -90,10 +91,10 @@ class Latency(Frozen):
     reference_samples_ms: Samples
     runtime: str
     form: str = "factored"
-    deployed_params: int | None = None
+    deployed_params: Count | None = None
     """None in records that know of no other form than the factored, which holds the parameters of the cost."""
-    deployed_macs: int | None = None
-    weight_bytes: int | None = None
+    deployed_macs: Count | None = None
+    weight_bytes: Count | None = None
     forms: dict[str, FormTime] = Field(default_factory=dict)
     batch: int
     dtype: str

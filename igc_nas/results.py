@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from igc_nas.config import read_text
+from igc_nas.config import MOST_RECORDS, read_bytes, read_text
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.objectives import OBJECTIVES, values
 from igc_nas.pareto import hypervolume, knee, nondominated, running_hypervolume
@@ -160,9 +160,9 @@ def is_begun(folder: Path) -> bool:
 def read_trials(path: Path) -> tuple[Trial, ...]:
     """The trials of a trials.jsonl, by number; of several lines for one number the last counts."""
     try:
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-    except OSError as error:
-        raise StudyError(f"{path}: {error.strerror or error}") from None
+        lines = read_bytes(path, MOST_RECORDS).split(b"\n") if path.exists() or path.is_symlink() else []
+    except ConfigError as error:
+        raise StudyError(error.message, error.hint) from None
     complete, cut_short = lines[:-1], lines[-1:] != [b""]
     found: dict[int, Trial] = {}
     for number, line in enumerate(complete, start=1):

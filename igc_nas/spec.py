@@ -14,14 +14,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from igc_nas.config import Frozen, parse_toml
+from igc_nas.config import Frozen, Image, key_text, parse_toml
 from igc_nas.cost import Cost, cost_of
 from igc_nas.errors import ConfigError, IgcNasError, InfeasibleError, StudyError
 from igc_nas.feasible import Feasible
 from igc_nas.objectives import OBJECTIVES, parse_objectives
-from igc_nas.record import Latency
+from igc_nas.record import Latency, Ms
 from igc_nas.space import METRICS, SearchSpace, SpaceFile
-from igc_nas.units import exact_count
+from igc_nas.units import exact_count, printable
 
 SCHEMA = 1
 
@@ -129,7 +129,7 @@ class LatencySpec(Frozen):
     remote: bool = False
     dtype: Literal["float32"] = "float32"
     memory_format: Literal["contiguous", "channels_last"] = "channels_last"
-    input: Annotated[tuple[int, int, int], Field(strict=False)] = (3, 32, 32)
+    input: Image = (3, 32, 32)
     cuda_graph: bool = False
     """On a GPU: replay a captured graph, so that the time is the device's and not that of launching from Python."""
     cold_cache: bool = False
@@ -139,7 +139,7 @@ class LatencySpec(Frozen):
 class Calibration(Frozen):
     """What is measured once, when a study is made, and never moved: the reference and the scale of latency."""
 
-    reference_ms: Annotated[float, Field(gt=0)]
+    reference_ms: Ms
     smallest: Latency
     """Of the feasible architecture with the fewest MACs."""
     largest: Latency
@@ -168,7 +168,7 @@ class StudySpec(Frozen):
     recipe: Recipe
     latency: LatencySpec
     bounds: dict[str, Bound] = Field(default_factory=dict)
-    reference_ms: Annotated[float, Field(gt=0)] | None = None
+    reference_ms: Ms | None = None
     space: SpaceFile
 
     @field_validator("objectives")
@@ -291,9 +291,9 @@ def differences(
     for key in [*asked, *(key for key in has if key not in asked)]:
         wants, there = asked.get(key), has.get(key)
         if isinstance(wants, Mapping) and isinstance(there, Mapping):
-            yield from differences(wants, there, f"{prefix}{key}.", where)
+            yield from differences(wants, there, f"{prefix}{key_text(key)}.", where)
         elif wants != there:
-            yield f"{prefix}{key}: {_shown(wants)} asked for, {_shown(there)} {where}"
+            yield f"{prefix}{key_text(key)}: {_shown(wants)} asked for, {_shown(there)} {where}"
 
 
 def restricted(record: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,4 +307,4 @@ def restricted(record: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, 
 
 
 def _shown(value: Any) -> str:
-    return "none" if value is None else f"{value!s:.60}"
+    return "none" if value is None else printable(f"{value!s:.60}", lines=False)

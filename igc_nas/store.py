@@ -87,7 +87,8 @@ class Store:
     def _load(self) -> None:
         evidence = {trial.number: trial for trial in read_trials(self.folder / TRIALS_FILE)}
         recorded = self._database.trials()
-        self.trials = {trial.number: record_of(trial) for trial in recorded}
+        self.trials = {number: record_of(trial, number) for number, trial in enumerate(recorded)}
+        self._compare(evidence)
         recorded += [self._restored(trial) for trial in _without_gaps(evidence, since=len(recorded))]
         self._counts = Counter(trial.state for trial in self.trials.values())
         self._ids = [trial._trial_id for trial in recorded]
@@ -95,6 +96,18 @@ class Store:
         for number, trial in enumerate(recorded):
             self._settle(number, trial.state, evidence.get(number))
         self.write_evidence()
+
+    def _compare(self, evidence: Mapping[int, Trial]) -> None:
+        """Make sure that database and trials.jsonl say the same of each trial that ended for both: one is damaged."""
+        for number, trial in self.trials.items():
+            said = evidence.get(number, trial)
+            if said != trial and {said.state, trial.state} <= FINISHED:
+                file = file_of(self._database.url)
+                one, other = (file.name, TRIALS_FILE) if file else (TRIALS_FILE, "the database")
+                raise StudyError(
+                    f"the database and {TRIALS_FILE} of {self.folder.name} tell of trial {number} differently",
+                    f"move {one} away and the same command rebuilds it from {other}",
+                )
 
     def _restored(self, trial: Trial) -> FrozenTrial:
         """Write a trial that only trials.jsonl has into the database."""
@@ -324,6 +337,8 @@ def _expected(trial: Trial) -> dict[str, Any]:
 def _without_gaps(found: Mapping[int, Trial], since: int) -> Iterator[Trial]:
     """Trials `since`, ... without a gap, as Optuna numbers them: one that is missing is put down as lost."""
     lost = Failure(kind="lost", where="the evidence")
+    if max(found, default=0) > 10 * len(found) + 1000:
+        raise StudyError(f"{TRIALS_FILE} has {len(found)} trials, one of them with the number {max(found)}")
     for number in range(since, max(found, default=-1) + 1):
         yield found.get(number) or Trial(number=number, state="failed", params={}, reason=LOST, failure=lost)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from igc_nas.record import Candidate, candidate_row
+from igc_nas.units import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +21,20 @@ def frame(candidates: Iterable[Candidate]) -> pd.DataFrame:
 
     rows = [candidate_row(candidate) for candidate in candidates]
     return pd.DataFrame([{key: value for key, value in row.items() if key != "arch"} for row in rows], columns=COLUMNS)
+
+
+def csv_text(candidates: Iterable[Candidate]) -> str:
+    """The table as CSV. Text from a study's files is made printable, and no cell is a spreadsheet's formula."""
+    table = frame(candidates)
+    for name in ("id", "form", "dataset", "summary"):
+        table[name] = [_cell(text) for text in table[name]]
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def _cell(text: str) -> str:
+    """Text that a spreadsheet takes for text: what would begin a formula there has an apostrophe before it."""
+    shown = printable(text, lines=False)
+    return f"'{shown}" if shown.lstrip().startswith(("=", "+", "-", "@")) else shown
 
 
 COLUMNS = [

@@ -151,6 +151,8 @@ class Training:
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go back to a `state`. Raises `KeyError`, `TypeError`, `ValueError`, `RuntimeError` for another training's."""
+        if tensors["done"].dtype != torch.int64:
+            raise TypeError("the number of its epoch is no integer")
         done = int(tensors["done"])
         if not 0 <= done <= self.recipe.epochs:
             raise ValueError(f"it is after epoch {done} of {self.recipe.epochs}")

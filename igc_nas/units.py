@@ -29,6 +29,10 @@ def parse_count(text: str, what: str = "count") -> int:
     parts = _split(text)
     if parts is not None and parts[1] in COUNT_SUFFIXES:
         value = parts[0] * COUNT_SUFFIXES[parts[1]]
+        if value >= 2**63:
+            raise UsageError(
+                f"{what} {text!r:.80} is more than a study can hold", "write it as 650000, 650k, 2M or 1.5G"
+            )
         if value == value.to_integral_value() and value > 0:
             return int(value)
     raise UsageError(f"{what} {text!r:.80} is not a positive whole number", "write it as 650000, 650k, 2M or 1.5G")
@@ -53,7 +57,7 @@ def parse_seconds(text: str, what: str = "duration") -> float:
 def format_count(value: int) -> str:
     """At most four significant digits: 2_000_000 -> `"2M"`, 549_652 -> `"549.7k"`."""
     for suffix, scale in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if value >= scale:
+        if value >= scale - scale // 20_000:  # from here on it is rounded up to 1 of these
             return f"{value / scale:.4g}{suffix}" if value / scale < 1000 else f"{value // scale}{suffix}"
     return str(value)
 

@@ -237,9 +237,23 @@ def taken(read: Callable[[], T]) -> T | None:
     return None
 
 
+def refusal_of(do: Callable[[], object]) -> str | None:
+    """The kind and the one line of the error in which `do` is refused; None where it is done."""
+    try:
+        do()
+    except IgcNasError as error:
+        refused = error
+    else:
+        return None
+    return f"{type(refused).__name__} {_line_of(refused)}"
+
+
 def one_line(raised: pytest.ExceptionInfo[IgcNasError]) -> str:
     """The message of an error, once it is known to be one short printable line, hint included."""
-    error = raised.value
+    return _line_of(raised.value)
+
+
+def _line_of(error: IgcNasError) -> str:
     for text in (error.message, error.hint or ""):
         assert text.isprintable(), text
         assert len(text) < 400, text

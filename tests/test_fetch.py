@@ -15,6 +15,7 @@ import pickle
 import socket
 import struct
 import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
@@ -782,3 +783,49 @@ def test_a_batch_pickled_today_is_read_as_well(
     batch = {b"labels": labels.tolist(), b"data": images.reshape(20, -1), b"filenames": [b"cat.png"] * 20}
     source = pass_for_official(cifar10, pickle.dumps(batch, 2), tmp_path / "source", "folder", monkeypatch)
     assert_whole(fetch("cifar10", tmp_path / "data", source=source), cifar10)
+
+
+# Two at a time.
+
+
+def test_a_second_download_is_refused_and_told_who(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
+    """Both would write the same file; afterwards nothing is left behind."""
+    refusals: list[DataError] = []
+
+    def meanwhile(request: Request, content: bytes) -> None:
+        origin.behave = serve
+        with pytest.raises(DataError) as raised:
+            fetch("cifar10", tmp_path, url=origin.url)
+        refusals.append(raised.value)
+        assert one_line(raised).startswith("cifar-10-binary.tar.gz is being downloaded to ")
+        serve(request, content)
+
+    origin.behave = meanwhile
+    assert_whole(fetch("cifar10", tmp_path, url=origin.url), cifar10)
+    (refusal,) = refusals
+    assert refusal.message.endswith(f" by pid {os.getpid()} on {socket.gethostname()}")
+    assert refusal.hint == "wait for it, or choose another folder with --data-dir"
+    assert origin.asked == [None]
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-bin"]
+
+
+def test_a_download_whose_process_was_killed_may_be_taken_up(
+    cifar10: SmallCifar, origin: Origin, tmp_path: Path
+) -> None:
+    """The system has freed the lock; its file, the owner's and half of the archive are still there."""
+    child = (
+        "import sys, time\nfrom pathlib import Path\nfrom igc_nas import fetch\nfrom igc_nas.dataset import LAYOUTS\n"
+        "with fetch._alone(LAYOUTS['cifar10'], Path(sys.argv[1])):\n"
+        "    print('alone', flush=True)\n    time.sleep(60)\n"
+    )
+    part_of(tmp_path).write_bytes(origin.content[:100_000])
+    with subprocess.Popen([sys.executable, "-c", child, tmp_path], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "alone\n"
+        with pytest.raises(DataError, match=f"by pid {other.pid} on "):
+            fetch("cifar10", tmp_path, url=origin.url)
+        other.kill()
+    assert len(list(tmp_path.iterdir())) == 3
+    assert_whole(fetch("cifar10", tmp_path, url=origin.url), cifar10)
+    assert origin.asked == ["bytes=100000-"]
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-bin"]

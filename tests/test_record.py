@@ -16,7 +16,7 @@ TRIAL = make_study(1).trials[0]
 assert TRIAL.candidate
 CANDIDATE: Candidate = TRIAL.candidate
 
-FLOATS = st.floats(min_value=5e-324, allow_nan=False, allow_infinity=False)
+FLOATS = st.floats(min_value=1e-9, max_value=1e12)
 
 
 def changed(**latency: Any) -> Trial:
@@ -27,7 +27,7 @@ def changed(**latency: Any) -> Trial:
 
 
 @given(FLOATS, st.lists(FLOATS, max_size=5))
-@example(5e-324, [1.7976931348623157e308, 0.1 + 0.2, 1e23, 2.2250738585072014e-308])
+@example(1e-9, [1e12, 0.1 + 0.2, 1e11 / 3, 1e-8 / 3])
 def test_a_trial_goes_through_json_without_loss(median: float, samples: list[float]) -> None:
     trial = changed(median_ms=median, samples_ms=samples)
     assert trial.candidate
@@ -51,7 +51,9 @@ def test_any_trial_is_one_line(
     assert Trial.from_json(trial.to_json()) == trial
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 0.0, -1.0, "5", None, True, [1.0]])
+@pytest.mark.parametrize(
+    "bad", [math.nan, math.inf, -math.inf, 0.0, 5e-324, 1e-10, 1e13, 1e308, -1.0, "5", None, True, [1.0]]
+)
 def test_a_latency_is_a_positive_number(bad: Any) -> None:
     with pytest.raises(StudyError, match=r"candidate\.latency\.median_ms"):
         changed(median_ms=bad)

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 from builders import one_line
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from igc_nas.errors import UsageError
@@ -129,7 +129,33 @@ def test_exact_count(value: int, text: str) -> None:
     assert exact_count(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (999, "999"),
+        (1000, "1k"),
+        (999_949, "999.9k"),
+        (999_950, "1M"),
+        (999_999, "1M"),
+        (999_949_999, "999.9M"),
+        (999_950_000, "1G"),
+        (10**12 - 1, "1000G"),
+    ],
+)
+def test_a_count_that_rounds_up_has_the_next_suffix(value: int, text: str) -> None:
+    assert format_count(value) == text
+
+
+@pytest.mark.parametrize("text", ["9223372036854776k", "10000000000G", "999999999999999999G"])
+def test_a_count_that_no_file_holds_is_refused(text: str) -> None:
+    """A study.toml has integers of 64 bits: it could be written with a larger one and not be read again."""
+    with pytest.raises(UsageError, match="is more than a study can hold") as raised:
+        parse_count(text, "--budget-params")
+    one_line(raised)
+
+
 @given(st.integers(1, 10**12 - 1))
+@example(999_999)
 def test_format_count_is_right_to_four_digits(value: int) -> None:
     text = format_count(value)
     assert sum(c.isdigit() for c in text.strip("0.")) <= 4

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from igc_nas.bench.problems import Problem
 from igc_nas.bench.replay import Replay, replay
+from igc_nas.config import MOST_RECORDS, read_bytes
 from igc_nas.errors import UsageError
 from igc_nas.spec import SamplerName
 
@@ -30,6 +33,19 @@ class Task:
     evaluations: int
     stop: float = 0.0
     compute: float = 0.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the file."""
+
+    name: str
+    task: Task
+    replay: Replay
+
+
+_LINE = TypeAdapter(Line)
+BEGINNING = b'{"name":'
 
 
 def run_tasks(
@@ -105,7 +121,7 @@ def _run(task: Task) -> tuple[Task, Replay]:
 
 
 def _append(file: Path, name: str, task: Task, result: Replay) -> None:
-    line = {"name": name, "task": dataclasses.asdict(task), "replay": dataclasses.asdict(result)}
+    line = dataclasses.asdict(Line(name, task, result))
     with file.open("a", encoding="utf-8") as out:
         out.write(json.dumps(line, separators=(",", ":")) + "\n")
 
@@ -114,17 +130,21 @@ def _read(file: Path) -> dict[Task, Replay]:
     """What the file holds; a last line that was cut short is cut off."""
     if not file.exists():
         return {}
-    *lines, rest = file.read_bytes().split(b"\n")
-    if rest:
+    *lines, rest = read_bytes(file, MOST_RECORDS).split(b"\n")
+    found = dict(_parsed(line, f"{file.name} line {number}") for number, line in enumerate(lines, start=1))
+    if not (found or BEGINNING.startswith(rest[: len(BEGINNING)])):
+        raise UsageError(f"{file.name} holds no runs of bench sampler", "name another file with -o")
+    if rest:  # only now: until its lines are read it may be any file of the user's
         with file.open("r+b") as out:
             out.truncate(file.stat().st_size - len(rest))
-    return dict(_parsed(line, f"{file.name} line {number}") for number, line in enumerate(lines, start=1))
+    return found
 
 
 def _parsed(line: bytes, where: str) -> tuple[Task, Replay]:
     try:
-        data: dict[str, Any] = json.loads(line)
-        replayed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["replay"].items()}
-        return Task(**data["task"]), Replay(**replayed)
-    except (ValueError, TypeError, KeyError):
+        found = _LINE.validate_json(line, strict=True)
+        if not all(map(math.isfinite, (*found.replay.volumes, *found.replay.compute))):
+            raise ValueError
+    except ValueError:  # pydantic's, too
         raise UsageError(f"{where} is no run of bench sampler", "name another file with -o") from None
+    return found.task, found.replay

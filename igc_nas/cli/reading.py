@@ -55,9 +55,9 @@ def print_front(study: Study, objectives: tuple[str, ...], form: str) -> None:
             }
         )
     elif form == "csv":
-        from igc_nas.tables import frame
+        from igc_nas.tables import csv_text
 
-        click.echo(frame(members).to_csv(index=False, lineterminator="\n"), nl=False)
+        click.echo(csv_text(members), nl=False)
     elif not members:
         say(f"{study.spec.name} has no completed trial yet", f"igc-nas search --study {study.spec.name}")
     else:
@@ -110,7 +110,7 @@ def show(arch: str, classes: int | None, as_json: bool, root: Path) -> None:
             | {"shape": r.shape, "params": r.cost.params, "macs": r.cost.macs, "in_shortcut": r.in_shortcut}
             for r in listed
         ]
-        trial = {} if found is None else {"trial": found[1].model_dump(mode="json", exclude_none=True)}
+        trial = {} if found is None else {"trial": found[1].model_dump(mode="json", by_alias=True, exclude_none=True)}
         put_json({"id": arch_id(config), **cost.as_dict(), "arch": config.to_dict(), "layers": layers, **trial})
         return
     from igc_nas.display import console, plan_table, trial_lines

@@ -14,8 +14,8 @@ from typing import Annotated
 from filelock import FileLock
 from pydantic import Field, ValidationError
 
-from igc_nas.config import Frozen, first_problem
-from igc_nas.errors import StudyError
+from igc_nas.config import MOST_RECORDS, Frozen, first_problem, read_bytes
+from igc_nas.errors import ConfigError, StudyError
 from igc_nas.files import write_whole
 from igc_nas.lowering.chain import Piece
 from igc_nas.lowering.convolution import Algorithm, Algorithms
@@ -106,11 +106,11 @@ class Pins:
         if self.path is not None and self.path.exists():
             hint = f"remove {self.path} to have its forms chosen anew"
             try:
-                self._held = Pinned.model_validate_json(self.path.read_bytes())
+                self._held = Pinned.model_validate_json(read_bytes(self.path, MOST_RECORDS))
             except ValidationError as error:
                 raise StudyError(first_problem(error, str(self.path)), hint) from None
-            except OSError as error:
-                raise StudyError(f"{self.path}: {error.strerror or error}", hint) from None
+            except ConfigError as error:
+                raise StudyError(error.message, hint) from None
         return self._held
 
     def _write(self, pinned: Pinned) -> None:

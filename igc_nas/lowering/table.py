@@ -14,7 +14,8 @@ import torch
 from filelock import FileLock
 
 from igc_nas import __version__
-from igc_nas.errors import IgcNasError
+from igc_nas.config import MOST_RECORDS, read_text
+from igc_nas.errors import ConfigError, IgcNasError
 from igc_nas.files import write_whole
 
 Times = dict[str, float]
@@ -69,8 +70,8 @@ def cache_dir() -> Path:
 
 def _read(path: Path, owner: str) -> dict[str, Times]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        data = json.loads(read_text(path, MOST_RECORDS))
+    except (ConfigError, ValueError, RecursionError):
         return {}
     if not isinstance(data, dict) or data.get("owner") != owner or not isinstance(data.get("times"), dict):
         return {}
