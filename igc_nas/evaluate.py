@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,7 +22,7 @@ from igc_nas.lowering.table import table_for
 from igc_nas.lowering.training import LoweredNetwork
 from igc_nas.network import Network, build
 from igc_nas.plan import arch_id
-from igc_nas.record import Latency
+from igc_nas.record import Latency, Rung, Score, Spent, Unfinished
 from igc_nas.remote import RemoteMeasurer
 from igc_nas.room import QuietRoom
 from igc_nas.spec import Calibration, StudySpec
@@ -57,6 +60,7 @@ class Evaluator:
         self.device = device
         self.threads = threads
         self.room = room
+        self._clock = _Clock(room)
         self._measure = self._measurer(latency_command)
         table = table_for(device.name, threads, "training")
         self._fastest = Fastest.of(spec.recipe, device, table, Pins(folder), room.pause)
@@ -74,30 +78,36 @@ class Evaluator:
             return RemoteMeasurer(latency_command, spec, limit)
         if self.device.name != spec.device:
             raise StudyError(f"this device is {self.device.name}; the study's latencies are of {spec.device}")
-        return Measurer(spec, self.device, limit, table_for(self.device.name, spec.threads, "deployment"))
+        table = table_for(self.device.name, spec.threads, "deployment", self.room.pause)
+        return Measurer(spec, self.device, limit, table, alone=self._alone, pause=self.room.pause)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self.room.measuring(), self._clock.runs("measure"):
+            yield
 
     def latency(self, arch: ArchConfig, reference_ms: float | None) -> Latency:
-        """Measure an architecture with the study's conditions, alone on the device."""
+        """Measure an architecture with the study's conditions, alone on the device. Called within `room.working`."""
         if isinstance(self._measure, RemoteMeasurer):
-            with self.room.remotely():
+            with self.room.remotely(), self._clock.runs("measure"):
                 return self._measure(arch, reference_ms)
-        with self.room.measuring():
-            prepare(self.device, self.spec.latency.threads)
-            try:
-                return self._measure(arch, reference_ms)
-            finally:
-                self._measure.table.save()
-                prepare(self.device, self.threads)
+        prepare(self.device, self.spec.latency.threads)
+        try:
+            return self._measure(arch, reference_ms)
+        finally:
+            self._measure.table.save()
+            prepare(self.device, self.threads)
 
     def calibrate(self) -> Calibration:
         """Measure the feasible architectures with the fewest and the most MACs, and so the reference network."""
         small, large = self.spec.feasible.lightest(), self.spec.feasible.heaviest()
-        first = self.latency(small, None)
-        return Calibration(
-            reference_ms=first.reference_ms,
-            smallest=self.latency(small, first.reference_ms),
-            largest=self.latency(large, first.reference_ms),
-        )
+        with self.room.working():
+            first = self.latency(small, None)
+            return Calibration(
+                reference_ms=first.reference_ms,
+                smallest=self.latency(small, first.reference_ms),
+                largest=self.latency(large, first.reference_ms),
+            )
 
     def lowered(self, network: Network, arch: ArchConfig) -> LoweredNetwork | None:
         """How a network is trained fastest; None: factored, as it is written.
@@ -110,18 +120,26 @@ class Evaluator:
         """Evaluate an architecture, telling `watch`. Raises what building, measuring or training raises."""
         watch = watch or Watch()
         self.room.waits = watch.waits
-        watch.doing("measuring")
-        latency = self.latency(arch, self.spec.reference_ms)
-        limit = self.spec.budget.latency_ms
-        if limit is not None and latency.normalised_ms > limit:
-            return Outcome(latency, None)
+        self._clock = clock = _Clock(self.room)
+        with self.room.working():
+            watch.doing("measuring")
+            with clock.runs("prepare"):
+                latency = self.latency(arch, self.spec.reference_ms)
+            score = None
+            limit = self.spec.budget.latency_ms
+            if limit is None or latency.normalised_ms <= limit:
+                score = self._score(arch, seed, watch, lambda rung: watch.go_on(latency, rung))
+        return Outcome(latency, score, clock.spent())
+
+    def _score(self, arch: ArchConfig, seed: int, watch: Watch, go_on: Callable[[Rung], bool]) -> Score | Unfinished:
         watch.doing("building")
         network = build(arch, seed).to(self.device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        with self.room.working():
-            watch.doing("choosing forms")
+        watch.doing("choosing forms")
+        with self._clock.runs("choose"):
             lowered = self.lowered(network, arch)
-            watch.doing("training")
-            score = train_proxy(
+        watch.doing("training")
+        with self._clock.runs("train"):
+            return train_proxy(
                 network,
                 self.train,
                 self.held_out,
@@ -132,6 +150,31 @@ class Evaluator:
                 self.room.pause,
                 watch.epoch,
                 lowered,
-                lambda rung: watch.go_on(latency, rung),
+                go_on,
             )
-        return Outcome(latency, score)
+
+
+class _Clock:
+    """Seconds of one evaluation by what they are spent on; what waits for others counts as nothing else."""
+
+    def __init__(self, room: QuietRoom) -> None:
+        self._room = room
+        self._waited_s = room.waited_s
+        self._seconds = dict.fromkeys(("prepare", "measure", "choose", "train"), 0.0)
+
+    @contextlib.contextmanager
+    def runs(self, what: str) -> Iterator[None]:
+        """What is done within is `what`; what is within that again is not counted twice."""
+        began, counted = time.perf_counter(), self._counted_s()
+        try:
+            yield
+        finally:
+            self._seconds[what] += time.perf_counter() - began - (self._counted_s() - counted)
+
+    def _counted_s(self) -> float:
+        return sum(self._seconds.values()) + self._room.waited_s
+
+    def spent(self) -> Spent:
+        """All of it."""
+        seconds = {f"{what}_s": round(seconds, 3) for what, seconds in self._seconds.items()}
+        return Spent(**seconds, wait_s=round(self._room.waited_s - self._waited_s, 3))

@@ -5,12 +5,16 @@ ratio is of one moment; the objective is the median ratio times the reference's 
 
 A network may be deployed in several forms (`igc_nas.lowering.variants`). They race first, in rounds of their own; the
 fastest is then measured on fresh samples, because the least of several medians is biased low.
+
+Only what is told needs a quiet device: the race and the rounds. Building the forms, comparing what they compute and
+choosing kernels (by times of which nothing is told) may be done beside others who work.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -38,12 +42,16 @@ WARM_UP_S, MOST_WARM_UP_S = 0.03, 1.0
 STABLE = 0.05
 """Warm-up goes on until two stretches of runs in a row have medians that differ by less than this share."""
 LEAST_ROUNDS, MOST_ROUNDS = 31, 301
+LEAST_S = 0.25
+"""Rounds go on for so long: over less time the system does not tell of neighbours (`igc_nas.machine.Watch`)."""
 RACE_ROUNDS, RACE_CAP_S = 15, 0.4
-HOPELESS = 1.5
-"""A form that takes so many times as long as the fastest after three rounds leaves the race; its times are kept."""
+FIRST_ROUNDS, HOPELESS = 3, 1.5
+"""A form that takes so many times as long as the fastest leaves the race after the first rounds; its times are kept."""
+SURE_ROUNDS, RARELY = 5, 0.1
+"""From so many rounds on, one that is as good as the fastest in less than this share of them leaves it, too."""
 TIE = 0.02
 """Forms whose times differ by less than this share are equally fast."""
-ENOUGH_WIDTH = 0.02
+ENOUGH_WIDTH = 0.03
 """An interval narrower than this share of the median is narrow enough."""
 NOISY_WIDTH = 0.05
 MOST_ERROR = 1e-4
@@ -56,7 +64,8 @@ L2_BYTES = 256 << 20
 class Measurer:
     """Measures architectures on one device by one spec. `table` keeps the times of chains from one to the next.
 
-    `most_params` is the budget that a deployed form must obey where the spec says `within-budget`.
+    `most_params` is the budget that a deployed form must obey where the spec says `within-budget`. `alone` is entered
+    for what is timed to be told; before, `pause` is called between one form and the next: others may be measuring.
     """
 
     spec: LatencySpec
@@ -65,30 +74,34 @@ class Measurer:
     table: Table = field(default_factory=Table)
     cap_s: float = 2.0
     energy: bool = False
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext
+    pause: Callable[[], None] = lambda: None
 
     def __call__(self, arch: ArchConfig, reference_ms: float | None = None) -> Latency:
         """Time an architecture's network in its fastest allowed form.
 
-        At least 31 rounds, then until the 95 % interval of the median ratio is narrower than 2 % of it, or for `cap_s`
-        seconds. `reference_ms` is the study's fixed reference time; None takes this measurement's own. The thread count
-        is the process's: call it where `torch.get_num_threads()` is `spec.threads`.
+        At least 31 rounds in a quarter of a second, then until the 95 % interval of the median ratio is narrower than
+        3 % of it, or for `cap_s` seconds. `reference_ms` is the study's fixed reference time; None takes this
+        measurement's own. The thread count is the process's: call it where `torch.get_num_threads()` is `spec.threads`.
 
         Raises `UsageError` for a runtime that is not installed, `IgcNasError` for one that cannot take the network,
         `InfeasibleError` where no form is within the budget.
         """
-        network = unsettled(build(arch, 0)).eval().to(self.device.torch_device, memory_format=_layout(self.spec))  # type: ignore[call-overload]
-        runs = self._runs(network, arch)
-        if not runs:
-            fewest = min(variant.params for variant in uniform_variants(network.plan))
-            raise InfeasibleError(
-                f"no form of the network has at most {self.most_params:,} parameters; the smallest has {fewest:,}"
-            )
-        watch = Watch()
+        runs = self._runs(arch)
         pace = _reference_run(self.spec, self.device)
-        for run in (*runs.values(), pace):
-            run.warm_up()
-        forms, name = _raced(runs) if len(runs) > 1 else ({}, next(iter(runs)))
-        times, paces = _rounds(runs[name], pace, self.cap_s)
+        with self.alone():
+            return self._measured(arch, runs, pace, reference_ms)
+
+    def _measured(self, arch: ArchConfig, runs: Mapping[str, _Run], pace: _Run, reference_ms: float | None) -> Latency:
+        watch = Watch()
+        began = time.perf_counter()
+        pace.warm_up()
+        if len(runs) > 1:
+            forms, name = _raced(runs)
+        else:
+            forms, name = {}, next(iter(runs))
+            runs[name].warm_up()
+        times, paces = _rounds(runs[name], pace, began, self.cap_s)
         conditions = self.device.conditions()  # at once: a GPU that rests tells nothing of throttling
         disturbances = watch.disturbances(self.spec.threads if self.device.kind == "cpu" else 0)
         return self._latency(arch, runs[name], forms, times, paces, disturbances, conditions, reference_ms)
@@ -102,20 +115,34 @@ class Measurer:
         found = [*uniform_variants(network.plan), mixed]
         return [variant for variant in found if most is None or variant.params <= most]
 
-    def _runs(self, network: Network, arch: ArchConfig) -> dict[str, _Run]:
+    def _runs(self, arch: ArchConfig) -> dict[str, _Run]:
+        """The allowed forms, each ready to run; those that compute what the factored network does."""
+        network = unsettled(build(arch, 0)).eval().to(self.device.torch_device, memory_format=_layout(self.spec))  # type: ignore[call-overload]
         x = _input(arch.input, self.spec, self.device)
-        variants = self.variants(network)
-        runs = {variant.name: _Run.of(variant, network, x, self.spec, self.device, self.table) for variant in variants}
         with without_tf32():
             wanted = prepare("eager", network, x, self.spec.threads)()
-            found = {name: run.output() for name, run in runs.items()}
-        for name, output in found.items():
-            error = float((output - wanted).norm() / wanted.norm())
-            if not error < MOST_ERROR:
-                if name == "factored":
-                    raise IgcNasError(f"{self.spec.runtime} computes another function (relative error {error:.1e})")
-                del runs[name]
+        runs = {}
+        for variant in self.variants(network):
+            self.pause()
+            run = _Run.of(variant, network, x, self.spec, self.device, self.table)
+            if self._computes(run, wanted):
+                runs[variant.name] = run
+        if not runs:
+            fewest = min(variant.params for variant in uniform_variants(network.plan))
+            raise InfeasibleError(
+                f"no form of the network has at most {self.most_params:,} parameters; the smallest has {fewest:,}"
+            )
         return runs
+
+    def _computes(self, run: _Run, wanted: Tensor) -> bool:
+        """Whether a form computes what the factored network does. Raises `IgcNasError` where not even that one does."""
+        with without_tf32():
+            error = float((run.output() - wanted).norm() / wanted.norm())
+        if error < MOST_ERROR:
+            return True
+        if run.variant.name == "factored":
+            raise IgcNasError(f"{self.spec.runtime} computes another function (relative error {error:.1e})")
+        return False
 
     def _latency(
         self,
@@ -241,20 +268,35 @@ def unsettled(network: Network) -> Network:
 
 
 def _raced(runs: Mapping[str, _Run]) -> tuple[dict[str, FormTime], str]:
-    """(the times of all forms in interleaved rounds, the slow ones in three; the winner)."""
+    """(the times of all forms in interleaved rounds, the slow ones in few; the winner)."""
     samples: dict[str, list[float]] = {name: [] for name in runs}
     rivals = dict(runs)
+    for run in runs.values():
+        run.once()
     until = time.perf_counter() + RACE_CAP_S
     for done in range(RACE_ROUNDS):
-        if done == 3:
-            least = min(median(times) for times in samples.values())
-            rivals = {name: run for name, run in runs.items() if median(samples[name]) < HOPELESS * least}
-        if done >= 3 and time.perf_counter() > until:
-            break
+        if done >= FIRST_ROUNDS:
+            rivals = _rivals(rivals, samples)
+            if len(rivals) == 1 or time.perf_counter() > until:
+                break
         for name, run in rivals.items():
             samples[name].append(run.time())
     forms = {name: _form_time(run, samples[name]) for name, run in runs.items()}
     return forms, _winner({name: forms[name] for name in rivals})
+
+
+def _rivals(runs: Mapping[str, _Run], samples: Mapping[str, list[float]]) -> dict[str, _Run]:
+    """Those that may still win, all with as many samples."""
+    ahead = min(runs, key=lambda name: median(samples[name]))
+    return {name: run for name, run in runs.items() if name == ahead or _may_win(samples[name], samples[ahead])}
+
+
+def _may_win(times: list[float], ahead: list[float]) -> bool:
+    """Whether a form is not hopelessly slower than the one ahead, nor slower in nearly every round."""
+    if median(times) >= HOPELESS * median(ahead):
+        return False
+    ratios = _ratios(times, ahead)
+    return len(ratios) < SURE_ROUNDS or sum(ratio <= 1 + TIE for ratio in ratios) >= RARELY * len(ratios)
 
 
 def _winner(forms: Mapping[str, FormTime]) -> str:
@@ -276,16 +318,18 @@ def _form_time(run: _Run, samples: list[float]) -> FormTime:
     )
 
 
-def _rounds(run: _Run, pace: _Run, cap_s: float) -> tuple[list[float], list[float]]:
-    """(times of the network, times of the reference), round by round."""
+def _rounds(run: _Run, pace: _Run, began: float, cap_s: float) -> tuple[list[float], list[float]]:
+    """(times of the network, times of the reference), round by round; the measurement `began` before the race."""
     times: list[float] = []
     paces: list[float] = []
     started = time.perf_counter()
     while len(times) < MOST_ROUNDS:
         paces.append(pace.time())
         times.append(run.time())
-        elapsed = time.perf_counter() - started
-        if len(times) >= LEAST_ROUNDS and (elapsed > cap_s or (len(times) % 10 == 1 and _narrow(times, paces))):
+        now = time.perf_counter()
+        if len(times) < LEAST_ROUNDS or now - began < LEAST_S:
+            continue
+        if now - started > cap_s or (len(times) % 5 == 1 and _narrow(times, paces)):
             break
     return times, paces
 

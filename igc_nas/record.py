@@ -203,16 +203,18 @@ class Stopped(Frozen):
 
 
 class Spent(Frozen):
-    """Where the time of an evaluation went, in seconds of wall clock.
+    """Where the time of a trial went, in seconds; what is spent waiting for others is in `wait_s` alone."""
 
-    `measure_s`: alone on the device, while others had to wait. `choose_s`: finding the form that trains fastest.
-    `train_s`: training and scoring. `wait_s`: waiting for others, which is in none of the three.
-    """
-
+    prepare_s: Annotated[float, Field(ge=0)]
+    """Building the forms of the network that is measured, and comparing what they compute; beside others."""
     measure_s: Annotated[float, Field(ge=0)]
+    """Measuring, alone on the device."""
     choose_s: Annotated[float, Field(ge=0)]
+    """Choosing the forms to train in."""
     train_s: Annotated[float, Field(ge=0)]
+    """Training and scoring."""
     wait_s: Annotated[float, Field(ge=0)]
+    """Waiting for others who measured, or to be alone."""
 
 
 class Failure(Frozen):
@@ -247,6 +249,7 @@ class Trial(Frozen):
     """UTC, ISO 8601."""
     wall_s: float | None = None
     spent: Spent | None = None
+    """None where it did not end, and in records that do not know."""
     process: Process | None = None
     """Whose it is while it runs: for no longer than the study's lock is held (see `igc_nas.owner`)."""
     notes: dict[str, Any] | None = None

@@ -1,13 +1,14 @@
 """A quiet room: while one process measures, the others that use the same device pause.
 
 Made of file locks, which the system releases when their holder dies. There is a gate, and a seat for every worker. A
-worker sits while it trains; to sit down it passes the gate. Who measures closes the gate and waits until every seat is
-empty; who trains looks at the gate between two steps and stands up while it is closed.
+worker sits while it works; to sit down it passes the gate. Who measures stands up, closes the gate and waits until
+every seat is empty; who works looks at the gate between two steps and stands up while it is closed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,9 +19,11 @@ class QuietRoom:
     """Seat `seat` of `seats` in a room whose locks are files in `folder`.
 
     `settle` is called before standing up: a GPU has work queued that must be over before another may measure.
+    `waited_s` are the seconds that were spent waiting for others, so far.
     """
 
     def __init__(self, folder: Path, seat: int, seats: int, settle: Callable[[], None] = lambda: None) -> None:
+        self.waited_s = 0.0
         self._settle = settle
         self.waits: Callable[[bool], None] = lambda _: None
         """Hears that we begin to wait for others (True), and that we go on (False)."""
@@ -41,12 +44,19 @@ class QuietRoom:
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
-        """Have the device to ourselves. Not from within `working`."""
-        with contextlib.ExitStack() as stack:
-            with self._waiting():
-                for lock in (self._gate, *self._others):
-                    stack.enter_context(lock)
-            yield
+        """Have the device to ourselves; within `working` the own seat is taken again afterwards."""
+        worked = self._own.is_locked
+        if worked:
+            self._stand()  # two who wait for each other's seat would wait for ever
+        try:
+            with contextlib.ExitStack() as stack:
+                with self._waiting():
+                    for lock in (self._gate, *self._others):
+                        stack.enter_context(lock)
+                yield
+        finally:
+            if worked:
+                self._sit()
 
     @contextlib.contextmanager
     def remotely(self) -> Iterator[None]:
@@ -61,11 +71,14 @@ class QuietRoom:
         try:
             self._gate.acquire(timeout=0)
         except Timeout:
-            self._settle()
-            self._own.release(force=True)
+            self._stand()
             self._sit()
         else:
             self._gate.release()
+
+    def _stand(self) -> None:
+        self._settle()
+        self._own.release(force=True)
 
     def _sit(self) -> None:
         with self._waiting(), self._gate:
@@ -73,8 +86,10 @@ class QuietRoom:
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
         self.waits(True)
         try:
             yield
         finally:
+            self.waited_s += time.perf_counter() - began
             self.waits(False)

@@ -14,17 +14,22 @@ from searches import latency as stub_latency
 
 from igc_nas import latency as latency_module
 from igc_nas.bench import deployment, latencies, searching, training
+from igc_nas.bench import workers as workers_bench
 from igc_nas.bench.deployment import bench_deploy
 from igc_nas.bench.latencies import bench_latency
 from igc_nas.bench.report import Report, Row, architectures
 from igc_nas.bench.searching import bench_search
 from igc_nas.bench.training import bench_train
+from igc_nas.bench.workers import KINDS, Shift, bench_workers
 from igc_nas.config import ArchConfig
 from igc_nas.cost import cost_of
 from igc_nas.defaults import new_spec
 from igc_nas.device import Device, cpu_name
+from igc_nas.errors import IgcNasError
+from igc_nas.events import Ended, Job, Started
 from igc_nas.lowering import variants
 from igc_nas.plan import arch_id
+from igc_nas.record import Spent, Trial
 from igc_nas.study import search
 
 CPU = Device("cpu", "cpu", cpu_name())
@@ -306,3 +311,119 @@ def test_both_searches_of_bench_search_see_the_same_architectures(
 
 def test_bench_search_goes_on_until_all_trials_are_done(stubbed: None) -> None:
     assert as_json(bench_search(CPU, trials=5, chunk=2))["rows"][-1]["trials"] == 5
+
+
+# Workers.
+
+
+@pytest.fixture
+def crew(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """Searches of the tiny space in this process, whose trials are made up; the runs that were asked for."""
+    asked: dict[str, list[Any]] = {"specs": [], "runs": []}
+
+    def tiny(*arguments: Any, **changes: Any) -> Any:
+        return new_spec(*arguments, **{**changes, "space": "tiny"})
+
+    def noted(spec: Any, run: Any, **more: Any) -> Any:
+        asked["specs"].append(spec)
+        asked["runs"].append(run)
+        return search(spec, run, evaluate=evaluate, **more)
+
+    monkeypatch.setattr(workers_bench, "new_spec", tiny)
+    monkeypatch.setattr(workers_bench, "search", noted)
+    return asked
+
+
+def test_bench_workers_gives_all_kinds_the_same_trials_in_turns(crew: dict[str, list[Any]]) -> None:
+    said: list[str] = []
+    found = as_json(bench_workers(CPU, trials=5, chunk=2, dataset="shapes", say=said.append))
+    consistent(found)
+    assert [row["trials"] for row in found["rows"]] == [3, 2], "none is too short"
+    assert len(said) == 1 + 2
+    *warming, runs = [run.threads for run in crew["runs"][:2]], crew["runs"][2:]
+    assert warming == [[2, 1]], "the forms are timed for either number of threads beforehand"
+    assert [(run.workers, run.threads) for run in runs] == [*KINDS.values()] * 2
+    given = [[arch_id(arch) for arch in run.first] for run in runs]
+    for turn in (given[:3], given[3:]):
+        after = [archs[workers:] for archs, (workers, _) in zip(turn, KINDS.values(), strict=True)]
+        assert after[0] == after[1] == after[2], "after one to warm each worker up"
+    assert len({identity for archs in given[::3] for identity in archs[1:]}) == 5
+    timed = {arch_id(arch) for arch in crew["runs"][0].first}
+    assert timed >= {identity for archs in given for identity in archs}
+
+
+def test_bench_workers_runs_the_default_recipe_without_stopping(crew: dict[str, list[Any]]) -> None:
+    bench_workers(CPU, trials=2, chunk=2, dataset="shapes")
+    short, *_, spec = crew["specs"]
+    assert (spec.stop, spec.budget.params, spec.recipe.epochs, spec.recipe.train_size) == (0.0, 2_000_000, 2, 3000)
+    assert (short.recipe.epochs, short.recipe.rungs) == (1, ())
+    same = ("batch", "resolution", "dtype", "forms")
+    assert all(getattr(short.recipe, name) == getattr(spec.recipe, name) for name in same), "what times are kept by"
+    assert spec.bounds
+
+
+def test_bench_workers_tells_rates_ratios_and_shares(crew: dict[str, list[Any]]) -> None:
+    found = as_json(bench_workers(CPU, trials=4, chunk=2, dataset="shapes"))
+    for name in (*(f"{kind}_trials_per_hour" for kind in KINDS), "two_workers_ratio", "two_threads_ratio"):
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+    alone = as_json(bench_workers(CPU, trials=2, chunk=2, dataset="shapes"))
+    assert alone["two_workers_ratio"]["low"] is None, "a single turn has no interval"
+    assert found["conditions"]["data"].startswith("shapes")
+
+
+def shift(workers: int, *times: tuple[str, float, float]) -> Shift:
+    """The names of trials, when they began and when they ended."""
+    return Shift(workers, {name: at for name, at, _ in times}, {name: at for name, _, at in times})
+
+
+def test_a_shift_counts_while_all_its_workers_work_warm() -> None:
+    one = shift(1, ("w", 0, 5), ("a", 5, 15), ("b", 15, 25), ("c", 25, 45))
+    assert (one.window, one.counted) == ((5, 45), ("a", "b", "c"))
+    assert one.work_s(one) == one.window_s == 40
+    two = shift(2, ("v", 0, 4), ("w", 0, 5), ("a", 4, 16), ("b", 5, 17), ("c", 16, 40))
+    assert two.counted == ("a", "b", "c")
+    assert two.window == (5, 17), "from then on one worker has nothing left"
+    assert [two.done(name) for name in "abc"] == [pytest.approx(11 / 12), 1.0, pytest.approx(1 / 24)]
+    assert two.work_s(one) == pytest.approx(10 * 11 / 12 + 10 + 20 / 24)
+    turns = [{"one": one, "two_workers": two}]
+    assert workers_bench._speed(turns, "one") == 1
+    assert workers_bench._speed(turns, "two_workers") == pytest.approx(20 / 12)
+    assert workers_bench._per_hour(turns, "one") == pytest.approx(3600 * 3 / 40)
+
+
+def test_ratios_are_those_of_the_trials_an_hour() -> None:
+    """Also where a worker waits for its next trial."""
+    one = shift(1, ("w", 0, 5), ("a", 6, 15), ("b", 17, 25))
+    two = shift(2, ("v", 0, 4), ("w", 0, 5), ("a", 5, 15), ("b", 5, 15))
+    turns = [{"one": one, "two_workers": two}]
+    per_hour = [workers_bench._per_hour(turns, kind) for kind in ("one", "two_workers")]
+    assert per_hour[0] == pytest.approx(3600 * 2 / 20)
+    assert workers_bench._ratio(turns, "two_workers") == pytest.approx(per_hour[1] / per_hour[0])
+
+
+def test_twice_as_many_of_the_same_are_twice_as_fast() -> None:
+    one = shift(1, ("w", 0, 1), *((str(i), 1 + i, 2 + i) for i in range(10)))
+    two = shift(2, ("v", 0, 1), ("w", 0, 1), *((str(i), 1 + i // 2, 2 + i // 2) for i in range(10)))
+    assert workers_bench._speed([{"one": one, "two_workers": two}], "two_workers") == pytest.approx(2)
+
+
+def test_what_was_spent_is_told_in_shares_of_a_trial() -> None:
+    one = shift(1, ("w", 0, 1), ("a", 1, 11), ("b", 11, 21))
+    one.spent["w"] = Spent(prepare_s=9, measure_s=9, choose_s=9, train_s=9, wait_s=9)
+    one.spent["a"] = Spent(prepare_s=0.5, measure_s=1, choose_s=0.5, train_s=8, wait_s=0)
+    one.spent["b"] = Spent(prepare_s=0.5, measure_s=1, choose_s=0.5, train_s=6, wait_s=2)
+    shares = workers_bench._shares([{"one": one}], "one")
+    assert shares == {"prepare": 0.05, "measure": 0.1, "choose": 0.05, "train": 0.7, "wait": 0.1}
+
+
+def test_a_trial_that_fails_ends_the_bench() -> None:
+    watched = Shift(1)
+    trial = Trial(number=3, state="failed", params={}, arch=TINY["one"], reason="it broke")
+    watched.watch(Started(Job(3, TINY["one"], 0)))
+    with pytest.raises(IgcNasError, match="trial 3 is failed: it broke"):
+        watched.watch(Ended(trial))
+
+
+def test_a_turn_that_is_too_short_to_compare_is_told(crew: dict[str, list[Any]]) -> None:
+    with pytest.raises(IgcNasError, match="one worker was done before the other was warm"):
+        bench_workers(CPU, trials=1, chunk=1, dataset="shapes")

@@ -37,10 +37,10 @@ from igc_nas.lowering.chain import (
 )
 from igc_nas.lowering.choice import Chooser
 from igc_nas.lowering.convolution import Algorithm, Algorithms, options
-from igc_nas.lowering.fastest import CLEARLY, Fastest
+from igc_nas.lowering.fastest import CLEARLY, OBVIOUSLY, Fastest
 from igc_nas.lowering.pins import FORMS_FILE, Pins
 from igc_nas.lowering.table import Table, Times
-from igc_nas.lowering.training import ChainForm, LoweredNetwork, network_parts
+from igc_nas.lowering.training import ChainForm, LoweredNetwork, network_parts, plain_form
 from igc_nas.network import Network, build
 from igc_nas.plan import Conv, Interleave, Plan, arch_id, plan
 from igc_nas.spec import Recipe, Schedule
@@ -109,7 +109,7 @@ def raced(
 ) -> list[str]:
     """Each entrant runs its steps, the times are made up: the factored network takes 1 ms. None: here is no compiler.
 
-    Says who ran, step by step.
+    Nothing is obvious from the parts. Says who ran, step by step.
     """
     script = {"native": native_ms, "lowered": lowered_ms, "factored": 1.0}
     ran: list[str] = []
@@ -134,6 +134,7 @@ def raced(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(fastest, "RACE_CAP_S", 0.0)
     monkeypatch.setattr(Fastest, "_step", step_of)
+    monkeypatch.setattr(Fastest, "_is_obvious", lambda *_: False)
     return ran
 
 
@@ -476,6 +477,58 @@ def test_what_is_obvious_in_the_first_step_needs_no_more(monkeypatch: pytest.Mon
             ran = raced(patched, lowered_ms)
             fastest_of(ARCHS["conv"], Given(varied))(network_of(ARCHS["conv"]), "id")
             assert ran == ["factored", "lowered"] * (1 + steps), "one step to warm up"
+
+
+@pytest.mark.parametrize(("times", "steps"), [(OBVIOUSLY * 1.01, False), (OBVIOUSLY * 0.99, True), (0.5, True)])
+def test_what_is_obvious_from_the_parts_needs_no_step(
+    times: float, steps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obvious = Fastest._is_obvious
+    ran = raced(monkeypatch, lowered_ms=0.5)
+    monkeypatch.setattr(Fastest, "_is_obvious", obvious)
+    monkeypatch.setattr(
+        Chooser, "gain", lambda _, chain, form, first: (times * (2 if first else 1), 2.0 if first else 1.0)
+    )
+    config = ARCHS["igcv3"]
+    assert isinstance(fastest_of(config, Given(varied))(network_of(config), "id"), LoweredNetwork)
+    assert bool(ran) == steps
+
+
+@COMPILES
+def test_of_two_that_are_equal_the_faster_is_found_by_racing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the parts say is of either."""
+    ran = raced(monkeypatch, 0.4, 0.5)
+    monkeypatch.setattr(Fastest, "_is_obvious", lambda *_: True)
+    found = fastest_of(ARCHS["igcv1"], Given(varied))(network_of(ARCHS["igcv1"]), "id")
+    assert set(ran) == {"native", "lowered", "factored"}
+    assert isinstance(found, LoweredNetwork)
+    assert not found.native
+
+
+def test_what_is_obvious_is_still_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = raced(monkeypatch, lowered_ms=0.5)
+    monkeypatch.setattr(Fastest, "_is_obvious", lambda *_: True)
+    monkeypatch.setattr(fastest, "_errors", lambda found, wanted: [1.0, 1.0, 1.0])
+    monkeypatch.setattr(fastest, "TIMES_ERROR", 0.5)
+    pins = Pins()
+    assert fastest_of(ARCHS["igcv1"], Given(varied), pins)(network_of(ARCHS["igcv1"]), "id") is None
+    assert set(pins._held.networks.values()) == {"factored"}
+    assert not ran
+
+
+@EACH
+def test_the_gain_of_a_chain_is_told_by_the_times_of_its_parts(config: ArchConfig) -> None:
+    """The chosen form's time is what it was chosen by; the written one's is that of torch's own algorithms."""
+    table = Given(varied)
+    for chain in chains_of(plan(config)).values():
+        for first in (False, True):
+            ours = chooser(table)
+            best = ours.best(chain, first)
+            written, chosen = ours.gain(chain, best, first)
+            assert chosen == pytest.approx(ours.cost(chain, best.pieces, first)[0])
+            assert written >= ours.cost(chain, factored(chain), first)[0] * (1 - 1e-9)
+            assert ours.gain(chain, plain_form(chain), first) == (written, written)
+            assert chosen <= written
 
 
 def test_others_are_let_measure_between_timings(monkeypatch: pytest.MonkeyPatch) -> None:

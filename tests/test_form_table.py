@@ -106,6 +106,35 @@ def test_two_tables_of_one_file_keep_what_either_found(tmp_path: Path) -> None:
     assert Table(path, OWNER).times == {"one": {"a": 3.0}, "two": {"b": 2.0}, "three": {"c": 4.0}}
 
 
+def test_what_another_has_saved_meanwhile_is_not_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "times.json"
+    first, second = Table(path, OWNER), Table(path, OWNER)
+    first.get("own", ["a"], giving({"a": 3.0}))
+    second.get("key", ["a", "b"], giving({"a": 1.0, "b": 2.0}))
+    second.save()
+    assert first.get("key", ["a", "b"], refuse) == {"a": 1.0, "b": 2.0}
+    assert first.get("own", ["a"], refuse) == {"a": 3.0}, "what is not saved yet stays"
+    first.save()
+    assert second.get("own", ["a"], refuse) == {"a": 3.0}
+    path.write_text("damaged")
+    assert first.get("key", ["a", "b"], refuse) == {"a": 1.0, "b": 2.0}
+    assert first.get("new", ["a"], giving({"a": 5.0})) == {"a": 5.0}
+    assert first.get("own", ["a"], refuse) == {"a": 3.0}, "a file that is none takes nothing away"
+
+
+def test_others_are_let_measure_before_each_timing(tmp_path: Path) -> None:
+    events: list[str] = []
+    table = Table(tmp_path / "times.json", OWNER, lambda: events.append("pause"))
+
+    def measure() -> Times:
+        events.append("measure")
+        return {"a": 1.0}
+
+    for key in ("one", "one", "two"):
+        table.get(key, ["a"], measure)
+    assert events == ["pause", "measure"] * 2
+
+
 def test_a_measurement_that_fails_leaves_the_table_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
     table = filled(path)

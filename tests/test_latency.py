@@ -1,8 +1,9 @@
 """Latency: what is measured is what is reported, with its conditions; drift cancels; sharing is noticed."""
 
+import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from igc_nas.latency import Measurer, measure_latency
 from igc_nas.lowering import variants
 from igc_nas.lowering.table import Table
 from igc_nas.lowering.variants import Variant
+from igc_nas.machine import LEAST_WATCH_S
 from igc_nas.network import Network, build
 from igc_nas.record import Latency, Trial, candidate_row
 from igc_nas.results import load_study
@@ -77,6 +79,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, network_ms: list[float], reference
     clocks = iter([itertools.cycle(network_ms).__next__, itertools.cycle(reference_ms).__next__])
     module._reference_run.cache_clear()
     monkeypatch.setattr(module, "timed", lambda _: next(clocks))
+    monkeypatch.setattr(module, "LEAST_S", 0.0)  # no time passes
     monkeypatch.setattr(module._Run, "warm_up", lambda _: None)
     monkeypatch.setattr(module.Watch, "disturbances", lambda *_: ())  # this machine may be busy; the script is not
 
@@ -111,6 +114,44 @@ def test_rounds_stop_when_the_interval_is_narrow(monkeypatch: pytest.MonkeyPatch
     assert measure_latency(SMALL, SPEC, CPU).n == module.LEAST_ROUNDS
     scripted(monkeypatch, [1 + (7 * i % 97) / 97 for i in range(97)], [1.0])
     assert measure_latency(SMALL, SPEC, CPU).n == module.MOST_ROUNDS
+
+
+def test_rounds_go_on_until_neighbours_would_have_been_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system tells of no less than a fifth of a second; the time that the race took counts."""
+    assert module.LEAST_S > LEAST_WATCH_S
+    monkeypatch.setattr(module, "LEAST_S", 0.0395)
+    same = module._Run(None, 1, None, lambda: 1.0)  # type: ignore[arg-type]
+    for race_s, rounds in ((0.0, 41), (0.005, 36), (0.04, 31), (9.0, 31)):
+        seconds = (race_s + 0.001 * i for i in range(500))
+        with monkeypatch.context() as patched:
+            patched.setattr(module.time, "perf_counter", lambda seconds=seconds: next(seconds))
+            times, paces = module._rounds(same, same, 0.0, cap_s=9.0)
+        assert (len(times), len(paces)) == (rounds, rounds), race_s
+
+
+def test_what_is_told_is_timed_alone_and_all_else_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Building, checking and choosing kernels are done beside others, who may measure between two forms."""
+    events: list[str] = []
+
+    @contextlib.contextmanager
+    def alone() -> Iterator[None]:
+        events.append("alone")
+        yield
+        events.append("together")
+
+    paced(monkeypatch)
+    modules = Variant.module
+    monkeypatch.setattr(Variant, "module", lambda self, *rest: (events.append("build"), modules(self, *rest))[1])
+    monkeypatch.setattr(variants, "raced", lambda runs, *_: (events.append("kernels"), dict.fromkeys(runs, 1.0))[1])
+    monkeypatch.setattr(module, "_raced", lambda runs: (events.append("race"), ({}, "dense"))[1])
+    monkeypatch.setattr(module, "_rounds", lambda *_: (events.append("rounds"), ([1.0] * 31, [1.0] * 31))[1])
+    table = Table(pause=lambda: events.append("pause"))
+    Measurer(ANY, CPU, None, table, alone=alone, pause=lambda: events.append("pause"))(FORMED)
+    assert events[-4:] == ["alone", "race", "rounds", "together"]
+    before = events[:-4]
+    assert before.count("build") == len(ALL_FORMS) + 1, "the reference is built once, too"
+    assert before.count("kernels") > 0
+    assert before.count("pause") == len(ALL_FORMS) + before.count("kernels")
 
 
 def test_a_thread_that_had_to_share_its_core_is_noisy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +193,7 @@ def paced(monkeypatch: pytest.MonkeyPatch, **times: list[float]) -> Script:
     monkeypatch.setattr(module._Run, "of", classmethod(of))
     monkeypatch.setattr(module._Run, "warm_up", lambda _: None)
     monkeypatch.setattr(module, "RACE_CAP_S", 60.0)
+    monkeypatch.setattr(module, "LEAST_S", 0.0)
     monkeypatch.setattr(module.Watch, "disturbances", lambda *_: ())
     monkeypatch.setattr(variants, "CAP_S", 0.001)
     return script
@@ -193,43 +235,64 @@ def test_the_counts_of_a_form_are_those_of_its_tensors() -> None:
 
 def test_the_winner_is_measured_on_fresh_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """A form that is fast while it races and slow afterwards is told with the time of afterwards."""
-    script = paced(monkeypatch, dense=[1.0] * module.RACE_ROUNDS + [5.0] * 1000)
+    turns = 1 + module.FIRST_ROUNDS
+    script = paced(monkeypatch, dense=[1.0] * turns + [5.0] * 1000)
     found = measure_latency(FORMED, ANY, CPU, cap_s=0.0)
     assert found.form == "dense"
     assert (found.median_ms, found.forms["dense"].median_ms) == (5.0, 1.0), "the race is told as it was"
     assert set(found.samples_ms) == {5.0}
-    first, race = 3 * len(ALL_FORMS), 3 * len(ALL_FORMS) + module.RACE_ROUNDS - 3
-    assert script.order[:first] == [*ALL_FORMS] * 3, "forms take turns"
-    assert script.order[first:race] == ["dense"] * (module.RACE_ROUNDS - 3), "the others are slow"
-    assert script.order[race:] == ["reference", "dense"] * found.n
+    race = turns * len(ALL_FORMS)
+    assert script.order[:race] == [*ALL_FORMS] * turns, "forms take turns, after one that is not told"
+    assert script.order[race:] == ["reference", "dense"] * found.n, "the others are slow"
 
 
-def test_forms_that_are_not_slow_race_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is slow is left out after three rounds, by the median: one slow round is an accident."""
-    assert module.HOPELESS == 1.5
-    near = [1.0 * module.HOPELESS - 0.01]
-    script = paced(monkeypatch, dense=[1.0], semidense=near, folded=[1.2, 50.0, 1.2, *[1.2] * 100], mixed=[1.6])
+def test_a_race_goes_on_among_those_that_may_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hopeless leave it after three rounds, by the median: one slow round is an accident. Who was slower in nearly
+    every round leaves it after five."""
+    assert (module.FIRST_ROUNDS, module.HOPELESS, module.SURE_ROUNDS) == (3, 1.5, 5)
+    even, rounds = [1.0 + module.TIE / 2], module.RACE_ROUNDS
+    slower = [1.0 + 2 * module.TIE]
+    script = paced(monkeypatch, dense=[1.0], semidense=even, folded=[1.2, 50.0, 1.2, *slower * 100], mixed=[1.6])
     found = measure_latency(FORMED, ANY, CPU, cap_s=0.0)
-    assert found.form == "dense"
+    assert found.form == "semidense", "it holds less"
     race = script.order[: script.order.index("reference")]
-    assert race[: 3 * len(ALL_FORMS)] == [*ALL_FORMS] * 3
-    rounds = module.RACE_ROUNDS
-    assert {name: race.count(name) for name in ALL_FORMS} == {
+    assert race[: 4 * len(ALL_FORMS)] == [*ALL_FORMS] * 4
+    assert {name: race.count(name) - 1 for name in ALL_FORMS} == {
         "factored": 3,
         "mixed": 3,
         "dense": rounds,
         "semidense": rounds,
-        "folded": rounds,
+        "folded": 5,
     }
     assert tuple(found.forms) == ALL_FORMS, "all are told"
     assert (found.forms["mixed"].median_ms, found.forms["factored"].median_ms) == (1.6, 2.0)
 
 
+def test_who_is_as_fast_now_and_then_stays_in_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slower in most rounds is not yet slower."""
+    now_and_then = [1.1, 1.1, 1.1, 1.0] * 100
+    script = paced(monkeypatch, dense=[1.0], semidense=now_and_then)
+    found = measure_latency(FORMED, ANY, CPU, cap_s=0.0)
+    assert (found.form, script.order[: script.order.index("reference")].count("semidense")) == ("dense", 16)
+
+
+def test_a_race_ends_where_one_is_left_or_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = paced(monkeypatch, dense=[1.0], semidense=[1.0])
+    monkeypatch.setattr(module, "RACE_CAP_S", 0.0)
+    measure_latency(FORMED, ANY, CPU, cap_s=0.0)
+    assert script.order.index("reference") == (1 + module.FIRST_ROUNDS) * len(ALL_FORMS)
+    script = paced(monkeypatch, dense=[1.0], semidense=[1.2])
+    measure_latency(FORMED, ANY, CPU, cap_s=0.0)
+    later = script.order[4 * len(ALL_FORMS) : script.order.index("reference")]
+    assert later == ["semidense", "dense"] * 2
+
+
 def test_a_form_that_was_left_out_does_not_win_where_the_machine_slows_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its time is of the first rounds only; those of the rivals are mostly of later ones."""
-    slowing = [1.0] * 3 + [3.0] * (module.RACE_ROUNDS - 3)
-    paced(monkeypatch, dense=slowing + [1.0] * 1000, mixed=[1.8] * 1000)
-    assert measure_latency(FORMED, ANY, CPU, cap_s=0.0).form == "dense"
+    slowing = [1.0] * 4 + [3.0] * (module.RACE_ROUNDS - 3)
+    paced(monkeypatch, dense=slowing + [1.0] * 1000, semidense=slowing + [1.0] * 1000, mixed=[1.8] * 1000)
+    found = measure_latency(FORMED, ANY, CPU, cap_s=0.0)
+    assert (found.form, found.forms["dense"].median_ms) == ("semidense", 3.0)
 
 
 def test_only_the_factored_form_where_the_spec_says_so() -> None:

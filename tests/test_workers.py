@@ -67,6 +67,11 @@ def test_workers_evaluate_die_and_are_replaced(tmp_path: Path) -> None:
         assert candidate.score.dataset == "shapes"
         assert candidate.score.conditions.threads == candidate.latency.conditions.threads == 1
         assert len(candidate.score.curve) == 2
+        spent = study.trials[candidate.trial].spent
+        assert spent is not None
+        assert spent.train_s >= candidate.score.train_s - spent.wait_s - 0.01
+        assert spent.measure_s > 0
+    assert all(trial.spent is None for trial in failed)
 
 
 def test_a_killed_coordinator_takes_its_workers_with_it(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def bench_search(
     extent = default_extent(device.kind)
     workers = extent.workers
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as folder, _cold_cache(Path(folder) / "cache"):
+    with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as folder, cold_cache(Path(folder) / "cache"):
         specs = {kind: _spec(kind, device, seed) for kind in KINDS}
         spent = dict.fromkeys(KINDS, 0.0)
         for done in [*range(chunk, trials, chunk), trials]:
@@ -56,7 +56,7 @@ def bench_search(
 
 
 @contextlib.contextmanager
-def _cold_cache(folder: Path) -> Iterator[None]:
+def cold_cache(folder: Path) -> Iterator[None]:
     """Nothing that was timed before is known, as in a first search."""
     before = os.environ.get("IGC_NAS_CACHE")
     os.environ["IGC_NAS_CACHE"] = str(folder)

@@ -78,6 +78,24 @@ def search(trials: int, chunk: int, seed: int, device: str, as_json: bool) -> No
     _show(bench_search(found, trials, min(chunk, trials), seed, say), as_json)
 
 
+@bench.command("workers")
+@click.option("--trials", type=click.IntRange(2, 1000), default=24, show_default=True, help="Trials of each kind.")
+@click.option("--chunk", type=click.IntRange(2, 1000), default=4, show_default=True, help="Trials between turns.")
+@click.option("--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), default="auto")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@device_option
+@as_json
+def workers(trials: int, chunk: int, dataset: str, seed: int, device: str, as_json: bool) -> None:
+    """One worker, two workers, one with two threads: trials an hour, and what measuring takes of a trial.
+
+    Twenty minutes on two cores.
+    """
+    found = _prepared(device)
+    from igc_nas.bench.workers import bench_workers
+
+    _show(bench_workers(found, trials, min(chunk, trials), dataset, seed, say), as_json)
+
+
 @bench.command("sampler")
 @click.option("--table", "tables", metavar="STUDY", multiple=True, help="A study that holds all of its space.")
 @click.option("--landscapes/--no-landscapes", default=True, show_default=True, help="Made-up errors over igc_cifar.")

@@ -26,7 +26,7 @@ from igc_nas.lowering.convolution import (
     weight_gradient,
 )
 from igc_nas.lowering.table import Table, Times
-from igc_nas.lowering.training import ChainForm
+from igc_nas.lowering.training import ChainForm, plain_form
 from igc_nas.network import interleave
 from igc_nas.plan import Conv, Interleave
 from igc_nas.timing import raced, timed
@@ -72,7 +72,25 @@ class Chooser:
             if total < least:
                 least, best = total, ChainForm(form, algorithms)
         assert best is not None
+        self.table.save()  # at once: others may meet the same chain
         return best
+
+    def gain(self, chain: Chain, form: ChainForm, first: bool = False) -> tuple[float, float]:
+        """Milliseconds of one step of a chain by the sum of its parts: (as it is written, in a form)."""
+        return self._step_ms(chain, plain_form(chain), first), self._step_ms(chain, form, first)
+
+    def _step_ms(self, chain: Chain, form: ChainForm, first: bool) -> float:
+        total = 0.0
+        for position, (stretch, use) in enumerate(zip(layout(chain, form.pieces), form.algorithms, strict=True)):
+            for direction, offered in self._offered(stretch).items():
+                if not (direction == "input" and first and position == 0):
+                    total += self._product(stretch, direction, offered)[getattr(use, direction)]
+            total += self._beside(stretch)
+        return total
+
+    def _beside(self, stretch: Stretch) -> float:
+        """Milliseconds of what a stretch does beside its products."""
+        return self._composing(stretch) + sum(self._interleaving(step, stretch) for step in stretch.after)
 
     def allows(self, chain: Chain, form: ChainForm) -> bool:
         """Whether a form (from a file, say) computes the chain, by algorithms that exist for its convolutions."""
@@ -100,7 +118,7 @@ class Chooser:
                 if total >= limit:
                     return math.inf, ()
             chosen.append(Algorithms(**best))
-            total += self._composing(stretch) + sum(self._interleaving(step, stretch) for step in stretch.after)
+            total += self._beside(stretch)
         return total, tuple(chosen)
 
     def _offered(self, stretch: Stretch) -> dict[Direction, tuple[Algorithm, ...]]:

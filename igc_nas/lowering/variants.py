@@ -114,6 +114,7 @@ def _timed(network: Network, block: str, chain: Chain, batch: int, table: Table)
     by_name = dict(zip(names, forms, strict=True))
     key = f"deployed {chain.key} b{batch}"
     found = table.get(key, names, lambda: _time(network, block, chain, batch, by_name, table))
+    table.save()  # at once: others may meet the same chain
     return {form: found[name] for name, form in zip(names, forms, strict=True)}
 
 
