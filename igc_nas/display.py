@@ -17,7 +17,7 @@ from rich.text import Text
 
 from igc_nas.cost import Row, cost_of
 from igc_nas.dataset import is_synthetic
-from igc_nas.events import Ended, Event, Exhausted, Opened, Progress, Started
+from igc_nas.events import Ended, Event, Exhausted, Noticed, Opened, Progress, Started
 from igc_nas.owner import Owner, Running
 from igc_nas.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool
 from igc_nas.record import Candidate, Epoch, Trial, deployed_text
@@ -191,6 +191,8 @@ class SearchDisplay:
                 self._ended(trial)
             case Exhausted(reason):
                 self._say(f"nothing new to try: {reason}")
+            case Noticed(text):
+                self._say(text)
 
     def _progress(self, doing: str, epoch: Epoch | None) -> str:
         """How far a running trial is: its epoch, and its accuracy on the images that it is trained on."""

@@ -55,4 +55,11 @@ class Exhausted:
     reason: str
 
 
-Event = Opened | Started | Progress | Ended | Exhausted
+@dataclass(frozen=True)
+class Noticed:
+    """Something about where evaluators work that a person should know: a node left out, a node lost."""
+
+    text: str
+
+
+Event = Opened | Started | Progress | Ended | Exhausted | Noticed

@@ -16,8 +16,8 @@ from igc_nas.config import ArchConfig
 from igc_nas.coordinator import Coordinator, Evaluate, Limits
 from igc_nas.database import parse_url, stored_study
 from igc_nas.dataset import data_dir, locate
-from igc_nas.errors import StudyError
-from igc_nas.events import Event
+from igc_nas.errors import StudyError, UsageError
+from igc_nas.events import Event, Noticed
 from igc_nas.executor import Executor, ExecutorName, MakeEvaluator
 from igc_nas.record import Candidate
 from igc_nas.results import Study, is_begun, load_study
@@ -50,7 +50,7 @@ class Run:
     """Architectures to evaluate before the sampler is asked, of the space or not, within the budgets or not."""
     executor: ExecutorName = "processes"
     ray_address: str | None = None
-    """Of a Ray cluster, for the executor `ray`; None: the one that this machine belongs to, or a new one here."""
+    """HOST:PORT of a Ray cluster, for the executor `ray`; None: `$RAY_ADDRESS`, else this machine's."""
 
 
 def search(
@@ -83,26 +83,55 @@ def _with_evaluators(
     coordinator: Coordinator, run: Run, evaluator: MakeEvaluator | None
 ) -> Generator[Candidate, None, None]:
     if not coordinator.enough(0):
-        with _executor(coordinator.store.spec, run, evaluator) as executor:
+        with _executor(coordinator.store.spec, run, evaluator, coordinator.on_event) as executor:
             yield from coordinator.with_executor(executor)
 
 
-def _executor(spec: StudySpec, run: Run, evaluator: MakeEvaluator | None) -> Executor:
-    """Where the evaluators of a run work. Raises `StudyError`, `DataError`."""
+def _executor(
+    spec: StudySpec, run: Run, evaluator: MakeEvaluator | None, on_event: Callable[[Event], None]
+) -> Executor:
+    """Where the evaluators of a run work. Raises `StudyError`, `DataError`, `UsageError`."""
+    make = evaluator or _our_evaluator()
+    devices = run.devices or (("cpu",) if evaluator else matching_devices(spec.latency))
+    if run.executor == "ray":
+        return _cluster(spec, run, make, devices[0], on_event)
     info = locate(spec.dataset.split(" ")[0], data_dir(run.data_dir))
     if (info.label, info.sha256) != (spec.dataset, spec.dataset_sha256):
         raise StudyError(f"the dataset is {info.label}; the study is about {spec.dataset}", "use another --study")
-    devices = run.devices or (("cpu",) if evaluator else matching_devices(spec.latency))
     return Workers(
         spec,
         info,
         devices,
         run.workers,
-        evaluator or _our_evaluator(),
+        make,
         run.threads,
         run.folder,
         run.latency_command,
         run.trial_timeout_s,
+    )
+
+
+def _cluster(
+    spec: StudySpec, run: Run, make: MakeEvaluator, device: str, on_event: Callable[[Event], None]
+) -> Executor:
+    """The evaluators of a run on a Ray cluster, on nodes whose device is the study's."""
+    from igc_nas.cluster import Cluster
+
+    if spec.latency.remote:
+        raise UsageError(
+            "a latency command measures one network at a time; the nodes of a cluster do not wait for each other",
+            "leave --executor ray away",
+        )
+    return Cluster(
+        spec,
+        device,
+        run.workers,
+        make,
+        run.threads,
+        run.folder,
+        run.ray_address,
+        run.trial_timeout_s,
+        lambda text: on_event(Noticed(text)),
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from igc_nas.config import ArchConfig
 from igc_nas.errors import DivergedError, IgcNasError
@@ -28,6 +28,20 @@ SEAMS = ("worker.py", "coordinator.py")
 """Where evaluators are called from: an error that came no further is theirs."""
 PARENT_GONE = 86
 """Exit status of a worker whose coordinator is gone."""
+READY = "ready"
+"""The first word of an evaluator that is made."""
+
+
+class Line(Protocol):
+    """The evaluator's end of a connection to its executor: a pipe, or what works like one."""
+
+    def send(self, word: Any, /) -> None:
+        """Say something."""
+        ...
+
+    def recv(self) -> Any:
+        """The executor's next word."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,42 @@ def _place(error: Exception) -> str:
     return f" ({Path(at.filename).name}:{at.lineno} in {at.name})"
 
 
+def attend(line: Line, spec: dict[str, Any], make: Callable[[StudySpec], Evaluating]) -> None:
+    """An evaluator's life: be made, say so, evaluate what comes until the line is cut. Else say why it is not made."""
+    try:
+        evaluator = make(StudySpec.parse(spec))
+    except Exception as error:
+        line.send(as_ours(error))
+        return  # whoever reads this raises it
+    line.send(READY)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            _serve(line, evaluator)
+
+
+def _serve(line: Line, evaluator: Evaluating) -> None:
+    """One word of the executor."""
+
+    def ask(at: AtRung) -> bool:
+        line.send(at)
+        _, answer = line.recv()
+        return bool(answer)
+
+    kind, value = line.recv()
+    if kind == "spec":
+        evaluator.spec = StudySpec.parse(value)
+    elif kind == "calibrate":
+        line.send(calibrated(evaluator))
+    else:
+        number, arch, seed = value
+        line.send(evaluated(evaluator, Job(number, ArchConfig.parse(arch), seed), line.send, ask))
+
+
+def job_word(job: Job) -> tuple[str, object]:
+    """A job as an evaluator is told of it."""
+    return "job", (job.number, job.arch.to_dict(), job.seed)
+
+
 # In a process that was spawned.
 
 
@@ -126,33 +176,7 @@ def work(pipe: Connection, spec: dict[str, Any], seat: Seat, make: MakeEvaluator
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     _end_with_parent()
-    try:
-        evaluator = make(StudySpec.parse(spec), seat)
-    except Exception as error:
-        pipe.send(as_ours(error))
-        return  # whoever reads this raises it
-    pipe.send("ready")
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        while True:
-            _serve(pipe, evaluator)
-
-
-def _serve(pipe: Connection, evaluator: Evaluating) -> None:
-    """One word of the coordinator."""
-
-    def ask(at: AtRung) -> bool:
-        pipe.send(at)
-        _, answer = pipe.recv()
-        return bool(answer)
-
-    kind, value = pipe.recv()
-    if kind == "spec":
-        evaluator.spec = StudySpec.parse(value)
-    elif kind == "calibrate":
-        pipe.send(calibrated(evaluator))
-    else:
-        number, arch, seed = value
-        pipe.send(evaluated(evaluator, Job(number, ArchConfig.parse(arch), seed), pipe.send, ask))
+    attend(pipe, spec, lambda spec: make(spec, seat))
 
 
 def _end_with_parent() -> None:

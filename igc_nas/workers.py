@@ -12,7 +12,6 @@ import os
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -22,48 +21,26 @@ from types import TracebackType
 from typing import Any, Self
 
 from igc_nas.dataset import DatasetInfo
+from igc_nas.desk import Desk
 from igc_nas.errors import IgcNasError
 from igc_nas.events import Job, Progress
 from igc_nas.executor import AtRung, Failed, Halted, MakeEvaluator, Measured, Message, Seat
 from igc_nas.machine import oom_kills
 from igc_nas.record import Failure
 from igc_nas.spec import Calibration, StudySpec
-from igc_nas.units import format_seconds
-from igc_nas.worker import Waits, kill_descendants, work
+from igc_nas.worker import job_word, kill_descendants, work
 
 GRACE_S = 3.0
 MOST_STILLBORN = 3
 
 
 @dataclass
-class Clock:
-    """How long a job has been worked on, without the time in which it waited for others."""
-
-    began: float | None = None
-    waited_s: float = 0.0
-    waits: bool = False
-
-    def spent_s(self, now: float) -> float:
-        """Seconds up to `now`, as far as they are known: those of a wait that has not ended are counted."""
-        return 0.0 if self.began is None else now - self.began - self.waited_s
-
-    def hear(self, word: Waits) -> None:
-        """Take in that the worker waits, or that it does no longer."""
-        self.waits = word.waited_s is None
-        self.waited_s += word.waited_s or 0.0
-
-
-@dataclass
-class _Worker:
+class _Worker(Desk):
     process: SpawnProcess
     pipe: Connection
     place: int
     ooms: int
     """Processes that the system had killed for want of memory when this one was started."""
-    ready: bool = False
-    job: Job | None = None
-    doing: str = "starting"
-    clock: Clock = field(default_factory=Clock)
 
     def send(self, kind: str, value: object) -> None:
         """Send a word. A process that has died is noticed where its answer is awaited."""
@@ -72,8 +49,8 @@ class _Worker:
 
     def take(self, job: Job) -> None:
         """Begin a job, or have it wait for a process that is starting up."""
-        self.job, self.doing, self.clock = job, "starting", Clock(time.monotonic() if self.ready else None)
-        self.send("job", (job.number, job.arch.to_dict(), job.seed))
+        self.begin(job)
+        self.send(*job_word(job))
 
 
 @dataclass
@@ -156,51 +133,33 @@ class Workers:
         for pipe in wait([w.pipe for w in self._workers], self._patience(timeout)):
             worker = next(w for w in self._workers if w.pipe is pipe)
             answer = self._receive(worker)
-            if isinstance(answer, Progress | AtRung):
-                yield answer
-            elif isinstance(answer, Measured | Halted | Failed):
-                worker.job = None
+            if isinstance(answer, Progress | AtRung | Measured | Halted | Failed):
                 yield answer
             else:
                 _raise_if_error(answer)
-        for worker in [w for w in self._workers if self._left(w) == 0.0]:
+        for worker in [w for w in self._workers if w.left_s(self.trial_timeout_s) == 0.0]:
             yield self._give_up(worker)
 
     def _patience(self, timeout: float | None) -> float | None:
         """How long to wait for a word: no longer than until a trial's time is over."""
-        limits = [timeout, *map(self._left, self._workers)]
+        limits = [timeout, *(w.left_s(self.trial_timeout_s) for w in self._workers)]
         return min((limit for limit in limits if limit is not None), default=None)
-
-    def _left(self, worker: _Worker) -> float | None:
-        """Seconds until a worker's trial has taken too long; None: no end is in sight."""
-        if self.trial_timeout_s is None or worker.job is None or worker.clock.began is None or worker.clock.waits:
-            return None
-        return max(0.0, self.trial_timeout_s - worker.clock.spent_s(time.monotonic()))
 
     def _give_up(self, worker: _Worker) -> Failed:
         """End a worker whose trial has taken too long, and start another in its place."""
-        assert worker.job is not None
         assert self.trial_timeout_s is not None
         kill_descendants(worker.process.pid or 0)
         worker.process.kill()
         _bury(worker, GRACE_S)
         self._workers[self._workers.index(worker)] = self._start(worker.place)
-        reason = f"it took longer than {format_seconds(self.trial_timeout_s)} (--trial-timeout)"
-        return Failed(worker.job.number, reason, Failure(kind="timeout", where=worker.doing))
+        return worker.too_long(self.trial_timeout_s)
 
     def _receive(self, worker: _Worker) -> Any:
         try:
             answer = worker.pipe.recv()
         except (EOFError, OSError):
             return self._replace(worker)
-        if answer == "ready":
-            worker.ready = True
-            worker.clock.began = time.monotonic()
-        elif isinstance(answer, Waits):
-            worker.clock.hear(answer)
-            return None
-        elif isinstance(answer, Progress):
-            worker.doing = answer.doing
+        worker.hear(answer)
         return answer
 
     def _replace(self, worker: _Worker) -> Failed | IgcNasError | None:

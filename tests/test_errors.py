@@ -1,12 +1,28 @@
 import pytest
 
 from igc_nas import errors
-from igc_nas.errors import ConfigError, DataError, IgcNasError, InfeasibleError, StudyError, UsageError
+from igc_nas.errors import (
+    ConfigError,
+    DataError,
+    DivergedError,
+    IgcNasError,
+    InfeasibleError,
+    StudyError,
+    UsageError,
+)
 
 
 @pytest.mark.parametrize(
     ("error", "exit_code"),
-    [(IgcNasError, 1), (UsageError, 2), (ConfigError, 2), (InfeasibleError, 3), (StudyError, 4), (DataError, 5)],
+    [
+        (IgcNasError, 1),
+        (DivergedError, 1),
+        (UsageError, 2),
+        (ConfigError, 2),
+        (InfeasibleError, 3),
+        (StudyError, 4),
+        (DataError, 5),
+    ],
 )
 def test_exit_codes(error: type[IgcNasError], exit_code: int) -> None:
     assert error("what", "next").exit_code == exit_code
@@ -14,7 +30,7 @@ def test_exit_codes(error: type[IgcNasError], exit_code: int) -> None:
 
 def test_the_table_above_names_every_error() -> None:
     named = {e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)}
-    assert named == {IgcNasError, UsageError, ConfigError, InfeasibleError, StudyError, DataError}
+    assert named == {IgcNasError, DivergedError, UsageError, ConfigError, InfeasibleError, StudyError, DataError}
 
 
 def test_a_bad_file_is_a_usage_error_and_other_kinds_are_apart() -> None:

@@ -76,6 +76,19 @@ if TYPE_CHECKING:
     help="A trial that is worked on for longer has failed; waiting for others is not counted. [default: none]",
 )
 @click.option("--workers", type=click.IntRange(1, 256), help="Evaluating processes. [default: cores, or GPUs]")
+@click.option(
+    "--executor",
+    type=click.Choice(["processes", "ray"]),
+    default="processes",
+    show_default=True,
+    help="Where evaluators work: in processes here, or as actors on a Ray cluster.",
+)
+@click.option(
+    "--ray-address",
+    envvar="RAY_ADDRESS",
+    metavar="HOST:PORT",
+    help="The cluster's. [default: auto, the one that this machine belongs to]",
+)
 @device_option
 @data_dir_option
 @studies_dir
@@ -134,7 +147,9 @@ def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
         trials=flags["trials"] or trials,
         timeout_s=flags["timeout"] or (None if flags["trials"] or spec.sampler == "all" else extent.timeout_s),
         trial_timeout_s=flags["trial_timeout"],
-        workers=flags["workers"] or extent.workers,
+        workers=flags["workers"] or _room_for(flags, devices[0]) or extent.workers,
+        executor=flags["executor"],
+        ray_address=flags["ray_address"] if flags["executor"] == "ray" else None,
         devices=tuple(device.torch_name for device in devices),
         data_dir=flags["data_dir"],
         storage=flags["storage"],
@@ -144,6 +159,16 @@ def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
     notice = auto_notice(question.info, data_dir(flags["data_dir"])) if question.dataset_flag == "auto" else None
     _announce(spec, run, devices, notice, continued=question.continued)
     return spec, run
+
+
+def _room_for(flags: Mapping[str, Any], device: Device) -> int | None:
+    """How many evaluators find a place on the cluster; None where there is no talk of one."""
+    if flags["executor"] != "ray":
+        return None
+    from igc_nas.nodes import places
+    from igc_nas.study import Run
+
+    return places(flags["ray_address"], device.torch_name, Run.threads)
 
 
 def _measured_elsewhere(spec: StudySpec, flags: Mapping[str, Any], *, new: bool) -> StudySpec:
@@ -188,12 +213,18 @@ def _announce(spec: StudySpec, run: Run, devices: tuple[Device, ...], notice: st
         f"{recipe.batch}, lr {recipe.lr:g}, {recipe.dtype}, {recipe.forms} forms; "
         f"scored on {recipe.held_out:,} held-out images",
         *([f"rungs     {_rungs(spec)}"] if recipe.rungs else []),
-        f"device    {devices[0].name}" + (f" x {len(devices)}" if len(devices) > 1 else ""),
+        f"device    {devices[0].name}" + _devices_in_words(run, devices),
         f"latency   {_latency_words(spec)}",
         f"extent    {_extent(run)}; {run.workers} worker(s) of {run.threads} thread(s)",
         "stop      Ctrl-C; the same command continues",
         "",
     )
+
+
+def _devices_in_words(run: Run, devices: tuple[Device, ...]) -> str:
+    if run.executor == "ray":
+        return ", on the nodes of a Ray cluster that have it"
+    return f" x {len(devices)}" if len(devices) > 1 else ""
 
 
 def _rungs(spec: StudySpec) -> str:

@@ -1,0 +1,166 @@
+"""The nodes of a Ray cluster: how they are reached, and how many evaluators find a place there.
+
+Ray is imported where it is asked for, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from igc_nas.errors import IgcNasError, UsageError
+
+REACH_S = 5.0
+"""A cluster that does not answer within this time is not there."""
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+HINT = "start one with `ray start --head`, or name another with --ray-address HOST:PORT"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster, and how many evaluators find a place there when it has nothing else to do."""
+
+    id: str
+    host: str
+    room: int
+
+
+def places(address: str | None, device: str, threads: int) -> int:
+    """How many evaluators find a place on a cluster that has nothing else to do. Raises what `connected` raises."""
+    with connected(address) as ray:
+        count = sum(node.room for node in nodes_of(ray, device, threads))
+        if not count:
+            raise no_room(ray, device, threads)
+        return count
+
+
+def needs_of(device: str, threads: int) -> Mapping[str, float]:
+    """What an evaluator takes of a node, in Ray's words."""
+    return {"CPU": threads} if device == "cpu" else {"CPU": threads, "GPU": 1}
+
+
+def nodes_of(ray: Any, device: str, threads: int) -> list[Node]:
+    """The nodes that are there."""
+    needs = needs_of(device, threads).items()
+    return [
+        Node(
+            node["NodeID"],
+            node["NodeManagerHostname"],
+            min(int(node.get("Resources", {}).get(name, 0) // least) for name, least in needs),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def no_room(ray: Any, device: str, threads: int) -> IgcNasError:
+    """What to say where no node can hold an evaluator."""
+    needs = " and ".join(f"{count:g} {name}" for name, count in needs_of(device, threads).items())
+    has = [
+        ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return IgcNasError(f"an evaluator takes {needs}; the nodes of the Ray cluster have {'; '.join(has[:8])}")
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[Any]:
+    """Ray, connected to a cluster; a connection that this process has already is used, and left as it is.
+
+    Raises `UsageError` where Ray is not installed or the address is none, `IgcNasError` where no cluster answers.
+    """
+    ray = _ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    where = _answering(address or "auto")
+    with _silent():
+        try:
+            with _own_signals():
+                ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:
+            raise IgcNasError(f"the Ray cluster at {where} cannot be used: {_line(error)}", HINT) from None
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except ImportError:
+        raise UsageError("the executor ray needs the package ray", "pip install 'igc-nas[ray]'") from None
+
+
+def _answering(address: str) -> str:
+    """HOST:PORT of a cluster where something answers: Ray itself would try for minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or _found()
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UsageError(f"{address!r:.80} is no address of a Ray cluster", "use auto, or HOST:PORT")
+    try:
+        speaks = _speaks_http2(host.strip("[]"), int(port))
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise IgcNasError(f"no Ray cluster answers at {address:.80}: {reason}", HINT) from None
+    if not speaks:
+        raise IgcNasError(f"what answers at {address:.80} is no Ray cluster", HINT)
+    return address
+
+
+def _speaks_http2(host: str, port: int) -> bool:
+    """Whether a server greets as those of HTTP/2 do (RFC 9113, 3.4), by a frame of settings: Ray's does, but in TLS."""
+    with socket.create_connection((host, port), timeout=REACH_S) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") != "0":
+            return True
+        connection.sendall(HTTP2_PREFACE)
+        return connection.recv(9)[3:4] == b"\x04"
+
+
+def _found() -> str:
+    """The address of the cluster that this machine belongs to."""
+    services = importlib.import_module("ray._private.services")
+    try:
+        found: str = services.canonicalize_bootstrap_address_or_die("auto")
+    except (ConnectionError, ValueError, OSError):
+        raise IgcNasError("no Ray cluster runs on this machine", HINT) from None
+    return found
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep our handler of SIGTERM, which Ray would replace."""
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if in_main else None
+    try:
+        yield
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep stdout ours: Ray prints there what it hears of lost actors, whatever `log_to_driver` says."""
+    driver: Any = importlib.import_module("ray._private.worker")
+    printer = getattr(driver, "print_to_stdstream", None)
+    driver.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        driver.print_to_stdstream = printer
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
