@@ -99,11 +99,6 @@ def all_gone(pids: set[int], within_s: float = 10) -> bool:
     return not any(map(psutil.pid_exists, pids))
 
 
-def rooms() -> set[Path]:
-    """What evaluators on nodes keep quiet by (those of worker processes have shorter names)."""
-    return set(Path(tempfile.gettempdir()).glob(f"igc-nas-room-{'?' * 32}"))
-
-
 def question(**changes: Any) -> Any:
     return spec(**{"sampler": "random", "stop": 0.0} | changes)
 
