@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from igc_nas.config import ArchConfig
@@ -24,13 +25,20 @@ def load_architecture(name: str | Path, classes: int | None = None, root: Path |
     return arch if classes is None else arch.with_classes(classes)
 
 
-def named_trial(name: str, root: Path | str = "studies") -> tuple[Study, Trial] | None:
+def named_trial(
+    name: str, root: Path | str = "studies", read: Callable[[str, Path], Study] = load_study
+) -> tuple[Study, Trial] | None:
     """The trial that `STUDY:N` names, with its study; None for what names a file or a network. Raises `StudyError`."""
     match = _TRIAL.fullmatch(name)
-    if match is None or name.endswith(".toml") or is_file(Path(name)) or is_reference(name):
+    if match is None or is_named(name):
         return None
-    study = load_study(match["study"], root)
+    study = read(match["study"], Path(root))
     return study, study.trial(int(match["trial"]))
+
+
+def is_named(name: str) -> bool:
+    """Whether a name can only be that of an architecture's file or of a paper's network, and of no study."""
+    return name.endswith(".toml") or is_file(Path(name)) or is_reference(name)
 
 
 def _load(name: str, root: Path, classes: int | None) -> ArchConfig:

@@ -148,6 +148,15 @@ def is_synthetic(label: str) -> bool:
     return label.startswith(SHAPES)
 
 
+def normalisation(label: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(mean, std) per channel that images of a dataset of this label are normalised by; None for one unknown here."""
+    layout = LAYOUTS.get(label.partition(" ")[0])
+    if layout is not None:
+        return layout.mean, layout.std
+    shapes = _shapes_info()
+    return (shapes.mean, shapes.std) if label == shapes.label else None
+
+
 def data_dir(flag: Path | None = None) -> Path:
     """Where datasets are: the flag, `$IGC_NAS_DATA`, else the user's cache folder."""
     if flag is not None:

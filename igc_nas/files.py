@@ -1,9 +1,12 @@
-"""Write a file whole or not at all: a reader never sees half of one, and a full disk leaves the old one."""
+"""Write a file or a folder whole or not at all: a reader never sees half of one, and a full disk leaves the old one."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from igc_nas.errors import IgcNasError
@@ -42,6 +45,44 @@ def _replace(target: Path, content: bytes, durable: bool) -> None:
         raise
     if durable:
         _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place, flushed, when the block ends well; else nothing changes.
+
+    A folder that is there is replaced: the caller has made sure that it may be. Raises `IgcNasError` where that fails.
+    """
+    target = path.resolve()
+    temporary, old = (target.with_name(f".igc-nas-{secrets.token_hex(8)}.{word}") for word in ("tmp", "old"))
+    try:
+        try:
+            temporary.mkdir()
+        except OSError as error:
+            raise IgcNasError(f"cannot write {path}: {error.strerror or error}") from None
+        yield temporary
+        try:
+            _take_place(temporary, target, old)
+        except OSError as error:
+            raise IgcNasError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(temporary: Path, target: Path, old: Path) -> None:
+    _sync_folder(temporary)
+    there = target.exists()
+    if there:
+        target.rename(old)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if there:
+            old.rename(target)
+        raise
+    _sync_folder(target.parent)
+    if there:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -278,7 +278,7 @@ class Trial(Frozen):
             raise StudyError(first_problem(error, where)) from None
 
 
-def deployed_text(candidate: Candidate) -> str:
+def deployed_text(candidate: Candidate | Stopped) -> str:
     """The form that a candidate's latency is of, and what it holds and executes: `mixed 237.2k 35.64M 0.95 MB`."""
     latency = candidate.latency
     if latency.deployed_params is None or latency.deployed_macs is None or latency.weight_bytes is None:

@@ -91,17 +91,35 @@ class Study:
             return front[knee([self._comparable(c) for c in front])]
         if rule == "best-error":
             return min(self.contenders or self.candidates, key=lambda c: (c.score.error, c.cost.params))
-        kind, _, rest = rule.partition(":")
-        if kind == "trial" and rest.isascii() and rest.isdigit() and len(rest) < 10:
-            candidate = self.trial(int(rest)).candidate
+        if (number := _trial_number(rule)) is not None:
+            candidate = self.trial(number).candidate
             if candidate is None:
                 raise StudyError(
-                    f"trial {rest} of {self.spec.name} is {self.trial(int(rest)).state}; it has no architecture to pick"
+                    f"trial {number} of {self.spec.name} is {self.trial(number).state}; it has no architecture to pick"
                 )
             return candidate
+        kind, _, rest = rule.partition(":")
         if kind == "under" and rest:
             return self._best_under(parse_limits(rest))
         raise UsageError(f"unknown pick {rule!r:.80}", "use knee, best-error, trial:N or under:params=500k")
+
+    def pick_trial(self, rule: str) -> Trial:
+        """The trial that `pick` names; by `trial:N` any that has an architecture, completed or not.
+
+        Raises as `pick`.
+        """
+        number = _trial_number(rule)
+        if number is None:
+            return self.trial(self.pick(rule).trial)
+        trial = self.trial(number)
+        if trial.arch is None:
+            why = f" ({trial.reason})" if trial.reason else ""
+            near = min(self.candidates, key=lambda c: abs(c.trial - number), default=None)
+            raise StudyError(
+                f"trial {number} of {self.spec.name} is {trial.state} and has no architecture{why}",
+                None if near is None else f"the nearest that is complete is trial:{near.trial}",
+            )
+        return trial
 
     def _comparable(self, candidate: Candidate) -> tuple[float, ...]:
         """Scaled objectives where the study has bounds, else the plain ones: what a knee is found among."""
@@ -121,6 +139,12 @@ class Study:
         raise StudyError(
             f"no completed trial of {self.spec.name} is within that", f"the nearest is trial:{near.trial} ({has})"
         )
+
+
+def _trial_number(rule: str) -> int | None:
+    """N of `trial:N`; None for another rule."""
+    kind, _, number = rule.partition(":")
+    return int(number) if kind == "trial" and number.isascii() and number.isdigit() and len(number) < 10 else None
 
 
 def parse_limits(text: str) -> dict[str, float]:

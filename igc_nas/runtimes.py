@@ -8,11 +8,12 @@ openvino     exported to ONNX, run by OpenVINO, CPU only     pip install 'igc-na
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -45,14 +46,15 @@ def prepare(runtime: RuntimeName, module: nn.Module, x: Tensor, threads: int) ->
     return RUNTIMES[runtime](module.eval(), x, threads)
 
 
-def require(runtime: RuntimeName) -> None:
-    """Raise `UsageError` with what to install where a runtime's packages are missing."""
+def require(runtime: RuntimeName, who: str | None = None) -> None:
+    """Raise `UsageError` with what to install where a runtime's packages are missing; `who` needs them."""
     for package in PACKAGES.get(runtime, ()):
         try:
             importlib.import_module(package)
         except ImportError:
             raise UsageError(
-                f"the runtime {runtime} needs the package {package}", f"pip install 'igc-nas[{EXTRA[runtime]}]'"
+                f"{who or f'the runtime {runtime}'} needs the package {package}",
+                f"pip install 'igc-nas[{EXTRA[runtime]}]'",
             ) from None
 
 
@@ -61,22 +63,54 @@ def onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
 
     Call `require` before. Raises `IgcNasError` where the exporter fails.
     """
-    # Channels-last weights would be exported with two transpositions around every interleave.
-    module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model: bytes = onnx_model(module, x).SerializeToString()
+    return model
+
+
+def onnx_model(module: nn.Module, x: Tensor, any_batch: bool = False) -> Any:
+    """The network as an ONNX `ModelProto` that reads `image` and writes `logits`, for x's batch or for any.
+
+    Call `require` before. Raises `IgcNasError` where the exporter fails.
+    """
+    batch: dict[str, Any] = {"dynamic_shapes": ANY_BATCH} if any_batch else {}
+    with quiet_exporter("ONNX"):
+        program = torch.onnx.export(
+            contiguous(module),
+            (x,),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=["image"],
+            output_names=["logits"],
+            **batch,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+ANY_BATCH = ({0: torch.export.Dim("batch")},)
+"""The first dimension of the one input is free."""
+
+
+def contiguous(module: nn.Module) -> nn.Module:
+    """A copy in NCHW: channels-last weights would be exported with transpositions around every interleave."""
+    return copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+
+
+@contextlib.contextmanager
+def quiet_exporter(what: str) -> Iterator[None]:
+    """Torch's exporters without their warnings. Raises `IgcNasError`, in a line, where one fails."""
     noisy = logging.getLogger("torch.onnx")
     level = noisy.level
     noisy.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(module, (x,), dynamo=True, external_data=False, verbose=False)
+            yield
     except Exception as error:
-        raise IgcNasError(f"torch could not export the network to ONNX: {_first_line(error)}") from error
+        raise IgcNasError(f"torch could not export the network to {what}: {_first_line(error)}") from error
     finally:
         noisy.setLevel(level)
-    assert program is not None
-    model: bytes = program.model_proto.SerializeToString()
-    return model
 
 
 def _first_line(error: Exception) -> str:
@@ -111,7 +145,13 @@ def _compiled(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor
 
 def _onnxruntime(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
     require("onnxruntime")
-    model = onnx_bytes(module, x.contiguous())
+    run = onnx_session(onnx_bytes(module, x.contiguous()), threads)
+    x = x.contiguous()
+    return lambda: run(x)
+
+
+def onnx_session(model: bytes, threads: int) -> Callable[[Tensor], Tensor]:
+    """An ONNX model as ONNX Runtime runs it on a CPU: images to logits."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -119,8 +159,8 @@ def _onnxruntime(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Ten
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: x.contiguous().numpy()}
-    return lambda: torch.from_numpy(session.run(None, feed)[0])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
 def _openvino(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from igc_nas.errors import IgcNasError
-from igc_nas.files import write_whole
+from igc_nas.files import whole_folder, write_whole
 
 
 def test_writes_text_and_bytes_as_they_are(tmp_path: Path) -> None:
@@ -74,3 +74,57 @@ def test_a_link_is_followed_and_a_pipe_written_to(tmp_path: Path) -> None:
     reader.join(5)
     assert read == [b"flow"]
     assert (tmp_path / "pipe").is_fifo()
+
+
+# Folders.
+
+
+def test_a_folder_takes_its_place_whole(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        with whole_folder(tmp_path / "out") as folder:
+            assert folder.parent == tmp_path
+            (folder / "a").write_text(text)
+            assert text == "first" or (tmp_path / "out" / "a").read_text() == "first"
+        assert (tmp_path / "out" / "a").read_text() == text
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_block_that_fails_leaves_the_old_folder(there: bool, tmp_path: Path) -> None:
+    if there:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "a").write_text("old")
+
+    def interrupted() -> None:
+        with whole_folder(tmp_path / "out") as folder:
+            (folder / "a").write_text("half of")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [p.name for p in tmp_path.iterdir()] == (["out"] if there else [])
+    assert not there or (tmp_path / "out" / "a").read_text() == "old"
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("old")
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise OSError(errno.EACCES, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(IgcNasError, match=r"cannot write .*Permission denied"), whole_folder(tmp_path / "out"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "old"
+
+
+def test_a_folder_beside_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(IgcNasError, match="cannot write"), whole_folder(tmp_path / "nowhere" / "out"):
+        pass

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from builders import one_line, taken
+from safetensors.torch import save, save_file
+from torch import nn
 
 from igc_nas.architecture import load_architecture
 from igc_nas.check import count_by_others, torch_flops
@@ -11,6 +13,9 @@ from igc_nas.config import ArchConfig
 from igc_nas.cost import cost_of
 from igc_nas.errors import ConfigError
 from igc_nas.feasible import Feasible
+from igc_nas.lowering.table import Table
+from igc_nas.lowering.training import LoweredNetwork
+from igc_nas.lowering.variants import uniform_variants
 from igc_nas.network import build, create_model, interleave, load_weights
 from igc_nas.space import SearchSpace
 
@@ -146,3 +151,160 @@ def test_junk_is_no_weights(content: bytes, tmp_path) -> None:
 def test_missing_weights_are_named(tmp_path) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
         create_model("igcv1-l4m8-d8", weights=tmp_path / "nowhere.safetensors")
+
+
+@pytest.mark.parametrize("change", ["dtype", "less", "more", "shape"])
+def test_the_first_tensor_that_differs_is_named_in_the_network_s_order(change: str, tmp_path) -> None:
+    network = build(ArchConfig.parse(SMALL), 0)
+    tensors = network.state_dict()
+    name = "stage2.block1.norm1.bias"
+    match change:
+        case "dtype":
+            tensors[name] = tensors[name].long()
+        case "less":
+            del tensors[name]
+        case "more":
+            tensors[name := "zz.weight"] = torch.zeros(2)
+        case "shape":
+            for wrong in (name, "stage3.block1.project.weight"):
+                tensors[wrong] = tensors[wrong][:3].clone()
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match=rf"another architecture: {name} is ") as raised:
+        load_weights(network, tmp_path / "w.safetensors")
+    assert ("of int64" in one_line(raised)) is (change == "dtype")
+
+
+def test_half_precision_weights_are_taken(tmp_path) -> None:
+    network = build(ArchConfig.parse(SMALL), 0)
+    save_file(
+        {k: v.bfloat16() if v.is_floating_point() else v for k, v in network.state_dict().items()}, tmp_path / "w"
+    )
+    other = build(ArchConfig.parse(SMALL), 1)
+    load_weights(other, tmp_path / "w")
+    assert other.stem.conv.weight.dtype == torch.float32
+    torch.testing.assert_close(other.stem.conv.weight, network.stem.conv.weight, rtol=1e-2, atol=1e-2)
+
+
+def test_damaged_weights_are_refused_in_one_line_or_still_fit(tmp_path) -> None:
+    network, rng = build(ArchConfig.parse(SMALL), 0), np.random.default_rng(0)
+    whole, path = save(network.state_dict()), tmp_path / "w.safetensors"
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(150):
+        content = bytearray(whole)
+        if rng.random() < 0.3:
+            content = content[: rng.integers(len(content))]
+        else:
+            for at in rng.integers(header if rng.random() < 0.8 else len(content), size=3):
+                content[at] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+        taken(lambda: load_weights(network, path))
+
+
+def test_a_checkpoint_and_other_classes_have_a_hint(tmp_path) -> None:
+    arch = ArchConfig.parse(SMALL)
+    path = tmp_path / "w.safetensors"
+    save_file({f"model.{k}": v for k, v in build(arch, 0).state_dict().items()}, path)
+    with pytest.raises(ConfigError) as raised:
+        create_model(arch, weights=path)
+    assert "looks like a checkpoint" in raised.value.hint
+    save_file(build(arch.with_classes(100), 0).state_dict(), path)
+    with pytest.raises(ConfigError) as raised:
+        create_model(arch, weights=path)
+    assert "they are of 100 classes (num_classes=100)" in raised.value.hint
+    assert create_model(arch, num_classes=100, weights=path).num_classes == 100
+
+
+# The surface of timm's models.
+
+
+def test_features_and_head_make_the_network() -> None:
+    model = create_model(ArchConfig.parse(SMALL), num_classes=7, seed=0).eval()
+    x = torch.randn(2, 3, 32, 32)
+    features = model.forward_features(x)
+    assert features.shape == (2, model.num_features, 16, 16)
+    assert torch.equal(model.forward_head(features), model(x))
+    pooled = model.forward_head(features, pre_logits=True)
+    assert torch.equal(model.get_classifier()(pooled), model(x))
+    assert isinstance(model.get_classifier(), nn.Linear)
+    assert (model.num_classes, model.num_features) == (7, 16)
+
+
+@pytest.mark.parametrize("name", ["igcv3-d-cifar", "igcv1-l4m8-d8-res", "igcv2-c16-k8-d8", "regconv-w16-d8"])
+def test_feature_info_is_what_the_stages_write(name: str) -> None:
+    model, x = create_model(name, seed=0).eval(), torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        written = {}
+        for module, _ in model.named_children():
+            x = written[module] = model.get_submodule(module)(x)
+    stages = [f"stage{i}" for i in range(1, len(load_architecture(name).stages) + 1)]
+    assert [info["module"] for info in model.feature_info] == stages
+    for info in model.feature_info:
+        _, channels, height, _ = written[info["module"]].shape
+        assert (info["num_chs"], info["reduction"]) == (channels, 64 // height)
+    assert model.num_features == model.get_classifier().in_features
+
+
+def test_the_classifier_can_be_reset_and_taken_away() -> None:
+    model = create_model(ArchConfig.parse(SMALL), seed=0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.reset_classifier(23)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 23)
+    assert list(model.state_dict()) == list(before)
+    kept = {k: v for k, v in model.state_dict().items() if not k.startswith("classifier") and "running" not in k}
+    assert all(torch.equal(v, before[k]) for k, v in kept.items() if "num_batches" not in k)
+    assert model.training
+    assert model.classifier.training
+    model.eval().reset_classifier(0)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(x), model.forward_features(x).mean((2, 3)))
+    assert (model.num_classes, model.num_features) == (0, 16)
+    assert isinstance(model.get_classifier(), nn.Identity)
+    assert not model.classifier.training
+    model.reset_classifier(4)
+    assert model(x).shape == (2, 4)
+    for wrong in (-1, 1.5, True, "3", 10**9):
+        with pytest.raises(ConfigError, match="num_classes is a number"):
+            model.reset_classifier(wrong)
+
+
+def test_a_reset_network_is_lowered_and_deployed_as_any_other() -> None:
+    arch = ArchConfig.parse(SMALL)
+    model = create_model(arch, seed=0)
+    model.reset_classifier(23)
+    x = torch.randn(2, 3, 32, 32)
+    lowered = LoweredNetwork(model.eval(), model.plan, {}, torch.float32)
+    torch.testing.assert_close(lowered(x), model(x), rtol=1e-4, atol=1e-5)
+    with torch.inference_mode():
+        for variant in uniform_variants(model.plan):
+            module = variant.module(model, 2, Table(), "onnxruntime")
+            torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-4)
+    assert uniform_variants(model.plan)[0].params == sum(p.numel() for p in model.parameters())
+
+
+def test_num_classes_and_classes_are_one_thing(tmp_path) -> None:
+    arch = ArchConfig.parse(SMALL)
+    for asked in ({"num_classes": 5}, {"classes": 5}, {"num_classes": 5, "classes": 5}):
+        assert create_model(arch, **asked).num_classes == 5
+    with pytest.raises(ConfigError, match="are one thing"):
+        create_model(arch, num_classes=5, classes=6)
+    with pytest.raises(ConfigError, match="classes"):
+        create_model(arch, num_classes=-5)
+    save_file(build(arch, 0).state_dict(), tmp_path / "w.safetensors")
+    model = create_model(arch, num_classes=0, weights=tmp_path / "w.safetensors").eval()
+    whole = create_model(arch, weights=tmp_path / "w.safetensors").eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(x), whole.forward_head(whole.forward_features(x), pre_logits=True))
+
+
+def test_ordinary_training_code_runs() -> None:
+    model = create_model(ArchConfig.parse(SMALL), num_classes=3, seed=0)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    x, labels = torch.randn(12, 3, 16, 16), torch.arange(12) % 3
+    losses = []
+    for _ in range(15):
+        loss = nn.functional.cross_entropy(model(x), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]

@@ -8,7 +8,7 @@ import sys
 import click
 
 from igc_nas import __version__
-from igc_nas.cli import benching, measuring, reading, reporting, searching, using
+from igc_nas.cli import benching, exporting, measuring, reading, reporting, searching, using
 from igc_nas.cli.output import say
 from igc_nas.errors import IgcNasError
 from igc_nas.units import printable
@@ -24,7 +24,7 @@ def main(debug: bool) -> None:  # `run` looks for --debug itself: it must know b
     """
 
 
-for module in (searching, reading, reporting, measuring, using, benching):
+for module in (searching, reading, reporting, measuring, exporting, using, benching):
     for command in module.COMMANDS:
         main.add_command(command)
 

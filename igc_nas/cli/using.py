@@ -1,8 +1,9 @@
-"""Commands that make something: train, export, dashboard, data."""
+"""Commands that make something: train, dashboard, data."""
 
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,31 +60,7 @@ def train(arch: str, threads: int | None, root: Path, **flags: Any) -> None:
             f"test error {100 * result['test_error']:.2f} % on {result['test_images']:,} images of {result['dataset']}",
             f"weights   {result['weights']}",
         )
-
-
-@click.command()
-@click.argument("study")
-@click.option("--pick", default="knee", show_default=True, help="knee, best-error, trial:N or under:params=500k.")
-@click.option("-o", "--out", type=FILE, help="File to write. [default: stdout]")
-@click.option("--force", is_flag=True, help="Overwrite the file.")
-@storage_option
-@studies_dir
-def export(study: str, pick: str, out: Path | None, force: bool, storage: str | None, root: Path) -> None:
-    """Write an architecture of STUDY as a config that show, cost, measure, train and Python accept."""
-    from igc_nas.export import config_text
-
-    loaded = load(study, root, storage)
-    candidate = loaded.pick(pick)
-    text = config_text(loaded, candidate)
-    if out is None:
-        put(text.rstrip("\n"))
-        return
-    from igc_nas.files import write_whole
-
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists", "choose another -o, or add --force")
-    write_whole(out, text)
-    say(f"trial {candidate.trial} of {loaded.spec.name}: {candidate.arch}", f"wrote {out}", f"igc-nas train {out}")
+        say(f"igc-nas export {shlex.quote(str(run.folder))} --format dir -o NAME")
 
 
 @click.command()
@@ -144,4 +121,4 @@ def _download_bar() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-COMMANDS = (train, export, dashboard, data)
+COMMANDS = (train, dashboard, data)

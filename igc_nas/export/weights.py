@@ -1,0 +1,79 @@
+"""The weights that go with an architecture: a safetensors file or a training's folder, and what that says of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import ConfigDict, Field
+
+from igc_nas.config import Frozen, read_text
+from igc_nas.errors import ConfigError, StudyError
+from igc_nas.export.source import Source, Trained
+from igc_nas.longrun import RESULT_FILE, WEIGHTS_FILE
+from igc_nas.network import Network, build, load_weights
+
+
+class Result(Frozen):
+    """What is read of a training's result.json; it says more."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
+
+    id: str
+    test_error: Annotated[float, Field(ge=0, le=1)]
+    test_images: Annotated[int, Field(ge=1)]
+    dataset: str
+    epochs: int | None = None
+    seed: int | None = None
+
+
+def loaded(source: Source, weights: Path | None, seed: int) -> tuple[Source, Network]:
+    """(the source with what is known of the weights, its network with them, evaluating).
+
+    `weights` is a safetensors file or a training's folder; None initialises the network from `seed`. Raises
+    `ConfigError` where they do not fit, `StudyError` where the folder holds none.
+    """
+    network = build(source.arch, seed).eval()
+    if weights is None:
+        return source, network
+    file, result = _find(weights)
+    load_weights(network, file)
+    broken = [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ConfigError(f"{file.name} holds numbers that are not finite, the first in {broken[0]}")
+    if result is None:
+        return source, network
+    if result.id != source.id:
+        raise ConfigError(
+            f"{file} was trained as the network {result.id}, and {source.name} is {source.id}: "
+            "its tensors have the same shapes, but it computes another function",
+            f"export {file.parent / 'arch.toml'} instead",
+        )
+    trained = Trained(result.test_error, result.test_images, result.dataset, result.epochs, result.seed)
+    return replace(source, trained=trained), network
+
+
+def _find(path: Path) -> tuple[Path, Result | None]:
+    """(the file, the result that a training has put beside it)."""
+    if path.is_dir():
+        file = path / WEIGHTS_FILE
+        if not file.is_file():
+            raise StudyError(
+                f"{path} has no {WEIGHTS_FILE}", "igc-nas train writes it at the end; the same command continues it"
+            )
+    else:
+        file = path
+    result = file.parent / RESULT_FILE
+    return file, _read(result) if file.name == WEIGHTS_FILE and result.is_file() else None
+
+
+def _read(path: Path) -> Result:
+    try:
+        data = json.loads(read_text(path))
+        return Result.parse(data if isinstance(data, dict) else {}, path.name)
+    except (ValueError, RecursionError, ConfigError) as error:
+        why = error.message if isinstance(error, ConfigError) else "not valid JSON"
+        raise StudyError(f"{path} is damaged: {why}", "move it away, and no test error is told") from None
