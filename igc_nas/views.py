@@ -2,78 +2,114 @@
 
 from __future__ import annotations
 
+import datetime
 import html
 import re
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from igc_nas.config import UNITS
-from igc_nas.cost import cost_of
+from igc_nas.config import UNITS, ArchConfig
+from igc_nas.cost import Cost, cost_of
 from igc_nas.dataset import is_synthetic
 from igc_nas.knowledge import knowledge_of
-from igc_nas.objectives import OBJECTIVES
-from igc_nas.record import Candidate, deployed_text
+from igc_nas.plan import arch_id
+from igc_nas.record import FINISHED, Candidate, FormTime, Latency, Trial, TrialState
 from igc_nas.reference import PRINTED, reference
 from igc_nas.results import Study
+from igc_nas.spec import StudySpec
 from igc_nas.units import format_count, format_ms
+
+Column = tuple[float | None, ...]
+"""A number for each trial; None where it is not known of one."""
 
 
 @dataclass(frozen=True)
-class Points:
-    """The completed trials as columns, in the order of the study.
+class TrialsView:
+    """Every trial of a study as columns, in the order of their numbers, whatever became of it.
 
     `columns` holds every objective by name. `low_ms` to `high_ms` is the 95 % interval of the latency, brought to the
-    normalised time; `units` is the mix of units ("igcv1+igcv3"); `hover` is what a point says of itself.
+    normalised time; `expected` is the error that a stopped training was expected to end with; `units` is the mix of
+    units ("igcv1+igcv3"). A trial of which no architecture is known has no id, no units and no numbers.
     """
 
     trial: tuple[int, ...]
-    columns: dict[str, tuple[float, ...]]
-    low_ms: tuple[float, ...]
-    high_ms: tuple[float, ...]
+    state: tuple[TrialState, ...]
+    id: tuple[str, ...]
+    units: tuple[str, ...]
+    columns: dict[str, Column]
+    low_ms: Column
+    high_ms: Column
+    expected: Column
     noisy: tuple[int, ...]
     """Rows with a noisy latency."""
-    units: tuple[str, ...]
-    hover: tuple[str, ...]
+
+    @cached_property
+    def complete(self) -> tuple[int, ...]:
+        """The rows of the completed trials."""
+        return tuple(row for row, state in enumerate(self.state) if state == "complete")
 
 
 @dataclass(frozen=True)
-class Papers:
+class PapersView:
     """The papers' networks with the test errors that they print, as columns; they have no latency."""
 
     name: tuple[str, ...]
+    source: tuple[str, ...]
     columns: dict[str, tuple[float, ...]]
-    hover: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class FrontView:
     """A front over two or three objectives, among all completed trials.
 
-    `front` and `members` are rows of `points`: the front over `objectives` (by the first one, ascending), and the
+    `front` and `members` are rows of `trials`: the front over `objectives` (by the first one, ascending), and the
     study's own front. `limits` are the budgets by objective.
     """
 
     objectives: tuple[str, ...]
-    points: Points
+    trials: TrialsView
     front: tuple[int, ...]
     members: tuple[int, ...]
     member_objectives: tuple[str, ...]
     limits: dict[str, float]
-    papers: Papers
+
+
+@dataclass(frozen=True)
+class FormsView:
+    """Candidates in each of the forms that were timed: a row for each form of each, the one that it runs in marked.
+
+    `macs` and `params` are what the form executes for one image and holds. Times are of the rounds in which the form
+    was chosen; a candidate without such rounds has the one form that its latency is of.
+    """
+
+    trial: tuple[int, ...]
+    form: tuple[str, ...]
+    params: tuple[int, ...]
+    macs: tuple[int, ...]
+    median_ms: tuple[float, ...]
+    low_ms: tuple[float, ...]
+    high_ms: tuple[float, ...]
+    chosen: tuple[int, ...]
+    """Rows that are the form in which the candidate runs."""
 
 
 @dataclass(frozen=True)
 class HypervolumeView:
     """Hypervolume after each completed trial; `reference` is the reference point in the objectives' own units.
 
-    Both are empty where the study has no bounds yet.
+    `busy_s` is the time in which trials ran until that one and all before it had ended, gaps between runs left out;
+    None where no time is recorded. All are empty where the study has no bounds yet.
     """
 
     objectives: tuple[str, ...]
     trials: tuple[int, ...]
     volumes: tuple[float, ...]
+    busy_s: Column
     reference: tuple[float, ...]
 
 
@@ -104,44 +140,98 @@ class KnowledgeView:
     sentence: str
 
 
-def unit_mix(candidate: Candidate) -> str:
+def unit_mix(arch: ArchConfig) -> str:
     """The units of an architecture, each once: `igcv1+igcv3`."""
-    used = {stage.unit for stage in candidate.arch.stages}
+    used = {stage.unit for stage in arch.stages}
     return "+".join(unit for unit in UNITS if unit in used)
 
 
-def points_view(study: Study) -> Points:
-    """The completed trials of a study as columns."""
-    candidates = study.candidates
-    intervals = [c.latency.normalised_interval_ms for c in candidates]
-    return Points(
-        trial=tuple(c.trial for c in candidates),
-        columns={name: tuple(shortened(o.of(c)) for c in candidates) for name, o in OBJECTIVES.items()},
-        low_ms=tuple(shortened(low) for low, _ in intervals),
-        high_ms=tuple(shortened(high) for _, high in intervals),
-        noisy=tuple(row for row, c in enumerate(candidates) if c.latency.noisy),
-        units=tuple(unit_mix(c) for c in candidates),
-        hover=tuple(_hover(c) for c in candidates),
+def trials_view(study: Study) -> TrialsView:
+    """Every trial of a study as columns."""
+    found = [_Known.of(trial) for trial in study.trials]
+    columns: dict[str, Column] = {"error": tuple(k.error for k in found)}
+    for metric in ("params", "macs", "flops", "activations"):
+        columns[metric] = tuple(None if k.cost is None else getattr(k.cost, metric) for k in found)
+    columns["latency"] = tuple(shortened(k.latency.normalised_ms) if k.latency else None for k in found)
+    intervals = [k.latency.normalised_interval_ms if k.latency else (None, None) for k in found]
+    return TrialsView(
+        trial=tuple(trial.number for trial in study.trials),
+        state=tuple(trial.state for trial in study.trials),
+        id=tuple(k.id for k in found),
+        units=tuple(unit_mix(trial.arch) if trial.arch else "" for trial in study.trials),
+        columns=columns,
+        low_ms=tuple(low and shortened(low) for low, _ in intervals),
+        high_ms=tuple(high and shortened(high) for _, high in intervals),
+        expected=tuple(
+            shortened(t.stopped.expected_error) if t.stopped and t.state == "stopped" else None for t in study.trials
+        ),
+        noisy=tuple(row for row, k in enumerate(found) if k.latency and k.latency.noisy),
     )
 
 
-def papers_view(study: Study) -> Papers:
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a trial, whatever became of it."""
+
+    id: str = ""
+    cost: Cost | None = None
+    latency: Latency | None = None
+    error: float | None = None
+
+    @classmethod
+    def of(cls, trial: Trial) -> _Known:
+        if trial.candidate and trial.state == "complete":
+            c = trial.candidate
+            return cls(c.id, c.cost, c.latency, shortened(c.score.error))
+        if trial.stopped and trial.state == "stopped":
+            return cls(trial.stopped.id, trial.stopped.cost, trial.stopped.latency)
+        return cls(arch_id(trial.arch), cost_of(trial.arch)) if trial.arch else cls()
+
+
+def forms_view(candidates: Iterable[Candidate]) -> FormsView:
+    """The forms of candidates, with their times."""
+    rows: list[tuple[int, str, FormTime]] = []
+    chosen = []
+    for c in candidates:
+        forms = c.latency.forms or {c.latency.form: _only_form(c)}
+        chosen += [len(rows) + place for place, form in enumerate(forms) if form == c.latency.form]
+        rows += [(c.trial, form, time) for form, time in forms.items()]
+    return FormsView(
+        trial=tuple(number for number, _, _ in rows),
+        form=tuple(form for _, form, _ in rows),
+        params=tuple(time.params for _, _, time in rows),
+        macs=tuple(time.macs for _, _, time in rows),
+        median_ms=tuple(shortened(time.median_ms) for _, _, time in rows),
+        low_ms=tuple(shortened(time.low_ms) for _, _, time in rows),
+        high_ms=tuple(shortened(time.high_ms) for _, _, time in rows),
+        chosen=tuple(chosen),
+    )
+
+
+def _only_form(candidate: Candidate) -> FormTime:
+    latency, cost = candidate.latency, candidate.cost
+    params = latency.deployed_params or cost.params
+    return FormTime(
+        params=params,
+        macs=latency.deployed_macs or cost.macs,
+        weight_bytes=latency.weight_bytes or 4 * params,
+        median_ms=latency.median_ms,
+        low_ms=latency.low_ms,
+        high_ms=latency.high_ms,
+    )
+
+
+def papers_view(study: Study) -> PapersView:
     """The papers' networks with a printed error for the study's dataset; none where it is neither of CIFAR."""
     found = re.match(r"cifar100?(?![0-9])", study.spec.dataset)
     printed = {name: p for name, p in PRINTED.items() if found and found[0] in p.error}
-    costs = {name: cost_of(reference(name, study.spec.classes).arch).as_dict() for name in printed}
-    errors = {name: p.error[found[0]] for name, p in printed.items() if found}
-    columns = {metric: tuple(cost[metric] for cost in costs.values()) for metric in ("params", "macs", "flops")}
-    columns["activations"] = tuple(cost["activations"] for cost in costs.values())
-    return Papers(
+    costs = [cost_of(reference(name, study.spec.classes).arch).as_dict() for name in printed]
+    errors = tuple(p.error[found[0]] for p in printed.values() if found)
+    metrics = ("params", "macs", "flops", "activations")
+    return PapersView(
         name=tuple(printed),
-        columns={"error": tuple(errors.values()), **columns},
-        hover=tuple(
-            f"<b>{name}</b><br>{p.source}<br>"
-            f"printed test error {format_value('error', errors[name])}, not comparable with proxy errors<br>"
-            f"{costs[name]['params']:,} parameters · {format_count(costs[name]['macs'])} MACs"
-            for name, p in printed.items()
-        ),
+        source=tuple(p.source for p in printed.values()),
+        columns={"error": errors} | {metric: tuple(cost[metric] for cost in costs) for metric in metrics},
     )
 
 
@@ -150,18 +240,17 @@ def front_view(study: Study, objectives: Sequence[str] | None = None) -> FrontVi
     names = tuple(objectives or study.spec.objectives)
     return FrontView(
         objectives=names,
-        points=points_view(study),
+        trials=trials_view(study),
         front=front_rows(study, names),
         members=front_rows(study, study.spec.objectives),
         member_objectives=study.spec.objectives,
         limits=limits(study),
-        papers=papers_view(study),
     )
 
 
 def front_rows(study: Study, objectives: Sequence[str]) -> tuple[int, ...]:
-    """The front over `objectives` as rows of the completed trials, by the first objective ascending."""
-    row_of = {candidate.trial: row for row, candidate in enumerate(study.candidates)}
+    """The front over `objectives` as rows of the trials, by the first objective ascending."""
+    row_of = {trial.number: row for row, trial in enumerate(study.trials)}
     return tuple(row_of[candidate.trial] for candidate in study.front(objectives))
 
 
@@ -169,12 +258,50 @@ def hypervolume_view(study: Study) -> HypervolumeView:
     """Hypervolume of the study's front after each completed trial."""
     names, bounds = study.spec.objectives, study.spec.bounds
     curve = study.hypervolume_curve()
+    busy = _busy_until(study) if curve else {}
     return HypervolumeView(
         objectives=names,
         trials=tuple(count for count, _ in curve),
         volumes=tuple(volume for _, volume in curve),
+        busy_s=tuple(busy.get(c.trial) for c in study.contenders) if curve else (),
         reference=tuple(bounds[name][1] for name in names) if all(name in bounds for name in names) else (),
     )
+
+
+def _busy_until(study: Study) -> dict[int, float | None]:
+    """For each trial how long trials had run when it and all before it had ended; None where it is not recorded."""
+    spans: dict[int, tuple[float, float] | None] = {t.number: _span(t) for t in study.trials if t.state in FINISHED}
+    moments = sorted(span for span in spans.values() if span)
+    ends, before = [], []  # of each uninterrupted stretch: its end, and the gaps before it
+    end, gaps = (moments[0][0], moments[0][0]) if moments else (0.0, 0.0)
+    for begun, ended in moments:
+        if begun > end:
+            ends.append(end)
+            before.append(gaps)
+            gaps += begun - end
+        end = max(end, ended)
+    ends.append(end)
+    before.append(gaps)
+    found: dict[int, float | None] = {}
+    latest = 0.0
+    for number, span in sorted(spans.items()):
+        if span is None:
+            found[number] = None
+            continue
+        latest = max(latest, span[1] - before[bisect_left(ends, span[1])])
+        found[number] = shortened(latest)
+    return found
+
+
+def _span(trial: Trial) -> tuple[float, float] | None:
+    """When a trial began and ended, in seconds since 1970; None where it is not recorded."""
+    if trial.started is None or trial.wall_s is None:
+        return None
+    try:
+        begun = datetime.datetime.fromisoformat(trial.started)
+        return begun.timestamp(), begun.timestamp() + trial.wall_s
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def curves_view(study: Study) -> CurvesView:
@@ -233,25 +360,19 @@ def format_value(name: str, value: float) -> str:
     return format_ms(value) if name == "latency" else format_count(round(value))
 
 
+def visible(text: object) -> str:
+    """Text from a file without control characters and marks that turn its direction."""
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(text))
+
+
 def plain(text: object) -> str:
-    """Text from a file for HTML and for plotly: escaped, without control characters and marks that turn direction."""
-    visible = ("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(text))
-    return html.escape("".join(visible), quote=False).replace('"', "&#34;").replace("'", "&#39;")
+    """Text from a file for HTML and for plotly: visible and escaped."""
+    return html.escape(visible(text), quote=False).replace('"', "&#34;").replace("'", "&#39;")
 
 
 def shortened(value: float) -> float:
     """Five significant digits are enough for a pixel; counts stay whole."""
     return value if isinstance(value, int) else float(f"{value:.5g}")
-
-
-def _hover(candidate: Candidate) -> str:
-    cost, noisy = candidate.cost, " · noisy" if candidate.latency.noisy else ""
-    return (
-        f"<b>trial {candidate.trial}</b> · {plain(candidate.id)}<br>{str(candidate.arch).replace(' | ', ' |<br>')}<br>"
-        f"error {format_value('error', candidate.score.error)} · {cost.params:,} parameters · "
-        f"{format_count(cost.macs)} MACs<br>latency {latency_text(candidate)}{noisy}<br>"
-        f"as {plain(deployed_text(candidate))}"
-    )
 
 
 def latency_text(candidate: Candidate) -> str:
@@ -280,3 +401,28 @@ def budget_text(study: Study) -> str:
 def search_command(study: Study) -> str:
     """The command that starts or continues the study."""
     return f"igc-nas search --study {shlex.quote(study.spec.name)}"
+
+
+def disagreements(specs: Sequence[StudySpec]) -> tuple[str, ...]:
+    """What studies that are shown side by side do not share, in sentences: which numbers cannot be compared."""
+    found = []
+    if len({(spec.dataset, spec.dataset_sha256, spec.classes) for spec in specs}) > 1:
+        names = "; ".join(dict.fromkeys(visible(spec.dataset) for spec in specs))
+        found.append(f"The datasets differ ({names}): errors cannot be compared.")
+    recipes = sorted(_differing([spec.recipe.model_dump() for spec in specs]))
+    if recipes:
+        found.append(f"The recipes differ in {', '.join(recipes)}: errors are of different trainings.")
+    latencies = sorted(_differing([spec.latency.model_dump() for spec in specs]))
+    if "device" in latencies:
+        names = "; ".join(dict.fromkeys(visible(spec.latency.device) for spec in specs))
+        found.append(f"The latency devices differ ({names}): times cannot be compared.")
+    if rest := [key for key in latencies if key != "device"]:
+        found.append(f"Latency was measured under different conditions ({', '.join(rest)}).")
+    if len({(spec.objectives, tuple(sorted(spec.bounds.items()))) for spec in specs}) > 1:
+        found.append("The scales of the hypervolume differ: its values cannot be compared.")
+    return tuple(found)
+
+
+def _differing(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The keys whose values are not the same in all records."""
+    return (key for key in records[0] if any(record[key] != records[0][key] for record in records))

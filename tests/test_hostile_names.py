@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import test_cli
 import test_export
-import test_plots
+import test_page
 from commands import Answer, Command
 from mutations import as_json, as_toml
 
@@ -50,7 +50,7 @@ def is_text(name: str) -> bool:
 
 
 NAMES = sorted(
-    {n for n in (*test_cli.HOSTILE, *test_export.HOSTILE, *test_plots.HOSTILE, *FORMULAS, *MORE) if is_text(n)}
+    {n for n in (*test_cli.HOSTILE, *test_export.HOSTILE, *test_page.HOSTILE, *FORMULAS, *MORE) if is_text(n)}
 )
 SOME = [
     "</script><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onfocus=alert(1) autofocus='",
@@ -170,7 +170,7 @@ def test_a_name_stays_text_in_the_page(name: str, hostile: Path, cli: Command) -
     harmless(cli("dashboard", "s"))
     write(Path("studies/t"), "plain" if not name.startswith("shapes") else "shapes")
     harmless(cli("dashboard", "t"))
-    found, usual = (test_plots.Page((Path("studies") / s / "dashboard.html").read_text()) for s in "st")
+    found, usual = (test_page.Page((Path("studies") / s / "dashboard.html").read_text()) for s in "st")
     assert [tag for tag, _ in found.elements] == [tag for tag, _ in usual.elements]
     assert [set(attributes) for _, attributes in found.elements] == [
         set(attributes) for _, attributes in usual.elements

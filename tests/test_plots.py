@@ -1,13 +1,6 @@
 from __future__ import annotations
 
-import base64
-import hashlib
 import itertools
-import json
-import re
-import subprocess
-import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,76 +10,26 @@ from families import RECIPE, RUNGS, blurred, by_size, make, stop
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.knowledge import knowledge_of
 from igc_nas.objectives import OBJECTIVES, values
-from igc_nas.page import asset, dashboard, write_dashboard
 from igc_nas.pareto import dominates
-from igc_nas.plots import (
-    PAPERS,
-    curves_figure,
-    front_figure,
-    front_picture,
-    hypervolume_figure,
-    knowledge_figure,
-)
+from igc_nas.plots import front_figure, front_picture
+from igc_nas.record import FormTime, Trial
 from igc_nas.results import Study
 from igc_nas.views import (
     curves_view,
+    disagreements,
+    forms_view,
     front_rows,
     front_view,
     hypervolume_view,
     knowledge_view,
     papers_view,
     plain,
-    points_view,
+    trials_view,
     unit_mix,
 )
-from studies import make_study
+from studies import make_spec, make_study
 
 PAIRS = list(itertools.combinations(OBJECTIVES, 2))
-HOSTILE = (
-    "</script><script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "' onfocus=alert(1) autofocus='",
-    "<!-- <script>",
-    "&lt;b&gt; &amp;",
-    "\u202egnp.exe\u2066 \u200f",
-    "\x1b[31mred\x07\x00\ud800",
-    "שלום עולם",
-    "${alert(1)} %{x} {{7*7}}",
-    "\u2028\u2029",
-)
-
-
-class Page(HTMLParser):
-    """What a browser would take from a page: elements with their attributes, and the text of scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.words: list[str] = []
-        self._inside = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._inside = tag
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside == "script":
-            self.scripts[-1] += data
-        else:
-            self.words.append(data)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = json.loads(self.scripts[0])
-        return loaded
 
 
 @pytest.fixture(scope="module")
@@ -94,22 +37,11 @@ def study() -> Study:
     return make_study(60, others=["failed", "infeasible", "infeasible", "running"])
 
 
-@pytest.fixture(scope="module")
-def page(study: Study) -> Page:
-    return Page(dashboard(study))
-
-
 def on_the_way(n: int = 30, stopped: int = 6) -> Study:
     """A study with rungs, the last `stopped` of its trainings given up at one."""
     rungs = {at: blurred(by_size, 0.02, at) for at in RUNGS}
     study = make(n, blurred(by_size, 0.01, 0), rungs, recipe=RECIPE | {"rungs": RUNGS}, stop=0.05)
     return stop(study, n - stopped)
-
-
-@pytest.fixture
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page without the 5 MB of plotly.js."""
-    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "/* plotly.js v0 */")
 
 
 # views
@@ -124,18 +56,36 @@ def test_a_front_is_what_brute_force_finds(study: Study, names: tuple[str, ...])
     assert list(view.front) == sorted(view.front, key=lambda i: points[i])
 
 
-def test_columns_are_the_candidates(study: Study) -> None:
-    points = points_view(study)
-    assert set(points.columns) == set(OBJECTIVES)
-    for row, candidate in enumerate(study.candidates):
-        assert points.trial[row] == candidate.trial
-        assert points.units[row] == unit_mix(candidate)
+def test_columns_are_the_trials(study: Study) -> None:
+    view = trials_view(study)
+    assert set(view.columns) == set(OBJECTIVES)
+    assert view.trial == tuple(trial.number for trial in study.trials)
+    assert [view.trial[row] for row in view.complete] == [c.trial for c in study.candidates]
+    for row, candidate in zip(view.complete, study.candidates, strict=True):
+        assert view.id[row] == candidate.id
+        assert view.units[row] == unit_mix(candidate.arch)
         for name, objective in OBJECTIVES.items():
-            assert points.columns[name][row] == pytest.approx(objective.of(candidate), rel=1e-4)
-        assert points.low_ms[row] <= points.columns["latency"][row] <= points.high_ms[row]
-        assert (row in points.noisy) == candidate.latency.noisy
-        assert f"trial {candidate.trial}<" in points.hover[row]
-        assert candidate.id in points.hover[row]
+            assert view.columns[name][row] == pytest.approx(objective.of(candidate), rel=1e-4)
+        assert view.low_ms[row] <= view.columns["latency"][row] <= view.high_ms[row]
+        assert (row in view.noisy) == candidate.latency.noisy
+
+
+def test_of_a_trial_that_did_not_complete_is_told_what_is_known() -> None:
+    study = on_the_way()
+    arch = study.candidates[0].arch
+    over = Trial(number=30, state="infeasible", params={}, arch=arch, reason="over")
+    nothing = Trial(number=31, state="infeasible", params={}, reason="no network")
+    view = trials_view(Study(study.spec, (*study.trials, over, nothing)))
+    for row in range(24, 30):
+        stopped = study.trials[row].stopped
+        assert stopped
+        assert view.columns["error"][row] is None
+        assert view.expected[row] == pytest.approx(stopped.expected_error, rel=1e-4)
+        assert view.columns["macs"][row] == stopped.cost.macs
+        assert view.columns["latency"][row] == pytest.approx(stopped.latency.normalised_ms, rel=1e-4)
+    assert (view.columns["params"][30], view.columns["latency"][30]) == (study.candidates[0].cost.params, None)
+    assert view.id[30] == study.candidates[0].id
+    assert (view.id[31], view.units[31], view.columns["params"][31]) == ("", "", None)
 
 
 def test_an_interval_is_brought_to_the_normalised_time(study: Study) -> None:
@@ -154,7 +104,7 @@ def test_members_are_the_studys_own_front(study: Study) -> None:
 def test_budgets_are_lines_on_their_axes() -> None:
     view = front_view(make_study(3, budget={"params": 10**6, "macs": 10**8, "latency_ms": 5.0}), ("params", "latency"))
     assert view.limits == {"params": 10**6, "macs": 10**8, "flops": 2 * 10**8, "latency": 5.0}
-    across, up = front_figure(view).layout.shapes
+    across, up = front_figure(view, "error").layout.shapes
     assert (across.xref, across.x0, across.x1, across.yref) == ("x", 10**6, 10**6, "paper")
     assert (up.yref, up.y0, up.y1, up.xref) == ("y", 5.0, 5.0, "paper")
 
@@ -174,7 +124,7 @@ def test_the_papers_numbers(study: Study) -> None:
     row = papers.name.index("igcv3-d-cifar")
     assert papers.columns["error"][row] == 0.0504
     assert papers.columns["params"][row] == 2_223_498
-    assert "not comparable" in papers.hover[row]
+    assert papers.source[row] == "IGCV3, IGCV3-D 1.0x"
 
 
 def test_hypervolume_never_falls(study: Study) -> None:
@@ -185,11 +135,40 @@ def test_hypervolume_never_falls(study: Study) -> None:
     assert view.reference == (0.9, 2_000_000, 60.0)
 
 
-@pytest.mark.usefixtures("_small")
 def test_hypervolume_without_a_scale() -> None:
     view = hypervolume_view(make_study(3, bounds={}))
-    assert (view.trials, view.volumes, view.reference) == ((), (), ())
-    assert "no scale yet" in dashboard(make_study(3, bounds={}))
+    assert (view.trials, view.volumes, view.busy_s, view.reference) == ((), (), (), ())
+
+
+def test_time_is_that_in_which_trials_ran() -> None:
+    """Three trials: two beside each other, then a night, then one that ends before the trial begun ahead of it."""
+    at = ("2026-01-01T10:00:00+00:00", "2026-01-01T10:00:30+00:00", "2026-01-02T08:00:00+00:00")
+    began = (*at, "2026-01-02T08:00:10+00:00")
+    walls = (60.0, 90.0, 100.0, 10.0)
+    study = make_study(4)
+    trials = [
+        trial.model_copy(update={"started": started, "wall_s": wall})
+        for trial, started, wall in zip(study.trials, began, walls, strict=True)
+    ]
+    assert hypervolume_view(Study(study.spec, tuple(trials))).busy_s == (60, 120, 220, 220)
+    unknown = [trials[0], trials[1].model_copy(update={"started": None}), *trials[2:]]
+    assert hypervolume_view(Study(study.spec, tuple(unknown))).busy_s == (60, None, 160, 160)
+
+
+def test_forms_are_those_that_were_timed(study: Study) -> None:
+    view = forms_view(study.candidates)
+    assert view.trial == tuple(c.trial for c in study.candidates)
+    assert view.chosen == tuple(range(60)), "a candidate without times of its forms has the one it was measured in"
+    assert view.median_ms == pytest.approx([c.latency.median_ms for c in study.candidates], rel=1e-4)
+    first = study.candidates[0]
+    times = {
+        name: FormTime(params=2, macs=macs, weight_bytes=8, median_ms=ms, low_ms=ms, high_ms=ms)
+        for name, macs, ms in (("factored", 10, 3.0), ("dense", 40, 1.0))
+    }
+    latency = first.latency.model_copy(update={"forms": times, "form": "dense"})
+    view = forms_view([first.model_copy(update={"latency": latency}), study.candidates[1]])
+    assert (view.form, view.chosen) == (("factored", "dense", "factored"), (1, 2))
+    assert view.macs == (10, 40, study.candidates[1].cost.macs)
 
 
 def test_curves_are_the_rungs_and_the_end() -> None:
@@ -221,8 +200,8 @@ def test_what_is_known_is_what_knowledge_says(study: Study) -> None:
     view, known = knowledge_view(study), knowledge_of(study)
     assert view
     assert known
-    assert view.trial == known.trials == points_view(study).trial
-    assert view.observed == points_view(study).columns["error"]
+    assert view.trial == known.trials == tuple(c.trial for c in study.candidates)
+    assert view.observed == pytest.approx([c.score.error for c in study.candidates], rel=1e-4)
     assert view.expected == pytest.approx(known.expected, rel=1e-4)
     assert view.deviation == pytest.approx(known.deviation, rel=1e-4)
     assert view.sentence == known.sentence()
@@ -232,221 +211,27 @@ def test_little_is_known_of_few_trials() -> None:
     assert knowledge_view(make_study(15)) is None
 
 
-# figures
+# what studies share
 
 
-def test_every_training_is_drawn_once() -> None:
-    study = on_the_way()
-    view = curves_view(study)
-    drawn = {(trace.name, trace.mode): trace for trace in curves_figure(view).data}
-    front = f"front over {', '.join(study.spec.objectives)}"
-    assert set(drawn) == {
-        ("complete", "lines"), ("stopped", "lines"), ("stopped", "markers"), (front, "lines+markers")
-    }  # fmt: skip
-    lines = [trace for trace in drawn.values() if "lines" in trace.mode]
-    rows = [
-        (trial, x, y)
-        for trace in lines
-        for trial, x, y in zip(trace.customdata, trace.x, trace.y, strict=True)
-        if x is not None
-    ]
-    assert sorted(rows) == [
-        (view.trial[row], *point)
-        for row in range(len(view.trial))
-        for point in zip(view.samples[row], view.errors[row], strict=True)
-    ]
-    crosses = drawn["stopped", "markers"]
-    assert [x for x in crosses.x if x is not None] == [RUNGS[-1]] * 6
-    assert crosses.marker.symbol == "x-thin"
-    gaps = sum(x is None for trace in lines for x in trace.x)
-    assert gaps == 30 - len(lines), "a gap between two trainings"
+def test_equal_questions_agree() -> None:
+    assert disagreements([make_spec(name="a"), make_spec(name="b", seed=1)]) == ()
 
 
-def test_left_out_predictions_are_drawn_with_their_intervals(study: Study) -> None:
-    view = knowledge_view(study)
-    assert view
-    points, diagonal = knowledge_figure(view).data
-    assert (points.x, points.y) == (view.observed, view.expected)
-    assert list(points.error_y.array) == pytest.approx([1.96 * d for d in view.deviation], rel=1e-4)
-    assert diagonal.x == diagonal.y == (min(view.observed + view.expected), max(view.observed + view.expected))
-
-
-def test_every_completed_trial_is_one_point(study: Study) -> None:
-    view = front_view(study, ("params", "error"))
-    figure = front_figure(view)
-    drawn = [(x, y) for t in figure.data if t.meta["role"] == "points" for x, y in zip(t.x, t.y, strict=True)]
-    assert sorted(drawn) == sorted(zip(view.points.columns["params"], view.points.columns["error"], strict=True))
-    line = next(t for t in figure.data if t.meta["role"] == "front")
-    assert list(line.x) == [view.points.columns["params"][row] for row in view.front]
-
-
-@pytest.mark.parametrize(("names", "drawn"), [(("params", "error"), False), (("macs", "latency"), True)])
-def test_what_latency_brings(study: Study, names: tuple[str, str], drawn: bool) -> None:
-    figure = front_figure(front_view(study, names))
-    by_role = {trace.meta["role"]: trace for trace in figure.data}
-    assert bool(by_role["noisy"].x) == drawn
-    assert (by_role["points"].error_y.array is not None) == drawn
-    assert bool(by_role["papers"].y) != drawn
-
-
-def test_colour_by_an_objective(study: Study) -> None:
-    figure = front_figure(front_view(study, ("params", "error")), "latency")
-    bar = figure.layout.coloraxis.colorbar
-    assert bar.ticktext[0].endswith(" ms")
-    assert len(bar.tickvals) == len(bar.ticktext) == 5
-
-
-def test_three_dimensions(study: Study) -> None:
-    figure = front_figure(front_view(study))
-    assert {trace.type for trace in figure.data} == {"scatter3d"}
-    assert figure.layout.scene.xaxis.type == "linear"
-    assert figure.layout.scene.yaxis.type == "log"
-
-
-def test_the_hypervolumes_line_keeps_its_steps(study: Study) -> None:
-    view = hypervolume_view(study)
-    (line,) = hypervolume_figure(view).data
-    drawn = dict(zip(line.x, line.y, strict=True))
-    height = 0.0
-    for trial, volume in zip(view.trials, view.volumes, strict=True):
-        height = drawn.get(trial, height)
-        assert height == pytest.approx(volume, rel=1e-4)
-    assert len(drawn) < 60
-
-
-# the page
-
-
-def test_one_plotly_and_nothing_from_outside(page: Page) -> None:
-    assert len(page.scripts) == 3
-    assert sum("plotly.js v" in script[:200] for script in page.scripts) == 1
-    for tag, attributes in page.elements:
-        assert not {"src", "href", "srcset", "action", "style"} & set(attributes), tag
-        assert tag not in ("link", "img", "iframe", "object", "embed", "base")
-    assert "@import" not in asset("page.css")
-    assert "url(" not in asset("page.css")
-
-
-def test_only_the_pages_own_scripts_may_run(page: Page) -> None:
-    (policy,) = (a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy is not None
-    assert policy.startswith("default-src 'none'; ")
-    allowed = re.findall(r"'sha256-([^']+)'", policy)
-    assert allowed == [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in page.scripts[1:]]
-    assert "unsafe-eval" not in policy
-    assert "unsafe-inline" not in policy.partition("style-src")[0]
-
-
-def test_elements_are_named_once_and_controls_labelled(page: Page) -> None:
-    ids = [a["id"] for _, a in page.elements if "id" in a]
-    assert len(ids) == len(set(ids))
-    labelled = {a["for"] for tag, a in page.elements if tag == "label"}
-    assert labelled == {a["id"] for tag, a in page.elements if tag == "select"} == {"igc-x", "igc-y", "igc-colour"}
-    assert {"igc-flat", "igc-solid", "igc-volume", "igc-data"} <= set(ids)
-
-
-def test_every_two_axes_have_their_front(study: Study, page: Page) -> None:
-    pairs = page.data["pairs"]
-    assert set(pairs) == {",".join(pair) for pair in itertools.permutations(OBJECTIVES, 2)}
-    for pair in itertools.permutations(OBJECTIVES, 2):
-        front = pairs[",".join(pair)]["front"]
-        assert sorted(front) == sorted(front_rows(study, sorted(pair, key=list(OBJECTIVES).index)))
-        across = [page.data["points"][pair[0]][row] for row in front]
-        assert across == sorted(across)
-        assert pairs[",".join(pair)]["layout"]["xaxis"]["title"]["text"] == OBJECTIVES[pair[0]].label
-
-
-@pytest.mark.usefixtures("_small")
-def test_the_table_is_the_front(study: Study) -> None:
-    text = dashboard(study)
-    body = text[text.index("<tbody>") : text.index("</tbody>")]
-    assert re.findall(r"<tr><td>(\d+)", body) == [str(c.trial) for c in study.front()]
-    for candidate in study.front():
-        assert f"<td>{candidate.cost.params:,}</td>" in body
-        assert f"<code>{candidate.arch}</code>" in body
-    assert f"igc-nas export test-study --pick trial:{study.pick('knee').trial} -o arch.toml" in text
-
-
-def test_the_question_and_the_counts(page: Page) -> None:
-    words = " ".join(page.words)
-    for expected in (
-        "igc_cifar",
-        "at most 2M parameters",
-        "error, params, latency",
-        "2 epochs of 4,000",
-        "known-cost, seed 0",
-    ):
-        assert expected in words
-    assert re.search(r"2\s+infeasible", words)
-    assert re.search(r"60\s+completed", words)
-    assert "not comparable" in PAPERS
-
-
-@pytest.mark.usefixtures("_small")
-@pytest.mark.parametrize("hostile", HOSTILE)
-def test_hostile_names_stay_text(hostile: str) -> None:
-    shown = make_study(2, name="x", space_name="x", latency={"device": "x"})
-    spec = shown.spec.model_copy(
-        update={
-            "name": hostile,
-            "dataset": hostile,
-            "space_name": hostile,
-            "latency": shown.spec.latency.model_copy(update={"device": hostile}),
-        }
-    )
-    trials = [
-        t.model_copy(update={"candidate": t.candidate.model_copy(update={"id": hostile})})
-        for t in shown.trials
-        if t.candidate
-    ]
-    text = dashboard(Study(spec, tuple(trials)))
-    text.encode()
-    usual = Page(dashboard(make_study(2, dataset="other")))
-    found = Page(text)
-    assert [tag for tag, _ in found.elements] == [tag for tag, _ in usual.elements]
-    assert [set(a) for _, a in found.elements] == [set(a) for _, a in usual.elements]
-    assert found.scripts[1:] == usual.scripts[1:]
-    assert not re.search(
-        "[\x00-\x08\x0b-\x1f\u200e\u200f\u202a-\u202e\u2066-\u2069]", text.replace(found.scripts[1], "")
-    )
-    front_figure(front_view(Study(spec, tuple(trials)))).to_json()
-
-
-@pytest.mark.usefixtures("_small")
-def test_the_page_shows_the_trainings_and_what_is_known() -> None:
-    study = on_the_way()
-    found = Page(dashboard(study))
-    words = " ".join(" ".join(found.words).split())
-    assert {"igc-curves", "igc-knowledge"} <= {a.get("id") for _, a in found.elements}
-    assert set(found.data["figures"]) == {"volume", "curves", "knowledge"}
-    known = knowledge_view(study)
-    assert known
-    assert known.sentence in words
-    assert "6 stopped" in words
-    assert "24 completed trials" in words
-    assert (
-        "after 2,000 and 4,000 images of 8,000; a training is stopped there where its chance to end on the front is "
-        "below 0.05: 6 of 30 were"
-    ) in words
-    assert "ends in a cross" in words
-
-
-@pytest.mark.usefixtures("_small")
-def test_the_page_of_a_study_without_rungs_has_no_curves() -> None:
-    found = Page(dashboard(make_study(3)))
-    assert "igc-curves" not in {a.get("id") for _, a in found.elements}
-    assert set(found.data["figures"]) == {"volume"}
-    words = " ".join(" ".join(found.words).split())
-    assert "3 completed trials: too few to tell how well the errors can be predicted." in words
-    assert "Rungs" not in words
-
-
-@pytest.mark.usefixtures("_small")
-def test_rungs_at_which_nothing_is_stopped() -> None:
-    study = make(2, by_size, {2000: by_size}, recipe=RECIPE | {"rungs": [2000]})
-    text = dashboard(study)
-    assert "after 2,000 images of 8,000; nothing is stopped there" in text
-    assert "ends in a cross" not in text
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dataset": "shapes"}, "The datasets differ (cifar10; shapes)"),
+        ({"dataset_sha256": "1" * 64}, "The datasets differ (cifar10)"),
+        ({"recipe": RECIPE | {"epochs": 3, "lr": 0.2}}, "The recipes differ in epochs, lr"),
+        ({"latency": {"device": "GPU"}}, "The latency devices differ (Test CPU; GPU)"),
+        ({"latency": {"device": "Test CPU", "batch": 8}}, "Latency was measured under different conditions (batch)"),
+        ({"objectives": ["error", "macs"]}, "The scales of the hypervolume differ"),
+    ],
+)
+def test_a_disagreement_is_named(changes: dict[str, Any], expected: str) -> None:
+    (line,) = disagreements([make_spec(), make_spec(**changes)])
+    assert line.startswith(expected)
 
 
 def test_plain_text() -> None:
@@ -455,73 +240,27 @@ def test_plain_text() -> None:
     assert plain("größer 你好 שלום") == "größer 你好 שלום"
 
 
-@pytest.mark.usefixtures("_small")
-@pytest.mark.parametrize(
-    ("dataset", "expected"),
-    [
-        ("shapes", "SYNTHETIC shapes: these errors say nothing about CIFAR-10."),
-        ("cifar10 (unofficial, sha256:0123)", "UNOFFICIAL data"),
-    ],
-)
-def test_a_banner_comes_first(dataset: str, expected: str) -> None:
-    for count in (0, 2):
-        text = dashboard(make_study(count, dataset=dataset))
-        main = text[text.index("<main>") :].removeprefix("<main>").lstrip()
-        assert main.startswith('<p class="banner"')
-        assert expected in main[:300]
-
-
-def test_official_data_has_no_banner(page: Page) -> None:
-    assert not any(a.get("class") == "banner" for _, a in page.elements)
-
-
-def test_a_study_without_a_trial_names_the_command() -> None:
-    text = dashboard(make_study(0, others=["failed"]))
-    assert "No completed trial yet" in text
-    assert "igc-nas search --study test-study" in text
-    assert "<script" not in text
-    assert "script-src 'none'" in text
-
-
-@pytest.mark.usefixtures("_small")
-@pytest.mark.parametrize("names", [["error", "macs"], ["latency", "error"], ["macs", "params", "activations"]])
-def test_other_objectives(names: list[str]) -> None:
-    found = Page(dashboard(make_study(4, objectives=names))).data
-    assert found["solid"]["axes"] == (names if len(names) == 3 else ["error", "params", "latency"])
-
-
-@pytest.mark.usefixtures("_small")
-def test_one_trial_and_equal_trials() -> None:
-    assert Page(dashboard(make_study(1))).data["pairs"]["params,error"]["front"] == [0]
-    first = make_study(1)
-    again = first.trials[0].model_copy(update={"number": 1, "candidate": first.candidates[0].model_copy()})
-    assert dashboard(Study(first.spec, (first.trials[0], again)))
-
-
-def test_written_whole(study: Study, tmp_path: Path) -> None:
-    write_dashboard(study, tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_bytes() == dashboard(study).encode()
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_ten_thousand_trials_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Study, "hypervolume_curve", lambda self: [(i, i / 1e5) for i in range(1, 10_001)])
-    study = make(10_000, by_size, dict.fromkeys(RUNGS, by_size), recipe=RECIPE | {"rungs": RUNGS}, stop=0.05)
-    text = dashboard(stop(study, 7_000))
-    assert len(text.encode()) <= 10_000_000
-    data = Page(text).data
-    assert len(data["points"]["error"]) == 7_000
-    assert sum(len(trace["x"]) for trace in data["figures"]["curves"]["data"]) > 30_000
-    assert len(data["figures"]["knowledge"]["data"][0]["x"]) == 400
-
-
-def test_importing_is_light() -> None:
-    code = "import sys, igc_nas.page; print([m for m in ('plotly', 'torch', 'optuna', 'pandas') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 # the picture
+
+
+def test_a_figure_is_its_view(study: Study) -> None:
+    view = front_view(study, ("params", "error"))
+    every, line, *_ = front_figure(view, "latency").data
+    columns = view.trials.columns
+    assert list(every.x) == [columns["params"][row] for row in view.trials.complete]
+    assert list(line.x) == [columns["params"][row] for row in view.front]
+    assert list(line.y) == [columns["error"][row] for row in view.front]
+
+
+@pytest.mark.parametrize(("names", "drawn"), [(("params", "error"), False), (("macs", "latency"), True)])
+def test_a_noisy_latency_is_marked_where_it_is_shown(study: Study, names: tuple[str, str], drawn: bool) -> None:
+    assert ("noisy latency" in {trace.name for trace in front_figure(front_view(study, names), "error").data}) == drawn
+
+
+def test_colour_by_an_objective(study: Study) -> None:
+    bar = front_figure(front_view(study, ("params", "error")), "latency").layout.coloraxis.colorbar
+    assert bar.ticktext[0].endswith(" ms")
+    assert len(bar.tickvals) == len(bar.ticktext) == 5
 
 
 def test_a_picture_needs_its_extra(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -14,6 +14,11 @@ from igc_nas.cli.loading import architecture, load, quiet_threads
 from igc_nas.cli.options import FILE, as_json, data_dir_option, device_option, storage_option, studies_dir
 from igc_nas.cli.output import put, put_json, say
 from igc_nas.errors import UsageError
+
+if TYPE_CHECKING:
+    from igc_nas.results import Study
+
+PORT = 8321
 
 
 @click.command()
@@ -64,26 +69,64 @@ def train(arch: str, threads: int | None, root: Path, **flags: Any) -> None:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", nargs=-1, required=True)
 @click.option("-o", "--out", type=FILE, help="File to write. [default: dashboard.html in the study's folder]")
 @click.option("--picture", type=FILE, help="Write the front as a .png or .svg picture, too (needs igc-nas[png]).")
+@click.option(
+    "--serve", "is_served", is_flag=True, help="Serve the page to this machine's browsers; it follows the search."
+)
+@click.option("--port", type=click.IntRange(0, 65_535), help=f"Port of --serve; 0 takes a free one. [default: {PORT}]")
 @storage_option
 @studies_dir
-def dashboard(study: str, out: Path | None, picture: Path | None, storage: str | None, root: Path) -> None:
-    """Write STUDY as one self-contained page: fronts, all trials, hypervolume, the papers' networks."""
-    from igc_nas.page import write_dashboard
+def dashboard(
+    study: tuple[str, ...],
+    out: Path | None,
+    picture: Path | None,
+    is_served: bool,
+    port: int | None,
+    storage: str | None,
+    root: Path,
+) -> None:
+    """Write STUDY, or several side by side, as one self-contained page: fronts, trials, choices, forms, trainings."""
+    from igc_nas.page.document import write_dashboard
     from igc_nas.plots import front_picture
     from igc_nas.results import PAGE_FILE
 
-    loaded = load(study, root, storage)
-    if out is None and loaded.folder is None:
-        raise UsageError(f"{loaded.spec.name} is read from a database and has no folder here", "name the file with -o")
-    page = out or (loaded.folder or Path()) / PAGE_FILE
+    if is_served and (out or picture):
+        raise UsageError("--serve writes no file", "leave out -o and --picture, or --serve")
+    if port is not None and not is_served:
+        raise UsageError("--port is a port to serve on", "add --serve")
+    first, *more = loaded = [load(name, root, storage) for name in study]
+    if is_served:
+        _serve(study, loaded, PORT if port is None else port, storage, root)
+    if more and (out is None or picture):
+        raise UsageError(
+            "a picture is of one study" if picture else "the page of several studies has no folder", "-o page.html"
+        )
+    if out is None and first.folder is None:
+        raise UsageError(f"{first.spec.name} is read from a database and has no folder here", "name the file with -o")
+    page = out or (first.folder or Path()) / PAGE_FILE
     write_dashboard(loaded, page)
     put(str(page))
     if picture:
-        front_picture(loaded, picture)
+        front_picture(first, picture)
         put(str(picture))
+
+
+def _serve(names: Sequence[str], studies: Sequence[Study], port: int, storage: str | None, root: Path) -> NoReturn:
+    """Serve the page until Ctrl-C."""
+    from functools import partial
+
+    from igc_nas.page.server import Page, Server, Watched
+
+    stored = storage is not None
+    watched = [
+        Watched(s, partial(load, n, root, storage) if stored else None) for n, s in zip(names, studies, strict=True)
+    ]
+    server = Server(Page(watched), port)
+    put(server.url)
+    say("to this machine only; it follows the search. Ctrl-C ends it")
+    server.run()
 
 
 @click.command()

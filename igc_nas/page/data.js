@@ -1,0 +1,96 @@
+// The studies: columns decoded to one record for each trial, and the fronts among them.
+
+const OBJECTIVES = new Map();  // name -> {label, log}
+let studies = [], plans = {};
+
+const texts = column => column.at.map(number => column.of[number]);
+
+function decode(payload) {
+  for (const [name, label, log] of payload.objectives) OBJECTIVES.set(name, {label, log});
+  plans = payload.plans;
+  studies = payload.studies.map((raw, place) => decodeStudy(raw, place));
+}
+
+function decodeStudy(raw, place) {
+  const study = {...raw, place};
+  const columns = {...raw.trials};
+  for (const name of ["state", "units", "form", "noise", "reason"]) columns[name] = texts(columns[name]);
+  const {noisy, over, ...byRow} = columns;
+  study.trials = columns.trial.map((_, row) => {
+    const trial = {study};
+    for (const name in byRow) trial[name] = byRow[name][row];
+    trial.flops = trial.macs && 2 * trial.macs;
+    return trial;
+  });
+  for (const row of noisy) study.trials[row].noisy = true;
+  for (const row of over) study.trials[row].over = true;
+  study.members = raw.front.map(row => study.trials[row]);
+  for (const trial of study.members) trial.front = true;
+  study.complete = study.trials.filter(trial => trial.state === "complete");
+  study.byNumber = new Map(study.trials.map(trial => [trial.trial, trial]));
+  decodeForms(study, raw.forms);
+  study.complete.filter(trial => trial.forms).forEach((trial, i) => { trial.epochs = raw.epochs[i]; });
+  return study;
+}
+
+// The forms' columns as a list for each trial that has them; the trial without any keeps none.
+function decodeForms(study, raw) {
+  const names = texts(raw.form), chosen = new Set(raw.chosen);
+  raw.trial.forEach((number, row) => {
+    const trial = study.byNumber.get(number);
+    (trial.forms ??= []).push({
+      name: names[row], params: raw.params[row], macs: raw.macs[row], median: raw.median_ms[row],
+      low: raw.low_ms[row], high: raw.high_ms[row], chosen: chosen.has(row),
+    });
+  });
+}
+
+// The trials that no other one dominates, by the first objective; of equal ones the first. In lexicographic order a
+// trial can only be dominated by one before it.
+function frontOf(trials, names) {
+  const known = trials.filter(trial => trial.state === "complete" && !trial.over);
+  known.sort((a, b) => {
+    for (const name of names) if (a[name] !== b[name]) return a[name] - b[name];
+    return a.trial - b.trial;
+  });
+  const [, ...rest] = names, kept = [];
+  if (rest.length === 1) {
+    let least = Infinity;
+    for (const trial of known) if (trial[rest[0]] < least) { least = trial[rest[0]]; kept.push(trial); }
+    return kept;
+  }
+  for (const trial of known) {
+    if (!kept.some(other => rest.every(name => other[name] <= trial[name]))) kept.push(trial);
+  }
+  return kept;
+}
+
+const isMany = () => studies.length > 1;
+const allTrials = () => studies.flatMap(study => study.trials);
+
+// The architecture in words, as `str` of it: stem | stages | head.
+function archText(arch) {
+  if (!arch) return "";
+  const words = [channelsOut(arch[1])];
+  for (const stage of stagesOf(arch)) words.push(plans.stages[stage.text]);
+  const head = layersOf(arch.at(-1)).find(layer => layer[0] === "Conv");
+  return [...words, ...(head ? [head[3]] : [])].join(" | ");
+}
+
+function stagesOf(arch) {
+  const stages = [];
+  for (let at = 2; at < arch.length - 1; at += 4) {
+    stages.push({text: arch[at], first: arch[at + 1], further: arch[at + 2], count: arch[at + 3]});
+  }
+  return stages;
+}
+
+// The layers of a block: [kind, ...fields], or {body, shortcut} of a residual one.
+const layersOf = block => opened(plans.blocks[block]);
+const opened = numbers => numbers.map(
+  number => Array.isArray(number) ? {body: opened(number[0]), shortcut: opened(number[1])} : plans.layers[number]);
+
+function channelsOut(block) {
+  const convs = layersOf(block).flatMap(layer => layer.body ?? [layer]).filter(layer => layer[0] === "Conv");
+  return convs.at(-1)[3];
+}

@@ -1,0 +1,167 @@
+// The other plots: hypervolume, forms, trainings, surrogate. Those of one study follow the study that is chosen.
+
+const MOST_LINES = 300;
+const chosenStudy = () => studies[Number(part("study").value) || 0];
+
+function drawVolume() {
+  const over = part("over").value, timed = over === "time";
+  const traces = studies.map(study => {
+    const {trials, volumes, busy_s} = study.volume;
+    const steps = (timed ? busy_s : trials).map((place, i) => [place, volumes[i]]).filter(([place]) => place != null);
+    return {
+      type: "scatter", mode: "lines", name: escaped(study.name), showlegend: isMany(), x: steps.map(([x]) => x),
+      y: steps.map(([, y]) => y), hovertemplate: (timed ? "%{text}" : "after %{x} trials") + ": %{y:.4f}<extra></extra>",
+      text: timed ? steps.map(([x]) => secondsText(x)) : undefined,
+      line: {shape: "hv", color: isMany() ? COLOURS[study.place % COLOURS.length] : ACCENT, width: 2},
+    };
+  });
+  const most = Math.max(1, ...traces.flatMap(trace => trace.x.slice(-1)));
+  const [unit, words] = !timed ? [1, ""] : most > 7200 ? [3600, "hours"] : most > 120 ? [60, "minutes"] : [1, "seconds"];
+  for (const trace of traces) trace.x = trace.x.map(x => x / unit);
+  const known = traces.some(trace => trace.x.length);
+  part("volume").hidden = !known;
+  const note = known ? "" : timed && studies.some(study => study.volume.trials.length)
+    ? "These trials were recorded without their times."
+    : "The study has no scale yet: it is fixed when its machine has been calibrated.";
+  part("volume-note").textContent = note;
+  if (!known) return;
+  draw("volume", traces, {
+    xaxis: {title: {text: timed ? `${words} in which trials ran` : "completed trials"}, automargin: true, rangemode: "tozero"},
+    yaxis: {title: {text: "hypervolume"}, automargin: true, rangemode: "tozero"}, hovermode: "x",
+  }, `Hypervolume over ${timed ? "time" : "completed trials"}: `
+    + traces.map((trace, i) => `${studies[i].name} ends at ${trace.y.at(-1)}`).join("; "));
+}
+
+const FORM_COLOURS = {factored: COLOURS[7], folded: COLOURS[4], semidense: COLOURS[2], dense: COLOURS[1], mixed: COLOURS[0]};
+
+function drawForms() {
+  const study = chosenStudy(), trials = study.complete.filter(trial => trial.forms);
+  const batch = study.batch, byForm = new Map();
+  for (const trial of trials) for (const form of trial.forms) {
+    if (!byForm.has(form.name)) byForm.set(form.name, []);
+    byForm.get(form.name).push({trial, form});
+  }
+  const order = [...Object.keys(FORM_COLOURS), ...[...byForm.keys()].sort()];
+  const names = [...byForm.keys()].sort((a, b) => order.indexOf(a) - order.indexOf(b));
+  const rate = ({macs, median}) => macs * batch / median / 1e6;
+  const point = (rows, style) => ({
+    type: "scatter", mode: "markers", x: rows.map(({form}) => form.macs), y: rows.map(({form}) => form.median),
+    customdata: rows.map(({trial}) => keyOf(trial)), hoverinfo: "text",
+    text: rows.map(({trial, form}) => `<b>${escaped(nameText(trial))}</b> as ${escaped(form.name)}${form.chosen ? " (chosen)" : ""}<br>`
+      + `${countText(form.macs)} MACs in ${msText(form.median)}: ${rate(form).toPrecision(3)} GMAC/s`), ...style,
+  });
+  const many = trials.length > 500;
+  const traces = names.map((name, i) => {
+    const rows = byForm.get(name), color = FORM_COLOURS[name] ?? COLOURS[i % COLOURS.length];
+    return point(rows, {name: escaped(name), marker: {color, size: many ? 4 : 6, opacity: many ? 0.4 : 0.55, line: {width: 0}}});
+  });
+  const chosen = names.flatMap(name => byForm.get(name).filter(({form}) => form.chosen));
+  const ring = {symbol: "circle-open", size: many ? 5 : 9, color: colourOf("--ink"), line: {width: 1}, opacity: many ? 0.5 : 0.9};
+  traces.push({...point(chosen, {name: "the form that it runs in", marker: ring}), hoverinfo: "skip"});
+  const all = trials.flatMap(trial => trial.forms);
+  const lines = all.length ? speedLines(all, batch) : {traces: [], annotations: []};
+  const slower = trials.filter(trial => trial.forms.length > 1).map(fewestMacsSlower).filter(value => value != null);
+  const inverted = slower.filter(ratio => ratio > 1).length;
+  part("forms-text").textContent = "Each candidate in each of its forms: what the form executes for one image against its time. "
+    + (slower.length
+      ? `In ${exactText(inverted)} of ${plural(slower.length, "candidate")} the form with the fewest MACs is not the fastest.`
+      : "These candidates were timed in one form only.");
+  part("forms-note").textContent = study.detailed < study.complete.length
+    ? `The times of all forms are kept for ${exactText(study.detailed)} of ${exactText(study.complete.length)} candidates: `
+      + "the front, and an even sample of the others." : "";
+  draw("forms", [...lines.traces, ...traces], {
+    xaxis: {...axisOf("macs", all.map(form => form.macs)), title: {text: "MACs that the form executes"}},
+    yaxis: {...axisOf("latency", all.map(form => form.median)), title: {text: `time of a pass${batch > 1 ? ` of ${batch}` : ""} (ms)`}},
+    annotations: lines.annotations,
+  }, `Times of ${plural(trials.length, "candidate")} in ${plural(names.length, "form")} over their MACs. ${part("forms-text").textContent}`);
+}
+
+// How many times slower than the fastest form the one with the fewest MACs is.
+function fewestMacsSlower({forms}) {
+  const least = Math.min(...forms.map(form => form.macs)), best = Math.min(...forms.map(form => form.median));
+  return Math.min(...forms.filter(form => form.macs === least).map(form => form.median)) / best;
+}
+
+// Lines of equal speed, a decade apart, across what is shown.
+function speedLines(forms, batch) {
+  let [[few, most], [fast, slow]] = [extent(forms.map(form => form.macs)), extent(forms.map(form => form.median))];
+  [few, most, fast, slow] = [few / 1.3, most * 1.3, fast / 1.3, slow * 1.3];
+  const traces = [], annotations = [];
+  for (const rate of [-2, -1, 0, 1, 2, 3, 4].flatMap(power => isNarrow() ? [10 ** power] : [10 ** power, 3 * 10 ** power])) {
+    const per = batch / rate / 1e6;  // ms per MAC
+    const from = Math.max(few, fast / per), to = Math.min(most, slow / per);
+    if (to / from < 1.5) continue;
+    traces.push({type: "scatter", mode: "lines", x: [from, to], y: [from * per, to * per], hoverinfo: "skip",
+      showlegend: false, line: {color: QUIET, width: 1, dash: "dot"}});
+    annotations.push({x: Math.log10(to), y: Math.log10(to * per), text: `${Number(rate.toPrecision(1))} GMAC/s`, showarrow: false,
+      xanchor: "right", yanchor: "bottom", font: {size: 11, color: QUIET}});
+  }
+  return {traces, annotations};
+}
+
+function drawCurves() {
+  const study = chosenStudy(), {curves} = study;
+  document.getElementById("trainings").hidden = !curves;
+  if (!curves) return;
+  const rows = curves.trial.map((number, row) => ({
+    trial: study.byNumber.get(number), samples: curves.samples.of[curves.samples.at[row]], errors: curves.errors[row]}));
+  const stopped = thinned(rows.filter(({trial}) => trial.state === "stopped"), MOST_LINES);
+  const front = rows.filter(({trial}) => trial.front);
+  const usual = rows.filter(({trial}) => trial.state === "complete" && !trial.front);
+  const some = thinned(usual, MOST_LINES);
+  const faint = some.length > 100 ? 0.25 : 0.45;
+  draw("curves", [
+    curveTrace(some, "complete", {mode: "lines", line: {color: COLOURS[0], width: 1}, opacity: faint}),
+    curveTrace(stopped, "stopped", {mode: "lines", line: {color: QUIET, width: 1, dash: "dot"}, opacity: 0.6, showlegend: false}),
+    curveTrace(stopped.map(row => ({...row, samples: row.samples.slice(-1), errors: row.errors.slice(-1)})), "stopped",
+      {mode: "markers", marker: {symbol: "x-thin", size: 8, line: {width: 2, color: QUIET}}}),
+    curveTrace(front, "the study’s front",
+      {mode: "lines+markers", line: {color: ACCENT, width: 1.5}, marker: {size: 5}}),
+  ], {
+    xaxis: {title: {text: "images seen"}, automargin: true, rangemode: "tozero", tickformat: "~s"},
+    yaxis: {title: {text: OBJECTIVES.get("error").label}, automargin: true, tickformat: ".0%"},
+  }, `Held-out error over the images seen: ${plural(usual.length + front.length, "complete training")}, `
+    + `${plural(rows.length - usual.length - front.length, "stopped one")}.`);
+  const ends = stopped.length ? " A dotted one that ends in a cross was stopped there." : "";
+  part("curves-text").textContent = `The held-out error of each training at its rungs and at its end.${ends} `
+    + "A rung may be scored on fewer images than the end.";
+  part("curves-note").textContent = some.length < usual.length
+    ? `Drawn are the front and an even sample of ${exactText(some.length)} of ${exactText(usual.length)} other complete trainings.` : "";
+}
+
+// Many trainings as one trace: each one's points, with a gap after it.
+function curveTrace(rows, name, style) {
+  const x = [], y = [], customdata = [], text = [];
+  for (const {trial, samples, errors} of rows) {
+    samples.forEach((at, i) => {
+      x.push(at); y.push(errors[i]); customdata.push(keyOf(trial));
+      text.push(`<b>trial ${trial.trial}</b>, ${escaped(trial.state)}<br>${percentText(errors[i])} after ${exactText(at)} images`);
+    });
+    x.push(null); y.push(null); customdata.push(null); text.push("");
+  }
+  return {type: "scatter", name, legendgroup: name, x, y, customdata, text, hoverinfo: "text", ...style};
+}
+
+function drawKnowledge() {
+  const study = chosenStudy(), known = study.knowledge;
+  part("knowledge").hidden = !known;
+  part("knowledge-text").textContent = known
+    ? `The model of the errors that --sampler known-cost asks, judged by the completed trials: ${known.sentence}.`
+    : `${plural(study.complete.length, "completed trial")}: too few to tell how well the errors can be predicted.`;
+  if (!known) return;
+  const both = [...known.observed, ...known.expected], ends = [Math.min(...both), Math.max(...both)];
+  draw("knowledge", [{
+    type: "scatter", mode: "markers", name: "left out, with its 95 % interval", x: known.observed, y: known.expected,
+    customdata: known.trial.map(number => keyOf(study.byNumber.get(number))), hoverinfo: "text",
+    text: known.trial.map((number, i) => `<b>trial ${number}</b><br>observed ${percentText(known.observed[i])}, expected `
+      + `${percentText(known.expected[i])} ± ${percentText(1.96 * known.deviation[i])}`),
+    error_y: {type: "data", thickness: 1, width: 0, color: QUIET, array: known.deviation.map(d => 1.96 * d)},
+    marker: {color: COLOURS[0], size: 6, opacity: 0.8},
+  }, {
+    type: "scatter", mode: "lines", name: "expected = observed", x: ends, y: ends, hoverinfo: "skip",
+    line: {color: ACCENT, width: 1.5, dash: "dash"},
+  }], {
+    xaxis: {title: {text: "observed held-out error"}, automargin: true, tickformat: ".0%"},
+    yaxis: {title: {text: "expected error"}, automargin: true, tickformat: ".0%"},
+  }, `Expected against observed error. ${known.sentence}`);
+}

@@ -1,0 +1,62 @@
+// A served page asks for news: what runs, and the trials where they have changed. Nothing is asked of a page in a file.
+
+const ASK_EVERY_MS = 2000, ASK_RARELY_MS = 10000;
+let have = "", etag = "", asked = null;
+
+async function ask() {
+  let wait = ASK_EVERY_MS;
+  try {
+    if (!document.hidden) {
+      const answer = await fetch(`data.json?have=${have}`, {headers: etag ? {"If-None-Match": etag} : {}, cache: "no-store"});
+      if (answer.status === 200) take(await answer.json(), answer.headers.get("ETag"));
+      else if (answer.status !== 304) throw new Error(String(answer.status));
+      document.body.classList.remove("lost");
+    }
+  } catch {
+    document.body.classList.add("lost");
+    const words = "No answer from igc-nas dashboard --serve; what is here stays. Asking again.";
+    part("live").replaceChildren(el("p", {role: "alert"}, words));
+    etag = "";
+    wait = ASK_RARELY_MS;
+  }
+  asked = setTimeout(ask, wait);
+}
+
+function take(news, tag) {
+  etag = tag;
+  if (news.page) {
+    have = news.tag;
+    decode(news.page);
+    redrawAll();
+  }
+  drawRunning(news.live);
+}
+
+function drawRunning(live) {
+  const place = part("live"), cards = [];
+  live.studies.forEach((state, i) => {
+    if (isMany() && (state.owner || state.running.length)) cards.push(el("h3", {}, named(studies[i].name)));
+    for (const trial of state.running) cards.push(runningCard(trial, studies[i]));
+    if (state.waiting) cards.push(el("p", {class: "note"}, `${plural(state.waiting, "trial")} will be taken up by the next search.`));
+  });
+  const owners = live.studies.filter(state => state.owner);
+  const processes = [...new Set(owners.map(state => state.owner))].join(", ");
+  const who = owners.length ? `Searched by ${processes} since ${localTime(owners[0].since)}.` : "Nobody searches now.";
+  const words = [...live.problems, who, `This page follows; last change ${new Date().toLocaleTimeString()}.`].join(" ");
+  const running = cards.length ? [el("div", {class: "running"}, ...cards)] : [];
+  place.replaceChildren(el("p", {class: owners.length ? "on" : ""}, words), ...running);
+}
+
+function localTime(text) {
+  const date = new Date(text);
+  return Number.isNaN(date.getTime()) ? text : date.toLocaleString();
+}
+
+function runningCard(trial, study) {
+  const share = trial.samples == null ? null : Math.min(1, trial.samples / study.samples);
+  const facts = [trial.doing, ...(trial.samples == null ? [] : [`${exactText(trial.samples)} of ${exactText(study.samples)} images`]),
+    ...(trial.train_error == null ? [] : [`training accuracy ${shareText(1 - trial.train_error)}`])];
+  return el("div", {class: "trial"}, el("strong", {}, `Trial ${trial.trial}`), el("span", {}, facts.join(", ")),
+    el("progress", share == null ? {"aria-label": `trial ${trial.trial}`} : {value: share, max: 1, "aria-label": `trial ${trial.trial}`}),
+    el("code", {}, trial.arch), el("small", {}, `since ${localTime(trial.since)}, ${trial.by}`));
+}
