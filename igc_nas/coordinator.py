@@ -13,16 +13,13 @@ from igc_nas.cost import cost_of
 from igc_nas.errors import ConfigError, IgcNasError
 from igc_nas.events import Ended, Event, Exhausted, Job, Opened, Progress, Started
 from igc_nas.executor import AtRung, Executor, Failed, Halted, Measured, Message
-from igc_nas.knowledge import Forecast, forecast_of
-from igc_nas.objectives import known_values
+from igc_nas.judge import Judge
 from igc_nas.owner import Running
 from igc_nas.plan import arch_id
 from igc_nas.record import Candidate, Latency, Score, Stopped, Trial, TrialState, Unfinished
-from igc_nas.results import Study
 from igc_nas.sampler.choice import MOST_REPEATS, ExhaustedError, StudySampler
 from igc_nas.spec import Calibration, training_seed
-from igc_nas.stopping import Ended as EndedTrial
-from igc_nas.stopping import Outlook, Rule
+from igc_nas.stopping import Outlook
 from igc_nas.store import BUDGET, Store, running_here
 from igc_nas.worker import failed
 
@@ -60,16 +57,17 @@ class Coordinator:
         """Of trainings that were told to stop."""
         self.to_give = list({arch_id(arch): arch for arch in limits.first if self._is_new(arch)}.values())
         self.first_with_id = {
-            arch_id(trial.arch): number
+            identity: number
             for number, trial in sorted(store.trials.items(), reverse=True)
-            if trial.arch and trial.state != "duplicate"
+            if trial.state != "duplicate" and (identity := trial.id)
         }
-        self._forecast: tuple[int, Forecast | None] = (-1, None)
+        self._judge: Judge | None = None
+        """Made when the first training is at a rung."""
 
     def _is_new(self, arch: ArchConfig) -> bool:
         """Whether an architecture that a person gives is to be evaluated: it is not there, or has failed."""
         identity = arch_id(arch)
-        there = [trial for trial in self.store.trials.values() if trial.arch and arch_id(trial.arch) == identity]
+        there = [trial for trial in self.store.trials.values() if trial.id == identity]
         return all(trial.state == "failed" for trial in there)
 
     # The search, by an evaluator here or by an executor's.
@@ -210,26 +208,11 @@ class Coordinator:
 
     def judged(self, at: AtRung) -> Outlook | None:
         """Why a training at a rung is to be given up; None: it goes on."""
-        spec, trial = self.store.spec, self.store.trials[at.number]
-        if not spec.stop or "error" not in spec.objectives or trial.arch is None:
+        trial = self.store.trials[at.number]
+        if trial.arch is None or not self.store.spec.stop:
             return None
-        if at.rung.samples not in spec.recipe.rungs:
-            return None  # an evaluator of one's own may look where nobody else does
-        costs = known_values(cost_of(trial.arch), at.latency.normalised_ms, spec.objectives)
-        study = self.store.study
-        forecast = self._forecast_of(study)
-        rule = rule_of(study, forecast)
-        code = spec.feasible.catalog.code(trial.arch) if forecast else None
-        belief = forecast.of(code) if forecast and code else None
-        outlook = rule.outlook(costs, spec.recipe.rungs.index(at.rung.samples), at.rung.error, belief)
-        return outlook if outlook and outlook.chance < rule.bound else None
-
-    def _forecast_of(self, study: Study) -> Forecast | None:
-        """What the surrogate expects, fitted anew when a trial has been completed."""
-        completed = len(study.candidates)
-        if self._forecast[0] != completed:
-            self._forecast = (completed, forecast_of(study))
-        return self._forecast[1]
+        self._judge = self._judge or Judge(self.store.spec, self.store.study.candidates)
+        return self._judge.outlook(trial.arch, at.latency, at.rung)
 
     def go_on(self, at: AtRung) -> bool:
         """Whether a training at a rung goes on."""
@@ -264,6 +247,8 @@ class Coordinator:
             return
         self.failures.clear()
         if trial.candidate:
+            if self._judge:
+                self._judge.learn(trial.candidate)
             yield trial.candidate
 
     def _progress(self, progress: Progress) -> None:
@@ -318,24 +303,6 @@ class Coordinator:
         self.failures[reason] += 1
         if self.failures[reason] >= SAME_FAILURES:
             raise IgcNasError(f"{SAME_FAILURES} trials in a row failed: {reason}", "igc-nas status shows where")
-
-
-def rule_of(study: Study, forecast: Forecast | None = None) -> Rule:
-    """When a study's trainings may be stopped, from those that have ended with a score at every rung."""
-    code_of = study.spec.feasible.catalog.code
-    beliefs = {c.id: forecast.left_out.get(code_of(c.arch) or ()) for c in study.contenders} if forecast else {}
-    names, rungs = study.spec.objectives, study.spec.recipe.rungs
-    ended = [
-        EndedTrial(
-            known_values(candidate.cost, candidate.latency.normalised_ms, names),
-            tuple(rung.error for rung in candidate.score.rungs),
-            candidate.score.error,
-            beliefs.get(candidate.id),
-        )
-        for candidate in study.contenders
-        if len(candidate.score.rungs) == len(rungs)
-    ]
-    return Rule(ended, study.spec.stop)
 
 
 def _changed(trial: Trial, state: TrialState, **changes: object) -> Trial:

@@ -10,15 +10,19 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import TrialParamModel
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.objectives import OBJECTIVES
@@ -84,6 +88,54 @@ def file_of(url: URL) -> Path | None:
     return Path(url.database or "") if url.drivername == "sqlite" else None
 
 
+@dataclass(frozen=True)
+class Row:
+    """A trial as the database has it; `record` is ours, as text: None in a trial that is not igc-nas's."""
+
+    trial_id: int
+    number: int
+    state: TrialState
+    record: str | None
+
+    def trial(self) -> Trial:
+        """Our record. Raises `StudyError`."""
+        if not isinstance(self.record, str):
+            raise StudyError(
+                f"trial {self.number} of the database is not igc-nas's", "use another database, or --study"
+            )
+        trial = Trial.from_json(self.record, f"trial {self.number}")
+        if trial.number != self.number:
+            raise StudyError(f"trial {self.number} of the database has the record of trial {trial.number}")
+        return trial
+
+
+class _Storage(RDBStorage):
+    """Optuna's storage, which adds a parameter without reading anything.
+
+    Optuna reads twice for each: the trial, and an earlier trial's distribution to compare with. Ours are of one space.
+    An Optuna that adds them by another method than this one is as slow as ever.
+    """
+
+    def _set_trial_param_without_commit(
+        self,
+        session: Session,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        *_: object,
+    ) -> None:
+        described = distribution_to_json(distribution)
+        session.add(
+            TrialParamModel(
+                trial_id=trial_id,
+                param_name=param_name,
+                param_value=param_value_internal,
+                distribution_json=described,
+            )
+        )
+
+
 class Database:
     """One study's part of a database. All methods raise `StudyError` for a database that cannot be used."""
 
@@ -94,7 +146,7 @@ class Database:
         self._study_id: int | None = None
         self._lock: _ServerLock | None = None
         with self._usable():
-            self._storage = RDBStorage(
+            self._storage = _Storage(
                 url.render_as_string(hide_password=False), engine_kwargs=_engine(url), skip_table_creation=read_only
             )
             for study in self._storage.get_all_studies():
@@ -148,10 +200,27 @@ class Database:
                 self._storage.set_study_system_attr(self._study_id, "study:metric_names", names)
             self._storage.set_study_user_attr(self._study_id, SPEC, json.dumps(spec.to_dict()))
 
-    def trials(self) -> list[FrozenTrial]:
-        """All trials, by number."""
+    def rows(self) -> list[Row]:
+        """All trials, by number: our records with what the database says beside them.
+
+        Optuna would make objects of every parameter of every trial, which takes many times as long.
+        """
+        with self._usable(), self._storage.engine.connect() as connection:
+            found = connection.execute(text(_ROWS), {"key": RECORD, "study": self.study_id}).all()
+            rows = [
+                Row(trial_id, number, TrialState[state], None if record is None else json.loads(record))
+                for trial_id, number, state, record in found
+            ]
+        if [row.number for row in rows] != [*range(len(rows))]:
+            raise StudyError(
+                f"the trials of study {self.name} in the database are not numbered from 0 on", _hint(self.url, "")
+            )
+        return rows
+
+    def has_trials(self) -> bool:
+        """Whether the study has any."""
         with self._usable():
-            return self._storage.get_all_trials(self.study_id, deepcopy=False)
+            return self._storage.get_n_trials(self.study_id) > 0
 
     def add(self, trial: FrozenTrial) -> int:
         """Write a trial whole; its id."""
@@ -263,6 +332,13 @@ class _ServerLock:
             self._connection.close()
 
 
+_ROWS = """
+select trials.trial_id, trials.number, trials.state, attributes.value_json
+from trials left join trial_user_attributes as attributes
+on attributes.trial_id = trials.trial_id and attributes.key = :key
+where trials.study_id = :study order by trials.trial_id
+"""
+
 _HOLDER = """
 select application_name from pg_locks join pg_stat_activity using (pid)
 where locktype = 'advisory' and granted and classid = :high and objid = :low and objsubid = 1
@@ -275,17 +351,6 @@ def _engine(url: URL) -> dict[str, Any]:
         return {}
     alive = {"keepalives": 1, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
     return {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_S, **alive}}
-
-
-def record_of(trial: FrozenTrial, number: int) -> Trial:
-    """Our record of trial `number`. Raises `StudyError`."""
-    record = trial.user_attrs.get(RECORD)
-    if not isinstance(record, str):
-        raise StudyError(f"trial {number} of the database is not igc-nas's", "use another database, or --study")
-    found = Trial.from_json(record, f"trial {number} of the database")
-    if found.number != number:
-        raise StudyError(f"trial {number} of the database says that it is trial {found.number}")
-    return found
 
 
 def stored_study(url: URL, name: str, folder: Path | None = None) -> Study | None:
@@ -301,10 +366,7 @@ def stored_study(url: URL, name: str, folder: Path | None = None) -> Study | Non
     database = Database(url, name, read_only=True)
     try:
         spec = database.spec()
-        if spec is None:
-            return None
-        trials = (record_of(trial, number) for number, trial in enumerate(database.trials()))
-        return Study(spec, tuple(trials), folder)
+        return None if spec is None else Study(spec, tuple(row.trial() for row in database.rows()), folder)
     finally:
         database.close()
 

@@ -18,7 +18,9 @@ from rich.text import Text
 from igc_nas.cost import Row, cost_of
 from igc_nas.dataset import is_synthetic
 from igc_nas.events import Ended, Event, Exhausted, Noticed, Opened, Progress, Started
+from igc_nas.objectives import values
 from igc_nas.owner import Owner, Running
+from igc_nas.pareto import Front, RunningVolume
 from igc_nas.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool
 from igc_nas.record import Candidate, Epoch, Trial, deployed_text
 from igc_nas.resources import search_arguments, study_argument
@@ -145,6 +147,38 @@ def trial_line(trial: Trial) -> str:
     return f"{head} {trial.reason or ''}"
 
 
+class Standing:
+    """How far a study is: what has ended, its front and its hypervolume, as trials end one by one."""
+
+    def __init__(self, study: Study) -> None:
+        self.spec = study.spec
+        self.ended = study.ended
+        self._front = Front(len(self.spec.objectives))
+        is_scaled = all(name in self.spec.bounds for name in self.spec.objectives)
+        self._volume = RunningVolume(len(self.spec.objectives)) if is_scaled else None
+        for candidate in study.candidates:
+            self._join(candidate)
+
+    def add(self, trial: Trial) -> None:
+        """Take a trial that has ended."""
+        self.ended += trial.state in ("complete", "stopped")
+        if trial.candidate:
+            self._join(trial.candidate)
+
+    def _join(self, candidate: Candidate) -> None:
+        if self.spec.over_budget(candidate.cost) is None:
+            point = values(candidate, self.spec.objectives)
+            self._front.add(point)
+            if self._volume:
+                self._volume.add(self.spec.scaled(dict(zip(self.spec.objectives, point, strict=True))))
+
+    @property
+    def text(self) -> str:
+        """For the line of facts."""
+        volume = f"   hypervolume {self._volume.volume:.4f}" if self._volume else ""
+        return f"front {len(self._front)}{volume}"
+
+
 class SearchDisplay:
     """Shows a search as it runs: live on a terminal, one line per completed or failed trial otherwise.
 
@@ -152,8 +186,7 @@ class SearchDisplay:
     """
 
     def __init__(self, target: int | None, timeout_s: float | None, *, quiet: bool = False) -> None:
-        self._study: Study | None = None
-        self._standing = ""
+        self._standing: Standing | None = None
         self._target = target
         self._timeout_s = timeout_s
         self._quiet = quiet
@@ -179,7 +212,7 @@ class SearchDisplay:
         """Take an event."""
         match event:
             case Opened(study):
-                self._stand(study)
+                self._standing = Standing(study)
             case Started(job):
                 cost = cost_of(job.arch)
                 text = f"{format_count(cost.params)} params, {format_count(cost.macs)} MACs  {job.arch}"
@@ -198,13 +231,13 @@ class SearchDisplay:
         """How far a running trial is: its epoch, and its accuracy on the images that it is trained on."""
         if epoch is None:
             return doing
-        samples = self._study.spec.recipe.samples if self._study else epoch.samples
+        samples = self._standing.spec.recipe.samples if self._standing else epoch.samples
         return f"{doing}: {epoch.samples:,} of {samples:,} images, accuracy {1 - epoch.train_error:.0%}"
 
     def _ended(self, trial: Trial) -> None:
         self._running.pop(trial.number, None)
-        if self._study:
-            self._stand(Study(self._study.spec, (*self._study.trials, trial)))
+        if self._standing:
+            self._standing.add(trial)
         if trial.state not in ("complete", "stopped", "failed"):
             self._unfit += 1
         else:
@@ -215,9 +248,9 @@ class SearchDisplay:
 
     def _left(self) -> str:
         """How long the trials that are left will take, as fast as those of this run went."""
-        if not (self._target and self._study and self._ends >= LEAST_FOR_ESTIMATE):
+        if not (self._target and self._standing and self._ends >= LEAST_FOR_ESTIMATE):
             return ""
-        missing = max(0, self._target - self._study.ended)
+        missing = max(0, self._target - self._standing.ended)
         each = (time.monotonic() - self._began) / self._ends
         return f"about {format_seconds(missing * each)} left for {missing} trials"
 
@@ -226,28 +259,22 @@ class SearchDisplay:
             self._console.print(Text(printable(line)), soft_wrap=True)
 
     def _render(self) -> Group:
-        done = self._study.ended if self._study else 0
+        done = self._standing.ended if self._standing else 0
         bars = Table.grid()
         if self._target:
             bars.add_row(ProgressBar(total=self._target, completed=done, width=40))
         lines = Table.grid(padding=(0, 2))
-        if self._study is None:
+        if self._standing is None:
             lines.add_row("starting the workers: loading data, calibrating the latency scale")
         for number, (text, state) in sorted(self._running.items()):
             lines.add_row(f"trial {number}", Text(state), Text(text, overflow="ellipsis", no_wrap=True))
         return Group(Text(self._facts(done)), bars, lines)
 
-    def _stand(self, study: Study) -> None:
-        """Take the study as it now stands: its front is computed when a trial ends, not when the screen is drawn."""
-        volume = study.hypervolume()
-        self._study = study
-        self._standing = f"front {len(study.front())}" + (f"   hypervolume {volume:.4f}" if volume is not None else "")
-
     def _facts(self, done: int) -> str:
         spent = time.monotonic() - self._began
         facts = (
             f"trials {done}/{self._target}" if self._target else f"trials {done}",
-            self._standing,
+            self._standing.text if self._standing else "",
             f"{format_seconds(max(0.0, self._timeout_s - spent))} left" if self._timeout_s else format_seconds(spent),
             "" if self._timeout_s else self._left(),
             f"{self._unfit} suggestions not built" if self._unfit else "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,12 @@ class Features:
             shape = table.leaves[shape, option]
         whole.append(np.log(convolutions)[:, None])
         return Inputs(np.concatenate(whole, axis=1), np.concatenate(parts, axis=1))
+
+
+@lru_cache(maxsize=4)
+def features_of(catalog: Catalog) -> Features:
+    """The features of a catalog's codes; what they need of its options is computed once (some tenths of a second)."""
+    return Features(catalog)
 
 
 def _of_stage(stage: StageConfig) -> list[float]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from igc_nas.catalog import Catalog, Code
-from igc_nas.features import Features, Floats
+from igc_nas.features import Floats, features_of
 from igc_nas.record import Candidate
 from igc_nas.results import Study
 from igc_nas.surrogate import MOST_POINTS, Surrogate
@@ -52,7 +52,7 @@ class Forecast:
         array = np.array(codes[-MOST_POINTS:], dtype=np.int64)
         costs = catalog.price(array)[1]
         self.params = costs[:, 0]
-        self._features = Features(catalog)
+        self._features = features_of(catalog)
         self._inputs = self._features.of(array, costs)
         self.surrogate = Surrogate(self._inputs, self.errors)
         self.expected, self.deviation = self.surrogate.left_out()
@@ -67,12 +67,6 @@ class Forecast:
     def of_measured(self) -> Floats:
         """(n,) the errors that are believed of the codes, their own measurements taken in."""
         return self.surrogate.predict(self._inputs)[0]
-
-
-def forecast_of(study: Study) -> Forecast | None:
-    """By the completed trials of the study's own space; None below `LEAST_FOR_TRUST` of them."""
-    fitted = _fitted(study)
-    return fitted[0] if fitted else None
 
 
 def _fitted(study: Study) -> tuple[Forecast, list[Candidate]] | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
 Point = Sequence[float]
-Points = Sequence[Point] | NDArray[np.float64]
+Points = Sequence[Point] | Floats
 
 
 def dominates(a: Point, b: Point) -> bool:
@@ -20,13 +22,20 @@ def dominates(a: Point, b: Point) -> bool:
 def nondominated(points: Points) -> list[int]:
     """Indices of the points that no other point dominates, in order; of equal points the first.
 
-    In lexicographic order a point can only be dominated by one before it: the first that is left is of the front, and
-    takes all that it dominates away.
+    In lexicographic order a point can only be dominated by one before it. In two and three dimensions what comes before
+    is a staircase of the other coordinates: O(n log n). In more the first that is left is of the front, and takes all
+    that it dominates away.
     """
     if not len(points):
         return []
     array = np.asarray(points, dtype=float)
     order = np.lexsort((np.arange(len(array)), *array.T[::-1]))
+    if array.shape[1] in (2, 3):
+        # In two dimensions a coordinate that is the same for all stands for the third.
+        seen = _Staircase()
+        flat = [0.0] * len(array) if array.shape[1] == 2 else array[order, 2].tolist()
+        steps = zip(order.tolist(), array[order, 1].tolist(), flat, strict=True)
+        return sorted(place for place, y, z in steps if seen.add(y, z))
     front: list[int] = []
     while len(order):
         first = order[0]
@@ -35,21 +44,64 @@ def nondominated(points: Points) -> list[int]:
     return sorted(front)
 
 
-def hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """The volume that `points` dominate below `reference`, for two or more coordinates (exact, by slicing).
+class _Staircase:
+    """The front of points (x, y) that come one by one: `xs` ascend, `ys` descend."""
 
-    Points that are not below the reference in every coordinate add nothing. O(n log n) in two dimensions, a factor n
-    more for each further one (Fonseca, Paquete, Lopez-Ibanez 2006 slice the same way).
+    def __init__(self, corner: Point = (math.inf, math.inf)) -> None:
+        """`corner` is where the area below the staircase ends."""
+        self.corner = corner
+        self.xs: list[float] = []
+        self.ys: list[float] = []
+        self.area = 0.0
+
+    def add(self, x: float, y: float) -> bool:
+        """Add a point; False: one that is nowhere worse was there."""
+        xs, ys = self.xs, self.ys
+        start = bisect_right(xs, x)
+        if start and ys[start - 1] <= y:
+            return False
+        start -= start > 0 and xs[start - 1] == x
+        end = start
+        while end < len(ys) and ys[end] >= y:
+            end += 1
+        self.area += self._gain(x, y, start, end)
+        xs[start:end], ys[start:end] = [x], [y]
+        return True
+
+    def _gain(self, x: float, y: float, start: int, end: int) -> float:
+        """The area below the corner that (x, y) adds, which takes the steps from `start` to `end` away."""
+        if math.isinf(self.corner[0]):
+            return 0.0
+        gain, height = 0.0, self.ys[start - 1] if start else self.corner[1]
+        for place in range(start, end):
+            gain += (self.xs[place] - x) * (height - y)
+            x, height = self.xs[place], self.ys[place]
+        return gain + ((self.xs[end] if end < len(self.xs) else self.corner[0]) - x) * (height - y)
+
+
+def hypervolume(points: Points, reference: Point) -> float:
+    """The volume that `points` dominate below `reference`, for two or more coordinates (exact).
+
+    Points that are not below the reference in every coordinate add nothing. O(n log n) in two and three dimensions, by
+    sweeping over the last one (Beume, Fonseca, Lopez-Ibanez, Paquete, Vahrenhold 2009), a factor n more for each
+    further one (Fonseca, Paquete, Lopez-Ibanez 2006 slice the same way).
     """
-    inside = [tuple(p) for p in points if all(x < r for x, r in zip(p, reference, strict=True))]
-    return _slice_volume([inside[i] for i in nondominated(inside)], tuple(reference))
+    if not len(points):
+        return 0.0
+    array = np.asarray(points, dtype=float)
+    inside = array[(array < np.asarray(reference, dtype=float)).all(axis=1)]
+    front = [tuple(point) for point in inside[nondominated(inside)].tolist()]
+    return _slice_volume(front, tuple(reference))
 
 
 def _slice_volume(points: list[tuple[float, ...]], reference: tuple[float, ...]) -> float:
-    if len(reference) == 1:
-        return reference[0] - min((p[0] for p in points), default=reference[0])
     if len(reference) == 2:
-        return _staircase(points, reference)
+        steps = _Staircase(reference)
+        for x, y in sorted(points):
+            steps.add(x, y)
+        return steps.area
+    if len(reference) == 3:
+        return _sweep(points, reference)
     total = 0.0
     ordered = sorted(points, key=lambda p: p[-1])
     for number, point in enumerate(ordered, start=1):
@@ -59,34 +111,63 @@ def _slice_volume(points: list[tuple[float, ...]], reference: tuple[float, ...])
     return total
 
 
-def _staircase(points: list[tuple[float, ...]], reference: tuple[float, ...]) -> float:
-    total, height = 0.0, reference[1]
-    for x, y in sorted(points):
-        if y < height:
-            total += (reference[0] - x) * (height - y)
-            height = y
-    return total
+def _sweep(points: Iterable[Point], reference: Point) -> float:
+    """The volume in three dimensions: the area below the staircase of what is passed, times the way to the next."""
+    passed = _Staircase(reference[:2])
+    total, height = 0.0, reference[2]
+    for x, y, z in sorted(points, key=lambda p: (p[2], p[0], p[1])):
+        total += passed.area * (z - height)
+        height = z
+        passed.add(x, y)
+    return total + passed.area * (reference[2] - height)
+
+
+class Front:
+    """A front that points join one by one."""
+
+    def __init__(self, dimensions: int) -> None:
+        self.points: Floats = np.empty((0, dimensions))
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def add(self, point: Point) -> bool:
+        """Let a point join, and leave those that it dominates; False: one that is nowhere worse is there."""
+        if (self.points <= point).all(axis=1).any():
+            return False
+        kept = self.points[(self.points < point).any(axis=1)]
+        self.points = np.vstack([kept, np.asarray(point, dtype=float)])
+        return True
+
+
+class RunningVolume:
+    """The hypervolume below (1, ..., 1) of points that come one by one.
+
+    A point adds its box less what the front covers of it: the front's members, cut to the box.
+    """
+
+    def __init__(self, dimensions: int) -> None:
+        self.front = Front(dimensions)
+        self.volume = 0.0
+        self._ones = (1.0,) * dimensions
+
+    def add(self, point: Point) -> float:
+        """The volume with a point."""
+        before = self.front.points
+        if all(x < 1 for x in point) and self.front.add(point):
+            covered = hypervolume(np.maximum(before, point), self._ones)
+            self.volume += max(0.0, math.prod(1 - x for x in point) - covered)
+        return self.volume
 
 
 def running_hypervolume(points: Iterable[Point | None]) -> Iterator[float]:
-    """The hypervolume below (1, ..., 1) after each of `points`; None adds nothing.
-
-    A point adds its box less what the front covers of it: the front's members, cut to the box, are few.
-    """
-    front: list[tuple[float, ...]] = []
-    volume = 0.0
+    """The hypervolume below (1, ..., 1) after each of `points`; None adds nothing."""
+    running: RunningVolume | None = None
     for point in points:
-        if point is not None and all(x < 1 for x in point) and not _is_covered(point, front):
-            new, ones = tuple(point), (1.0,) * len(point)
-            covered = hypervolume([tuple(map(max, zip(kept, new, strict=True))) for kept in front], ones)
-            gain = hypervolume([new], ones) - covered
-            volume += max(0.0, gain)
-            front = [kept for kept in front if not dominates(new, kept)] + [new]
-        yield volume
-
-
-def _is_covered(point: Point, front: Sequence[Point]) -> bool:
-    return any(all(x <= y for x, y in zip(kept, point, strict=True)) for kept in front)
+        if point is not None:
+            running = running or RunningVolume(len(point))
+            running.add(point)
+        yield running.volume if running else 0.0
 
 
 def knee(points: Sequence[Point]) -> int:

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from igc_nas.config import ArchConfig, Frozen, first_problem
 from igc_nas.cost import Cost
 from igc_nas.errors import StudyError
+from igc_nas.plan import arch_id
 from igc_nas.process import Process
 from igc_nas.units import format_count
 
@@ -254,6 +255,14 @@ class Trial(Frozen):
     """Whose it is while it runs: for no longer than the study's lock is held (see `igc_nas.owner`)."""
     notes: dict[str, Any] | None = None
     """What a sampler of Optuna's keeps beside a trial, such as NSGA-II's generation."""
+
+    @property
+    def id(self) -> str | None:
+        """The canonical id of its network; None where it has none."""
+        known = self.candidate or self.stopped
+        if known:
+            return known.id
+        return arch_id(self.arch) if self.arch else None
 
     @model_validator(mode="before")
     @classmethod

@@ -27,6 +27,8 @@ LEAST_ENDED = 12
 """Trials that must have ended before anything is stopped."""
 BELOW = 0.999
 LEAST_DEVIATION = 1e-4
+SINGULAR = 1e-12
+"""Two columns of evidence whose determinant is below this share of their squares say the same."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,34 @@ class Rule:
 
 def _plane(evidence: Floats, ends: Floats) -> _Plane:
     """The least-squares plane over (n, 1 or 2) evidence, falling nowhere; its deviation is that of a prediction."""
-    from scipy.optimize import nnls
-
     n, k = evidence.shape
-    centre = evidence.mean(axis=0)
-    columns = np.where([len(set(column)) > 1 for column in evidence.T], evidence - centre, 0.0)
-    weights, left = nnls(columns, ends - ends.mean())
-    deviation = math.sqrt(left**2 / max(1, n - 1 - k) * (1 + (k + 1) / n))
-    return _Plane(float(ends.mean()) - float(weights @ centre), weights, max(LEAST_DEVIATION, deviation))
+    centre, mean = evidence.mean(axis=0), ends.mean()
+    columns = np.where((evidence != evidence[0]).any(axis=0), evidence - centre, 0.0)
+    weights, left = _rising(columns, ends - mean)
+    deviation = math.sqrt(left / max(1, n - 1 - k) * (1 + (k + 1) / n))
+    return _Plane(float(mean) - float(weights @ centre), weights, max(LEAST_DEVIATION, deviation))
+
+
+def _rising(columns: Floats, ends: Floats) -> tuple[Floats, float]:
+    """Weights (1 or 2), none below 0, of the least squares, and the sum of the squares that they leave.
+
+    Where the free solution has a weight below 0, the best one has a weight of 0.
+    """
+    squares, across = columns.T @ columns, columns.T @ ends
+    found = [_alone(squares, across, column) for column in range(len(across))]
+    if len(across) == 2 and np.linalg.det(squares) > SINGULAR * squares[0, 0] * squares[1, 1]:
+        both: Floats = np.linalg.solve(squares, across).astype(np.float64)
+        found = [both] if (both >= 0).all() else found
+    return min(((weights, _left(columns, ends, weights)) for weights in found), key=lambda pair: pair[1])
+
+
+def _alone(squares: Floats, across: Floats, column: int) -> Floats:
+    weights = np.zeros(len(across))
+    if squares[column, column] > 0:
+        weights[column] = max(0.0, across[column] / squares[column, column])
+    return weights
+
+
+def _left(columns: Floats, ends: Floats, weights: Floats) -> float:
+    over = ends - columns @ weights
+    return float(over @ over)

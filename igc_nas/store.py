@@ -17,11 +17,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
-from igc_nas.database import RECORD, Database, file_of, parse_url, record_of
+from igc_nas.database import RECORD, Database, Row, file_of, parse_url
 from igc_nas.errors import StudyError
 from igc_nas.files import append_line, write_whole
 from igc_nas.objectives import values
@@ -77,7 +78,7 @@ class Store:
         """Make sure that the database's study is of our question, and take over the scale that it has fixed."""
         theirs = self._database.spec()
         if theirs is not None and theirs.question() != self.spec.question():
-            if self._database.trials():
+            if self._database.has_trials():
                 different = "; ".join(list(differences(self.spec.question(), theirs.question()))[:4])
                 raise StudyError(f"the database has another study {self.spec.name}: {different}", "use another --study")
         elif theirs is not None and theirs.bounds and not self.spec.bounds:
@@ -85,10 +86,12 @@ class Store:
         self._database.create(self.spec)
 
     def _load(self) -> None:
+        self._distributions = distributions(self.spec.search_space)
         evidence = {trial.number: trial for trial in read_trials(self.folder / TRIALS_FILE)}
-        recorded = self._database.trials()
-        self.trials = {number: record_of(trial, number) for number, trial in enumerate(recorded)}
+        rows = self._database.rows()
+        self.trials = {row.number: row.trial() for row in rows}
         self._compare(evidence)
+        recorded = [self._as_recorded(row) for row in rows]
         recorded += [self._restored(trial) for trial in _without_gaps(evidence, since=len(recorded))]
         self._counts = Counter(trial.state for trial in self.trials.values())
         self._ids = [trial._trial_id for trial in recorded]
@@ -108,6 +111,12 @@ class Store:
                     f"the database and {TRIALS_FILE} of {self.folder.name} tell of trial {number} differently",
                     f"move {one} away and the same command rebuilds it from {other}",
                 )
+
+    def _as_recorded(self, row: Row) -> FrozenTrial:
+        """Optuna's trial as it stands in the database: its state there counts, the record has the rest."""
+        frozen = self._frozen(self.trials[row.number], row.state)
+        frozen._trial_id = row.trial_id
+        return frozen
 
     def _restored(self, trial: Trial) -> FrozenTrial:
         """Write a trial that only trials.jsonl has into the database."""
@@ -190,7 +199,7 @@ class Store:
 
     def give(self, trial: Trial) -> None:
         """Record a trial that the live study has not made itself."""
-        self.live._storage.create_new_trial(self.live._study_id, _for_samplers(self._frozen(trial)))
+        self._live_storage.keep(self.live._study_id, self._frozen(trial))
         self.add(trial)
 
     def resume(self, number: int) -> Trial:
@@ -235,8 +244,13 @@ class Store:
                 self.live._storage.set_trial_user_attr(live._trial_id, key, value)
             self.live.tell(trial.number, self.values_of(trial), self._optuna_state(trial))
 
+    @property
+    def _live_storage(self) -> _LiveStorage:
+        assert isinstance(self.live._storage, _LiveStorage)
+        return self.live._storage
+
     def _live_trial(self, number: int) -> FrozenTrial:
-        storage = self.live._storage
+        storage = self._live_storage
         return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(self.live._study_id, number))
 
     def values_of(self, trial: Trial) -> list[float] | None:
@@ -257,21 +271,21 @@ class Store:
             return TrialState.FAIL
         return _STATE[trial.state]
 
-    def _frozen(self, trial: Trial) -> FrozenTrial:
-        """A record as Optuna's trial."""
-        state = self._optuna_state(trial)
+    def _frozen(self, trial: Trial, state: TrialState | None = None) -> FrozenTrial:
+        """A record as Optuna's trial, in the state that it should have or in another one."""
+        state = state or self._optuna_state(trial)
+        told = self.values_of(trial) if state == TrialState.COMPLETE else None
+        state = TrialState.FAIL if state == TrialState.COMPLETE and told is None else state
         return FrozenTrial(
             number=trial.number,
             trial_id=-1,
             state=state,
             value=None,
-            values=self.values_of(trial),
+            values=told,
             datetime_start=None if state == TrialState.WAITING else datetime.datetime.now(),
             datetime_complete=datetime.datetime.now() if state.is_finished() else None,
             params=dict(trial.params),
-            distributions={
-                name: d for name, d in distributions(self.spec.search_space).items() if name in trial.params
-            },
+            distributions={name: d for name, d in self._distributions.items() if name in trial.params},
             user_attrs={RECORD: trial.to_json()} | _expected(trial),
             system_attrs={CONSTRAINT: trial.violation or 0.0} | (trial.notes or {}),
             intermediate_values={},
@@ -348,19 +362,38 @@ def running_here(trial: Trial) -> Trial:
     return trial.model_copy(update={"state": "running", "started": now(), "process": Process.here()})
 
 
-def _for_samplers(trial: FrozenTrial) -> FrozenTrial:
-    """A trial as samplers need it: without the record, which is long, and ours."""
-    bare = copy.copy(trial)
-    bare.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != RECORD}
-    return bare
+class _LiveStorage(InMemoryStorage):
+    """Optuna's memory of a study, in which trials share what they have in common: without, each takes 10 kB more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shared: dict[str, BaseDistribution] = {}
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        shared = self._shared.setdefault(param_name, distribution)
+        super().set_trial_param(
+            trial_id, param_name, param_value_internal, shared if shared == distribution else distribution
+        )
+
+    def keep(self, study_id: int, trial: FrozenTrial) -> int:
+        """Take in a trial as samplers need it: without the record, which is long, and ours; its id here."""
+        bare = copy.copy(trial)
+        bare.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != RECORD}
+        bare.params, bare.distributions = {}, {}  # what is given is copied deeply, which takes a millisecond
+        trial_id = self.create_new_trial(study_id, bare)
+        kept = self.get_trial(trial_id)
+        kept.params, kept.distributions = trial.params, trial.distributions
+        return trial_id
 
 
 def _in_memory(spec: StudySpec, trials: Sequence[FrozenTrial]) -> optuna.Study:
-    storage = InMemoryStorage()
+    storage = _LiveStorage()
     study = optuna.create_study(storage=storage, study_name=spec.name, directions=["minimize"] * len(spec.objectives))
     for trial in trials:
         # Waiting trials are ours to hand out: for the samplers they are under way.
-        theirs = storage.create_new_trial(study._study_id, _for_samplers(trial))
+        theirs = storage.keep(study._study_id, trial)
         if trial.state == TrialState.WAITING:
             storage.set_trial_state_values(theirs, TrialState.RUNNING)
     return study

@@ -209,6 +209,8 @@ def test_measuring_keeps_what_it_learned_of_chains(cli: Command, tmp_path: Path)
         (("bench", "search", "--device", "tpu"), ("unknown device",)),
         (("bench", "workers", "--trials", "1"), ("--trials",)),
         (("bench", "workers", "--dataset", "mnist"), ("--dataset",)),
+        (("bench", "engine", "--workers", "0"), ("--workers",)),
+        (("bench", "engine", "--trials", "1"), ("--trials",)),
         (("bench", "nothing"), ("No such command",)),
     ],
 )
@@ -480,7 +482,7 @@ def test_the_runtime_that_is_asked_for_is_measured(cli: Command, tmp_path: Path)
 # Benchmarks.
 
 
-@pytest.mark.parametrize("command", ["train", "deploy", "latency", "search", "sampler", "workers"])
+@pytest.mark.parametrize("command", ["train", "deploy", "latency", "search", "sampler", "workers", "engine"])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_every_bench_has_help(command: str, flag: str, cli: Command) -> None:
     answer = cli("bench", command, flag)
@@ -491,7 +493,8 @@ def test_every_bench_has_help(command: str, flag: str, cli: Command) -> None:
 
 
 def test_the_benches_are_these() -> None:
-    assert sorted(main.commands["bench"].commands) == ["deploy", "latency", "sampler", "search", "train", "workers"]
+    named = ["deploy", "engine", "latency", "sampler", "search", "train", "workers"]
+    assert sorted(main.commands["bench"].commands) == named
 
 
 @pytest.mark.parametrize("as_json", [True, False])

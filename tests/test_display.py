@@ -13,6 +13,7 @@ from igc_nas.cost import cost_of, rows
 from igc_nas.display import (
     CANDIDATE_COLUMNS,
     SearchDisplay,
+    Standing,
     candidate_cells,
     data_label,
     front_table,
@@ -224,3 +225,23 @@ def test_the_live_view_counts_what_ends() -> None:
     assert f"hypervolume {STUDY.hypervolume():.4f}" in shown(display._render())
     display.show(Ended(STUDY.trials[8]))
     assert "1 suggestions not built" in shown(display._render())
+
+
+@pytest.mark.parametrize("known", [0, 5, 13])
+def test_how_a_study_stands_is_the_same_one_by_one(known: int) -> None:
+    """`known` trials were there when the search began."""
+    whole = make_study(30, others=["infeasible", "failed"])
+    limit = sorted(c.cost.params for c in whole.candidates)[20]
+    budget = whole.spec.budget.model_copy(update={"params": limit})
+    question = whole.spec.model_copy(update={"budget": budget})
+    standing = Standing(Study(question, whole.trials[:known]))
+    for count, trial in enumerate(whole.trials[known:], start=known + 1):
+        standing.add(trial)
+        study = Study(question, whole.trials[:count])
+        assert standing.ended == study.ended
+        assert standing.text == f"front {len(study.front())}   hypervolume {study.hypervolume():.4f}"
+
+
+def test_without_a_scale_only_the_front_is_counted() -> None:
+    unscaled = Study(STUDY.spec.model_copy(update={"bounds": {}}), STUDY.trials)
+    assert Standing(unscaled).text == f"front {len(unscaled.front())}"

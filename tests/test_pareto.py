@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igc_nas.pareto import Point, dominates, hypervolume, knee, nondominated
+from igc_nas.pareto import (
+    Front,
+    Point,
+    RunningVolume,
+    dominates,
+    hypervolume,
+    knee,
+    nondominated,
+    running_hypervolume,
+)
 
 SIXTEENTHS = st.integers(0, 16).map(lambda n: n / 16)
 """Sums and products of a few of these are exact, so volumes can be compared with ==."""
@@ -112,3 +121,54 @@ def test_the_knee_does_not_depend_on_units() -> None:
     assert knee([(x * 1e9 + 5, y * 1e-6) for x, y in points]) == 1
     with pytest.raises(ValueError, match="no knee"):
         knee([])
+
+
+# Fronts that points join one by one.
+
+
+@given(clouds(20))
+def test_a_front_joined_one_by_one_is_that_of_all(points: list[tuple[float, ...]]) -> None:
+    front = Front(len(points[0]))
+    for count, point in enumerate(points, start=1):
+        there = [points[i] for i in nondominated(points[: count - 1])]
+        covered = any(all(x <= y for x, y in zip(p, point, strict=True)) for p in there)
+        assert front.add(point) is not covered
+        assert sorted(map(tuple, front.points)) == sorted(points[i] for i in nondominated(points[:count]))
+    assert len(front) == len(nondominated(points))
+
+
+@given(clouds(12))
+def test_a_running_volume_is_that_of_the_points_so_far(points: list[tuple[float, ...]]) -> None:
+    running, ones = RunningVolume(len(points[0])), (1.0,) * len(points[0])
+    for count, point in enumerate(points, start=1):
+        assert running.add(point) == hypervolume(points[:count], ones)
+    assert list(running_hypervolume([None, *points]))[-1] == running.volume
+
+
+def sliced(points: list[tuple[float, ...]], reference: tuple[float, ...]) -> float:
+    """The hypervolume by slices down to one dimension."""
+    if len(reference) == 1:
+        return reference[0] - min((p[0] for p in points), default=reference[0])
+    ordered = sorted(points, key=lambda p: p[-1])
+    ends = [*(p[-1] for p in ordered[1:]), reference[-1]]
+    parts = (
+        (end - p[-1]) * sliced([q[:-1] for q in ordered[:count]], reference[:-1])
+        for count, (p, end) in enumerate(zip(ordered, ends, strict=True), start=1)
+    )
+    return math.fsum(parts)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("front", [False, True])
+def test_volumes_of_many_points_against_slices(dimensions: int, front: bool) -> None:
+    rng = np.random.default_rng(dimensions)
+    cloud = rng.random((80, dimensions)) * 1.05
+    if front:
+        directions = np.abs(rng.standard_normal((80, dimensions)))
+        cloud = 1 - 0.9 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    points = [tuple(point) for point in cloud.tolist()]
+    ones = (1.0,) * dimensions
+    for count, volume in enumerate(running_hypervolume(points), start=1):
+        inside = [p for p in points[:count] if max(p) < 1]
+        assert volume == pytest.approx(sliced(inside, ones), rel=1e-12)
+        assert hypervolume(points[:count], ones) == pytest.approx(volume, rel=1e-12)

@@ -1,5 +1,6 @@
 """What is suggested next, in an Optuna study in memory, with errors that are invented from the architecture."""
 
+import random
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
@@ -28,7 +29,7 @@ from igc_nas.results import load_study
 from igc_nas.sampler.choice import ExhaustedError, StudySampler, distributions
 from igc_nas.sampler.enumeration import Enumeration
 from igc_nas.sampler.evolution import POPULATION, Evolution
-from igc_nas.sampler.history import EXPECTED, History, Memory
+from igc_nas.sampler.history import EXPECTED, History, Memory, price
 from igc_nas.sampler.known_cost import STARTUP, KnownCost
 from igc_nas.sampler.moves import Moves
 from igc_nas.spec import Budget, SamplerName, StudySpec
@@ -313,7 +314,7 @@ def test_what_runs_is_taken_for_what_it_is_expected_to_be(begun: Loop) -> None:
     sampler, history = KnownCost(begun.question), begun.history
     beliefs = sampler._beliefs(history)
     first = next(iter(sampler._by_improvement(history, beliefs, np.random.default_rng(0))))
-    rows = Memory(begun.question.search_space, sampler.catalog).rows([first])
+    rows = price(sampler.catalog, [first])
     running = History(history.complete, history.values, history.stopped, history.expected, rows)
     before, after = (
         sampler._worth(rows.codes, rows.costs, sampler._front(now, beliefs), beliefs)[0] for now in (history, running)
@@ -477,3 +478,61 @@ def test_evolution_mutates_those_that_few_dominate() -> None:
         assert distances.min() <= 2
         ranks.append(beaten[distances == distances.min()].min())
     assert np.mean(ranks) < 0.5 * beaten.mean()
+
+
+# What is remembered of a study.
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from(["ask", "ask", "complete", "stop", "fail", "infeasible", "look"]), max_size=40),
+    st.randoms(use_true_random=False),
+)
+def test_what_is_remembered_is_what_the_trials_say(steps: list[str], rng: random.Random) -> None:
+    """Trials end in any order, some of them are of one architecture, and the memory has looked before or has not."""
+    space, archs = TINY.search_space, [TINY.feasible.draw(np.random.default_rng(n)) for n in range(6)]
+    study = optuna.create_study(directions=["minimize"] * 3)
+    memory, running = Memory(space, TINY.feasible.catalog), []
+    for step in [*steps, "look"]:
+        if step == "ask":
+            running.append(_begun(study, space.encode(rng.choice(archs))))
+        elif step == "look":
+            _compare(memory.history(study, -1), study)
+        elif running:
+            _end(study, running.pop(rng.randrange(len(running))), step, rng)
+
+
+def _begun(study: optuna.Study, params: dict[str, Any]) -> int:
+    all_of_space = distributions(TINY.search_space)
+    template = optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=all_of_space)
+    return study._storage.create_new_trial(study._study_id, template)
+
+
+def _end(study: optuna.Study, trial_id: int, step: str, rng: random.Random) -> None:
+    states = {"stop": TrialState.PRUNED, "fail": TrialState.FAIL}
+    if step == "stop":
+        study._storage.set_trial_user_attr(trial_id, EXPECTED, [rng.random(), rng.random()])
+    study._storage.set_trial_system_attr(trial_id, "constraints:budget", 1.0 if step == "infeasible" else -0.5)
+    values = None if step in states else [rng.random(), 1000.0, rng.random()]
+    study._storage.set_trial_state_values(trial_id, states.get(step, TrialState.COMPLETE), values)
+
+
+def _compare(found: History, study: optuna.Study) -> None:
+    """With what a walk over all trials finds: each group in order of the numbers, each architecture once."""
+    groups: dict[str, dict[Code, Any]] = {"complete": {}, "stopped": {}, "running": {}}
+    for trial in study.trials:
+        code = TINY.feasible.catalog.code(TINY.search_space.decode(trial.params))
+        assert code is not None
+        if trial.state == TrialState.COMPLETE and trial.system_attrs["constraints:budget"] <= 0:
+            groups["complete"].setdefault(code, trial.values)
+        elif trial.state == TrialState.PRUNED:
+            groups["stopped"].setdefault(code, trial.user_attrs[EXPECTED])
+        elif trial.state == TrialState.RUNNING:
+            groups["running"].setdefault(code, None)
+    for name, expected in groups.items():
+        rows = getattr(found, name)
+        assert [tuple(code) for code in rows.codes.tolist()] == list(expected)
+        assert rows.costs.tolist() == TINY.feasible.catalog.price(rows.codes)[1].tolist()
+    assert found.values.tolist() == list(groups["complete"].values())
+    assert found.expected.tolist() == list(groups["stopped"].values())
+    assert found.seen == {code for group in groups.values() for code in group}

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import nnls
 
 from igc_nas.pareto import dominates, nondominated
-from igc_nas.stopping import LEAST_DEVIATION, LEAST_ENDED, Ended, Rule
+from igc_nas.stopping import LEAST_DEVIATION, LEAST_ENDED, Ended, Rule, _plane
 
 RUNGS = 2
 DOZEN = LEAST_ENDED + 3
@@ -225,3 +226,28 @@ def test_fewer_beliefs_than_trials_it_takes_are_not_used() -> None:
     few = [replace(trial, belief=None) for trial in ended[: 30 - LEAST_ENDED + 1]] + ended[30 - LEAST_ENDED + 1 :]
     rule = Rule(few, 0.05)
     assert rule.outlook((1.0,), 0, 0.6, 0.4) == rule.outlook((1.0,), 0, 0.6)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    columns=st.integers(1, 2),
+    kind=st.sampled_from(["free", "falling", "alike", "constant", "steps"]),
+)
+def test_a_plane_is_the_least_squares_with_no_weight_below_0(seed: int, columns: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    evidence = rng.random((20, columns))
+    ends = evidence @ rng.uniform(-1, 1, columns) + 0.2 * rng.standard_normal(20)
+    if kind == "falling":
+        ends = -ends
+    elif kind == "alike":
+        evidence[:, -1] = evidence[:, 0]
+    elif kind == "constant":
+        evidence[:, -1] = 0.25
+    elif kind == "steps":
+        evidence = np.round(evidence * 2) / 2
+    centred = evidence - evidence.mean(axis=0)
+    _, least = nnls(centred, ends - ends.mean())
+    plane = _plane(evidence, ends)
+    assert (plane.weights >= 0).all()
+    over = ends - plane.offset - evidence @ plane.weights
+    assert math.sqrt(over @ over) == pytest.approx(least, rel=1e-9)

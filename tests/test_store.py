@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from searches import RUNGS, evaluate, evaluate_on_the_way, spec
+from sqlalchemy import event
 
-from igc_nas.errors import StudyError
+from igc_nas.errors import ConfigError, StudyError
 from igc_nas.record import Trial
 from igc_nas.reference import reference
 from igc_nas.results import load_study, read_trials
+from igc_nas.sampler.choice import distributions
 from igc_nas.sampler.history import EXPECTED, Memory
 from igc_nas.spec import Budget
 from igc_nas.store import Store, replace_latencies
@@ -187,7 +190,7 @@ def test_what_was_stopped_is_told_to_the_sampler_after_any_opening(tmp_path: Pat
         with Store(tmp_path / "s", question) as store:
             assert store.study.trials == before
             assert store.study.ended == 30
-            in_database = store._database.trials()
+            in_database = store._database._storage.get_all_trials(store._database.study_id)
             for trials in (store.live.trials, in_database):
                 pruned = {t.number: t.user_attrs[EXPECTED] for t in trials if t.state.name == "PRUNED"}
                 assert pruned == {n: [s.expected_error, s.deviation] for n, s in stopped.items()}
@@ -244,3 +247,81 @@ def test_latencies_are_replaced_and_the_database_made_anew(tmp_path: Path) -> No
 def test_latencies_of_a_study_that_is_searched_stay(tmp_path: Path) -> None:
     with Store(tmp_path / "s", spec()), pytest.raises(StudyError, match="is being searched by"):
         replace_latencies(tmp_path / "s", {})
+
+
+def test_what_is_read_of_the_database_is_what_optuna_reads(tmp_path: Path) -> None:
+    """Records with their states stand for Optuna's trials: nothing that a sampler looks at differs."""
+    question = spec(
+        sampler="nsga2", stop=0.5, recipe={"rungs": list(RUNGS)}, budget=Budget(params=2000, latency_ms=1.0)
+    )
+    list(search(question, Run(tmp_path / "s", trials=40), evaluate=evaluate_on_the_way))
+    with Store(tmp_path / "s", question) as store:
+        optunas = store._database._storage.get_all_trials(store._database.study_id)
+        ours = store.live.get_trials(deepcopy=False)
+        assert len({trial.state for trial in store.trials.values()}) >= 3
+        assert [row.trial_id for row in store._database.rows()] == [trial._trial_id for trial in optunas] == store._ids
+        for theirs, mine in zip(optunas, ours, strict=True):
+            for name in ("number", "state", "params", "distributions", "values", "system_attrs"):
+                assert getattr(mine, name) == getattr(theirs, name), (mine.number, name)
+            assert mine.user_attrs == {k: v for k, v in theirs.user_attrs.items() if k != "igc_nas:record"}
+
+
+def test_live_trials_share_their_distributions(tmp_path: Path) -> None:
+    """They are the same in all trials of a space, and would be the most of what a long study keeps in memory."""
+    searched(tmp_path / "s")
+    with Store(tmp_path / "s", spec()) as store:
+        for _ in range(2):
+            asked = store.live.ask()
+            with contextlib.suppress(ConfigError):  # nobody said that it would be a network
+                spec().search_space.suggest(asked)
+            store.add(Trial(number=asked.number, state="failed", params=asked.params))
+        trials = store.live.get_trials(deepcopy=False)
+        for part in (trials[:5], trials[5:]):
+            first, *others = part
+            assert first.distributions
+            for other in others:
+                assert all(other.distributions[name] is d for name, d in first.distributions.items())
+
+
+def test_a_trial_is_written_by_little_more_than_a_statement_for_each_parameter(tmp_path: Path) -> None:
+    """Optuna's own way takes three for each parameter, which was most of what a trial's bookkeeping cost."""
+    question, statements = spec(space="igc_cifar"), []
+    with Store(tmp_path / "s", question) as store:
+        engine = store._database._storage.engine
+        event.listen(engine, "after_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+        params = question.search_space.encode(question.feasible.lightest())
+        store.give(Trial(number=0, state="running", params=params))
+        assert len(params) > 30
+        assert len(statements) < 1.5 * len(params)
+        (read,) = store._database._storage.get_all_trials(store._database.study_id)
+        assert read.params == params
+        assert read.distributions == distributions(question.search_space)
+
+
+SWAP = """
+update trial_user_attributes set trial_id = -1 where trial_id = 1;
+update trial_user_attributes set trial_id = 1 where trial_id = 2;
+update trial_user_attributes set trial_id = 2 where trial_id = -1;
+"""
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("update trials set number = 7 where number = 2", "not numbered from 0 on"),
+        ("delete from trials where number = 0", "not numbered from 0 on"),
+        ("update trials set number = null", "not numbered from 0 on"),
+        ("update trials set state = 'ASLEEP' where number = 1", "cannot be used"),
+        ("update trial_user_attributes set value_json = '[1' where trial_id = 1", "cannot be used"),
+        ("update trial_user_attributes set value_json = '[1]' where trial_id = 1", "is not igc-nas's"),
+        ("delete from trial_user_attributes where trial_id = 1", "is not igc-nas's"),
+        (SWAP, "has the record of trial"),
+    ],
+)
+def test_rows_that_contradict_each_other_are_refused(damage: str, said: str, tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    with contextlib.closing(sqlite3.connect(tmp_path / "s" / "study.db")) as connection, connection:
+        connection.executescript(damage)
+    with pytest.raises(StudyError, match=said):
+        Store(tmp_path / "s", spec())
+    assert load_study(tmp_path / "s").ended == 5

@@ -8,11 +8,11 @@ import pytest
 from searches import RUNGS, evaluate, evaluate_on_the_way, spec
 
 from igc_nas.config import ArchConfig
-from igc_nas.coordinator import Evaluate, rule_of
+from igc_nas.coordinator import Evaluate
 from igc_nas.cost import cost_of
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.events import Ended, Exhausted, Opened, Started
-from igc_nas.knowledge import forecast_of
+from igc_nas.judge import Judge
 from igc_nas.objectives import known_values
 from igc_nas.plan import arch_id
 from igc_nas.record import Trial
@@ -246,8 +246,8 @@ def test_a_stop_is_what_the_rule_says_of_those_that_ended_before(tmp_path: Path)
     question = load_study(tmp_path / "s").spec
     for trial in trials:
         before = Study(question, trials[: trial.number])
-        forecast = forecast_of(before)
-        rule, belief = rule_of(before, forecast), None
+        judge = Judge(question, before.candidates)
+        forecast, rule, belief = judge.forecast, judge.rule, None
         if forecast:
             belief = forecast.of(forecast.catalog.code(trial.arch))
             assert all(ended.belief is not None for ended in rule.ended)
@@ -286,10 +286,9 @@ def test_nothing_is_stopped_unasked(question: StudySpec, tmp_path: Path) -> None
 def test_stopped_trials_do_not_teach_the_rule(tmp_path: Path) -> None:
     run_on_the_way(tmp_path / "s", 30, stopping(stop=0.5))
     study = load_study(tmp_path / "s")
-    assert len(rule_of(study).ended) == len(study.candidates) < 30
+    assert len(Judge(study.spec, study.candidates).rule.ended) == len(study.candidates) < 30
     ends = [c.model_copy(update={"score": c.score.model_copy(update={"rungs": ()})}) for c in study.candidates]
-    without = tuple(Trial(number=c.trial, state="complete", params={}, candidate=c) for c in ends)
-    assert rule_of(Study(study.spec, without)).bound == 0.0
+    assert Judge(study.spec, ends).rule.bound == 0.0
 
 
 def test_a_given_architecture_of_the_space_comes_first(tmp_path: Path) -> None:

@@ -13,13 +13,15 @@ from igc_nas.cli.options import FILE, as_json, device_option, runtime_option, st
 from igc_nas.cli.output import put, put_json, say
 
 if TYPE_CHECKING:
+    from igc_nas.bench.engine import EngineReport
     from igc_nas.bench.report import Report
     from igc_nas.device import Device
+    from igc_nas.spec import SamplerName
 
 
 @click.group()
 def bench() -> None:
-    """Measure what lowering is worth on this machine, over fixed architectures; compare samplers."""
+    """Measure what lowering is worth on this machine, over fixed architectures; compare samplers; time the engine."""
 
 
 @bench.command("train")
@@ -147,6 +149,26 @@ def sampler(
         write_figure(report, path)
 
 
+@bench.command("engine")
+@click.option("--trials", type=click.IntRange(2, 1_000_000), default=10_000, show_default=True, help="Trials to end.")
+@click.option("--workers", type=click.IntRange(1, 10_000), default=256, show_default=True, help="Virtual evaluators.")
+@click.option(
+    "--sampler",
+    type=click.Choice(["known-cost", "stratified", "random", "tpe", "nsga2", "evolution"]),
+    default="stratified",
+    show_default=True,
+    help="Its time is not counted.",
+)
+@click.option("--storage", help="Another database than SQLite in a temporary folder; the study stays in it.")
+@as_json
+def engine(trials: int, workers: int, sampler: SamplerName, storage: str | None, as_json: bool) -> None:
+    """What coordinator and store cost for each trial: trials that take no time, on a real database."""
+    quiet_threads(1)
+    from igc_nas.bench.engine import bench_engine
+
+    _show(bench_engine(trials, workers, sampler, storage, say=say), as_json)
+
+
 def _prepared(device: str) -> Device:
     """One thread, and the device."""
     quiet_threads(1)
@@ -157,7 +179,7 @@ def _prepared(device: str) -> Device:
     return found
 
 
-def _show(report: Report, as_json: bool) -> None:
+def _show(report: Report | EngineReport, as_json: bool) -> None:
     if as_json:
         put_json(report.to_dict())
     else:

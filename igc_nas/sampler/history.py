@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import optuna
-from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from igc_nas.catalog import Catalog, Code, Ints
@@ -49,43 +49,81 @@ class History:
     def seen(self) -> frozenset[Code]:
         """Every code that the study has tried, or tries."""
         rows = (self.complete, self.stopped, self.running)
-        return frozenset(tuple(map(int, code)) for part in rows for code in part.codes)
+        return frozenset(tuple(code) for part in rows for code in part.codes.tolist())
+
+
+class _Group:
+    """Trials that have ended, by number, each architecture once (its first trial): codes, costs, a row of values."""
+
+    def __init__(self, catalog: Catalog, width: int) -> None:
+        self._catalog = catalog
+        self._numbers: list[int] = []
+        self._first: dict[Code, int] = {}
+        self.rows = price(catalog, [])
+        self.values: Floats = np.empty((0, width))
+
+    def add(self, number: int, code: Code, row: Sequence[float]) -> None:
+        """Take a trial in, which may have ended before one of a lower number."""
+        if self._first.get(code, number) < number:
+            return
+        if code in self._first:
+            self._drop(bisect_left(self._numbers, self._first[code]))
+        self._first[code] = number
+        place = bisect_left(self._numbers, number)
+        self._numbers.insert(place, number)
+        one = price(self._catalog, [code])
+        codes, costs = np.insert(self.rows.codes, place, one.codes, 0), np.insert(self.rows.costs, place, one.costs, 0)
+        self.rows, self.values = Rows(codes, costs), np.insert(self.values, place, row, 0)
+
+    def _drop(self, place: int) -> None:
+        del self._numbers[place]
+        codes, costs = np.delete(self.rows.codes, place, 0), np.delete(self.rows.costs, place, 0)
+        self.rows, self.values = Rows(codes, costs), np.delete(self.values, place, 0)
 
 
 class Memory:
-    """Reads an Optuna study again and again, decoding each trial once."""
+    """Reads one Optuna study again and again; a trial that has ended, which does not change, once."""
 
     def __init__(self, space: SearchSpace, catalog: Catalog) -> None:
         self.space = space
         self.catalog = catalog
         self._codes: dict[int, Code | None] = {}
+        self._groups: tuple[_Group, _Group] | None = None
+        """Complete, stopped."""
+        self._read = 0
+        """Trials that have been looked at."""
+        self._open: dict[int, None] = {}
+        """Those among them that had not ended, ascending."""
 
     def history(self, study: optuna.Study, asking: int) -> History:
         """The study as it stands for the trial `asking`."""
-        trials = [t for t in study.get_trials(deepcopy=False) if t.number != asking]
-        complete = [t for t in trials if t.state == TrialState.COMPLETE and _is_feasible(t)]
-        stopped = [t for t in trials if t.state == TrialState.PRUNED and EXPECTED in t.user_attrs]
-        running = [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
-        of_complete, complete = self._rows(complete)
-        of_stopped, stopped = self._rows(stopped)
-        of_running, _ = self._rows(running)
-        values = np.array([t.values for t in complete], dtype=float).reshape(len(complete), len(study.directions))
-        expected = np.array([t.user_attrs[EXPECTED] for t in stopped], dtype=float).reshape(len(stopped), 2)
-        return History(of_complete, values, of_stopped, expected, of_running)
+        trials = study.get_trials(deepcopy=False)
+        complete, stopped = self._groups = self._groups or (
+            _Group(self.catalog, len(study.directions)),
+            _Group(self.catalog, 2),
+        )
+        self._open |= dict.fromkeys(range(self._read, len(trials)))
+        self._read = len(trials)
+        for number in [number for number in self._open if trials[number].state.is_finished()]:
+            del self._open[number]
+            self._take(trials[number])
+        running = [self._code(trials[number]) for number in self._open if number != asking]
+        codes = [*dict.fromkeys(code for code in running if code is not None)]
+        return History(complete.rows, complete.values, stopped.rows, stopped.values, price(self.catalog, codes))
 
-    def _rows(self, trials: Sequence[FrozenTrial]) -> tuple[Rows, list[FrozenTrial]]:
-        """The trials whose parameters are an architecture, each architecture once."""
-        found: dict[Code, FrozenTrial] = {}
-        for trial in trials:
-            code = self._code(trial)
-            if code is not None:
-                found.setdefault(code, trial)
-        return self.rows(list(found)), list(found.values())
-
-    def rows(self, codes: Sequence[Code]) -> Rows:
-        """Codes with their costs."""
-        array = np.array(codes, dtype=np.int64).reshape(len(codes), 1 + len(self.catalog.stages))
-        return Rows(array, self.catalog.price(array)[1])
+    def _take(self, trial: FrozenTrial) -> None:
+        """Put a trial that has ended where it belongs."""
+        assert self._groups is not None
+        complete, stopped = self._groups
+        if trial.state == TrialState.COMPLETE and _is_feasible(trial):
+            group, row = complete, trial.values
+        elif trial.state == TrialState.PRUNED and EXPECTED in trial.user_attrs:
+            group, row = stopped, trial.user_attrs[EXPECTED]
+        else:
+            return
+        code = self._code(trial)
+        if code is not None:
+            group.add(trial.number, code, row)
 
     def _code(self, trial: FrozenTrial) -> Code | None:
         if trial.number not in self._codes:
@@ -96,8 +134,11 @@ class Memory:
         return self._codes[trial.number]
 
 
+def price(catalog: Catalog, codes: Sequence[Code]) -> Rows:
+    """Codes with their costs."""
+    array = np.array(codes, dtype=np.int64).reshape(len(codes), 1 + len(catalog.stages))
+    return Rows(array, catalog.price(array)[1])
+
+
 def _is_feasible(trial: FrozenTrial) -> bool:
-    limits: NDArray[np.float64] = np.array(
-        [value for key, value in trial.system_attrs.items() if key.startswith(CONSTRAINTS)], dtype=float
-    )
-    return bool((limits <= 0).all())
+    return all(value <= 0 for key, value in trial.system_attrs.items() if key.startswith(CONSTRAINTS))

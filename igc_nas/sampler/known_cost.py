@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from igc_nas.catalog import Code, Ints
-from igc_nas.features import Features, Floats
+from igc_nas.features import Features, Floats, features_of
 from igc_nas.improvement import SURE, expected_hypervolume_improvement
 from igc_nas.pareto import nondominated
 from igc_nas.sampler.history import History
@@ -50,7 +50,7 @@ class KnownCost:
     @cached_property
     def features(self) -> Features:
         """Of the codes of the study's space."""
-        return Features(self.catalog)
+        return features_of(self.catalog)
 
     def propose(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
         """Codes in the order in which they should be tried; some may have been."""

@@ -1,0 +1,402 @@
+"""bench engine: what the coordinator and the store cost for each trial, and how that grows with the study.
+
+The real coordinator and the real store work for trials that take no time (see `igc_nas.bench.virtual`). Bookkeeping of
+a trial is all that the coordinator's process does for it from asking until it is told, less the sampler, the stopping
+rule with its surrogate, and the making up of results: those are timed apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study as OptunaStudy
+from optuna.trial import FrozenTrial, TrialState
+
+from igc_nas.bench.virtual import VirtualExecutor
+from igc_nas.coordinator import Coordinator, Limits
+from igc_nas.dataset import locate
+from igc_nas.defaults import new_spec
+from igc_nas.display import SearchDisplay
+from igc_nas.events import Ended, Event, Job, Opened
+from igc_nas.executor import AtRung, Message
+from igc_nas.results import load_study
+from igc_nas.spec import Budget, SamplerName, StudySpec
+from igc_nas.stopping import Outlook
+from igc_nas.store import Store
+
+MARKS = (100, 1_000, 10_000)
+"""Trials after which the figures are taken."""
+MOST_AT_MARK = 200
+"""Trials before a mark that its figures are of, at most; and no more than half of all."""
+SAY_EVERY = 1_000
+Apart = Literal["sampler", "rule", "stub"]
+MB = 2**20
+
+
+class Stopwatch:
+    """Seconds (wall, CPU) of the coordinator's own work; what is done `apart` does not count, and is kept by name."""
+
+    def __init__(self) -> None:
+        self.apart_s: dict[Apart, NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))
+        self._away = np.zeros(2)
+
+    def now(self) -> NDArray[np.float64]:
+        """The time so far, of an unknown start."""
+        return _clocks() - self._away
+
+    @contextlib.contextmanager
+    def apart(self, what: Apart) -> Iterator[None]:
+        """Leave the time of a block out."""
+        began = _clocks()
+        try:
+            yield
+        finally:
+            took = _clocks() - began
+            self.apart_s[what] += took
+            self._away += took
+
+
+def _clocks() -> NDArray[np.float64]:
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+@dataclass
+class Ledger:
+    """Seconds (wall, CPU) that trials cost, by number: to ask for them, and to hear what became of them."""
+
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    asked: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    told: dict[int, NDArray[np.float64]] = field(default_factory=lambda: defaultdict(lambda: np.zeros(2)))
+    ended: list[int] = field(default_factory=list)
+    """Numbers in the order in which the trials ended, those that the sampler was asked for in vain left out."""
+    states: Counter[str] = field(default_factory=Counter)
+    rss: dict[int, int] = field(default_factory=dict)
+    """Bytes that the process holds after so many trials have ended; 0: when the first is asked for."""
+
+    def end(self, number: int, state: str) -> bool:
+        """A trial has ended; whether it was evaluated."""
+        self.states[state] += 1
+        if number not in self.asked:
+            return False
+        self.ended.append(number)
+        if len(self.ended) in (1, *MARKS):
+            self.weigh()
+        return True
+
+    def weigh(self) -> None:
+        """Note the process's memory."""
+        self.rss[len(self.ended)] = psutil.Process().memory_info().rss
+
+    def bookkeeping(self) -> NDArray[np.float64]:
+        """(ended, 2) seconds of each trial, in the order in which they ended."""
+        return np.array([self.asked[n] + self.told[n] for n in self.ended]).reshape(-1, 2)
+
+
+class _WatchedExecutor(VirtualExecutor):
+    """Charges what happens between an idle evaluator and its job, and between a message and the next, to trials."""
+
+    ledger: Ledger
+
+    def idle(self) -> int:
+        found = super().idle()
+        self._since = self.ledger.watch.now()
+        return found
+
+    def submit(self, job: Job) -> None:
+        self.ledger.asked[job.number] = self.ledger.watch.now() - self._since
+        with self.ledger.watch.apart("stub"):
+            super().submit(job)
+        self._since = self.ledger.watch.now()
+
+    def answer(self, number: int, go_on: bool) -> None:
+        with self.ledger.watch.apart("stub"):
+            super().answer(number, go_on)
+
+    def messages(self, timeout: float | None) -> Iterator[Message]:
+        with self.ledger.watch.apart("stub"):
+            found = list(super().messages(timeout))
+        for message in found:
+            since = self.ledger.watch.now()
+            yield message
+            self.ledger.told[message.number] += self.ledger.watch.now() - since
+
+
+class _WatchedCoordinator(Coordinator):
+    """Leaves the stopping rule, and the surrogate that it asks, out of the account."""
+
+    ledger: Ledger
+
+    def judged(self, at: AtRung) -> Outlook | None:
+        with self.ledger.watch.apart("rule"):
+            return super().judged(at)
+
+
+class _WatchedSampler(BaseSampler):
+    """Leaves a sampler's time out of the account."""
+
+    def __init__(self, inner: BaseSampler, watch: Stopwatch) -> None:
+        self._inner = inner
+        self._watch = watch
+
+    def infer_relative_search_space(self, study: OptunaStudy, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        with self._watch.apart("sampler"):
+            return self._inner.infer_relative_search_space(study, trial)
+
+    def before_trial(self, study: OptunaStudy, trial: FrozenTrial) -> None:
+        with self._watch.apart("sampler"):
+            self._inner.before_trial(study, trial)
+
+    def sample_relative(
+        self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        with self._watch.apart("sampler"):
+            return self._inner.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: OptunaStudy, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        with self._watch.apart("sampler"):
+            return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: OptunaStudy, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        with self._watch.apart("sampler"):
+            self._inner.after_trial(study, trial, state, values)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What trials cost around one mark: milliseconds of bookkeeping, and what the process held then."""
+
+    trials: int
+    n: int
+    """Trials that these are of: the last ones before the mark."""
+    median_ms: float
+    p95_ms: float
+    cpu_median_ms: float
+    rss_mb: float
+    growth_mb: float
+    """Since the first trial ended."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {name: value if isinstance(value, int) else round(value, 4) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What `bench engine` says."""
+
+    trials: int
+    workers: int
+    states: Mapping[str, int]
+    marks: tuple[Costs, ...]
+    rates: Mapping[str, float]
+    """Asks and tells a second, as far as bookkeeping goes; trials a second with all that is apart."""
+    apart_ms: Mapping[str, float]
+    """Mean milliseconds a trial of what is no bookkeeping."""
+    peak_mb: float
+    opening_s: Mapping[str, float]
+    conditions: Mapping[str, Any]
+
+    @property
+    def growth(self) -> dict[str, dict[str, float]]:
+        """How many times the median bookkeeping of each mark is the one before, and the first: wall clock and CPU."""
+        pairs = [*zip(self.marks, self.marks[1:], strict=False)]
+        pairs += [(self.marks[0], self.marks[-1])] if len(self.marks) > 2 else []
+        return {
+            f"{a.trials} to {b.trials}": {
+                "wall": round(b.median_ms / a.median_ms, 3),
+                "cpu": round(b.cpu_median_ms / max(a.cpu_median_ms, 1e-6), 3),
+            }
+            for a, b in pairs
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "bench": "engine: bookkeeping of a trial, without sampler, stopping rule and evaluation",
+            "trials": self.trials,
+            "workers": self.workers,
+            "states": dict(self.states),
+            "bookkeeping": [costs.to_dict() for costs in self.marks],
+            "growth": self.growth,
+            "per_second": _rounded(self.rates),
+            "apart_ms": _rounded(self.apart_ms),
+            "peak_mb": round(self.peak_mb, 1),
+            "opening_s": _rounded(self.opening_s),
+            "conditions": dict(self.conditions),
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        rows = [["after", "of", "median ms", "p95 ms", "CPU ms", "RSS MB", "grown by"]]
+        rows += [
+            [
+                f"{c.trials:,}",
+                str(c.n),
+                f"{c.median_ms:.2f}",
+                f"{c.p95_ms:.2f}",
+                f"{c.cpu_median_ms:.2f}",
+                f"{c.rss_mb:.0f}",
+                f"{c.growth_mb:.1f}",
+            ]
+            for c in self.marks
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        states = ", ".join(f"{count:,} {state}" for state, count in sorted(self.states.items()))
+        return [
+            f"bookkeeping of a trial among {self.trials:,} by {self.workers} virtual workers ({states})",
+            *("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows),
+            *(f"growth from {step}: {g['wall']:.2f}x (CPU {g['cpu']:.2f}x)" for step, g in self.growth.items()),
+            "per second: " + _listed(self.rates),
+            "ms a trial apart: " + _listed(self.apart_ms),
+            f"peak memory: {self.peak_mb:.0f} MB",
+            "seconds to open: " + _listed(self.opening_s),
+            "",
+            ", ".join(f"{key} {value}" for key, value in self.conditions.items()),
+        ]
+
+
+def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(number, 4) for name, number in numbers.items()}
+
+
+def _listed(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {number:,.4g}" for name, number in numbers.items())
+
+
+def bench_engine(
+    trials: int = 10_000,
+    workers: int = 256,
+    sampler: SamplerName = "stratified",
+    storage: str | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+    **changes: Any,
+) -> EngineReport:
+    """Search `igc_cifar` within 2 M parameters by `workers` virtual evaluators until `trials` have ended.
+
+    `storage` is a database's URL; None: SQLite in a folder that is gone afterwards. `changes` are those of `new_spec`.
+    """
+    with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as folder:
+        place = Path(folder) / "engine"
+        spec = _spec(sampler, seed, **changes)
+        began = time.perf_counter()
+        ledger = _searched(place, spec, trials, workers, storage, seed, say)
+        wall_s = time.perf_counter() - began
+        opening = _opening(place, storage)
+    count = len(ledger.ended)
+    asked, told = (np.sum(list(part.values()), axis=0)[0] for part in (ledger.asked, ledger.told))
+    return EngineReport(
+        trials=count,
+        workers=workers,
+        states=dict(ledger.states),
+        marks=tuple(_costs(ledger)),
+        rates={"asks": len(ledger.asked) / asked, "tells": count / told, "trials": count / wall_s},
+        apart_ms={name: 1000 * took[0] / count for name, took in ledger.watch.apart_s.items()},
+        peak_mb=max(ledger.rss.values()) / MB,
+        opening_s=opening,
+        conditions={"space": spec.space_name, "sampler": sampler, "storage": _kind(storage), "stop": spec.stop},
+    )
+
+
+def _spec(sampler: SamplerName, seed: int, **changes: Any) -> StudySpec:
+    defaults: dict[str, Any] = {"budget": Budget(params=2_000_000), "sampler": sampler, "seed": seed}
+    defaults["name"] = f"engine-{secrets.token_hex(4)}"  # never a study that a database has already
+    return new_spec(locate("shapes", None), "virtual", **(defaults | changes))
+
+
+def _searched(
+    folder: Path,
+    spec: StudySpec,
+    trials: int,
+    workers: int,
+    storage: str | None,
+    seed: int,
+    say: Callable[[str], None],
+) -> Ledger:
+    """The account of a search as `igc-nas search --quiet` does it."""
+    ledger = Ledger()
+    display = SearchDisplay(trials, None, quiet=True)
+
+    def watch(event: Event) -> None:
+        display.show(event)
+        with ledger.watch.apart("stub"):
+            if isinstance(event, Opened):
+                ledger.weigh()
+                store.live.sampler = _WatchedSampler(store.live.sampler, ledger.watch)
+            elif isinstance(event, Ended):
+                is_new = ledger.end(event.trial.number, event.trial.state)
+                if is_new and len(ledger.ended) % SAY_EVERY == 0:
+                    say(f"{len(ledger.ended):,} trials")
+
+    with Store(folder, spec, storage) as store, _WatchedExecutor(spec, workers, seed) as executor:
+        coordinator = _WatchedCoordinator(store, Limits(trials), watch)
+        coordinator.ledger = executor.ledger = ledger
+        for _ in coordinator.with_executor(executor):
+            pass
+        ledger.weigh()
+    return ledger
+
+
+def _costs(ledger: Ledger) -> Iterator[Costs]:
+    """At each mark that was reached, and at the end."""
+    bookkeeping = 1000 * ledger.bookkeeping()
+    for mark in sorted({*(mark for mark in MARKS if mark <= len(bookkeeping)), len(bookkeeping)}):
+        n = min(MOST_AT_MARK, max(1, mark // 2))
+        wall, cpu = bookkeeping[mark - n : mark].T
+        yield Costs(
+            trials=mark,
+            n=n,
+            median_ms=float(np.median(wall)),
+            p95_ms=float(np.quantile(wall, 0.95)),
+            cpu_median_ms=float(np.median(cpu)),
+            rss_mb=ledger.rss[mark] / MB,
+            growth_mb=(ledger.rss[mark] - ledger.rss[1]) / MB,
+        )
+
+
+def _opening(folder: Path, storage: str | None) -> dict[str, float]:
+    """Seconds to read a study, to print its front in a process of its own, and to open it for writing again."""
+    took: dict[str, float] = {}
+    with _timed(took, "load"):
+        study = load_study(folder)
+    with _timed(took, "front"):
+        study.front()
+        study.hypervolume()
+    with _timed(took, "hypervolume curve"):
+        study.hypervolume_curve()
+    with _timed(took, "igc-nas front"):
+        command = [sys.executable, "-m", "igc_nas", "front", str(folder)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with contextlib.ExitStack() as stack:
+        with _timed(took, "store"):
+            store = stack.enter_context(Store(folder, study.spec, storage))
+        assert len(store.trials) == len(study.trials)
+    return took
+
+
+@contextlib.contextmanager
+def _timed(took: dict[str, float], what: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    took[what] = time.perf_counter() - began
+
+
+def _kind(storage: str | None) -> str:
+    return (storage or "sqlite").partition(":")[0].partition("+")[0]
