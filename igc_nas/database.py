@@ -24,7 +24,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from igc_nas.errors import ConfigError, StudyError, UsageError
+from igc_nas.errors import ConfigError, IgcNasError, StudyError, UsageError
 from igc_nas.objectives import OBJECTIVES
 from igc_nas.process import Process
 from igc_nas.record import Trial
@@ -38,6 +38,9 @@ OLD_QUESTION = "igc_nas:question"
 """Where older databases keep the spec, without its scale."""
 KINDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 CONNECT_S = 10
+DAMAGED = "move the database away and the same command rebuilds it from trials.jsonl"
+LOCKED_S = 20
+"""So long we wait for whoever else has a SQLite file open for reading."""
 
 
 def parse_url(given: str) -> URL:
@@ -103,9 +106,12 @@ class Row:
             raise StudyError(
                 f"trial {self.number} of the database is not igc-nas's", "use another database, or --study"
             )
-        trial = Trial.from_json(self.record, f"trial {self.number}")
+        try:
+            trial = Trial.from_json(self.record, f"trial {self.number} of the database")
+        except StudyError as error:
+            raise StudyError(error.message, DAMAGED) from None
         if trial.number != self.number:
-            raise StudyError(f"trial {self.number} of the database has the record of trial {trial.number}")
+            raise StudyError(f"trial {self.number} of the database has the record of trial {trial.number}", DAMAGED)
         return trial
 
 
@@ -186,9 +192,9 @@ class Database:
         try:
             return None if found is None else StudySpec.parse(json.loads(found), f"study {self.name} in the database")
         except ConfigError as error:
-            raise StudyError(error.message, error.hint) from None
+            raise StudyError(error.message, error.hint or DAMAGED) from None
         except (ValueError, TypeError, RecursionError):
-            raise StudyError(f"the question of study {self.name} in the database is damaged") from None
+            raise StudyError(f"the question of study {self.name} in the database is damaged", DAMAGED) from None
 
     def create(self, spec: StudySpec) -> None:
         """Write the study's question and scale; make the study where it is not there."""
@@ -256,7 +262,7 @@ def _usable(url: URL, name: str) -> Iterator[None]:
     """Whatever a database, its driver or Optuna raises is a `StudyError` with the way out."""
     try:
         yield
-    except StudyError:
+    except IgcNasError:
         raise
     except Exception as error:  # a database that somebody wrote in makes Optuna and SQLAlchemy raise anything
         cause = error.__cause__ if isinstance(error, optuna.exceptions.OptunaError) else None
@@ -270,6 +276,8 @@ def _hint(url: URL, reason: str) -> str:
     file = file_of(url)
     if file is None:
         return f"see that the server of {masked(url)} can be reached; the same command continues"
+    if "locked" in reason:
+        return f"another program holds {file.name}, as a database browser may; the same command continues"
     if "full" in reason or "readonly" in reason or "unable to open" in reason:
         return f"see to the disk of {file}; the same command continues"
     return f"move {file.name} away and the same command rebuilds it from trials.jsonl"
@@ -348,7 +356,7 @@ where locktype = 'advisory' and granted and classid = :high and objid = :low and
 def _engine(url: URL) -> dict[str, Any]:
     """A server that went away is noticed within seconds, and connected to again."""
     if file_of(url) is not None:
-        return {}
+        return {"connect_args": {"timeout": LOCKED_S}}
     alive = {"keepalives": 1, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
     return {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_S, **alive}}
 

@@ -100,7 +100,8 @@ class Ownership:
         """Let the study go."""
         while self._locks:
             lock = self._locks.pop()
-            Path(lock.lock_file).with_suffix(OWNER).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).with_suffix(OWNER).unlink(missing_ok=True)
             lock.release()
 
 

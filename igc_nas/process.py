@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +19,8 @@ from igc_nas.config import Frozen
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SAME_START_S = 2.0
 """Two readings of one process's start may differ by so much: it is derived from a clock that is set while it runs."""
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What asks a process to end, and may be answered."""
 
 
 class Process(Frozen):
@@ -42,6 +48,24 @@ class Process(Frozen):
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}"
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back what asks this process to end until the block is over: half of it done would be worse."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    held: list[int] = []
+    ours = [number for number in ENDING if signal.getsignal(number) is not None]  # None: not Python's to put back
+    before = {number: signal.signal(number, lambda number, _: held.append(number)) for number in ours}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
 
 
 @cache

@@ -23,11 +23,11 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
 from igc_nas.database import RECORD, Database, Row, file_of, parse_url
-from igc_nas.errors import StudyError
+from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.files import append_line, write_whole
 from igc_nas.objectives import values
 from igc_nas.owner import Ownership, now
-from igc_nas.process import Process
+from igc_nas.process import Process, uninterrupted
 from igc_nas.record import FINISHED, Failure, Latency, Trial
 from igc_nas.results import STUDY_FILE, TRIALS_FILE, Study, read_trials
 from igc_nas.sampler.choice import distributions
@@ -143,10 +143,11 @@ class Store:
     ) -> None:
         try:
             self.close()
-        except StudyError:
+        except (IgcNasError, OSError):
             if error is None:
                 raise  # else the first error is the one to tell
 
+    @uninterrupted()
     def close(self) -> None:
         """Let the study go: trials under way wait for the next search, the evidence is written whole."""
         with contextlib.ExitStack() as stack:  # each of these is done, whatever becomes of the others
@@ -183,6 +184,7 @@ class Store:
             count += 1
         return count
 
+    @uninterrupted()
     def add(self, trial: Trial) -> Trial:
         """Record a trial that the live study has just made, whatever its state; its number must be the next one."""
         assert trial.number == len(self._ids)
@@ -202,6 +204,7 @@ class Store:
         self._live_storage.keep(self.live._study_id, self._frozen(trial))
         self.add(trial)
 
+    @uninterrupted()
     def resume(self, number: int) -> Trial:
         """Mark a waiting trial as running again, in this process."""
         trial = running_here(self.trials[number])
@@ -209,12 +212,14 @@ class Store:
         self._keep(trial)
         return trial
 
+    @uninterrupted()
     def wait(self, number: int) -> None:
         """Mark a trial as waiting for the next search."""
         trial = self.trials[number].model_copy(update={"state": "waiting", "process": None})
         self._keep(trial)
         self._write(trial, TrialState.WAITING)
 
+    @uninterrupted()
     def finish(self, trial: Trial) -> None:
         """Record how a running trial ended: where the database cannot be written, the evidence still has it."""
         self._keep(trial)

@@ -12,6 +12,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -26,12 +27,15 @@ from igc_nas.errors import IgcNasError
 from igc_nas.events import Job, Progress
 from igc_nas.executor import AtRung, Failed, Halted, MakeEvaluator, Measured, Message, Seat
 from igc_nas.machine import oom_kills
+from igc_nas.process import uninterrupted
 from igc_nas.record import Failure
 from igc_nas.spec import Calibration, StudySpec
-from igc_nas.worker import job_word, kill_descendants, work
+from igc_nas.worker import Waits, job_word, kill_descendants, kill_orphans, work
 
 GRACE_S = 3.0
 MOST_STILLBORN = 3
+HEED_S = 0.5
+"""Whoever ends a worker by SIGTERM ends all of a group's processes, mostly: so long we wait for our own."""
 
 
 @dataclass
@@ -41,6 +45,10 @@ class _Worker(Desk):
     place: int
     ooms: int
     """Processes that the system had killed for want of memory when this one was started."""
+
+    def is_on(self, number: int) -> bool:
+        """Whether it works on trial `number`."""
+        return self.job is not None and self.job.number == number
 
     def send(self, kind: str, value: object) -> None:
         """Send a word. A process that has died is noticed where its answer is awaited."""
@@ -81,14 +89,17 @@ class Workers:
             raise
         return self
 
+    @uninterrupted()
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         for worker in self._workers:
             kill_descendants(worker.process.pid or 0)
             worker.process.terminate()
+        until = time.monotonic() + GRACE_S
         for worker in self._workers:
-            _bury(worker, GRACE_S)
+            _bury(worker, until - time.monotonic())
+        kill_orphans(*(worker.process.pid or 0 for worker in self._workers))
         self._workers.clear()
         self._room.cleanup()
 
@@ -125,7 +136,7 @@ class Workers:
     def answer(self, number: int, go_on: bool) -> None:
         """Tell the worker that is at a rung with trial `number` whether to go on."""
         for worker in self._workers:
-            if worker.job and worker.job.number == number:
+            if worker.is_on(number):
                 worker.send("go_on", go_on)
 
     def messages(self, timeout: float | None) -> Iterator[Message]:
@@ -159,6 +170,11 @@ class Workers:
             answer = worker.pipe.recv()
         except (EOFError, OSError):
             return self._replace(worker)
+        except Exception:  # no word of ours: whatever else is in this pipe cannot be understood, either
+            worker.process.kill()
+            return self._replace(worker)
+        if isinstance(answer, Waits | Progress | AtRung) and not worker.is_on(answer.number):
+            return None  # a thread that its evaluator has left behind
         worker.hear(answer)
         return answer
 
@@ -169,6 +185,9 @@ class Workers:
         an error.
         """
         _bury(worker, GRACE_S)
+        kill_orphans(worker.process.pid or 0)
+        if worker.process.exitcode == -signal.SIGTERM:
+            time.sleep(HEED_S)
         died = f"the worker process died ({_exit(worker.process.exitcode)})"
         self._stillborn = 0 if worker.ready else self._stillborn + 1
         if self._stillborn >= MOST_STILLBORN:
@@ -216,7 +235,7 @@ class Workers:
 
 def _bury(worker: _Worker, grace_s: float) -> None:
     """Wait for a worker that ends; kill it where it does not."""
-    worker.process.join(grace_s)
+    worker.process.join(max(0.0, grace_s))
     if worker.process.is_alive():
         worker.process.kill()
         worker.process.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 
 import click
 
@@ -11,7 +12,11 @@ from igc_nas import __version__
 from igc_nas.cli import benching, exporting, measuring, reading, reporting, searching, using
 from igc_nas.cli.output import say
 from igc_nas.errors import IgcNasError
+from igc_nas.process import ENDING
 from igc_nas.units import printable
+
+CLOSING_S = 10.0
+"""So long a second signal does not cut short what the first one has begun."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -37,16 +42,25 @@ class Terminated(BaseException):
         self.number = number
 
 
-def _terminate(number: int, _: object) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise Terminated(number)
+def _hear_once() -> None:
+    """Have the signals that end a program raised where it is. One that is ignored (`nohup`) stays so."""
+    heard_at = -CLOSING_S
+
+    def hear(number: int, _: object) -> None:
+        nonlocal heard_at
+        if time.monotonic() - heard_at < CLOSING_S:
+            return
+        heard_at = time.monotonic()
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, hear)
 
 
 def run() -> None:
     """The entry point: every way out has its exit status and, where it is an error, one line and a hint."""
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _terminate)
+    _hear_once()
     sys.exit(_status(sys.argv[1:]))
 
 
