@@ -278,7 +278,7 @@ class Store:
 
     def _frozen(self, trial: Trial, state: TrialState | None = None) -> FrozenTrial:
         """A record as Optuna's trial, in the state that it should have or in another one."""
-        state = state or self._optuna_state(trial)
+        state = self._optuna_state(trial) if state is None else state  # RUNNING is 0
         told = self.values_of(trial) if state == TrialState.COMPLETE else None
         state = TrialState.FAIL if state == TrialState.COMPLETE and told is None else state
         return FrozenTrial(

@@ -40,7 +40,7 @@ from igc_nas.dataset import locate
 from igc_nas.device import find_devices
 from igc_nas.display import candidate_cells, trial_line
 from igc_nas.errors import ConfigError, StudyError, UsageError
-from igc_nas.export import config_text
+from igc_nas.export.source import Source, config_text
 from igc_nas.question import ask, parse_recipe
 from igc_nas.record import Trial, candidate_row
 from igc_nas.resources import shipped
@@ -255,11 +255,12 @@ def shown(study: Study) -> None:
     frame(front).to_csv()
     for candidate in front:
         json.dumps(candidate_row(candidate), allow_nan=False)
-        config_text(study, candidate)
         candidate_cells(candidate)
         json.dumps(study.scaled(candidate), allow_nan=False)
     for trial in study.trials:
         trial_line(trial)
+        if trial.candidate or trial.arch:
+            config_text(Source.of_trial(study, trial))
 
 
 # What stands where a file is expected.

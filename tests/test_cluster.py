@@ -191,7 +191,7 @@ def test_what_goes_wrong_with_a_trial_is_its_own(tmp_path: Path, nodes: Any) -> 
             assert [type(word) for word in goes] == [Progress, AtRung, Halted]
             assert isinstance(becomes(7, FINE)[-1], Measured)
             kind, _, reason = failure(8, LEAVES)
-            assert kind == "died"
+            assert kind == "error"
     finally:
         ownership.release()
     assert all_gone(set(noted(folder, "seated")))

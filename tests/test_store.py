@@ -75,6 +75,7 @@ def test_a_record_that_was_written_before_its_state_counts(tmp_path: Path) -> No
     with Store(tmp_path / "s", spec()) as store:
         assert store.trials[2] == ended
         assert store.live.trials[2].state.name == "FAIL"
+        assert store._database.rows()[2].state.name == "FAIL"
 
 
 def test_a_second_writer_is_refused_and_told_who(tmp_path: Path) -> None:

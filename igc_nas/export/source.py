@@ -49,8 +49,9 @@ class Source:
     @classmethod
     def of_trial(cls, study: Study, trial: Trial, classes: int | None = None) -> Source:
         """A trial's architecture, whatever became of it; it must have one."""
-        assert trial.arch is not None
-        arch = trial.arch if classes is None else trial.arch.with_classes(classes)
+        found = trial.candidate.arch if trial.candidate else trial.arch
+        assert found is not None
+        arch = found if classes is None else found.with_classes(classes)
         return cls(arch, f"trial {trial.number} of {study.spec.name}", study, trial)
 
     @cached_property
