@@ -509,6 +509,7 @@ def test_waiting_for_others_is_not_a_trials_time(tmp_path: Path) -> None:
 # One writes, any number read.
 
 
+@pytest.mark.slow
 def test_a_search_that_runs_is_refused_to_others_while_readers_go_on(
     cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
