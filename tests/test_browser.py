@@ -34,7 +34,10 @@ from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
 PROGRAM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (PROGRAM and DRIVER), reason="needs Chromium (or Chrome) and chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (PROGRAM and DRIVER), reason="needs Chromium (or Chrome) and chromedriver"),
+]
 
 PATIENCE_S = 60
 DRAWN = "return document.body.dataset.drawn === 'all'"
@@ -325,7 +328,6 @@ def test_nothing_is_wider_than_the_window(browser: Browser, address: str, width:
     assert browser.complaints == []
 
 
-@pytest.mark.slow
 def test_ten_thousand_trials_are_drawn(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Study, "hypervolume_curve", lambda self, _=None: [(n, n / 1e5) for n in range(1, 9_997)])
     write_dashboard([several(n=10_000)], tmp_path / "page.html")

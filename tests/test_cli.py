@@ -678,6 +678,7 @@ def test_a_search_from_a_terminal(tmp_path: Path) -> None:
     [(signal.SIGINT, 130, "trial    0  complete"), (signal.SIGTERM, 143, "reference_ms")],
     ids=["Ctrl-C after a trial", "SIGTERM in the first trial"],
 )
+@pytest.mark.slow
 def test_a_signal_ends_a_search_and_its_trials_wait(
     number: signal.Signals, status: int, seen: str, tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ from igc_nas.results import load_study
 from igc_nas.study import Run, search
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'igc-nas[ray]'")
+pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parent
 NODE = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}

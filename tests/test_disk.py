@@ -135,7 +135,10 @@ except (IgcNasError, OSError) as error:
 
 @pytest.mark.parametrize(
     "size",
-    [pytest.param(size, marks=() if size == 180 else pytest.mark.faults) for size in (1, 4, 40, 120, 160, 180, 200)],
+    [
+        pytest.param(size, marks=pytest.mark.slow if size == 180 else pytest.mark.faults)
+        for size in (1, 4, 40, 120, 160, 180, 200)
+    ],
 )
 def test_a_file_that_may_not_grow_is_one_error(size: int, tmp_path: Path) -> None:
     """The same without root: the system refuses a file above a size, as a quota does."""

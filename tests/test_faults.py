@@ -105,7 +105,7 @@ def killed_at_random(folder: Path, kills: int, seed: int) -> None:
 
 
 def test_killed_coordinators_lose_nothing_and_leave_nobody(tmp_path: Path) -> None:
-    killed_at_random(tmp_path / "s", kills=3, seed=100)
+    killed_at_random(tmp_path / "s", kills=2, seed=100)
 
 
 @pytest.mark.faults
@@ -143,6 +143,7 @@ def workers_killed_at_random(folder: Path, kills: int, seed: int) -> None:
         assert trial.failure.where in ("starting", "measuring", "training")
 
 
+@pytest.mark.slow
 def test_killed_workers_cost_a_trial_each(tmp_path: Path) -> None:
     workers_killed_at_random(tmp_path / "s", kills=3, seed=0)
 
@@ -219,7 +220,11 @@ def killed_after(folder: Path, k: int, **question: Any) -> None:
         assert all_gone(mark)
 
 
-@pytest.mark.parametrize("ks", [(5,), pytest.param(range(12), marks=pytest.mark.faults)], ids=["once", "always"])
+@pytest.mark.parametrize(
+    "ks",
+    [pytest.param((5,), marks=pytest.mark.slow), pytest.param(range(12), marks=pytest.mark.faults)],
+    ids=["once", "always"],
+)
 @pytest.mark.parametrize("sampler", ["known-cost", pytest.param("nsga2", marks=pytest.mark.faults)])
 def test_a_search_of_one_worker_that_is_killed_ends_with_the_same_front(sampler: str, ks: Any, tmp_path: Path) -> None:
     question = {"sampler": sampler, "seed": 3}
@@ -536,6 +541,7 @@ def test_a_search_that_runs_is_refused_to_others_while_readers_go_on(
     is_in_order(folder)
 
 
+@pytest.mark.slow
 def test_a_reader_that_holds_the_database_is_waited_for(tmp_path: Path) -> None:
     """A program that reads for seconds on end, as a database browser does."""
     steps = search(spec(), Run(tmp_path / "s", trials=6), evaluate=evaluate)

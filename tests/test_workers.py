@@ -188,6 +188,7 @@ def with_rungs(**changes) -> StudySpec:
     return new_spec(locate("shapes", None), cpu_name(), space="tiny", name="s", recipe=recipe, **changes)
 
 
+@pytest.mark.slow
 def test_a_training_that_is_stopped_at_a_rung_ends_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers; every other training is given up, at its first rung or its second."""
     asked: list[AtRung] = []
@@ -216,6 +217,7 @@ def test_a_training_that_is_stopped_at_a_rung_ends_there(tmp_path: Path, monkeyp
     assert not children()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_at_a_rung_costs_that_trial_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def judged(_: object, at: AtRung) -> Outlook | None:
         if at.number == 0:
