@@ -286,8 +286,8 @@ def test_an_exporter_that_fails_is_an_error_of_one_line(network: Network, monkey
 
 
 def test_a_missing_extra_is_named_with_its_command(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UsageError, match="an ONNX file needs the package onnxscript") as raised:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UsageError, match="an ONNX file needs the package onnxruntime") as raised:
         exporter()("onnx", network, "folded", METADATA)
     assert raised.value.hint == "pip install 'igc-nas[onnx]'"
 
