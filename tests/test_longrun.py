@@ -113,7 +113,7 @@ def test_a_damaged_result_is_refused_and_can_be_had_again(text: str, tmp_path: P
 def test_the_seed_decides_a_training(tmp_path: Path) -> None:
     weights = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        prepared(tmp_path / name, seed=seed).train()
+        prepared(tmp_path / name, seed=seed, forms="factored").train()
         weights.append((tmp_path / name / WEIGHTS_FILE).read_bytes())
     assert weights[0] == weights[1] != weights[2]
 
