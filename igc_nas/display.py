@@ -23,7 +23,7 @@ from igc_nas.owner import Owner, Running
 from igc_nas.pareto import Front, RunningVolume
 from igc_nas.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool
 from igc_nas.record import Candidate, Epoch, Trial, deployed_text
-from igc_nas.resources import search_arguments, study_argument
+from igc_nas.resources import search_command, study_argument
 from igc_nas.results import Study
 from igc_nas.status import Status
 from igc_nas.units import format_count, format_ms, format_seconds, printable
@@ -324,7 +324,7 @@ def trial_lines(study: Study, trial: Trial) -> list[str]:
     lines = [f"{trial.state} in {study.spec.name}" + (f", begun {trial.started}{wall}" if trial.started else "")]
     if trial.state == "failed":
         argument = study_argument(study.folder, study.spec.name)
-        again = f"igc-nas search {search_arguments(study.folder, study.spec.name)} --first {argument}:{trial.number}"
+        again = f"{search_command(study.folder, study.spec.name)} --first {argument}:{trial.number}"
         return [*lines, failure_words(trial), f"to try it again: {again}"]
     return [*lines, trial_line(trial)]
 

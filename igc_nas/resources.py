@@ -81,11 +81,11 @@ def study_argument(folder: Path | None, name: str) -> str:
     return shlex.quote(folder.name if found and found.resolve() == folder.resolve() else str(folder))
 
 
-def search_arguments(folder: Path | None, name: str) -> str:
-    """The flags by which `igc-nas search` continues a study."""
+def search_command(folder: Path | None, name: str) -> str:
+    """The command that starts or continues a study."""
     if folder is None or folder.parent == Path("studies"):
-        return f"--study {shlex.quote(name if folder is None else folder.name)}"
-    return f"--studies {shlex.quote(str(folder.parent))} --study {shlex.quote(folder.name)}"
+        return f"igc-nas search --study {shlex.quote(name if folder is None else folder.name)}"
+    return f"igc-nas search --studies {shlex.quote(str(folder.parent))} --study {shlex.quote(folder.name)}"
 
 
 def is_file(path: Path) -> bool:

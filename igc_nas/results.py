@@ -45,6 +45,11 @@ class Study:
         """How many trials are complete, or were stopped at a rung."""
         return sum(trial.state in ("complete", "stopped") for trial in self.trials)
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether it has trials or a scale; without, its question may still be another one."""
+        return bool(self.trials or self.spec.bounds)
+
     def trial(self, number: int) -> Trial:
         """Trial `number`. Raises `StudyError` naming the range."""
         for trial in self.trials:
@@ -171,14 +176,6 @@ def load_study(name: str | Path, root: Path | str = "studies") -> Study:
     except ConfigError as error:
         raise StudyError(error.message, error.hint) from None
     return Study(spec, read_trials(folder / TRIALS_FILE), folder)
-
-
-def is_begun(folder: Path) -> bool:
-    """Whether a folder holds a study that has trials or a scale; without, its question may still be another one."""
-    if not (folder / STUDY_FILE).is_file():
-        return False
-    study = load_study(folder)
-    return bool(study.trials or study.spec.bounds)
 
 
 def read_trials(path: Path) -> tuple[Trial, ...]:

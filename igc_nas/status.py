@@ -8,7 +8,7 @@ from typing import Any
 
 from igc_nas.owner import Owner, Running, owner_of
 from igc_nas.record import Trial
-from igc_nas.resources import search_arguments, study_argument
+from igc_nas.resources import search_command, study_argument
 from igc_nas.results import Study
 
 MOST_COMMANDS_FOR_FAILURES = 3
@@ -53,7 +53,7 @@ class Status:
         name = study_argument(self.study.folder, self.study.spec.name)
         commands = [f"igc-nas show {name}:{t.number}" for t in self.failed[-MOST_COMMANDS_FOR_FAILURES:] if t.arch]
         if self.owner is None and not self.running:
-            commands.append(f"igc-nas search {search_arguments(self.study.folder, self.study.spec.name)}")
+            commands.append(search_command(self.study.folder, self.study.spec.name))
         if self.study.candidates:
             commands += [f"igc-nas front {name}", f"igc-nas dashboard {name}"]
         return tuple(commands)

@@ -20,7 +20,7 @@ from igc_nas.errors import StudyError, UsageError
 from igc_nas.events import Event, Noticed
 from igc_nas.executor import Executor, ExecutorName, MakeEvaluator
 from igc_nas.record import Candidate
-from igc_nas.results import Study, is_begun, load_study
+from igc_nas.results import STUDY_FILE, Study, load_study
 from igc_nas.spec import LatencySpec, StudySpec, differences
 from igc_nas.store import Store
 from igc_nas.workers import Workers
@@ -161,10 +161,10 @@ def continued(spec: StudySpec, run: Run) -> StudySpec:
 
 def begun(folder: Path, storage: str | None = None) -> Study | None:
     """The study in a folder, or else of its name in a database, that has trials or a scale already; None without."""
-    if is_begun(folder):
-        return load_study(folder)
-    study = stored_study(parse_url(storage), folder.name, folder) if storage else None
-    return study if study and (study.trials or study.spec.bounds) else None
+    study = load_study(folder) if (folder / STUDY_FILE).is_file() else None
+    if storage and not (study and study.is_begun):
+        study = stored_study(parse_url(storage), folder.name, folder)
+    return study if study and study.is_begun else None
 
 
 def matching_devices(latency: LatencySpec) -> tuple[str, ...]:
