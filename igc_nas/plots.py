@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.files import write_whole
 from igc_nas.objectives import OBJECTIVES
+from igc_nas.resources import search_command
 from igc_nas.results import Study
-from igc_nas.views import FrontView, caption, format_value, front_view, search_command
+from igc_nas.views import FrontView, caption, format_value, front_view
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -35,7 +36,9 @@ def front_picture(study: Study, path: Path) -> None:
     if kind not in ("png", "svg"):
         raise UsageError(f"{path.name!r:.120} is neither a .png nor a .svg", "name it front.png or front.svg")
     if not study.candidates:
-        raise StudyError(f"{study.spec.name} has no completed trial to draw", search_command(study))
+        raise StudyError(
+            f"{study.spec.name} has no completed trial to draw", search_command(study.folder, study.spec.name)
+        )
     figure = front_figure(front_view(study, ("params", "error")), "latency")
     title, conditions = caption(study)
     figure.update_layout(title={"text": f"<b>{title}</b><br><sub>{conditions}</sub>", "x": 0.02, "xanchor": "left"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import html
 import re
-import shlex
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -396,11 +395,6 @@ def budget_text(study: Study) -> str:
     known = limits(study)
     within = [f"{format_value(name, known[name])} {word}" for name, word in words.items() if name in known]
     return f"at most {', '.join(within)}" if within else "no budget"
-
-
-def search_command(study: Study) -> str:
-    """The command that starts or continues the study."""
-    return f"igc-nas search --study {shlex.quote(study.spec.name)}"
 
 
 def disagreements(specs: Sequence[StudySpec]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from igc_nas.dataset import is_synthetic
 from igc_nas.objectives import OBJECTIVES
 from igc_nas.record import Candidate, deployed_text
-from igc_nas.resources import study_argument
+from igc_nas.resources import search_command, study_argument
 from igc_nas.results import Study
 from igc_nas.units import format_count
 from igc_nas.views import (
@@ -17,7 +17,6 @@ from igc_nas.views import (
     format_value,
     latency_text,
     plain,
-    search_command,
 )
 
 OFFICIAL = ("cifar10", "cifar100")
@@ -196,5 +195,5 @@ def nothing_yet(study: Study) -> str:
     return (
         '<div class="empty">\n<h2>No completed trial yet</h2>\n'
         "<p>There is nothing to draw. Start or continue the search with</p>\n"
-        f"<pre><code>{plain(search_command(study))}</code></pre>\n</div>\n"
+        f"<pre><code>{plain(search_command(study.folder, study.spec.name))}</code></pre>\n</div>\n"
     )
