@@ -18,47 +18,47 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from igc_nas.architecture import load_architecture
-    from igc_nas.config import ArchConfig
-    from igc_nas.cost import Cost, cost_of
-    from igc_nas.dataset import locate
-    from igc_nas.defaults import default_recipe, new_spec
-    from igc_nas.device import find_devices
+    from igc_nas.analysis.tables import frame
+    from igc_nas.arch.config import ArchConfig
+    from igc_nas.arch.cost import Cost, cost_of
+    from igc_nas.arch.plan import arch_id
+    from igc_nas.data.datasets import locate
+    from igc_nas.engine.search import Run, search
     from igc_nas.errors import IgcNasError
-    from igc_nas.network import create_model
-    from igc_nas.plan import arch_id
-    from igc_nas.record import Candidate, Latency, Score, Trial
-    from igc_nas.results import Study, load_study
-    from igc_nas.space import SearchSpace
-    from igc_nas.spec import Budget, Recipe, StudySpec
-    from igc_nas.study import Run, search
-    from igc_nas.tables import frame
+    from igc_nas.nn.device import find_devices
+    from igc_nas.nn.network import create_model
+    from igc_nas.space.search_space import SearchSpace
+    from igc_nas.study.defaults import default_recipe, new_spec
+    from igc_nas.study.lookup import load_architecture
+    from igc_nas.study.records import Candidate, Latency, Score, Trial
+    from igc_nas.study.spec import Budget, Recipe, StudySpec
+    from igc_nas.study.study import Study, load_study
 
 _HOME = {
-    "ArchConfig": "config",
-    "Budget": "spec",
-    "Candidate": "record",
-    "Cost": "cost",
+    "ArchConfig": "arch.config",
+    "Budget": "study.spec",
+    "Candidate": "study.records",
+    "Cost": "arch.cost",
     "IgcNasError": "errors",
-    "Latency": "record",
-    "Recipe": "spec",
-    "Run": "study",
-    "Score": "record",
-    "SearchSpace": "space",
-    "Study": "results",
-    "StudySpec": "spec",
-    "Trial": "record",
-    "arch_id": "plan",
-    "cost_of": "cost",
-    "create_model": "network",
-    "default_recipe": "defaults",
-    "find_devices": "device",
-    "frame": "tables",
-    "load_architecture": "architecture",
-    "load_study": "results",
-    "locate": "dataset",
-    "new_spec": "defaults",
-    "search": "study",
+    "Latency": "study.records",
+    "Recipe": "study.spec",
+    "Run": "engine.search",
+    "Score": "study.records",
+    "SearchSpace": "space.search_space",
+    "Study": "study.study",
+    "StudySpec": "study.spec",
+    "Trial": "study.records",
+    "arch_id": "arch.plan",
+    "cost_of": "arch.cost",
+    "create_model": "nn.network",
+    "default_recipe": "study.defaults",
+    "find_devices": "nn.device",
+    "frame": "analysis.tables",
+    "load_architecture": "study.lookup",
+    "load_study": "study.study",
+    "locate": "data.datasets",
+    "new_spec": "study.defaults",
+    "search": "engine.search",
 }
 
 __all__ = [

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from commands import Answer, Command
 from hypothesis import HealthCheck, settings
 
 from igc_nas.cli.program import _status
+from tests.support.commands import Answer, Command
 
 # Before torch is imported: some tests ask for two threads, and such as spin while they wait starve the other process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

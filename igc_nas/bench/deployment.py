@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 import torch
 
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import cost_of
 from igc_nas.bench.report import Report, Row, architectures
-from igc_nas.config import ArchConfig
-from igc_nas.cost import cost_of
-from igc_nas.device import Device
-from igc_nas.latency import unsettled
-from igc_nas.lowering.table import Table
-from igc_nas.lowering.variants import mixed_variant, uniform_variants
-from igc_nas.network import build
-from igc_nas.runtimes import prepare
-from igc_nas.spec import RuntimeName
-from igc_nas.timing import geomean, interleaved, median, warmed
+from igc_nas.evaluation.latency import unsettled
+from igc_nas.evaluation.runtimes import prepare
+from igc_nas.nn.device import Device
+from igc_nas.nn.lowering.timing_cache import Table
+from igc_nas.nn.lowering.variants import mixed_variant, uniform_variants
+from igc_nas.nn.network import build
+from igc_nas.nn.timing import geomean, interleaved, median, warmed
+from igc_nas.study.spec import RuntimeName
 
 RACE_ROUNDS, ROUNDS, CAP_S = 11, 31, 4.0
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from igc_nas.config import ArchConfig, parse_toml, read_text
-from igc_nas.timing import geomean
+from igc_nas.arch.config import ArchConfig, parse_toml, read_text
+from igc_nas.nn.timing import geomean
 
 Row = Mapping[str, Any]
 

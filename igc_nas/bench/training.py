@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import cost_of
+from igc_nas.arch.plan import arch_id
 from igc_nas.bench.report import Report, Row, architectures
-from igc_nas.config import ArchConfig
-from igc_nas.cost import cost_of
-from igc_nas.defaults import default_recipe
-from igc_nas.device import Device
-from igc_nas.lowering.fastest import Fastest
-from igc_nas.lowering.table import Table
-from igc_nas.lowering.training import as_written
-from igc_nas.network import build
-from igc_nas.plan import arch_id
-from igc_nas.spec import DtypeName, Recipe
-from igc_nas.timing import interleaved, median, timed
+from igc_nas.nn.device import Device
+from igc_nas.nn.lowering.network_tuner import Fastest
+from igc_nas.nn.lowering.timing_cache import Table
+from igc_nas.nn.lowering.training import as_written
+from igc_nas.nn.network import build
+from igc_nas.nn.timing import interleaved, median, timed
+from igc_nas.study.defaults import default_recipe
+from igc_nas.study.spec import DtypeName, Recipe
 
 ROUNDS, CAP_S = 9, 6.0
 DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16")

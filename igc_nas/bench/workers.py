@@ -11,20 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import cost_of
+from igc_nas.arch.plan import arch_id
 from igc_nas.bench.report import Report, Row
-from igc_nas.bench.searching import cold_cache
-from igc_nas.config import ArchConfig
-from igc_nas.cost import cost_of
-from igc_nas.dataset import data_dir, is_synthetic, locate
-from igc_nas.defaults import new_spec
-from igc_nas.device import Device
+from igc_nas.bench.search import cold_cache
+from igc_nas.data.datasets import data_dir, is_synthetic, locate
+from igc_nas.engine.events import Ended, Event, Started
+from igc_nas.engine.search import Run, search
 from igc_nas.errors import IgcNasError
-from igc_nas.events import Ended, Event, Started
-from igc_nas.plan import arch_id
-from igc_nas.record import Spent
-from igc_nas.results import load_study
-from igc_nas.spec import Budget, StudySpec
-from igc_nas.study import Run, search
+from igc_nas.nn.device import Device
+from igc_nas.study.defaults import new_spec
+from igc_nas.study.records import Spent
+from igc_nas.study.spec import Budget, StudySpec
+from igc_nas.study.study import load_study
 
 KINDS = {"one": (1, 1), "two_workers": (2, 1), "two_threads": (1, 2)}
 """(workers, threads of each); the first is what the others are compared with."""

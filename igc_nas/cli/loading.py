@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from igc_nas.config import ArchConfig
-    from igc_nas.results import Study
+    from igc_nas.arch.config import ArchConfig
+    from igc_nas.study.study import Study
 
 
 def load(name: str | Path, root: Path, storage: str | None = None) -> Study:
     """A study: as the database `storage` holds it, where that has it, else by its folder."""
     from igc_nas.errors import StudyError
-    from igc_nas.results import load_study
+    from igc_nas.study.study import load_study
 
     if storage is None:
         return load_study(name, root)
-    from igc_nas.database import masked, parse_url, stored_study
-    from igc_nas.resources import STUDY_NAME
+    from igc_nas.engine.database import masked, parse_url, stored_study
+    from igc_nas.io.resources import STUDY_NAME
 
     url = parse_url(storage)
     if STUDY_NAME.fullmatch(str(name)) and (study := stored_study(url, str(name))):
@@ -31,7 +31,7 @@ def load(name: str | Path, root: Path, storage: str | None = None) -> Study:
 
 def architecture(name: str, classes: int | None, root: Path) -> ArchConfig:
     """An architecture."""
-    from igc_nas.architecture import load_architecture
+    from igc_nas.study.lookup import load_architecture
 
     return load_architecture(name, classes, root)
 
@@ -40,7 +40,7 @@ def architecture_on_stdin(classes: int | None) -> ArchConfig:
     """An architecture's file on stdin."""
     import sys
 
-    from igc_nas.config import ArchConfig
+    from igc_nas.arch.config import ArchConfig
     from igc_nas.errors import ConfigError
 
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from igc_nas.errors import UsageError
-from igc_nas.units import parse_count, parse_ms, parse_seconds
+from igc_nas.io.units import parse_count, parse_ms, parse_seconds
 
 
 class Quantity(click.ParamType[Any]):

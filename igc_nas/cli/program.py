@@ -9,11 +9,17 @@ import time
 import click
 
 from igc_nas import __version__
-from igc_nas.cli import benching, exporting, measuring, reading, reporting, searching, using
+from igc_nas.cli import bench as benching
+from igc_nas.cli import dashboard as using
+from igc_nas.cli import export as exporting
+from igc_nas.cli import measure as measuring
+from igc_nas.cli import report as reporting
+from igc_nas.cli import search as searching
+from igc_nas.cli import space as reading
 from igc_nas.cli.output import say
 from igc_nas.errors import IgcNasError
-from igc_nas.process import ENDING
-from igc_nas.units import printable
+from igc_nas.io.units import printable
+from igc_nas.study.process import ENDING
 
 CLOSING_S = 10.0
 """So long a second signal does not cut short what the first one has begun."""

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 
-from igc_nas.config import ArchConfig
+from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import IgcNasError
-from igc_nas.export.card import Contents, Deployed, card_text
+from igc_nas.export.destination import CARD, CONFIG, FILES, MARKER, MODEL, ONNX, WEIGHTS
 from igc_nas.export.graph import Graph
-from igc_nas.export.place import CARD, CONFIG, FILES, MARKER, MODEL, ONNX, WEIGHTS
-from igc_nas.export.proof import prove
+from igc_nas.export.model_card import Contents, Deployed, card_text
 from igc_nas.export.source import Source, config_text
 from igc_nas.export.standalone import standalone_text
-from igc_nas.files import whole_folder, write_whole
-from igc_nas.network import Network
+from igc_nas.export.verify import prove
+from igc_nas.io.files import whole_folder, write_whole
+from igc_nas.nn.network import Network
 
 
 def write_folder(

@@ -1,6 +1,6 @@
 """A network as a file of another system: ONNX, or torch's exported program; in its best form, read back and compared.
 
-Both take batches of any size, of images of one size: a form may hold a bias map of it (`igc_nas.lowering.deployment`).
+Both take batches of any size, of images of one size: a form may hold a bias map of it (`igc_nas.nn.lowering.deployment`).
 The forms race as they would run: an ONNX model in ONNX Runtime, an exported program in PyTorch.
 """
 
@@ -16,18 +16,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from igc_nas.device import Device, without_tf32
 from igc_nas.errors import IgcNasError
-from igc_nas.latency import MOST_ERROR, RACE_CAP_S, RACE_ROUNDS, TIE, Measurer
-from igc_nas.lowering.table import Table
-from igc_nas.lowering.variants import Variant, mixed_variant, uniform_variants
-from igc_nas.machine import Watch
-from igc_nas.network import Network
-from igc_nas.record import Conditions
-from igc_nas.runtimes import ANY_BATCH, contiguous, onnx_model, onnx_session, quiet_exporter, require
-from igc_nas.spec import LatencySpec
-from igc_nas.timing import interleaved, median, median_interval, raced, timed
-from igc_nas.units import format_count, format_ms
+from igc_nas.evaluation.host import Watch
+from igc_nas.evaluation.latency import MOST_ERROR, RACE_CAP_S, RACE_ROUNDS, TIE, Measurer
+from igc_nas.evaluation.runtimes import ANY_BATCH, contiguous, onnx_model, onnx_session, quiet_exporter, require
+from igc_nas.io.units import format_count, format_ms
+from igc_nas.nn.device import Device, without_tf32
+from igc_nas.nn.lowering.timing_cache import Table
+from igc_nas.nn.lowering.variants import Variant, mixed_variant, uniform_variants
+from igc_nas.nn.network import Network
+from igc_nas.nn.timing import interleaved, median, median_interval, raced, timed
+from igc_nas.study.records import Conditions
+from igc_nas.study.spec import LatencySpec
 
 Kind = Literal["onnx", "pt2"]
 CHECKED_BATCHES = (1, 3)

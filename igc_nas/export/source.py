@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from igc_nas.config import ArchConfig
-from igc_nas.cost import Cost, cost_of
-from igc_nas.plan import arch_id
-from igc_nas.record import Candidate, Latency, Stopped, Trial, deployed_text
-from igc_nas.results import Study
-from igc_nas.spec import Recipe
-from igc_nas.units import printable
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import Cost, cost_of
+from igc_nas.arch.plan import arch_id
+from igc_nas.io.units import printable
+from igc_nas.study.records import Candidate, Latency, Stopped, Trial, deployed_text
+from igc_nas.study.spec import Recipe
+from igc_nas.study.study import Study
 
 
 @dataclass(frozen=True)

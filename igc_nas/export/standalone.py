@@ -1,8 +1,8 @@
 """An architecture as one PyTorch file that a person can read, keep and train, and that needs nothing of ours.
 
 The file holds the architecture as data and the classes of those blocks that it uses. Its modules have the names, the
-shapes and the order of our network's, so weights go from one to the other; `igc_nas.export.proof` runs it to see that
-they do. A unit needs its class here as it needs its function in `igc_nas.plan`; a test holds the two together.
+shapes and the order of our network's, so weights go from one to the other; `igc_nas.export.verify` runs it to see that
+they do. A unit needs its class here as it needs its function in `igc_nas.arch.plan`; a test holds the two together.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import textwrap
 from collections.abc import Iterator
 
 from igc_nas import __version__
-from igc_nas.config import ArchConfig, Head, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig, Stem
-from igc_nas.dataset import normalisation
+from igc_nas.arch.config import ArchConfig, Head, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig, Stem
+from igc_nas.data.datasets import normalisation
 from igc_nas.export.source import Source, comments, facts
-from igc_nas.units import printable
+from igc_nas.io.units import printable
 
 WIDTH = 88
 """Of a line, as ruff and black have it where nobody tells them otherwise."""

@@ -1,0 +1,1 @@
+"""analysis: see the map of the house in the README."""

@@ -1,0 +1,102 @@
+"""The document: what the studies ask and found in words, the places that the script draws into, the scripts, the data.
+
+Its content security policy lets only the two scripts run that are in it (plotly.js and the page's own), named by their
+hashes. Without JavaScript the table of the front is there still.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from igc_nas.analysis.dashboard.payload import Shown, payload
+from igc_nas.analysis.dashboard.sections import banners, cards, front_table, heading, nothing_yet, question, warnings
+from igc_nas.analysis.views import plain
+from igc_nas.io.files import write_whole
+from igc_nas.study.study import Study
+
+SCRIPTS = ("data", "theme", "points", "front", "figures", "choices", "diagram", "detail", "table", "live", "main")
+"""The parts of the page's own script, in order: one file for each."""
+
+
+def write_dashboard(studies: Sequence[Study], path: Path) -> None:
+    """Write the page of one or more studies, whole. Raises `IgcNasError` where it cannot be written."""
+    write_whole(path, dashboard(studies))
+
+
+def dashboard(studies: Sequence[Study]) -> str:
+    """One or more studies as one HTML page that opens from a file, without a network."""
+    studies = [Shown.of(study) for study in studies]
+    if any(study.candidates for study in studies):
+        return document(studies, data_element(as_json(payload(studies))), scripts())
+    return document(studies, "", ())
+
+
+def document(studies: Sequence[Study], data: str, scripts: Sequence[str], *, live: bool = False) -> str:
+    """The whole page. `data` is the element that its script reads; a `live` one asks its server for news."""
+    title = ", ".join(plain(study.spec.name) for study in studies)
+    summaries = "".join(
+        f'<section class="study" data-study="{place}">\n{heading(study) if len(studies) > 1 else ""}'
+        f"{cards(study)}{question(study)}{'' if study.candidates else nothing_yet(study)}</section>\n"
+        for place, study in enumerate(studies)
+    )
+    tables = "".join(front_table(study) for study in studies if study.candidates)
+    body = (
+        f"{asset('body.htm')}<noscript>\n<p>The plots need JavaScript; these tables do not.</p>\n{tables}</noscript>\n"
+        if scripts
+        else ""
+    )
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy(scripts, live=live)}">\n'
+        '<meta name="referrer" content="no-referrer">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"{ICON if live else ''}<title>{title} · igc-nas</title>\n<style>{asset('page.css')}</style>\n</head>\n"
+        f"<body{' data-live' if live else ''}>\n<main>\n"
+        f'{banners(studies)}<header>\n<p class="kind">igc-nas · {"studies" if len(studies) > 1 else "study"}</p>\n'
+        f"<h1>{' <span>and</span> '.join(f'<bdi>{plain(study.spec.name)}</bdi>' for study in studies)}</h1>\n"
+        f'</header>\n<div id="igc-live"></div>\n{warnings(studies)}{summaries}{body}{data}</main>\n'
+        + "".join(f"<script>{script}</script>\n" for script in scripts)
+        + "</body>\n</html>\n"
+    )
+
+
+ICON = '<link rel="icon" href="data:,">\n'  # else a browser asks the server for /favicon.ico
+
+
+def policy(scripts: Iterable[str], *, live: bool = False) -> str:
+    """Only these scripts run, by their hashes; nothing is loaded but, of a `live` page, its own server's data."""
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{value}'" for value in hashes) or "'none'"
+    rules = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+    asks = "; connect-src 'self'" if live else ""
+    return f"{rules}{asks}; base-uri 'none'; form-action 'none'"
+
+
+def data_element(data: str) -> str:
+    """What the script draws: JSON that cannot end the element it stands in."""
+    text = data.replace("<", "\\u003c")
+    return f'<script type="application/json" id="igc-data">{text}</script>\n'
+
+
+def as_json(data: Any) -> str:
+    """JSON on one line. A number that is none is an error of ours."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False)
+
+
+def scripts() -> tuple[str, ...]:
+    """plotly.js and the page's own script."""
+    from plotly.offline import get_plotlyjs
+
+    own = "".join(asset(f"{name}.js") for name in SCRIPTS)
+    return get_plotlyjs(), f'"use strict";\n{own}'
+
+
+def asset(name: str) -> str:
+    """The text of a file that lies beside this one."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")

@@ -1,0 +1,310 @@
+"""What the page's script draws, as plain data: the views of each study in columns, everything that repeats kept once.
+
+Ten thousand trials are to fit into a page of 10 MB. Texts that repeat are kept by number, and so are layers and blocks
+(blocks are few, architectures are many); the times of all forms and the training curves, which are long, are kept for
+the front and an even sample of the rest. No text leaves here with a control character in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import asdict, fields
+from functools import cached_property
+from typing import Any
+
+from igc_nas.analysis.dashboard.sections import numbers
+from igc_nas.analysis.importance import Choice, choices_of
+from igc_nas.analysis.views import (
+    TrialsView,
+    curves_view,
+    disagreements,
+    forms_view,
+    front_rows,
+    hypervolume_view,
+    knowledge_view,
+    limits,
+    papers_view,
+    shortened,
+    trials_view,
+    visible,
+)
+from igc_nas.arch.config import ArchConfig, Head, StageConfig, Stem, describe_stage
+from igc_nas.arch.plan import Layer, Residual, end_blocks, stage_layers, stem_layers
+from igc_nas.io.resources import study_argument
+from igc_nas.study.lock import Running
+from igc_nas.study.objectives import OBJECTIVES
+from igc_nas.study.records import Candidate, Latency, Trial
+from igc_nas.study.status import Status
+from igc_nas.study.study import Study
+
+MOST_DETAILED = 2_000
+"""Candidates with the times of all their forms and their training curves: the front, and an even sample of others."""
+LONGEST_REASON = 200
+
+Json = dict[str, Any]
+
+
+class Shown(Study):
+    """A study whose fronts are found once, however many parts of a page ask for them."""
+
+    @classmethod
+    def of(cls, study: Study) -> Shown:
+        """The same study."""
+        return cls(study.spec, study.trials, study.folder)
+
+    @cached_property
+    def _fronts(self) -> dict[tuple[str, ...], tuple[Candidate, ...]]:
+        return {}
+
+    def front(self, objectives: Sequence[str] | None = None) -> tuple[Candidate, ...]:
+        """The candidates that no other one dominates, by the first objective ascending."""
+        names = tuple(objectives or self.spec.objectives)
+        if names not in self._fronts:
+            self._fronts[names] = super().front(names)
+        return self._fronts[names]
+
+
+class Numbered:
+    """Values, each kept once, as `shown` makes it, by the number in which it was first seen."""
+
+    def __init__(self, shown: Callable[[Any], Any] = lambda value: value) -> None:
+        self.values: list[Any] = []
+        self._numbers: dict[Hashable, int] = {}
+        self._shown = shown
+
+    def of(self, value: Hashable) -> int:
+        """The number of `value`."""
+        number = self._numbers.setdefault(value, len(self._numbers))
+        if number == len(self.values):
+            self.values.append(None)  # `shown` may number other values of this kind meanwhile
+            self.values[number] = self._shown(value)
+        return number
+
+
+def payload(studies: Sequence[Study]) -> Json:
+    """All that a page of `studies` draws."""
+    with _uncollected():
+        return _payload(studies, Plans())
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for garbage meanwhile: among the millions of objects of a large study it takes as long as the page."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _payload(studies: Sequence[Study], plans: Plans) -> Json:
+    return {
+        "objectives": [[o.name, o.label, o.log] for o in OBJECTIVES.values()],
+        "warnings": disagreements([study.spec for study in studies]) if len(studies) > 1 else [],
+        "studies": [_study(study, plans) for study in studies],
+        "plans": {"stages": plans.stages.values, "layers": plans.layers.values, "blocks": plans.blocks.values},
+    }
+
+
+def _study(study: Study, plans: Plans) -> Json:
+    spec, view = study.spec, trials_view(study)
+    detailed = _detailed(study)
+    knowledge = knowledge_view(study)
+    return {
+        "name": visible(spec.name),
+        "argument": visible(study_argument(study.folder, spec.name)),
+        "dataset": visible(spec.dataset),
+        "device": visible(spec.latency.device),
+        "objectives": spec.objectives,
+        "limits": limits(study),
+        "cards": numbers(study),
+        "samples": spec.recipe.samples,
+        "batch": spec.latency.batch,
+        "trials": _trials(study, view, plans),
+        "front": front_rows(study, spec.objectives),
+        "knee": study.pick("knee").trial if study.candidates else None,
+        "volume": _volume(study),
+        "scale": [[name, *spec.bounds[name]] for name in spec.objectives if name in spec.bounds],
+        "forms": _forms(detailed),
+        "detailed": len(detailed),
+        "curves": _curves(study),
+        "epochs": [_epochs(candidate) for candidate in detailed],
+        "choices": [_choice(choice) for choice in choices_of(study)],
+        "knowledge": None if knowledge is None else asdict(knowledge) | {"sentence": visible(knowledge.sentence)},
+        "papers": asdict(papers_view(study)),
+    }
+
+
+def _trials(study: Study, view: TrialsView, plans: Plans) -> Json:
+    """Every trial, as columns; a text column is {"of": texts, "at": number of each row's text}."""
+    latencies = [_latency(trial) for trial in study.trials]
+    within = {candidate.trial for candidate in study.contenders}
+    return {
+        "trial": view.trial,
+        "state": _texts(view.state),
+        "id": [visible(name) for name in view.id],
+        "units": _texts(view.units),
+        "error": view.columns["error"],
+        "params": view.columns["params"],
+        "macs": view.columns["macs"],
+        "activations": view.columns["activations"],
+        "latency": view.columns["latency"],
+        "low": view.low_ms,
+        "high": view.high_ms,
+        "expected": view.expected,
+        "noisy": view.noisy,
+        "over": [row for row in view.complete if view.trial[row] not in within],
+        "form": _texts(latency.form if latency else "" for latency in latencies),
+        "deployed_params": [latency and latency.deployed_params for latency in latencies],
+        "deployed_macs": [latency and latency.deployed_macs for latency in latencies],
+        "weight_bytes": [latency and latency.weight_bytes for latency in latencies],
+        "noise": _texts("; ".join(latency.noise) if latency else "" for latency in latencies),
+        "reason": _texts(trial.reason[:LONGEST_REASON] if trial.reason else "" for trial in study.trials),
+        "wall_s": [trial.wall_s and round(trial.wall_s, 1) for trial in study.trials],
+        "arch": [plans.of(trial.arch) if trial.arch else None for trial in study.trials],
+    }
+
+
+def _volume(study: Study) -> Json:
+    """The hypervolume where it changes, and at its end."""
+    view = hypervolume_view(study)
+    last = len(view.trials) - 1
+    kept = [i for i in range(last + 1) if i in (0, last) or view.volumes[i] != view.volumes[i - 1]]
+    return {
+        "trials": [view.trials[i] for i in kept],
+        "volumes": [shortened(view.volumes[i]) for i in kept],
+        "busy_s": [view.busy_s[i] for i in kept],
+    }
+
+
+def _latency(trial: Trial) -> Latency | None:
+    if trial.candidate and trial.state == "complete":
+        return trial.candidate.latency
+    return trial.stopped.latency if trial.stopped and trial.state == "stopped" else None
+
+
+def _detailed(study: Study) -> list[Candidate]:
+    """The candidates that are kept in full."""
+    members = study.front()
+    front = {candidate.trial for candidate in members}
+    others = [candidate for candidate in study.candidates if candidate.trial not in front]
+    room = max(0, MOST_DETAILED - len(members))
+    kept = others if len(others) <= room else [others[i * len(others) // room] for i in range(room)]
+    return sorted([*members, *kept], key=lambda candidate: candidate.trial)
+
+
+def _forms(detailed: Iterable[Candidate]) -> Json:
+    view = forms_view(detailed)
+    return asdict(view) | {"form": _texts(view.form)}
+
+
+def _curves(study: Study) -> Json | None:
+    """The trainings at their rungs; which images the rungs are at is kept once. None without rungs."""
+    view = curves_view(study)
+    if not view.trial:
+        return None
+    samples = Numbered()
+    at = [samples.of(row) for row in view.samples]
+    return {"trial": view.trial, "samples": {"of": samples.values, "at": at}, "errors": view.errors}
+
+
+def _epochs(candidate: Candidate) -> list[float]:
+    """The training error of each epoch, flat: samples, error, samples, error, ..."""
+    return [number for epoch in candidate.score.curve for number in (epoch.samples, shortened(epoch.train_error))]
+
+
+def _choice(choice: Choice) -> Json:
+    found = {
+        "name": choice.name,
+        "evaluated": choice.evaluated,
+        "front": choice.front,
+        "shares": [[share.value, share.evaluated, share.front, shortened(share.p)] for share in choice.shares],
+    }
+    for name in ("error", "latency"):
+        effect = getattr(choice, name)
+        found[name] = None if effect is None else [shortened(effect.share), shortened(effect.p)]
+    return found
+
+
+def _texts(column: Iterable[str]) -> Json:
+    known = Numbered(visible)
+    at = [known.of(text) for text in column]
+    return {"of": known.values, "at": at}
+
+
+class Plans:
+    """Architectures as numbers of the stages' texts and of blocks: what the table says and the diagram draws.
+
+    An architecture is [side, stem, (text, first, further, count) of each stage, ..., end]: the side of its images and
+    numbers of blocks. A block is a list of numbers of layers; a residual one holds [body, shortcut]. A layer is its
+    kind, then its fields.
+    """
+
+    def __init__(self) -> None:
+        self.stages = Numbered()
+        self.layers = Numbered(lambda layer: [type(layer).__name__, *(getattr(layer, f.name) for f in fields(layer))])
+        self.blocks = Numbered(self._numbers)
+        self._known: dict[Hashable, tuple[int, ...]] = {}
+
+    def of(self, arch: ArchConfig) -> list[int]:
+        """An architecture by its numbers."""
+        found = [arch.input[1], *self._once(arch.stem, arch.input[0], self._stem)]
+        for _, stage, in_width in arch.with_input_widths():
+            found += self._once(stage, in_width, self._stage)
+        return [*found, *self._once(arch.head, (arch.stages[-1].width, arch.classes), self._end)]
+
+    def _once(self, part: Any, beside: Any, numbers: Callable[[Any, Any], tuple[int, ...]]) -> tuple[int, ...]:
+        key = (part, beside)
+        if key not in self._known:
+            self._known[key] = numbers(part, beside)
+        return self._known[key]
+
+    def _stem(self, stem: Stem, in_channels: int) -> tuple[int, ...]:
+        return (self.blocks.of(stem_layers(stem, in_channels)),)
+
+    def _stage(self, stage: StageConfig, in_width: int) -> tuple[int, ...]:
+        first, further = stage_layers(stage, in_width)
+        return self.stages.of(describe_stage(stage)), self.blocks.of(first), self.blocks.of(further), stage.blocks
+
+    def _end(self, head: Head | None, ends: tuple[int, int]) -> tuple[int, ...]:
+        layers = (layer for block in end_blocks(ends[0], head, ends[1]) for layer in block.layers)
+        return (self.blocks.of(tuple(layers)),)
+
+    def _numbers(self, layers: tuple[Layer, ...]) -> list[Any]:
+        return [
+            [self._numbers(layer.body), self._numbers(layer.shortcut)]
+            if isinstance(layer, Residual)
+            else self.layers.of(layer)
+            for layer in layers
+        ]
+
+
+def live_payload(statuses: Sequence[Status]) -> Json:
+    """Who searches each study, and what runs."""
+    return {"studies": [_live(status) for status in statuses]}
+
+
+def _live(status: Status) -> Json:
+    owner = status.owner
+    return {
+        "owner": None if owner is None else visible(owner.process),
+        "since": None if owner is None else visible(owner.since),
+        "waiting": len(status.interrupted),
+        "running": [_running(trial, far) for trial, far in status.running],
+    }
+
+
+def _running(trial: Trial, far: Running | None) -> Json:
+    return {
+        "trial": trial.number,
+        "doing": visible(far.doing) if far else "running",
+        "samples": far.samples if far else None,
+        "train_error": far.train_error if far else None,
+        "since": visible(trial.started or ""),
+        "by": visible(trial.process or ""),
+        "arch": visible(trial.arch or ""),
+    }

@@ -1,0 +1,147 @@
+"""The front as a picture for a README: a plotly figure, and kaleido's drawing of it.
+
+Study -> front_view -> FrontView -> front_figure -> plotly figure -> .png or .svg
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igc_nas.analysis.views import FrontView, caption, format_value, front_view
+from igc_nas.errors import StudyError, UsageError
+from igc_nas.io.files import write_whole
+from igc_nas.io.resources import search_command
+from igc_nas.study.objectives import OBJECTIVES
+from igc_nas.study.study import Study
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+ACCENT, QUIET, INK, GRID = "#e11d48", "#8b93a1", "#1f2937", "#e5e7eb"
+PALETTE = ("#3b82f6", "#f59e0b", "#10b981", "#8b5cf6", "#06b6d4", "#a16207", "#84cc16", "#94a3b8")
+SCALE = [[0, "#2563eb"], [0.5, "#c026d3"], [1, "#f59e0b"]]
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+
+
+def front_picture(study: Study, path: Path) -> None:
+    """The front of error against parameters, coloured by latency, as a .png or .svg.
+
+    Raises `UsageError` for another ending and where kaleido or its browser is missing, `StudyError` for a study
+    without a completed trial.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise UsageError(f"{path.name!r:.120} is neither a .png nor a .svg", "name it front.png or front.svg")
+    if not study.candidates:
+        raise StudyError(
+            f"{study.spec.name} has no completed trial to draw", search_command(study.folder, study.spec.name)
+        )
+    figure = front_figure(front_view(study, ("params", "error")), "latency")
+    title, conditions = caption(study)
+    figure.update_layout(title={"text": f"<b>{title}</b><br><sub>{conditions}</sub>", "x": 0.02, "xanchor": "left"})
+    write_whole(path, _image(figure, kind))
+
+
+def front_figure(view: FrontView, colour: str) -> go.Figure:
+    """A front over two objectives, every completed trial coloured by the objective `colour`."""
+    import plotly.graph_objects as go
+
+    x, y = view.objectives
+    every = [_shade(colour, value) for value in _column(view, colour, view.trials.complete)]
+    dot = {"size": 8, "opacity": 0.7, "line": {"width": 0}, "color": every, "coloraxis": "coloraxis"}
+    ring = {"symbol": "circle-open", "size": 11, "color": ACCENT, "line": {"width": 1.5}}
+    cross = {"symbol": "x-thin", "size": 7, "line": {"width": 1.5, "color": ACCENT}}
+    line = {"shape": "hv", "color": ACCENT, "width": 1.5}
+    noisy = view.trials.noisy if "latency" in view.objectives else ()
+    own = f"front over {', '.join(view.member_objectives)}"
+    drawn = [
+        _trace(view, "completed trials", view.trials.complete, mode="markers", marker=dot, showlegend=False),
+        _trace(view, "front of these two axes", view.front, mode="lines", line=line),
+        _trace(view, own, view.members, mode="markers", marker=ring),
+        _trace(view, "noisy latency", noisy, mode="markers", marker=cross),
+    ]
+    layout = {
+        "template": {},
+        "font": {"family": FONT, "size": 14, "color": INK},
+        "margin": {"t": 90, "r": 30, "b": 70, "l": 70},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "legend": {"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top", "itemsizing": "constant"},
+        "xaxis": _axis(x),
+        "yaxis": _axis(y),
+        "shapes": [
+            _budget_line(at, view.limits[name], name) for at, name in (("x", x), ("y", y)) if name in view.limits
+        ],
+        "coloraxis": _colour_axis(colour, every),
+    }
+    return go.Figure(data=[trace for trace in drawn if trace["x"]], layout=layout)
+
+
+def _image(figure: go.Figure, kind: str) -> bytes:
+    from importlib.util import find_spec
+
+    if find_spec("kaleido") is None:
+        raise UsageError("a picture needs kaleido, which is not installed", "pip install 'igc-nas[png]'")
+    try:
+        image: bytes = figure.to_image(format=kind, width=1000, height=640, scale=2)
+    except (RuntimeError, ValueError) as error:  # plotly's words for a missing browser
+        reason = str(error.args[0] if error.args else error).strip().partition("\n")[0]
+        raise UsageError(f"the picture could not be drawn: {reason:.200}", "kaleido needs Chrome or Chromium") from None
+    return image
+
+
+def _trace(view: FrontView, name: str, rows: Iterable[int], **style: Any) -> dict[str, Any]:
+    x, y = (_column(view, objective, rows) for objective in view.objectives)
+    return {"type": "scatter", "name": name, "x": x, "y": y, **style}
+
+
+def _column(view: FrontView, name: str, rows: Iterable[int]) -> list[float]:
+    column = view.trials.columns[name]
+    return [value for row in rows if (value := column[row]) is not None]
+
+
+def _axis(name: str) -> dict[str, Any]:
+    objective = OBJECTIVES[name]
+    axis = {"title": {"text": objective.label}, "automargin": True, "gridcolor": GRID}
+    if not objective.log:
+        return axis | {"type": "linear", "tickformat": ".0%"}
+    return axis | {"type": "log", "nticks": 5, "tickformat": "~g" if name == "latency" else "~s"}
+
+
+def _budget_line(axis: str, value: float, name: str) -> dict[str, Any]:
+    across = "y" if axis == "x" else "x"
+    label = {"text": f"budget {format_value(name, value)}", "textangle": 0, "font": {"color": QUIET, "size": 11}}
+    label |= {"textposition": "end", "xanchor": "right", "yanchor": "bottom"}
+    line = {"color": QUIET, "width": 1.5, "dash": "dash"}
+    along = {f"{across}ref": "paper", f"{across}0": 0, f"{across}1": 1}
+    return {
+        "type": "line",
+        "line": line,
+        "label": label,
+        f"{axis}ref": axis,
+        f"{axis}0": value,
+        f"{axis}1": value,
+        **along,
+    }
+
+
+def _shade(name: str, value: float) -> float:
+    return math.log10(value) if OBJECTIVES[name].log else value
+
+
+def _colour_axis(name: str, shades: Sequence[float]) -> dict[str, Any]:
+    """A colour scale over `shades`, by the logarithm for all but the error, with its ticks in words."""
+    low, high = min(shades), max(shades)
+    ticks = [low + (high - low) * part / 4 for part in range(5)]
+    values = [10**tick if OBJECTIVES[name].log else tick for tick in ticks]
+    bar = {
+        "title": {"text": OBJECTIVES[name].label, "side": "right"},
+        "tickvals": ticks,
+        "ticktext": [format_value(name, value) for value in values],
+        "thickness": 10,
+        "outlinewidth": 0,
+    }
+    return {"colorscale": SCALE, "cmin": low, "cmax": high, "colorbar": bar}

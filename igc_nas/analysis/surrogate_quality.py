@@ -1,0 +1,112 @@
+"""What the sampler's surrogate knows of a study's errors: how well it ranks and how surely, told to people.
+
+The surrogate is the one that `--sampler known-cost` asks, fitted to the completed trials; each is predicted from all
+others (leave-one-out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from igc_nas.samplers.cross_validation import LEAST_FOR_TRUST, Trust, trust_in
+from igc_nas.samplers.features import Floats, features_of
+from igc_nas.samplers.surrogate import MOST_POINTS, Surrogate
+from igc_nas.space.encoding import Catalog, Code
+from igc_nas.study.records import Candidate
+from igc_nas.study.study import Study
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """For each of `trials`: the error, and what the surrogate would have said (`expected`, `deviation`) without it."""
+
+    trust: Trust
+    trials: tuple[int, ...]
+    errors: tuple[float, ...]
+    expected: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def sentence(self) -> str:
+        """What is to be said of it, in one sentence."""
+        t = self.trust
+        verdict = "" if t.is_better else "; no better than the parameter count, so it is not followed"
+        return (
+            f"left out one by one, {t.n} errors are ranked with correlation {t.rank:.2f} by the surrogate, "
+            f"{t.rank_by_params:.2f} by the parameter count{verdict}; its 68 % intervals hold {t.within_68:.0%}, "
+            f"its 95 % intervals {t.within_95:.0%}"
+        )
+
+
+class Forecast:
+    """The surrogate fitted to measured `errors` (n,) of `codes`, n of 2 or more; of many the newest `MOST_POINTS`.
+
+    `left_out` is what all others let believe of each code; `expected` with `deviation` (n,) the same in their order.
+    """
+
+    def __init__(self, catalog: Catalog, codes: Sequence[Code], errors: Sequence[float]) -> None:
+        self.catalog = catalog
+        self.errors = np.array(errors[-MOST_POINTS:], dtype=float)
+        array = np.array(codes[-MOST_POINTS:], dtype=np.int64)
+        costs = catalog.price(array)[1]
+        self.params = costs[:, 0]
+        self._features = features_of(catalog)
+        self._inputs = self._features.of(array, costs)
+        self.surrogate = Surrogate(self._inputs, self.errors)
+        self.expected, self.deviation = self.surrogate.left_out()
+        self.left_out = dict(zip(map(tuple, array.tolist()), map(float, self.expected), strict=True))
+
+    def of(self, code: Code) -> float:
+        """The error that is believed of a network."""
+        array = np.array([code], dtype=np.int64)
+        mean, _ = self.surrogate.predict(self._features.of(array, self.catalog.price(array)[1]))
+        return float(mean[0])
+
+    def of_measured(self) -> Floats:
+        """(n,) the errors that are believed of the codes, their own measurements taken in."""
+        return self.surrogate.predict(self._inputs)[0]
+
+
+def _fitted(study: Study) -> tuple[Forecast, list[Candidate]] | None:
+    """The forecast with the candidates that it was fitted to."""
+    if len(study.candidates) < LEAST_FOR_TRUST:
+        return None  # the catalog takes a second
+    catalog = study.spec.feasible.catalog
+    known = [(c, code) for c in study.candidates if (code := catalog.code(c.arch)) is not None][-MOST_POINTS:]
+    if len(known) < LEAST_FOR_TRUST:
+        return None
+    candidates = [candidate for candidate, _ in known]
+    return Forecast(catalog, [code for _, code in known], [c.score.error for c in candidates]), candidates
+
+
+def knowledge_of(study: Study) -> Knowledge | None:
+    """The knowledge of a study; None below `LEAST_FOR_TRUST` completed trials of its own space.
+
+    Of more than `MOST_POINTS` the newest are judged.
+    """
+    fitted = _fitted(study)
+    if fitted is None:
+        return None
+    forecast, candidates = fitted
+    return Knowledge(
+        trust=trust_in(forecast.surrogate, forecast.errors, forecast.params),
+        trials=tuple(candidate.trial for candidate in candidates),
+        errors=tuple(map(float, forecast.errors)),
+        expected=tuple(map(float, forecast.expected)),
+        deviation=tuple(map(float, forecast.deviation)),
+    )
+
+
+def believed(study: Study) -> dict[str, float]:
+    """By canonical id the error that the surrogate believes of each candidate, its own measured one taken in.
+
+    What a network shares with others speaks for it, so a belief carries less of one training's noise than an error
+    does. Empty below `LEAST_FOR_TRUST` completed trials.
+    """
+    fitted = _fitted(study)
+    if fitted is None:
+        return {}
+    forecast, candidates = fitted
+    return {c.id: float(value) for c, value in zip(candidates, forecast.of_measured(), strict=True)}

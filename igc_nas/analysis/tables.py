@@ -1,0 +1,60 @@
+"""Candidates as a pandas table: one flat row each, for notebooks, CSV and whatever pandas writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from igc_nas.io.units import printable
+from igc_nas.study.records import Candidate, candidate_row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def frame(candidates: Iterable[Candidate]) -> pd.DataFrame:
+    """A row for each candidate, as `front --json` has it, less the nested architecture.
+
+    `igc_nas.frame(igc_nas.load_study("igc_cifar10").candidates)`; columns are there for no candidates, too.
+    """
+    import pandas as pd
+
+    rows = [candidate_row(candidate) for candidate in candidates]
+    return pd.DataFrame([{key: value for key, value in row.items() if key != "arch"} for row in rows], columns=COLUMNS)
+
+
+def csv_text(candidates: Iterable[Candidate]) -> str:
+    """The table as CSV. Text from a study's files is made printable, and no cell is a spreadsheet's formula."""
+    table = frame(candidates)
+    for name in ("id", "form", "dataset", "summary"):
+        table[name] = [_cell(text) for text in table[name]]
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def _cell(text: str) -> str:
+    """Text that a spreadsheet takes for text: what would begin a formula there has an apostrophe before it."""
+    shown = printable(text, lines=False)
+    return f"'{shown}" if shown.lstrip().startswith(("=", "+", "-", "@")) else shown
+
+
+COLUMNS = [
+    "trial",
+    "id",
+    "error",
+    "params",
+    "macs",
+    "flops",
+    "activations",
+    "latency_ms",
+    "latency_low_ms",
+    "latency_high_ms",
+    "latency_raw_ms",
+    "latency_noisy",
+    "form",
+    "deployed_params",
+    "deployed_macs",
+    "weight_bytes",
+    "dataset",
+    "train_s",
+    "summary",
+]

@@ -1,0 +1,422 @@
+"""What a study shows, as plain numbers and text: the views that figures and the page draw."""
+
+from __future__ import annotations
+
+import datetime
+import html
+import re
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from igc_nas.analysis.surrogate_quality import knowledge_of
+from igc_nas.arch.config import UNITS, ArchConfig
+from igc_nas.arch.cost import Cost, cost_of
+from igc_nas.arch.papers import PRINTED, reference
+from igc_nas.arch.plan import arch_id
+from igc_nas.data.datasets import is_synthetic
+from igc_nas.io.units import format_count, format_ms
+from igc_nas.study.records import FINISHED, Candidate, FormTime, Latency, Trial, TrialState
+from igc_nas.study.spec import StudySpec
+from igc_nas.study.study import Study
+
+Column = tuple[float | None, ...]
+"""A number for each trial; None where it is not known of one."""
+
+
+@dataclass(frozen=True)
+class TrialsView:
+    """Every trial of a study as columns, in the order of their numbers, whatever became of it.
+
+    `columns` holds every objective by name. `low_ms` to `high_ms` is the 95 % interval of the latency, brought to the
+    normalised time; `expected` is the error that a stopped training was expected to end with; `units` is the mix of
+    units ("igcv1+igcv3"). A trial of which no architecture is known has no id, no units and no numbers.
+    """
+
+    trial: tuple[int, ...]
+    state: tuple[TrialState, ...]
+    id: tuple[str, ...]
+    units: tuple[str, ...]
+    columns: dict[str, Column]
+    low_ms: Column
+    high_ms: Column
+    expected: Column
+    noisy: tuple[int, ...]
+    """Rows with a noisy latency."""
+
+    @cached_property
+    def complete(self) -> tuple[int, ...]:
+        """The rows of the completed trials."""
+        return tuple(row for row, state in enumerate(self.state) if state == "complete")
+
+
+@dataclass(frozen=True)
+class PapersView:
+    """The papers' networks with the test errors that they print, as columns; they have no latency."""
+
+    name: tuple[str, ...]
+    source: tuple[str, ...]
+    columns: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class FrontView:
+    """A front over two or three objectives, among all completed trials.
+
+    `front` and `members` are rows of `trials`: the front over `objectives` (by the first one, ascending), and the
+    study's own front. `limits` are the budgets by objective.
+    """
+
+    objectives: tuple[str, ...]
+    trials: TrialsView
+    front: tuple[int, ...]
+    members: tuple[int, ...]
+    member_objectives: tuple[str, ...]
+    limits: dict[str, float]
+
+
+@dataclass(frozen=True)
+class FormsView:
+    """Candidates in each of the forms that were timed: a row for each form of each, the one that it runs in marked.
+
+    `macs` and `params` are what the form executes for one image and holds. Times are of the rounds in which the form
+    was chosen; a candidate without such rounds has the one form that its latency is of.
+    """
+
+    trial: tuple[int, ...]
+    form: tuple[str, ...]
+    params: tuple[int, ...]
+    macs: tuple[int, ...]
+    median_ms: tuple[float, ...]
+    low_ms: tuple[float, ...]
+    high_ms: tuple[float, ...]
+    chosen: tuple[int, ...]
+    """Rows that are the form in which the candidate runs."""
+
+
+@dataclass(frozen=True)
+class HypervolumeView:
+    """Hypervolume after each completed trial; `reference` is the reference point in the objectives' own units.
+
+    `busy_s` is the time in which trials ran until that one and all before it had ended, gaps between runs left out;
+    None where no time is recorded. All are empty where the study has no bounds yet.
+    """
+
+    objectives: tuple[str, ...]
+    trials: tuple[int, ...]
+    volumes: tuple[float, ...]
+    busy_s: Column
+    reference: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CurvesView:
+    """Held-out errors on the way: a row for each training that has rungs, complete or stopped at one.
+
+    A row of `samples` and `errors` is of the rungs, and of the end where there is one. `members` are the rows of the
+    study's front, `stopped` those that were stopped.
+    """
+
+    trial: tuple[int, ...]
+    samples: tuple[tuple[int, ...], ...]
+    errors: tuple[tuple[float, ...], ...]
+    members: tuple[int, ...]
+    stopped: tuple[int, ...]
+    member_objectives: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KnowledgeView:
+    """What the sampler's surrogate says of each trial's error without having seen it: mean, standard deviation."""
+
+    trial: tuple[int, ...]
+    observed: tuple[float, ...]
+    expected: tuple[float, ...]
+    deviation: tuple[float, ...]
+    sentence: str
+
+
+def unit_mix(arch: ArchConfig) -> str:
+    """The units of an architecture, each once: `igcv1+igcv3`."""
+    used = {stage.unit for stage in arch.stages}
+    return "+".join(unit for unit in UNITS if unit in used)
+
+
+def trials_view(study: Study) -> TrialsView:
+    """Every trial of a study as columns."""
+    found = [_Known.of(trial) for trial in study.trials]
+    columns: dict[str, Column] = {"error": tuple(k.error for k in found)}
+    for metric in ("params", "macs", "flops", "activations"):
+        columns[metric] = tuple(None if k.cost is None else getattr(k.cost, metric) for k in found)
+    columns["latency"] = tuple(shortened(k.latency.normalised_ms) if k.latency else None for k in found)
+    intervals = [k.latency.normalised_interval_ms if k.latency else (None, None) for k in found]
+    return TrialsView(
+        trial=tuple(trial.number for trial in study.trials),
+        state=tuple(trial.state for trial in study.trials),
+        id=tuple(k.id for k in found),
+        units=tuple(unit_mix(trial.arch) if trial.arch else "" for trial in study.trials),
+        columns=columns,
+        low_ms=tuple(low and shortened(low) for low, _ in intervals),
+        high_ms=tuple(high and shortened(high) for _, high in intervals),
+        expected=tuple(
+            shortened(t.stopped.expected_error) if t.stopped and t.state == "stopped" else None for t in study.trials
+        ),
+        noisy=tuple(row for row, k in enumerate(found) if k.latency and k.latency.noisy),
+    )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a trial, whatever became of it."""
+
+    id: str = ""
+    cost: Cost | None = None
+    latency: Latency | None = None
+    error: float | None = None
+
+    @classmethod
+    def of(cls, trial: Trial) -> _Known:
+        if trial.candidate and trial.state == "complete":
+            c = trial.candidate
+            return cls(c.id, c.cost, c.latency, shortened(c.score.error))
+        if trial.stopped and trial.state == "stopped":
+            return cls(trial.stopped.id, trial.stopped.cost, trial.stopped.latency)
+        return cls(arch_id(trial.arch), cost_of(trial.arch)) if trial.arch else cls()
+
+
+def forms_view(candidates: Iterable[Candidate]) -> FormsView:
+    """The forms of candidates, with their times."""
+    rows: list[tuple[int, str, FormTime]] = []
+    chosen = []
+    for c in candidates:
+        forms = c.latency.forms or {c.latency.form: _only_form(c)}
+        chosen += [len(rows) + place for place, form in enumerate(forms) if form == c.latency.form]
+        rows += [(c.trial, form, time) for form, time in forms.items()]
+    return FormsView(
+        trial=tuple(number for number, _, _ in rows),
+        form=tuple(form for _, form, _ in rows),
+        params=tuple(time.params for _, _, time in rows),
+        macs=tuple(time.macs for _, _, time in rows),
+        median_ms=tuple(shortened(time.median_ms) for _, _, time in rows),
+        low_ms=tuple(shortened(time.low_ms) for _, _, time in rows),
+        high_ms=tuple(shortened(time.high_ms) for _, _, time in rows),
+        chosen=tuple(chosen),
+    )
+
+
+def _only_form(candidate: Candidate) -> FormTime:
+    latency, cost = candidate.latency, candidate.cost
+    params = latency.deployed_params or cost.params
+    return FormTime(
+        params=params,
+        macs=latency.deployed_macs or cost.macs,
+        weight_bytes=latency.weight_bytes or 4 * params,
+        median_ms=latency.median_ms,
+        low_ms=latency.low_ms,
+        high_ms=latency.high_ms,
+    )
+
+
+def papers_view(study: Study) -> PapersView:
+    """The papers' networks with a printed error for the study's dataset; none where it is neither of CIFAR."""
+    found = re.match(r"cifar100?(?![0-9])", study.spec.dataset)
+    printed = {name: p for name, p in PRINTED.items() if found and found[0] in p.error}
+    costs = [cost_of(reference(name, study.spec.classes).arch).as_dict() for name in printed]
+    errors = tuple(p.error[found[0]] for p in printed.values() if found)
+    metrics = ("params", "macs", "flops", "activations")
+    return PapersView(
+        name=tuple(printed),
+        source=tuple(p.source for p in printed.values()),
+        columns={"error": errors} | {metric: tuple(cost[metric] for cost in costs) for metric in metrics},
+    )
+
+
+def front_view(study: Study, objectives: Sequence[str] | None = None) -> FrontView:
+    """The front over two or three objectives (the study's own by default) with all there is to draw around it."""
+    names = tuple(objectives or study.spec.objectives)
+    return FrontView(
+        objectives=names,
+        trials=trials_view(study),
+        front=front_rows(study, names),
+        members=front_rows(study, study.spec.objectives),
+        member_objectives=study.spec.objectives,
+        limits=limits(study),
+    )
+
+
+def front_rows(study: Study, objectives: Sequence[str]) -> tuple[int, ...]:
+    """The front over `objectives` as rows of the trials, by the first objective ascending."""
+    row_of = {trial.number: row for row, trial in enumerate(study.trials)}
+    return tuple(row_of[candidate.trial] for candidate in study.front(objectives))
+
+
+def hypervolume_view(study: Study) -> HypervolumeView:
+    """Hypervolume of the study's front after each completed trial."""
+    names, bounds = study.spec.objectives, study.spec.bounds
+    curve = study.hypervolume_curve()
+    busy = _busy_until(study) if curve else {}
+    return HypervolumeView(
+        objectives=names,
+        trials=tuple(count for count, _ in curve),
+        volumes=tuple(volume for _, volume in curve),
+        busy_s=tuple(busy.get(c.trial) for c in study.contenders) if curve else (),
+        reference=tuple(bounds[name][1] for name in names) if all(name in bounds for name in names) else (),
+    )
+
+
+def _busy_until(study: Study) -> dict[int, float | None]:
+    """For each trial how long trials had run when it and all before it had ended; None where it is not recorded."""
+    spans: dict[int, tuple[float, float] | None] = {t.number: _span(t) for t in study.trials if t.state in FINISHED}
+    moments = sorted(span for span in spans.values() if span)
+    ends, before = [], []  # of each uninterrupted stretch: its end, and the gaps before it
+    end, gaps = (moments[0][0], moments[0][0]) if moments else (0.0, 0.0)
+    for begun, ended in moments:
+        if begun > end:
+            ends.append(end)
+            before.append(gaps)
+            gaps += begun - end
+        end = max(end, ended)
+    ends.append(end)
+    before.append(gaps)
+    found: dict[int, float | None] = {}
+    latest = 0.0
+    for number, span in sorted(spans.items()):
+        if span is None:
+            found[number] = None
+            continue
+        latest = max(latest, span[1] - before[bisect_left(ends, span[1])])
+        found[number] = shortened(latest)
+    return found
+
+
+def _span(trial: Trial) -> tuple[float, float] | None:
+    """When a trial began and ended, in seconds since 1970; None where it is not recorded."""
+    if trial.started is None or trial.wall_s is None:
+        return None
+    try:
+        begun = datetime.datetime.fromisoformat(trial.started)
+        return begun.timestamp(), begun.timestamp() + trial.wall_s
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def curves_view(study: Study) -> CurvesView:
+    """The errors of a study's trainings at their rungs and ends, in the order of the trials."""
+    front = {candidate.trial for candidate in study.front()}
+    rows: list[tuple[int, list[tuple[int, float]]]] = []
+    stopped = []
+    for trial in study.trials:
+        if trial.candidate and trial.state == "complete" and trial.candidate.score.rungs:
+            score = trial.candidate.score
+            end = (score.samples, score.error)
+            rows.append((trial.number, [*((rung.samples, rung.error) for rung in score.rungs), end]))
+        elif trial.stopped and trial.state == "stopped":
+            stopped.append(len(rows))
+            rows.append((trial.number, [(rung.samples, rung.error) for rung in trial.stopped.training.rungs]))
+    return CurvesView(
+        trial=tuple(number for number, _ in rows),
+        samples=tuple(tuple(samples for samples, _ in points) for _, points in rows),
+        errors=tuple(tuple(shortened(error) for _, error in points) for _, points in rows),
+        members=tuple(row for row, (number, _) in enumerate(rows) if number in front),
+        stopped=tuple(stopped),
+        member_objectives=study.spec.objectives,
+    )
+
+
+def knowledge_view(study: Study) -> KnowledgeView | None:
+    """What the surrogate knows of a study's errors; None where too few trials are complete to tell."""
+    known = knowledge_of(study)
+    if known is None:
+        return None
+    return KnowledgeView(
+        trial=known.trials,
+        observed=tuple(shortened(error) for error in known.errors),
+        expected=tuple(shortened(error) for error in known.expected),
+        deviation=tuple(shortened(deviation) for deviation in known.deviation),
+        sentence=known.sentence(),
+    )
+
+
+def limits(study: Study) -> dict[str, float]:
+    """The budgets by the objective that they limit."""
+    budget = study.spec.budget
+    known = {
+        "params": budget.params,
+        "macs": budget.macs,
+        "flops": 2 * budget.macs if budget.macs else None,
+        "latency": budget.latency_ms,
+    }
+    return {name: limit for name, limit in known.items() if limit is not None}
+
+
+def format_value(name: str, value: float) -> str:
+    """A value of an objective, to read: `12.50 %`, `502.0k`, `1.46 ms`."""
+    if name == "error":
+        return f"{100 * value:.2f} %"
+    return format_ms(value) if name == "latency" else format_count(round(value))
+
+
+def visible(text: object) -> str:
+    """Text from a file without control characters and marks that turn its direction."""
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(text))
+
+
+def plain(text: object) -> str:
+    """Text from a file for HTML and for plotly: visible and escaped."""
+    return html.escape(visible(text), quote=False).replace('"', "&#34;").replace("'", "&#39;")
+
+
+def shortened(value: float) -> float:
+    """Five significant digits are enough for a pixel; counts stay whole."""
+    return value if isinstance(value, int) else float(f"{value:.5g}")
+
+
+def latency_text(candidate: Candidate) -> str:
+    """The normalised latency with its interval: `1.46 ms [1.44–1.49]`."""
+    low, high = candidate.latency.normalised_interval_ms
+    return f"{format_ms(candidate.latency.normalised_ms)} [{format_ms(low)[:-3]}–{format_ms(high)[:-3]}]"
+
+
+def caption(study: Study) -> tuple[str, str]:
+    """(what a picture shows, under which conditions), escaped."""
+    spec, n = study.spec, len(study.candidates)
+    title = (
+        f"{plain(spec.dataset)}{', SYNTHETIC' if is_synthetic(study.spec.dataset) else ''}: {plain(spec.space_name)}"
+    )
+    return title, f"{budget_text(study)} · {n:,} trial{'s' * (n != 1)} · {plain(spec.latency.device)}"
+
+
+def budget_text(study: Study) -> str:
+    """The budgets in words."""
+    words = {"params": "parameters", "macs": "MACs", "latency": "latency"}
+    known = limits(study)
+    within = [f"{format_value(name, known[name])} {word}" for name, word in words.items() if name in known]
+    return f"at most {', '.join(within)}" if within else "no budget"
+
+
+def disagreements(specs: Sequence[StudySpec]) -> tuple[str, ...]:
+    """What studies that are shown side by side do not share, in sentences: which numbers cannot be compared."""
+    found = []
+    if len({(spec.dataset, spec.dataset_sha256, spec.classes) for spec in specs}) > 1:
+        names = "; ".join(dict.fromkeys(visible(spec.dataset) for spec in specs))
+        found.append(f"The datasets differ ({names}): errors cannot be compared.")
+    recipes = sorted(_differing([spec.recipe.model_dump() for spec in specs]))
+    if recipes:
+        found.append(f"The recipes differ in {', '.join(recipes)}: errors are of different trainings.")
+    latencies = sorted(_differing([spec.latency.model_dump() for spec in specs]))
+    if "device" in latencies:
+        names = "; ".join(dict.fromkeys(visible(spec.latency.device) for spec in specs))
+        found.append(f"The latency devices differ ({names}): times cannot be compared.")
+    if rest := [key for key in latencies if key != "device"]:
+        found.append(f"Latency was measured under different conditions ({', '.join(rest)}).")
+    if len({(spec.objectives, tuple(sorted(spec.bounds.items()))) for spec in specs}) > 1:
+        found.append("The scales of the hypervolume differ: its values cannot be compared.")
+    return tuple(found)
+
+
+def _differing(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The keys whose values are not the same in all records."""
+    return (key for key in records[0] if any(record[key] != records[0][key] for record in records))

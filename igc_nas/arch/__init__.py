@@ -1,0 +1,1 @@
+"""arch: see the map of the house in the README."""

@@ -1,0 +1,104 @@
+"""bench latency: does the same architecture get the same latency again?"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.plan import arch_id
+from igc_nas.bench.report import Report, Row
+from igc_nas.evaluation.latency import Measurer
+from igc_nas.nn.device import Device
+from igc_nas.nn.lowering.timing_cache import table_for
+from igc_nas.nn.timing import agreement
+from igc_nas.space.search_space import SearchSpace
+from igc_nas.study.records import Latency
+from igc_nas.study.spec import LatencySpec
+
+
+def bench_latency(
+    device: Device, count: int = 20, seed: int = 0, say: Callable[[str], None] = lambda _: None
+) -> Report:
+    """`count` architectures of igc_cifar, each twice in random order: quiet, then beside a process that never rests.
+
+    A row's ratio is that of the larger to the smaller of its two times.
+    """
+    archs = _architectures(count, seed)
+    spec = LatencySpec(device=device.name, forms="any", input=archs[0].input)
+    table = table_for(device.name, spec.threads, "deployment")
+    measurer = Measurer(spec, device, table=table)
+    unit = measurer(archs[0]).reference_ms
+    rows: list[Row] = []
+    extra: dict[str, Any] = {}
+    for group, beside in (("quiet", contextlib.nullcontext()), ("busy neighbour", _neighbour())):
+        with beside:
+            say(f"{group}:")
+            found = _twice(archs, lambda arch: measurer(arch, unit), seed, say)
+        rows += [_row(group, *pair) for pair in found]
+        difference, rank = agreement([a.normalised_ms for _, a, _ in found], [b.normalised_ms for _, _, b in found])
+        noisy = sum(latency.noisy for _, a, b in found for latency in (a, b))
+        extra[group] = {
+            "median_difference": round(difference, 5),
+            "rank_correlation": rank,
+            "noisy_share": noisy / (2 * len(found)),
+        }
+    table.save()
+    return Report(
+        f"latency of {count} architectures, twice each in random order",
+        tuple(rows),
+        device.conditions().model_dump(exclude_none=True),
+        ("quiet",),
+        extra,
+    )
+
+
+def _architectures(count: int, seed: int) -> list[ArchConfig]:
+    from igc_nas.space.feasible import Feasible
+
+    space = SearchSpace.load("igc_cifar")
+    rng = np.random.default_rng(seed)
+    feasible = Feasible(space, 2_000_000, None)
+    return [feasible.draw(rng) for _ in range(count)]
+
+
+def _twice(
+    archs: list[ArchConfig], measure: Callable[[ArchConfig], Latency], seed: int, say: Callable[[str], None]
+) -> list[tuple[ArchConfig, Latency, Latency]]:
+    order = [*range(len(archs)), *range(len(archs))]
+    np.random.default_rng(seed).shuffle(order)
+    found: dict[int, list[Latency]] = {i: [] for i in range(len(archs))}
+    for done, i in enumerate(order, start=1):
+        found[i].append(measure(archs[i]))
+        say(f"{done}/{len(order)} {found[i][-1].normalised_ms:.3f} ms {'; '.join(found[i][-1].noise)}")
+    return [(archs[i], *pair) for i, pair in found.items()]  # type: ignore[misc]
+
+
+def _row(group: str, arch: ArchConfig, first: Latency, second: Latency) -> Row:
+    a, b = first.normalised_ms, second.normalised_ms
+    return {
+        "name": arch_id(arch),
+        "group": group,
+        "first_ms": a,
+        "second_ms": b,
+        "noisy": first.noisy + second.noisy,
+        "ratio": max(a, b) / min(a, b),
+    }
+
+
+@contextlib.contextmanager
+def _neighbour() -> Iterator[None]:
+    """A process that keeps one core busy."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"]
+    )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()

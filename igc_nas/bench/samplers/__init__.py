@@ -1,0 +1,1 @@
+"""samplers: see the map of the house in the README."""

@@ -1,0 +1,105 @@
+"""The curves of bench sampler drawn: a report's numbers as a plotly figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igc_nas.analysis.plots import ACCENT, FONT, PALETTE, _image
+from igc_nas.bench.samplers.report import GRID, JUDGED, SAMPLERS, Band, SamplerReport
+from igc_nas.errors import UsageError
+from igc_nas.io.files import write_whole
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+FEW = 4
+"""Up to so many panels stand in two columns, more in three."""
+
+
+def sampler_figure(report: SamplerReport) -> go.Figure:
+    """A panel for each problem: mean hypervolume over evaluations with its band; then one for each table's rungs."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    panels = [*_panels(report)]
+    columns = min(2 if len(panels) <= FEW else 3, len(panels))
+    rows = -(-len(panels) // columns)
+    titles = [title for title, _, _ in panels]
+    figure = make_subplots(rows, columns, subplot_titles=titles, horizontal_spacing=0.1, vertical_spacing=0.16)
+    named: set[str] = set()
+    for place, (_, across, bands) in enumerate(panels):
+        at = {"row": place // columns + 1, "col": place % columns + 1}
+        for name, (xs, band) in bands.items():
+            for trace in _band_traces(name, xs, band, name not in named):
+                figure.add_trace(go.Scatter(**trace), **at)
+            named.add(name)
+        figure.update_xaxes(title_text=across, rangemode="tozero", **at)
+        figure.update_yaxes(title_text="hypervolume", rangemode="nonnegative", **at)
+    figure.update_layout(_layout(report, rows))
+    return figure
+
+
+Panel = tuple[str, str, dict[str, tuple[list[float], Band]]]
+
+
+def _panels(report: SamplerReport) -> Iterator[Panel]:
+    """(title, what goes across, the bands by name)."""
+    for compared in report.results:
+        synthetic = " (synthetic)" if compared.size is None else ""
+        bands = {s: ([float(n) for n in range(1, len(b.mean) + 1)], b) for s, b in compared.curves.items()}
+        yield f"{compared.problem}{synthetic}", "evaluations", bands
+    for compared in report.results:
+        shares = [n / GRID for n in range(1, GRID + 1)]
+        bands = {}
+        for sparing in compared.sparing:
+            bands |= {
+                sparing.sampler: (shares, sparing.full),
+                f"{sparing.sampler}, stopping": (shares, sparing.stopped),
+            }
+        if bands:
+            yield f"{compared.problem}: stopping at rungs", "share of the compute of full training", bands
+
+
+def _band_traces(name: str, xs: list[float], band: Band, is_new: bool) -> Iterator[dict[str, Any]]:
+    colour = _colour(name)
+    common = {"legendgroup": name, "mode": "lines"}
+    edge = {"x": [*xs, *reversed(xs)], "y": [*band.high, *reversed(band.low)], "line": {"width": 0}}
+    fill = {"fill": "toself", "fillcolor": colour, "opacity": 0.2, "hoverinfo": "skip", "showlegend": False}
+    yield common | edge | fill
+    dash = "dash" if name.endswith("stopping") else "solid"
+    line = {"x": xs, "y": list(band.mean), "line": {"color": colour, "width": 2, "dash": dash}}
+    hover = {"hovertemplate": f"{name}: %{{y:.4f}} at %{{x}}<extra></extra>"}
+    yield common | line | hover | {"name": name, "showlegend": is_new}
+
+
+def _colour(name: str) -> str:
+    sampler = name.partition(",")[0]
+    others = [s for s in SAMPLERS if s != JUDGED]
+    return ACCENT if sampler == JUDGED else PALETTE[others.index(sampler) % len(PALETTE)]  # type: ignore[arg-type]
+
+
+def _layout(report: SamplerReport, rows: int) -> dict[str, Any]:
+    return {
+        "template": "plotly_white",
+        "font": {"family": FONT, "size": 13},
+        "height": 80 + 340 * rows,
+        "margin": {"l": 60, "r": 20, "t": 130, "b": 50},
+        "legend": {"orientation": "h", "y": 1.05, "yanchor": "bottom", "x": 0},
+        "title": {"text": f"mean of {report.seeds} seeds with its 95 % band", "x": 0.02, "y": 0.99, "yanchor": "top"},
+    }
+
+
+def figure_kind(path: Path) -> str:
+    """`html`, `png` or `svg`, by the ending. Raises `UsageError` for another one."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("html", "png", "svg"):
+        raise UsageError(f"{path.name!r:.120} is neither .html, .png nor .svg", "name it samplers.html or samplers.png")
+    return kind
+
+
+def write_figure(report: SamplerReport, path: Path) -> None:
+    """The figure as a page of its own (.html), or as a picture (.png, .svg). Raises `UsageError`."""
+    kind, figure = figure_kind(path), sampler_figure(report)
+    write_whole(path, figure.to_html(include_plotlyjs=True) if kind == "html" else _image(figure, kind))

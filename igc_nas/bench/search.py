@@ -1,0 +1,118 @@
+"""bench search: trials per hour of a search in the fastest forms against one in the factored forms."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from igc_nas.bench.report import Report, Row
+from igc_nas.data.datasets import data_dir, is_synthetic, locate
+from igc_nas.engine.events import Event, Opened
+from igc_nas.engine.search import Run, search
+from igc_nas.nn.device import Device
+from igc_nas.study.defaults import default_extent, new_spec
+from igc_nas.study.spec import Budget, StudySpec
+from igc_nas.study.study import load_study
+
+KINDS = ("factored", "fastest")
+
+
+def bench_search(
+    device: Device, trials: int = 24, chunk: int = 6, seed: int = 0, say: Callable[[str], None] = lambda _: None
+) -> Report:
+    """Two default searches within 2 M parameters, `chunk` trials of each in turns, until each has `trials`.
+
+    They draw at random from one seed, so they evaluate the same architectures. Time is counted from when the workers
+    stand ready; choosing forms and measuring latency are included.
+    """
+    extent = default_extent(device.kind)
+    workers = extent.workers
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as folder, cold_cache(Path(folder) / "cache"):
+        specs = {kind: _spec(kind, device, seed) for kind in KINDS}
+        spent = dict.fromkeys(KINDS, 0.0)
+        for done in [*range(chunk, trials, chunk), trials]:
+            took = {}
+            for kind in KINDS:
+                took[kind] = _searched(specs[kind], Path(folder) / kind, done, workers, device)
+                spent[kind] += took[kind]
+            rows.append(_row(done, took))
+            say(f"{done} trials each: {rows[-1]['ratio']:.2f}x")
+        mixes = {kind: _shares(Path(folder) / kind) for kind in KINDS}
+    per_hour = {f"{kind}_trials_per_hour": 3600 * rows[-1]["trials"] / spent[kind] for kind in KINDS}
+    overall = {"overall_ratio": spent["factored"] / spent["fastest"], **per_hour, "shares": mixes}
+    conditions = {
+        **device.conditions().model_dump(exclude_none=True),
+        "workers": workers,
+        "data": specs["fastest"].dataset + (" (SYNTHETIC)" if is_synthetic(specs["fastest"].dataset) else ""),
+        "recipe": f"{specs['factored'].recipe.dtype} factored against {specs['fastest'].recipe.dtype} fastest",
+    }
+    return Report("search: time for the same trials, factored / fastest forms", tuple(rows), conditions, extra=overall)
+
+
+@contextlib.contextmanager
+def cold_cache(folder: Path) -> Iterator[None]:
+    """Nothing that was timed before is known, as in a first search."""
+    before = os.environ.get("IGC_NAS_CACHE")
+    os.environ["IGC_NAS_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["IGC_NAS_CACHE"]
+        else:
+            os.environ["IGC_NAS_CACHE"] = before
+
+
+def _spec(kind: str, device: Device, seed: int) -> StudySpec:
+    info = locate("auto", data_dir(None))
+    return new_spec(
+        info,
+        device.name,
+        device.kind,
+        name=kind,
+        budget=Budget(params=2_000_000),
+        sampler="random",
+        seed=seed,
+        recipe={"dtype": device.dtype_for(kind), "forms": kind},
+        latency={"forms": "factored" if kind == "factored" else "within-budget"},
+    )
+
+
+def _searched(spec: StudySpec, folder: Path, trials: int, workers: int, device: Device) -> float:
+    """Seconds from when the workers stand ready until `trials` are complete in all."""
+    opened: list[float] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Opened):
+            opened.append(time.perf_counter())
+
+    run = Run(folder, trials=trials, workers=workers, devices=(device.torch_name,))
+    last = 0.0
+    for _ in search(spec, run, on_event=watch):
+        last = time.perf_counter()
+    return last - opened[0]
+
+
+def _shares(folder: Path) -> dict[str, Any]:
+    """How the time of a trial divides: training, and everything else (choosing, measuring, waiting)."""
+    study = load_study(folder)
+    trained = sum(candidate.score.train_s for candidate in study.candidates)
+    wall = sum(trial.wall_s or 0.0 for trial in study.trials if trial.candidate)
+    return {"trials": len(study.candidates), "train_s": round(trained, 1), "wall_s": round(wall, 1)}
+
+
+def _row(done: int, took: dict[str, float]) -> Row:
+    return {
+        "name": f"to trial {done}",
+        "group": "search",
+        "trials": done,
+        "factored_s": took["factored"],
+        "fastest_s": took["fastest"],
+        "ratio": took["factored"] / took["fastest"],
+    }

@@ -1,0 +1,189 @@
+"""igc-nas bench: ratios and curves, printed with their conditions; nothing is asserted about a clock."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from igc_nas.cli.loading import load, quiet_threads
+from igc_nas.cli.options import FILE, as_json, device_option, runtime_option, studies_dir
+from igc_nas.cli.output import put, put_json, say
+
+if TYPE_CHECKING:
+    from igc_nas.bench.engine import EngineReport
+    from igc_nas.bench.report import Report
+    from igc_nas.nn.device import Device
+    from igc_nas.study.spec import SamplerName
+
+
+@click.group()
+def bench() -> None:
+    """Measure what lowering is worth on this machine, over fixed architectures; compare samplers; time the engine."""
+
+
+@bench.command("train")
+@click.option("--batch", type=click.IntRange(1, 4096), help="Images per step. [default: the recipe's]")
+@click.option("--resolution", type=click.IntRange(8, 256), help="Pixels of a side. [default: the recipe's]")
+@device_option
+@as_json
+def train(batch: int | None, resolution: int | None, device: str, as_json: bool) -> None:
+    """Training steps in the chosen forms against the factored network in float32."""
+    found = _prepared(device)
+    from igc_nas.bench.training import bench_train
+
+    _show(bench_train(found, batch, resolution, say), as_json)
+
+
+@bench.command("deploy")
+@click.option("--batch", "batches", type=click.IntRange(1, 4096), multiple=True, help="[default: 1 and 32]")
+@runtime_option
+@device_option
+@as_json
+def deploy(batches: tuple[int, ...], latency_runtime: str | None, device: str, as_json: bool) -> None:
+    """One pass in the best form against the factored network."""
+    found = _prepared(device)
+    from igc_nas.bench.deployment import bench_deploy
+    from igc_nas.evaluation.runtimes import require
+
+    runtime = latency_runtime or "eager"
+    require(runtime)  # type: ignore[arg-type]
+    _show(bench_deploy(found, batches or (1, 32), runtime, say), as_json)  # type: ignore[arg-type]
+
+
+@bench.command("latency")
+@click.option("--count", type=click.IntRange(3, 1000), default=20, show_default=True, help="Architectures.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@device_option
+@as_json
+def latency(count: int, seed: int, device: str, as_json: bool) -> None:
+    """The same latencies twice, in random order: quiet, and beside a busy neighbour."""
+    found = _prepared(device)
+    from igc_nas.bench.latency import bench_latency
+
+    _show(bench_latency(found, count, seed, say), as_json)
+
+
+@bench.command("search")
+@click.option("--trials", type=click.IntRange(2, 1000), default=24, show_default=True, help="Trials of each search.")
+@click.option("--chunk", type=click.IntRange(1, 1000), default=6, show_default=True, help="Trials between turns.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@device_option
+@as_json
+def search(trials: int, chunk: int, seed: int, device: str, as_json: bool) -> None:
+    """A default search against one with --forms factored: time for the same trials."""
+    found = _prepared(device)
+    from igc_nas.bench.search import bench_search
+
+    _show(bench_search(found, trials, min(chunk, trials), seed, say), as_json)
+
+
+@bench.command("workers")
+@click.option("--trials", type=click.IntRange(2, 1000), default=24, show_default=True, help="Trials of each kind.")
+@click.option("--chunk", type=click.IntRange(2, 1000), default=4, show_default=True, help="Trials between turns.")
+@click.option("--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), default="auto")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@device_option
+@as_json
+def workers(trials: int, chunk: int, dataset: str, seed: int, device: str, as_json: bool) -> None:
+    """One worker, two workers, one with two threads: trials an hour, and what measuring takes of a trial.
+
+    Twenty minutes on two cores.
+    """
+    found = _prepared(device)
+    from igc_nas.bench.workers import bench_workers
+
+    _show(bench_workers(found, trials, min(chunk, trials), dataset, seed, say), as_json)
+
+
+@bench.command("sampler")
+@click.option("--table", "tables", metavar="STUDY", multiple=True, help="A study that holds all of its space.")
+@click.option("--landscapes/--no-landscapes", default=True, show_default=True, help="Made-up errors over igc_cifar.")
+@click.option("--samplers", metavar="A,B,...", help="[default: all but `all`]")
+@click.option("--seeds", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs of each sampler.")
+@click.option("--evaluations", type=click.IntRange(1, 2000), default=200, show_default=True, help="Of each run.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes. [default: one for each core]")
+@click.option("-o", "--output", type=FILE, help="Keep the runs in this file (JSON lines), and go on from it.")
+@click.option("--html", type=FILE, help="Write the figure as a page.")
+@click.option("--png", type=FILE, help="Write the figure as a picture (needs kaleido).")
+@as_json
+@studies_dir
+def sampler(
+    tables: tuple[str, ...],
+    landscapes: bool,
+    samplers: str | None,
+    seeds: int,
+    evaluations: int,
+    workers: int | None,
+    output: Path | None,
+    html: Path | None,
+    png: Path | None,
+    as_json: bool,
+    root: Path,
+) -> None:
+    """Samplers replayed in virtual time: hypervolume over evaluations, and whether known-cost is ahead.
+
+    On tables (each answer is a recorded training) and on synthetic landscapes, whose truth is known. A few minutes.
+    """
+    quiet_threads(1)
+    from igc_nas.bench.samplers.plots import figure_kind, write_figure
+    from igc_nas.bench.samplers.problems import landscapes as made_up
+    from igc_nas.bench.samplers.problems import table_problem
+    from igc_nas.bench.samplers.report import SAMPLERS, bench_sampler, parse_samplers
+    from igc_nas.errors import UsageError
+    from igc_nas.study.defaults import usable_cores
+
+    names = parse_samplers(samplers) if samplers is not None else SAMPLERS
+    figures = [path for path in (html, png) if path]
+    for path in figures:
+        figure_kind(path)  # refused before the work rather than after it
+    problems = [table_problem(load(name, root)) for name in tables] + [*(made_up() if landscapes else ())]
+    if not problems:
+        raise UsageError("nothing to replay", "add --table STUDY, or --landscapes")
+    report = bench_sampler(problems, names, seeds, evaluations, workers or usable_cores(), output, say)
+    # The curves are long: one line rather than one for each number.
+    put(*([json.dumps(report.to_dict(), allow_nan=False)] if as_json else report.lines()))
+    for path in figures:
+        write_figure(report, path)
+
+
+@bench.command("engine")
+@click.option("--trials", type=click.IntRange(2, 1_000_000), default=10_000, show_default=True, help="Trials to end.")
+@click.option("--workers", type=click.IntRange(1, 10_000), default=256, show_default=True, help="Virtual evaluators.")
+@click.option(
+    "--sampler",
+    type=click.Choice(["known-cost", "stratified", "random", "tpe", "nsga2", "evolution"]),
+    default="stratified",
+    show_default=True,
+    help="Its time is not counted.",
+)
+@click.option("--storage", help="Another database than SQLite in a temporary folder; the study stays in it.")
+@as_json
+def engine(trials: int, workers: int, sampler: SamplerName, storage: str | None, as_json: bool) -> None:
+    """What coordinator and store cost for each trial: trials that take no time, on a real database."""
+    quiet_threads(1)
+    from igc_nas.bench.engine import bench_engine
+
+    _show(bench_engine(trials, workers, sampler, storage, say=say), as_json)
+
+
+def _prepared(device: str) -> Device:
+    """One thread, and the device."""
+    quiet_threads(1)
+    from igc_nas.nn.device import find_devices, prepare
+
+    found = find_devices(device)[0]
+    prepare(found, 1)
+    return found
+
+
+def _show(report: Report | EngineReport, as_json: bool) -> None:
+    if as_json:
+        put_json(report.to_dict())
+    else:
+        put(*report.lines())
+
+
+COMMANDS = (bench,)

@@ -1,0 +1,269 @@
+"""igc-nas report: what the errors of a study's short trainings are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from igc_nas.cli.loading import load
+from igc_nas.cli.options import as_json, data_dir_option, device_option, studies_dir
+from igc_nas.cli.output import put, put_json
+
+if TYPE_CHECKING:
+    from igc_nas.analysis.proxy import FigureAgreement, FigureTau, Honesty, Predictor, Trained
+    from igc_nas.analysis.ranking import Tau
+    from igc_nas.study.study import Study
+
+
+@click.command()
+@click.argument("study")
+@click.option(
+    "--truth", metavar="STUDY2", help="Hold it against this study. [default: the longest training in STUDY/*]"
+)
+@click.option(
+    "--figures", "train_figures", is_flag=True, help="First train the networks of the papers' figures, in STUDY/papers."
+)
+@data_dir_option
+@device_option
+@as_json
+@studies_dir
+def report(
+    study: str, truth: str | None, train_figures: bool, data_dir: Path | None, device: str, as_json: bool, root: Path
+) -> None:
+    """Print how far STUDY's short trainings rank architectures as longer ones do, and as the papers' figures do.
+
+    Kendall's tau-b with its 95 % interval for each rung, beside parameters, MACs and chance as predictors; overall and
+    inside bins of like parameters; recall of the best. Studies in folders of STUDY's own are taken in: a longer
+    recipe (STUDY/long), another seed (STUDY/seed1), the papers' networks (STUDY/papers).
+    """
+    from dataclasses import asdict
+
+    from igc_nas.analysis.proxy import honesty
+    from igc_nas.analysis.surrogate_quality import knowledge_of
+
+    loaded = load(study, root)
+    if train_figures:
+        _train_figures(loaded, data_dir, device)
+    found = honesty(loaded, load(truth, root) if truth is not None else None)
+    knowledge = knowledge_of(loaded)
+    if as_json:
+        put_json(asdict(found) | {"surrogate": asdict(knowledge.trust) if knowledge else None})
+        return
+    _print(found)
+    if knowledge:
+        put("", f"surrogate  {knowledge.sentence()}")
+
+
+def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
+    """Train the figures' networks by the study's recipe; what is trained already stays."""
+    from igc_nas.arch.figures import figures
+    from igc_nas.cli.display import SearchDisplay
+    from igc_nas.engine.search import Run, search
+    from igc_nas.errors import StudyError
+    from igc_nas.nn.device import find_devices
+    from igc_nas.study.defaults import default_extent
+    from igc_nas.study.spec import Budget
+
+    if study.folder is None or study.spec.latency.remote:
+        raise StudyError(f"the latencies of {study.spec.name} are another machine's", "train the figures there")
+    networks = tuple(point.arch for figure in figures(study.spec.classes) for point in figure.points)
+    fresh = {"name": "papers", "sampler": "random", "stop": 0.0, "budget": Budget(), "bounds": {}, "reference_ms": None}
+    devices = find_devices(device)
+    run = Run(
+        study.folder / "papers",
+        trials=len(networks),
+        workers=default_extent(devices[0].kind, len(devices)).workers,
+        devices=tuple(found.torch_name for found in devices),
+        data_dir=data_dir,
+        first=networks,
+    )
+    with SearchDisplay(run.trials, None) as display:
+        for _ in search(study.spec.model_copy(update=fresh), run, on_event=display.show):
+            pass
+
+
+def _print(found: Honesty) -> None:
+    from rich.text import Text
+
+    from igc_nas.cli.display import console, table
+    from igc_nas.io.units import printable
+
+    out = console()
+
+    def write(lines: Iterator[str]) -> None:
+        for line in lines:
+            out.print(Text(printable(line, lines=False)), soft_wrap=True)
+
+    write(_compared(found))
+    out.print(table(PREDICTOR_COLUMNS, map(_cells, found.predictors), left=("predictor",)))
+    write(_verdicts(found))
+    out.print()
+    write(_about_figures(found))
+    rows = [_figure_cells(figure, row) for figure in found.figures if figure.study for row in figure.taus]
+    if rows:
+        out.print(table(FIGURE_COLUMNS, rows, left=("figure", "predictor")))
+
+
+PREDICTOR_COLUMNS = (
+    "predictor", "images", "n", "tau-b (95 %)", "inside bins (95 %)", "best 10 % found", "best 25 % found",
+    "tau less params' (95 %)",
+)  # fmt: skip
+FIGURE_COLUMNS = ("figure", "predictor", "images", "n", "tau-b (95 %)")
+
+
+def _cells(row: Predictor) -> list[str]:
+    return [
+        f"seed of {row.study}" if row.kind == "seed" else NAMES[row.kind],
+        f"{row.samples:,}" if row.samples else "",
+        str(row.overall.n),
+        _text(row.overall),
+        _text(row.inside),
+        _share(row.recall_10),
+        _share(row.recall_25),
+        _text(row.over_params, "+") if row.over_params else "",
+    ]
+
+
+NAMES = {
+    "rung": "rung", "end": "end", "loss": "loss at the end", "belief": "surrogate of the ends", "params": "params",
+    "macs": "MACs", "random": "random (expected)",
+}  # fmt: skip
+
+
+def _figure_cells(figure: FigureAgreement, row: FigureTau) -> list[str]:
+    images = f"{row.samples:,}" if row.samples else ""
+    return [figure.figure, NAMES[row.kind], images, str(row.overall.n), _text(row.overall)]
+
+
+def _share(recall: float | None) -> str:
+    return "-" if recall is None else f"{100 * recall:.0f} %"
+
+
+def _text(found: Tau, sign: str = "-") -> str:
+    """`0.61 [0.52, 0.70]`; with `sign` "+" the signs of differences are written out."""
+    if found.tau is None:
+        return "-"
+    if found.low is None or found.high is None:
+        return f"{found.tau:{sign}.2f}"
+    return f"{found.tau:{sign}.2f} [{found.low:{sign}.2f}, {found.high:{sign}.2f}]"
+
+
+def _compared(found: Honesty) -> Iterator[str]:
+    """What is held against what, and what to know of it."""
+    study, truth = found.study, found.truth
+    against = "its own end" if found.own_end else truth.name
+    yield f"{study.name} against {against}: {found.shared} architectures" + ("" if found.own_end else " in both")
+    yield f"proxy  {_conditions(study)}"
+    if found.own_end:
+        yield (
+            "truth  its own end: no study in its folder trains longer. The rungs are of the same trainings (same seed, "
+            "same held-out images), so they agree with it more than with an independent training"
+        )
+        if study.stopped:
+            yield (
+                f"       {study.stopped} trainings were stopped at a rung and have no end: what is ranked here are "
+                f"those that looked better"
+            )
+        return
+    yield f"truth  {_conditions(truth)}"
+    yield f"       {found.longer:.3g} times the images of the proxy" + ("" if found.longer > 1 else ": NOT longer")
+    if study.dataset_sha256 != truth.dataset_sha256:
+        yield "       the two are on DIFFERENT DATA"
+    elif study.seed == truth.seed:
+        yield "       both have the same seed, so they are not independent"
+    if study.stopped:
+        yield f"       {study.stopped} trainings were stopped at a rung: they count there, and not at the end"
+
+
+def _conditions(study: Trained) -> str:
+    from igc_nas.cli.display import data_label
+
+    recipe = study.recipe
+    stopped = f" and {study.stopped} stopped" if study.stopped else ""
+    return (
+        f"{study.name}: {data_label(study.dataset)}; {recipe['epochs']} epochs of {recipe['train_size']:,} images = "
+        f"{study.samples:,}, {recipe['resolution']} pixels, batch {recipe['batch']}, lr {recipe['lr']:g}, "
+        f"{recipe['dtype']}; error of {study.held_out:,} held-out images; seed {study.seed}; "
+        f"{study.completed} trained{stopped}"
+    )
+
+
+def _verdicts(found: Honesty) -> Iterator[str]:
+    """What the numbers say, each rung beside the parameter count; then what the seed alone does."""
+    yield (
+        f"tau-b: 1 is the truth's order, 0 none, -1 the reverse; inside bins ({found.bins}, of like parameters) only "
+        "pairs of one bin count; 95 % bootstrap intervals over architectures (random: where 95 % of random orders lie)"
+    )
+    proxies = [row for row in found.predictors if row.is_proxy]
+    for row in proxies:
+        yield from _verdict(row)
+    if not proxies:
+        yield "The study has no rungs and no longer training: only params and MACs can be judged."
+    for repeat in found.repeats:
+        yield (
+            f"Two seeds of the proxy ({found.study.seed}, and {repeat.seed} in {repeat.study}), {repeat.overall.n} "
+            f"architectures: tau {_text(repeat.overall)}, inside bins {_text(repeat.inside)}: what the seed's noise "
+            "leaves of its order"
+        )
+    if not found.repeats:
+        yield f"What the seed alone does to the order is not known: {found.study.name}/* has no study of another seed."
+
+
+def _verdict(row: Predictor) -> Iterator[str]:
+    at = f"The {NAMES[row.kind]} ({row.samples:,} images)"
+    if row.overall.tau is None or row.params is None:
+        yield f"{at}: {row.overall.n} architectures in common, or all tied: not ranked."
+        return
+    told = row.over_params
+    paired = "" if told is None or told.low is None else f"; paired, the difference is {_text(told, '+')}"
+    beside = f"tau {_text(row.overall)}, the parameter count's {_text(row.params)}"
+    if row.versus_params == "above":
+        yield f"{at} ranks better than the parameter count: {beside}; the intervals exclude each other{paired}."
+    elif row.versus_params == "below":
+        worse = "is no better than the parameter count; it is worse"
+        yield f"{at} {worse}: {beside}; the intervals exclude each other{paired}."
+    elif row.versus_params == "overlaps" and told is not None and told.low is not None and told.low > 0:
+        yield f"{at} ranks better than the parameter count, architecture by architecture: {beside}{paired}."
+    elif row.versus_params == "overlaps":
+        yield f"{at} is no better than the parameter count by these intervals: {beside}; they overlap{paired}."
+    else:
+        yield f"{at}: {beside}: there is no interval to compare by."
+    yield f"    Inside bins of like parameters: {_inside(row.inside)}."
+
+
+def _inside(found: Tau) -> str:
+    if found.tau is None or found.low is None or found.high is None:
+        return f"tau {_text(found)}, no interval"
+    if found.low > 0:
+        return f"tau {_text(found)}, better than chance"
+    if found.high < 0:
+        return f"tau {_text(found)}, WORSE than chance"
+    return f"tau {_text(found)}, not told from chance"
+
+
+def _about_figures(found: Honesty) -> Iterator[str]:
+    """The papers' figures: which were trained, on what."""
+    from igc_nas.cli.display import data_label
+
+    yield (
+        "The papers' figures, by printed accuracy (CIFAR-100, long trainings), against this recipe's errors "
+        "(intervals over so few points are rough):"
+    )
+    for figure in found.figures:
+        if figure.study is None:
+            yield (
+                f"  {figure.figure}: none of its {len(figure.points)} networks is trained by this recipe in "
+                f"{found.study.name} or {found.study.name}/*"
+            )
+            continue
+        few = "" if any(row.overall.tau is not None for row in figure.taus) else ": too few to rank"
+        yield (
+            f"  {figure.figure} ({figure.paper}; {figure.note}): {figure.trained} of {len(figure.points)} networks in "
+            f"{figure.study.name}, on {data_label(figure.study.dataset)}{few}"
+        )
+
+
+COMMANDS = (report,)

@@ -1,0 +1,1 @@
+"""data: see the map of the house in the README."""

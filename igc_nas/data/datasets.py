@@ -1,0 +1,356 @@
+"""Datasets on disk: where they are, whether they are whole, what they are called. NumPy only.
+
+CIFAR is read in the binary layout of its authors: a record is a label byte (CIFAR-100: a coarse and a fine one) and
+3,072 pixels, red, green, blue. Files that came out of an official archive have a manifest with their hashes
+(`igc_nas.data.fetch` writes it); files without one are checked for structure and called `cifar10 (unofficial, sha256:...)`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igc_nas.arch.config import read_text
+from igc_nas.data.shapes import SEED, TRAIN_COUNT, VERSION, make_shapes
+from igc_nas.errors import ConfigError, DataError, UsageError
+
+Bytes = NDArray[np.uint8]
+PIXELS = 3 * 32 * 32
+MANIFEST = "igc-nas.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a CIFAR dataset lies on disk and where it comes from. Counts are images a file."""
+
+    name: str
+    classes: int
+    label_bytes: int
+    folder: str
+    python_folder: str
+    train_files: tuple[str, ...]
+    test_file: str
+    train_count: int
+    test_count: int
+    archive: str
+    archive_size: int
+    archive_sha256: str
+    python_archive_md5: str
+    python_members: tuple[tuple[str, str, str], ...]
+    """(name in the python layout, its MD5, name in the binary layout)."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def record(self) -> int:
+        """Bytes of one image with its labels."""
+        return self.label_bytes + PIXELS
+
+    @property
+    def url(self) -> str:
+        """Where its authors offer the binary archive."""
+        return f"https://www.cs.toronto.edu/~kriz/{self.archive}"
+
+    def files(self) -> dict[str, int]:
+        """Every file with the number of images in it."""
+        each = self.train_count // len(self.train_files)
+        return dict.fromkeys(self.train_files, each) | {self.test_file: self.test_count}
+
+
+LAYOUTS: dict[str, Layout] = {
+    "cifar10": Layout(
+        name="cifar10",
+        classes=10,
+        label_bytes=1,
+        folder="cifar-10-batches-bin",
+        python_folder="cifar-10-batches-py",
+        train_files=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+        test_file="test_batch.bin",
+        train_count=50_000,
+        test_count=10_000,
+        archive="cifar-10-binary.tar.gz",
+        archive_size=170_052_171,
+        archive_sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        python_archive_md5="c58f30108f718f92721af3b95e74349a",
+        python_members=(
+            ("data_batch_1", "c99cafc152244af753f735de768cd75f", "data_batch_1.bin"),
+            ("data_batch_2", "d4bba439e000b95fd0a9bffe97cbabec", "data_batch_2.bin"),
+            ("data_batch_3", "54ebc095f3ab1f0389bbae665268c751", "data_batch_3.bin"),
+            ("data_batch_4", "634d18415352ddfa80567beed471001a", "data_batch_4.bin"),
+            ("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb", "data_batch_5.bin"),
+            ("test_batch", "40351d587109b95175f43aff81a1287e", "test_batch.bin"),
+        ),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": Layout(
+        name="cifar100",
+        classes=100,
+        label_bytes=2,
+        folder="cifar-100-binary",
+        python_folder="cifar-100-python",
+        train_files=("train.bin",),
+        test_file="test.bin",
+        train_count=50_000,
+        test_count=10_000,
+        archive="cifar-100-binary.tar.gz",
+        archive_size=168_513_733,
+        archive_sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        python_archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
+        python_members=(
+            ("train", "16019d7e3df5f24257cddd939b257f8d", "train.bin"),
+            ("test", "f0ef6b0ae62326f3e7ffdfab6717acfc", "test.bin"),
+        ),
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+    ),
+}
+SHAPES = "shapes"
+NAMES = ("cifar10", "cifar100", SHAPES)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A dataset that is there. `label` is what every record shows, `sha256` is over its training files.
+
+    `mean` and `std` are per channel (red, green, blue), of pixels from 0 to 1.
+    """
+
+    name: str
+    label: str
+    classes: int
+    folder: Path | None
+    sha256: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def train_count(self) -> int:
+        """Images of the training set, from which held-out ones are taken."""
+        return LAYOUTS[self.name].train_count if self.name in LAYOUTS else TRAIN_COUNT
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the images are drawn by a program and say nothing about photographs."""
+        return is_synthetic(self.name)
+
+
+def is_synthetic(label: str) -> bool:
+    """Whether a dataset of this name or label holds the images that igc-nas draws itself."""
+    return label.startswith(SHAPES)
+
+
+def normalisation(label: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(mean, std) per channel that images of a dataset of this label are normalised by; None for one unknown here."""
+    layout = LAYOUTS.get(label.partition(" ")[0])
+    if layout is not None:
+        return layout.mean, layout.std
+    shapes = _shapes_info()
+    return (shapes.mean, shapes.std) if label == shapes.label else None
+
+
+def data_dir(flag: Path | None = None) -> Path:
+    """Where datasets are: the flag, `$IGC_NAS_DATA`, else the user's cache folder."""
+    if flag is not None:
+        return flag
+    if os.environ.get("IGC_NAS_DATA"):
+        return Path(os.environ["IGC_NAS_DATA"])
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("igc-nas"))
+
+
+def locate(name: str = "auto", folder: Path | None = None) -> DatasetInfo:
+    """Find and verify a dataset; `auto` is CIFAR-10 where it is in `folder`, else `shapes`.
+
+    Without `folder` it is looked for in `data_dir()`. Raises `DataError` where it is missing (unless `auto`) or
+    damaged, `UsageError` for an unknown name.
+    """
+    folder = data_dir(folder)
+    if name == SHAPES:
+        return _shapes_info()
+    if name == "auto":
+        there = any(_is_there(place) for place in _places(LAYOUTS["cifar10"], folder))
+        return locate("cifar10", folder) if there else _shapes_info()
+    if name not in LAYOUTS:
+        near = difflib.get_close_matches(name, NAMES, 1)
+        raise UsageError(
+            f"unknown dataset {name!r:.40}", f"did you mean {near[0]}?" if near else f"use {', '.join(NAMES)}"
+        )
+    layout = LAYOUTS[name]
+    for place in _places(layout, folder):
+        if _is_there(place):
+            return verify(layout, place)
+    raise DataError(
+        f"{name} is not in {folder}",
+        f"igc-nas data {name} fetches it; igc-nas data {name} --from ARCHIVE_OR_FOLDER installs yours",
+    )
+
+
+def verify(layout: Layout, folder: Path) -> DatasetInfo:
+    """Check a folder in binary layout: sizes, labels, class histogram, and hashes where it has a manifest."""
+    files = {name: _read(layout, folder, name) for name in layout.files()}
+    check_files(layout, files, str(folder))
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    official = _manifest(folder)
+    for name, has in hashes.items():
+        if official is not None and official.get(name) != has:
+            raise DataError(
+                f"{folder / name} is damaged: its SHA-256 is not the installed one", f"igc-nas data {layout.name}"
+            )
+    together = hashlib.sha256("".join(hashes[name] for name in layout.train_files).encode()).hexdigest()
+    label = layout.name if official is not None else f"{layout.name} (unofficial, sha256:{together[:12]})"
+    return DatasetInfo(layout.name, label, layout.classes, folder, together, layout.mean, layout.std)
+
+
+def read_train(info: DatasetInfo) -> tuple[Bytes, Bytes]:
+    """The training set: images (n, 3, 32, 32) and labels (n,), uint8; CIFAR-100's labels are the fine ones."""
+    if info.folder is None:
+        return make_shapes("train")
+    return _records(info, LAYOUTS[info.name].train_files)
+
+
+def read_test(info: DatasetInfo) -> tuple[Bytes, Bytes]:
+    """The test set, as `read_train`."""
+    if info.folder is None:
+        return make_shapes("test")
+    return _records(info, (LAYOUTS[info.name].test_file,))
+
+
+def split_held_out(labels: Bytes, held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of (the rest, `held_out` images): stratified by class, drawn by `seed`, together all of them.
+
+    The classes' shares of the held-out images differ by one at most where classes are equally frequent. Raises
+    `UsageError` unless 0 < held_out < n.
+    """
+    if not 0 < held_out < len(labels):
+        raise UsageError(f"cannot hold {held_out} of {len(labels)} images out", f"use 1 to {len(labels) - 1}")
+    rng = np.random.default_rng(np.random.SeedSequence([seed, len(labels)]))
+    order = rng.permutation(len(labels))
+    # The k-th image of its class, in drawn order: taking by rank takes from all classes alike.
+    rank = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        places = order[labels[order] == label]
+        rank[places] = np.arange(len(places))
+    taken = order[np.argsort(rank[order], kind="stable")][:held_out]
+    mask = np.zeros(len(labels), dtype=bool)
+    mask[taken] = True
+    return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
+def auto_notice(info: DatasetInfo, folder: Path) -> str | None:
+    """What must not be overlooked where `auto` found no CIFAR-10; None where it did."""
+    if not info.synthetic or any(_is_there(place) for place in _places(LAYOUTS["cifar10"], folder)):
+        return None
+    bar = "!" * 100
+    return "\n".join(
+        (
+            bar,
+            f"! CIFAR-10 is not in {folder}",
+            "! This run uses SYNTHETIC `shapes` images instead: its errors say nothing about CIFAR-10.",
+            "! To fetch CIFAR-10 (170 MB; its origin sends 50 to 110 kB/s, so 30 to 60 minutes):",
+            "!     igc-nas data cifar10",
+            "! or, if you have the archive or its folder:  igc-nas data cifar10 --from ARCHIVE_OR_FOLDER",
+            bar,
+        )
+    )
+
+
+def check_files(layout: Layout, files: Mapping[str, bytes], where: str) -> None:
+    """Check the bytes of all files: sizes, range of the labels, and that classes are equally frequent in either set.
+
+    Raises `DataError`.
+    """
+    for name, data in files.items():
+        _check_size(layout, name, len(data))
+        worst = int(_labels(layout, data).max())
+        if worst >= layout.classes:
+            raise DataError(
+                f"{where}: {name} holds the label {worst}; {layout.name} has {layout.classes} classes",
+                f"igc-nas data {layout.name}",
+            )
+    for names in (layout.train_files, (layout.test_file,)):
+        counts = sum(np.bincount(_labels(layout, files[name]), minlength=layout.classes) for name in names)
+        least, most = np.min(counts), np.max(counts)
+        if least != most:
+            raise DataError(
+                f"{where}: {names[0]}... classes have {least} to {most} images; in {layout.name} all have as many",
+                f"igc-nas data {layout.name}",
+            )
+
+
+def _check_size(layout: Layout, name: str, size: int) -> None:
+    expected = layout.files()[name] * layout.record
+    if size != expected:
+        raise DataError(
+            f"{name} has {size:,} bytes; {layout.name} has {expected:,} there", f"igc-nas data {layout.name}"
+        )
+
+
+def _places(layout: Layout, folder: Path) -> tuple[Path, ...]:
+    """Where the files may be: where `igc_nas.data.fetch` puts them, else in `folder` itself where it has their name."""
+    inside = folder / layout.folder
+    return (inside, folder) if folder.name == layout.folder else (inside,)
+
+
+def _is_there(place: Path) -> bool:
+    """Whether anything has this name, be it a folder or not: what is damaged is not what is missing."""
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{place!s:.200}: {getattr(error, 'strerror', None) or error}", "choose another folder with --data-dir"
+        ) from None
+    return True
+
+
+def _shapes_info() -> DatasetInfo:
+    digest = hashlib.sha256(f"{VERSION}/{SEED}".encode()).hexdigest()
+    return DatasetInfo(SHAPES, SHAPES, 10, None, digest, (0.499, 0.498, 0.498), (0.19, 0.189, 0.189))
+
+
+def _read(layout: Layout, folder: Path, name: str) -> bytes:
+    path = folder / name
+    try:
+        # The size comes first: a pipe has no end, and a file that is far too large does not fit into memory.
+        _check_size(layout, name, path.stat().st_size)
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}", f"igc-nas data {layout.name}") from None
+    _check_size(layout, name, len(data))
+    return data
+
+
+def _labels(layout: Layout, data: bytes) -> Bytes:
+    return np.frombuffer(data, np.uint8).reshape(-1, layout.record)[:, layout.label_bytes - 1]
+
+
+def _manifest(folder: Path) -> dict[str, str] | None:
+    """Hashes by file of an official installation; None where there is no manifest."""
+    path = folder / MANIFEST
+    try:
+        if not path.exists() and not path.is_symlink():
+            return None
+        manifest = json.loads(read_text(path))
+        return {str(name): str(value) for name, value in manifest["files"].items()}
+    except (ConfigError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DataError(f"{path} is damaged", "install the dataset again with igc-nas data") from None
+
+
+def _records(info: DatasetInfo, names: Sequence[str]) -> tuple[Bytes, Bytes]:
+    layout = LAYOUTS[info.name]
+    assert info.folder is not None
+    parts = [np.frombuffer(_read(layout, info.folder, name), np.uint8).reshape(-1, layout.record) for name in names]
+    records = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    images = np.ascontiguousarray(records[:, layout.label_bytes :]).reshape(-1, 3, 32, 32)
+    return images, np.ascontiguousarray(records[:, layout.label_bytes - 1])

@@ -1,0 +1,358 @@
+"""Fetch a dataset: download or take what the user has, verify it, install it in the binary layout.
+
+Nothing half-written counts as installed: files are written whole, the manifest last. No archive is unpacked to disk,
+and nothing that is read runs code: the python layout is read by an unpickler that knows NumPy's arrays and nothing
+else, and only once its hash is the official one.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import hashlib
+import http.client
+import io
+import json
+import lzma
+import os
+import pickle
+import socket
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from igc_nas.arch.config import read_bytes, read_text
+from igc_nas.data.datasets import LAYOUTS, MANIFEST, SHAPES, DatasetInfo, Layout, check_files, verify
+from igc_nas.errors import ConfigError, DataError, UsageError
+from igc_nas.io.files import write_whole
+
+TIMEOUT_S = 60
+CHUNK = 1 << 16
+MOST_BYTES = 3 * max(layout.train_count * layout.record for layout in LAYOUTS.values())
+"""Of an archive, packed and unpacked: twice what the largest holds, and room for more."""
+
+Report = Callable[[int, int], None]
+"""Called with (bytes so far, bytes in all)."""
+
+
+def fetch(
+    name: str,
+    folder: Path,
+    *,
+    source: Path | None = None,
+    url: str | None = None,
+    progress: Report = lambda done, total: None,
+) -> DatasetInfo:
+    """Install a dataset into `folder` and return it.
+
+    Without `source` the official binary archive is downloaded (from `url`, else from its authors); a download that was
+    cut goes on where it stopped. `source` is an archive or a folder, in binary or python layout. Raises `DataError`,
+    and `UsageError` for `shapes`, which is built in.
+    """
+    if name == SHAPES:
+        raise UsageError("shapes is built in; there is nothing to fetch", "igc-nas search --dataset shapes")
+    if name not in LAYOUTS:
+        raise UsageError(f"unknown dataset {name!r:.40}", f"use {', '.join(LAYOUTS)}")
+    layout = LAYOUTS[name]
+    _make(folder)
+    if source is None:
+        with _alone(layout, folder):
+            archive = download(layout, folder, url or layout.url, progress)
+            info = _install(layout, folder, archive, *_found(layout, archive))
+            archive.unlink()
+        return info
+    return _install(layout, folder, source, *_found(layout, source))
+
+
+@contextlib.contextmanager
+def _alone(layout: Layout, folder: Path) -> Iterator[None]:
+    """The right to download into `folder`; the system takes it from a process that dies. Raises `DataError`."""
+    path, owner = (folder / f"{layout.archive}.{kind}" for kind in ("lock", "owner"))
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+        raise DataError(
+            f"{layout.archive} is being downloaded to {folder} by {who}",
+            "wait for it, or choose another folder with --data-dir",
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}", "choose another folder with --data-dir") from None
+    try:
+        write_whole(owner, f"pid {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def download(layout: Layout, folder: Path, url: str, progress: Report) -> Path:
+    """Download the official archive to `folder`, going on after what is there; verified by size and SHA-256."""
+    if not url.startswith(("https://", "http://")):
+        raise UsageError(f"{url!r:.120} is no http or https address")
+    part = folder / f"{layout.archive}.part"
+    if part.exists() and not part.is_file():
+        raise DataError(f"{part} is no file", "remove it and try again")
+    if not part.exists() or part.stat().st_size != layout.archive_size:
+        _continue(layout, part, url, progress)
+    size = part.stat().st_size
+    if size < layout.archive_size:
+        raise DataError(
+            f"the download stopped after {size:,} of {layout.archive_size:,} bytes",
+            "the same command goes on from there",
+        )
+    if size != layout.archive_size or _sha256(part) != layout.archive_sha256:
+        part.unlink()
+        raise DataError(
+            f"{url} is not the official {layout.archive}: its SHA-256 is another", "try again, or use --from"
+        )
+    return part
+
+
+def _continue(layout: Layout, part: Path, url: str, progress: Report) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    if have > layout.archive_size:
+        part.unlink()
+        have = 0
+    try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+            # A server that does not know ranges answers 200 and starts over; what is here already is skipped.
+            resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+            length = answer.headers.get("Content-Length", str(layout.archive_size))
+            if not resumed and (answer.status != 200 or length != str(layout.archive_size)):
+                raise DataError(
+                    f"{url:.200} has {length!a:.40} bytes; {layout.archive} has {layout.archive_size}",
+                    "is there a log-in page in between? try again, or use --from",
+                )
+            _receive(answer, part, 0 if resumed else have, layout.archive_size, progress)
+    except urllib.error.HTTPError as error:
+        error.close()
+        phrase = http.client.responses.get(error.code, "")  # its own words might be anything
+        raise DataError(f"{url} answered {error.code} {phrase}".rstrip(), "try again later, or use --from") from None
+    except ValueError as error:
+        raise UsageError(f"{url!r:.120} is no http or https address: {_said(error)}") from None
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        has = part.stat().st_size if part.exists() else 0
+        raise DataError(
+            f"the download of {layout.archive} was cut after {has:,} of {layout.archive_size:,} bytes: {_said(reason)}",
+            "the same command goes on from there; igc-nas data "
+            + layout.name
+            + " --from FILE takes an archive you have",
+        ) from None
+
+
+def _receive(answer: IO[bytes], part: Path, skip: int, total: int, progress: Report) -> None:
+    with part.open("ab") as file:
+        done = file.tell()
+        while chunk := answer.read(CHUNK):
+            done += file.write(chunk[skip:])
+            skip = max(0, skip - len(chunk))
+            progress(done, total)
+            if done > total:
+                return
+
+
+# Reading what the user has: the bytes of every file in binary layout, and whether they are the official ones.
+
+Found = tuple[dict[str, bytes], bool]
+
+
+def _found(layout: Layout, path: Path) -> Found:
+    try:
+        return _from_folder(layout, path) if path.is_dir() else _from_archive(layout, path)
+    except ConfigError as error:
+        raise DataError(error.message, error.hint) from None
+    except OSError as error:
+        raise DataError(f"{error.filename or path!s:.200}: {_said(error.strerror or error)}") from None
+
+
+def _from_archive(layout: Layout, path: Path) -> Found:
+    size = path.stat().st_size
+    if not path.is_file():
+        raise DataError(f"{path} is a pipe or a device, no archive", "save it as a file first")
+    if size > MOST_BYTES:
+        raise DataError(f"{path} has {size:,} bytes: too many for an archive of {layout.name}")
+    try:
+        sha256 = _sha256(path)
+        if sha256 == layout.archive_sha256:
+            return _members(path, layout.files()), True
+        with path.open("rb") as file:
+            md5 = hashlib.file_digest(file, "md5").hexdigest()
+        if md5 == layout.python_archive_md5:
+            names = {theirs: None for theirs, _, _ in layout.python_members}
+            found = _members(path, names)
+            return {ours: _converted(layout, found[theirs]) for theirs, _, ours in layout.python_members}, True
+        return _members(path, layout.files()), False
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path.name} ({size:,} bytes) is no readable {layout.name} archive: {_said(error)}",
+            f"the official one is {layout.archive}, {layout.archive_size:,} bytes",
+        ) from None
+
+
+def _members(path: Path, names: Mapping[str, object]) -> dict[str, bytes]:
+    """The named members of a tar archive, read in memory, wherever in the archive they lie."""
+    found: dict[str, bytes] = {}
+    limit = 2 * max(layout.train_count * layout.record for layout in LAYOUTS.values())
+    with _unpacked(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if member.size < 0:  # tarfile would go back and read it again, for ever
+                raise tarfile.ReadError("a member of negative size")
+            name = member.name.rpartition("/")[2]
+            if name in names and member.isfile() and member.size <= limit:
+                content = tar.extractfile(member)
+                assert content is not None
+                found[name] = content.read()
+        while file.read(CHUNK):  # a compressed archive has its checksum at the end
+            pass
+    missing = sorted(set(names) - set(found))
+    if missing:
+        raise DataError(f"{path.name} has no file {missing[0]}", "is it the archive of this dataset?")
+    return found
+
+
+def _unpacked(path: Path) -> _Limited:
+    with path.open("rb") as file:
+        beginning = file.read(6)
+    for magic, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
+        if beginning.startswith(magic):
+            return _Limited(opened(path))
+    return _Limited(path.open("rb"))
+
+
+class _Limited(io.RawIOBase):
+    """What is read of `file` and skipped in it is at most `MOST_BYTES`: some kilobytes may unpack to terabytes."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._file.read(min(size, MOST_BYTES + 1) if size >= 0 else MOST_BYTES + 1)
+        self._check(self._file.tell())
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._check(offset)
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    @staticmethod
+    def _check(place: int) -> None:
+        if place > MOST_BYTES:
+            raise tarfile.ReadError(f"more than {MOST_BYTES:,} bytes")
+
+
+def _from_folder(layout: Layout, path: Path) -> Found:
+    for place in (path, path / layout.folder, path / layout.python_folder):
+        if all((place / name).is_file() for name in layout.files()):
+            files = {name: read_bytes(place / name, MOST_BYTES) for name in layout.files()}
+            return files, _manifest_is_of(place, files)
+        if all((place / theirs).is_file() for theirs, _, _ in layout.python_members):
+            return _python_folder(layout, place), True
+    wanted = ", ".join(layout.files())
+    raise DataError(f"{path} holds no {layout.name}", f"a folder with {wanted} (binary), or the python archive's files")
+
+
+def _python_folder(layout: Layout, place: Path) -> dict[str, bytes]:
+    found = {}
+    for theirs, md5, ours in layout.python_members:
+        data = read_bytes(place / theirs, MOST_BYTES)
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
+            raise DataError(
+                f"{place / theirs} is not the official file (its MD5 is another), and a pickle is not read otherwise",
+                "use the binary archive",
+            )
+        found[ours] = _converted(layout, data)
+    return found
+
+
+def _manifest_is_of(place: Path, files: Mapping[str, bytes]) -> bool:
+    """Whether a folder is one that we installed from an official archive."""
+    try:
+        hashes = dict(json.loads(read_text(place / MANIFEST))["files"])
+    except (ConfigError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return all(hashes.get(name) == hashlib.sha256(data).hexdigest() for name, data in files.items())
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles what CIFAR's python files are made of: NumPy arrays, lists, strings. Anything else is refused."""
+
+    _ALLOWED = (
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
+        if name == "_reconstruct":
+            module = "numpy._core.multiarray" if int(np.__version__.split(".")[0]) >= 2 else "numpy.core.multiarray"
+        return super().find_class(module, name)
+
+
+def _converted(layout: Layout, pickled: bytes) -> bytes:
+    """One file of the python layout in the binary one."""
+    try:
+        batch = _ArraysOnly(io.BytesIO(pickled), encoding="bytes").load()
+        keys = (b"labels",) if layout.label_bytes == 1 else (b"coarse_labels", b"fine_labels")
+        labels = np.stack([np.asarray(batch[key], dtype=np.uint8) for key in keys], axis=1)
+        return np.concatenate([labels, np.asarray(batch[b"data"], dtype=np.uint8)], axis=1).tobytes()
+    except Exception as error:  # unpickling raises what it likes, says its documentation
+        raise DataError(f"a python batch of {layout.name} cannot be read: {_said(error)}") from None
+
+
+def _install(layout: Layout, folder: Path, source: Path, files: Mapping[str, bytes], official: bool) -> DatasetInfo:
+    check_files(layout, files, str(source))
+    place = folder / layout.folder
+    _make(place)
+    try:
+        (place / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{place / MANIFEST}: {error.strerror or error}", "remove it and try again") from None
+    for name, data in files.items():
+        write_whole(place / name, data)
+    if official:
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        manifest = {"dataset": layout.name, "archive_sha256": layout.archive_sha256, "files": hashes}
+        write_whole(place / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    return verify(layout, place)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror or error}", "choose another folder with --data-dir") from None
+
+
+def _said(error: object) -> str:
+    """The words of an error, or the beginning of them, on one line; a server or a file may have put anything there."""
+    words = " ".join(str(error).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in words)[:120]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""engine: see the map of the house in the README."""

@@ -1,0 +1,387 @@
+"""A study in a database: what Optuna keeps of it, and our records as attributes beside that.
+
+Any number of processes may read one (`read_study`); who writes it holds the study's lock (see `igc_nas.study.lock`). The URL
+comes from a flag or the environment with each run, never from a study's file, and is shown without its password.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import TrialParamModel
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import create_engine, inspect, text
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from igc_nas.errors import ConfigError, IgcNasError, StudyError, UsageError
+from igc_nas.io.resources import is_file
+from igc_nas.io.units import printable
+from igc_nas.study.objectives import OBJECTIVES
+from igc_nas.study.process import Process
+from igc_nas.study.records import Trial
+from igc_nas.study.spec import StudySpec
+from igc_nas.study.study import Study
+
+RECORD, SPEC = "igc_nas:record", "igc_nas:spec"
+OLD_QUESTION = "igc_nas:question"
+"""Where older databases keep the spec, without its scale."""
+KINDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
+CONNECT_S = 10
+DAMAGED = "move the database away and the same command rebuilds it from trials.jsonl"
+LOCKED_S = 20
+"""So long we wait for whoever else has a SQLite file open for reading."""
+
+
+def parse_url(given: str) -> URL:
+    """`sqlite:///path` or `postgresql://user@host/name`. Raises `UsageError` for another, or without its driver."""
+    try:
+        url = make_url(given)
+    except (ArgumentError, ValueError):
+        scheme = given.partition("://")[0] if "://" in given else ""
+        raise UsageError(
+            f"storage of kind {scheme!r:.40} is not supported" if scheme else "the storage is no database URL",
+            "use sqlite:///path/to/study.db or postgresql://user@host/database",
+        ) from None
+    kind = url.drivername.partition("+")[0]
+    kind = "postgresql" if kind == "postgres" else kind
+    if kind not in KINDS or url.drivername not in (kind, KINDS[kind], "postgres"):
+        raise UsageError(
+            f"storage of kind {url.drivername!r:.40} is not supported",
+            "use sqlite:///path/to/study.db or postgresql://user@host/database",
+        )
+    if kind == "sqlite" and (url.host or not _can_be_file(url.database)):
+        raise UsageError("the storage names no file", "use sqlite:///path/to/study.db")
+    if kind == "postgresql":
+        _require_driver()
+        if not url.database:
+            raise UsageError("the storage names no database", "use postgresql://user@host/database")
+    return url.set(drivername=KINDS[kind])
+
+
+def _can_be_file(name: str | None) -> bool:
+    return bool(name and name.isprintable() and Path(name).name) and name != ":memory:"
+
+
+def _require_driver() -> None:
+    try:
+        import psycopg  # noqa: F401 - its being there is the question
+    except ImportError:
+        raise UsageError("PostgreSQL needs a driver", "pip install 'igc-nas[postgres]'") from None
+
+
+def masked(url: URL) -> str:
+    """A URL as it may be shown: without its password."""
+    shown = url.set(drivername=url.drivername.partition("+")[0], query={})
+    return shown.render_as_string(hide_password=True)
+
+
+def file_of(url: URL) -> Path | None:
+    """The file of a SQLite database; None for a server."""
+    return Path(url.database or "") if url.drivername == "sqlite" else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial as the database has it; `record` is ours, as text: None in a trial that is not igc-nas's."""
+
+    trial_id: int
+    number: int
+    state: TrialState
+    record: str | None
+
+    def trial(self) -> Trial:
+        """Our record. Raises `StudyError`."""
+        if not isinstance(self.record, str):
+            raise StudyError(
+                f"trial {self.number} of the database is not igc-nas's", "use another database, or --study"
+            )
+        try:
+            trial = Trial.from_json(self.record, f"trial {self.number} of the database")
+        except StudyError as error:
+            raise StudyError(error.message, DAMAGED) from None
+        if trial.number != self.number:
+            raise StudyError(f"trial {self.number} of the database has the record of trial {trial.number}", DAMAGED)
+        return trial
+
+
+class _Storage(RDBStorage):
+    """Optuna's storage, which adds a parameter without reading anything.
+
+    Optuna reads twice for each: the trial, and an earlier trial's distribution to compare with. Ours are of one space.
+    An Optuna that adds them by another method than this one is as slow as ever.
+    """
+
+    def _set_trial_param_without_commit(
+        self,
+        session: Session,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        *_: object,
+    ) -> None:
+        described = distribution_to_json(distribution)
+        session.add(
+            TrialParamModel(
+                trial_id=trial_id,
+                param_name=param_name,
+                param_value=param_value_internal,
+                distribution_json=described,
+            )
+        )
+
+
+class Database:
+    """One study's part of a database. All methods raise `StudyError` for a database that cannot be used."""
+
+    def __init__(self, url: URL, name: str, *, read_only: bool = False) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.url = url
+        self.name = name
+        self._study_id: int | None = None
+        self._lock: _ServerLock | None = None
+        with self._usable():
+            self._storage = _Storage(
+                url.render_as_string(hide_password=False), engine_kwargs=_engine(url), skip_table_creation=read_only
+            )
+            for study in self._storage.get_all_studies():
+                if study.study_name == name:
+                    self._study_id = study._study_id
+
+    def claim(self) -> None:
+        """Be the only one that writes this study. Raises `StudyError` naming host and pid of who is.
+
+        A SQLite file is locked beside itself (`igc_nas.study.lock`); a server holds the lock while we are connected.
+        """
+        if file_of(self.url) is None:
+            with self._usable():
+                self._lock = _ServerLock(self._storage.engine, self.name)
+
+    def close(self) -> None:
+        """Let every connection go."""
+        with self._usable():
+            if self._lock is not None:
+                self._lock.release()
+            self._storage.remove_session()
+            self._storage.engine.dispose()
+
+    @property
+    def study_id(self) -> int:
+        """Of the study; `create` makes one."""
+        assert self._study_id is not None
+        return self._study_id
+
+    def spec(self) -> StudySpec | None:
+        """The study as it was last written; None where there is none."""
+        if self._study_id is None:
+            return None
+        with self._usable():
+            attributes = self._storage.get_study_user_attrs(self._study_id)
+        found = attributes.get(SPEC) or attributes.get(OLD_QUESTION)
+        try:
+            return None if found is None else StudySpec.parse(json.loads(found), f"study {self.name} in the database")
+        except ConfigError as error:
+            raise StudyError(error.message, error.hint or DAMAGED) from None
+        except (ValueError, TypeError, RecursionError):
+            raise StudyError(f"the question of study {self.name} in the database is damaged", DAMAGED) from None
+
+    def create(self, spec: StudySpec) -> None:
+        """Write the study's question and scale; make the study where it is not there."""
+        with self._usable():
+            if self._study_id is None:
+                directions = [optuna.study.StudyDirection.MINIMIZE] * len(spec.objectives)
+                self._study_id = self._storage.create_new_study(directions, spec.name)
+                names = [OBJECTIVES[name].name for name in spec.objectives]
+                self._storage.set_study_system_attr(self._study_id, "study:metric_names", names)
+            self._storage.set_study_user_attr(self._study_id, SPEC, json.dumps(spec.to_dict()))
+
+    def rows(self) -> list[Row]:
+        """All trials, by number: our records with what the database says beside them.
+
+        Optuna would make objects of every parameter of every trial, which takes many times as long.
+        """
+        with self._usable(), self._storage.engine.connect() as connection:
+            found = connection.execute(text(_ROWS), {"key": RECORD, "study": self.study_id}).all()
+            rows = [
+                Row(trial_id, number, TrialState[state], None if record is None else json.loads(record))
+                for trial_id, number, state, record in found
+            ]
+        if [row.number for row in rows] != [*range(len(rows))]:
+            raise StudyError(
+                f"the trials of study {self.name} in the database are not numbered from 0 on", _hint(self.url, "")
+            )
+        return rows
+
+    def has_trials(self) -> bool:
+        """Whether the study has any."""
+        with self._usable():
+            return self._storage.get_n_trials(self.study_id) > 0
+
+    def add(self, trial: FrozenTrial) -> int:
+        """Write a trial whole; its id."""
+        if self._lock is not None:
+            self._lock.keep()
+        with self._usable():
+            return self._storage.create_new_trial(self.study_id, trial)
+
+    def write(
+        self,
+        trial_id: int,
+        record: Trial,
+        state: TrialState,
+        values: list[float] | None,
+        user: dict[str, Any],
+        system: dict[str, Any],
+    ) -> None:
+        """Write how a trial stands. The record comes first: an end that is cut short is settled from it."""
+        with self._usable():
+            self._storage.set_trial_user_attr(trial_id, RECORD, record.to_json())
+            for key, value in user.items():
+                self._storage.set_trial_user_attr(trial_id, key, value)
+            for key, value in system.items():
+                self._storage.set_trial_system_attr(trial_id, key, value)
+            self._storage.set_trial_state_values(trial_id, state, values)
+
+    def _usable(self) -> contextlib.AbstractContextManager[None]:
+        return _usable(self.url, self.name)
+
+
+@contextlib.contextmanager
+def _usable(url: URL, name: str) -> Iterator[None]:
+    """Whatever a database, its driver or Optuna raises is a `StudyError` with the way out."""
+    try:
+        yield
+    except IgcNasError:
+        raise
+    except Exception as error:  # a database that somebody wrote in makes Optuna and SQLAlchemy raise anything
+        cause = error.__cause__ if isinstance(error, optuna.exceptions.OptunaError) else None
+        original = getattr(cause or error, "orig", None) or cause or error
+        first = next(iter(str(original).strip().splitlines()), "") or type(original).__name__
+        reason = printable(first, lines=False)
+        raise StudyError(f"the database of {name} cannot be used: {reason:.160}", _hint(url, reason)) from error
+
+
+def _hint(url: URL, reason: str) -> str:
+    file = file_of(url)
+    if file is None:
+        return f"see that the server of {masked(url)} can be reached; the same command continues"
+    if "locked" in reason:
+        return f"another program holds {file.name}, as a database browser may; the same command continues"
+    if "full" in reason or "readonly" in reason or "unable to open" in reason:
+        return f"see to the disk of {file}; the same command continues"
+    return f"move {file.name} away and the same command rebuilds it from trials.jsonl"
+
+
+def _has_studies(url: URL, name: str) -> bool:
+    """Whether Optuna has ever written to a database."""
+    with _usable(url, name):
+        engine = create_engine(url, **_engine(url))
+        try:
+            return inspect(engine).has_table("studies")
+        finally:
+            engine.dispose()
+
+
+class _ServerLock:
+    """A study's lock on a PostgreSQL server, held by a connection: the server releases it when that ends."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self._engine = engine
+        self.name = name
+        self._take()
+
+    def _take(self) -> None:
+        self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        # The server must notice a machine that is gone without a word, as well.
+        for setting in ("tcp_keepalives_idle = 15", "tcp_keepalives_interval = 5", "tcp_keepalives_count = 3"):
+            self._connection.execute(text(f"set {setting}"))
+        ours = f"igc-nas {Process.here()}"[:63]
+        self._connection.execute(text("select set_config('application_name', :ours, false)"), {"ours": ours})
+        if self._connection.execute(text("select pg_try_advisory_lock(:key)"), {"key": self._key}).scalar():
+            return
+        owner = self._connection.execute(
+            text(_HOLDER), {"high": self._key >> 32, "low": self._key & 0xFFFFFFFF}
+        ).scalar()
+        self._connection.close()
+        raise StudyError(
+            f"study {self.name} is being searched by {str(owner or 'another process').removeprefix('igc-nas ')}",
+            "stop it there, or give this search another --study",
+        )
+
+    @property
+    def _key(self) -> int:
+        return int.from_bytes(hashlib.sha256(f"igc-nas study {self.name}".encode()).digest()[:8]) >> 1
+
+    def keep(self) -> None:
+        """Make sure that we still have it: a server that was restarted has forgotten. Raises `StudyError`."""
+        try:
+            self._connection.execute(text("select 1"))
+        except SQLAlchemyError:
+            with contextlib.suppress(SQLAlchemyError):
+                self._connection.close()
+            try:
+                self._take()
+            except SQLAlchemyError as error:
+                raise StudyError(f"the server of study {self.name} is gone", "the same command continues") from error
+
+    def release(self) -> None:
+        with contextlib.suppress(SQLAlchemyError):
+            self._connection.close()
+
+
+_ROWS = """
+select trials.trial_id, trials.number, trials.state, attributes.value_json
+from trials left join trial_user_attributes as attributes
+on attributes.trial_id = trials.trial_id and attributes.key = :key
+where trials.study_id = :study order by trials.trial_id
+"""
+
+_HOLDER = """
+select application_name from pg_locks join pg_stat_activity using (pid)
+where locktype = 'advisory' and granted and classid = :high and objid = :low and objsubid = 1
+"""
+
+
+def _engine(url: URL) -> dict[str, Any]:
+    """A server that went away is noticed within seconds, and connected to again."""
+    if file_of(url) is not None:
+        return {"connect_args": {"timeout": LOCKED_S}}
+    alive = {"keepalives": 1, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
+    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_S, **alive}}
+
+
+def stored_study(url: URL, name: str, folder: Path | None = None) -> Study | None:
+    """A study as a database holds it, while it is searched or not; None where it holds none of that name.
+
+    Raises `StudyError`.
+    """
+    file = file_of(url)
+    if file is not None and not is_file(file):
+        return None
+    if not _has_studies(url, name):
+        return None
+    database = Database(url, name, read_only=True)
+    try:
+        spec = database.spec()
+        return None if spec is None else Study(spec, tuple(row.trial() for row in database.rows()), folder)
+    finally:
+        database.close()
+
+
+def read_study(url: URL, name: str, folder: Path | None = None) -> Study:
+    """The same, where there must be one. Raises `StudyError`."""
+    study = stored_study(url, name, folder)
+    if study is None:
+        raise StudyError(f"{masked(url)} has no study {name!r:.120}", "start one with igc-nas search --storage")
+    return study

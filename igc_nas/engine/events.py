@@ -1,0 +1,65 @@
+"""What happens in a search, as it is told to whoever watches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.study.records import Epoch, Trial
+from igc_nas.study.study import Study
+
+
+@dataclass(frozen=True)
+class Job:
+    """An architecture to evaluate as trial `number`, trained from `seed`."""
+
+    number: int
+    arch: ArchConfig
+    seed: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The study is open and its scale is fixed; trials follow."""
+
+    study: Study
+
+
+@dataclass(frozen=True)
+class Started:
+    """A trial has been handed to an evaluator."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A running trial has begun something else ("measuring", "training"), or has finished an epoch of its training."""
+
+    number: int
+    doing: str
+    epoch: Epoch | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial has ended, whichever way."""
+
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class Exhausted:
+    """The sampler has nothing new to suggest; the search ends when what runs has ended."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """Something about where evaluators work that a person should know: a node left out, a node lost."""
+
+    text: str
+
+
+Event = Opened | Started | Progress | Ended | Exhausted | Noticed

@@ -1,0 +1,168 @@
+"""What a coordinator and its evaluators say to each other, wherever those are: in processes here, or on a cluster.
+
+An executor is where evaluators sit. The coordinator submits jobs to it, reads messages from it and answers those that
+ask whether a training goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.data.datasets import DatasetInfo
+from igc_nas.engine.events import Job, Progress
+from igc_nas.study.records import Epoch, Failure, Latency, Rung, Score, Spent, Unfinished
+from igc_nas.study.spec import Calibration, StudySpec
+
+ExecutorName = Literal["processes", "ray"]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where an evaluator works: a device, its threads, and whom it shares the device with.
+
+    `place` of `sharing` evaluators on that device, which keep quiet for each other through files in `room`.
+    """
+
+    info: DatasetInfo
+    device: str
+    """torch's name."""
+    threads: int
+    room: Path
+    place: int = 0
+    sharing: int = 1
+    folder: Path | None = None
+    """The study's."""
+    latency_command: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation gave. Without a score the latency was over the budget, and nothing was trained.
+
+    `score` is `Unfinished` where the training was stopped at a rung.
+    """
+
+    latency: Latency
+    score: Score | Unfinished | None
+    spent: Spent | None = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Whom an evaluation tells how far it is; the default is nobody, and every training goes on."""
+
+    doing: Callable[[str], None] = lambda _: None
+    """What is begun: "measuring", "choosing forms", "training"."""
+    epoch: Callable[[Epoch], None] = lambda _: None
+    go_on: Callable[[Latency, Rung], bool] = lambda latency, rung: True
+    waits: Callable[[bool], None] = lambda _: None
+    """True: from here on it waits for others, who use the device. False: no longer."""
+
+
+class Evaluating(Protocol):
+    """An evaluator: `igc_nas.engine.evaluator.Evaluator`, or one of your own."""
+
+    spec: StudySpec
+
+    def calibrate(self) -> Calibration:
+        """Measure the reference and the ends of the latency scale."""
+        ...
+
+    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+        """Evaluate an architecture; raises what goes wrong."""
+        ...
+
+
+MakeEvaluator = Callable[[StudySpec, Seat], Evaluating]
+"""Makes an evaluator in the process that it will work in; to get there it is pickled, so it is a module's function."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A trial has ended. Without a score its latency was over the budget."""
+
+    number: int
+    latency: Latency
+    score: Score | None
+    spent: Spent | None = None
+
+
+@dataclass(frozen=True)
+class AtRung:
+    """A training has reached a rung and waits to hear whether it goes on (`Executor.answer`)."""
+
+    number: int
+    latency: Latency
+    rung: Rung
+
+
+@dataclass(frozen=True)
+class Halted:
+    """A training was stopped at a rung."""
+
+    number: int
+    latency: Latency
+    training: Unfinished
+    spent: Spent | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A trial could not be evaluated."""
+
+    number: int
+    reason: str
+    failure: Failure = field(default_factory=lambda: Failure(kind="error", where="evaluating"))
+
+
+Message = Progress | AtRung | Measured | Halted | Failed
+
+
+class Executor(Protocol):
+    """Evaluators for one study. A context manager: at its end all of them are gone."""
+
+    def __enter__(self) -> Self:
+        """Start the evaluators."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        """End them."""
+        ...
+
+    def calibrate(self) -> Calibration:
+        """Have one evaluator measure the scale while the others are idle. Raises what keeps it from that."""
+        ...
+
+    def tell_spec(self, spec: StudySpec) -> None:
+        """Give every evaluator the spec as it is now (after calibration)."""
+        ...
+
+    def idle(self) -> int:
+        """How many evaluators wait for a job."""
+        ...
+
+    def running(self) -> list[Job]:
+        """The jobs under way."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Give a job to an idle evaluator."""
+        ...
+
+    def answer(self, number: int, go_on: bool) -> None:
+        """Tell the evaluator that is at a rung with trial `number` whether to go on."""
+        ...
+
+    def messages(self, timeout: float | None) -> Iterator[Message]:
+        """What evaluators have to say, waiting at most `timeout` seconds for the first word.
+
+        A dead evaluator's trial has `Failed`, and another one is in its place. Raises what no evaluator can live with.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""ray: see the map of the house in the README."""

@@ -1,0 +1,185 @@
+"""The search as a function: a question, how to run it, and the candidates that come out.
+
+for candidate in search(spec):
+    print(candidate.cost.params, candidate.score.error)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.data.datasets import data_dir, locate
+from igc_nas.engine.coordinator import Coordinator, Evaluate, Limits
+from igc_nas.engine.database import parse_url, stored_study
+from igc_nas.engine.events import Event, Noticed
+from igc_nas.engine.executor import Executor, ExecutorName, MakeEvaluator
+from igc_nas.engine.process_executor import Workers
+from igc_nas.engine.store import Store
+from igc_nas.errors import StudyError, UsageError
+from igc_nas.study.records import Candidate
+from igc_nas.study.spec import LatencySpec, StudySpec, differences
+from igc_nas.study.study import STUDY_FILE, Study, load_study
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a search is run: nothing here changes a result. None leaves a limit out."""
+
+    folder: Path
+    trials: int | None = None
+    """Trials that are complete, or stopped at a rung, in all: earlier runs included."""
+    timeout_s: float | None = None
+    """Seconds of this run; trials under way then are taken up by the next one."""
+    trial_timeout_s: float | None = None
+    """Seconds that one trial may be worked on; pauses, in which others measure, are not counted."""
+    workers: int = 1
+    threads: int = 1
+    devices: tuple[str, ...] = ()
+    """torch's names, `("cuda:0", "cuda:1")`; none: those of this machine that the study's latencies are of."""
+    data_dir: Path | None = None
+    storage: str | None = field(default=None, repr=False)
+    """The database, `sqlite:///path` or `postgresql://user:password@host/name`; None: study.db in the folder."""
+    latency_command: str | None = None
+    """What measures where the study's latencies are another machine's."""
+    first: tuple[ArchConfig, ...] = ()
+    """Architectures to evaluate before the sampler is asked, of the space or not, within the budgets or not."""
+    executor: ExecutorName = "processes"
+    ray_address: str | None = None
+    """HOST:PORT of a Ray cluster, for the executor `ray`; None: `$RAY_ADDRESS`, else this machine's."""
+
+
+def search(
+    spec: StudySpec,
+    run: Run | None = None,
+    *,
+    evaluate: Evaluate | None = None,
+    evaluator: MakeEvaluator | None = None,
+    on_event: Callable[[Event], None] = lambda _: None,
+) -> Iterator[Candidate]:
+    """Search, yielding each candidate as it is completed; the study in `run.folder` is continued where there is one.
+
+    With `evaluate`, trials run one after another in this process; otherwise in worker processes (started by spawn: a
+    script needs the usual `if __name__ == "__main__":`), each of which makes an `evaluator`, by default ours. Closing
+    the iterator stops the search: trials under way wait for the next run.
+
+    Raises `StudyError` where the store cannot be used or is of another question, `DataError`, `InfeasibleError`, and
+    `IgcNasError` after five failures in a row for one reason.
+    """
+    run = run or Run(Path("studies") / spec.name)
+    deadline = None if run.timeout_s is None else time.monotonic() + run.timeout_s
+    with Store(run.folder, continued(spec, run), run.storage) as store:
+        coordinator = Coordinator(store, Limits(run.trials, deadline, run.first), on_event)
+        steps = coordinator.inline(evaluate) if evaluate else _with_evaluators(coordinator, run, evaluator)
+        with closing(steps):
+            yield from steps
+
+
+def _with_evaluators(
+    coordinator: Coordinator, run: Run, evaluator: MakeEvaluator | None
+) -> Generator[Candidate, None, None]:
+    if not coordinator.enough(0):
+        with _executor(coordinator.store.spec, run, evaluator, coordinator.on_event) as executor:
+            yield from coordinator.with_executor(executor)
+
+
+def _executor(
+    spec: StudySpec, run: Run, evaluator: MakeEvaluator | None, on_event: Callable[[Event], None]
+) -> Executor:
+    """Where the evaluators of a run work. Raises `StudyError`, `DataError`, `UsageError`."""
+    make = evaluator or _our_evaluator()
+    devices = run.devices or (("cpu",) if evaluator else matching_devices(spec.latency))
+    if run.executor == "ray":
+        return _cluster(spec, run, make, devices[0], on_event)
+    info = locate(spec.dataset.split(" ")[0], data_dir(run.data_dir))
+    if (info.label, info.sha256) != (spec.dataset, spec.dataset_sha256):
+        raise StudyError(f"the dataset is {info.label}; the study is about {spec.dataset}", "use another --study")
+    return Workers(
+        spec,
+        info,
+        devices,
+        run.workers,
+        make,
+        run.threads,
+        run.folder,
+        run.latency_command,
+        run.trial_timeout_s,
+    )
+
+
+def _cluster(
+    spec: StudySpec, run: Run, make: MakeEvaluator, device: str, on_event: Callable[[Event], None]
+) -> Executor:
+    """The evaluators of a run on a Ray cluster, on nodes whose device is the study's."""
+    from igc_nas.engine.ray.executor import Cluster
+
+    if spec.latency.remote:
+        raise UsageError(
+            "a latency command measures one network at a time; the nodes of a cluster do not wait for each other",
+            "leave --executor ray away",
+        )
+    return Cluster(
+        spec,
+        device,
+        run.workers,
+        make,
+        run.threads,
+        run.folder,
+        run.ray_address,
+        run.trial_timeout_s,
+        lambda text: on_event(Noticed(text)),
+    )
+
+
+def _our_evaluator() -> MakeEvaluator:
+    from igc_nas.engine.evaluator import evaluator_at
+
+    return evaluator_at
+
+
+def continued(spec: StudySpec, run: Run) -> StudySpec:
+    """The spec of the study that is there, with the scale that it has fixed, where there is one; else `spec`.
+
+    Raises `StudyError` where that study asks another question than `spec`.
+    """
+    study = begun(run.folder, run.storage)
+    if study is None:
+        return spec
+    there = study.spec
+    different = list(differences(spec.question(), there.question()))
+    if different:
+        raise StudyError(
+            f"study {there.name} is there and asks another question: {'; '.join(different[:4])}",
+            "search into another folder",
+        )
+    return there
+
+
+def begun(folder: Path, storage: str | None = None) -> Study | None:
+    """The study in a folder, or else of its name in a database, that has trials or a scale already; None without."""
+    study = load_study(folder) if (folder / STUDY_FILE).is_file() else None
+    if storage and not (study and study.is_begun):
+        study = stored_study(parse_url(storage), folder.name, folder)
+    return study if study and study.is_begun else None
+
+
+def matching_devices(latency: LatencySpec) -> tuple[str, ...]:
+    """torch's names of this machine's devices that a study's latencies are of; all, where another machine measures.
+
+    Raises `StudyError` where there is none.
+    """
+    from igc_nas.nn.device import find_devices
+
+    if latency.remote:
+        return tuple(device.torch_name for device in find_devices("auto"))
+    name = latency.device
+    here = (*find_devices("auto"), *find_devices("cpu"))
+    found = tuple(dict.fromkeys(device.torch_name for device in here if device.name == name))
+    if not found:
+        has = ", ".join(dict.fromkeys(device.name for device in here))
+        raise StudyError(f"the study's latencies are of {name}; this machine has {has}", "start another study here")
+    return found

@@ -1,0 +1,1 @@
+"""evaluation: see the map of the house in the README."""

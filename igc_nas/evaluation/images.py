@@ -1,0 +1,119 @@
+"""A dataset as tensors on the device: an epoch is a permutation and slices of one tensor.
+
+Shapes: N images, H x H pixels, 3 channels last in storage; batches are (batch, 3, H, H) in channels-last memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from igc_nas.data.datasets import DatasetInfo, read_test, read_train, split_held_out
+from igc_nas.errors import UsageError
+from igc_nas.study.spec import Recipe
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one split, as bytes, with the statistics that normalise them."""
+
+    pixels: UInt8[Tensor, "n height width 3"]
+    labels: Int64[Tensor, " n"]
+    mean: Float[Tensor, " 3"]
+    std: Float[Tensor, " 3"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def in_order(self, size: int, count: int | None = None) -> Iterator[Int64[Tensor, " b"]]:
+        """Indices of the first `count` images (all), `size` at a time."""
+        end = len(self) if count is None else min(count, len(self))
+        for start in range(0, end, size):
+            yield torch.arange(start, min(start + size, end), device=self.labels.device)
+
+    def batch(self, index: Int64[Tensor, " b"]) -> Float[Tensor, "b 3 height width"]:
+        """The images of `index`, normalised, as they are."""
+        return self._normalised(self.pixels[index])
+
+    def augmented(
+        self, index: Int64[Tensor, " b"], crop: int, flip: bool, generator: torch.Generator
+    ) -> Float[Tensor, "b 3 height width"]:
+        """The images of `index`, each cropped at random from a border of `crop` pixels (mirrored) and maybe flipped."""
+        count, size, device = len(index), self.pixels.shape[1], self.pixels.device
+        rows = torch.arange(size, device=device).expand(count, size)
+        columns = rows
+        if flip:
+            mirror = torch.randint(2, (count, 1), generator=generator, device=device)
+            columns = torch.where(mirror.bool(), size - 1 - columns, columns)
+        if crop:
+            shift = torch.randint(-crop, crop + 1, (2, count, 1), generator=generator, device=device)
+            rows, columns = (_reflect(place + by, size) for place, by in zip((rows, columns), shift, strict=True))
+        return self._normalised(self.pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]])
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+
+
+def _reflect(place: Tensor, size: int) -> Tensor:
+    return (size - 1 - (size - 1 - place.abs()).abs()).clamp(0, size - 1)
+
+
+def load_proxy(info: DatasetInfo, recipe: Recipe, seed: int, device: torch.device) -> tuple[Images, Images]:
+    """(training images, held-out images) of a recipe: disjoint, stratified, drawn from the training set by `seed`.
+
+    Raises `UsageError` where the dataset has fewer training images than the recipe asks for.
+    """
+    images, labels = read_train(info)
+    if recipe.train_size + recipe.held_out > len(labels):
+        raise UsageError(
+            f"train_size + held_out = {recipe.train_size + recipe.held_out}; {info.label} has {len(labels)} images",
+            "lower train_size in the recipe",
+        )
+    rest, held_out = split_held_out(labels, recipe.held_out, seed)
+    if recipe.train_size < len(rest):
+        _, chosen = split_held_out(labels[rest], recipe.train_size, seed)
+        rest = rest[chosen]
+    return (
+        _on_device(images[rest], labels[rest], info, recipe.resolution, device),
+        _on_device(images[held_out], labels[held_out], info, recipe.resolution, device),
+    )
+
+
+def load_train(info: DatasetInfo, resolution: int, device: torch.device) -> Images:
+    """The whole training set."""
+    return _on_device(*read_train(info), info, resolution, device)
+
+
+def load_test(info: DatasetInfo, resolution: int, device: torch.device) -> Images:
+    """The test set: opened by `igc-nas train`, at its end, and by nothing else."""
+    return _on_device(*read_test(info), info, resolution, device)
+
+
+def _on_device(
+    images: NDArray[np.uint8], labels: NDArray[np.uint8], info: DatasetInfo, resolution: int, device: torch.device
+) -> Images:
+    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    if resolution != pixels.shape[-1]:
+        pixels = torch.cat([_resized(pixels[i : i + 4096], resolution) for i in range(0, len(pixels), 4096)])
+    return Images(
+        pixels.permute(0, 2, 3, 1).contiguous().to(device),
+        torch.from_numpy(labels.astype(np.int64)).to(device),
+        (torch.tensor(info.mean) * 255).to(device),
+        (torch.tensor(info.std) * 255).to(device),
+    )
+
+
+def _resized(pixels: Tensor, resolution: int) -> Tensor:
+    """Area-averaged down, bilinear up, rounded to bytes again."""
+    if resolution < pixels.shape[-1]:
+        resized = F.adaptive_avg_pool2d(pixels.float(), resolution)
+    else:
+        resized = F.interpolate(pixels.float(), size=(resolution, resolution), mode="bilinear", align_corners=False)
+    return resized.round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,261 @@
+"""The long training of one architecture: a checkpoint per epoch, continued by the same command, then the test set.
+
+A folder holds it: run.toml (the question), checkpoint.safetensors (the last epoch), weights.safetensors and result.json
+(the answer).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from igc_nas.arch.config import ArchConfig, Frozen, parse_toml, read_text
+from igc_nas.arch.cost import cost_of
+from igc_nas.arch.plan import arch_id
+from igc_nas.data.datasets import DatasetInfo, auto_notice, data_dir, locate
+from igc_nas.errors import ConfigError, StudyError, UsageError
+from igc_nas.evaluation.images import load_test, load_train
+from igc_nas.evaluation.training import Training
+from igc_nas.io.files import write_whole
+from igc_nas.io.units import format_count, format_seconds
+from igc_nas.nn.device import Device, find_devices, prepare
+from igc_nas.nn.lowering.network_tuner import Fastest
+from igc_nas.nn.lowering.pinned_forms import Pins
+from igc_nas.nn.lowering.timing_cache import table_for
+from igc_nas.nn.lowering.training import Forward
+from igc_nas.nn.network import Network, build
+from igc_nas.study.records import Fraction
+from igc_nas.study.spec import Schedule, differences
+
+RUN_FILE, CHECKPOINT_FILE, WEIGHTS_FILE, RESULT_FILE = (
+    "run.toml",
+    "checkpoint.safetensors",
+    "weights.safetensors",
+    "result.json",
+)
+
+
+class LongSpec(Frozen):
+    """The question of a long training."""
+
+    arch: ArchConfig
+    schedule: Schedule
+    dataset: str
+    dataset_sha256: str
+    seed: int
+
+
+class Answer(BaseModel):
+    """What of result.json is shown again."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    test_error: Fraction
+    test_images: Annotated[int, Field(ge=1, lt=2**63)]
+    dataset: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class LongRun:
+    """A long training in `folder`, on `device`."""
+
+    spec: LongSpec
+    info: DatasetInfo
+    device: Device
+    folder: Path
+    notice: str | None = None
+
+    @classmethod
+    def prepare(
+        cls,
+        arch: ArchConfig,
+        *,
+        dataset: str = "auto",
+        data_dir: Path | None = None,
+        device: str = "auto",
+        threads: int = 1,
+        epochs: int = 30,
+        batch: int = 128,
+        lr: float = 0.2,
+        label_smoothing: float = 0.0,
+        dtype: str = "auto",
+        forms: str = "fastest",
+        seed: int = 0,
+        out: Path | None = None,
+    ) -> LongRun:
+        """Everything but the training: finds data and device, and the folder, which must not hold another training.
+
+        The architecture is given the dataset's number of classes. Raises `DataError`, `UsageError`, `StudyError`.
+        """
+        found, info, notice = find_devices(device)[0], *_dataset(dataset, data_dir)
+        prepare(found, threads)
+        if arch.input[0] != 3 or arch.input[1] != arch.input[2]:
+            raise UsageError(
+                f"the network's input is {' x '.join(map(str, arch.input))}; images are square, of 3 channels",
+                "set input = [3, 32, 32] in its file",
+            )
+        arch = arch.with_classes(info.classes)
+        schedule = Schedule.parse(
+            {
+                "epochs": epochs,
+                "batch": batch,
+                "lr": lr,
+                "label_smoothing": label_smoothing,
+                "dtype": found.dtype_for(forms) if dtype == "auto" else dtype,
+                "forms": forms,
+            }
+        )
+        spec = LongSpec(arch=arch, schedule=schedule, dataset=info.label, dataset_sha256=info.sha256, seed=seed)
+        folder = out or Path("models") / f"{arch_id(arch)}-{info.name}"
+        run = cls(spec, info, found, folder, notice)
+        run._claim_folder()
+        return run
+
+    def introduction(self) -> list[str]:
+        """What a long command says first."""
+        cost, schedule = cost_of(self.spec.arch), self.spec.schedule
+        return [
+            *([self.notice, ""] if self.notice else []),
+            f"network   {self.spec.arch}",
+            f"          {format_count(cost.params)} parameters, {format_count(cost.macs)} MACs",
+            f"data      {self.info.label}, the whole training set",
+            f"schedule  {schedule.epochs} epochs, batch {schedule.batch}, lr {schedule.lr:g}, {schedule.dtype}, "
+            f"on {self.device.name}",
+            f"folder    {self.folder}; a checkpoint per epoch",
+            "stop      Ctrl-C; the same command continues",
+            "",
+        ]
+
+    def train(self, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+        """Train to the last epoch, from the last checkpoint where there is one; then test, once.
+
+        Returns what result.json holds: test_error, test_images, dataset, weights, epochs, seed, ... A training that
+        has one is finished: the test set is not opened again.
+        """
+        if (self.folder / RESULT_FILE).is_file():
+            return self._result()
+        network = build(self.spec.arch, self.spec.seed)
+        network = network.to(self.device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        training = Training(
+            network,
+            load_train(self.info, self.spec.arch.input[1], self.device.torch_device),
+            self.spec.schedule,
+            self.device,
+            self.spec.seed,
+            self._lowered(network),
+        )
+        self._restore(training, say)
+        while training.done < self.spec.schedule.epochs:
+            started = time.monotonic()
+            point = training.epoch()
+            write_whole(self.folder / CHECKPOINT_FILE, save(_contiguous(training.state())))
+            took = time.monotonic() - started
+            left = took * (self.spec.schedule.epochs - training.done)
+            say(
+                f"epoch {training.done}/{self.spec.schedule.epochs}  loss {point.loss:.4f}  "
+                f"training error {100 * point.train_error:.2f} %  {format_seconds(took)}, {format_seconds(left)} left"
+            )
+        return self._finish(training)
+
+    def _lowered(self, network: Network) -> Forward | None:
+        """How the network trains fastest, chosen at the first start and kept in the folder."""
+        schedule, threads = self.spec.schedule, torch.get_num_threads()
+        if schedule.forms == "factored":
+            return None
+        table = table_for(self.device.name, threads, "training")
+        fastest = Fastest(schedule, self.spec.arch.input[1], self.device, table, Pins(self.folder))
+        return fastest(network, arch_id(self.spec.arch))
+
+    def _finish(self, training: Training) -> dict[str, Any]:
+        training.recalibrate(images=None)
+        test = load_test(self.info, self.spec.arch.input[1], self.device.torch_device)
+        error, loss = training.evaluate(test)
+        weights = self.folder / WEIGHTS_FILE
+        write_whole(weights, save(_contiguous(training.network.state_dict())))
+        result = {
+            "test_error": error,
+            "test_loss": loss,
+            "test_images": len(test),
+            "dataset": self.info.label,
+            "epochs": training.done,
+            "seed": self.spec.seed,
+            "id": arch_id(self.spec.arch),
+            **cost_of(self.spec.arch).as_dict(),
+            "conditions": self.device.conditions().model_dump(mode="json"),
+            "weights": str(weights),
+        }
+        write_whole(self.folder / RESULT_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        return result
+
+    def _result(self) -> dict[str, Any]:
+        path = self.folder / RESULT_FILE
+        try:
+            result: dict[str, Any] = json.loads(read_text(path))
+            Answer.model_validate(result)
+            return result
+        except (ConfigError, ValueError, RecursionError):  # pydantic's are ValueErrors
+            raise StudyError(
+                f"{path} is damaged", "move it away and the same command tests the network again"
+            ) from None
+
+    def _claim_folder(self) -> None:
+        """Write run.toml, or make sure that the one that is there asks the same."""
+        import tomli_w
+
+        for name in (CHECKPOINT_FILE, WEIGHTS_FILE, RESULT_FILE):
+            if ((path := self.folder / name).exists() or path.is_symlink()) and not path.is_file():
+                raise StudyError(f"{path} is no file", "move it away, or choose another folder with -o")
+        path = self.folder / RUN_FILE
+        ours = self.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if path.is_file():
+            try:
+                theirs = parse_toml(read_text(path), path.name)
+            except ConfigError as error:
+                raise StudyError(error.message, "choose another folder with -o") from None
+            different = list(differences(ours, theirs, where="there"))
+            if different:
+                raise StudyError(
+                    f"{self.folder} holds another training: {'; '.join(different[:4])}", "choose another folder with -o"
+                )
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StudyError(f"{self.folder}: {error.strerror or error}", "choose another folder with -o") from None
+        if any(self.folder.iterdir()):
+            raise StudyError(f"{self.folder} is not empty and holds no training", "choose another folder with -o")
+        write_whole(path, tomli_w.dumps(ours))
+        write_whole(self.folder / "arch.toml", self.spec.arch.to_toml())
+
+    def _restore(self, training: Training, say: Callable[[str], None]) -> None:
+        path = self.folder / CHECKPOINT_FILE
+        if not path.is_file():
+            return
+        try:
+            with safe_open(path, framework="pt") as file:
+                training.restore({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise StudyError(
+                f"{path} cannot be used: {str(error).splitlines()[0]:.160}", "move it away to start this training again"
+            ) from None
+        say(f"continuing after epoch {training.done}")
+
+
+def _dataset(name: str, folder: Path | None) -> tuple[DatasetInfo, str | None]:
+    where = data_dir(folder)
+    info = locate(name, where)
+    return info, auto_notice(info, where) if name == "auto" else None
+
+
+def _contiguous(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,188 @@
+"""Runtimes that a deployed network can run on, each through one seam: a module and its input become a callable.
+
+eager        PyTorch as it is, in inference mode
+compile      torch.compile
+onnxruntime  exported to ONNX, run by ONNX Runtime          pip install 'igc-nas[onnx]'
+openvino     exported to ONNX, run by OpenVINO, CPU only     pip install 'igc-nas[openvino]'
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from igc_nas.errors import IgcNasError, UsageError
+from igc_nas.io.units import printable
+from igc_nas.study.spec import RuntimeName
+
+Prepare = Callable[[nn.Module, Tensor, int], Callable[[], Tensor]]
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "onnxruntime": ("onnxruntime", "onnxscript"),
+    "openvino": ("openvino", "onnxscript"),
+}
+EXTRA = {"onnxruntime": "onnx", "openvino": "openvino"}
+MOST_COMPILED = 1_000_000
+CPU_ONLY = ("onnxruntime", "openvino")
+
+
+def prepare(runtime: RuntimeName, module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+    """`module` on `x` as a callable that runs it once and returns its output.
+
+    Raises `UsageError` where an extra is missing or the runtime has no such device, `IgcNasError` where it cannot take
+    the network.
+    """
+    if runtime in CPU_ONLY and x.device.type != "cpu":
+        raise UsageError(
+            f"the runtime {runtime} is measured on a CPU only", "add --device cpu, or use eager or compile"
+        )
+    return RUNTIMES[runtime](module.eval(), x, threads)
+
+
+def require(runtime: RuntimeName, who: str | None = None) -> None:
+    """Raise `UsageError` with what to install where a runtime's packages are missing; `who` needs them."""
+    for package in PACKAGES.get(runtime, ()):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise UsageError(
+                f"{who or f'the runtime {runtime}'} needs the package {package}",
+                f"pip install 'igc-nas[{EXTRA[runtime]}]'",
+            ) from None
+
+
+def onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
+    """The network as an ONNX model for inputs of x's shape, by torch's dynamo exporter.
+
+    Call `require` before. Raises `IgcNasError` where the exporter fails.
+    """
+    model: bytes = onnx_model(module, x).SerializeToString()
+    return model
+
+
+def onnx_model(module: nn.Module, x: Tensor, any_batch: bool = False) -> Any:
+    """The network as an ONNX `ModelProto` that reads `image` and writes `logits`, for x's batch or for any.
+
+    Call `require` before. Raises `IgcNasError` where the exporter fails.
+    """
+    batch: dict[str, Any] = {"dynamic_shapes": ANY_BATCH} if any_batch else {}
+    with quiet_exporter("ONNX"):
+        program = torch.onnx.export(
+            contiguous(module),
+            (x,),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=["image"],
+            output_names=["logits"],
+            **batch,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+ANY_BATCH = ({0: torch.export.Dim("batch")},)
+"""The first dimension of the one input is free."""
+
+
+def contiguous(module: nn.Module) -> nn.Module:
+    """A copy in NCHW: channels-last weights would be exported with transpositions around every interleave."""
+    return copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+
+
+@contextlib.contextmanager
+def quiet_exporter(what: str) -> Iterator[None]:
+    """Torch's exporters without their warnings. Raises `IgcNasError`, in a line, where one fails."""
+    noisy = logging.getLogger("torch.onnx")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        raise IgcNasError(f"torch could not export the network to {what}: {_first_line(error)}") from error
+    finally:
+        noisy.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return printable(lines[0], lines=False)[:200]
+
+
+def _eager(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+    @torch.inference_mode()
+    def run() -> Tensor:
+        result: Tensor = module(x)
+        return result
+
+    return run
+
+
+def _compiled(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+    limits: Any = torch._dynamo.config  # all forms share one code object, and one over the limit would run eagerly
+    limits.recompile_limit = limits.accumulated_recompile_limit = MOST_COMPILED
+    limits.fail_on_recompile_limit_hit = True
+    compiled: Any = torch.compile(module, dynamic=False)
+    run = _eager(compiled, x, threads)
+    try:
+        run()
+    except Exception as error:
+        raise IgcNasError(
+            f"torch.compile failed: {_first_line(error)}",
+            "it needs a C++ compiler; --latency-runtime eager needs none",
+        ) from error
+    return run
+
+
+def _onnxruntime(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+    require("onnxruntime")
+    run = onnx_session(onnx_bytes(module, x.contiguous()), threads)
+    x = x.contiguous()
+    return lambda: run(x)
+
+
+def onnx_session(model: bytes, threads: int) -> Callable[[Tensor], Tensor]:
+    """An ONNX model as ONNX Runtime runs it on a CPU: images to logits."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def _openvino(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+    require("openvino")
+    model = onnx_bytes(module, x.contiguous())
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
+    feed = x.contiguous().numpy()
+    return lambda: torch.from_numpy(request.infer([feed])[0])
+
+
+RUNTIMES: dict[RuntimeName, Prepare] = {
+    "eager": _eager,
+    "compile": _compiled,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}

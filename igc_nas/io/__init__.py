@@ -1,0 +1,1 @@
+"""io: see the map of the house in the README."""

@@ -1,0 +1,1 @@
+"""nn: see the map of the house in the README."""

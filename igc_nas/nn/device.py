@@ -1,0 +1,139 @@
+"""The device that trials run on: its name, what it can, and the versions that a number is taken under."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from igc_nas import __version__
+from igc_nas.errors import UsageError
+from igc_nas.evaluation.host import cpu_clock_mhz, load
+from igc_nas.evaluation.nvml import find_gpu
+from igc_nas.study.records import Conditions
+from igc_nas.study.spec import DtypeName
+
+Kind = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device. `name` is what a study records, `torch_name` what torch calls it (`cpu`, `cuda:0`)."""
+
+    kind: Kind
+    torch_name: str
+    name: str
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device for torch."""
+        return torch.device(self.torch_name)
+
+    @property
+    def fast_dtype(self) -> DtypeName:
+        """What lowered networks train fastest in: bfloat16 on a GPU that has it, and on a CPU with tiles for it (AMX).
+
+        Factored networks lose by it on a CPU: there is no fast kernel for their grouped convolutions.
+        """
+        if self.kind == "cuda":
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
+
+    def dtype_for(self, forms: str) -> DtypeName:
+        """What networks train fastest in, lowered (`fastest`) or `factored`."""
+        return "float32" if forms == "factored" and self.kind == "cpu" else self.fast_dtype
+
+    @property
+    def uuid(self) -> str | None:
+        """What NVML knows a GPU by; None for a CPU."""
+        if self.kind != "cuda":
+            return None
+        return str(torch.cuda.get_device_properties(self.torch_device).uuid)
+
+    def settle(self) -> None:
+        """Wait until everything that is queued on the device is done."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize(self.torch_device)
+
+    def conditions(self) -> Conditions:
+        """What a number taken now on this device is taken under."""
+        common = Conditions(
+            device=self.name,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            igc_nas=__version__,
+            load=load(),
+            clock_mhz=cpu_clock_mhz() if self.kind == "cpu" else None,
+            tf32=torch.backends.cudnn.allow_tf32 if self.kind == "cuda" else None,
+        )
+        gpu = find_gpu(self.uuid) if self.uuid else None
+        if gpu is None:
+            return common
+        state = gpu.state()
+        return common.model_copy(
+            update={
+                "clock_mhz": state.sm_clock_mhz,
+                "memory_clock_mhz": state.memory_clock_mhz,
+                "temperature_c": state.temperature_c,
+                "power_w": state.power_w,
+                "throttle": state.throttle,
+            }
+        )
+
+
+def find_devices(text: str) -> tuple[Device, ...]:
+    """`auto`, `cpu`, `cuda` (every visible GPU) or `cuda:N` -> the devices. Raises `UsageError`."""
+    match = re.fullmatch(r"auto|cpu|cuda(?::([0-9]{1,3}))?", text)
+    if not match:
+        raise UsageError(f"unknown device {text!r:.40}", "use auto, cpu, cuda or cuda:0")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "cpu" or (text == "auto" and not count):
+        return (Device("cpu", "cpu", cpu_name()),)
+    if not count:
+        raise UsageError("no CUDA device is visible to torch", "use --device cpu, or install a CUDA build of torch")
+    wanted = range(count) if match[1] is None else (int(match[1]),)
+    if wanted[-1] >= count:
+        raise UsageError(f"there is no {text}; torch sees {count} CUDA device(s)", "use cuda:0")
+    return tuple(Device("cuda", f"cuda:{i}", torch.cuda.get_device_name(i)) for i in wanted)
+
+
+def cpu_name() -> str:
+    """The processor's model name, else the architecture."""
+    if sys.platform == "darwin":
+        return subprocess.run(
+            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True
+        ).stdout.strip()
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Products in float32 as it is, for a comparison: TF32 keeps 10 bits of the mantissa."""
+    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
+
+
+def prepare(device: Device, threads: int) -> None:
+    """Set this process up to train and measure on a device: threads, TF32, cuDNN's own choice of algorithms."""
+    torch.set_num_threads(threads)
+    if device.kind == "cuda":
+        torch.cuda.set_device(device.torch_device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True

@@ -1,0 +1,61 @@
+"""Our counts beside other people's: the parameters that torch holds, torch's FLOP counter, ptflops."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import cost_of
+from igc_nas.errors import IgcNasError
+from igc_nas.nn.network import Network, build
+
+
+def count_by_others(arch: ArchConfig) -> dict[str, Any]:
+    """Parameters and MACs of one image as torch and ptflops count them, and whether all agree with `cost_of`.
+
+    torch counts a FLOP as half a multiply-add. ptflops' aten backend also counts the classifier's bias as one addition
+    for each class; that is taken off. Nothing is allocated: the network is on the `meta` device.
+    """
+    network, ours = build(arch, device="meta").eval(), cost_of(arch)
+    params = sum(p.numel() for p in network.parameters())
+    flops = torch_flops(network, arch)
+    ptflops_macs = count_with_ptflops(network, arch)
+    return {
+        "torch_params": params,
+        "torch_macs": flops // 2,
+        "ptflops_macs": ptflops_macs,
+        "agree": params == ours.params and flops == ours.flops and ptflops_macs == ours.macs,
+    }
+
+
+def torch_flops(network: Network, arch: ArchConfig) -> int:
+    """FLOPs of one image by `torch.utils.flop_counter`."""
+    device = next(network.parameters()).device
+    with FlopCounterMode(display=False) as counter:
+        network(torch.empty(1, *arch.input, device=device))
+    return int(counter.get_total_flops())
+
+
+def count_with_ptflops(network: Network, arch: ArchConfig) -> int:
+    """MACs of one image by ptflops (aten backend, on a copy), less the classifier's bias."""
+    from ptflops import get_model_complexity_info
+
+    device = next(network.parameters()).device
+    with contextlib.redirect_stdout(io.StringIO()):
+        macs, _ = get_model_complexity_info(
+            copy.deepcopy(network),
+            arch.input,
+            input_constructor=lambda size: torch.empty(1, *size, device=device),
+            as_strings=False,
+            print_per_layer_stat=False,
+            backend="aten",
+        )
+    if macs is None:
+        raise IgcNasError("ptflops could not count this network")
+    return int(macs) - arch.classes

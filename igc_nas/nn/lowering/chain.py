@@ -1,0 +1,441 @@
+"""Linear chains of a plan, and the forms in which each may run. No torch here.
+
+A chain is a maximal run of convolutions and interleaves with nothing nonlinear between them: a product of sparse
+matrices, so any contiguous part of it may be multiplied out into one convolution (as RepVGG and ExpandNets do with
+dense ones). A *form* is a cut of the chain into pieces; a piece is some of its convolutions, multiplied out into one
+that runs in a number of groups: 1 is dense, the convolution's own is as the papers write it, a divisor of it lies
+between (block-diagonal, with zeros).
+
+Interleaves cost nothing at run time where a dense piece stands beside them: they permute its weights.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from igc_nas.arch.config import Activation
+from igc_nas.arch.plan import Act, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual
+
+WIDEST_GROUP = 16
+"""Groups of fewer channels than a vector register holds may run faster merged with their neighbours."""
+MOST_TIMES_MACS = 64
+"""A form that executes more than this times the MACs of the factored chain is not tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A normalisation with fixed statistics, as part of a chain: a factor and a shift per channel.
+
+    It stands right behind a convolution; `behind` are the interleaves that the plan has between the two.
+    """
+
+    norm: Norm
+    behind: tuple[Interleave, ...] = ()
+
+
+Step = Conv | Interleave | Scale
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Convolutions and interleaves in order, that read `height` x `width` pixels; the first is a convolution."""
+
+    steps: tuple[Step, ...]
+    height: int
+    width: int
+
+    @property
+    def convs(self) -> tuple[Conv, ...]:
+        """The convolutions in order."""
+        return tuple(step for step in self.steps if isinstance(step, Conv))
+
+    @property
+    def key(self) -> str:
+        """What the chain computes at which size, without names: equal for chains that run alike."""
+        return f"{'-'.join(map(_step_key, self.steps))}@{self.height}x{self.width}"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The next `convs` convolutions of a chain as one that runs in `groups` groups."""
+
+    convs: int
+    groups: int
+
+
+Form = tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A piece laid out on its chain: the steps that its one convolution computes, and what is left to permute after.
+
+    `steps` are the piece's convolutions and the interleaves that it takes into its weights; `after` are interleaves
+    that stay as permutations of activations, because the piece runs in groups.
+    """
+
+    steps: tuple[Step, ...]
+    after: tuple[Interleave, ...]
+    groups: int
+    height: int
+    width: int
+
+    @property
+    def convs(self) -> tuple[Conv, ...]:
+        """The convolutions that are multiplied out."""
+        return tuple(step for step in self.steps if isinstance(step, Conv))
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """Height and width that it writes."""
+        stride = self.as_conv.stride
+        return -(-self.height // stride), -(-self.width // stride)
+
+    @property
+    def as_conv(self) -> Conv:
+        """The one convolution that the stretch runs as."""
+        convs = self.convs
+        spatial = max(convs, key=lambda conv: conv.kernel)
+        stride = max(conv.stride for conv in convs)
+        name = "*".join(conv.name for conv in convs)
+        return Conv(name, convs[0].in_channels, convs[-1].out_channels, spatial.kernel, stride, self.groups)
+
+
+def factored(chain: Chain) -> Form:
+    """The form of the papers: every convolution by itself, in its own groups."""
+    return tuple(Piece(1, conv.groups) for conv in chain.convs)
+
+
+def forms_of(chain: Chain) -> list[Form]:
+    """The forms that are worth timing, the factored one first, those that no machine would like left out."""
+    found = [factored(chain), semidense(chain), _merged(chain), dense(chain)]
+    most = MOST_TIMES_MACS * form_macs(chain, found[0])
+    return [form for form in dict.fromkeys(found) if form_macs(chain, form) <= most]
+
+
+def is_form(chain: Chain, form: Form) -> bool:
+    """Whether a form (from a file, say) computes the chain: what is multiplied out is dense, groups only merge."""
+    convs = chain.convs
+    if sum(piece.convs for piece in form) != len(convs) or not all(piece.convs > 0 < piece.groups for piece in form):
+        return False
+    at = 0
+    for piece in form:
+        part = convs[at : at + piece.convs]
+        at += piece.convs
+        if len(part) > 1 and (piece.groups > 1 or not _one_spatial(part)):
+            return False
+        if part[0].groups % piece.groups and piece.groups > 1:
+            return False
+    return True
+
+
+def dense(chain: Chain) -> Form:
+    """Everything multiplied out, a lone depthwise convolution excepted: as few dense convolutions as can be."""
+    convs = chain.convs
+    if _one_spatial(convs) and len(convs) > 1:
+        return (Piece(len(convs), 1),)
+    return tuple(Piece(1, conv.groups if _is_depthwise(conv) else 1) for conv in convs)
+
+
+def semidense(chain: Chain) -> Form:
+    """The spatial convolution in its own groups, the pointwise ones around it multiplied out."""
+    runs = _pointwise_runs(chain.convs)
+    return tuple(Piece(len(run), run[0].groups if run[0].kernel > 1 else 1) for run in runs)
+
+
+def _merged(chain: Chain) -> Form:
+    """As semidense, with narrow groups of the spatial convolution merged to wider ones."""
+    runs = _pointwise_runs(chain.convs)
+    return tuple(Piece(len(run), _merged_groups(run[0]) if run[0].kernel > 1 else 1) for run in runs)
+
+
+def layout(chain: Chain, form: Form) -> tuple[Stretch, ...]:
+    """The stretches of a form in the order in which they run. The interleaves beside dense pieces go into them."""
+    assert sum(piece.convs for piece in form) == len(chain.convs)
+    height, width = chain.height, chain.width
+    stretches: list[Stretch] = []
+    at = 0
+    pending: tuple[Step, ...] = ()
+    for piece, following in pairwise([*form, None]):
+        assert piece is not None
+        own, after, at = _take(chain.steps, at, piece.convs)
+        steps, pending = (*pending, *own), ()
+        if piece.groups == 1:
+            steps, after = (*steps, *after), ()
+        elif following is not None and following.groups == 1:
+            pending, after = after, ()
+        stretches.append(Stretch(steps, after, piece.groups, height, width))
+        height, width = stretches[-1].written
+    return tuple(stretches)
+
+
+def form_macs(chain: Chain, form: Form) -> int:
+    """Multiply-adds that a form executes for one image."""
+    return sum(stretch_macs(stretch) for stretch in layout(chain, form))
+
+
+def stretch_macs(stretch: Stretch) -> int:
+    """Multiply-adds that one stretch executes for one image."""
+    height, width = stretch.written
+    return stretch_weights(stretch) * height * width
+
+
+def stretch_weights(stretch: Stretch) -> int:
+    """Weights of the convolution that a stretch runs as."""
+    conv = stretch.as_conv
+    return conv.out_channels * (conv.in_channels // conv.groups) * conv.kernel**2
+
+
+def form_params(chain: Chain, form: Form) -> int:
+    """Parameters that a form holds: weights, and biases where it has normalisations in it (a map is one per pixel)."""
+    return sum(stretch_weights(stretch) + _biases(stretch) for stretch in layout(chain, form))
+
+
+def has_map(stretch: Stretch) -> bool:
+    """Whether a shift comes before a padded convolution: then the bias of the stretch is a map over its pixels."""
+    shifted = False
+    for step in stretch.steps:
+        if isinstance(step, Conv) and step.kernel > 1 and shifted:
+            return True
+        shifted = shifted or isinstance(step, Scale)
+    return False
+
+
+def _biases(stretch: Stretch) -> int:
+    if not any(isinstance(step, Scale) for step in stretch.steps):
+        return 0
+    height, width = stretch.written
+    return stretch.as_conv.out_channels * (height * width if has_map(stretch) else 1)
+
+
+def describe(chain: Chain, form: Form) -> str:
+    """A form for people: `3x3/24 + 1x1` is a 3x3 convolution in 24 groups, then a dense 1x1."""
+    return " + ".join(_describe_conv(stretch.as_conv) for stretch in layout(chain, form))
+
+
+def _describe_conv(conv: Conv) -> str:
+    return f"{conv.kernel}x{conv.kernel}" + (f"/{conv.groups}" if conv.groups > 1 else "")
+
+
+def _take(steps: Sequence[Step], at: int, convs: int) -> tuple[tuple[Step, ...], tuple[Interleave, ...], int]:
+    """(steps up to the last of `convs` convolutions, the interleaves after it, where the next piece starts)."""
+    own: list[Step] = []
+    while convs or (at < len(steps) and isinstance(steps[at], Scale)):
+        own.append(steps[at])
+        convs -= isinstance(steps[at], Conv)
+        at += 1
+    after: list[Interleave] = []
+    while at < len(steps) and isinstance(step := steps[at], Interleave):
+        after.append(step)
+        at += 1
+    return tuple(own), tuple(after), at
+
+
+def _one_spatial(convs: Sequence[Conv]) -> bool:
+    """Whether convolutions may be multiplied out: two that look beside a pixel would differ at the border."""
+    return sum(conv.kernel > 1 or conv.stride > 1 for conv in convs) <= 1
+
+
+def _is_depthwise(conv: Conv) -> bool:
+    return conv.kernel > 1 and conv.groups == conv.in_channels == conv.out_channels
+
+
+def _pointwise_runs(convs: tuple[Conv, ...]) -> tuple[tuple[Conv, ...], ...]:
+    """Spatial convolutions alone, the pointwise ones between them together."""
+    runs: list[tuple[Conv, ...]] = []
+    for conv in convs:
+        spatial = conv.kernel > 1 or conv.stride > 1
+        if runs and not spatial and not (runs[-1][0].kernel > 1 or runs[-1][0].stride > 1):
+            runs[-1] += (conv,)
+        else:
+            runs.append((conv,))
+    return tuple(runs)
+
+
+def _merged_groups(conv: Conv) -> int:
+    """Groups of at least `WIDEST_GROUP` channels; the own ones where they are that wide, or depthwise."""
+    if _is_depthwise(conv):
+        return conv.groups
+    channels = min(conv.in_channels, conv.out_channels) // conv.groups
+    divisors = (groups for groups in range(conv.groups, 0, -1) if conv.groups % groups == 0)
+    return next((groups for groups in divisors if channels * (conv.groups // groups) >= WIDEST_GROUP), 1)
+
+
+def _step_key(step: Step) -> str:
+    if isinstance(step, Scale):
+        return "b"
+    if isinstance(step, Interleave):
+        return f"p{step.groups}of{step.channels}"
+    stride = f"s{step.stride}" if step.stride > 1 else ""
+    return f"c{step.kernel}{stride}g{step.groups}i{step.in_channels}o{step.out_channels}"
+
+
+# What a block runs, with its chains found.
+
+
+@dataclass(frozen=True, slots=True)
+class NormAct:
+    """Batch normalisation and the activation that follows it, if one does.
+
+    `order` are interleaves that the plan has behind the normalisation: they were moved before it, into the chain, so
+    its channels come permuted.
+    """
+
+    norm: Norm
+    act: Activation | None = None
+    order: tuple[Interleave, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """body(x) + shortcut(x), then the activation; an empty shortcut is the identity."""
+
+    body: tuple[Part, ...]
+    shortcut: tuple[Part, ...]
+    act: Activation | None = None
+
+
+Part = Chain | NormAct | Branches | Act | Pool | Linear
+
+
+def training_parts(layers: tuple[Layer, ...], height: int, width: int) -> tuple[tuple[Part, ...], int, int]:
+    """(the parts of a run of layers, the height and width that it writes) for training: BN ends a chain."""
+    parts: list[Part] = []
+    queue = deque(layers)
+    while queue:
+        match queue[0]:
+            case Conv():
+                chain, order = _training_chain(queue, height, width)
+                parts.append(chain)
+                if order:
+                    parts.append(NormAct(_norm(queue), _act(queue), order))
+                height, width = _written(chain)
+            case Norm():
+                parts.append(NormAct(_norm(queue), _act(queue)))
+            case Residual():
+                branches, height, width = _branches(queue, height, width, training_parts)
+                parts.append(branches)
+            case _:
+                parts.append(_plain(queue))
+    return tuple(parts), height, width
+
+
+def inference_parts(layers: tuple[Layer, ...], height: int, width: int) -> tuple[tuple[Part, ...], int, int]:
+    """(the parts of a run of layers, the height and width that it writes) for inference: BN is part of its chain."""
+    parts: list[Part] = []
+    queue = deque(layers)
+    while queue:
+        match queue[0]:
+            case Conv():
+                chain = _inference_chain(queue, height, width)
+                parts.append(chain)
+                height, width = _written(chain)
+            case Residual():
+                branches, height, width = _branches(queue, height, width, inference_parts)
+                parts.append(branches)
+            case _:
+                parts.append(_plain(queue))
+    return tuple(parts), height, width
+
+
+def network_parts(whole: Plan) -> list[tuple[str, tuple[Part, ...]]]:
+    """(name, parts for training) of each block of a plan, with its chains at the sizes at which they run."""
+    return _blocks(whole, training_parts)
+
+
+def inference_blocks(whole: Plan) -> list[tuple[str, tuple[Part, ...]]]:
+    """(name, parts for inference) of each block of a plan, with its chains at the sizes at which they run."""
+    return _blocks(whole, inference_parts)
+
+
+def _blocks(whole: Plan, parts_of: _PartsOf) -> list[tuple[str, tuple[Part, ...]]]:
+    _, height, width = whole.input
+    found = []
+    for block in whole.blocks:
+        parts, height, width = parts_of(block.layers, height, width)
+        found.append((block.name, parts))
+    return found
+
+
+def chains_in(parts: Sequence[Part]) -> Iterator[Chain]:
+    """All chains of some parts, in order."""
+    for part in parts:
+        if isinstance(part, Chain):
+            yield part
+        elif isinstance(part, Branches):
+            yield from chains_in(part.body)
+            yield from chains_in(part.shortcut)
+
+
+def _training_chain(queue: deque[Layer], height: int, width: int) -> tuple[Chain, tuple[Interleave, ...]]:
+    """The chain at the head of a queue, and the interleaves that were brought before the BN that follows it."""
+    steps: list[Step] = []
+    while queue and isinstance(layer := queue[0], Conv | Interleave):
+        steps.append(layer)
+        queue.popleft()
+    order: list[Interleave] = []
+    while len(queue) > 1 and isinstance(queue[0], Norm) and isinstance(moved := queue[1], Interleave):
+        del queue[1]
+        order += [] if moved.is_identity else [moved]
+    return Chain(_moving((*steps, *order)), height, width), tuple(order)
+
+
+def _inference_chain(queue: deque[Layer], height: int, width: int) -> Chain:
+    steps: list[Step] = []
+    behind = 0  # steps at the end that are interleaves
+    while queue and isinstance(layer := queue[0], Conv | Interleave | Norm):
+        queue.popleft()
+        if isinstance(layer, Norm):
+            at = len(steps) - behind
+            steps.insert(at, Scale(layer, tuple(steps[at:])))  # type: ignore[arg-type]
+        elif isinstance(layer, Conv):
+            steps.append(layer)
+            behind = 0
+        elif not layer.is_identity:
+            steps.append(layer)
+            behind += 1
+    return Chain(tuple(steps), height, width)
+
+
+def _written(chain: Chain) -> tuple[int, int]:
+    height, width = chain.height, chain.width
+    for conv in chain.convs:
+        height, width = -(-height // conv.stride), -(-width // conv.stride)
+    return height, width
+
+
+def _branches(queue: deque[Layer], height: int, width: int, parts_of: _PartsOf) -> tuple[Branches, int, int]:
+    residual = queue.popleft()
+    assert isinstance(residual, Residual)
+    body, after_height, after_width = parts_of(residual.body, height, width)
+    shortcut, _, _ = parts_of(residual.shortcut, height, width)
+    return Branches(body, shortcut, _act(queue)), after_height, after_width
+
+
+_PartsOf = Callable[[tuple[Layer, ...], int, int], tuple[tuple[Part, ...], int, int]]
+
+
+def _norm(queue: deque[Layer]) -> Norm:
+    layer = queue.popleft()
+    assert isinstance(layer, Norm)
+    return layer
+
+
+def _act(queue: deque[Layer]) -> Activation | None:
+    if queue and isinstance(layer := queue[0], Act):
+        queue.popleft()
+        return layer.kind
+    return None
+
+
+def _plain(queue: deque[Layer]) -> Part:
+    layer = queue.popleft()
+    assert isinstance(layer, Act | Pool | Linear), "a chain starts with a convolution"
+    return layer
+
+
+def _moving(steps: Sequence[Step]) -> tuple[Step, ...]:
+    return tuple(step for step in steps if not (isinstance(step, Interleave) and step.is_identity))

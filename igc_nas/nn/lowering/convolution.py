@@ -1,0 +1,199 @@
+"""One convolution in training, each of its three products by the algorithm that the device runs fastest.
+
+Forward, the gradient of the input and that of the weight are three products of one shape, and a library's kernels for
+them differ by far more than their equal MACs say: oneDNN takes 60 ms for the weight gradient of a 5x5 depthwise
+convolution in bfloat16 whose forward takes 3 ms. So each has its own choice:
+
+    forward  conv      torch's own
+             matmul    pixels x weights; for kernels wider than one pixel their windows are laid out first (im2col)
+    input    conv      torch's own
+             flip      a forward convolution of the gradient with the flipped, transposed weight (stride 1)
+             matmul    pixels x weights (one pixel, stride 1)
+             float32   torch's own in float32, where the rest is bfloat16
+    weight   conv      torch's own
+             matmul    windows x gradient
+             tiles     four 3x3 windows that cover a 5x5 one (depthwise, stride 1)
+             float32   torch's own in float32
+
+`native` is a kernel of our own for depthwise convolutions (`igc_nas.nn.lowering.native`), for each of the three.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from igc_nas.arch.plan import Conv
+from igc_nas.nn.lowering import native
+
+Algorithm = Literal["conv", "matmul", "flip", "tiles", "float32", "native"]
+Direction = Literal["forward", "input", "weight"]
+
+MOST_WINDOW_ELEMENTS = 1 << 26
+"""Windows larger than this are not laid out, at no batch size: 128 MB in bfloat16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithms:
+    """The algorithm of each product."""
+
+    forward: Algorithm = "conv"
+    input: Algorithm = "conv"
+    weight: Algorithm = "conv"
+
+
+def options(conv: Conv, dtype: torch.dtype, pixels: int, kind: str = "cpu") -> dict[Direction, tuple[Algorithm, ...]]:
+    """The algorithms that exist for a convolution that writes `pixels` pixels, images of the batch counted, by product.
+
+    On a GPU cuDNN is left to choose by itself.
+    """
+    forward, for_input, weight = (["conv"] for _ in range(3))
+    if kind == "cpu":
+        windows = pixels * conv.kernel**2 * conv.in_channels
+        if conv.groups == 1 and windows <= MOST_WINDOW_ELEMENTS:
+            forward.append("matmul")
+            weight.append("matmul")
+        if conv.stride == 1 and conv.kernel > 1:
+            for_input.append("flip")
+        if conv.groups == conv.kernel == conv.stride == 1:
+            for_input.append("matmul")
+        if conv.groups == conv.in_channels == conv.out_channels and conv.kernel == 5 and conv.stride == 1:
+            weight.append("tiles")
+        if native.fits_depthwise(conv, dtype) and native.available():
+            for algorithms in (forward, for_input, weight):
+                algorithms.append("native")
+        if dtype == torch.bfloat16 and conv.groups > 1:
+            for_input.append("float32")
+            weight.append("float32")
+    return {"forward": tuple(forward), "input": tuple(for_input), "weight": tuple(weight)}  # type: ignore[arg-type]
+
+
+def convolved(x: Float[Tensor, "n c h w"], weight: Tensor, conv: Conv, use: Algorithms) -> Float[Tensor, "n o ho wo"]:
+    """The convolution of channels-last `x`, in its dtype, with a channels-last weight; differentiable in both."""
+    if use == _USUAL:
+        return F.conv2d(x, weight, None, conv.stride, conv.kernel // 2, 1, conv.groups)
+    if use == _PRODUCTS and conv.kernel == conv.stride == conv.groups == 1:
+        return _as_image(F.linear(_pixels(x), weight[:, :, 0, 0]), x)
+    y: Tensor = _Convolution.apply(x, weight, conv, use)  # type: ignore[no-untyped-call]
+    return y
+
+
+def forward(x: Tensor, weight: Tensor, conv: Conv, algorithm: Algorithm) -> Tensor:
+    """The output by one algorithm."""
+    if algorithm == "matmul" and conv.kernel**2 * x.numel() <= MOST_WINDOW_ELEMENTS * conv.stride**2:
+        rows = _windows(x, conv) @ weight.permute(0, 2, 3, 1).reshape(conv.out_channels, -1).t()
+        n, _, height, width = x.shape
+        return rows.view(n, -(-height // conv.stride), -(-width // conv.stride), -1).permute(0, 3, 1, 2)
+    if algorithm == "native":
+        return native.depthwise(x, weight, conv)
+    return F.conv2d(x, weight, None, conv.stride, conv.kernel // 2, 1, conv.groups)
+
+
+def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, algorithm: Algorithm) -> Tensor:
+    """The gradient of the input by one algorithm."""
+    if algorithm == "matmul":
+        return _as_image(_pixels(grad) @ weight[:, :, 0, 0], grad)
+    if algorithm == "flip":
+        g, k = conv.groups, conv.kernel
+        turned = weight.view(g, conv.out_channels // g, conv.in_channels // g, k, k).transpose(1, 2).flip(3, 4)
+        turned = turned.reshape(conv.in_channels, conv.out_channels // g, k, k)
+        return F.conv2d(grad, turned.contiguous(memory_format=torch.channels_last), None, 1, k // 2, 1, g)
+    if algorithm == "float32":
+        return _own(grad.float(), x.float(), weight.float(), conv, for_input=True).to(grad.dtype)
+    if algorithm == "native":
+        return native.depthwise_input(grad, x, weight, conv)
+    return _own(grad, x, weight, conv, for_input=True)
+
+
+def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, algorithm: Algorithm) -> Tensor:
+    """The gradient of the weight by one algorithm."""
+    if algorithm == "matmul":
+        taps = _pixels(grad).t() @ _windows(x, conv)
+        return taps.view(conv.out_channels, conv.kernel, conv.kernel, -1).permute(0, 3, 1, 2)
+    if algorithm == "native":
+        return native.depthwise_weight(grad, x, conv)
+    if algorithm == "tiles":
+        return _by_tiles(grad, x, conv)
+    if algorithm == "float32":
+        return _own(grad.float(), x.float(), weight.float(), conv, for_input=False)
+    return _own(grad, x, weight, conv, for_input=False)
+
+
+_USUAL, _PRODUCTS = Algorithms(), Algorithms("matmul", "matmul", "matmul")
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, conv: Conv, use: Algorithms) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.conv, ctx.use = conv, use
+        return forward(x, weight, conv, use.forward)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        for_x, for_weight, *_ = ctx.needs_input_grad
+        return (
+            input_gradient(grad, x, weight, ctx.conv, ctx.use.input) if for_x else None,
+            weight_gradient(grad, x, weight, ctx.conv, ctx.use.weight).to(weight.dtype) if for_weight else None,
+            None,
+            None,
+        )
+
+
+def _own(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, *, for_input: bool) -> Tensor:
+    stride, padding = [conv.stride] * 2, [conv.kernel // 2] * 2
+    found = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], conv.groups, [for_input, not for_input, False]
+    )
+    gradient: Tensor = found[0 if for_input else 1]
+    return gradient
+
+
+def _pixels(x: Tensor) -> Float[Tensor, "pixels channels"]:
+    """A channels-last image as the rows that it is in memory."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _as_image(rows: Tensor, like: Tensor) -> Tensor:
+    n, _, height, width = like.shape
+    return rows.view(n, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _windows(x: Tensor, conv: Conv) -> Float[Tensor, "pixels taps_times_channels"]:
+    """Each output pixel's window as a row (im2col), taps before channels."""
+    k, s = conv.kernel, conv.stride
+    if k == s == 1:
+        return _pixels(x)
+    n, c, height, width = x.shape
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, k // 2, k // 2, k // 2, k // 2))
+    of_image, of_row, of_pixel, _ = padded.stride()
+    shape = (n, -(-height // s), -(-width // s), k, k * c)
+    return padded.as_strided(shape, (of_image, of_row * s, of_pixel * s, of_row, 1)).reshape(-1, k * k * c)
+
+
+def _by_tiles(grad: Tensor, x: Tensor, conv: Conv) -> Tensor:
+    """A 5x5 depthwise weight gradient from 3x3 ones, for which there are fast kernels; they overlap in the middle."""
+    height, width = grad.shape[2:]
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 2, 2, 2, 2)).permute(0, 3, 1, 2)
+    tile = Conv("tile", conv.in_channels, conv.out_channels, 3, 1, conv.groups)
+    like = x.new_empty(conv.out_channels, 1, 3, 3)
+    whole = x.new_empty(conv.out_channels, 1, 5, 5)
+    for row in (0, 2):
+        for column in (0, 2):
+            part = padded[:, :, row : row + height + 2, column : column + width + 2]
+            whole[:, :, row : row + 3, column : column + 3] = _unpadded_own(grad, part, like, tile)
+    return whole
+
+
+def _unpadded_own(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
+    gradient: Tensor = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], conv.groups, [False, True, False]
+    )[1]
+    return gradient

@@ -1,0 +1,258 @@
+"""A network in training, run in another form: the same parameters, state_dict, function and gradients.
+
+`LoweredNetwork` runs the modules of a factored `Network`; it owns no parameter. Every step multiplies the weights of a
+chain out anew, in float32, and gradients flow back into the factors, so that what is learned, decayed and saved is
+the factored network. Activations are channels-last, in the dtype that is asked for; normalisation keeps its
+statistics, and the classifier its product, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from igc_nas.arch.config import Activation
+from igc_nas.arch.plan import Act, Interleave, Linear, Plan, Pool
+from igc_nas.nn.lowering import native
+from igc_nas.nn.lowering.chain import (
+    Branches,
+    Chain,
+    NormAct,
+    Part,
+    Piece,
+    Stretch,
+    factored,
+    layout,
+    network_parts,
+)
+from igc_nas.nn.lowering.compose import composed, rows_interleaved, rows_restored
+from igc_nas.nn.lowering.convolution import Algorithms, convolved
+from igc_nas.nn.network import Network, activated, interleave
+
+Forward = Callable[[Tensor], Tensor]
+Step = Forward
+NetworkForm = Literal["native", "lowered", "factored"]
+"""Lowered with BN by kernels of our own, lowered with torch's, as it is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainForm:
+    """How a chain runs in training: its pieces, and the algorithms of each."""
+
+    pieces: tuple[Piece, ...]
+    algorithms: tuple[Algorithms, ...]
+
+
+def plain_form(chain: Chain) -> ChainForm:
+    """The factored form by torch's own kernels."""
+    pieces = factored(chain)
+    return ChainForm(pieces, (Algorithms(),) * len(pieces))
+
+
+def as_written(network: nn.Module, device: str, dtype: torch.dtype) -> Forward:
+    """The factored network on a kind of device, its products in float32 or, by autocast, in bfloat16."""
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits: Tensor = network(x)
+        return logits
+
+    return forward
+
+
+class LoweredNetwork:
+    """Runs `network`, images of its plan's size, by `forms` (of the chains' keys) in `dtype`.
+
+    A chain that `forms` does not name runs factored; `native` normalises by `igc_nas.nn.lowering.native` where it can.
+    `train()` and `eval()` of the network decide about BN, as usual.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        whole: Plan,
+        forms: Mapping[str, ChainForm],
+        dtype: torch.dtype,
+        native: bool = False,
+    ) -> None:
+        self.network = network
+        self.dtype = dtype
+        self.native = native
+        self._forms = forms
+        self._steps = [
+            step for name, parts in network_parts(whole) for step in self._runnable(network.get_submodule(name), parts)
+        ]
+
+    @property
+    def form(self) -> NetworkForm:
+        """Its name in records."""
+        return "native" if self.native else "lowered"
+
+    def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        """Images to logits, in float32 (float64 where that is the dtype)."""
+        x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, enabled=False):  # weights are multiplied out in float32
+            for step in self._steps:
+                x = step(x)
+        return x
+
+    def _runnable(self, block: nn.Module, parts: tuple[Part, ...]) -> list[Step]:
+        return [self._step(block, part) for part in parts]
+
+    def _step(self, block: nn.Module, part: Part) -> Step:
+        match part:
+            case Chain():
+                return LoweredChain(block, part, self._forms.get(part.key) or plain_form(part), self.dtype)
+            case NormAct(norm, act, order):
+                return _Normalised(block.get_submodule(norm.name), act, order, self.native)  # type: ignore[arg-type]
+            case Branches(body, shortcut, act):
+                return _Added(self._runnable(block, body), self._runnable(block, shortcut), act)
+            case Act(kind):
+                return lambda x: activated(x.clone(), kind)
+            case Pool():
+                return lambda x: x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+            case Linear(name):
+                return block.get_submodule(name)
+
+
+class LoweredChain:
+    """One chain of a block in one form."""
+
+    def __init__(self, block: nn.Module, chain: Chain, form: ChainForm, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._runs = [
+            (stretch, [block.get_submodule(conv.name) for conv in stretch.convs], stretch.as_conv, use)
+            for stretch, use in zip(layout(chain, form.pieces), form.algorithms, strict=True)
+        ]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Run the chain; `x` and the result are channels-last."""
+        for stretch, modules, conv, use in self._runs:
+            x = convolved(x, self._weight(stretch, modules), conv, use)
+            for step in stretch.after:
+                x = interleave(x, step.groups)
+        return x
+
+    def _weight(self, stretch: Stretch, modules: list[nn.Module]) -> Tensor:
+        return composed(stretch, [module.weight for module in modules]).to(self.dtype)  # type: ignore[misc]
+
+
+class _Added:
+    """Two branches, added."""
+
+    def __init__(self, body: list[Step], shortcut: list[Step], act: Activation | None) -> None:
+        self._body, self._shortcut, self._act = body, shortcut, act
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = beside = x
+        for step in self._body:
+            y = step(y)
+        for step in self._shortcut:
+            beside = step(beside)
+        return activated(y + beside, self._act)
+
+
+class _Normalised:
+    """BN and the activation behind it; the running statistics stay the module's."""
+
+    def __init__(
+        self, module: nn.BatchNorm2d, act: Activation | None, order: tuple[Interleave, ...], native: bool
+    ) -> None:
+        self.module = module
+        self._native = native
+        self._act = act
+        self._order = order
+
+    def __call__(self, x: Tensor) -> Tensor:
+        module = self.module
+        weight, bias = self._permuted(module.weight), self._permuted(module.bias)
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        mean, var = self._permuted(module.running_mean), self._permuted(module.running_var)
+        if not module.training:
+            return activated(F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps), self._act)
+        node = self._node(x)
+        y = node(x, weight, bias, mean, var, self._momentum(), module.eps, self._act)
+        if self._order:
+            module.running_mean.copy_(self._restored(mean))
+            module.running_var.copy_(self._restored(var))
+        return y
+
+    def _node(self, x: Tensor) -> Callable[..., Tensor]:
+        if x.numel() == x.shape[1]:
+            raise ValueError("BN needs more than one value per channel when it trains: a larger batch or image")
+        if self._native and native.fits(x):
+            return native.norm_act
+        return _NormAct.apply if x.device.type == "cpu" else _norm_act
+
+    def _momentum(self) -> float:
+        """As `BatchNorm2d` counts: None is a cumulative average."""
+        module = self.module
+        assert module.num_batches_tracked is not None
+        module.num_batches_tracked.add_(1)
+        return 1.0 / float(module.num_batches_tracked) if module.momentum is None else module.momentum
+
+    def _permuted(self, rows: Tensor) -> Tensor:
+        for step in self._order:
+            rows = rows_interleaved(rows, step)
+        return rows
+
+    def _restored(self, rows: Tensor) -> Tensor:
+        for step in reversed(self._order):
+            rows = rows_restored(rows, step)
+        return rows
+
+
+def _norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float,
+    eps: float,
+    act: Activation | None,
+) -> Tensor:
+    """By cuDNN."""
+    return activated(F.batch_norm(x, mean, var, weight, bias, True, momentum, eps), act)
+
+
+class _NormAct(torch.autograd.Function):
+    """BN on the batch's statistics and the activation in place, as one node: the normalised tensor is not kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        momentum: float,
+        eps: float,
+        act: Any,
+    ) -> Tensor:
+        y, batch_mean, scale = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
+        activated(y, act)
+        ctx.save_for_backward(x, weight, batch_mean, scale, *([y] if act else []))
+        ctx.eps, ctx.act = eps, act
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, batch_mean, scale, *y = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        if ctx.act == "relu":
+            grad = torch.ops.aten.threshold_backward(grad, y[0], 0)
+        elif ctx.act == "relu6":
+            grad = torch.ops.aten.hardtanh_backward(grad, y[0], 0.0, 6.0)
+        gradients = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, None, None, batch_mean, scale, True, ctx.eps, [True, True, True]
+        )
+        return (*gradients, None, None, None, None, None)

@@ -1,0 +1,193 @@
+"""The forms in which one network may be deployed, and what each holds and executes.
+
+factored    the modules of the papers, normalisation apart: what a training framework runs
+folded      the same convolutions with normalisation and activation folded in
+semidense   pointwise convolutions multiplied out, spatial ones in their groups
+dense       every chain multiplied out as far as it goes
+mixed       each chain in the form that was measured fastest for it
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from igc_nas.arch.cost import plan_cost
+from igc_nas.arch.plan import Linear, Plan
+from igc_nas.nn.lowering.chain import (
+    Chain,
+    Form,
+    chains_in,
+    dense,
+    factored,
+    form_macs,
+    form_params,
+    forms_of,
+    inference_blocks,
+    semidense,
+)
+from igc_nas.nn.lowering.deployment import (
+    Deployed,
+    FoldedConv,
+    Kernel,
+    chain_module,
+    kernels_for,
+    replaced,
+    with_kernel,
+)
+from igc_nas.nn.lowering.timing_cache import Table, Times
+from igc_nas.nn.network import Network
+from igc_nas.nn.timing import raced, timed
+from igc_nas.study.spec import RuntimeName
+
+ROUNDS, KERNEL_ROUNDS, CAP_S = 9, 9, 0.03
+UNIFORM: dict[str, Callable[[Chain], Form]] = {"folded": factored, "semidense": semidense, "dense": dense}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of a whole network: its name, the form of each chain by key, what it holds and executes."""
+
+    name: str
+    params: int
+    macs: int
+    forms: Mapping[str, Form] = field(default_factory=dict)
+
+    def module(self, network: Network, batch: int, table: Table, runtime: RuntimeName = "eager") -> nn.Module:
+        """The network in this form, in channels-last; eager on a CPU, each convolution by its fastest kernel."""
+        if self.name == "factored":
+            return network
+        if runtime != "eager":
+            return Deployed(network, self.forms)
+        deployed = Deployed(network, self.forms).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return fastest_kernels(deployed, batch, table, next(network.parameters()).device)
+
+
+def factored_variant(whole: Plan) -> Variant:
+    """The network as it is trained."""
+    cost = plan_cost(whole)
+    return Variant("factored", cost.params, cost.macs)
+
+
+def uniform_variants(whole: Plan) -> list[Variant]:
+    """The variants that need no measuring: factored, folded, semidense, dense."""
+    return [factored_variant(whole), *(_variant(whole, name, pick) for name, pick in UNIFORM.items())]
+
+
+def mixed_variant(network: Network, batch: int, table: Table, most_params: int | None = None) -> Variant:
+    """Each chain in its fastest form; where that is over `most_params`, those are given up that save most for least."""
+    whole = network.plan
+    counted = Counter(chain.key for _, chain in _chains(whole))
+    alike = {chain.key: (block, chain) for block, chain in reversed(_chains(whole))}
+    costs = {chain: _timed(network, block, chain, batch, table) for block, chain in alike.values()}
+    chosen = {chain.key: min(found, key=lambda form, found=found: found[form]) for chain, found in costs.items()}  # type: ignore[misc]
+    while most_params is not None and _params(whole, chosen) > most_params:
+        swap = _cheapest_swap(counted, costs, chosen)
+        if swap is None:
+            break
+        chosen[swap[0].key] = swap[1]
+    return _variant(whole, "mixed", lambda chain: chosen[chain.key])
+
+
+def _cheapest_swap(
+    counted: Mapping[str, int], costs: Mapping[Chain, Mapping[Form, float]], chosen: Mapping[str, Form]
+) -> tuple[Chain, Form] | None:
+    """The chain and the smaller form of it that loses least time for each parameter that it saves."""
+    swaps = []
+    for chain, found in costs.items():
+        now = chosen[chain.key]
+        for form in found:
+            saved = form_params(chain, now) - form_params(chain, form)
+            if saved > 0:
+                swaps.append(((found[form] - found[now]) / saved, counted[chain.key] * saved, chain, form))
+    return min(swaps, key=lambda swap: swap[:2])[2:] if swaps else None
+
+
+def _timed(network: Network, block: str, chain: Chain, batch: int, table: Table) -> dict[Form, float]:
+    """Milliseconds of each form of a chain, keyed by the form."""
+    forms = forms_of(chain)
+    names = ["/".join(f"{piece.convs}g{piece.groups}" for piece in form) for form in forms]
+    by_name = dict(zip(names, forms, strict=True))
+    key = f"deployed {chain.key} b{batch}"
+    found = table.get(key, names, lambda: _time(network, block, chain, batch, by_name, table))
+    table.save()  # at once: others may meet the same chain
+    return {form: found[name] for name, form in zip(names, forms, strict=True)}
+
+
+@torch.inference_mode()
+def _time(
+    network: Network, block: str, chain: Chain, batch: int, forms: Mapping[str, Form], table: Table
+) -> dict[str, float]:
+    like = next(network.parameters())
+    x = torch.randn(batch, chain.convs[0].in_channels, chain.height, chain.width, device=like.device, dtype=like.dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    runs = {}
+    for name, form in forms.items():
+        module = chain_module(network, block, chain, form).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = fastest_kernels(module, batch, table, like.device)
+        runs[name] = timed(_running(module, x), _settling(like.device))
+    return {name: max(round(ms, 5), 1e-5) for name, ms in raced(runs, ROUNDS, CAP_S * len(runs)).items()}
+
+
+def fastest_kernels(module: nn.Module, batch: int, table: Table, device: torch.device) -> nn.Module:
+    """`module` with each of its folded convolutions by the kernel that is fastest for its shape; in place."""
+    if device.type != "cpu":
+        return module
+
+    def best(folded: FoldedConv) -> Kernel:
+        offered = kernels_for(folded)
+        times = table.get(_kernel_key(folded, batch), offered, lambda: _time_kernels(folded, batch, offered))
+        return min(offered, key=lambda kernel: times[kernel])
+
+    return replaced(module, best, batch)
+
+
+def _kernel_key(folded: FoldedConv, batch: int) -> str:
+    c = folded.conv
+    shape = f"c{c.kernel}s{c.stride}g{c.groups}i{c.in_channels}o{c.out_channels}@{folded.height}x{folded.width}"
+    bias = "map" if folded.has_map else "bias" if folded.bias is not None else "bare"
+    return f"kernel {shape} {bias} {folded.act} b{batch}"
+
+
+@torch.inference_mode()
+def _time_kernels(folded: FoldedConv, batch: int, offered: tuple[Kernel, ...]) -> Times:
+    x = torch.randn(batch, folded.conv.in_channels, folded.height, folded.width, dtype=folded.weight.dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    runs = {kernel: timed(_running(with_kernel(folded, kernel, batch), x)) for kernel in offered}
+    return {kernel: max(round(ms, 5), 1e-5) for kernel, ms in raced(runs, KERNEL_ROUNDS, CAP_S * len(runs)).items()}
+
+
+def _running(module: nn.Module, x: Tensor) -> Callable[[], object]:
+    return lambda: module(x)
+
+
+def _settling(device: torch.device) -> Callable[[], None]:
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+
+
+def _chains(whole: Plan) -> list[tuple[str, Chain]]:
+    """(block, chain) of every chain of a plan."""
+    return [(name, chain) for name, parts in inference_blocks(whole) for chain in chains_in(parts)]
+
+
+def _variant(whole: Plan, name: str, pick: Callable[[Chain], Form]) -> Variant:
+    forms = {chain.key: pick(chain) for _, chain in _chains(whole)}
+    linear = _linear(whole)
+    macs = sum(form_macs(chain, forms[chain.key]) for _, chain in _chains(whole))
+    return Variant(name, _params(whole, forms), macs + linear.in_features * linear.out_features, forms)
+
+
+def _params(whole: Plan, forms: Mapping[str, Form]) -> int:
+    linear = _linear(whole)
+    chains = sum(form_params(chain, forms[chain.key]) for _, chain in _chains(whole))
+    return chains + (linear.in_features + 1) * linear.out_features
+
+
+def _linear(whole: Plan) -> Linear:
+    linear = whole.blocks[-1].layers[-1]
+    assert isinstance(linear, Linear)
+    return linear

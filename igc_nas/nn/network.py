@@ -1,0 +1,296 @@
+"""The plan as a `torch.nn.Module`: a map over its layers, factored as the papers write them.
+
+The names of a state_dict are the plan's: `stem.conv.weight`, `stage1.block1.primary.weight`, ...,
+`classifier.linear.weight`. The surface is that of timm's models, so that a network fits into ordinary training code:
+`forward_features`, `forward_head`, `num_features`, `num_classes`, `get_classifier`, `reset_classifier`, `feature_info`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from igc_nas.arch.config import Activation, ArchConfig
+from igc_nas.arch.plan import Act, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
+from igc_nas.arch.plan import Block as PlanBlock
+from igc_nas.errors import ConfigError
+from igc_nas.io.units import printable
+from igc_nas.study.lookup import load_architecture
+
+
+class Block(nn.Module):
+    """One block of the plan. Its layers with parameters are submodules under their names in the plan."""
+
+    def __init__(self, layers: tuple[Layer, ...]) -> None:
+        super().__init__()
+        self.layers = layers
+        for layer in _with_parameters(layers):
+            self.add_module(layer.name, _module(layer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layers in order."""
+        return self._run(self.layers, x)
+
+    def _run(self, layers: tuple[Layer, ...], x: Tensor) -> Tensor:
+        for layer in layers:
+            if isinstance(layer, Residual):
+                x = self._run(layer.body, x) + self._run(layer.shortcut, x)
+            elif isinstance(layer, Interleave):
+                x = x if layer.is_identity else interleave(x, layer.groups)
+            elif isinstance(layer, Act):
+                x = activated(x, layer.kind)
+            elif isinstance(layer, Pool):
+                x = x.mean((2, 3))
+            else:
+                x = self.get_submodule(layer.name)(x)
+        return x
+
+
+class Network(nn.Module):
+    """The network of a plan: `stem`, `stage1` (`block1`, `block2`, ...), ..., `classifier`."""
+
+    def __init__(self, whole: Plan) -> None:
+        super().__init__()
+        self.plan = whole
+        for block in whole.blocks:
+            parent: nn.Module = self
+            *folders, name = block.name.split(".")
+            for folder in folders:
+                if folder not in parent._modules:
+                    parent.add_module(folder, nn.Sequential())
+                parent = parent.get_submodule(folder)
+            parent.add_module(name, Block(block.layers))
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Images, normalised per channel, to logits."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch f h w"]:
+        """Images to the feature map before the pooling, of `num_features` channels."""
+        *body, _ = self.children()
+        for module in body:
+            x = module(x)
+        return x
+
+    def forward_head(self, x: Float[Tensor, "batch f h w"], pre_logits: bool = False) -> Float[Tensor, "batch out"]:
+        """A feature map to logits, or, `pre_logits`, to its means: what the classifier reads."""
+        if pre_logits:
+            return x.mean((2, 3))
+        logits: Tensor = self.get_submodule("classifier")(x)
+        return logits
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the feature map that the classifier reads."""
+        return _width(self.plan.blocks[:-1])
+
+    @property
+    def num_classes(self) -> int:
+        """Classes; 0 where there is no classifier."""
+        last = self.plan.blocks[-1].layers[-1]
+        return last.out_features if isinstance(last, Linear) else 0
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """For each stage its `module`, the channels that it writes (`num_chs`), and the stride so far (`reduction`)."""
+        before: list[PlanBlock] = []
+        found: dict[str, dict[str, Any]] = {}
+        for block in self.plan.blocks:
+            before.append(block)
+            stage, dot, _ = block.name.partition(".")
+            if dot:
+                found[stage] = {"num_chs": _width(before), "reduction": _stride(before), "module": stage}
+        return list(found.values())
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier: an `nn.Linear`; the identity where there is none."""
+        return self.get_submodule("classifier.linear") if self.num_classes else nn.Identity()
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new classifier of so many classes, initialised anew; 0 takes it away, and pooled features come out.
+
+        What was made of the network before (a lowered form, an optimiser) holds the old one. Raises `ConfigError`.
+        """
+        if type(num_classes) is not int or not 0 <= num_classes <= 1_000_000:
+            raise ConfigError(f"num_classes is a number from 0 to 1000000 (got {num_classes!r:.40})")
+        features, like = self.num_features, next(self.parameters())
+        layers: tuple[Layer, ...] = (Pool(), Linear("linear", features, num_classes)) if num_classes else (Pool(),)
+        block = PlanBlock("classifier", layers)
+        self.plan = replace(self.plan, classes=num_classes, blocks=(*self.plan.blocks[:-1], block))
+        classifier = Block(layers)
+        if like.device.type != "meta":
+            initialise(classifier)
+        self.classifier = classifier.to(like.device, like.dtype).train(self.training)
+
+
+def _width(blocks: Sequence[PlanBlock]) -> int:
+    """Channels that the last of some blocks writes."""
+    return [conv.out_channels for conv in _convs_on_the_way(blocks)][-1]
+
+
+def _stride(blocks: Sequence[PlanBlock]) -> int:
+    """Pixels of an image, in each direction, for one of what the last of some blocks writes."""
+    return prod(conv.stride for conv in _convs_on_the_way(blocks))
+
+
+def _convs_on_the_way(blocks: Sequence[PlanBlock]) -> Iterator[Conv]:
+    """The convolutions that every image passes, shortcuts apart."""
+    for block in blocks:
+        for layer in block.layers:
+            yield from (
+                part for part in (layer.body if isinstance(layer, Residual) else (layer,)) if isinstance(part, Conv)
+            )
+
+
+def interleave(x: Float[Tensor, "n c h w"], groups: int) -> Float[Tensor, "n c h w"]:
+    """The papers' permutation of channels: `out[j*g + i] = in[i*(C/g) + j]`; keeps the memory format."""
+    n, c, h, w = x.shape
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        last = x.permute(0, 2, 3, 1).reshape(n, h, w, groups, c // groups)
+        return last.transpose(3, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
+    return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def activated(x: Tensor, act: Activation | None) -> Tensor:
+    """Activate, in place."""
+    if act is None:
+        return x
+    return F.relu(x, inplace=True) if act == "relu" else F.relu6(x, inplace=True)
+
+
+def build(arch: ArchConfig, seed: int | None = None, device: str | torch.device = "cpu") -> Network:
+    """The network of an architecture, initialised from `seed` (None: from torch's global generator).
+
+    On the `meta` device nothing is initialised and no memory is taken.
+    """
+    with torch.device("meta"):
+        network = Network(plan(arch))
+    if torch.device(device).type == "meta":
+        return network
+    network = network.to_empty(device="cpu")
+    initialise(network, None if seed is None else torch.Generator().manual_seed(seed))
+    return network.to(device)
+
+
+def initialise(network: nn.Module, generator: torch.Generator | None = None) -> None:
+    """He (2015) normal, fan in, for convolutions; BN as the identity; the classifier as torch's `Linear` starts."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+
+
+def create_model(
+    arch: ArchConfig | str | Path,
+    *,
+    num_classes: int | None = None,
+    weights: str | Path | None = None,
+    seed: int | None = None,
+    device: str | torch.device = "cpu",
+    classes: int | None = None,
+) -> Network:
+    """A network ready to train or, with `weights`, to use.
+
+    `arch` is an architecture, its TOML file, a paper's network by name (`igcv3-d-cifar`) or `STUDY:N`. It reads
+    (batch, channels, height, width) float images, normalised per channel, of any size that the strides leave a pixel
+    of, and writes (batch, num_classes) logits; with 0 classes it writes pooled features. `weights` is a safetensors
+    file as `igc-nas train` writes it, and must be of this architecture and, unless 0, of so many classes. `classes` is
+    another name of `num_classes`.
+
+    Raises `ConfigError` where the architecture or the weights do not fit, `StudyError` for an unknown trial.
+    """
+    if classes is not None and num_classes not in (None, classes):
+        raise ConfigError(f"num_classes (={num_classes}) and classes (={classes}) are one thing; give one of them")
+    wanted = num_classes if classes is None else classes
+    config = arch if isinstance(arch, ArchConfig) else load_architecture(arch)
+    network = build(config if not wanted else config.with_classes(wanted), seed, device)
+    if weights is not None:
+        load_weights(network, Path(weights))
+    if wanted == 0:
+        network.reset_classifier(0)
+    return network
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a safetensors file. Raises `ConfigError` naming the first tensor that does not fit."""
+    tensors = read_tensors(path)
+    wanted = network.state_dict()
+    different = [name for name in (*wanted, *tensors) if not _fits(tensors.get(name), wanted.get(name))]
+    if different:
+        name = different[0]
+        raise ConfigError(
+            f"{path.name} holds weights of another architecture: {name} is {_described(tensors.get(name))}, "
+            f"the network has {_described(wanted.get(name))}",
+            _how_to_fit(different, tensors),
+        )
+    network.load_state_dict(tensors)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `ConfigError`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{path.name} is no readable safetensors file: {printable(str(error), lines=False):.120}",
+            "igc-nas train writes weights.safetensors at its end",
+        ) from None
+    return found
+
+
+def _fits(has: Tensor | None, wants: Tensor | None) -> bool:
+    """Whether a tensor of a file can be one of the network's: floats of any precision for floats."""
+    if has is None or wants is None:
+        return False
+    return has.shape == wants.shape and has.is_floating_point() == wants.is_floating_point()
+
+
+def _described(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "nothing"
+    kind = "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{kind}"
+
+
+def _how_to_fit(different: list[str], tensors: Mapping[str, Tensor]) -> str | None:
+    """What to do about weights that do not fit, where that can be told from the names of what differs."""
+    bias = tensors.get("classifier.linear.bias")
+    if bias is not None and bias.ndim == 1 and all(name.startswith("classifier.linear.") for name in different):
+        return f"only the classifier differs: they are of {len(bias)} classes (num_classes={len(bias)})"
+    if any(name.startswith("model.") for name in tensors):
+        return "it looks like a checkpoint; the weights are in weights.safetensors, beside it at the training's end"
+    return None
+
+
+def _with_parameters(layers: tuple[Layer, ...]) -> Iterator[Conv | Norm | Linear]:
+    for layer in layers:
+        if isinstance(layer, Residual):
+            yield from _with_parameters((*layer.body, *layer.shortcut))
+        elif isinstance(layer, Conv | Norm | Linear):
+            yield layer
+
+
+def _module(layer: Conv | Norm | Linear) -> nn.Module:
+    match layer:
+        case Conv(_, c_in, c_out, kernel, stride, groups):
+            return nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+        case Norm(_, channels):
+            return nn.BatchNorm2d(channels)
+        case Linear(_, features, classes):
+            return nn.Linear(features, classes)

@@ -1,0 +1,52 @@
+"""Every architecture of a small space, once, in an order that a seed shuffles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+
+from igc_nas.errors import UsageError
+from igc_nas.samplers.history import History
+from igc_nas.samplers.mutation import Moves
+from igc_nas.space.encoding import Code, Ints
+from igc_nas.study.spec import StudySpec
+
+MOST_LISTED = 100_000
+
+
+class Enumeration:
+    """Proposes all codes of a study's space within its budget. Raises `UsageError` where they are too many to list."""
+
+    def __init__(self, spec: StudySpec) -> None:
+        self.spec = spec
+        size = spec.search_space.size
+        if size > MOST_LISTED:
+            raise UsageError(
+                f"{spec.space_name} holds {size:,} architectures; all of up to {MOST_LISTED:,} can be searched",
+                "choose another --sampler, or a smaller space",
+            )
+
+    @cached_property
+    def _order(self) -> Ints:
+        """All codes within the budget, shuffled: each stem with the options that fit behind it, stage by stage."""
+        catalog = self.spec.feasible.catalog
+        codes, shapes = np.arange(len(catalog.stem_shape))[:, None], catalog.stem_shape
+        for table in catalog.stages:
+            rows, options = np.nonzero(table.fits[shapes])
+            codes = np.column_stack([codes[rows], options])
+            shapes = table.leaves[shapes[rows], options]
+        kept, _ = Moves(self.spec.feasible).kept(codes)
+        return kept[np.random.default_rng(self.spec.seed).permutation(len(kept))]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def propose(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
+        """The codes that the study does not have, in order."""
+        seen = history.seen
+        for row in self._order:
+            code = tuple(map(int, row))
+            if code not in seen:
+                yield code

@@ -1,0 +1,102 @@
+"""What a surrogate sees of an architecture: numbers that are known exactly before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igc_nas.arch.config import UNITS, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
+from igc_nas.arch.plan import Conv, Layer, Residual, stage_layers
+from igc_nas.space.encoding import Catalog, Ints
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows of features of n architectures: `whole` (n, few) of the network, `parts` (n, many) of its stages."""
+
+    whole: Floats
+    parts: Floats
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def rows(self, which: Ints) -> Inputs:
+        """Some of the rows."""
+        return Inputs(self.whole[which], self.parts[which])
+
+
+class Features:
+    """Features of the codes of a catalog.
+
+    Of the whole network: log params, log MACs, log activations, log number of convolutions (a kernel each, at least).
+    Of each stage: its unit (one-hot), log width, blocks, kernel, residual, log channels per group, log of its MACs.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+
+    @cached_property
+    def _options(self) -> list[Floats]:
+        return [np.array([_of_stage(option) for option in table.options]) for table in self.catalog.stages]
+
+    @cached_property
+    def _convolutions(self) -> list[Floats]:
+        return [np.array([_convolutions(option) for option in table.options]) for table in self.catalog.stages]
+
+    @cached_property
+    def _stems(self) -> Floats:
+        return np.log([stem.width for stem in self.catalog.space.stems])
+
+    def of(self, codes: Ints, costs: Ints) -> Inputs:
+        """The features of `codes` (n, 1 + stages), whose `costs` (n, metrics) are known."""
+        whole, parts = [np.log(costs)], [self._stems[codes[:, :1]]]
+        convolutions = np.ones(len(codes))
+        shape = self.catalog.stem_shape[codes[:, 0]]
+        for level, (table, option) in enumerate(zip(self.catalog.stages, codes[:, 1:].T, strict=True)):
+            convolutions += self._convolutions[level][option]
+            macs = np.log(np.maximum(1, table.costs[1, shape, option]))
+            parts += [self._options[level][option], macs[:, None]]
+            shape = table.leaves[shape, option]
+        whole.append(np.log(convolutions)[:, None])
+        return Inputs(np.concatenate(whole, axis=1), np.concatenate(parts, axis=1))
+
+
+@lru_cache(maxsize=4)
+def features_of(catalog: Catalog) -> Features:
+    """The features of a catalog's codes; what they need of its options is computed once (some tenths of a second)."""
+    return Features(catalog)
+
+
+def _of_stage(stage: StageConfig) -> list[float]:
+    unit = [float(stage.unit == name) for name in UNITS]
+    return [*unit, np.log(stage.width), np.log2(stage.blocks), stage.kernel / 2, float(stage.residual), *_own(stage)]
+
+
+def _own(stage: StageConfig) -> tuple[float, float]:
+    """What else its unit chooses: (log channels per group, log of the inner width or the depth of the chain)."""
+    match stage:
+        case Igcv1Stage():
+            return np.log(stage.M), np.log(stage.L)
+        case Igcv2Stage():
+            return np.log(stage.channels_per_group[0]), np.log(stage.depth)
+        case Igcv3Stage():
+            return -np.log(stage.G1 * stage.G2), np.log(stage.expand)
+        case _:
+            return 0.0, 0.0
+
+
+def _convolutions(stage: StageConfig) -> float:
+    first, rest = stage_layers(stage, stage.width)
+    return _count(first) + (stage.blocks - 1) * _count(rest)
+
+
+def _count(layers: tuple[Layer, ...]) -> int:
+    return sum(
+        _count(layer.body) + _count(layer.shortcut) if isinstance(layer, Residual) else isinstance(layer, Conv)
+        for layer in layers
+    )

@@ -1,0 +1,1 @@
+"""space: see the map of the house in the README."""

@@ -1,0 +1,118 @@
+"""A space as arrays: options and stems by number, an architecture as a row of numbers, its costs by lookup.
+
+A *code* is (number of the stem, number of the option of stage 1, of stage 2, ...). Thousands of codes are priced at
+once, which is what draws, mutations and counts are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igc_nas.arch.config import UNITS, ArchConfig, StageConfig
+from igc_nas.arch.cost import Cost
+from igc_nas.space.search_space import METRICS, SearchSpace, shape_after
+
+Ints = NDArray[np.int64]
+Code = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StageTable:
+    """A stage's options in order. Arrays are over (shapes that may enter the stage, options).
+
+    `fits` is where an option is a network of its own behind a shape; `costs` (metric first: params, macs, activations)
+    and `leaves` (the number of the shape that it leads to) mean something there only.
+    """
+
+    options: tuple[StageConfig, ...]
+    unit: Ints
+    """(options,) the unit's place in UNITS."""
+    fits: NDArray[np.bool_]
+    costs: Ints
+    leaves: Ints
+
+
+class Catalog:
+    """The options of `space`, numbered and priced."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self.stages = tuple(self._table(number) for number in range(len(space.stages)))
+        self.stem_costs = np.array([_counts(space.stem_cost(stem)) for stem in space.stems]).T
+        self.stem_shape = np.array([space.shapes[0].index(space.shape_after_stem(stem)) for stem in space.stems])
+        self.end_costs = np.array([_counts(space.end_cost(shape)) for shape in space.shapes[-1]]).T
+
+    def _table(self, number: int) -> StageTable:
+        stage, entering, leaving = self.space.stages[number], *self.space.shapes[number : number + 2]
+        number_of = {option: place for place, option in enumerate(stage.options)}
+        leaving_number = {shape: place for place, shape in enumerate(leaving)}
+        size = (len(entering), len(number_of))
+        fits, leaves = np.zeros(size, dtype=bool), np.zeros(size, dtype=np.int64)
+        costs = np.zeros((len(METRICS), *size), dtype=np.int64)
+        for row, shape in enumerate(entering):
+            found = stage.priced(shape)
+            at = [number_of[option] for option, _ in found]
+            fits[row, at] = True
+            leaves[row, at] = [leaving_number[shape_after(option, shape)] for option, _ in found]
+            costs[:, row, at] = np.array([_counts(cost) for _, cost in found]).T
+        unit = np.array([UNITS.index(option.unit) for option in number_of])
+        return StageTable(tuple(number_of), unit, fits, costs, leaves)
+
+    @cached_property
+    def numbers(self) -> tuple[dict[StageConfig, int], ...]:
+        """For each stage the number of each option."""
+        return tuple({option: n for n, option in enumerate(table.options)} for table in self.stages)
+
+    def price(self, codes: Ints) -> tuple[NDArray[np.bool_], Ints]:
+        """(whether each of `codes` (n, 1 + stages) is an architecture of the space, its costs (n, metrics))."""
+        shape, costs = self.stem_shape[codes[:, 0]], self.stem_costs[:, codes[:, 0]].copy()
+        valid = np.ones(len(codes), dtype=bool)
+        for table, option in zip(self.stages, codes[:, 1:].T, strict=True):
+            valid &= table.fits[shape, option]
+            costs += table.costs[:, shape, option]
+            shape = table.leaves[shape, option]
+        return valid, (costs + self.end_costs[:, shape]).T
+
+    def architecture(self, code: Sequence[int]) -> ArchConfig:
+        """The architecture of a code that `price` calls one."""
+        stages = tuple(table.options[n] for table, n in zip(self.stages, code[1:], strict=True))
+        # Its parts are valid and fit together: building it without validation is what makes drawing fast.
+        return ArchConfig.model_construct(
+            input=self.space.file.input,
+            classes=self.space.classes,
+            stem=self.space.stems[code[0]],
+            stages=stages,
+            head=self.space.file.head,
+        )
+
+    def code(self, arch: ArchConfig) -> Code | None:
+        """The code of an architecture, or of the network's other writing that the space counts; None: not of it."""
+        file = self.space.file
+        if (arch.input, arch.classes, arch.head) != (file.input, self.space.classes, file.head):
+            return None
+        if arch.stem not in self.space.stems or len(arch.stages) != len(self.stages):
+            return None
+        numbers = [self.space.stems.index(arch.stem)]
+        shape = int(self.stem_shape[numbers[0]])
+        for level, (table, stage) in enumerate(zip(self.stages, arch.stages, strict=True)):
+            number = self.numbers[level].get(stage)
+            if number is None:
+                return None
+            if not table.fits[shape, number]:
+                width = self.space.shapes[level][shape][0]
+                counted = self.space.stages[level].counted(stage, width)
+                if counted is None:
+                    return None
+                number = self.numbers[level][counted]
+            numbers.append(number)
+            shape = int(table.leaves[shape, number])
+        return tuple(numbers)
+
+
+def _counts(cost: Cost) -> tuple[int, ...]:
+    return tuple(getattr(cost, metric) for metric in METRICS)

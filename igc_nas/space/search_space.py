@@ -1,0 +1,396 @@
+"""A search space: the choices per stage, the valid architectures among them, and how a sampler speaks of them.
+
+A space file is TOML: a list is a choice, a scalar a constant, each `[[stage]]` a stage, each `[stage.UNIT]` a unit that
+the stage may be built of; keys of the stage hold for all its units. `complementary = "strict"` or `"loose"` leaves out
+the options whose unit does not meet that condition of the papers (see `igc_nas.arch.complementary`); `"any"` is the default. Whether
+a stage fits behind another depends on the width between them only, so what is valid, how many there are and which is
+smallest follow from one walk over the stages backwards (dynamic programming over the shape that enters a stage),
+without listing the architectures.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+
+from igc_nas.arch.complementary import Condition, unmet
+from igc_nas.arch.config import (
+    STAGE_OF_UNIT,
+    UNITS,
+    ArchConfig,
+    Frozen,
+    Head,
+    Image,
+    StageConfig,
+    Stem,
+    first_problem,
+    key_text,
+    parse_toml,
+    read_text,
+)
+from igc_nas.arch.cost import Cost, Shape, layers_cost
+from igc_nas.arch.plan import end_blocks, normalised, stage_layers, stem_layers
+from igc_nas.errors import ConfigError
+from igc_nas.io.resources import find_space
+
+MOST_OPTIONS = 200_000
+Metric = Literal["params", "macs", "activations"]
+METRICS: tuple[Metric, ...] = ("params", "macs", "activations")
+Params = Mapping[str, int | str]
+
+
+class Suggests(Protocol):
+    """What a space needs of an Optuna trial (a `Trial` or a `FixedTrial`)."""
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """An integer in [low, high]."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[str]) -> Any:
+        """One of `choices`."""
+
+
+class SpaceFile(Frozen):
+    """A space file as it is written; a study keeps it whole."""
+
+    paper: str = ""
+    intent: str = ""
+    input: Image = (3, 32, 32)
+    complementary: Condition = "any"
+    """What the unit of every stage must meet; options that do not are left out."""
+    stem: dict[str, Any]
+    stages: Annotated[tuple[dict[str, Any], ...], Field(alias="stage", strict=False, min_length=1, max_length=32)]
+    head: Head | None = None
+
+    @model_serializer(mode="wrap")
+    def _written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No condition is not written: so a space asks the same as in studies from before there were conditions."""
+        data: dict[str, Any] = dump(self)
+        if self.complementary == "any":
+            data.pop("complementary", None)
+        return data
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data as the file holds it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+@dataclass(frozen=True)
+class StageSpace:
+    """The choices of one stage: for each unit its keys with their values, and the valid options among them."""
+
+    number: int
+    choices: dict[str, dict[str, tuple[Any, ...]]]
+    options: tuple[StageConfig, ...]
+
+    @cached_property
+    def keys(self) -> dict[str, int]:
+        """Each key that is a choice for some unit, with the number of values of the unit that has the most."""
+        most: dict[str, int] = {}
+        for values_of in self.choices.values():
+            for key, values in values_of.items():
+                most[key] = max(most.get(key, 1), len(values))
+        return {key: count for key, count in most.items() if count > 1}
+
+    @cached_property
+    def _following(self) -> dict[int, tuple[StageConfig, ...]]:
+        return {}
+
+    def following(self, in_width: int) -> tuple[StageConfig, ...]:
+        """The options that fit behind `in_width` channels, one for each different network."""
+        if in_width not in self._following:
+            fitting = [option for option in self.options if option.problem(in_width) is None]
+            found: dict[object, StageConfig] = {}
+            for option, signature in zip(fitting, _signatures(fitting, in_width), strict=True):
+                found.setdefault(signature, option)
+            self._following[in_width] = tuple(found.values())
+        return self._following[in_width]
+
+    def counted(self, option: StageConfig, in_width: int) -> StageConfig | None:
+        """The option of `following` that builds the same network as `option` behind `in_width` channels."""
+        if option.problem(in_width) is not None:
+            return None
+        for other in self.following(in_width):
+            if len(set(_signatures([option, other], in_width))) == 1:
+                return other
+        return None
+
+    @cached_property
+    def _priced(self) -> dict[Shape, tuple[tuple[StageConfig, Cost], ...]]:
+        return {}
+
+    def priced(self, shape: Shape) -> tuple[tuple[StageConfig, Cost], ...]:
+        """The options that fit behind `shape`, each with its cost there."""
+        if shape not in self._priced:
+            self._priced[shape] = tuple(_price(self.following(shape[0]), shape))
+        return self._priced[shape]
+
+
+class SearchSpace:
+    """The architectures of a space file for images of its `input` and a number of `classes`.
+
+    Raises `ConfigError` where the file is not a space, or holds no valid architecture.
+    """
+
+    def __init__(self, file: SpaceFile, classes: int, name: str = "space") -> None:
+        self.file = file
+        self.name = name
+        self.classes = classes
+        self.stems = tuple(_each(Stem, file.stem, f"{name}: stem"))
+        self._stem_choices = {key: _as_choice(value) for key, value in file.stem.items()}
+        self.stages = tuple(
+            _stage_space(i, table, name, file.complementary) for i, table in enumerate(file.stages, start=1)
+        )
+        if not self.size:
+            raise ConfigError(
+                f"{name}: no two stages of this space fit together", "a group count must divide both widths"
+            )
+
+    @classmethod
+    def load(cls, name: str | Path, classes: int = 10) -> SearchSpace:
+        """A space by its name or path. Raises `ConfigError`."""
+        path = find_space(str(name))
+        return cls(SpaceFile.parse(parse_toml(read_text(path), path.name), path.name), classes, path.stem)
+
+    # How a sampler speaks of the space: flat names, the same in every trial, values by index.
+
+    @cached_property
+    def parameters(self) -> dict[str, int | tuple[str, ...]]:
+        """Name -> number of indices, or the names of the units. A name means the same choice in every trial."""
+        found: dict[str, int | tuple[str, ...]] = {
+            f"stem.{key}": len(values) for key, values in self._stem_choices.items() if len(values) > 1
+        }
+        for stage in self.stages:
+            if len(stage.choices) > 1:
+                found[f"stage{stage.number}.unit"] = tuple(stage.choices)
+            found |= {f"stage{stage.number}.{key}": count for key, count in stage.keys.items()}
+        return found
+
+    def suggest(self, trial: Suggests) -> ArchConfig:
+        """Ask a trial for every parameter and decode the answer.
+
+        Raises `ConfigError` where the choices are no valid architecture: nothing is repaired.
+        """
+        params: dict[str, int | str] = {}
+        for name, choice in self.parameters.items():
+            if isinstance(choice, int):
+                params[name] = trial.suggest_int(name, 0, choice - 1)
+            else:
+                params[name] = str(trial.suggest_categorical(name, choice))
+        return self.decode(params)
+
+    def decode(self, params: Params) -> ArchConfig:
+        """The architecture that `params` name. Raises `ConfigError` where they name none that meets the condition."""
+        stem = {key: _at(values, params, f"stem.{key}", len(values)) for key, values in self._stem_choices.items()}
+        stages = []
+        for stage in self.stages:
+            at = f"stage{stage.number}"
+            unit = str(params.get(f"{at}.unit", next(iter(stage.choices))))
+            if unit not in stage.choices:
+                raise ConfigError(f"{at}.unit: {unit!r:.40} is no choice of {self.name}")
+            chosen = {
+                key: _at(values, params, f"{at}.{key}", stage.keys.get(key, 1))
+                for key, values in stage.choices[unit].items()
+            }
+            stages.append({"unit": unit, **chosen})
+        arch = ArchConfig.parse(self._fixed() | {"stem": stem, "stage": stages})
+        for number, config in enumerate(arch.stages, start=1):
+            if wrong := unmet(config, self.file.complementary):
+                raise ConfigError(f"stage {number}: {wrong}")
+        return arch
+
+    def encode(self, arch: ArchConfig) -> dict[str, int | str]:
+        """The parameters that decode to `arch`; those that its units do not have are 0. Raises `ConfigError`."""
+        params: dict[str, int | str] = dict.fromkeys(self.parameters, 0)
+        parts: list[tuple[str, BaseModel, Mapping[str, tuple[Any, ...]], Mapping[str, int]]] = [
+            ("stem", arch.stem, self._stem_choices, {k: len(v) for k, v in self._stem_choices.items()})
+        ]
+        for stage, config in zip(self.stages, arch.stages, strict=False):
+            if config.unit not in stage.choices:
+                raise ConfigError(f"stage {stage.number}: {config.unit} is no unit of {self.name}")
+            if len(stage.choices) > 1:
+                params[f"stage{stage.number}.unit"] = config.unit
+            parts.append((f"stage{stage.number}", config, stage.choices[config.unit], stage.keys))
+        for at, record, choices, counts in parts:
+            for key, values in choices.items():
+                value = getattr(record, key)
+                if value not in values:
+                    raise ConfigError(f"{at}.{key}: {value!r:.40} is no choice of {self.name}")
+                if f"{at}.{key}" in params:
+                    params[f"{at}.{key}"] = -(-values.index(value) * counts[key] // len(values))
+        if self.decode(params) != arch:
+            raise ConfigError(f"the architecture is not one of {self.name}")
+        return params
+
+    # What the space holds: one backward walk over (stage, shape that enters it).
+
+    def architecture(self, stem: Stem, stages: Sequence[StageConfig]) -> ArchConfig:
+        """The architecture with this stem and these stages."""
+        return ArchConfig.parse(self._fixed() | {"stem": stem, "stage": tuple(stages)})
+
+    def shape_after_stem(self, stem: Stem) -> Shape:
+        """(channels, height, width) that the first stage reads."""
+        _, height, width = self.file.input
+        return (stem.width, -(-height // stem.stride), -(-width // stem.stride))
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[Shape, ...], ...]:
+        """For each stage the shapes that can enter it, and last the shapes that can leave the last stage."""
+        levels = [tuple(sorted({self.shape_after_stem(stem) for stem in self.stems}))]
+        for stage in self.stages:
+            reached = {shape_after(o, shape) for shape in levels[-1] for o in stage.following(shape[0])}
+            levels.append(tuple(sorted(reached)))
+        return tuple(levels)
+
+    @cached_property
+    def size(self) -> int:
+        """Exact number of different valid networks (networks that two writings share within a stage count once)."""
+        counts: dict[Shape, int] = dict.fromkeys(self.shapes[-1], 1)
+        for stage, entering in zip(reversed(self.stages), reversed(self.shapes[:-1]), strict=True):
+            counts = {
+                shape: sum(counts[shape_after(option, shape)] for option in stage.following(shape[0]))
+                for shape in entering
+            }
+        return sum(counts[self.shape_after_stem(stem)] for stem in self.stems)
+
+    def smallest(self, metric: Metric) -> ArchConfig:
+        """A valid architecture with the least `metric`."""
+        return self._once(metric, operator.lt)
+
+    def largest(self, metric: Metric) -> ArchConfig:
+        """A valid architecture with the greatest `metric`."""
+        return self._once(metric, operator.gt)
+
+    def stem_cost(self, stem: Stem) -> Cost:
+        """Cost of the stem."""
+        return layers_cost(stem_layers(stem, self.file.input[0]), self.file.input)[0]
+
+    def end_cost(self, shape: Shape) -> Cost:
+        """Cost of the head and the classifier behind `shape`."""
+        blocks = end_blocks(shape[0], self.file.head, self.classes)
+        return layers_cost(itertools.chain.from_iterable(block.layers for block in blocks), shape)[0]
+
+    @cached_property
+    def _extremes(self) -> dict[tuple[Metric, Any], ArchConfig]:
+        return {}
+
+    def _once(self, metric: Metric, better: Any) -> ArchConfig:
+        if (metric, better) not in self._extremes:
+            self._extremes[metric, better] = self._extreme(metric, better)
+        return self._extremes[metric, better]
+
+    def _extreme(self, metric: Metric, better: Any) -> ArchConfig:
+        best: dict[Shape, tuple[int, tuple[StageConfig, ...]]] = {
+            shape: (getattr(self.end_cost(shape), metric), ()) for shape in self.shapes[-1]
+        }
+        for stage, entering in zip(reversed(self.stages), reversed(self.shapes[:-1]), strict=True):
+            behind, best = best, {}
+            for shape in entering:
+                for option, cost in stage.priced(shape):
+                    rest, chosen = behind[shape_after(option, shape)]
+                    total = getattr(cost, metric) + rest
+                    if shape not in best or better(total, best[shape][0]):
+                        best[shape] = (total, (option, *chosen))
+        whole = [
+            (getattr(self.stem_cost(stem), metric) + best[self.shape_after_stem(stem)][0], stem) for stem in self.stems
+        ]
+        _, stem = (min if better is operator.lt else max)(whole, key=operator.itemgetter(0))
+        return self.architecture(stem, best[self.shape_after_stem(stem)][1])
+
+    def _fixed(self) -> dict[str, Any]:
+        head = {"head": self.file.head} if self.file.head else {}
+        return {"input": self.file.input, "classes": self.classes, **head}
+
+
+def shape_after(stage: StageConfig, shape: Shape) -> Shape:
+    """The shape that a stage writes."""
+    return (stage.width, -(-shape[1] // stage.stride), -(-shape[2] // stage.stride))
+
+
+def _price(options: Sequence[StageConfig], shape: Shape) -> Iterator[tuple[StageConfig, Cost]]:
+    """Cost is first block + (blocks - 1) * further block; options that differ in `blocks` alone share both."""
+    known: dict[object, tuple[Cost, Cost]] = {}
+    for option in options:
+        key = tuple(value for name, value in option if name != "blocks")
+        if key not in known:
+            first, rest = stage_layers(option, shape[0])
+            once, after = layers_cost(first, shape)
+            known[key] = (once, layers_cost(rest, after)[0])
+        once, again = known[key]
+        yield option, once + again * (option.blocks - 1)
+
+
+def _signatures(options: Sequence[StageConfig], in_width: int) -> Iterator[object]:
+    """What network an option builds behind `in_width` channels; equal signatures are one network."""
+    known: dict[object, tuple[int, int]] = {}
+    numbers: dict[object, int] = {}
+    for option in options:
+        key = tuple(value for name, value in option if name != "blocks")
+        if key not in known:
+            first, rest = (normalised(layers) for layers in stage_layers(option, in_width))
+            known[key] = (numbers.setdefault(first, len(numbers)), numbers.setdefault(rest, len(numbers)))
+        first_number, rest_number = known[key]
+        yield (first_number, option.blocks, rest_number if option.blocks > 1 else None)
+
+
+def _as_choice(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _at(values: tuple[Any, ...], params: Params, name: str, count: int) -> Any:
+    """The value that an index in range(count) names: a shorter list is spread evenly over the indices."""
+    if len(values) == 1:
+        return values[0]
+    index = params.get(name)
+    if not isinstance(index, int) or not 0 <= index < count:
+        raise ConfigError(f"{name}: {index!r:.40} is no index below {count}")
+    return values[index * len(values) // count]
+
+
+def _each(model: type[BaseModel], table: Mapping[str, Any], where: str) -> Iterator[Any]:
+    """Every valid record of the product of choices. Wrong keys and types raise; misfits are left out."""
+    choices = {key: _as_choice(value) for key, value in table.items()}
+    for key, values in choices.items():
+        if not values or len(set(map(repr, values))) != len(values):
+            raise ConfigError(f"{where}.{key_text(key)}: a choice is a list of one or more different values")
+    total = 1
+    for values in choices.values():
+        total *= len(values)
+    if total > MOST_OPTIONS:
+        raise ConfigError(f"{where}: {total} combinations in one stage; at most {MOST_OPTIONS}")
+    for combination in itertools.product(*choices.values()):
+        try:
+            yield model.model_validate(dict(zip(choices, combination, strict=True)))
+        except ValidationError as error:
+            if any(entry["type"] != "value_error" for entry in error.errors()):
+                raise ConfigError(first_problem(error, where)) from None
+
+
+def _stage_space(number: int, table: Mapping[str, Any], name: str, condition: Condition) -> StageSpace:
+    where = f"{name}: stage {number}"
+    shared = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    units = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    for unit in units:
+        if unit not in STAGE_OF_UNIT:
+            raise ConfigError(f"{where}: unknown unit {unit!r:.40}; use {', '.join(UNITS)}")
+    if not units:
+        raise ConfigError(f"{where} names no unit", f"add a table such as [stage.igcv2]; units: {', '.join(UNITS)}")
+    choices: dict[str, dict[str, tuple[Any, ...]]] = {}
+    options: list[StageConfig] = []
+    for unit, own in units.items():
+        merged = shared | dict(own)
+        options.extend(_each(STAGE_OF_UNIT[unit], merged, f"{where}.{unit}"))
+        choices[unit] = {key: _as_choice(value) for key, value in merged.items()}
+    kept = tuple(option for option in options if unmet(option, condition) is None)
+    if options and not kept:
+        raise ConfigError(
+            f"{where}: no option meets the {condition} complementary condition; {unmet(options[0], condition)}",
+            'write complementary = "any", or choose other groups',
+        )
+    return StageSpace(number, choices, kept)

@@ -1,0 +1,1 @@
+"""study: see the map of the house in the README."""

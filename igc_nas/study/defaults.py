@@ -1,0 +1,163 @@
+"""What fits a device where nothing is said: the proxy's recipe, the number of trials, the time limit, the workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from igc_nas.arch.config import parse_toml, read_text
+from igc_nas.data.datasets import DatasetInfo
+from igc_nas.errors import ConfigError
+from igc_nas.io.resources import check_study_name, find_space
+from igc_nas.space.search_space import SpaceFile
+from igc_nas.study.spec import Budget, LatencySpec, Recipe, SamplerName, StudySpec, default_name
+
+STOP = 0.02
+"""The chance to end on the front below which a training is stopped at a rung."""
+MEMORY_PER_WORKER = 2 * 2**30
+MOST_WORKERS = 8
+"""Measuring is one at a time and pauses the others, so more workers mostly wait."""
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # One core trains a mid-sized network in about 10 s: few images, at half resolution. The command line
+    # takes the device's own dtype (`Device.dtype_for`) instead of this one.
+    "cpu": {
+        "epochs": 2,
+        "train_size": 3000,
+        "held_out": 4000,
+        "average": 0.98,
+        "rungs": [2000],
+        "batch": 32,
+        "resolution": 16,
+        "lr": 0.1,
+        "crop": 2,
+        "dtype": "float32",
+        "forms": "fastest",
+    },
+    "cuda": {
+        "epochs": 8,
+        "train_size": 40_000,
+        "held_out": 5000,
+        "average": 0.995,
+        "rungs": [40_000, 120_000],
+        "batch": 256,
+        "resolution": 32,
+        "lr": 0.2,
+        "crop": 4,
+        "dtype": "bfloat16",
+        "forms": "fastest",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much a default search does."""
+
+    trials: int
+    timeout_s: float
+    workers: int
+
+
+def default_recipe(kind: str, **changes: Any) -> Recipe:
+    """The proxy recipe for a kind of device (`cpu` or `cuda`), with changes. Raises `ConfigError`.
+
+    The default rungs are those before the end of the changed recipe.
+    """
+    if "rungs" in changes:
+        return Recipe.parse(RECIPES[kind] | changes, "recipe")
+    recipe = Recipe.parse(RECIPES[kind] | changes | {"rungs": []}, "recipe")
+    return _with_rungs(recipe, RECIPES[kind]["rungs"])
+
+
+def _with_rungs(recipe: Recipe, rungs: Iterable[int]) -> Recipe:
+    return recipe.model_copy(update={"rungs": tuple(at for at in rungs if recipe.step_of(at) < recipe.steps)})
+
+
+def default_extent(kind: str, devices: int = 1) -> Extent:
+    """Trials, time limit and workers. A CPU search ends within ten minutes."""
+    if kind == "cuda":
+        return Extent(trials=200 * devices, timeout_s=2 * 3600, workers=devices)
+    by_memory = psutil.virtual_memory().available // MEMORY_PER_WORKER
+    workers = int(max(1, min(usable_cores(), by_memory, MOST_WORKERS)))
+    return Extent(trials=max(24, 12 * workers), timeout_s=9 * 60, workers=workers)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, by its affinity and by its container's quota (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max"
+        return cores
+
+
+def new_spec(
+    info: DatasetInfo,
+    device_name: str,
+    kind: str = "cpu",
+    *,
+    space: str | Path = "igc_cifar",
+    name: str | None = None,
+    budget: Budget | None = None,
+    objectives: tuple[str, ...] = ("error", "params", "latency"),
+    sampler: SamplerName = "known-cost",
+    seed: int = 0,
+    stop: float = STOP,
+    recipe: Mapping[str, Any] | None = None,
+    latency: Mapping[str, Any] | None = None,
+) -> StudySpec:
+    """The spec of a new study: what is not given is the default for the kind of device.
+
+    `info` comes from `igc_nas.data.datasets.locate`, the device's name and kind from `igc_nas.nn.device.find_devices`. Raises
+    `ConfigError` for an unknown space or a wrong recipe, `InfeasibleError` where nothing fits the budget.
+    """
+    path = find_space(str(space))
+    file = SpaceFile.parse(parse_toml(read_text(path), path.name), path.name)
+    if file.input[0] != 3 or file.input[1] != file.input[2]:
+        raise ConfigError(f"{path.name}: input {list(file.input)} is not that of square colour images, [3, H, H]")
+    budget = budget or Budget()
+    spec = StudySpec(
+        name=check_study_name(name or default_name(path.stem, info.name, budget, seed)),
+        space_name=path.stem,
+        classes=info.classes,
+        dataset=info.label,
+        dataset_sha256=info.sha256,
+        objectives=objectives,
+        sampler=sampler,
+        seed=seed,
+        stop=stop,
+        budget=budget,
+        recipe=_fitting_recipe(kind, info, recipe or {}),
+        latency=LatencySpec.parse(
+            {"device": device_name, "input": file.input, "forms": "within-budget", "cuda_graph": kind == "cuda"}
+            | dict(latency or {}),
+            "latency",
+        ),
+        space=file,
+    )
+    spec.feasible.lightest()  # raises where nothing fits
+    return spec
+
+
+def _fitting_recipe(kind: str, info: DatasetInfo, changes: Mapping[str, Any]) -> Recipe:
+    """The default recipe with changes, its counts cut to what the dataset has. Raises for changes that ask for more."""
+    recipe = default_recipe(kind, **changes)
+    held_out = recipe.held_out if "held_out" in changes else min(recipe.held_out, info.train_count // 10)
+    rest = info.train_count - held_out
+    train_size = recipe.train_size if "train_size" in changes else min(recipe.train_size, rest)
+    if not 0 < train_size <= rest:
+        raise ConfigError(
+            f"recipe: train_size + held_out = {train_size + held_out}; {info.label} has {info.train_count} images",
+            "lower train_size",
+        )
+    fitting = recipe.model_copy(update={"held_out": held_out, "train_size": train_size})
+    if "rungs" in changes:
+        return Recipe.parse(fitting.model_dump(), "recipe")  # the samples may have become fewer
+    return _with_rungs(fitting, recipe.rungs)

@@ -1,0 +1,59 @@
+"""What a person may write where an architecture is asked for: a file, a paper's network, or a trial of a study."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.papers import PATTERNS, is_reference, reference
+from igc_nas.errors import ConfigError, StudyError
+from igc_nas.io.resources import is_file
+from igc_nas.study.records import Trial
+from igc_nas.study.study import Study, load_study
+
+_TRIAL = re.compile(r"(?P<study>.+):(?P<trial>[0-9]{1,9})", re.ASCII)
+
+
+def load_architecture(name: str | Path, classes: int | None = None, root: Path | str = "studies") -> ArchConfig:
+    """An architecture by the path of its TOML file, a reference name, or `STUDY:N` (trial N of a study).
+
+    `classes` replaces the number of classes. Raises `ConfigError`, or `StudyError` for a trial that has none.
+    """
+    arch = _load(str(name), Path(root), classes)
+    return arch if classes is None else arch.with_classes(classes)
+
+
+def named_trial(
+    name: str, root: Path | str = "studies", read: Callable[[str, Path], Study] = load_study
+) -> tuple[Study, Trial] | None:
+    """The trial that `STUDY:N` names, with its study; None for what names a file or a network. Raises `StudyError`."""
+    match = _TRIAL.fullmatch(name)
+    if match is None or is_named(name):
+        return None
+    study = read(match["study"], Path(root))
+    return study, study.trial(int(match["trial"]))
+
+
+def is_named(name: str) -> bool:
+    """Whether a name can only be that of an architecture's file or of a paper's network, and of no study."""
+    return name.endswith(".toml") or is_file(Path(name)) or is_reference(name)
+
+
+def _load(name: str, root: Path, classes: int | None) -> ArchConfig:
+    path = Path(name)
+    if path.suffix == ".toml" or is_file(path):
+        return ArchConfig.load(path)
+    if is_reference(name):
+        return reference(name, classes).arch
+    if (found := named_trial(name, root)) is not None:
+        study, trial = found
+        if trial.arch is None:
+            why = f" ({trial.reason})" if trial.reason else ""
+            raise StudyError(f"trial {trial.number} of {study.spec.name} is {trial.state} and has no architecture{why}")
+        return trial.arch
+    raise ConfigError(
+        f"{name!r:.120} is no architecture",
+        f"name a .toml file, STUDY:N (a trial), or a paper's network: {', '.join(PATTERNS)}",
+    )

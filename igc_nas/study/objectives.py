@@ -1,0 +1,69 @@
+"""The named objectives: all are minimised, all are read from a `Candidate`.
+
+Hypervolume is taken over scaled objectives: the error linearly, everything else by its logarithm, each to [0, 1] by
+bounds that are fixed when a study is made; the reference point is (1, ..., 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from igc_nas.arch.cost import Cost
+from igc_nas.errors import UsageError
+from igc_nas.study.records import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A number of a candidate that is to be small; `label` is its axis title, with the unit."""
+
+    name: str
+    label: str
+    of: Callable[[Candidate], float]
+    log: bool = True
+
+    def scale(self, value: float, low: float, high: float) -> float:
+        """`value` on the scale where `low` is 0 and `high` is 1 (logarithmic unless it is the error)."""
+        if self.log:
+            value, low, high = math.log10(value), math.log10(low), math.log10(high)
+        return (value - low) / (high - low)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    o.name: o
+    for o in (
+        Objective("error", "held-out error", lambda c: c.score.error, log=False),
+        Objective("params", "parameters", lambda c: c.cost.params),
+        Objective("macs", "MACs", lambda c: c.cost.macs),
+        Objective("flops", "FLOPs", lambda c: c.cost.flops),
+        Objective("latency", "latency (ms)", lambda c: c.latency.normalised_ms),
+        Objective("activations", "activations", lambda c: c.cost.activations),
+    )
+}
+
+
+def parse_objectives(text: str) -> tuple[str, ...]:
+    """`"error,params,latency"` -> the names. Two or three different ones; raises `UsageError`."""
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in OBJECTIVES:
+            near = difflib.get_close_matches(name, OBJECTIVES, 1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(OBJECTIVES)}"
+            raise UsageError(f"unknown objective {name!r:.40}", hint)
+    if len(set(names)) != len(names) or len(names) not in (2, 3):
+        raise UsageError(f"objectives {text!r:.80}: name two or three different ones", "e.g. error,params,latency")
+    return names
+
+
+def known_values(cost: Cost, latency_ms: float, names: Sequence[str]) -> tuple[float, ...]:
+    """The objectives but the error, in the order of `names`: what is known before a network is trained."""
+    known = cost.as_dict() | {"latency": latency_ms}
+    return tuple(known[name] for name in names if name != "error")
+
+
+def values(candidate: Candidate, names: Sequence[str]) -> tuple[float, ...]:
+    """The objectives of a candidate, in the order of `names`."""
+    return tuple(OBJECTIVES[name].of(candidate) for name in names)

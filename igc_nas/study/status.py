@@ -1,0 +1,93 @@
+"""How a study stands: what ran, what runs and where, what failed and why, and what to type next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from igc_nas.io.resources import search_command, study_argument
+from igc_nas.study.lock import Owner, Running, owner_of
+from igc_nas.study.records import Trial
+from igc_nas.study.study import Study
+
+MOST_COMMANDS_FOR_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class Status:
+    """A study with whoever searches it; `owner` is None where nobody does, as far as can be seen from here."""
+
+    study: Study
+    owner: Owner | None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials by state, those that there are."""
+        return dict(Counter(trial.state for trial in self.study.trials))
+
+    @property
+    def failed(self) -> tuple[Trial, ...]:
+        """The trials that failed."""
+        return tuple(trial for trial in self.study.trials if trial.state == "failed")
+
+    @property
+    def running(self) -> tuple[tuple[Trial, Running | None], ...]:
+        """The trials that are being evaluated, as far as can be seen from here, each with how far it is."""
+        far = {running.number: running for running in self.owner.running} if self.owner else {}
+        begun = (trial for trial in self.study.trials if trial.state == "running" and trial.process)
+        return tuple((t, far.get(t.number)) for t in begun if t.process and t.process.is_alive() is not False)
+
+    @property
+    def interrupted(self) -> tuple[Trial, ...]:
+        """The trials that the next search takes up: those that wait, and those whose process is gone."""
+        running = {trial.number for trial, _ in self.running}
+        return tuple(
+            trial
+            for trial in self.study.trials
+            if trial.state == "waiting" or (trial.state == "running" and trial.number not in running)
+        )
+
+    def next_commands(self) -> tuple[str, ...]:
+        """What to type next, the most pressing first."""
+        name = study_argument(self.study.folder, self.study.spec.name)
+        commands = [f"igc-nas show {name}:{t.number}" for t in self.failed[-MOST_COMMANDS_FOR_FAILURES:] if t.arch]
+        if self.owner is None and not self.running:
+            commands.append(search_command(self.study.folder, self.study.spec.name))
+        if self.study.candidates:
+            commands += [f"igc-nas front {name}", f"igc-nas dashboard {name}"]
+        return tuple(commands)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as `status --json` prints it."""
+        study, volume = self.study, self.study.hypervolume()
+        return {
+            "study": study.spec.name,
+            "dataset": study.spec.dataset,
+            "folder": None if study.folder is None else str(study.folder),
+            "searched_by": None if self.owner is None else self.owner.model_dump(exclude={"running"}),
+            "trials": self.counts,
+            "front": len(study.front()),
+            "hypervolume": volume,
+            "running": [_running(trial, far) for trial, far in self.running],
+            "interrupted": [trial.number for trial in self.interrupted],
+            "failed": [_failed(trial) for trial in self.failed],
+            "next": list(self.next_commands()),
+        }
+
+
+def status_of(study: Study) -> Status:
+    """How a study stands now."""
+    return Status(study, owner_of(study.folder) if study.folder else None)
+
+
+def _running(trial: Trial, far: Running | None) -> dict[str, Any]:
+    where = {} if trial.process is None else {"host": trial.process.host, "pid": trial.process.pid}
+    said = {} if far is None else far.model_dump(exclude={"number", "since"})
+    return {"trial": trial.number, "since": trial.started, **where, **said, "summary": str(trial.arch)}
+
+
+def _failed(trial: Trial) -> dict[str, Any]:
+    failure = {} if trial.failure is None else trial.failure.model_dump()
+    arch = None if trial.arch is None else trial.arch.to_dict()
+    return {"trial": trial.number, **failure, "reason": trial.reason, "started": trial.started, "arch": arch}

@@ -1,0 +1,199 @@
+"""A study as it can be read: its question, its trials, its front. Needs no torch and no Optuna.
+
+`study.toml` and `trials.jsonl` are the evidence; everything here follows from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from igc_nas.arch.config import MOST_RECORDS, read_bytes, read_text
+from igc_nas.errors import ConfigError, StudyError, UsageError
+from igc_nas.io.resources import find_study
+from igc_nas.io.units import parse_count, parse_ms
+from igc_nas.study.objectives import OBJECTIVES, values
+from igc_nas.study.pareto import hypervolume, knee, nondominated, running_hypervolume
+from igc_nas.study.records import Candidate, Trial
+from igc_nas.study.spec import StudySpec
+
+STUDY_FILE, TRIALS_FILE, PAGE_FILE = "study.toml", "trials.jsonl", "dashboard.html"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's folder says. `trials` are in the order of their numbers."""
+
+    spec: StudySpec
+    trials: tuple[Trial, ...]
+    folder: Path | None = None
+
+    @cached_property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The completed trials, each architecture once."""
+        return tuple(t.candidate for t in self.trials if t.state == "complete" and t.candidate)
+
+    @cached_property
+    def contenders(self) -> tuple[Candidate, ...]:
+        """The candidates that may be on the front: those within the budgets (a person may ask for others, too)."""
+        return tuple(c for c in self.candidates if self.spec.over_budget(c.cost) is None)
+
+    @property
+    def ended(self) -> int:
+        """How many trials are complete, or were stopped at a rung."""
+        return sum(trial.state in ("complete", "stopped") for trial in self.trials)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it has trials or a scale; without, its question may still be another one."""
+        return bool(self.trials or self.spec.bounds)
+
+    def trial(self, number: int) -> Trial:
+        """Trial `number`. Raises `StudyError` naming the range."""
+        for trial in self.trials:
+            if trial.number == number:
+                return trial
+        has = f"trials 0 to {self.trials[-1].number}" if self.trials else "no trials yet"
+        raise StudyError(f"{self.spec.name} has no trial {number}; it has {has}")
+
+    def front(self, objectives: Sequence[str] | None = None) -> tuple[Candidate, ...]:
+        """The candidates that no other one dominates, by the first objective ascending."""
+        names = tuple(objectives or self.spec.objectives)
+        points = [values(c, names) for c in self.contenders]
+        return tuple(self.contenders[i] for i in sorted(nondominated(points), key=lambda i: points[i]))
+
+    def scaled(self, candidate: Candidate, objectives: Sequence[str] | None = None) -> tuple[float, ...]:
+        """A candidate's objectives on the study's fixed [0, 1] scale."""
+        names = tuple(objectives or self.spec.objectives)
+        return self.spec.scaled(dict(zip(names, values(candidate, names), strict=True)))
+
+    def hypervolume(self, objectives: Sequence[str] | None = None) -> float | None:
+        """Hypervolume of the front below (1, ..., 1) on the study's scale; None before the study is calibrated."""
+        names = tuple(objectives or self.spec.objectives)
+        if any(name not in self.spec.bounds for name in names):
+            return None
+        return hypervolume([self.scaled(c, names) for c in self.front(names)], (1.0,) * len(names))
+
+    def hypervolume_curve(self, objectives: Sequence[str] | None = None) -> list[tuple[int, float]]:
+        """(completed trials, hypervolume so far), a point for each completed trial within the budgets."""
+        names = tuple(objectives or self.spec.objectives)
+        if any(name not in self.spec.bounds for name in names):
+            return []
+        points = (self.scaled(candidate, names) for candidate in self.contenders)
+        return list(enumerate(running_hypervolume(points), start=1))
+
+    def pick(self, rule: str) -> Candidate:
+        """A candidate by `knee`, `best-error`, `trial:N` or `under:params=500k[,macs=...]` (least error within).
+
+        Raises `UsageError` for another rule, `StudyError` where nothing matches, naming the nearest.
+        """
+        if not self.candidates:
+            raise StudyError(f"{self.spec.name} has no completed trial yet", f"igc-nas search --study {self.spec.name}")
+        if rule == "knee":
+            front = self.front() or self.candidates
+            return front[knee([self._comparable(c) for c in front])]
+        if rule == "best-error":
+            return min(self.contenders or self.candidates, key=lambda c: (c.score.error, c.cost.params))
+        if (number := _trial_number(rule)) is not None:
+            candidate = self.trial(number).candidate
+            if candidate is None:
+                raise StudyError(
+                    f"trial {number} of {self.spec.name} is {self.trial(number).state}; it has no architecture to pick"
+                )
+            return candidate
+        kind, _, rest = rule.partition(":")
+        if kind == "under" and rest:
+            return self._best_under(parse_limits(rest))
+        raise UsageError(f"unknown pick {rule!r:.80}", "use knee, best-error, trial:N or under:params=500k")
+
+    def pick_trial(self, rule: str) -> Trial:
+        """The trial that `pick` names; by `trial:N` any that has an architecture, completed or not.
+
+        Raises as `pick`.
+        """
+        number = _trial_number(rule)
+        if number is None:
+            return self.trial(self.pick(rule).trial)
+        trial = self.trial(number)
+        if trial.arch is None:
+            why = f" ({trial.reason})" if trial.reason else ""
+            near = min(self.candidates, key=lambda c: abs(c.trial - number), default=None)
+            raise StudyError(
+                f"trial {number} of {self.spec.name} is {trial.state} and has no architecture{why}",
+                None if near is None else f"the nearest that is complete is trial:{near.trial}",
+            )
+        return trial
+
+    def _comparable(self, candidate: Candidate) -> tuple[float, ...]:
+        """Scaled objectives where the study has bounds, else the plain ones: what a knee is found among."""
+        if all(name in self.spec.bounds for name in self.spec.objectives):
+            return self.scaled(candidate)
+        return values(candidate, self.spec.objectives)
+
+    def _best_under(self, limits: dict[str, float]) -> Candidate:
+        def excess(candidate: Candidate) -> float:
+            return max(OBJECTIVES[name].of(candidate) / limit for name, limit in limits.items())
+
+        within = [c for c in self.candidates if excess(c) <= 1]
+        if within:
+            return min(within, key=lambda c: (c.score.error, c.cost.params))
+        near = min(self.candidates, key=excess)
+        has = ", ".join(f"{name} {OBJECTIVES[name].of(near):,.6g}" for name in limits)
+        raise StudyError(
+            f"no completed trial of {self.spec.name} is within that", f"the nearest is trial:{near.trial} ({has})"
+        )
+
+
+def _trial_number(rule: str) -> int | None:
+    """N of `trial:N`; None for another rule."""
+    kind, _, number = rule.partition(":")
+    return int(number) if kind == "trial" and number.isascii() and number.isdigit() and len(number) < 10 else None
+
+
+def parse_limits(text: str) -> dict[str, float]:
+    """`"params=500k,latency=2ms"` -> {"params": 500000, "latency": 2.0}. Raises `UsageError`."""
+    limits: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in OBJECTIVES or name == "error" or not value:
+            raise UsageError(
+                f"{part!r:.60} is no limit", "write params=500k, macs=30M, flops=60M, activations=1M or latency=5ms"
+            )
+        limits[name] = parse_ms(value, name) if name == "latency" else parse_count(value, name)
+    return limits
+
+
+def load_study(name: str | Path, root: Path | str = "studies") -> Study:
+    """Read a study: a `Path` is its folder, text its path or name (`root`/name, else a shipped one).
+
+    Raises `StudyError`. A last line of trials.jsonl that is cut short (a search is writing it) is left out.
+    """
+    folder = find_study(name, Path(root))
+    try:
+        spec = StudySpec.from_toml(read_text(folder / STUDY_FILE), f"{folder.name}/{STUDY_FILE}")
+    except ConfigError as error:
+        raise StudyError(error.message, error.hint) from None
+    return Study(spec, read_trials(folder / TRIALS_FILE), folder)
+
+
+def read_trials(path: Path) -> tuple[Trial, ...]:
+    """The trials of a trials.jsonl, by number; of several lines for one number the last counts."""
+    try:
+        lines = read_bytes(path, MOST_RECORDS).split(b"\n") if path.exists() or path.is_symlink() else []
+    except ConfigError as error:
+        raise StudyError(error.message, error.hint) from None
+    complete, cut_short = lines[:-1], lines[-1:] != [b""]
+    found: dict[int, Trial] = {}
+    for number, line in enumerate(complete, start=1):
+        if line:
+            trial = Trial.from_json(line, f"{path.parent.name}/{path.name} line {number}")
+            found[trial.number] = trial
+    if cut_short and lines:
+        try:
+            trial = Trial.from_json(lines[-1])
+            found[trial.number] = trial
+        except StudyError:
+            pass  # the writer is in the middle of this line
+    return tuple(found[number] for number in sorted(found))

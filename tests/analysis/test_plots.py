@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igc_nas.analysis.plots import front_figure, front_picture
+from igc_nas.analysis.surrogate_quality import knowledge_of
+from igc_nas.analysis.views import (
+    curves_view,
+    disagreements,
+    forms_view,
+    front_rows,
+    front_view,
+    hypervolume_view,
+    knowledge_view,
+    papers_view,
+    plain,
+    trials_view,
+    unit_mix,
+)
+from igc_nas.errors import StudyError, UsageError
+from igc_nas.study.objectives import OBJECTIVES, values
+from igc_nas.study.pareto import dominates
+from igc_nas.study.records import FormTime, Trial
+from igc_nas.study.study import Study
+from tests.support.families import RECIPE, RUNGS, blurred, by_size, make, stop
+from tests.support.studies import make_spec, make_study
+
+PAIRS = list(itertools.combinations(OBJECTIVES, 2))
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return make_study(60, others=["failed", "infeasible", "infeasible", "running"])
+
+
+def on_the_way(n: int = 30, stopped: int = 6) -> Study:
+    """A study with rungs, the last `stopped` of its trainings given up at one."""
+    rungs = {at: blurred(by_size, 0.02, at) for at in RUNGS}
+    study = make(n, blurred(by_size, 0.01, 0), rungs, recipe=RECIPE | {"rungs": RUNGS}, stop=0.05)
+    return stop(study, n - stopped)
+
+
+# views
+
+
+@pytest.mark.parametrize("names", [*PAIRS, ("error", "params", "latency"), ("latency", "error", "macs")])
+def test_a_front_is_what_brute_force_finds(study: Study, names: tuple[str, ...]) -> None:
+    view = front_view(study, names)
+    points = [values(c, names) for c in study.candidates]
+    expected = [i for i, p in enumerate(points) if not any(dominates(q, p) for q in points)]
+    assert sorted(view.front) == sorted({points[i]: i for i in reversed(expected)}.values())
+    assert list(view.front) == sorted(view.front, key=lambda i: points[i])
+
+
+def test_columns_are_the_trials(study: Study) -> None:
+    view = trials_view(study)
+    assert set(view.columns) == set(OBJECTIVES)
+    assert view.trial == tuple(trial.number for trial in study.trials)
+    assert [view.trial[row] for row in view.complete] == [c.trial for c in study.candidates]
+    for row, candidate in zip(view.complete, study.candidates, strict=True):
+        assert view.id[row] == candidate.id
+        assert view.units[row] == unit_mix(candidate.arch)
+        for name, objective in OBJECTIVES.items():
+            assert view.columns[name][row] == pytest.approx(objective.of(candidate), rel=1e-4)
+        assert view.low_ms[row] <= view.columns["latency"][row] <= view.high_ms[row]
+        assert (row in view.noisy) == candidate.latency.noisy
+
+
+def test_of_a_trial_that_did_not_complete_is_told_what_is_known() -> None:
+    study = on_the_way()
+    arch = study.candidates[0].arch
+    over = Trial(number=30, state="infeasible", params={}, arch=arch, reason="over")
+    nothing = Trial(number=31, state="infeasible", params={}, reason="no network")
+    view = trials_view(Study(study.spec, (*study.trials, over, nothing)))
+    for row in range(24, 30):
+        stopped = study.trials[row].stopped
+        assert stopped
+        assert view.columns["error"][row] is None
+        assert view.expected[row] == pytest.approx(stopped.expected_error, rel=1e-4)
+        assert view.columns["macs"][row] == stopped.cost.macs
+        assert view.columns["latency"][row] == pytest.approx(stopped.latency.normalised_ms, rel=1e-4)
+    assert (view.columns["params"][30], view.columns["latency"][30]) == (study.candidates[0].cost.params, None)
+    assert view.id[30] == study.candidates[0].id
+    assert (view.id[31], view.units[31], view.columns["params"][31]) == ("", "", None)
+
+
+def test_an_interval_is_brought_to_the_normalised_time(study: Study) -> None:
+    latency = study.candidates[0].latency
+    low, high = latency.normalised_interval_ms
+    assert low / latency.low_ms == pytest.approx(latency.normalised_ms / latency.median_ms)
+    assert high / low == pytest.approx(latency.high_ms / latency.low_ms)
+
+
+def test_members_are_the_studys_own_front(study: Study) -> None:
+    view = front_view(study, ("macs", "latency"))
+    assert view.members == front_rows(study, study.spec.objectives)
+    assert [study.candidates[row] for row in view.members] == list(study.front())
+
+
+def test_budgets_are_lines_on_their_axes() -> None:
+    view = front_view(make_study(3, budget={"params": 10**6, "macs": 10**8, "latency_ms": 5.0}), ("params", "latency"))
+    assert view.limits == {"params": 10**6, "macs": 10**8, "flops": 2 * 10**8, "latency": 5.0}
+    across, up = front_figure(view, "error").layout.shapes
+    assert (across.xref, across.x0, across.x1, across.yref) == ("x", 10**6, 10**6, "paper")
+    assert (up.yref, up.y0, up.y1, up.xref) == ("y", 5.0, 5.0, "paper")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "count"), [("cifar10", 5), ("cifar100", 25), ("cifar10 (unofficial, sha256:0)", 5), ("shapes", 0)]
+)
+def test_papers_by_dataset(dataset: str, count: int) -> None:
+    papers = papers_view(make_study(0, dataset=dataset))
+    assert len(papers.name) == count
+    assert "latency" not in papers.columns
+    assert all(len(column) == count for column in papers.columns.values())
+
+
+def test_the_papers_numbers(study: Study) -> None:
+    papers = papers_view(study)
+    row = papers.name.index("igcv3-d-cifar")
+    assert papers.columns["error"][row] == 0.0504
+    assert papers.columns["params"][row] == 2_223_498
+    assert papers.source[row] == "IGCV3, IGCV3-D 1.0x"
+
+
+def test_hypervolume_never_falls(study: Study) -> None:
+    view = hypervolume_view(study)
+    assert view.trials == tuple(range(1, 61))
+    assert all(a <= b for a, b in itertools.pairwise(view.volumes))
+    assert view.volumes[-1] == pytest.approx(study.hypervolume())
+    assert view.reference == (0.9, 2_000_000, 60.0)
+
+
+def test_hypervolume_without_a_scale() -> None:
+    view = hypervolume_view(make_study(3, bounds={}))
+    assert (view.trials, view.volumes, view.busy_s, view.reference) == ((), (), (), ())
+
+
+def test_time_is_that_in_which_trials_ran() -> None:
+    """Three trials: two beside each other, then a night, then one that ends before the trial begun ahead of it."""
+    at = ("2026-01-01T10:00:00+00:00", "2026-01-01T10:00:30+00:00", "2026-01-02T08:00:00+00:00")
+    began = (*at, "2026-01-02T08:00:10+00:00")
+    walls = (60.0, 90.0, 100.0, 10.0)
+    study = make_study(4)
+    trials = [
+        trial.model_copy(update={"started": started, "wall_s": wall})
+        for trial, started, wall in zip(study.trials, began, walls, strict=True)
+    ]
+    assert hypervolume_view(Study(study.spec, tuple(trials))).busy_s == (60, 120, 220, 220)
+    unknown = [trials[0], trials[1].model_copy(update={"started": None}), *trials[2:]]
+    assert hypervolume_view(Study(study.spec, tuple(unknown))).busy_s == (60, None, 160, 160)
+
+
+def test_forms_are_those_that_were_timed(study: Study) -> None:
+    view = forms_view(study.candidates)
+    assert view.trial == tuple(c.trial for c in study.candidates)
+    assert view.chosen == tuple(range(60)), "a candidate without times of its forms has the one it was measured in"
+    assert view.median_ms == pytest.approx([c.latency.median_ms for c in study.candidates], rel=1e-4)
+    first = study.candidates[0]
+    times = {
+        name: FormTime(params=2, macs=macs, weight_bytes=8, median_ms=ms, low_ms=ms, high_ms=ms)
+        for name, macs, ms in (("factored", 10, 3.0), ("dense", 40, 1.0))
+    }
+    latency = first.latency.model_copy(update={"forms": times, "form": "dense"})
+    view = forms_view([first.model_copy(update={"latency": latency}), study.candidates[1]])
+    assert (view.form, view.chosen) == (("factored", "dense", "factored"), (1, 2))
+    assert view.macs == (10, 40, study.candidates[1].cost.macs)
+
+
+def test_curves_are_the_rungs_and_the_end() -> None:
+    study = on_the_way()
+    view = curves_view(study)
+    assert view.trial == tuple(range(30))
+    assert view.stopped == tuple(range(24, 30))
+    assert [view.trial[row] for row in view.members] == sorted(c.trial for c in study.front())
+    for row, trial in enumerate(study.trials):
+        if trial.candidate:
+            score = trial.candidate.score
+            assert view.samples[row] == (*RUNGS, score.samples)
+            assert view.errors[row] == pytest.approx([*(rung.error for rung in score.rungs), score.error], rel=1e-4)
+        else:
+            assert view.samples[row] == RUNGS
+
+
+def test_curves_leave_out_what_has_no_rungs(study: Study) -> None:
+    assert curves_view(study).trial == ()
+    mixed = on_the_way(4, 0)
+    candidate = mixed.candidates[2]
+    bare = candidate.model_copy(update={"score": candidate.score.model_copy(update={"rungs": ()})})
+    trials = list(mixed.trials)
+    trials[2] = trials[2].model_copy(update={"candidate": bare})
+    assert curves_view(Study(mixed.spec, tuple(trials))).trial == (0, 1, 3)
+
+
+def test_what_is_known_is_what_knowledge_says(study: Study) -> None:
+    view, known = knowledge_view(study), knowledge_of(study)
+    assert view
+    assert known
+    assert view.trial == known.trials == tuple(c.trial for c in study.candidates)
+    assert view.observed == pytest.approx([c.score.error for c in study.candidates], rel=1e-4)
+    assert view.expected == pytest.approx(known.expected, rel=1e-4)
+    assert view.deviation == pytest.approx(known.deviation, rel=1e-4)
+    assert view.sentence == known.sentence()
+
+
+def test_little_is_known_of_few_trials() -> None:
+    assert knowledge_view(make_study(15)) is None
+
+
+# what studies share
+
+
+def test_equal_questions_agree() -> None:
+    assert disagreements([make_spec(name="a"), make_spec(name="b", seed=1)]) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dataset": "shapes"}, "The datasets differ (cifar10; shapes)"),
+        ({"dataset_sha256": "1" * 64}, "The datasets differ (cifar10)"),
+        ({"recipe": RECIPE | {"epochs": 3, "lr": 0.2}}, "The recipes differ in epochs, lr"),
+        ({"latency": {"device": "GPU"}}, "The latency devices differ (Test CPU; GPU)"),
+        ({"latency": {"device": "Test CPU", "batch": 8}}, "Latency was measured under different conditions (batch)"),
+        ({"objectives": ["error", "macs"]}, "The scales of the hypervolume differ"),
+    ],
+)
+def test_a_disagreement_is_named(changes: dict[str, Any], expected: str) -> None:
+    (line,) = disagreements([make_spec(), make_spec(**changes)])
+    assert line.startswith(expected)
+
+
+def test_plain_text() -> None:
+    assert plain("a<b>&\"'") == "a&lt;b&gt;&amp;&#34;&#39;"
+    assert plain("a\u202eb\x00c") == "a\ufffdb\ufffdc"
+    assert plain("größer 你好 שלום") == "größer 你好 שלום"
+
+
+# the picture
+
+
+def test_a_figure_is_its_view(study: Study) -> None:
+    view = front_view(study, ("params", "error"))
+    every, line, *_ = front_figure(view, "latency").data
+    columns = view.trials.columns
+    assert list(every.x) == [columns["params"][row] for row in view.trials.complete]
+    assert list(line.x) == [columns["params"][row] for row in view.front]
+    assert list(line.y) == [columns["error"][row] for row in view.front]
+
+
+@pytest.mark.parametrize(("names", "drawn"), [(("params", "error"), False), (("macs", "latency"), True)])
+def test_a_noisy_latency_is_marked_where_it_is_shown(study: Study, names: tuple[str, str], drawn: bool) -> None:
+    assert ("noisy latency" in {trace.name for trace in front_figure(front_view(study, names), "error").data}) == drawn
+
+
+def test_colour_by_an_objective(study: Study) -> None:
+    bar = front_figure(front_view(study, ("params", "error")), "latency").layout.coloraxis.colorbar
+    assert bar.ticktext[0].endswith(" ms")
+    assert len(bar.tickvals) == len(bar.ticktext) == 5
+
+
+def test_a_picture_needs_its_extra(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UsageError) as caught:
+        front_picture(study, tmp_path / "front.png")
+    assert caught.value.hint == "pip install 'igc-nas[png]'"
+
+
+@pytest.mark.parametrize("name", ["front.PNG", "front.svg"])
+def test_a_picture_is_titled(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("igc_nas.analysis.plots._image", lambda figure, kind: drawn.append(figure) or kind.encode())
+    front_picture(study, tmp_path / name)
+    title = drawn[0].layout.title.text
+    for expected in ("cifar10", "at most 2M parameters", "60 trials", "Test CPU"):
+        assert expected in title
+    assert (tmp_path / name).read_text() == name[-3:].lower()
+
+
+def test_a_missing_browser_is_one_line(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> bytes:
+        raise RuntimeError("Kaleido requires Google Chrome to be installed.\nSee ...")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    monkeypatch.setattr("plotly.basedatatypes.BaseFigure.to_image", fail)
+    with pytest.raises(UsageError, match="requires Google Chrome to be installed") as caught:
+        front_picture(study, tmp_path / "front.png")
+    assert "\n" not in caught.value.message
+
+
+def test_a_picture_of_nothing_and_of_another_kind(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="no completed trial"):
+        front_picture(make_study(0), tmp_path / "front.png")
+    with pytest.raises(UsageError, match="neither"):
+        front_picture(study, tmp_path / "front.gif")

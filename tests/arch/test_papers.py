@@ -1,0 +1,116 @@
+import pytest
+
+from igc_nas.arch.config import Igcv1Stage
+from igc_nas.arch.papers import PRINTED, is_reference, reference
+from igc_nas.arch.plan import arch_id
+from igc_nas.errors import ConfigError
+from tests.support.builders import one_line
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_every_network_with_a_printed_accuracy_can_be_built(name: str) -> None:
+    network = reference(name)
+    assert is_reference(name)
+    assert network.name == name
+    assert network.paper.startswith("arXiv ")
+    assert network.source.split(",")[0] in ("IGCV1", "IGCV2", "IGCV3")
+    assert network.printed_error
+    assert all(0 < error < 1 for error in network.printed_error.values())
+    assert network.arch.classes == (1000 if name.endswith("imagenet") else 10)
+    assert reference(name, 100).arch == network.arch.with_classes(100)
+
+
+def test_names_follow_the_papers_letters() -> None:
+    arch = reference("igcv1-l24m2-d20").arch
+    assert [(stage.L, stage.M, stage.blocks) for stage in arch.stages if isinstance(stage, Igcv1Stage)] == [
+        (24, 2, 6),
+        (24, 4, 6),
+        (24, 8, 6),
+    ]
+    assert str(reference("igcv1-l8m4-d20-res").arch) == (
+        "32 | igcv1 L8 M4 k3 x3 res | igcv1 L8 M8 k3 x3 s2 res | igcv1 L8 M16 k3 x3 s2 res"
+    )
+    assert str(reference("igcv2-c416-k8-d20").arch).startswith("416 | igcv2 C416 d3 K8 k3 x6 | ")
+    assert str(reference("regconv-w16-d8").arch) == "16 | conv C16 k3 x2 | conv C32 k3 x2 s2 | conv C64 k3 x2 s2"
+    assert arch_id(reference("igcv3-d-cifar").arch) != arch_id(reference("igcv3-d-imagenet", 10).arch)
+
+
+def test_a_network_without_a_printed_accuracy_claims_none() -> None:
+    network = reference("igcv1-l24m2-d20")
+    assert (dict(network.printed_error), network.source) == ({}, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("igcv3-d-cifr", "did you mean igcv3-d-cifar?"),
+        ("igcv3-d-imagnet", "did you mean igcv3-d-imagenet?"),
+        ("igcv2-c416-k8d20", "did you mean igcv2-c416-k8-d20?"),
+        ("igcv1-l16m32d20", "did you mean igcv1-l16m32-d20?"),
+        ("resnet20", "named networks: igcv1-l{L}m{M}-d{D}"),
+        ("", "named networks: igcv1-l{L}m{M}-d{D}"),
+        ("x" * 10_000, "named networks: igcv1-l{L}m{M}-d{D}"),
+        ("../igcv3-d-cifar/x", ""),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        reference(name)
+    assert one_line(raised).startswith("unknown network ")
+    assert (raised.value.hint or "").startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("igcv1-l24m2-d21", "use d20 or d23"),
+        ("igcv1-l24m2-d22", "use d20 or d23"),
+        ("igcv1-l24m2-d2", "use d5 or d8"),
+        ("igcv1-l24m2-d0", "use d5 or d8"),
+        ("igcv1-l24m2-d23-res", "use d20 or d26"),
+        ("igcv1-l24m2-d2-res", "use d8 or d14"),
+        ("regconv-w16-d18", "use d17 or d20"),
+        ("igcv2-c416-k8-d19", "use d17 or d20"),
+    ],
+)
+def test_a_depth_that_no_network_has_is_refused_with_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match="the depth is"):
+        reference(name)
+    with pytest.raises(ConfigError) as raised:
+        reference(name)
+    assert raised.value.hint == hint
+    wrong, right = name.removesuffix("-res").rpartition("-")[2], hint.split()[1]
+    assert reference(name.replace(wrong, right)).arch.stages
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "igcv1-l0m2-d8",
+        "igcv1-l2m0-d8",
+        "igcv1-l99999m99999-d8",
+        "regconv-w0-d8",
+        "regconv-w65536-d8",
+        "regconv-w16-d998",
+        "igcv2-c416-k0-d20",
+        "igcv2-c416-k7-d20",
+        "igcv2-c0-k8-d20",
+        "igcv1-l\u0663m2-d20",
+        "igcv1-l-3m2-d20",
+        "igcv1-l24m2-d20\n",
+        " igcv1-l24m2-d20",
+        "IGCV1-L24M2-D20",
+        "igcv1-l24m2-d8-RES",
+        "igcv1-l999999m1-d8",
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        reference(name)
+    one_line(raised)
+
+
+@pytest.mark.parametrize("classes", [0, -1, 10**9])
+def test_classes_out_of_range_are_refused(classes: int) -> None:
+    with pytest.raises(ConfigError, match="classes"):
+        reference("igcv3-d-cifar", classes)

@@ -1,0 +1,514 @@
+"""bench sampler: problems, replays in virtual time, what is judged by their curves, and the command as it is typed."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import cost_of
+from igc_nas.arch.plan import arch_id
+from igc_nas.bench.samplers import problems, runs
+from igc_nas.bench.samplers.plots import figure_kind, sampler_figure, write_figure
+from igc_nas.bench.samplers.problems import Answer, Landscape, Problem, Table, landscapes, table_problem
+from igc_nas.bench.samplers.replay import Replay, replay
+from igc_nas.bench.samplers.report import (
+    SAMPLERS,
+    Band,
+    Compared,
+    SamplerReport,
+    Sparing,
+    _sparing,
+    bench_sampler,
+    parse_samplers,
+)
+from igc_nas.bench.samplers.runs import Task, run_tasks
+from igc_nas.cli.program import _status
+from igc_nas.errors import StudyError, UsageError
+from igc_nas.samplers.brute_force import Enumeration
+from igc_nas.samplers.history import History, Rows
+from igc_nas.study.pareto import hypervolume, running_hypervolume
+from igc_nas.study.records import Candidate, Rung, Trial
+from igc_nas.study.spec import Budget, SamplerName, StudySpec
+from igc_nas.study.study import STUDY_FILE, TRIALS_FILE, Study
+from tests.support.searches import evaluate
+from tests.support.searches import spec as tiny_spec
+
+RUNGS = (1500, 3000)
+BUDGET = 1_400
+
+
+@cache
+def full_study() -> Study:
+    """Every architecture of `tiny` within 1,400 parameters, its errors invented; at a rung a training is 0.1 behind."""
+    spec = tiny_spec(name="table", budget=Budget(params=BUDGET), recipe={"rungs": RUNGS}, stop=0.05)
+    return Study(spec, tuple(trial(n, arch) for n, arch in enumerate(architectures(spec))))
+
+
+def architectures(spec: StudySpec) -> list[ArchConfig]:
+    catalog = spec.feasible.catalog
+    none, values = Rows(np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)), np.zeros((0, 3))
+    codes = Enumeration(spec).propose(History(none, values, none, values, none), np.random.default_rng(0))
+    return [ArchConfig.parse(catalog.architecture(code).to_dict()) for code in codes]
+
+
+def trial(number: int, arch: ArchConfig) -> Trial:
+    latency, score = evaluate(arch, 0)
+    rungs = tuple(Rung(samples=at, error=min(1.0, score.error + 0.1), loss=1.0) for at in RUNGS)
+    score = score.model_copy(update={"rungs": rungs, "samples": 6000})
+    found = Candidate(
+        trial=number, id=arch_id(arch), arch=arch, cost=cost_of(arch), latency=latency, score=score, seed=0
+    )
+    return Trial(number=number, state="complete", params={}, arch=arch, candidate=found)
+
+
+@cache
+def table() -> Table:
+    return table_problem(full_study())
+
+
+@cache
+def landscape(name: str = "capacity") -> Landscape:
+    return next(found for found in all_landscapes() if found.name == name)
+
+
+@cache
+def all_landscapes() -> tuple[Landscape, ...]:
+    return landscapes()
+
+
+# Problems.
+
+
+def test_a_table_answers_with_what_was_recorded() -> None:
+    candidate = full_study().candidates[3]
+    answer = table().answer(candidate.arch, candidate.id, candidate.cost, 7)
+    assert answer is not None
+    assert answer.seen == answer.true == (candidate.score.error, candidate.cost.params, candidate.latency.normalised_ms)
+    assert answer.known == (candidate.cost.params, candidate.latency.normalised_ms)
+    assert answer.compute == tuple(n * candidate.cost.macs for n in (*RUNGS, 6000))
+    assert answer.rungs == (candidate.score.error + 0.1,) * 2
+    assert (table().size, table().missing) == (len(full_study().candidates), 0)
+    assert "complete" in table().about
+    assert table().stop == 0.05
+    assert table().front() == {candidate.id for candidate in full_study().front()}
+
+
+def test_a_table_says_what_it_lacks() -> None:
+    whole = full_study()
+    slow = whole.trials[0].model_copy(update={"state": "infeasible", "candidate": None})
+    lacking = table_problem(Study(whole.spec, (slow, *whole.trials[4:])))
+    assert lacking.missing == 3, "what was found too slow is not missing"
+    assert "3 of its architectures MISSING" in lacking.about
+    arch = whole.trials[1].arch
+    assert arch is not None
+    assert lacking.answer(arch, arch_id(arch), cost_of(arch), 0) is None
+    assert lacking.fingerprint != table().fingerprint
+
+
+def test_a_study_that_lacks_most_of_its_space_is_no_table() -> None:
+    whole = full_study()
+    with pytest.raises(StudyError, match="it is no table") as raised:
+        table_problem(Study(whole.spec, whole.trials[:5]))
+    assert "--sampler all" in (raised.value.hint or "")
+    with pytest.raises(StudyError, match="no completed trial"):
+        table_problem(Study(whole.spec, ()))
+    with pytest.raises(StudyError, match="no scale"):
+        table_problem(Study(whole.spec.model_copy(update={"bounds": {}}), whole.trials))
+
+
+@pytest.mark.parametrize("name", ["capacity", "rugged", "deceptive"])
+def test_a_landscape_is_synthetic_and_says_so(name: str) -> None:
+    problem = landscape(name)
+    assert problem.about.startswith("SYNTHETIC")
+    assert (problem.size, problem.missing, problem.stop, problem.front()) == (None, 0, 0.0, frozenset())
+    rng = np.random.default_rng(0)
+    errors = []
+    for _ in range(50):
+        arch = problem.spec.feasible.draw_stratified(rng)
+        cost, identity = cost_of(arch), arch_id(arch)
+        answer, again, other = (problem.answer(arch, identity, cost, seed) for seed in (1, 1, 2))
+        assert answer is not None
+        assert other is not None
+        assert answer == again
+        assert answer.true == other.true != answer.seen != other.seen
+        assert answer.true[1:] == answer.seen[1:] == answer.known == (cost.params, cost.macs)
+        assert abs(answer.true[0] - answer.seen[0]) < 0.06
+        assert 0.01 < answer.true[0] < 1, "no error is cut off"
+        errors.append(answer.true[0])
+    assert np.std(errors) > 2 * problems.NOISE
+
+
+def test_parameters_mislead_on_the_deceptive_landscape_only() -> None:
+    feasible, rng = landscape().spec.feasible, np.random.default_rng(0)
+    archs = [feasible.draw_stratified(rng) for _ in range(300)]
+    params = np.log([cost_of(arch).params for arch in archs])
+    found = {
+        problem.name: np.corrcoef(params, [problem.error(arch, cost_of(arch)) for arch in archs])[0, 1]
+        for problem in all_landscapes()
+    }
+    assert found["deceptive"] > 0.1
+    assert found["capacity"] < found["rugged"] < -0.3
+
+
+def test_a_fingerprint_tells_what_is_answered() -> None:
+    assert len({problem.fingerprint for problem in (*all_landscapes(), table())}) == 4
+    assert table_problem(full_study()).fingerprint == table().fingerprint
+    assert dataclasses.replace(landscape(), name="other", about="other").fingerprint == landscape().fingerprint
+    changed = dataclasses.replace(landscape(), error=lambda arch, cost: 0.5)
+    assert changed.fingerprint != landscape().fingerprint
+
+
+# Replays.
+
+
+def test_volumes_are_those_of_the_points_so_far() -> None:
+    rng = np.random.default_rng(0)
+    points: list[Any] = [tuple(point) for point in rng.random((60, 3)) * 1.1]
+    points[7], points[9] = None, points[8]
+    found = list(running_hypervolume(points))
+    for n, volume in enumerate(found, start=1):
+        so_far = [point for point in points[:n] if point is not None]
+        assert volume == pytest.approx(hypervolume(so_far, (1.0,) * 3))
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("made_up", [True, False])
+def test_every_sampler_is_replayed(sampler: SamplerName, made_up: bool) -> None:
+    problem: Problem = landscape() if made_up else table()
+    found = replay(problem, sampler, 1, 20)
+    assert len(found.volumes) == 20
+    assert list(found.volumes) == sorted(found.volumes)
+    assert found.volumes[-1] > 0
+    assert list(found.compute) == sorted(found.compute)
+    assert (found.stopped, found.lost) == (0, ())
+
+
+@pytest.mark.parametrize("sampler", ["known-cost", "tpe"])
+def test_a_replay_follows_from_problem_sampler_and_seed(sampler: SamplerName) -> None:
+    first = replay(table(), sampler, 3, 20)
+    assert replay(table(), sampler, 3, 20) == first != replay(table(), sampler, 4, 20)
+    assert replay(table(), sampler, 3, 12).volumes == first.volumes[:12], "what comes later changes nothing"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Watched(Table):
+    """A table that notes who asks."""
+
+    asked: list[str] = dataclasses.field(default_factory=list)
+
+    def answer(self, arch: ArchConfig, identity: str, cost: Any, seed: int) -> Answer | None:
+        self.asked.append(identity)
+        assert cost.params <= BUDGET
+        return super().answer(arch, identity, cost, seed)
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "tpe"])  # which takes its time
+def test_a_table_is_searched_to_its_end_with_no_architecture_twice(sampler: SamplerName) -> None:
+    watched = Watched("watched", "", full_study().spec, full_study())
+    size = len(full_study().candidates)
+    found = replay(watched, sampler, 0, size + 10)
+    assert len(found.volumes) == size
+    assert len(set(watched.asked)) == len(watched.asked) == size
+    assert found.volumes[-1] == pytest.approx(full_study().hypervolume())
+
+
+def test_what_has_no_answer_costs_nothing() -> None:
+    whole = full_study()
+    lacking = table_problem(Study(whole.spec, whole.trials[len(whole.trials) // 4 :]))
+    for sampler in ("known-cost", "nsga2"):
+        found = replay(lacking, sampler, 0, 1000)  # type: ignore[arg-type]
+        assert len(found.volumes) == lacking.size
+
+
+def test_hopeless_trainings_are_stopped_for_less_compute() -> None:
+    full = replay(table(), "stratified", 0, 1000)
+    stopped = replay(table(), "stratified", 0, 1000, stop=0.05)
+    assert stopped.stopped > 5
+    assert len(stopped.volumes) == len(full.volumes)
+    assert stopped.compute[-1] < 0.95 * full.compute[-1]
+    assert set(stopped.lost) <= table().front()
+    until = replay(table(), "stratified", 0, 1000, compute=full.compute[9])
+    assert until.compute == full.compute[:10]
+
+
+# Many runs, and their file.
+
+
+def tasks(seeds: int = 2, samplers: Sequence[SamplerName] = ("random", "stratified")) -> list[Task]:
+    return [Task(table().fingerprint, sampler, seed, 8) for sampler in samplers for seed in range(seeds)]
+
+
+def test_runs_are_the_same_in_other_processes() -> None:
+    assert run_tasks([table()], tasks(), workers=2) == run_tasks([table()], tasks())
+
+
+def test_runs_go_on_from_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "runs.jsonl"
+    first = run_tasks([table()], tasks(1), file=file)
+    with file.open("a") as out:
+        out.write('{"name": "cut sh')
+    ran: list[Task] = []
+    really = runs._run
+    monkeypatch.setattr(runs, "_run", lambda task: ran.append(task) or really(task))
+    said: list[str] = []
+    both = run_tasks([table()], tasks(2), file=file, say=said.append)
+    assert {task: both[task] for task in first} == first
+    assert ran == [task for task in tasks(2) if task.seed == 1]
+    assert said[0].startswith("2 of 4 runs are in ")
+    assert said[-1].startswith("2/2 table stratified seed 1: 0.")
+    assert [json.loads(line)["name"] for line in file.read_text().splitlines()] == ["table"] * 4
+    ran.clear()
+    assert run_tasks([table()], tasks(2), file=file) == both
+    assert ran == []
+
+
+@pytest.mark.parametrize("line", ["nothing", '{"task": {}}', "[]", '{"task": {"a": 1}, "replay": {}}'])
+def test_a_file_of_something_else_is_refused(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "runs.jsonl"
+    file.write_text(line + "\n")
+    with pytest.raises(UsageError, match=r"runs\.jsonl line 1 is no run of bench sampler"):
+        run_tasks([table()], tasks(), file=file)
+
+
+# What is judged.
+
+
+def band(*mean: float, half: float = 0.0) -> Band:
+    return Band(mean, tuple(m - half for m in mean), tuple(m + half for m in mean))
+
+
+def rising(at_end: float, half: float = 0.01, length: int = 200) -> Band:
+    return band(*(at_end * n / length for n in range(1, length + 1)), half=half)
+
+
+def compared(curves: dict[str, Band], missing: int = 0, goal_at: int = 200) -> Compared:
+    return Compared("made", "about", None, missing, goal_at, curves)
+
+
+def answers(found: Compared) -> list[bool | None]:
+    return [verdict.reached for verdict in found.verdicts()]
+
+
+def test_a_band_is_students_t() -> None:
+    found = Band.of([[1.0, 2.0], [3.0, 2.0], [2.0]])
+    half = 4.302653 * 1.0 / math.sqrt(3)
+    assert found.mean == (2.0, 2.0)
+    assert found.low[1] == found.high[1] == 2.0
+    assert (found.low[0], found.high[0]) == (pytest.approx(2 - half, abs=1e-4), pytest.approx(2 + half, abs=1e-4))
+    assert found.text(1).startswith("2.0000 [-0.48")
+    assert found.text(3) == "-"
+
+
+def test_a_clear_winner_reaches_everything() -> None:
+    found = compared({"known-cost": rising(0.9), "random": rising(0.2), "tpe": rising(0.4)})
+    assert answers(found) == [True] * 5
+    assert found.goal == pytest.approx(0.2)
+    assert found.needed("known-cost") == 45
+    assert found.needed("random") == 200
+
+
+def test_bands_that_touch_are_not_apart() -> None:
+    found = compared({"known-cost": rising(0.9, half=0.2), "random": rising(0.2), "tpe": rising(0.4)})
+    assert answers(found) == [True, True, True, False, True]
+
+
+def test_a_loser_is_told() -> None:
+    found = compared({"known-cost": rising(0.3), "random": rising(0.2), "tpe": rising(0.4)})
+    assert answers(found) == [False, False, False, False, False]
+    assert "tpe 0.0600" in found.verdicts()[0].why
+    assert "134 to reach 0.2000; a quarter is 50" in found.verdicts()[-1].why
+    never = compared({"known-cost": rising(0.1), "random": rising(0.2)})
+    assert "never to reach" in never.verdicts()[-1].why
+    assert answers(never)[-1] is False
+
+
+def test_equal_is_not_above() -> None:
+    assert answers(compared({"known-cost": rising(0.4), "tpe": rising(0.4)}))[:3] == [False] * 3
+
+
+def test_what_was_not_replayed_is_not_judged() -> None:
+    short = compared({"known-cost": rising(0.9, length=50), "random": rising(0.1, length=50)})
+    assert answers(short) == [True, None, None, None, None]
+    assert answers(compared({"random": rising(0.1), "tpe": rising(0.2)})) == [None] * 5
+    assert answers(compared({"known-cost": rising(0.1)})) == [None] * 5
+    assert answers(compared({"known-cost": rising(0.9), "tpe": rising(0.2)}))[-1] is None
+
+
+def test_a_table_that_lacks_something_is_not_judged() -> None:
+    found = compared({"known-cost": rising(0.9), "random": rising(0.2)}, missing=7)
+    assert answers(found) == [None] * 5
+    assert all(verdict.why.startswith("the table lacks 7; ") for verdict in found.verdicts())
+
+
+def sparing(full: list[Replay], stopped: list[Replay]) -> Sparing:
+    return _sparing(table(), "known-cost", full, stopped)
+
+
+def test_stopping_is_held_against_full_training_over_compute() -> None:
+    full = [Replay((0.1, 0.2, 0.4), (10.0, 20.0, 30.0))] * 3
+    sooner = [Replay((0.1, 0.2, 0.4, 0.4), (6.0, 12.0, 18.0, 31.0), 2, ("a",))] * 3
+    found = sparing(full, sooner)
+    assert found.share == pytest.approx(0.6)
+    assert (found.trainings_stopped, found.lost, found.front) == (2.0, 1.0, len(table().front()))
+    assert found.area[0].mean[0] == pytest.approx((0.1 + 0.2) / 3, abs=0.01)
+    assert found.area[1].mean[0] == pytest.approx((0.1 + 0.2) / 5 + 0.4 * 0.4, abs=0.01)
+    assert [verdict.reached for verdict in found.verdicts()] == [True, True]
+    worse = sparing(full, [Replay((0.05, 0.2, 0.3), (10.0, 20.0, 30.0))] * 3)
+    assert worse.share is None
+    assert [verdict.reached for verdict in worse.verdicts()] == [False, False]
+    same = sparing(full, full)
+    assert same.share == 1.0
+    assert [verdict.reached for verdict in same.verdicts()] == [True, False]
+
+
+# The report.
+
+
+@cache
+def report() -> SamplerReport:
+    return bench_sampler([table(), landscape()], ("known-cost", "random"), 3, 12)
+
+
+def test_the_report_holds_what_was_replayed() -> None:
+    found = json.loads(json.dumps(report().to_dict(), allow_nan=False))
+    assert (found["seeds"], found["evaluations"]) == (3, 12)
+    assert "free of charge" in found["rules"]
+    on_table, made_up = found["problems"]
+    assert on_table["size"] == table().size
+    assert on_table["goal_at"] == table().size // 2  # type: ignore[operator]
+    assert (made_up["size"], made_up["goal_at"]) == (None, 200)
+    assert made_up["about"].startswith("SYNTHETIC")
+    rows = [replay(landscape(), "random", seed, 12).volumes for seed in range(3)]
+    curve = made_up["curves"]["random"]
+    assert curve["mean"] == pytest.approx(np.mean(rows, axis=0), abs=1e-5)
+    assert len(curve["mean"]) == len(curve["low"]) == len(curve["high"]) == 12
+    assert [s["sampler"] for s in on_table["sparing"]] == ["known-cost"], "rungs are replayed for our own samplers"
+    assert made_up["sparing"] == []
+    assert len(on_table["verdicts"]) == 7
+    assert len(made_up["verdicts"]) == 5
+
+
+def test_the_report_for_people() -> None:
+    lines = report().lines()
+    assert any(line.startswith("capacity: SYNTHETIC") for line in lines)
+    assert any(line.startswith("table: table of ") for line in lines)
+    assert sum("not judged" in line for line in lines) >= 5
+    assert any("area under the hypervolume over compute" in line for line in lines)
+    assert "optuna" in lines[-1]
+
+
+def test_a_table_smaller_than_the_evaluations_is_searched_whole() -> None:
+    found = bench_sampler([table()], ("random",), 3, 10_000).results[0]
+    assert len(found.curves["random"].mean) == table().size < 100
+    needed = found.needed("random")
+    assert needed is not None
+    assert needed <= found.goal_at
+
+
+def test_too_few_seeds_and_unknown_samplers_are_refused() -> None:
+    with pytest.raises(UsageError, match="2 seeds make no band") as raised:
+        bench_sampler([table()], ("random",), 2, 5)
+    assert raised.value.hint == "--seeds 20"
+    assert parse_samplers("tpe, random,tpe") == ("tpe", "random")
+    with pytest.raises(UsageError, match="unknown sampler 'bayes'"):
+        parse_samplers("random,bayes")
+
+
+def test_the_figure_draws_the_numbers_of_the_report(tmp_path: Path) -> None:
+    figure = sampler_figure(report())
+    lines = [trace for trace in figure.data if trace.fill is None]
+    assert [trace.name for trace in lines] == [
+        *("known-cost", "random") * 2, "known-cost", "known-cost, stopping",
+    ]  # fmt: skip
+    assert [trace.showlegend for trace in lines] == [True, True, False, False, False, True]
+    assert tuple(lines[2].y) == report().results[1].curves["known-cost"].mean
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles == ["table", "capacity (synthetic)", "table: stopping at rungs"]
+    write_figure(report(), tmp_path / "samplers.html")
+    assert "capacity (synthetic)" in (tmp_path / "samplers.html").read_text()
+    with pytest.raises(UsageError, match=r"neither \.html, \.png nor \.svg"):
+        figure_kind(Path("samplers.pdf"))
+
+
+def test_a_picture_needs_kaleido(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="kaleido") as raised:
+        write_figure(report(), tmp_path / "samplers.png")
+    assert "igc-nas[png]" in (raised.value.hint or "")
+
+
+# The command.
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with the table in ./studies."""
+    monkeypatch.chdir(tmp_path)
+    study = full_study()
+    target = tmp_path / "studies" / "table"
+    target.mkdir(parents=True)
+    (target / STUDY_FILE).write_text(study.spec.to_toml())
+    (target / TRIALS_FILE).write_text("".join(trial.to_json() + "\n" for trial in study.trials))
+    return tmp_path
+
+
+ARGUMENTS = (
+    "bench",
+    "sampler",
+    "--no-landscapes",
+    "--table",
+    "table",
+    "--samplers",
+    "random,stratified",
+    "--workers",
+    "1",
+)
+
+
+def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = [*ARGUMENTS, "--seeds", "3", "--evaluations", "6", "-o", "runs.jsonl", "--html", "samplers.html"]
+    assert _status([*typed, "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert [problem["problem"] for problem in found["problems"]] == ["table"]
+    assert list(found["problems"][0]["curves"]) == ["random", "stratified"]
+    assert err.count(" seed ") == 9
+    assert (folder / "samplers.html").stat().st_size > 1_000_000
+    assert _status(typed) == 0
+    out, err = capsys.readouterr()
+    assert "sampler" in out
+    assert "not judged" in out
+    assert err.count(" seed ") == 0, "all runs are in the file"
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "message", "hint"),
+    [
+        (("--samplers", "bayes"), 2, "unknown sampler 'bayes'", "choose from known-cost"),
+        (("--seeds", "2"), 2, "2 seeds make no band", "--seeds 20"),
+        (("--table", "nowhere"), 4, "nowhere", ""),
+        (("--html", "samplers.pdf"), 2, "neither .html", "name it"),
+    ],
+)
+def test_wrong_input_is_one_line_and_a_hint(
+    more: tuple[str, ...], status: int, message: str, hint: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _status([*ARGUMENTS, *more]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert hint in err
+    assert len(err.splitlines()) <= 2
+
+
+def test_nothing_to_replay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _status(["bench", "sampler", "--no-landscapes"]) == 2
+    assert "--table STUDY" in capsys.readouterr().err

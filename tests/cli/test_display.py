@@ -1,0 +1,247 @@
+"""What a terminal shows: nothing that a file holds moves the cursor, and the sums of a table are the network's."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console, RenderableType
+
+from igc_nas.arch.cost import cost_of, rows
+from igc_nas.arch.papers import reference
+from igc_nas.arch.plan import Act, Conv, Interleave, Linear, Norm, Pool, plan
+from igc_nas.cli.display import (
+    CANDIDATE_COLUMNS,
+    SearchDisplay,
+    Standing,
+    candidate_cells,
+    data_label,
+    front_table,
+    layer_text,
+    plan_table,
+    printable,
+    table,
+    trial_line,
+)
+from igc_nas.engine.events import Ended, Exhausted, Job, Opened, Started
+from igc_nas.study.records import Trial
+from igc_nas.study.study import Study
+from tests.support.builders import architectures
+from tests.support.searches import spec
+from tests.support.studies import make_study
+
+STUDY = make_study(8, others=["infeasible", "duplicate", "failed"])
+HOSTILE = "\x1b[2J\x1b]0;title\x07\r\u202eevil\u2066[bold red]loud[/bold red]\x9b31m"
+
+
+def shown(what: RenderableType, width: int = 200) -> str:
+    """What a console without colours shows."""
+    console = Console(width=width, highlight=False, color_system=None)
+    with console.capture() as capture:
+        console.print(what)
+    return capture.get()
+
+
+def harmless(text: str) -> bool:
+    return all(c.isprintable() or c == "\n" for c in text)
+
+
+@given(st.text())
+def test_printable_text_has_no_control_and_no_direction_characters(text: str) -> None:
+    assert harmless(printable(text))
+    assert len(printable(text)) == len(text)
+    assert printable(printable(text)) == printable(text)
+    if harmless(text):
+        assert printable(text) == text
+
+
+def test_printable_keeps_what_people_write() -> None:
+    for text in ("naïve 研究 ☃ é", "two\nlines", "error 12.3 %"):
+        assert printable(text) == text
+    assert "\x1b" not in printable(HOSTILE)
+    assert "\u202e" not in printable(HOSTILE)
+
+
+@given(st.lists(st.lists(st.text(max_size=20), min_size=2, max_size=2), min_size=1, max_size=3))
+def test_a_table_of_any_text_is_harmless(cells: Sequence[Sequence[str]]) -> None:
+    assert harmless(shown(table(("one", "two"), cells, left=("one",))))
+
+
+def test_a_cell_is_text_and_no_markup() -> None:
+    assert "[bold red]loud[/bold red]" in shown(table(("one",), [[HOSTILE]]))
+
+
+# Plans.
+
+
+def test_every_kind_of_layer_has_its_words() -> None:
+    assert layer_text(Conv("stem", 3, 8, 3, 2, 1)) == "stem: conv 3x3 3->8 stride 2"
+    assert layer_text(Conv("primary", 8, 8, 3, 1, 4)) == "primary: conv 3x3 8->8 groups 4"
+    assert layer_text(Interleave(8, 4)) == "interleave(4)"
+    assert layer_text(Interleave(8, 1)) == "interleave(1) = identity"
+    assert layer_text(Norm("bn", 8)) == "bn: batch norm"
+    assert layer_text(Act("relu6")) == "relu6"
+    assert layer_text(Pool()) == "global average pool"
+    assert layer_text(Linear("classifier", 8, 10)) == "classifier: linear 8->10 with bias"
+
+
+@settings(max_examples=40)
+@given(architectures())
+def test_the_columns_of_a_plan_add_up_to_the_cost(arch) -> None:
+    text = shown(plan_table("title", rows(plan(arch))))
+    params, macs = _last_columns(text)
+    assert (params, macs) == (cost_of(arch).params, cost_of(arch).macs)
+
+
+def test_a_plan_shows_every_layer() -> None:
+    arch = reference("igcv1-l24m2-d20-res").arch
+    listed = list(rows(plan(arch)))
+    text = shown(plan_table("the title", listed))
+    body = [line for line in text.splitlines() if line.split()[-1:] and line.split()[-1].replace(",", "").isdigit()]
+    assert text.startswith("the title\n")
+    assert len(body) == len(listed)
+    assert any("shortcut: " in line for line in body)
+
+
+def _last_columns(text: str) -> tuple[int, int]:
+    numbers = [line.replace(",", "").split()[-2:] for line in text.splitlines()]
+    found = [
+        (int(one), int(two)) for one, two in (n for n in numbers if len(n) == 2) if one.isdigit() and two.isdigit()
+    ]
+    return sum(one for one, _ in found), sum(two for _, two in found)
+
+
+# Studies.
+
+
+def test_a_front_says_what_its_numbers_are_of() -> None:
+    front = STUDY.front()
+    text = shown(front_table(STUDY, front, STUDY.spec.objectives))
+    assert f"test-study: front of {len(front)} of 8 candidates by error, params, latency; data: cifar10" in text
+    assert f"hypervolume {STUDY.hypervolume():.4f}" in text
+    assert "latency: eager, batch 1, 1 thread(s), float32, on Test CPU" in text
+    for candidate in front:
+        assert str(candidate.arch) in text
+
+
+def test_a_narrow_terminal_cuts_no_number() -> None:
+    front = STUDY.front()
+    text = shown(front_table(STUDY, front, STUDY.spec.objectives), width=80)
+    for candidate in front:
+        for cell in candidate_cells(candidate)[:-2]:
+            assert cell in text
+
+
+def test_a_front_of_a_hostile_study_is_harmless() -> None:
+    hostile = Study(STUDY.spec.model_copy(update={"name": HOSTILE, "dataset": HOSTILE}), STUDY.trials)
+    text = shown(front_table(hostile, hostile.front(), hostile.spec.objectives))
+    assert harmless(text)
+    assert "[bold red]loud" in text
+
+
+def test_a_row_has_a_cell_for_each_column() -> None:
+    cells = [candidate_cells(c) for c in STUDY.candidates]
+    assert {len(row) for row in cells} == {len(CANDIDATE_COLUMNS)}
+    assert [row[4].endswith("noisy") for row in cells] == [c.latency.noisy for c in STUDY.candidates]
+
+
+def test_synthetic_data_are_called_so() -> None:
+    assert "SYNTHETIC" in data_label("shapes")
+    assert data_label("cifar10") == "cifar10"
+
+
+def test_a_trial_is_one_line() -> None:
+    for trial in STUDY.trials:
+        line = trial_line(trial)
+        assert "\n" not in line
+        assert line.startswith(f"trial {trial.number:>4}  {trial.state}")
+        assert (trial.reason or str(trial.arch)) in line
+
+
+def test_a_trial_line_has_the_numbers_with_their_units() -> None:
+    trial = STUDY.trials[0]
+    candidate = trial.candidate
+    line = trial_line(trial)
+    assert f"error {100 * candidate.score.error:5.2f} %" in line
+    assert " ms" in line
+    assert "60.0 s" in line
+    noisy = candidate.model_copy(update={"latency": candidate.latency.model_copy(update={"noisy": True})})
+    assert " noisy " in trial_line(trial.model_copy(update={"candidate": noisy}))
+
+
+# The progress of a search, through a pipe.
+
+
+def test_a_pipe_gets_a_line_for_each_trial_that_was_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with SearchDisplay(8, 60.0) as display:
+        for trial in STUDY.trials:
+            if trial.arch:
+                display.show(Started(Job(trial.number, trial.arch, 0)))
+            display.show(Ended(trial))
+        display.show(Exhausted("all 160 are known"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split()[:3] for line in err.splitlines()[:-1]] == [
+        ["trial", str(t.number), t.state] for t in STUDY.trials if t.state in ("complete", "failed")
+    ]
+    assert err.splitlines()[-1] == "nothing new to try: all 160 are known"
+
+
+def test_a_quiet_search_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with SearchDisplay(8, 60.0, quiet=True) as display:
+        display.show(Ended(STUDY.trials[0]))
+        display.show(Exhausted("reason"))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reason_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    with SearchDisplay(8, 60.0) as display:
+        display.show(Ended(Trial(number=0, state="failed", params={}, reason=HOSTILE)))
+    err = capsys.readouterr().err
+    assert harmless(err)
+    assert "[bold red]loud" in err
+
+
+@pytest.mark.parametrize("target", [None, 8])
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_the_live_view_of_any_study_can_be_drawn(target: int | None, timeout: float | None) -> None:
+    for study in (STUDY, Study(spec(), ())):
+        display = SearchDisplay(target, timeout)
+        assert "starting" in shown(display._render(), width=80)
+        display.show(Opened(study))
+        display.show(Started(Job(30, STUDY.trials[0].arch, 0)))
+        text = shown(display._render(), width=80)
+        assert f"trials {len(study.candidates)}" in text
+        assert "trial 30" in text
+        assert f"hypervolume {study.hypervolume():.4f}" in text
+
+
+def test_the_live_view_counts_what_ends() -> None:
+    display = SearchDisplay(8, None)
+    display.show(Opened(Study(STUDY.spec, ())))
+    for count, trial in enumerate(STUDY.trials[:8], start=1):
+        display.show(Ended(trial))
+        assert f"trials {count}/8" in shown(display._render())
+    assert f"hypervolume {STUDY.hypervolume():.4f}" in shown(display._render())
+    display.show(Ended(STUDY.trials[8]))
+    assert "1 suggestions not built" in shown(display._render())
+
+
+@pytest.mark.parametrize("known", [0, 5, 13])
+def test_how_a_study_stands_is_the_same_one_by_one(known: int) -> None:
+    """`known` trials were there when the search began."""
+    whole = make_study(30, others=["infeasible", "failed"])
+    limit = sorted(c.cost.params for c in whole.candidates)[20]
+    budget = whole.spec.budget.model_copy(update={"params": limit})
+    question = whole.spec.model_copy(update={"budget": budget})
+    standing = Standing(Study(question, whole.trials[:known]))
+    for count, trial in enumerate(whole.trials[known:], start=known + 1):
+        standing.add(trial)
+        study = Study(question, whole.trials[:count])
+        assert standing.ended == study.ended
+        assert standing.text == f"front {len(study.front())}   hypervolume {study.hypervolume():.4f}"
+
+
+def test_without_a_scale_only_the_front_is_counted() -> None:
+    unscaled = Study(STUDY.spec.model_copy(update={"bounds": {}}), STUDY.trials)
+    assert Standing(unscaled).text == f"front {len(unscaled.front())}"

@@ -1,0 +1,318 @@
+"""What the flags of a search ask for, and whether a study that is there asks the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from igc_nas.cli.study_flags import ask, explicit, parse_recipe
+from igc_nas.engine.search import Run, search
+from igc_nas.errors import ConfigError, DataError, InfeasibleError, StudyError, UsageError
+from igc_nas.nn.device import Device
+from igc_nas.study.defaults import default_recipe
+from igc_nas.study.spec import Budget, StudySpec, differences, restricted
+from igc_nas.study.study import load_study
+from tests.support.builders import one_line, taken
+from tests.support.searches import evaluate, spec
+
+STUB = Device("cpu", "cpu", "stub")
+NOTHING = dict.fromkeys(
+    (
+        "space", "study_name", "dataset", "objectives", "budget_params", "budget_macs", "budget_flops",
+        "budget_latency", "sampler", "seed", "stop", "data_dir", "forms", "latency_forms", "latency_runtime", "storage",
+    )
+) | {"recipe": ()}  # fmt: skip
+
+
+def flags(**given: Any) -> dict[str, Any]:
+    """What the command line hands over where only `given` was typed."""
+    return NOTHING | {"root": Path("studies"), "data_dir": Path("no-data")} | given
+
+
+def made(root: Path, trials: int = 2, **changes: Any) -> StudySpec:
+    """A study `made` under `root`, searched with invented numbers on the device `stub`."""
+    question = spec(**({"name": "made", "budget": Budget(params=3000, macs=600_000)} | changes))
+    list(search(question, Run(root / question.name, trials=trials), evaluate=evaluate))
+    return load_study(root / question.name).spec
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of studies with `made` in it, which no test here changes."""
+    root = tmp_path_factory.mktemp("studies")
+    made(root)
+    return root
+
+
+# What was typed.
+
+
+def test_nothing_typed_asks_nothing() -> None:
+    assert explicit(flags()) == {}
+
+
+def test_what_was_typed_is_what_is_asked() -> None:
+    asked = explicit(
+        flags(sampler="nsga2", seed=0, objectives="params, error", budget_params=2000, recipe=("epochs=3", "lr=0.5"))
+    )
+    assert asked == {
+        "sampler": "nsga2",
+        "seed": 0,
+        "objectives": ["params", "error"],
+        "budget": {"params": 2000},
+        "recipe": {"epochs": 3, "lr": 0.5},
+    }
+
+
+def test_a_space_is_asked_for_by_what_its_file_says() -> None:
+    asked = explicit(flags(space="tiny"))
+    assert asked["space_name"] == "tiny"
+    assert asked["space"] == spec().to_dict()["space"]
+
+
+@pytest.mark.parametrize(
+    ("macs", "flops", "limit"),
+    [(None, None, None), (60, None, 60), (None, 120, 60), (None, 121, 60), (50, 120, 50), (70, 120, 60)],
+)
+def test_flops_are_two_per_mac_and_the_tighter_limit_counts(macs: int, flops: int, limit: int) -> None:
+    asked = explicit(flags(budget_macs=macs, budget_flops=flops))
+    assert asked.get("budget", {}).get("macs") == limit
+
+
+def test_a_budget_that_leaves_no_mac_is_refused_not_forgotten() -> None:
+    with pytest.raises(ConfigError, match="macs"):
+        ask(flags(space="tiny", budget_flops=1), STUB)
+
+
+# --recipe KEY=VALUE.
+
+
+@pytest.mark.parametrize(
+    ("typed", "recipe"),
+    [
+        ([], {}),
+        (["epochs=3"], {"epochs": 3}),
+        (["epochs=3,train_size=500"], {"epochs": 3, "train_size": 500}),
+        (["epochs=3", "train_size=500"], {"epochs": 3, "train_size": 500}),
+        ([" epochs = 3 , lr = 0.05 "], {"epochs": 3, "lr": 0.05}),
+        (["train_size=10_000"], {"train_size": 10_000}),
+        (["lr=1e-2"], {"lr": 0.01}),
+        (["flip=false"], {"flip": False}),
+        (["dtype=bfloat16"], {"dtype": "bfloat16"}),
+        (['dtype="bfloat16"'], {"dtype": "bfloat16"}),
+    ],
+)
+def test_recipe_changes_are_read(typed: list[str], recipe: dict[str, Any]) -> None:
+    assert parse_recipe(typed) == recipe
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "", " ", ",", "=", "epochs", "epochs=", "epochs= ", "=3", " =3", "epochs=3,", ",epochs=3", "epochs=3,,lr=1",
+        "3epochs=3", "ep ochs=3", "train-size=5", "epochs:3", "recipe.epochs=3", "--epochs=3", "\x1b[31m=3", "<b>=3",
+        "\u202eepochs\u202c=3", "'epochs'=3",
+    ],
+)  # fmt: skip
+def test_what_is_no_key_and_value_is_refused(typed: str) -> None:
+    with pytest.raises(UsageError, match="is no KEY=VALUE") as raised:
+        parse_recipe([typed])
+    assert "epochs=3" in raised.value.hint
+    one_line(raised)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "epochs=0", "epochs=-1", "epochs=1.5", "epochs=1e3", "epochs=true", "epochs='3'", "epochs=three",
+        "epochs=10001", "epochs=[3]", "epochs={}", "epochs=2020-01-01", "epochs=3;lr=2", "epochs==3", "epochs=3\nlr=2",
+        "epochs=3 # x",
+        "train_size=0", "held_out=0", "resolution=3", "resolution=2000", "batch=0", "batch=65537", "lr=0", "lr=-1",
+        "lr=nan", "lr=inf", "lr=101", "momentum=1", "warmup=0", "crop=65", "flip=1", "flip=yes", "dtype=float16",
+        "dtype=float32\x1b[31m", "epoch=3", "optimizer=adam", "samples=3", "epochs=" + "9" * 5000,
+        "epochs=" + "[" * 5000, "epochs=9223372036854775808",
+    ],
+)  # fmt: skip
+def test_a_recipe_that_cannot_be_is_refused_before_anything_runs(typed: str) -> None:
+    with pytest.raises(ConfigError, match=r"^recipe: ") as raised:
+        default_recipe("cpu", **parse_recipe([typed]))
+    one_line(raised)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_recipe_or_an_error_of_one_line(text: str) -> None:
+    taken(lambda: default_recipe("cpu", **parse_recipe([text])))
+
+
+# A new study.
+
+
+def test_a_new_study_takes_defaults_for_what_was_not_typed(tmp_path: Path) -> None:
+    question = ask(flags(root=tmp_path, space="tiny", budget_params=2000, recipe=("epochs=1",)), STUB)
+    asked = question.spec
+    assert (question.continued, question.dataset_flag, question.folder) == (False, "auto", tmp_path / asked.name)
+    assert (asked.objectives, asked.sampler, asked.seed) == (("error", "params", "latency"), "known-cost", 0)
+    assert (asked.dataset, asked.classes, asked.latency.device) == ("shapes", 10, "stub")
+    assert asked.recipe == default_recipe("cpu", epochs=1, dtype=STUB.fast_dtype, held_out=2000)
+    assert (asked.recipe.forms, asked.latency.forms) == ("fastest", "within-budget")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({}, "igc_cifar-shapes-any-s0"),
+        ({"space": "tiny"}, "tiny-shapes-any-s0"),
+        ({"space": "tiny", "seed": 7}, "tiny-shapes-any-s7"),
+        ({"space": "tiny", "budget_params": 2000}, "tiny-shapes-params2k-s0"),
+        ({"space": "tiny", "budget_params": 2345}, "tiny-shapes-params2345-s0"),
+        (
+            {"space": "tiny", "budget_params": 2000, "budget_macs": 1_500_000, "budget_latency": 2.5},
+            "tiny-shapes-params2k-macs1.5M-latency2.5ms-s0",
+        ),
+        ({"space": "tiny", "study_name": "mine"}, "mine"),
+    ],
+)
+def test_a_study_is_named_after_its_question(given: dict[str, Any], name: str, tmp_path: Path) -> None:
+    assert ask(flags(root=tmp_path, **given), STUB).spec.name == name
+
+
+@pytest.mark.parametrize("stem", ["a b", "a" * 240, "\x1b[31mred", "..", "naïve", "-x", "a\nb"])
+def test_a_space_whose_file_cannot_name_a_study_asks_for_a_name(stem: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{stem}.toml"
+    path.write_text(Path(__file__).parents[2].joinpath("search_spaces", "tiny.toml").read_text())
+    with pytest.raises(UsageError, match="cannot be the name of a study") as raised:
+        ask(flags(root=tmp_path, space=str(path)), STUB)
+    one_line(raised)
+    assert ask(flags(root=tmp_path, space=str(path), study_name="named"), STUB).spec.name == "named"
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", "..", "../up", "a/b", "a.", "~", "-", "\u202eabc", "a" * 101])
+def test_a_name_that_is_no_folders_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be the name of a study") as raised:
+        ask(flags(root=tmp_path, space="tiny", study_name=name), STUB)
+    one_line(raised)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"space": "tinny"}, ConfigError),
+        ({"space": "nowhere.toml"}, ConfigError),
+        ({"objectives": "error"}, UsageError),
+        ({"objectives": "error,error"}, UsageError),
+        ({"objectives": "error,speed"}, UsageError),
+        ({"recipe": ("epochs",)}, UsageError),
+        ({"recipe": ("epoch=3",)}, ConfigError),
+        ({"budget_params": 5}, InfeasibleError),
+        ({"budget_macs": 5}, InfeasibleError),
+        ({"dataset": "cifar10"}, DataError),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_and_leaves_nothing(
+    given: dict[str, Any], error: type[Exception], tmp_path: Path
+) -> None:
+    with pytest.raises(error) as raised:
+        ask(flags(root=tmp_path / "studies", data_dir=tmp_path / "data", **({"space": "tiny"} | given)), STUB)
+    one_line(raised)
+    assert list(tmp_path.iterdir()) == []
+
+
+# A study that is there.
+
+
+SAME: dict[str, dict[str, Any]] = {
+    "nothing else": {},
+    "space": {"space": "tiny"},
+    "dataset": {"dataset": "shapes"},
+    "auto": {"dataset": "auto"},
+    "objectives": {"objectives": "error,params,latency"},
+    "budget": {"budget_params": 3000, "budget_macs": 600_000},
+    "budget in FLOPs": {"budget_params": 3000, "budget_flops": 1_200_000},
+    "sampler and seed": {"sampler": "known-cost", "seed": 0},
+    "recipe": {"recipe": ("epochs=2", "lr=0.1")},
+}
+
+OTHER: dict[str, tuple[dict[str, Any], str]] = {
+    "space": ({"space": "igc_cifar"}, "space_name: igc_cifar asked for, tiny in the study"),
+    "dataset": ({"dataset": "cifar10"}, "dataset: cifar10 asked for, shapes in the study"),
+    "objectives": ({"objectives": "error,macs"}, "objectives: "),
+    "order of objectives": ({"objectives": "params,error,latency"}, "objectives: "),
+    "params": ({"budget_params": 2000}, "budget.params: 2000 asked for, 3000 in the study"),
+    "params only": ({"budget_params": 3000}, "budget.macs: none asked for, 600000 in the study"),
+    "macs": ({"budget_params": 3000, "budget_macs": 1}, "budget.macs: 1 asked for, 600000 in the study"),
+    "latency": (
+        {"budget_params": 3000, "budget_macs": 600_000, "budget_latency": 5.0},
+        "budget.latency_ms: 5.0 asked for, none in the study",
+    ),
+    "sampler": ({"sampler": "random"}, "sampler: random asked for, known-cost in the study"),
+    "seed": ({"seed": 1}, "seed: 1 asked for, 0 in the study"),
+    "recipe": ({"recipe": ("epochs=3",)}, "recipe.epochs: 3 asked for, 2 in the study"),
+    "unknown recipe": ({"recipe": ("epoch=3",)}, "recipe.epoch: 3 asked for, none in the study"),
+}
+
+
+@pytest.mark.parametrize("given", SAME.values(), ids=SAME)
+def test_the_same_question_continues_a_study(given: dict[str, Any], there: Path) -> None:
+    question = ask(flags(root=there, study_name="made", **given), STUB)
+    assert (question.continued, question.folder) == (True, there / "made")
+    assert question.spec == load_study(there / "made").spec
+
+
+@pytest.mark.parametrize(("given", "difference"), OTHER.values(), ids=OTHER)
+def test_another_question_is_refused_by_name_of_the_difference(
+    given: dict[str, Any], difference: str, there: Path
+) -> None:
+    before = {path: path.read_bytes() for path in (there / "made").iterdir()}
+    with pytest.raises(StudyError, match="made is there and asks another question") as raised:
+        ask(flags(root=there, study_name="made", **given), STUB)
+    assert difference in raised.value.message
+    assert raised.value.message.isprintable()
+    assert {path: path.read_bytes() for path in (there / "made").iterdir()} == before
+
+
+def test_a_study_is_about_one_device(there: Path) -> None:
+    with pytest.raises(StudyError, match=r"latency\.device: another asked for, stub in the study"):
+        ask(flags(root=there, study_name="made"), Device("cpu", "cpu", "another"))
+
+
+def test_the_default_name_finds_the_study_too(tmp_path: Path) -> None:
+    first = ask(flags(root=tmp_path, space="tiny", budget_params=2000), STUB)
+    made(tmp_path, name=first.spec.name, budget=Budget(params=2000))
+    again = ask(flags(root=tmp_path, space="tiny", budget_params=2000), STUB)
+    assert (again.continued, again.spec.name) == (True, "tiny-shapes-params2k-s0")
+    with pytest.raises(StudyError, match="sampler: random asked for"):
+        ask(flags(root=tmp_path, space="tiny", budget_params=2000, sampler="random"), STUB)
+
+
+def test_an_edited_space_is_another_question(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    text = Path(__file__).parents[2].joinpath("search_spaces", "tiny.toml").read_text()
+    mine.write_text(text)
+    made(tmp_path, space=str(mine))
+    assert ask(flags(root=tmp_path, study_name="made", space=str(mine)), STUB).continued
+    mine.write_text(text.replace("expand = [2, 4]", "expand = [2, 6]"))
+    with pytest.raises(StudyError, match=r"space\.stage"):
+        ask(flags(root=tmp_path, study_name="made", space=str(mine)), STUB)
+
+
+def test_differences_are_named_by_their_place() -> None:
+    has = {"seed": 0, "recipe": {"epochs": 2, "lr": 0.1}, "budget": {}}
+    assert list(differences(has, has)) == []
+    assert list(differences({"seed": 1, "recipe": {"epochs": 3}, "budget": {}, "name": "x"}, has)) == [
+        "seed: 1 asked for, 0 in the study",
+        "recipe.epochs: 3 asked for, 2 in the study",
+        "recipe.lr: none asked for, 0.1 in the study",
+        "name: x asked for, none in the study",
+    ]
+
+
+def test_what_is_restricted_has_the_keys_that_were_asked() -> None:
+    has = {"seed": 0, "recipe": {"epochs": 2, "lr": 0.1}, "budget": {}}
+    assert restricted(has, {"seed": 5, "recipe": {"lr": 3}, "name": "x"}) == {
+        "seed": 0,
+        "recipe": {"lr": 0.1},
+        "name": None,
+    }

@@ -1,0 +1,365 @@
+"""The coordinator, with an evaluator that invents its numbers: what is tried, recorded, resumed."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import cost_of
+from igc_nas.arch.papers import reference
+from igc_nas.arch.plan import arch_id
+from igc_nas.engine.coordinator import Evaluate
+from igc_nas.engine.events import Ended, Exhausted, Opened, Started
+from igc_nas.engine.search import Run, search
+from igc_nas.engine.store import Store
+from igc_nas.errors import IgcNasError, StudyError
+from igc_nas.samplers.judge import Judge
+from igc_nas.samplers.pruner import LEAST_ENDED
+from igc_nas.space.search_space import SearchSpace
+from igc_nas.study.objectives import known_values
+from igc_nas.study.records import Trial
+from igc_nas.study.spec import Budget, SamplerName, StudySpec, training_seed
+from igc_nas.study.study import Study, load_study
+from tests.support.searches import RUNGS, evaluate, evaluate_on_the_way, spec
+
+SAMPLERS = get_args(SamplerName)
+
+
+def run(folder: Path, trials: int, question: StudySpec) -> tuple[Trial, ...]:
+    list(search(question, Run(folder, trials=trials), evaluate=evaluate))
+    return load_study(folder).trials
+
+
+def timeless(trials: tuple[Trial, ...]) -> list[Trial]:
+    """Trials without what another run may not repeat: when, where and how long."""
+    blank = {"started": None, "wall_s": None, "process": None}
+    return [trial.model_copy(update=blank) for trial in trials]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_search_completes_as_many_different_architectures_as_asked(sampler: str, tmp_path: Path) -> None:
+    trials = run(tmp_path / "s", 30, spec(sampler=sampler, budget=Budget(params=3000)))
+    complete = [t.candidate for t in trials if t.state == "complete"]
+    assert len(complete) == 30
+    assert len({c.id for c in complete}) == 30
+    assert all(c.cost.params <= 3000 and c.cost == cost_of(c.arch) and c.id == arch_id(c.arch) for c in complete)
+    assert [t.number for t in trials] == list(range(len(trials)))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("stop", [1, 5, 11, 17])
+def test_a_search_that_was_stopped_goes_on_as_if_it_was_not(sampler: str, stop: int, tmp_path: Path) -> None:
+    question = spec(sampler=sampler, budget=Budget(params=3000), seed=3)
+    whole = run(tmp_path / "whole", 24, question)
+    run(tmp_path / "parts", stop, question)
+    assert timeless(run(tmp_path / "parts", 24, question)) == timeless(whole)
+
+
+def test_a_search_that_was_killed_at_any_trial_ends_with_the_same_front(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", 8, spec())
+    for k in (0, 1, 4, 7):
+        folder = tmp_path / f"killed{k}"
+        killed = search(spec(), Run(folder, trials=8), evaluate=_failing_at(k))
+        with pytest.raises(KeyboardInterrupt):
+            list(killed)
+        assert [t.state for t in load_study(folder).trials] == ["complete"] * k + ["waiting"]
+        assert timeless(run(folder, 8, spec())) == timeless(whole)
+
+
+def _failing_at(k: int):
+    calls = iter(range(100))
+
+    def failing(arch, seed):
+        if next(calls) == k:
+            raise KeyboardInterrupt
+        return evaluate(arch, seed)
+
+    return failing
+
+
+def test_seeds_make_other_studies(tmp_path: Path) -> None:
+    first, second = (run(tmp_path / str(seed), 8, spec(seed=seed)) for seed in (0, 1))
+    assert {t.candidate.id for t in first} != {t.candidate.id for t in second}
+    assert training_seed(0, "a") != training_seed(1, "a") != training_seed(1, "b")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_what_is_not_built_is_recorded_and_costs_no_trial(sampler: str, tmp_path: Path) -> None:
+    trials = run(tmp_path / "s", 30, spec(sampler=sampler, budget=Budget(params=1500)))
+    states = Counter(t.state for t in trials)
+    assert states["complete"] == 30
+    assert states["infeasible"] + states["duplicate"] > 0
+    assert all(t.reason and t.violation is not None for t in trials if t.state == "infeasible")
+    assert all(trials[t.same_as].candidate.id == arch_id(t.arch) for t in trials if t.state == "duplicate")
+
+
+def test_a_space_ends(tmp_path: Path) -> None:
+    question = spec(sampler="random", budget=Budget(params=1000))
+    events = []
+    list(search(question, Run(tmp_path / "s", trials=500), evaluate=evaluate, on_event=events.append))
+    within = _enumerate_tiny(1000)
+    assert {t.candidate.id for t in load_study(tmp_path / "s").trials} == within
+    assert sum(isinstance(e, Exhausted) for e in events) == 1
+
+
+def _enumerate_tiny(limit: int) -> set[str]:
+    space = SearchSpace.load("tiny")
+    return {
+        arch_id(arch)
+        for stem in space.stems
+        for one in space.stages[0].following(stem.width)
+        for two in space.stages[1].following(one.width)
+        if cost_of(arch := space.architecture(stem, (one, two))).params <= limit
+    }
+
+
+def test_the_front_gets_better_by_hypervolume(tmp_path: Path) -> None:
+    run(tmp_path / "s", 25, spec())
+    curve = [volume for _, volume in load_study(tmp_path / "s").hypervolume_curve()]
+    assert curve == sorted(curve)
+    assert 0 < curve[0] < curve[-1] < 1
+
+
+def test_a_failed_trial_does_not_end_a_search(tmp_path: Path) -> None:
+    def sometimes(arch, seed):
+        if seed % 3 == 0:
+            raise RuntimeError("a bad\ntrial")
+        return evaluate(arch, seed)
+
+    list(search(spec(), Run(tmp_path / "s", trials=10), evaluate=sometimes))
+    trials = load_study(tmp_path / "s").trials
+    assert Counter(t.state for t in trials)["complete"] == 10
+    assert any(t.state == "failed" and t.arch is not None and t.reason for t in trials)
+
+
+def test_five_failures_for_one_reason_end_it(tmp_path: Path) -> None:
+    def never(arch, seed):
+        raise IgcNasError("no such device")
+
+    with pytest.raises(IgcNasError, match="5 trials in a row failed: no such device"):
+        list(search(spec(), Run(tmp_path / "s", trials=10), evaluate=never))
+    assert [t.state for t in load_study(tmp_path / "s").trials] == ["failed"] * 5
+
+
+def test_a_search_can_be_left_in_the_middle(tmp_path: Path) -> None:
+    steps = search(spec(), Run(tmp_path / "s", trials=20), evaluate=evaluate)
+    first = [next(steps), next(steps)]
+    steps.close()
+    assert [c.trial for c in first] == [0, 1]
+    assert len(run(tmp_path / "s", 3, spec())) == 3
+
+
+def test_a_time_limit_ends_a_search(tmp_path: Path) -> None:
+    list(search(spec(), Run(tmp_path / "s", trials=50, timeout_s=1e-9), evaluate=evaluate))
+    assert load_study(tmp_path / "s").trials == ()
+
+
+def test_events_tell_what_happens(tmp_path: Path) -> None:
+    events = []
+    list(search(spec(), Run(tmp_path / "s", trials=2), evaluate=evaluate, on_event=events.append))
+    assert [type(e) for e in events] == [Opened, Started, Ended, Started, Ended]
+    assert events[2].trial.candidate.arch == events[1].job.arch
+
+
+def test_asking_the_same_of_a_finished_study_does_nothing(tmp_path: Path) -> None:
+    before = run(tmp_path / "s", 4, spec())
+    assert run(tmp_path / "s", 4, spec()) == before
+
+
+def test_another_question_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    before = run(tmp_path / "s", 3, spec())
+    for change, named in (
+        ({"seed": 1}, "seed: 1 asked for, 0 in the study"),
+        ({"budget": Budget(params=2000)}, "budget"),
+        ({"recipe": {"epochs": 9}}, "recipe.epochs: 9 asked for, 2 in the study"),
+        ({"objectives": ("error", "macs")}, "objectives"),
+        ({"space": "igc_cifar"}, "space_name: igc_cifar asked for, tiny in the study"),
+    ):
+        with pytest.raises(StudyError, match=named):
+            run(tmp_path / "s", 4, spec(**change))
+    assert load_study(tmp_path / "s").trials == before
+
+
+def test_the_scale_is_fixed_once(tmp_path: Path) -> None:
+    run(tmp_path / "s", 2, spec())
+    scale = load_study(tmp_path / "s").spec.bounds
+    uncalibrated = spec().model_copy(update={"bounds": {}, "reference_ms": None})
+    run(tmp_path / "s", 3, uncalibrated)
+    assert load_study(tmp_path / "s").spec.bounds == scale
+    assert load_study(tmp_path / "s").spec.reference_ms == 1.0
+
+
+def test_a_budget_that_is_left_away_is_another_question(tmp_path: Path) -> None:
+    run(tmp_path / "s", 3, spec(budget=Budget(params=2000)))
+    with pytest.raises(StudyError, match=r"budget\.params: none asked for, 2000 in the study"):
+        run(tmp_path / "s", 4, spec())
+
+
+def test_a_study_that_never_began_may_be_asked_anew(tmp_path: Path) -> None:
+    uncalibrated = spec().model_copy(update={"bounds": {}, "reference_ms": None})
+    with Store(tmp_path / "s", uncalibrated):
+        pass
+    assert len(run(tmp_path / "s", 2, spec(seed=4))) == 2
+    assert load_study(tmp_path / "s").spec.seed == 4
+
+
+# Stopping at rungs, and architectures that a person gives.
+
+
+def stopping(sampler: SamplerName = "known-cost", stop: float = 0.3, **changes: Any) -> StudySpec:
+    return spec(sampler=sampler, stop=stop, recipe={"rungs": list(RUNGS)}, **changes)
+
+
+def run_on_the_way(folder: Path, trials: int, question: StudySpec, **more: Any) -> tuple[Trial, ...]:
+    list(search(question, Run(folder, trials=trials, **more), evaluate=evaluate_on_the_way))
+    return load_study(folder).trials
+
+
+@pytest.mark.parametrize("sampler", ["known-cost", "tpe", "all"])
+def test_hopeless_trainings_are_stopped_and_count(sampler: SamplerName, tmp_path: Path) -> None:
+    trials = run_on_the_way(tmp_path / "s", 36, stopping(sampler, 0.5))
+    study = load_study(tmp_path / "s")
+    stopped = [t for t in trials if t.state == "stopped"]
+    assert len(stopped) >= 3
+    assert study.ended == len(stopped) + len(study.candidates) == 36
+    assert min(t.number for t in stopped) >= LEAST_ENDED
+    ids = [t.stopped.id for t in stopped] + [c.id for c in study.candidates]
+    assert len(set(ids)) == 36, "what was stopped is not tried again"
+    for trial in stopped:
+        known = trial.stopped
+        assert (known.id, known.cost, known.seed) == (
+            arch_id(trial.arch), cost_of(trial.arch), training_seed(study.spec.seed, arch_id(trial.arch))
+        )  # fmt: skip
+        assert known.training.rungs == evaluate_on_the_way(trial.arch, 0)[1].rungs[: len(known.training.rungs)]
+        assert all(epoch.samples <= known.training.rungs[-1].samples for epoch in known.training.curve)
+        assert known.chance < 0.5
+        assert known.deviation > 0
+        assert trial.candidate is None
+        assert "its chance to end on the front was" in trial.reason
+    assert all([r.samples for r in c.score.rungs] == list(RUNGS) for c in study.candidates)
+
+
+def test_a_stop_is_what_the_rule_says_of_those_that_ended_before(tmp_path: Path) -> None:
+    trials = run_on_the_way(tmp_path / "s", 30, stopping("random", 0.5))
+    question = load_study(tmp_path / "s").spec
+    for trial in trials:
+        before = Study(question, trials[: trial.number])
+        judge = Judge(question, before.candidates)
+        forecast, rule, belief = judge.forecast, judge.rule, None
+        if forecast:
+            belief = forecast.of(forecast.catalog.code(trial.arch))
+            assert all(ended.belief is not None for ended in rule.ended)
+        latency, score = evaluate_on_the_way(trial.arch, 0)
+        costs = known_values(cost_of(trial.arch), latency.normalised_ms, question.objectives)
+        looks = [rule.outlook(costs, place, rung.error, belief) for place, rung in enumerate(score.rungs)]
+        below = [look for look in looks if look and look.chance < rule.bound]
+        assert (trial.state == "stopped") == bool(below)
+        if trial.stopped:
+            assert (trial.stopped.chance, trial.stopped.expected_error, trial.stopped.deviation) == (
+                below[0].chance, below[0].expected_error, below[0].deviation
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", ["known-cost", "tpe"])
+def test_a_search_with_stops_goes_on_as_if_it_was_not_interrupted(sampler: SamplerName, tmp_path: Path) -> None:
+    whole = run_on_the_way(tmp_path / "whole", 32, stopping(sampler, 0.5))
+    assert any(t.state == "stopped" for t in whole)
+    for trials in (5, 20, 32):
+        parts = run_on_the_way(tmp_path / "parts", trials, stopping(sampler, 0.5))
+    assert timeless(parts) == timeless(whole)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        stopping(stop=0.0),
+        stopping(objectives=("params", "latency")),
+        spec(stop=0.5, recipe={"rungs": [1000, 3000]}),  # others than the evaluator's
+    ],
+)
+def test_nothing_is_stopped_unasked(question: StudySpec, tmp_path: Path) -> None:
+    assert {t.state for t in run_on_the_way(tmp_path / "s", 22, question)} <= {"complete", "duplicate", "infeasible"}
+
+
+def test_stopped_trials_do_not_teach_the_rule(tmp_path: Path) -> None:
+    run_on_the_way(tmp_path / "s", 30, stopping(stop=0.5))
+    study = load_study(tmp_path / "s")
+    assert len(Judge(study.spec, study.candidates).rule.ended) == len(study.candidates) < 30
+    ends = [c.model_copy(update={"score": c.score.model_copy(update={"rungs": ()})}) for c in study.candidates]
+    assert Judge(study.spec, ends).rule.bound == 0.0
+
+
+def test_a_given_architecture_of_the_space_comes_first(tmp_path: Path) -> None:
+    question = spec(budget=Budget(params=3000))
+    arch = question.feasible.heaviest()
+    given = run_first(tmp_path / "s", 3, question, (arch,))
+    assert [t.given for t in given] == [True, None, None]
+    assert given[0].arch == arch
+    assert given[0].params == question.search_space.encode(arch)
+    assert given[0].candidate.id == arch_id(arch) not in {t.candidate.id for t in given[1:]}
+
+
+def run_first(
+    folder: Path, trials: int, question: StudySpec, first: tuple[ArchConfig, ...], evaluator: Evaluate = evaluate
+) -> tuple[Trial, ...]:
+    list(search(question, Run(folder, trials=trials, first=first), evaluate=evaluator))
+    return load_study(folder).trials
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_given_network_that_no_sampler_could_choose(sampler: SamplerName, tmp_path: Path) -> None:
+    """A paper's network, far over the budget: evaluated, kept, and in nobody's way afterwards."""
+    question = spec(sampler=sampler, budget=Budget(params=3000), seed=2)
+    outside = reference("igcv1-l24m2-d20", 10).arch
+    trials = run_first(tmp_path / "s", 24 if sampler == "nsga2" else 14, question, (outside,))
+    assert (trials[0].given, trials[0].arch, trials[0].params, trials[0].state) == (True, outside, {}, "complete")
+    assert trials[0].violation > 0
+    assert all(cost_of(t.arch).params <= 3000 for t in trials[1:] if t.state == "complete")
+    with Store(tmp_path / "s", question) as store:
+        assert store.live.trials[0].system_attrs["constraints:budget"] == trials[0].violation
+
+
+def test_given_twice_is_evaluated_once(tmp_path: Path) -> None:
+    question = spec()
+    small, large = question.feasible.lightest(), question.feasible.heaviest()
+    first = (small, large, small)
+    run_first(tmp_path / "s", 1, question, first)
+    run_first(tmp_path / "s", 3, question, first)
+    trials = run_first(tmp_path / "s", 4, question, (*first, large))
+    assert [t.given for t in trials] == [True, True, None, None]
+    assert timeless(trials) == timeless(run_first(tmp_path / "whole", 4, question, first))
+
+
+def test_a_given_trial_that_was_cut_is_taken_up(tmp_path: Path) -> None:
+    question = spec()
+    outside = reference("igcv1-l24m2-d20", 10).arch
+    with pytest.raises(KeyboardInterrupt):
+        run_first(tmp_path / "s", 3, question, (outside,), _failing_at(0))
+    assert [(t.state, t.given) for t in load_study(tmp_path / "s").trials] == [("waiting", True)]
+    trials = run(tmp_path / "s", 3, question)  # nobody has to name it again
+    assert timeless(trials) == timeless(run_first(tmp_path / "whole", 3, question, (outside,)))
+
+
+def test_what_fails_or_is_too_slow_is_not_given_again(tmp_path: Path) -> None:
+    question = spec(budget=Budget(latency_ms=0.5))
+    slow = reference("igcv1-l24m2-d20", 10).arch
+    for trials in (2, 3):
+        found = run_first(tmp_path / "s", trials, question, (slow,))
+    assert [t.state for t in found if t.given] == ["infeasible"]
+
+
+def test_all_of_a_space_is_searched_to_its_end(tmp_path: Path) -> None:
+    question = spec(sampler="all", budget=Budget(params=1000))
+    within = _enumerate_tiny(1000)
+    assert question.feasible.count == len(within)
+    events = []
+    list(search(question, Run(tmp_path / "s"), evaluate=evaluate, on_event=events.append))
+    trials = load_study(tmp_path / "s").trials
+    assert [t.state for t in trials] == ["complete"] * len(within)
+    assert {t.candidate.id for t in trials} == within
+    assert isinstance(events[-1], Exhausted)
+    halves = tmp_path / "halves"
+    run(halves, 4, question)
+    assert timeless(run(halves, 500, question)) == timeless(trials)

@@ -1,0 +1,328 @@
+"""The store: what has ended is on disk, whoever dies; what is on disk is read back as it was."""
+
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event
+
+from igc_nas.arch.papers import reference
+from igc_nas.engine.search import Run, search
+from igc_nas.engine.store import Store, replace_latencies
+from igc_nas.errors import ConfigError, StudyError
+from igc_nas.samplers.history import EXPECTED, Memory
+from igc_nas.samplers.study_sampler import distributions
+from igc_nas.study.records import Trial
+from igc_nas.study.spec import Budget
+from igc_nas.study.study import load_study, read_trials
+from tests.support.searches import RUNGS, evaluate, evaluate_on_the_way, spec
+
+
+def searched(folder: Path, trials: int = 5) -> None:
+    list(search(spec(), Run(folder, trials=trials), evaluate=evaluate))
+
+
+def test_a_store_opens_as_it_was_closed(tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    before = load_study(tmp_path / "s").trials
+    with Store(tmp_path / "s", spec()) as store:
+        assert store.study.trials == before
+        assert [t.number for t in store.live.trials] == [t.number for t in before]
+
+
+def test_evidence_alone_brings_the_database_back(tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    before = load_study(tmp_path / "s").trials
+    (tmp_path / "s" / "study.db").unlink()
+    with Store(tmp_path / "s", spec()) as store:
+        assert store.study.trials == before
+
+
+def test_the_database_alone_brings_the_evidence_back(tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    evidence = (tmp_path / "s" / "trials.jsonl").read_bytes()
+    (tmp_path / "s" / "trials.jsonl").write_bytes(evidence[:-30])
+    with Store(tmp_path / "s", spec()):
+        pass
+    assert (tmp_path / "s" / "trials.jsonl").read_bytes() == evidence
+
+
+def test_a_trial_that_was_cut_waits_for_the_next_search(tmp_path: Path) -> None:
+    steps = search(spec(), Run(tmp_path / "s", trials=9), evaluate=evaluate)
+    next(steps)
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt())
+    with Store(tmp_path / "s", spec()) as store:
+        asked = store.live.ask()
+        store.add(Trial(number=asked.number, state="running", params={}))
+    assert [t.state for t in read_trials(tmp_path / "s" / "trials.jsonl")] == ["complete", "waiting"]
+
+
+def test_a_record_that_was_written_before_its_state_counts(tmp_path: Path) -> None:
+    """A process that dies between the two writes of an end has ended the trial."""
+    searched(tmp_path / "s", trials=2)
+    with Store(tmp_path / "s", spec()) as store:
+        asked = store.live.ask()
+        store.add(Trial(number=asked.number, state="running", params={}))
+        ended = Trial(number=asked.number, state="failed", params={}, reason="power cut")
+        store._database._storage.set_trial_user_attr(store._ids[-1], "igc_nas:record", ended.to_json())
+        store.trials.pop(asked.number)  # as a dead process leaves it
+    with Store(tmp_path / "s", spec()) as store:
+        assert store.trials[2] == ended
+        assert store.live.trials[2].state.name == "FAIL"
+        assert store._database.rows()[2].state.name == "FAIL"
+
+
+def test_a_second_writer_is_refused_and_told_who(tmp_path: Path) -> None:
+    child = (
+        "import sys, time\nsys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom tests.support.searches import spec\n"
+        "from igc_nas.engine.store import Store\n"
+        "with Store(Path(sys.argv[2]), spec()):\n    print('open', flush=True)\n    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", child, str(Path(__file__).parents[2]), str(tmp_path / "s")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(StudyError, match=f"is being searched by pid {other.pid} on "):
+            Store(tmp_path / "s", spec())
+        assert load_study(tmp_path / "s").trials == ()
+        other.kill()
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            Store(tmp_path / "s", spec()).close()
+            return
+        except StudyError:
+            time.sleep(0.1)
+    pytest.fail("the lock outlived its holder")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"not a database at all",
+        lambda data: data[:1000],
+        lambda data: data[: len(data) // 2],
+        lambda data: b"\xff" * 4096 + data[4096:],
+        lambda data: data[:2000] + b"\0" * 3000 + data[5000:],
+    ],
+)
+def test_a_damaged_database_is_refused_or_opened_and_nothing_is_lost(damage, tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    database = tmp_path / "s" / "study.db"
+    evidence = (tmp_path / "s" / "trials.jsonl").read_bytes()
+    database.write_bytes(damage(database.read_bytes()))
+    with contextlib.suppress(StudyError):
+        Store(tmp_path / "s", spec()).close()
+    assert (tmp_path / "s" / "trials.jsonl").read_bytes() == evidence
+
+
+def test_two_folders_do_not_write_one_database(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    searched = pytest.raises(StudyError, match=f"is being searched by pid {os.getpid()} on ")
+    with Store(tmp_path / "a" / "stub", spec(), storage), searched:
+        Store(tmp_path / "b" / "stub", spec(), storage)
+    Store(tmp_path / "b" / "stub", spec(), storage).close()
+    assert sorted(path.name for path in tmp_path.glob("shared*")) == ["shared.db", "shared.db.lock"]
+
+
+def test_another_database_may_be_named(tmp_path: Path) -> None:
+    run = Run(tmp_path / "s", trials=2, storage=f"sqlite:///{tmp_path / 'else.db'}")
+    list(search(spec(), run, evaluate=evaluate))
+    assert (tmp_path / "else.db").exists()
+    assert not (tmp_path / "s" / "study.db").exists()
+
+
+@pytest.mark.parametrize("lost", [[0], [2], [1, 3], [4]])
+def test_evidence_with_holes_brings_back_what_it_has(lost: list[int], tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    (tmp_path / "s" / "study.db").unlink()
+    path = tmp_path / "s" / "trials.jsonl"
+    kept = [line for number, line in enumerate(path.read_text().splitlines(True)) if number not in lost]
+    path.write_text("".join(kept))
+    for _ in range(2):  # and again, from the database that it made
+        with Store(tmp_path / "s", spec()) as store:
+            states = [store.trials[number].state for number in range(len(store.trials))]
+            assert all(number == trial.number for number, trial in store.trials.items())
+        last = max(n for n in range(5) if n not in lost)
+        assert states == ["failed" if number in lost else "complete" for number in range(last + 1)]
+
+
+def test_a_database_of_another_question_is_refused(tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    (tmp_path / "s" / "study.toml").unlink()
+    with pytest.raises(StudyError, match=r"another study stub: seed: 5 asked for, 0 in the study"):
+        Store(tmp_path / "s", spec(seed=5))
+
+
+def test_a_trial_that_proved_too_slow_is_infeasible_for_the_sampler_too(tmp_path: Path) -> None:
+    question = spec(budget=Budget(latency_ms=0.5))
+    list(search(question, Run(tmp_path / "s", trials=4), evaluate=evaluate))
+    with Store(tmp_path / "s", question) as store:
+        slow = [t for t in store.trials.values() if t.state == "infeasible" and t.arch]
+        assert slow
+        for trial in slow:
+            assert trial.violation is not None
+            assert trial.violation > 0
+            assert store.live.trials[trial.number].system_attrs["constraints:budget"] == trial.violation
+            in_database = store._database._storage.get_trial(store._ids[trial.number])
+            assert in_database.system_attrs["constraints:budget"] == trial.violation
+        assert all(c.latency.normalised_ms <= 0.5 for c in store.study.candidates)
+
+
+def test_what_was_stopped_is_told_to_the_sampler_after_any_opening(tmp_path: Path) -> None:
+    """PRUNED with what it expected: in the study that samplers see, in the database, and again from the evidence."""
+    question = spec(stop=0.5, recipe={"rungs": list(RUNGS)})
+    list(search(question, Run(tmp_path / "s", trials=30), evaluate=evaluate_on_the_way))
+    before = load_study(tmp_path / "s").trials
+    stopped = {t.number: t.stopped for t in before if t.stopped}
+    assert len(stopped) >= 3
+    for trial in before:
+        assert Trial.from_json(trial.to_json()) == trial
+    for lost in (None, "study.db", "trials.jsonl"):
+        if lost:
+            (tmp_path / "s" / lost).unlink()
+        with Store(tmp_path / "s", question) as store:
+            assert store.study.trials == before
+            assert store.study.ended == 30
+            in_database = store._database._storage.get_all_trials(store._database.study_id)
+            for trials in (store.live.trials, in_database):
+                pruned = {t.number: t.user_attrs[EXPECTED] for t in trials if t.state.name == "PRUNED"}
+                assert pruned == {n: [s.expected_error, s.deviation] for n, s in stopped.items()}
+                assert all(t.values is None for t in trials if t.state.name == "PRUNED")
+            history = Memory(question.search_space, question.feasible.catalog).history(store.live, len(before))
+            assert len(history.stopped) == len(stopped)
+            assert history.expected.tolist() == [[s.expected_error, s.deviation] for s in stopped.values()]
+
+
+def test_a_stop_that_was_recorded_before_its_state_counts(tmp_path: Path) -> None:
+    question = spec(stop=0.5, recipe={"rungs": list(RUNGS)})
+    list(search(question, Run(tmp_path / "s", trials=30), evaluate=evaluate_on_the_way))
+    ended = next(t for t in load_study(tmp_path / "s").trials if t.stopped)
+    with Store(tmp_path / "s", question) as store:
+        asked = store.live.ask()
+        store.add(Trial(number=asked.number, state="running", params={}))
+        ended = ended.model_copy(update={"number": asked.number})
+        store._database._storage.set_trial_user_attr(store._ids[-1], "igc_nas:record", ended.to_json())
+        store.trials.pop(asked.number)  # as a dead process leaves it
+    with Store(tmp_path / "s", question) as store:
+        assert store.trials[asked.number] == ended
+        assert store.live.trials[asked.number].state.name == "PRUNED"
+        assert store.live.trials[asked.number].user_attrs[EXPECTED][1] == ended.stopped.deviation
+
+
+def test_a_given_trial_outside_the_space_comes_back(tmp_path: Path) -> None:
+    outside = reference("igcv1-l24m2-d20", 10).arch
+    run = Run(tmp_path / "s", trials=3, first=(outside,))
+    list(search(spec(budget=Budget(params=3000)), run, evaluate=evaluate))
+    before = load_study(tmp_path / "s").trials
+    for lost in ("trials.jsonl", "study.db"):
+        (tmp_path / "s" / lost).unlink()
+        with Store(tmp_path / "s", spec(budget=Budget(params=3000))) as store:
+            assert store.study.trials == before
+            assert store.live.trials[0].params == {}
+            assert store.live.trials[0].values is not None
+
+
+def test_latencies_are_replaced_and_the_database_made_anew(tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    before = load_study(tmp_path / "s")
+    first, *others = before.candidates
+    quiet = first.latency.model_copy(update={"normalised_ms": first.latency.normalised_ms * 2})
+    replace_latencies(tmp_path / "s", {first.trial: quiet})
+    after = load_study(tmp_path / "s")
+    assert after.candidates == (first.model_copy(update={"latency": quiet}), *others)
+    with Store(tmp_path / "s", spec()) as store:
+        told = store.live.get_trials(deepcopy=False)[first.trial].values
+        assert told[spec().objectives.index("latency")] == quiet.normalised_ms
+    list(search(spec(), Run(tmp_path / "s", trials=7), evaluate=evaluate))
+    assert load_study(tmp_path / "s").candidates[: len(after.candidates)] == after.candidates
+
+
+def test_latencies_of_a_study_that_is_searched_stay(tmp_path: Path) -> None:
+    with Store(tmp_path / "s", spec()), pytest.raises(StudyError, match="is being searched by"):
+        replace_latencies(tmp_path / "s", {})
+
+
+def test_what_is_read_of_the_database_is_what_optuna_reads(tmp_path: Path) -> None:
+    """Records with their states stand for Optuna's trials: nothing that a sampler looks at differs."""
+    question = spec(
+        sampler="nsga2", stop=0.5, recipe={"rungs": list(RUNGS)}, budget=Budget(params=2000, latency_ms=1.0)
+    )
+    list(search(question, Run(tmp_path / "s", trials=40), evaluate=evaluate_on_the_way))
+    with Store(tmp_path / "s", question) as store:
+        optunas = store._database._storage.get_all_trials(store._database.study_id)
+        ours = store.live.get_trials(deepcopy=False)
+        assert len({trial.state for trial in store.trials.values()}) >= 3
+        assert [row.trial_id for row in store._database.rows()] == [trial._trial_id for trial in optunas] == store._ids
+        for theirs, mine in zip(optunas, ours, strict=True):
+            for name in ("number", "state", "params", "distributions", "values", "system_attrs"):
+                assert getattr(mine, name) == getattr(theirs, name), (mine.number, name)
+            assert mine.user_attrs == {k: v for k, v in theirs.user_attrs.items() if k != "igc_nas:record"}
+
+
+def test_live_trials_share_their_distributions(tmp_path: Path) -> None:
+    """They are the same in all trials of a space, and would be the most of what a long study keeps in memory."""
+    searched(tmp_path / "s")
+    with Store(tmp_path / "s", spec()) as store:
+        for _ in range(2):
+            asked = store.live.ask()
+            with contextlib.suppress(ConfigError):  # nobody said that it would be a network
+                spec().search_space.suggest(asked)
+            store.add(Trial(number=asked.number, state="failed", params=asked.params))
+        trials = store.live.get_trials(deepcopy=False)
+        for part in (trials[:5], trials[5:]):
+            first, *others = part
+            assert first.distributions
+            for other in others:
+                assert all(other.distributions[name] is d for name, d in first.distributions.items())
+
+
+def test_a_trial_is_written_by_little_more_than_a_statement_for_each_parameter(tmp_path: Path) -> None:
+    """Optuna's own way takes three for each parameter, which was most of what a trial's bookkeeping cost."""
+    question, statements = spec(space="igc_cifar"), []
+    with Store(tmp_path / "s", question) as store:
+        engine = store._database._storage.engine
+        event.listen(engine, "after_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+        params = question.search_space.encode(question.feasible.lightest())
+        store.give(Trial(number=0, state="running", params=params))
+        assert len(params) > 30
+        assert len(statements) < 1.5 * len(params)
+        (read,) = store._database._storage.get_all_trials(store._database.study_id)
+        assert read.params == params
+        assert read.distributions == distributions(question.search_space)
+
+
+SWAP = """
+update trial_user_attributes set trial_id = -1 where trial_id = 1;
+update trial_user_attributes set trial_id = 1 where trial_id = 2;
+update trial_user_attributes set trial_id = 2 where trial_id = -1;
+"""
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("update trials set number = 7 where number = 2", "not numbered from 0 on"),
+        ("delete from trials where number = 0", "not numbered from 0 on"),
+        ("update trials set number = null", "not numbered from 0 on"),
+        ("update trials set state = 'ASLEEP' where number = 1", "cannot be used"),
+        ("update trial_user_attributes set value_json = '[1' where trial_id = 1", "cannot be used"),
+        ("update trial_user_attributes set value_json = '[1]' where trial_id = 1", "is not igc-nas's"),
+        ("delete from trial_user_attributes where trial_id = 1", "is not igc-nas's"),
+        (SWAP, "has the record of trial"),
+    ],
+)
+def test_rows_that_contradict_each_other_are_refused(damage: str, said: str, tmp_path: Path) -> None:
+    searched(tmp_path / "s")
+    with contextlib.closing(sqlite3.connect(tmp_path / "s" / "study.db")) as connection, connection:
+        connection.executescript(damage)
+    with pytest.raises(StudyError, match=said):
+        Store(tmp_path / "s", spec())
+    assert load_study(tmp_path / "s").ended == 5

@@ -1,0 +1,391 @@
+"""GPU telemetry: units and names; a call that fails takes its own piece and nothing else; energy by the counter."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pynvml
+import pytest
+
+from igc_nas.evaluation import nvml as module
+from igc_nas.evaluation.nvml import Energy, GpuState, energy_per_run, find_gpu, throttling
+
+UUID = "3f2a8c1e-0000-4000-8000-0123456789ab"
+HEALTHY = GpuState(
+    sm_clock_mhz=1980, memory_clock_mhz=2619, temperature_c=41, power_w=312.5, throttle=("sw_power_cap",)
+)
+ERRORS = (*sorted(pynvml.NVMLError.__subclasses__(), key=lambda error: error.__name__), AttributeError)
+
+CLOCK = "nvmlDeviceGetClockInfo"
+POWER = "nvmlDeviceGetPowerUsage"
+ENERGY = "nvmlDeviceGetTotalEnergyConsumption"
+TEMPERATURES = ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature")
+REASONS = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
+
+
+class FakeNvml:
+    """A pynvml with one healthy card; a call whose name is in `failing` raises what stands there."""
+
+    NVMLError = pynvml.NVMLError
+
+    def __init__(self, uuid: str = f"GPU-{UUID}") -> None:
+        self.uuid = uuid
+        self.failing: dict[str, type[Exception]] = {}
+        self.called: list[str] = []
+        self.energy: Callable[[], int] = lambda: 123_456_789_012
+        self.answers = {
+            CLOCK: lambda of: {pynvml.NVML_CLOCK_SM: 1980, pynvml.NVML_CLOCK_MEM: 2619}[of],
+            POWER: lambda: 312_500,
+            ENERGY: lambda: self.energy(),
+            **dict.fromkeys(TEMPERATURES, lambda of: {pynvml.NVML_TEMPERATURE_GPU: 41}[of]),
+            **dict.fromkeys(REASONS, lambda: 0x1 | 0x2 | 0x4),
+        }
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        if name not in self.answers:
+            raise AttributeError(name)
+
+        def call(handle: str, *args: int) -> int:
+            self._note(name)
+            assert handle == "the handle"
+            return self.answers[name](*args)
+
+        return call
+
+    def nvmlInit(self) -> None:
+        self._note("nvmlInit")
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        self._note("nvmlDeviceGetHandleByUUID")
+        if uuid != self.uuid:
+            raise pynvml.NVMLError_NotFound
+        return "the handle"
+
+    def _note(self, name: str) -> None:
+        self.called.append(name)
+        if name in self.failing:
+            raise self.failing[name]
+
+
+# Finding a GPU.
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there"),
+    [
+        (UUID, f"GPU-{UUID}"),
+        (f"GPU-{UUID}", f"GPU-{UUID}"),
+        (UUID, f"MIG-{UUID}"),  # torch says a slice's UUID without a prefix, too
+        (f"MIG-{UUID}", f"MIG-{UUID}"),
+    ],
+)
+def test_a_gpu_is_found_by_its_uuid(wanted: str, there: str) -> None:
+    gpu = find_gpu(wanted, FakeNvml(there))
+    assert gpu is not None
+    assert gpu.state() == HEALTHY
+
+
+@pytest.mark.parametrize("wanted", ["", UUID[::-1], f"MIG-{UUID}", "GPU-"])
+def test_another_gpu_is_not(wanted: str) -> None:
+    assert find_gpu(wanted, FakeNvml()) is None
+
+
+def test_nvml_is_started_once() -> None:
+    nvml = FakeNvml()
+    assert find_gpu(UUID, nvml) == find_gpu(UUID, nvml) is not None
+    assert nvml.called.count("nvmlInit") == 1
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("name", ["nvmlInit", "nvmlDeviceGetHandleByUUID"])
+def test_without_nvml_there_is_no_gpu_until_there_is(name: str, error: type[Exception]) -> None:
+    nvml = FakeNvml()
+    nvml.failing = {name: error}
+    assert find_gpu(UUID, nvml) is None
+    assert nvml.called.count("nvmlInit") == 1
+    nvml.failing = {}
+    assert find_gpu(UUID, nvml) is not None
+
+
+def test_the_real_nvml_does_not_know_a_gpu_that_is_not_there() -> None:
+    assert find_gpu(UUID) is None
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_says_something() -> None:
+    torch = pytest.importorskip("torch")
+    gpu = find_gpu(str(torch.cuda.get_device_properties(0).uuid))
+    assert gpu is not None
+    assert gpu.state() != GpuState(None, None, None, None, None)
+
+
+def test_importing_the_module_is_cheap() -> None:
+    code = "import sys, igc_nas.evaluation.nvml; print(sorted({'torch', 'pynvml', 'numpy', 'pydantic'} & sys.modules.keys()))"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# Its state.
+
+
+def lost(*names: str, error: type[Exception]) -> tuple[GpuState, int | None]:
+    """What a card says of which these calls fail."""
+    nvml = FakeNvml()
+    nvml.failing = dict.fromkeys(names, error)
+    gpu = find_gpu(UUID, nvml)
+    assert gpu is not None
+    return gpu.state(), gpu.energy_mj()
+
+
+def test_a_healthy_card_says_everything() -> None:
+    assert lost(error=Exception) == (HEALTHY, 123_456_789_012)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_call_that_fails_takes_its_own_piece_and_nothing_else(error: type[Exception]) -> None:
+    energy = 123_456_789_012
+    assert lost(CLOCK, error=error) == (replace(HEALTHY, sm_clock_mhz=None, memory_clock_mhz=None), energy)
+    assert lost(POWER, error=error) == (replace(HEALTHY, power_w=None), energy)
+    assert lost(*TEMPERATURES, error=error) == (replace(HEALTHY, temperature_c=None), energy)
+    assert lost(*REASONS, error=error) == (replace(HEALTHY, throttle=None), energy)
+    assert lost(ENERGY, error=error) == (HEALTHY, None)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("name", [*TEMPERATURES, *REASONS])
+def test_one_name_of_a_call_is_enough(name: str, error: type[Exception]) -> None:
+    assert lost(name, error=error) == (HEALTHY, 123_456_789_012)
+
+
+@pytest.mark.parametrize("name", [CLOCK, POWER, ENERGY, *TEMPERATURES, *REASONS])
+def test_an_old_pynvml_lacks_functions(name: str) -> None:
+    nvml = FakeNvml()
+    for each in next((pair for pair in (TEMPERATURES, REASONS) if name in pair), (name,)):
+        del nvml.answers[each]
+    gpu = find_gpu(UUID, nvml)
+    assert gpu is not None
+    missing = [value for value in (gpu.energy_mj(), *vars_of(gpu.state())) if value is None]
+    assert len(missing) == (2 if name == CLOCK else 1)
+
+
+def vars_of(state: GpuState) -> tuple[object, ...]:
+    return tuple(getattr(state, name) for name in state.__slots__)
+
+
+@pytest.mark.parametrize("clock", [module.SM_CLOCK, module.MEMORY_CLOCK])
+def test_one_clock_may_be_missing_alone(clock: int) -> None:
+    nvml = FakeNvml()
+    both = nvml.answers[CLOCK]
+
+    def one(of: int) -> int:
+        if of == clock:
+            raise pynvml.NVMLError_NotSupported
+        return both(of)
+
+    nvml.answers[CLOCK] = one
+    gpu = find_gpu(UUID, nvml)
+    assert gpu is not None
+    name = "sm_clock_mhz" if clock == module.SM_CLOCK else "memory_clock_mhz"
+    assert gpu.state() == replace(HEALTHY, **{name: None})
+
+
+def test_a_mistake_of_ours_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        lost(POWER, error=ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "names"),
+    [
+        (0, ()),
+        (0x1, ()),
+        (0x3, ()),
+        (0x4, ("sw_power_cap",)),
+        (0x8 | 0x80, ("hw_slowdown", "hw_power_brake")),
+        (0x1 | 0x20 | 0x40, ("sw_thermal", "hw_thermal")),
+        (0x10 | 0x100, ("sync_boost", "display_clock")),
+        (0x4 | 1 << 40 | 1 << 63, ("sw_power_cap", "unknown_0x10000000000", "unknown_0x8000000000000000")),
+    ],
+)
+def test_throttling_by_name(reasons: int, names: tuple[str, ...]) -> None:
+    assert throttling(reasons) == names
+
+
+def test_every_reason_that_nvml_knows_has_a_name() -> None:
+    known = pynvml.nvmlClocksEventReasonAll | pynvml.nvmlClocksThrottleReasonAll
+    assert not any(name.startswith("unknown") for name in throttling(known))
+    assert throttling(pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown) == ("hw_power_brake",)
+    assert throttling(pynvml.nvmlClocksEventReasonSwThermalSlowdown) == ("sw_thermal",)
+    assert throttling(pynvml.nvmlClocksEventReasonApplicationsClocksSetting) == ()
+
+
+# Energy.
+
+
+class Bench:
+    """A simulated card and its clock: work is queued by `run` and done by `settle`, or where the queue is full.
+
+    It draws `idle_w` at rest and `busy_w` under load; its counter is written every `step_ms` milliseconds. Whole
+    milliseconds and watts make all energies whole millijoules.
+    """
+
+    def __init__(self, idle_w: int = 70, busy_w: int = 270, run_ms: int = 4, step_ms: int = 100) -> None:
+        self.idle_w, self.busy_w, self.run_ms, self.step_ms = idle_w, busy_w, run_ms, step_ms
+        self.now_ms = 37  # not where the counter moves
+        self.used_mj = self.written_mj = 5_000_000
+        self.queued = self.done = 0
+        self.nvml = FakeNvml()
+        self.nvml.energy = lambda: self.written_mj
+
+    def run(self) -> None:
+        self.queued += 1
+        if self.queued == 8:
+            self._work(1)
+
+    def settle(self) -> None:
+        self._work(self.queued)
+
+    def clock(self) -> float:
+        return self.now_ms / 1000
+
+    def sleep(self, seconds: float) -> None:
+        self._pass(round(seconds * 1000), self.idle_w)
+
+    def measure(self, **spans: float) -> Energy | None:
+        gpu = find_gpu(UUID, self.nvml)
+        assert gpu is not None
+        return energy_per_run(gpu, self.run, self.settle, clock=self.clock, sleep=self.sleep, **spans)
+
+    def _work(self, runs: int) -> None:
+        self.queued -= runs
+        self.done += runs
+        self._pass(runs * self.run_ms, self.busy_w)
+
+    def _pass(self, ms: int, watts: int) -> None:
+        for _ in range(ms):
+            self.now_ms += 1
+            self.used_mj += watts
+            if self.now_ms % self.step_ms == 0:
+                self.written_mj = self.used_mj
+
+
+@pytest.mark.parametrize("step_ms", [1, 20, 100, 333])
+def test_energy_per_run_is_above_idle_and_free_of_the_counter_s_steps(step_ms: int) -> None:
+    bench = Bench(step_ms=step_ms)
+    found = bench.measure()
+    assert found is not None
+    assert found.per_run_mj == pytest.approx((270 - 70) * 4)
+    assert found.idle_w == pytest.approx(70)
+    assert found.runs == bench.done > 400
+    assert 2.0 <= found.window_s <= 2.0 + 0.05 + step_ms / 1000
+
+
+def test_the_spans_are_the_caller_s() -> None:
+    bench = Bench()
+    found = bench.measure(window_s=0.5, idle_s=3.0)
+    assert found is not None
+    assert 0.5 <= found.window_s < 0.7
+    assert 3.5 < bench.clock() < 4.0
+
+
+def test_a_run_longer_than_the_window_runs_once() -> None:
+    found = Bench(run_ms=3000).measure(window_s=0.2)
+    assert found is not None
+    assert found.per_run_mj == pytest.approx(200 * 3000)
+
+
+def test_there_is_a_run_however_short_the_window() -> None:
+    bench = Bench()
+    standing = bench.clock
+    bench.clock = lambda: (bench.sleep(0.001), standing())[1]  # reading it takes time, as reading a real one does
+    found = bench.measure(window_s=1e-9)
+    assert found is not None
+    assert found.runs == 1
+
+
+def test_work_that_is_queued_before_does_not_count() -> None:
+    bench = Bench()
+    bench.queued = 5
+    found = bench.measure()
+    assert found is not None
+    assert found.per_run_mj == pytest.approx((270 - 70) * 4)
+    assert found.runs == bench.done - 5
+
+
+@pytest.mark.parametrize("busy_w", [70, 60])
+def test_a_load_that_does_not_show_has_no_energy(busy_w: int) -> None:
+    assert Bench(busy_w=busy_w).measure() is None
+
+
+def test_a_counter_that_stands_still_is_no_energy() -> None:
+    bench = Bench(step_ms=10**9)
+    assert bench.measure() is None
+    assert bench.done == 0
+    assert bench.clock() < 1
+
+
+@pytest.mark.parametrize("after", [1.5, 2.0, 3.0])
+def test_a_counter_that_stops_on_the_way_is_no_energy(after: float) -> None:
+    bench = Bench()
+    last = bench.written_mj
+
+    def stuck() -> int:
+        nonlocal last
+        if bench.clock() < after:
+            last = bench.written_mj
+        return last
+
+    bench.nvml.energy = stuck
+    assert bench.measure() is None
+
+
+@pytest.mark.parametrize("at", [0.05, 0.5, 1.12, 1.5, 3.15])
+def test_a_counter_that_goes_backwards_is_no_energy(at: float) -> None:
+    bench = Bench()  # a driver that is loaded again counts from 0
+    bench.nvml.energy = lambda: bench.written_mj - (4_900_000 if bench.clock() >= at else 0)
+    assert bench.measure() is None
+
+
+def failing_reading(number: int, error: type[Exception]) -> tuple[Energy | None, int]:
+    """A measurement whose reading `number` of the counter fails, and how many readings it took."""
+    bench = Bench()
+    count = 0
+
+    def energy() -> int:
+        nonlocal count
+        count += 1
+        if count == number:
+            raise error
+        return bench.written_mj
+
+    bench.nvml.energy = energy
+    return bench.measure(), count
+
+
+def test_any_reading_that_fails_is_no_energy() -> None:
+    found, readings = failing_reading(0, AttributeError)
+    assert found is not None
+    for number in range(1, readings + 1):
+        assert failing_reading(number, pynvml.NVMLError_GpuIsLost) == (None, number)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_no_error_of_nvml_leaves_the_measurement(error: type[Exception]) -> None:
+    assert failing_reading(3, error) == (None, 3)
+
+
+def test_a_counter_that_cannot_be_read_costs_no_time() -> None:
+    bench = Bench()
+    bench.nvml.failing = {ENERGY: pynvml.NVMLError_NotSupported}
+    assert bench.measure() is None
+    assert (bench.now_ms, bench.done) == (37, 0)
+
+
+def test_what_the_run_raises_is_raised() -> None:
+    bench = Bench()
+    bench.run = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        bench.measure()

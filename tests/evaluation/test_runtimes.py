@@ -1,0 +1,340 @@
+"""Runtimes: each computes the network's function, says what it lacks, and runs on the threads that it is given."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.errors import IgcNasError, UsageError
+from igc_nas.evaluation import runtimes
+from igc_nas.evaluation.latency import unsettled
+from igc_nas.evaluation.runtimes import CPU_ONLY, EXTRA, PACKAGES, RUNTIMES, onnx_bytes, prepare, require
+from igc_nas.nn.lowering.variants import uniform_variants
+from igc_nas.nn.network import Network, build
+from igc_nas.study.spec import RuntimeName
+from tests.support.builders import one_line
+
+ARCH = ArchConfig.parse(
+    {
+        "input": (3, 12, 12),
+        "stem": {"width": 8},
+        "stage": [
+            {"unit": "igcv1", "L": 4, "M": 2, "blocks": 1, "residual": True},
+            {"unit": "igcv3", "width": 12, "expand": 2, "G1": 2, "G2": 2, "blocks": 2, "stride": 2, "residual": True},
+        ],
+    }
+)
+FORMS = ("factored", "folded", "semidense", "dense")
+CLOSE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return unsettled(build(ARCH, 0)).eval()
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    image = torch.randn(2, *ARCH.input, generator=torch.Generator().manual_seed(1))
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.fixture(scope="module")
+def wanted(network: Network, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return network(x)
+
+
+def deployed(network: Network, form: str) -> nn.Module:
+    """The network in a form that every runtime takes: not packed for one of them."""
+    if form == "factored":
+        return network
+    from igc_nas.nn.lowering.deployment import Deployed
+
+    (variant,) = (found for found in uniform_variants(network.plan) if found.name == form)
+    return Deployed(network, variant.forms)
+
+
+def off(found: Tensor, wanted: Tensor) -> float:
+    assert found.shape == wanted.shape
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def test_the_runtimes_are_those_of_a_study() -> None:
+    from typing import get_args
+
+    assert set(RUNTIMES) == set(get_args(RuntimeName))
+    assert set(EXTRA) == set(CPU_ONLY) < set(RUNTIMES)
+
+
+# What they compute.
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_eager_computes_the_network(form: str, network: Network, x: Tensor, wanted: Tensor) -> None:
+    assert off(prepare("eager", deployed(network, form), x, 1)(), wanted) < CLOSE
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler's own
+@pytest.mark.parametrize("form", FORMS)
+def test_compile_computes_the_network(form: str, network: Network, x: Tensor, wanted: Tensor) -> None:
+    assert off(prepare("compile", deployed(network, form), x, 1)(), wanted) < CLOSE
+
+
+ALL_BUT_TWO_ARE_SLOW = ["factored", "dense", *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[1:3])]
+
+
+@pytest.mark.parametrize("form", ALL_BUT_TWO_ARE_SLOW)
+@pytest.mark.parametrize("runtime", CPU_ONLY)
+def test_exported_networks_compute_the_network(
+    runtime: RuntimeName, form: str, network: Network, x: Tensor, wanted: Tensor
+) -> None:
+    pytest.importorskip(runtime)
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")  # openvino does not need it: see below
+    run = prepare(runtime, deployed(network, form), x, 1)
+    first = run().clone()
+    assert off(first, wanted) < CLOSE
+    assert torch.equal(run(), first), "and again"
+
+
+def test_eager_is_inference(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = build(ARCH, 0).train()
+    found = prepare("eager", module, x, 1)()
+    assert not module.training, "statistics of the batch are for training"
+    assert found.is_inference()
+
+
+def test_it_runs_once_for_each_call(x: Tensor) -> None:
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x
+
+    module = Counting()
+    run = prepare("eager", module, x, 1)
+    assert module.calls == 0
+    assert torch.equal(run(), x)
+    run()
+    assert module.calls == 2
+
+
+# What they lack.
+
+
+@pytest.mark.parametrize("runtime", CPU_ONLY)
+def test_exported_networks_run_on_a_cpu_only(runtime: RuntimeName) -> None:
+    on_a_gpu: Any = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    with pytest.raises(UsageError) as raised:
+        prepare(runtime, nn.Identity(), on_a_gpu, 1)
+    assert one_line(raised) == f"the runtime {runtime} is measured on a CPU only"
+    assert "--device cpu" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize("runtime", ["eager", "compile"])
+def test_torch_needs_no_extra(runtime: RuntimeName, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib, "import_module", _missing(lambda _: True))
+    require(runtime)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "package", "command"),
+    [
+        ("onnxruntime", "onnxruntime", "pip install 'igc-nas[onnx]'"),
+        ("onnxruntime", "onnxscript", "pip install 'igc-nas[onnx]'"),
+        ("openvino", "openvino", "pip install 'igc-nas[openvino]'"),
+        ("openvino", "onnxscript", "pip install 'igc-nas[openvino]'"),
+    ],
+)
+def test_a_missing_extra_is_named_with_its_command(
+    runtime: RuntimeName, package: str, command: str, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib, "import_module", _missing(lambda name: name == package))
+    for ask in (lambda: require(runtime), lambda: prepare(runtime, nn.Identity(), x, 1)):
+        with pytest.raises(UsageError) as raised:
+            ask()
+        assert one_line(raised) == f"the runtime {runtime} needs the package {package}"
+        assert raised.value.hint == command
+
+
+@pytest.mark.parametrize("runtime", CPU_ONLY)
+def test_a_package_that_is_not_there_is_found_out(
+    runtime: RuntimeName, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its import, before anything is exported."""
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("exported in vain"))
+    for package in PACKAGES[runtime]:
+        monkeypatch.setitem(sys.modules, package, None)
+        for ask in (lambda: require(runtime), lambda: prepare(runtime, nn.Identity(), x, 1)):
+            with pytest.raises(UsageError, match=f"the runtime {runtime} needs the package {package}"):
+                ask()
+        monkeypatch.setitem(sys.modules, package, SimpleNamespace())
+    require(runtime)
+
+
+def _missing(is_missing: Callable[[str], bool]) -> Callable[[str], Any]:
+    def import_module(name: str) -> Any:
+        if is_missing(name):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return SimpleNamespace()
+
+    return import_module
+
+
+def test_openvino_needs_no_onnxruntime(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib, "import_module", _missing(lambda name: name == "onnxruntime"))
+    monkeypatch.setattr(torch.onnx, "export", _exported)
+    monkeypatch.setitem(sys.modules, "openvino", FakeOpenvino())
+    assert prepare("openvino", nn.Identity(), x, 1)().shape == x.shape
+
+
+# What goes wrong within.
+
+
+def _exported(*_: object, **__: object) -> Any:
+    return SimpleNamespace(model_proto=SimpleNamespace(SerializeToString=lambda: b"onnx"))
+
+
+def _raising(error: Exception) -> Callable[..., Any]:
+    def call(*_: object, **__: object) -> Any:
+        raise error
+
+    return call
+
+
+@pytest.fixture
+def has_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib, "import_module", _missing(lambda _: False))
+
+
+def test_an_export_that_fails_is_an_error(has_packages: None, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    monkeypatch.setattr(torch.onnx, "export", _raising(ValueError("unsupported operator " + "x" * 1000)))
+    with pytest.raises(IgcNasError) as raised:
+        onnx_bytes(nn.Identity(), x)
+    assert one_line(raised).startswith("torch could not export the network to ONNX: unsupported operator xxx")
+    assert logger.level == before
+
+
+def test_an_export_that_fails_in_many_lines_is_told_in_one(
+    has_packages: None, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "Failed to export the model with torch.export. \x1b[96mThis is step 1/3\x1b[0m of exporting.\nNext steps:\n-"
+    monkeypatch.setattr(torch.onnx, "export", _raising(RuntimeError(text)))
+    with pytest.raises(IgcNasError) as raised:
+        onnx_bytes(nn.Identity(), x)
+    one_line(raised)
+
+
+def test_an_export_leaves_the_log_as_it_was(has_packages: None, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("torch.onnx")
+    levels = []
+
+    def export(*_: object, **__: object) -> Any:
+        levels.append(logger.level)
+        return _exported()
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    assert onnx_bytes(nn.Identity(), x) == b"onnx"
+    assert (levels, logger.level) == ([logging.ERROR], logging.INFO)
+
+
+def test_a_compiler_that_fails_is_an_error(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = _raising(RuntimeError("\nInvalidCxxCompiler: No working C++ compiler found\nset TORCHDYNAMO_VERBOSE=1\n"))
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: failing)
+    with pytest.raises(IgcNasError) as raised:
+        prepare("compile", nn.Identity(), x, 1)
+    assert one_line(raised) == "torch.compile failed: InvalidCxxCompiler: No working C++ compiler found"
+    assert "--latency-runtime eager" in str(raised.value.hint)
+
+
+def test_a_compiler_that_fails_without_a_word_is_an_error(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: _raising(AssertionError()))
+    with pytest.raises(IgcNasError):
+        prepare("compile", nn.Identity(), x, 1)
+
+
+def test_compiling_is_over_before_anything_is_timed(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda module, **options: lambda x: calls.append(options) or x)
+    run = prepare("compile", nn.Identity(), x, 1)
+    assert calls == [{"dynamic": False}]
+    run()
+    assert len(calls) == 2
+
+
+# Their threads.
+
+
+class FakeOpenvino:
+    """Says what it was asked for; gives back its input."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def Core(self) -> Any:
+        return SimpleNamespace(read_model=lambda model: model, compile_model=self._compile)
+
+    def _compile(self, model: bytes, device: str, settings: dict[str, Any]) -> Any:
+        self.asked.append((model, device, settings))
+        request = SimpleNamespace(infer=lambda images: [images[0]])
+        return SimpleNamespace(create_infer_request=lambda: request)
+
+
+class FakeOnnxruntime:
+    """The same."""
+
+    class SessionOptions:
+        pass
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def InferenceSession(self, model: bytes, options: Any, providers: list[str]) -> Any:
+        self.asked.append((model, vars(options), providers))
+        name = SimpleNamespace(name="image")
+        return SimpleNamespace(get_inputs=lambda: [name], run=lambda names, feed: [feed["image"]])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_onnxruntime_runs_on_the_threads_that_it_is_given(
+    threads: int, has_packages: None, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeOnnxruntime()
+    monkeypatch.setattr(torch.onnx, "export", _exported)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    assert torch.equal(prepare("onnxruntime", nn.Identity(), x, threads)(), x)
+    ((model, options, providers),) = fake.asked
+    assert (model, providers) == (b"onnx", ["CPUExecutionProvider"])
+    assert (options["intra_op_num_threads"], options["inter_op_num_threads"]) == (threads, 1)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_openvino_runs_on_the_threads_that_it_is_given_in_float32(
+    threads: int, has_packages: None, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeOpenvino()
+    monkeypatch.setattr(torch.onnx, "export", _exported)
+    monkeypatch.setitem(sys.modules, "openvino", fake)
+    assert torch.equal(prepare("openvino", nn.Identity(), x, threads)(), x)
+    ((model, device, settings),) = fake.asked
+    assert (model, device) == (b"onnx", "CPU")
+    assert (settings["INFERENCE_NUM_THREADS"], settings["NUM_STREAMS"]) == (threads, 1)
+    assert settings["INFERENCE_PRECISION_HINT"] == "f32"
+
+
+def test_the_table_of_runtimes_is_the_seam(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(runtimes.RUNTIMES, "eager", lambda module, x, threads: lambda: x * threads)
+    assert torch.equal(prepare("eager", nn.Identity(), x, 5)(), x * 5)

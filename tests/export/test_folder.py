@@ -1,0 +1,273 @@
+"""An exported folder: whole or not at all, its card with every number, its weights the network's; others' stay."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_export import HOSTILE, STUDY, hostile
+
+import igc_nas
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.plan import arch_id
+from igc_nas.errors import ConfigError, IgcNasError, StudyError, UsageError
+from igc_nas.evaluation.latency import unsettled
+from igc_nas.evaluation.retraining import RESULT_FILE, WEIGHTS_FILE
+from igc_nas.export import folder
+from igc_nas.export.destination import MARKER, may_write
+from igc_nas.export.folder import write_folder
+from igc_nas.export.graph import Graph
+from igc_nas.export.model_card import Contents, Deployed, card_text
+from igc_nas.export.source import Source, Trained
+from igc_nas.export.weights import loaded
+from igc_nas.nn.network import Network, build
+from tests.support.builders import one_line
+
+ARCH = ArchConfig.parse(
+    {
+        "input": (3, 12, 12),
+        "stem": {"width": 8},
+        "stage": [{"unit": "igcv1", "L": 4, "M": 2, "blocks": 2, "residual": True}],
+    }
+)
+TRAINED = Trained(0.0621, 10_000, "cifar10", 30, 4)
+SOURCE = Source(ARCH, "arch.toml")
+GRAPH = Graph("onnx", b"a graph", "dense", 9_876, 765_432, 3.2e-7, None, 20)
+
+
+@pytest.fixture
+def network() -> Network:
+    return unsettled(build(ARCH, 0)).eval()
+
+
+@pytest.fixture
+def unproved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the process that proves the stand-alone file."""
+    monkeypatch.setattr(folder, "prove", lambda *_: 0.0)
+
+
+def names(path: Path) -> set[str]:
+    return {entry.name for entry in path.iterdir()}
+
+
+# The folder.
+
+
+def test_a_folder_of_trained_weights_is_whole(network: Network, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_folder(out, replace(SOURCE, trained=TRAINED), network, True, GRAPH)
+    assert names(out) == {"config.toml", "model.py", "weights.safetensors", "model.onnx", "README.md"}
+    assert names(tmp_path) == {"out"}
+    model = igc_nas.create_model(out / "config.toml", weights=out / "weights.safetensors").eval()
+    x = torch.randn(2, *ARCH.input)
+    with torch.inference_mode():
+        assert torch.equal(model(x), network(x))
+    card = (out / "README.md").read_text()
+    for fact in (
+        f"# Network {arch_id(ARCH)}",
+        "| test error | 6.21 % | on 10,000 images of cifar10 after 30 epoch(s), seed 4 |",
+        "| `model.onnx`: parameters | 9,876 |",
+        "`model.py` equal",
+        "`model.onnx` relative error 3.2e-07",
+        "less the mean (0.4914, 0.4822, 0.4465)",
+        'load_weights(Network(), "weights.safetensors")',
+    ):
+        assert fact in card
+    assert "UNTRAINED" not in card
+
+
+def test_a_folder_without_weights_says_so(unproved: None, network: Network, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_folder(out, SOURCE, network, False, None, "the extra is missing (pip install 'igc-nas[onnx]')")
+    assert names(out) == {"config.toml", "model.py", "README.md"}
+    card = (out / "README.md").read_text()
+    assert "**UNTRAINED: nobody has trained this network's weights." in card
+    assert "There is no `model.onnx`: the extra is missing (pip install 'igc-nas\\[onnx\\]')." in card
+    assert "igc-nas train config.toml" in card
+
+
+@pytest.mark.parametrize("broken", ["prove", "weights_bytes", "card_text"])
+def test_what_fails_leaves_nothing_or_the_old_folder(
+    broken: str, unproved: None, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise IgcNasError("the disk is full")
+
+    out = tmp_path / "out"
+    for old in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, broken, fails)
+            with pytest.raises(IgcNasError, match="the disk is full"):
+                write_folder(out, SOURCE, network, True, None)
+        assert names(tmp_path) == ({"out"} if old else set())
+        if not old:
+            write_folder(out, SOURCE, network, True, GRAPH)
+    assert "model.onnx" in names(out)
+
+
+def test_weights_that_read_back_differently_are_found_out(
+    unproved: None, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = folder.weights_bytes(network)
+    for wrong in (right[:-4] + b"\x00\x00\x80?", folder.weights_bytes(build(ARCH, 9))):
+        monkeypatch.setattr(folder, "weights_bytes", lambda _, wrong=wrong: wrong)
+        with pytest.raises(IgcNasError, match="reads back as another tensor"):
+            write_folder(tmp_path / "out", SOURCE, network, True, None)
+
+
+def test_a_folder_of_ours_is_replaced_and_no_other(unproved: None, network: Network, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    may_write(out, False)
+    write_folder(out, SOURCE, network, True, GRAPH)
+    refused(out, False, "exists")
+    may_write(out, True)
+    write_folder(out, SOURCE, network, False, None)
+    assert names(out) == {"config.toml", "model.py", "README.md"}
+    (out / "thesis.tex").write_text("mine")
+    refused(out, True, "'thesis.tex', which is not of an export")
+    (out / "thesis.tex").unlink()
+    (out / "config.toml").write_text("mine")
+    refused(out, True, "no folder of igc-nas export")
+
+
+def test_other_things_stay(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused(tmp_path / "file", True, "is no folder")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", True, "no folder of igc-nas export")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    refused(tmp_path / "link", False, "exists")
+    (tmp_path / "binary").mkdir()
+    (tmp_path / "binary" / "config.toml").write_bytes(b"\xff" * 9)
+    refused(tmp_path / "binary", True, "no folder of igc-nas export")
+    (tmp_path / "nested" / "README.md").mkdir(parents=True)
+    refused(tmp_path / "nested", True, "'README.md'")
+
+
+def refused(path: Path, force: bool, message: str) -> None:
+    before = sorted(path.rglob("*")) if path.is_dir() else None
+    with pytest.raises(UsageError, match=re.escape(message)) as raised:
+        may_write(path, force)
+    one_line(raised)
+    assert before is None or sorted(path.rglob("*")) == before
+
+
+def test_the_marker_is_the_config_s_first_line(unproved: None, network: Network, tmp_path: Path) -> None:
+    write_folder(tmp_path / "out", SOURCE, network, False, None)
+    assert (tmp_path / "out" / "config.toml").read_text().startswith(f"{MARKER}\n# arch.toml, id ")
+
+
+# The card.
+
+
+def contents(**changes: Any) -> Contents:
+    return replace(Contents({"config.toml": 9}, {"model.py": 0.0}, True), **changes)
+
+
+def test_a_card_keeps_the_search_s_numbers_apart_from_the_weights_own() -> None:
+    trial = STUDY.trial(1)
+    candidate = trial.candidate
+    card = card_text(Source.of_trial(STUDY, trial), contents())
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in card.splitlines() if line.startswith("| ")}
+    assert "| not known |" in rows["test error"]
+    assert f"{100 * candidate.score.error:.2f} %" in rows["held-out error"]
+    assert "of the search, not of these weights: on 2,000 held-out images of cifar10" in rows["held-out error"]
+    assert f"{candidate.latency.normalised_ms:.3f} ms" in rows["latency"]
+    assert "on Test CPU" in rows["latency"]
+    timing = "1.50 ms (95 % interval 1.4 to 1.6, n = 51) in ONNX Runtime 1.31, batch 1, 1 thread(s), on a CPU"
+    card = card_text(SOURCE, contents(onnx=Deployed("dense", 1, 2, timing, 20)))
+    assert (
+        "| 1.50 ms | 95 % interval 1.4 to 1.6, n = 51, in ONNX Runtime 1.31, batch 1, 1 thread(s), on a CPU |" in card
+    )
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_is_no_mark_up(name: str) -> None:
+    card = card_text(hostile(name), contents())
+    plain = card_text(hostile("x"), contents())
+    assert len(card.splitlines()) == len(plain.splitlines())
+    assert "<script" not in card
+    assert card.replace("\n", "").isprintable()
+
+
+def test_a_card_warns_of_synthetic_images() -> None:
+    assert "synthetic" in card_text(replace(SOURCE, trained=replace(TRAINED, dataset="shapes")), contents())
+    assert "synthetic" not in card_text(SOURCE, contents())
+
+
+# The weights.
+
+
+@pytest.fixture
+def training(tmp_path: Path, network: Network) -> Path:
+    """What a long training leaves."""
+    where = tmp_path / "training"
+    where.mkdir()
+    save_file(network.state_dict(), where / WEIGHTS_FILE)
+    (where / "arch.toml").write_text(ARCH.to_toml())
+    result(where)
+    return where
+
+
+def result(where: Path, **changes: Any) -> None:
+    found = {"id": arch_id(ARCH), "test_error": 0.0621, "test_images": 10_000, "dataset": "cifar10", "epochs": 30}
+    (where / RESULT_FILE).write_text(json.dumps(found | {"seed": 4, "weights": "somewhere"} | changes))
+
+
+@pytest.mark.parametrize("name", ["", WEIGHTS_FILE])
+def test_weights_come_with_what_the_training_says(name: str, training: Path, network: Network) -> None:
+    source, found = loaded(SOURCE, training / name, 0)
+    assert source.trained == TRAINED
+    assert not found.training
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), network.parameters(), strict=True))
+
+
+def test_weights_of_another_name_say_nothing(training: Path) -> None:
+    (training / WEIGHTS_FILE).rename(training / "mine.safetensors")
+    assert loaded(SOURCE, training / "mine.safetensors", 0)[0].trained is None
+    with pytest.raises(StudyError, match=r"has no weights\.safetensors") as raised:
+        loaded(SOURCE, training, 0)
+    one_line(raised)
+    assert "continues it" in raised.value.hint
+
+
+def test_without_weights_the_seed_decides() -> None:
+    assert torch.equal(next(loaded(SOURCE, None, 7)[1].parameters()), next(build(ARCH, 7).parameters()))
+
+
+def test_weights_of_another_function_with_the_same_shapes_are_refused(training: Path) -> None:
+    """Other strides have the same tensors."""
+    strided = ArchConfig.parse(ARCH.to_dict() | {"stem": {"width": 8, "stride": 2}})
+    with pytest.raises(ConfigError, match="its tensors have the same shapes, but it computes another") as raised:
+        loaded(Source(strided, "strided.toml"), training, 0)
+    one_line(raised)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 9000, '{"id": 3}', '{"test_error": NaN}'])
+def test_a_damaged_result_is_refused(text: str, training: Path) -> None:
+    (training / RESULT_FILE).write_text(text)
+    with pytest.raises(StudyError, match=r"result\.json is damaged") as raised:
+        loaded(SOURCE, training, 0)
+    one_line(raised)
+
+
+@pytest.mark.parametrize("changes", [{"test_error": 1.5}, {"test_error": "0"}, {"test_images": 0}, {"dataset": None}])
+def test_a_wrong_result_is_refused(changes: dict[str, Any], training: Path) -> None:
+    result(training, **changes)
+    with pytest.raises(StudyError, match=r"result\.json is damaged"):
+        loaded(SOURCE, training, 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value: float, training: Path) -> None:
+    tensors = load_file(training / WEIGHTS_FILE)
+    tensors["stage1.block1.norm1.bias"][0] = value
+    save_file(tensors, training / WEIGHTS_FILE)
+    with pytest.raises(ConfigError, match=r"not finite, the first in stage1\.block1\.norm1\.bias"):
+        loaded(SOURCE, training, 0)

@@ -1,0 +1,758 @@
+"""The form that trains fastest: what the times say is chosen, once; what is chosen is the same function."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.plan import Conv, Interleave, Plan, arch_id, plan
+from igc_nas.errors import StudyError
+from igc_nas.nn.device import Device
+from igc_nas.nn.lowering import choice, fastest, native, training
+from igc_nas.nn.lowering.chain import (
+    Chain,
+    Form,
+    Piece,
+    chains_in,
+    dense,
+    describe,
+    factored,
+    form_macs,
+    forms_of,
+    layout,
+    semidense,
+)
+from igc_nas.nn.lowering.chain_tuner import Chooser
+from igc_nas.nn.lowering.convolution import Algorithm, Algorithms, options
+from igc_nas.nn.lowering.network_tuner import CLEARLY, OBVIOUSLY, Fastest
+from igc_nas.nn.lowering.pinned_forms import FORMS_FILE, Pins
+from igc_nas.nn.lowering.timing_cache import Table, Times
+from igc_nas.nn.lowering.training import ChainForm, LoweredNetwork, network_parts, plain_form
+from igc_nas.nn.network import Network, build
+from igc_nas.study.spec import Recipe, Schedule
+from tests.support.builders import one_line
+
+BATCH = 3
+CPU = Device("cpu", "cpu", "test")
+SCHEDULE = Schedule(epochs=1, batch=BATCH, lr=0.1, forms="fastest")
+Timed = Callable[[str, str], float]
+"""Made-up milliseconds of an alternative, by the key of its shape and its name."""
+
+
+def arch(*stages: dict[str, Any]) -> ArchConfig:
+    stage = [{"blocks": 1} | stage for stage in stages]
+    return ArchConfig.parse({"input": (3, 7, 7), "classes": 5, "stem": {"width": 8}, "stage": stage})
+
+
+IGCV1: dict[str, Any] = {"unit": "igcv1", "L": 4, "M": 3}
+IGCV2: dict[str, Any] = {"unit": "igcv2", "width": 12, "depth": 3}
+IGCV3: dict[str, Any] = {"unit": "igcv3", "width": 8, "expand": 2, "G1": 4, "G2": 2}
+ARCHS = {
+    "igcv1": arch(IGCV1 | {"blocks": 2, "kernel": 5}),
+    "igcv1 residual, strided": arch(IGCV1 | {"residual": True, "stride": 2, "blocks": 2}),
+    "igcv2": arch(IGCV2 | {"kernel": 5}, IGCV2 | {"width": 24, "depth": 4, "stride": 2}),
+    "igcv3": arch(IGCV3 | {"blocks": 2, "kernel": 5}),
+    "conv": arch({"unit": "conv", "width": 8, "residual": True}),
+}
+EACH = pytest.mark.parametrize("config", ARCHS.values(), ids=ARCHS.keys())
+CHAIN = Chain(
+    (Conv("primary", 8, 12, 3, 1, 4), Interleave(12, 4), Conv("secondary", 12, 12, 1, 1, 3), Interleave(12, 3)), 6, 5
+)
+FACTORED, SEMIDENSE, DENSE = factored(CHAIN), semidense(CHAIN), dense(CHAIN)
+MERGED = (Piece(1, 2), Piece(1, 1))
+
+
+class Given(Table):
+    """A table that knows every time."""
+
+    def __init__(self, time_of: Timed) -> None:
+        super().__init__()
+        self.time_of = time_of
+        self.asked: list[str] = []
+
+    def get(self, key: str, names: Iterable[str], measure: Callable[[], Times]) -> Times:
+        self.asked.append(key)
+        return {name: self.time_of(key, name) for name in names}
+
+
+def refuse(*_: object, **__: object) -> Any:
+    raise AssertionError("nothing is to be timed here")
+
+
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "raced", refuse)
+    monkeypatch.setattr(fastest, "timed", refuse)
+    monkeypatch.setattr(fastest, "interleaved", refuse)
+
+
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real timing, two rounds of each."""
+    monkeypatch.setattr(choice, "CAP_S", 0.0)
+    monkeypatch.setattr(fastest, "RACE_CAP_S", 0.0)
+
+
+def raced(
+    monkeypatch: pytest.MonkeyPatch, lowered_ms: float, native_ms: float | None = None, threads: int = 2
+) -> list[str]:
+    """Each entrant runs its steps, the times are made up: the factored network takes 1 ms. None: here is no compiler.
+
+    Nothing is obvious from the parts. Says who ran, step by step.
+    """
+    script = {"native": native_ms, "lowered": lowered_ms, "factored": 1.0}
+    ran: list[str] = []
+    original = Fastest._step
+
+    def step_of(self: Fastest, ours: Network, forward: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], float]:
+        lowered = isinstance(forward, LoweredNetwork)
+        form = ("native" if forward.native else "lowered") if lowered else "factored"
+        whole_step = original(self, ours, forward, x)
+
+        def once() -> float:
+            ran.append(form)
+            assert whole_step() > 0
+            ms = script[form]
+            assert ms is not None, "here is no compiler"
+            return ms
+
+        return once
+
+    if native_ms is None:
+        monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(fastest, "RACE_CAP_S", 0.0)
+    monkeypatch.setattr(Fastest, "_step", step_of)
+    monkeypatch.setattr(Fastest, "_is_obvious", lambda *_: False)
+    return ran
+
+
+def made_up(time_of: Callable[[str], float]) -> Callable[[Chooser, Mapping[str, Callable[[], object]]], Times]:
+    """A race whose times are made up; everybody runs once."""
+
+    def race(self: Chooser, runs: Mapping[str, Callable[[], object]]) -> Times:
+        for run in runs.values():
+            run()
+        return {name: time_of(name) for name in runs}
+
+    return race
+
+
+def chooser(table: Table, dtype: torch.dtype = torch.float32, batch: int = BATCH) -> Chooser:
+    return Chooser(table, batch, dtype, CPU.torch_device)
+
+
+def chains_of(whole: Plan) -> dict[str, Chain]:
+    return {chain.key: chain for _, parts in network_parts(whole) for chain in chains_in(parts)}
+
+
+def hash_of(text: str) -> int:
+    return sum(number * ord(letter) for number, letter in enumerate(text, start=1)) % 997
+
+
+def varied(key: str, name: str) -> float:
+    return 1 + hash_of(key + name) / 100
+
+
+def product(key: str) -> bool:
+    return key.startswith(("forward", "input", "weight"))
+
+
+# Chains.
+
+
+def test_the_cost_of_a_form_is_that_of_its_parts() -> None:
+    """Three products a stretch; multiplying out where there is something to; a permutation there and back."""
+    ones = chooser(Given(lambda key, name: 1.0))
+    for form, first, parts in (
+        (FACTORED, False, 2 * 3 + 2 * 2),
+        (FACTORED, True, 2 * 3 - 1 + 2 * 2),
+        (SEMIDENSE, False, 2 * 3 + 1),
+        (SEMIDENSE, True, 2 * 3 - 1 + 1),
+        (MERGED, False, 2 * 3 + 2),
+        (DENSE, False, 3 + 1),
+        (DENSE, True, 2 + 1),
+    ):
+        assert ones.cost(CHAIN, form, first)[0] == parts, describe(CHAIN, form)
+    assert ones.best(CHAIN).pieces == DENSE
+
+
+@pytest.mark.parametrize(
+    ("dear", "form"),
+    [
+        (lambda key: key.startswith("p"), DENSE),
+        (lambda key: product(key) and "c3s1g1i" in key, SEMIDENSE),
+        (lambda key: key.startswith("compose"), FACTORED),
+        (lambda key: product(key) and ("c3s1g4i" in key or "c1s1g3" in key), DENSE),
+    ],
+    ids=["permutations", "a dense spatial convolution", "multiplying out", "groups"],
+)
+def test_what_is_dear_is_avoided(dear: Callable[[str], bool], form: Form) -> None:
+    found = chooser(Given(lambda key, name: 100.0 if dear(key) else 1.0)).best(CHAIN)
+    assert found.pieces == form
+
+
+@given(st.data())
+@settings(max_examples=50)
+def test_the_chosen_form_is_the_cheapest(data: st.DataObject) -> None:
+    """By brute force over the forms and their algorithms."""
+    known: dict[tuple[str, str], float] = {}
+
+    def time_of(key: str, name: str) -> float:
+        if (key, name) not in known:
+            known[key, name] = data.draw(st.floats(0.01, 10))
+        return known[key, name]
+
+    first = data.draw(st.booleans())
+    chains = chains_of(plan(ARCHS[data.draw(st.sampled_from(sorted(ARCHS)))]))
+    chain = data.draw(st.sampled_from(list(chains.values())))
+    table = Given(time_of)
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    found = chooser(table, dtype).best(chain, first)
+    costs = {form: chooser(table, dtype).cost(chain, form, first)[0] for form in forms_of(chain)}
+    assert costs[found.pieces] == min(costs.values())
+    assert_valid(chain, found, dtype)
+    for position, (stretch, use) in enumerate(zip(layout(chain, found.pieces), found.algorithms, strict=True)):
+        table.asked.clear()
+        chooser(table, dtype).cost(chain, found.pieces, first)
+        shape = [key for key in table.asked if key.startswith("forward")][position].removeprefix("forward")
+        for direction, offered in options(stretch.as_conv, dtype, BATCH * 49).items():
+            if direction == "input" and first and position == 0:
+                assert use.input == "conv"
+            else:
+                times = {algorithm: time_of(direction + shape, algorithm) for algorithm in offered}
+                assert times[getattr(use, direction)] == min(times.values())
+
+
+@given(st.data())
+@settings(max_examples=50)
+def test_a_cost_is_counted_no_further_than_its_limit(data: st.DataObject) -> None:
+    """What is below the limit is told in full; what is not is either told in full or infinite, without algorithms."""
+    table = Given(varied)
+    form = data.draw(st.sampled_from([FACTORED, SEMIDENSE, MERGED, DENSE]))
+    first, limit = data.draw(st.booleans()), data.draw(st.floats(0, 200))
+    whole, algorithms = chooser(table).cost(CHAIN, form, first)
+    asked = len(table.asked)
+    found = chooser(table).cost(CHAIN, form, first, limit=limit)
+    if whole < limit:
+        assert found == (whole, algorithms)
+    else:
+        assert found in ((math.inf, ()), (whole, algorithms))
+        assert len(table.asked) <= 2 * asked
+    assert chooser(table).cost(CHAIN, form, first, limit=0.0) == (math.inf, ())
+
+
+def test_forms_are_gone_through_from_few_macs_on_as_far_as_they_may_win() -> None:
+    """What is dear from its first product on is not timed any further."""
+    macs = [form_macs(CHAIN, form) for form in (FACTORED, SEMIDENSE, MERGED, DENSE)]
+    assert macs[0] == min(macs)
+    table = Given(lambda key, name: 1.0 if "g4" in key or "g3" in key or key.startswith("p") else 1000.0)
+    found = chooser(table).best(CHAIN)
+    assert found.pieces == FACTORED
+    products = [key for key in table.asked if product(key)]
+    assert products[:6] == [key for key in products if "g4i" in key or "g3i" in key][:6], "the factored form first"
+    dear = [key for key in products[6:] if not ("g4i" in key or "g3i" in key)]
+    assert all(key.startswith("forward") for key in dear), "the first dear product decides"
+    assert not any(key.startswith("compose") for key in table.asked)
+
+
+def test_of_equally_fast_forms_the_one_of_fewest_macs_is_taken() -> None:
+    assert chooser(Given(lambda key, name: 0.0)).best(CHAIN).pieces == FACTORED
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_chosen_is_allowed_and_what_no_convolution_offers_is_not(
+    config: ArchConfig, dtype: torch.dtype
+) -> None:
+    ours = chooser(Given(varied), dtype)
+    for position, chain in enumerate(chains_of(plan(config)).values()):
+        best = ours.best(chain, first=position == 0)
+        assert ours.allows(chain, best)
+        assert not ours.allows(chain, replace(best, pieces=best.pieces[:-1]))
+        assert not ours.allows(chain, replace(best, algorithms=(*best.algorithms, Algorithms())))
+        for form in forms_of(chain):
+            plain = ChainForm(form, (Algorithms(),) * len(form))
+            assert ours.allows(chain, plain)
+            for at, stretch in enumerate(layout(chain, form)):
+                offered = options(stretch.as_conv, dtype, BATCH * 49)
+                for direction, algorithm in itertools.product(offered, get_args(Algorithm)):
+                    use = list(plain.algorithms)
+                    use[at] = replace(use[at], **{direction: algorithm})
+                    allowed = ours.allows(chain, ChainForm(form, tuple(use)))
+                    assert allowed == (algorithm in offered[direction]), (direction, algorithm, stretch.as_conv)
+
+
+def assert_valid(chain: Chain, form: ChainForm, dtype: torch.dtype = torch.float32) -> None:
+    """It covers the chain, by algorithms that exist."""
+    assert form.pieces in forms_of(chain)
+    assert sum(piece.convs for piece in form.pieces) == len(chain.convs)
+    assert len(form.algorithms) == len(form.pieces)
+    for stretch, use in zip(layout(chain, form.pieces), form.algorithms, strict=True):
+        offered = options(stretch.as_conv, dtype, BATCH * 49)
+        assert use.forward in offered["forward"]
+        assert use.input in offered["input"]
+        assert use.weight in offered["weight"]
+
+
+def test_the_first_chain_needs_no_gradient_of_its_input() -> None:
+    table = Given(lambda key, name: 1.0)
+    chooser(table).best(CHAIN, first=True)
+    read = "i8o12@"
+    assert not any(key.startswith("input") and read in key for key in table.asked)
+    chooser(table).best(CHAIN)
+    assert any(key.startswith("input") and read in key for key in table.asked)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_timed_forms_cover_their_chains(
+    config: ArchConfig, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurried(monkeypatch)
+    table = Table()
+    chains = chains_of(plan(config)).values()
+    found = [chooser(table, dtype).best(chain) for chain in chains]
+    for chain, form in zip(chains, found, strict=True):
+        assert_valid(chain, form, dtype)
+    assert all(ms > 0 for times in table.times.values() for ms in times.values())
+    untimed(monkeypatch)
+    assert [chooser(table, dtype).best(chain) for chain in chains] == found
+
+
+def test_times_are_kept_in_the_file_for_their_batch_and_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Chooser, "_race", made_up(lambda name: varied("", name)))
+    table = Table(tmp_path / "times.json", "owner")
+    form = chooser(table).best(CHAIN)
+    table.save()
+    monkeypatch.setattr(Chooser, "_race", refuse)
+    assert chooser(Table(tmp_path / "times.json", "owner")).best(CHAIN) == form
+    for other in (chooser(table, batch=BATCH + 1), chooser(table, torch.bfloat16), chooser(Table())):
+        with pytest.raises(AssertionError):
+            other.best(CHAIN)
+
+
+def test_only_multiplying_out_is_alike_for_all_batches() -> None:
+    def keys(dtype: torch.dtype, batch: int) -> set[str]:
+        table = Given(lambda key, name: 1.0)
+        chooser(table, dtype, batch).best(CHAIN)
+        return set(table.asked)
+
+    usual = keys(torch.float32, 3)
+    shared = usual & keys(torch.float32, 4)
+    assert shared == {key for key in usual if key.startswith("compose")} != set()
+    assert not usual & keys(torch.bfloat16, 3)
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])
+@pytest.mark.parametrize("wrong", [lambda y: 1.01 * y, lambda y: y * float("nan"), lambda y: y.roll(1, 0)])
+def test_an_algorithm_that_computes_something_else_is_out_of_the_question(
+    direction: str, wrong: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However fast it is."""
+    monkeypatch.setattr(Chooser, "_race", made_up(lambda name: 1.0 if name == "conv" else 0.1))
+    right = getattr(choice, direction)
+
+    def spoilt(*given: Any) -> Tensor:
+        y = right(*given)
+        return y if given[-1] == "conv" else wrong(y)
+
+    pointwise = Chain((Conv("pointwise", 8, 12),), 4, 4)
+    others = {"forward", "input", "weight"} - {direction.partition("_")[0]}
+    for spoil, algorithm in ((right, "matmul"), (spoilt, "conv")):
+        monkeypatch.setattr(choice, direction, spoil)
+        (use,) = chooser(Table()).best(pointwise).algorithms
+        assert getattr(use, direction.partition("_")[0]) == algorithm
+        assert all(getattr(use, other) == "matmul" for other in others)
+
+
+# Networks.
+
+
+def network_of(config: ArchConfig) -> Network:
+    """With gradients and statistics of a first step, to see whether they stay."""
+    network = build(config, 0).to(memory_format=torch.channels_last).train()
+    step(network, network, 7)
+    return network
+
+
+def step(network: Network, run: Callable[[Tensor], Tensor], seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(BATCH, *network.plan.input, generator=generator).contiguous(memory_format=torch.channels_last)
+    logits = run(x)
+    F.cross_entropy(logits.float(), torch.arange(BATCH)).backward()
+    return logits.detach()
+
+
+def state(network: Network) -> list[Tensor]:
+    grads = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    return [tensor.detach().clone() for tensor in (*network.state_dict().values(), *grads)]
+
+
+def fastest_of(config: ArchConfig, table: Table, pins: Pins | None = None, **change: Any) -> Fastest:
+    return Fastest(SCHEDULE.model_copy(update=change), config.input[1], CPU, table, pins)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_choosing_changes_nothing_of_the_network(
+    config: ArchConfig, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurried(monkeypatch)
+    network = network_of(config)
+    before, held = state(network), [id(p) for p in network.parameters()]
+    modes = [module.training for module in network.modules()]
+    fastest_of(config, Table(), dtype=dtype)(network, arch_id(config))
+    after = state(network)
+    assert len(after) == len(before)
+    assert all(torch.equal(one, other) for one, other in zip(after, before, strict=True))
+    assert [id(p) for p in network.parameters()] == held
+    assert [module.training for module in network.modules()] == modes
+    assert all(norm.num_batches_tracked == 1 for norm in network.modules() if isinstance(norm, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize(
+    ("lowered_ms", "lowers"), [(0.5, True), (CLEARLY - 0.01, True), (CLEARLY, False), (0.99, False), (2.0, False)]
+)
+def test_a_network_is_lowered_where_that_is_clearly_faster(
+    lowered_ms: float, lowers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raced(monkeypatch, lowered_ms)
+    network = network_of(ARCHS["igcv1"])
+    found = fastest_of(ARCHS["igcv1"], Given(varied))(network, "id")
+    assert isinstance(found, LoweredNetwork) == lowers
+    assert (found is None) != lowers
+    if isinstance(found, LoweredNetwork):
+        assert found.network is network
+
+
+COMPILES = pytest.mark.skipif(not native.available(), reason="no C compiler")
+
+
+@COMPILES
+@pytest.mark.parametrize(
+    ("lowered_ms", "native_ms", "form"),
+    [(0.5, 0.4, "native"), (0.4, 0.5, "lowered"), (2.0, 0.9, "native"), (2.0, 0.99, None), (2.0, 3.0, None)],
+)
+def test_kernels_of_our_own_take_part(
+    lowered_ms: float, native_ms: float, form: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = raced(monkeypatch, lowered_ms, native_ms)
+    network, pins = network_of(ARCHS["igcv1"]), Pins()
+    found = fastest_of(ARCHS["igcv1"], Given(varied), pins)(network, "id")
+    assert set(ran) == {"native", "lowered", "factored"}
+    assert (found is None) == (form is None)
+    assert pins._held.networks == {f"id @7 b{BATCH} float32": form or "factored"}
+    if isinstance(found, LoweredNetwork):
+        assert found.native == (form == "native")
+
+
+@COMPILES
+@pytest.mark.parametrize(("native_ms", "form"), [(0.5, "native"), (0.9, "native"), (0.99, "factored")])
+def test_with_one_thread_only_they_race_the_factored(
+    native_ms: float, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's norms have nothing that ours lack but threads."""
+    ran = raced(monkeypatch, 0.1, native_ms, threads=1)
+    network, pins = network_of(ARCHS["igcv1"]), Pins()
+    fastest_of(ARCHS["igcv1"], Given(varied), pins)(network, "id")
+    assert set(ran) == {"native", "factored"}
+    assert set(pins._held.networks.values()) == {form}
+
+
+def test_what_is_obvious_in_the_first_step_needs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    for lowered_ms, steps in ((0.99 / fastest.OBVIOUSLY, 1), (1.01 / fastest.OBVIOUSLY, 3), (5.0, 3)):
+        with monkeypatch.context() as patched:
+            ran = raced(patched, lowered_ms)
+            fastest_of(ARCHS["conv"], Given(varied))(network_of(ARCHS["conv"]), "id")
+            assert ran == ["factored", "lowered"] * (1 + steps), "one step to warm up"
+
+
+@pytest.mark.parametrize(("times", "steps"), [(OBVIOUSLY * 1.01, False), (OBVIOUSLY * 0.99, True), (0.5, True)])
+def test_what_is_obvious_from_the_parts_needs_no_step(
+    times: float, steps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obvious = Fastest._is_obvious
+    ran = raced(monkeypatch, lowered_ms=0.5)
+    monkeypatch.setattr(Fastest, "_is_obvious", obvious)
+    monkeypatch.setattr(
+        Chooser, "gain", lambda _, chain, form, first: (times * (2 if first else 1), 2.0 if first else 1.0)
+    )
+    config = ARCHS["igcv3"]
+    assert isinstance(fastest_of(config, Given(varied))(network_of(config), "id"), LoweredNetwork)
+    assert bool(ran) == steps
+
+
+@COMPILES
+def test_of_two_that_are_equal_the_faster_is_found_by_racing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the parts say is of either."""
+    ran = raced(monkeypatch, 0.4, 0.5)
+    monkeypatch.setattr(Fastest, "_is_obvious", lambda *_: True)
+    found = fastest_of(ARCHS["igcv1"], Given(varied))(network_of(ARCHS["igcv1"]), "id")
+    assert set(ran) == {"native", "lowered", "factored"}
+    assert isinstance(found, LoweredNetwork)
+    assert not found.native
+
+
+def test_what_is_obvious_is_still_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = raced(monkeypatch, lowered_ms=0.5)
+    monkeypatch.setattr(Fastest, "_is_obvious", lambda *_: True)
+    monkeypatch.setattr(fastest, "_errors", lambda found, wanted: [1.0, 1.0, 1.0])
+    monkeypatch.setattr(fastest, "TIMES_ERROR", 0.5)
+    pins = Pins()
+    assert fastest_of(ARCHS["igcv1"], Given(varied), pins)(network_of(ARCHS["igcv1"]), "id") is None
+    assert set(pins._held.networks.values()) == {"factored"}
+    assert not ran
+
+
+@EACH
+def test_the_gain_of_a_chain_is_told_by_the_times_of_its_parts(config: ArchConfig) -> None:
+    """The chosen form's time is what it was chosen by; the written one's is that of torch's own algorithms."""
+    table = Given(varied)
+    for chain in chains_of(plan(config)).values():
+        for first in (False, True):
+            ours = chooser(table)
+            best = ours.best(chain, first)
+            written, chosen = ours.gain(chain, best, first)
+            assert chosen == pytest.approx(ours.cost(chain, best.pieces, first)[0])
+            assert written >= ours.cost(chain, factored(chain), first)[0] * (1 - 1e-9)
+            assert ours.gain(chain, plain_form(chain), first) == (written, written)
+            assert chosen <= written
+
+
+def test_others_are_let_measure_between_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pause` comes before each race of a chain's parts and each step of a network."""
+    hurried(monkeypatch)
+    events: list[str] = []
+    for module, name in ((choice, "raced"), (fastest, "timed")):
+        monkeypatch.setattr(module, name, noted(events, getattr(module, name)))
+    config, pins = ARCHS["igcv1"], Pins()
+    ours = Fastest(SCHEDULE, config.input[1], CPU, Table(), pins, lambda: events.append("pause"))
+    ours(network_of(config), "id")
+    assert "raced" in events
+    assert all(before == "pause" for before, event in itertools.pairwise(events) if event == "raced")
+    assert events.count("pause") >= events.count("raced") + 2
+
+
+def noted(events: list[str], usual: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*given: Any) -> Any:
+        events.append(usual.__name__)
+        return usual(*given)
+
+    return call
+
+
+@COMPILES
+def test_a_training_with_kernels_of_our_own_goes_on_only_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raced(monkeypatch, 0.5, 0.4)
+    network = network_of(ARCHS["igcv1"])
+    fastest_of(ARCHS["igcv1"], Given(varied), Pins(tmp_path))(network, "id")
+    untimed(monkeypatch)
+    again = fastest_of(ARCHS["igcv1"], Table(), Pins(tmp_path))(network, "id")
+    assert isinstance(again, LoweredNetwork)
+    assert again.native
+    monkeypatch.setattr(native, "available", lambda: False)
+    with pytest.raises(StudyError) as raised:
+        fastest_of(ARCHS["igcv1"], Table(), Pins(tmp_path))(network, "id")
+    assert "C compiler" in one_line(raised)
+
+
+def test_both_networks_of_a_race_run_whole_steps_on_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Network] = []
+
+    class Noted(LoweredNetwork):
+        def __call__(self, x: Tensor) -> Tensor:
+            assert x.shape == (BATCH, 3, 7, 7)
+            ran.append(self.network)
+            return super().__call__(x)
+
+    monkeypatch.setattr(fastest, "LoweredNetwork", Noted)
+    raced(monkeypatch, 0.5)
+    network = network_of(ARCHS["igcv3"])
+    fastest_of(ARCHS["igcv3"], Given(varied))(network, "id")
+    assert len({id(net) for net in ran}) == 2, "one is checked, another is raced"
+    copied = ran[-1]
+    assert network not in ran
+    assert copied.training
+    assert all(
+        norm.num_batches_tracked == 1 + ran.count(copied)
+        for norm in copied.modules()
+        if isinstance(norm, nn.BatchNorm2d)
+    )
+
+
+@EACH
+@pytest.mark.parametrize("native_ms", [None, pytest.param(0.4, marks=COMPILES)], ids=["lowered", "native"])
+def test_training_on_is_the_factored_networks(
+    config: ArchConfig, native_ms: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raced(monkeypatch, 0.5, native_ms)
+    for time_of in (varied, lambda key, name: 1.0, lambda key, name: 100.0 if key.startswith("compose") else 1.0):
+        network = network_of(config)
+        other = copy.deepcopy(network)
+        lowered = fastest_of(config, Given(time_of))(other, "id")
+        assert lowered is not None
+        results = []
+        for net, run in ((network, network), (other, lowered)):
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+            logits = []
+            for seed in range(2):
+                optimizer.zero_grad()
+                logits.append(step(net, run, seed))
+                optimizer.step()
+            results.append([*logits, *state(net)])
+        found, true = (torch.cat([t.double().flatten() for t in tensors]) for tensors in (results[1], results[0]))
+        assert (found - true).norm() < 1e-4 * true.norm()
+        for one, another in zip(results[1], results[0], strict=True):
+            assert (one.double() - another.double()).norm() <= 1e-4 * another.double().norm() + 1e-5
+
+
+def test_times_hold_however_the_noise_was_laid_out() -> None:
+    """Images of any shape are cut from one store of noise: channels-last, normal, no two shapes of another size."""
+    ours = chooser(Table(), torch.bfloat16)
+    for channels, height, width in ((4, 3, 5), (16, 7, 2), (4, 3, 5)):
+        x = ours._image(channels, height, width)
+        assert x.shape == (BATCH, channels, height, width)
+        assert x.dtype == torch.bfloat16
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        assert 0.7 < float(x.float().std()) < 1.3
+
+
+def test_every_chain_runs_in_the_form_that_its_times_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    raced(monkeypatch, 0.5)
+    ran: list[tuple[Conv, Algorithms]] = []
+    usual = training.convolved
+
+    def noted(x: Tensor, weight: Tensor, conv: Conv, use: Algorithms) -> Tensor:
+        ran.append((conv, use))
+        return usual(x, weight, conv, use)
+
+    config = ARCHS["igcv2"]
+    network = network_of(config)
+    found = fastest_of(config, Given(varied))(network, "id")
+    assert found is not None
+    monkeypatch.setattr(training, "convolved", noted)
+    step(network, found, 0)
+    wanted = []
+    for position, chain in enumerate(chains_of(network.plan).values()):
+        form = chooser(Given(varied)).best(chain, first=position == 0)
+        stretches = layout(chain, form.pieces)
+        wanted += [(stretch.as_conv, use) for stretch, use in zip(stretches, form.algorithms, strict=True)]
+    assert ran == wanted
+
+
+def test_chains_are_chosen_at_the_recipes_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    raced(monkeypatch, 0.5)
+    recipe = Recipe(epochs=1, batch=BATCH, lr=0.1, train_size=8, held_out=8, resolution=4)
+    table = Given(lambda key, name: 1.0)
+    network = network_of(ARCHS["igcv1"])
+    found = Fastest.of(recipe, CPU, table)(network, "id")
+    assert found is not None
+    assert {key.rpartition("@")[2].partition(" ")[0] for key in table.asked if "@" in key} == {"4x4"}
+    x = torch.randn(BATCH, 3, 4, 4)
+    copied = copy.deepcopy(network)
+    assert (found(x) - copied(x)).norm() < 1e-4 * copied(x).norm()
+
+
+# Once.
+
+
+@EACH
+def test_what_is_pinned_is_not_timed_again(config: ArchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another process, with an empty table; the same forms run."""
+    for lowered_ms in (0.5, 1.5):
+        folder = tmp_path / str(lowered_ms)
+        folder.mkdir()
+        network = network_of(config)
+        with monkeypatch.context() as patched:
+            raced(patched, lowered_ms)
+            first = fastest_of(config, Given(varied), Pins(folder))(network, arch_id(config))
+        text = (folder / FORMS_FILE).read_bytes()
+        with monkeypatch.context() as patched:
+            untimed(patched)
+            again = fastest_of(config, Table(), Pins(folder))
+            second = again(network, arch_id(config))
+            with pytest.raises(AssertionError):
+                again(network, "another network")
+            raced(patched, lowered_ms)
+            patched.setattr(Chooser, "best", refuse)
+            for change in ({"batch": BATCH + 1}, {"dtype": "bfloat16"}):
+                with pytest.raises(AssertionError):  # chains are chosen anew
+                    fastest_of(config, Given(varied), Pins(folder), **change)(network, arch_id(config))
+        assert (folder / FORMS_FILE).read_bytes() == text
+        assert (first is None) == (second is None) == (lowered_ms > 1)
+        if first is not None and second is not None:
+            runs = [copy.deepcopy(network) for _ in range(2)]
+            logits = [step(net, _moved(run, net), 0) for net, run in zip(runs, (first, second), strict=True)]
+            assert torch.equal(*logits)
+
+
+def _moved(run: Callable[[Tensor], Tensor], network: Network) -> LoweredNetwork:
+    assert isinstance(run, LoweredNetwork)
+    return LoweredNetwork(network, network.plan, run._forms, run.dtype, run.native)
+
+
+def test_a_second_network_of_known_shapes_is_only_raced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its chains are in the table, or pinned; how it runs as a whole is its own."""
+    raced(monkeypatch, 0.5)
+    monkeypatch.setattr(Chooser, "_race", made_up(lambda name: varied("", name)))
+    table, config = Table(tmp_path / "times.json", "owner"), ARCHS["igcv1"]
+    assert fastest_of(config, table)(network_of(config), "one") is not None
+    monkeypatch.setattr(Chooser, "_race", refuse)
+    for again in (table, Table(tmp_path / "times.json", "owner")):
+        assert fastest_of(config, again)(network_of(config), "another") is not None
+
+
+def test_chains_that_run_alike_are_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    raced(monkeypatch, 0.5)
+    chosen: list[Chain] = []
+    usual = Chooser.best
+
+    def best(self: Chooser, chain: Chain, first: bool = False) -> ChainForm:
+        chosen.append(chain)
+        assert first == (len(chosen) == 1)
+        return usual(self, chain, first)
+
+    monkeypatch.setattr(Chooser, "best", best)
+    config = arch(IGCV1 | {"blocks": 4, "residual": True})
+    network = network_of(config)
+    fastest_of(config, Given(varied))(network, "id")
+    assert [chain.key for chain in chosen] == list(chains_of(network.plan))
+
+
+def test_pins_hold_for_each_identity_and_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raced(monkeypatch, 0.5)
+    network, pins = network_of(ARCHS["igcv1"]), Pins(tmp_path)
+    for resolution, identity in itertools.product((7, 8), ("one", "other")):
+        Fastest(SCHEDULE, resolution, CPU, Given(varied), pins)(network, identity)
+    untimed(monkeypatch)
+    for resolution, identity in itertools.product((7, 8), ("one", "other")):
+        assert Fastest(SCHEDULE, resolution, CPU, Table(), Pins(tmp_path))(network, identity) is not None
+    with pytest.raises(AssertionError):
+        Fastest(SCHEDULE, 6, CPU, Table(), Pins(tmp_path))(network, "one")
+
+
+def test_a_lowering_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(fastest.LoweredNetwork):
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return super().__call__(x) + 1.0
+
+    monkeypatch.setattr(fastest, "LoweredNetwork", Wrong)
+    device = Device("cpu", "cpu", "test")
+    schedule = Schedule(epochs=1, batch=4, lr=0.1)
+    arch = ArchConfig.parse({"stem": {"width": 16}, "stage": [{"unit": "igcv1", "L": 8, "M": 2, "blocks": 1}]})
+    network = build(arch, 0).to(memory_format=torch.channels_last)
+    assert fastest.Fastest(schedule, 8, device, Table())(network, "id") is None

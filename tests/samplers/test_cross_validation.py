@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from igc_nas.samplers.cross_validation import Trust, spearman, trust_in
+from igc_nas.samplers.features import Floats, Inputs
+from igc_nas.samplers.surrogate import Surrogate
+
+N = 60
+
+
+def trial(seed: int, noise: float, of_params: float, of_parts: float) -> Trust:
+    """Trust in a belief about errors that fall with log params, depend on one of the parts, and are noisy."""
+    rng = np.random.default_rng(seed)
+    params = np.exp(rng.uniform(9, 14, N))
+    inputs = Inputs(np.column_stack([np.log(params), rng.normal(size=N)]), rng.normal(size=(N, 6)))
+    values: Floats = of_parts * inputs.parts[:, 0] - of_params * np.log(params) + noise * rng.normal(size=N)
+    return trust_in(Surrogate(inputs, values), values, params.astype(np.int64))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_target_that_can_be_learnt_is_trusted(seed: int) -> None:
+    trust = trial(seed, noise=0.05, of_params=0.1, of_parts=0.5)
+    assert trust.is_better
+    assert trust.rank > 0.9
+    assert trust.n == N
+    assert trust.rmse < 0.2
+
+
+def test_noise_is_not_trusted_for_what_it_is_not() -> None:
+    """Left-out predictions of noise are no better than chance; none may look like knowledge."""
+    ranks = [trial(seed, noise=1.0, of_params=0.0, of_parts=0.0).rank for seed in range(20)]
+    assert abs(np.mean(ranks)) < 0.35
+    assert max(ranks) < 0.6
+
+
+def test_what_the_parameter_count_says_alone_is_no_reason_to_trust() -> None:
+    trust = trial(0, noise=0.0, of_params=0.1, of_parts=0.0)
+    assert trust.rank_by_params == pytest.approx(1.0)
+    assert not trust.is_better
+
+
+def test_intervals_hold_what_they_promise() -> None:
+    """Over many samples of noisy values, the central intervals of 68 and 95 percent hold about that share."""
+    found = [trial(seed, noise=0.3, of_params=0.1, of_parts=0.3) for seed in range(20)]
+    assert np.mean([trust.within_68 for trust in found]) == pytest.approx(0.68, abs=0.08)
+    assert np.mean([trust.within_95 for trust in found]) == pytest.approx(0.95, abs=0.04)
+
+
+def test_only_the_first_rows_are_judged() -> None:
+    """Those of trials that were stopped stand behind, and have no value of their own."""
+    rng = np.random.default_rng(0)
+    inputs = Inputs(rng.normal(size=(40, 3)), rng.normal(size=(40, 5)))
+    values = inputs.whole[:, 0] + 0.1 * rng.normal(size=40)
+    surrogate, params = Surrogate(inputs, values), np.arange(1, 31)
+    mean, _ = surrogate.left_out()
+    trust = trust_in(surrogate, values[:30], params)
+    assert trust.n == 30
+    assert trust.rank == pytest.approx(spearmanr(mean[:30], values[:30]).statistic)
+
+
+@pytest.mark.parametrize(
+    ("rank", "by_params", "better"),
+    [(0.5, 0.4, True), (0.4, 0.5, False), (0.4, 0.4, False), (-0.1, -0.5, False), (0.1, -0.5, True), (0.0, 0.0, False)],
+)
+def test_better_is_better_than_the_parameter_count_and_than_nothing(
+    rank: float, by_params: float, better: bool
+) -> None:
+    assert Trust(20, rank, by_params, 0.68, 0.95, 0.1).is_better == better
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=30))
+def test_spearman_is_scipys(pairs: list[tuple[int, int]]) -> None:
+    a, b = np.array(pairs, dtype=float).T
+    expected = 0.0 if len(set(a)) == 1 or len(set(b)) == 1 else spearmanr(a, b).statistic
+    assert spearman(a, b) == pytest.approx(expected, abs=1e-12)

@@ -1,0 +1,538 @@
+"""What is suggested next, in an Optuna study in memory, with errors that are invented from the architecture."""
+
+import random
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import cost_of
+from igc_nas.arch.plan import arch_id
+from igc_nas.cli.search import search as search_command
+from igc_nas.engine.events import Ended, Event, Exhausted
+from igc_nas.engine.search import Run, search
+from igc_nas.errors import UsageError
+from igc_nas.samplers.brute_force import Enumeration
+from igc_nas.samplers.cross_validation import Trust
+from igc_nas.samplers.evolution import POPULATION, Evolution
+from igc_nas.samplers.features import Features
+from igc_nas.samplers.history import EXPECTED, History, Memory, price
+from igc_nas.samplers.known_cost import STARTUP, KnownCost
+from igc_nas.samplers.mutation import Moves
+from igc_nas.samplers.study_sampler import ExhaustedError, StudySampler, distributions
+from igc_nas.space.encoding import Code
+from igc_nas.study.pareto import dominates, hypervolume
+from igc_nas.study.spec import Budget, SamplerName, StudySpec
+from igc_nas.study.study import load_study
+from tests.support.builders import one_line
+from tests.support.searches import evaluate, spec
+
+NAMES: tuple[SamplerName, ...] = get_args(SamplerName)
+OURS = tuple(name for name in NAMES if name not in ("tpe", "nsga2"))
+
+Error = Callable[[ArchConfig], float]
+
+TINY, LARGE = spec(budget=Budget(params=3000)), spec(space="igc_cifar", budget=Budget(params=650_000, macs=40_000_000))
+TWO = spec(space="igc_cifar", objectives=("error", "params"), budget=Budget(params=650_000))
+
+
+def question(base: StudySpec, sampler: SamplerName, seed: int = 0) -> StudySpec:
+    """`base` with another sampler; what it has counted is shared."""
+    assert base.feasible.sums is not None
+    return base.model_copy(update={"sampler": sampler, "seed": seed})
+
+
+def smooth(arch: ArchConfig) -> float:
+    """An error that falls with the parameters, and less so with IGCV2 units and small kernels."""
+    units = sum(stage.unit == "igcv2" for stage in arch.stages) - 0.5 * sum(
+        stage.unit == "igcv1" for stage in arch.stages
+    )
+    kernels = sum(stage.kernel == 5 for stage in arch.stages)
+    return float(0.9 * (500 / cost_of(arch).params) ** 0.15 * (1 + 0.08 * units - 0.05 * kernels))
+
+
+class Loop:
+    """A study in memory of `question`; `known` are the ids of what it has."""
+
+    def __init__(self, question: StudySpec, error: Error = smooth) -> None:
+        self.question = question
+        self.error = error
+        self.known: set[str] = set()
+        self.study = optuna.create_study(directions=["minimize"] * len(question.objectives))
+        self.study.sampler = StudySampler(question, self.known)
+
+    def ask(self) -> tuple[optuna.Trial, ArchConfig]:
+        trial = self.study.ask()
+        arch = self.question.search_space.suggest(trial)
+        self.known.add(arch_id(arch))
+        return trial, arch
+
+    def tell(self, trial: optuna.Trial, arch: ArchConfig) -> None:
+        cost = cost_of(arch)
+        values = cost.as_dict() | {"error": self.error(arch), "latency": cost.macs / 5e5}
+        self.study.tell(trial, [float(values[name]) for name in self.question.objectives])
+
+    def go(self, count: int) -> list[ArchConfig]:
+        found = []
+        for _ in range(count):
+            trial, arch = self.ask()
+            self.tell(trial, arch)
+            found.append(arch)
+        return found
+
+    @property
+    def history(self) -> History:
+        return Memory(self.question.search_space, self.question.feasible.catalog).history(self.study, -1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+# Every sampler.
+
+
+def test_the_command_line_offers_every_sampler() -> None:
+    option = next(option for option in search_command.params if option.name == "sampler")
+    assert tuple(option.type.choices) == NAMES
+    assert f"default: {StudySpec.model_fields['sampler'].default}" in option.help
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_suggest_valid_new_architectures_within_the_budget(name: SamplerName) -> None:
+    loop = Loop(question(TINY, name))
+    found = loop.go(40)
+    assert len({arch_id(arch) for arch in found}) == 40
+    for arch in found:
+        assert TINY.feasible.contains(cost_of(arch))
+        assert TINY.search_space.decode(TINY.search_space.encode(arch)) == arch
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name != "all"])
+def test_ours_do_so_in_the_default_space_with_two_budgets(name: SamplerName) -> None:
+    loop = Loop(question(LARGE, name))
+    found = loop.go(36)
+    assert len({arch_id(arch) for arch in found}) == 36
+    assert all(LARGE.feasible.contains(cost_of(arch)) for arch in found)
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+@pytest.mark.parametrize("base", [TINY, LARGE], ids=["tiny", "igc_cifar"])
+def test_optunas_start_from_feasible_draws(name: SamplerName, base: StudySpec) -> None:
+    found = Loop(question(base, name)).go(9)
+    assert len({arch_id(arch) for arch in found}) == 9
+    assert all(base.feasible.contains(cost_of(arch)) for arch in found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("told", [0, 5, 20, 35])
+def test_a_suggestion_follows_from_seed_number_and_history(name: SamplerName, told: int) -> None:
+    loop = Loop(question(TINY, name, seed=4))
+    while len(loop.study.trials) < told:  # Optuna's own may suggest what is no network, or known
+        trial = loop.study.ask()
+        try:
+            arch = TINY.search_space.suggest(trial)
+        except UsageError:
+            loop.study.tell(trial, state=TrialState.PRUNED)
+            continue
+        loop.known.add(arch_id(arch))
+        loop.tell(trial, arch)
+    following = loop.study.ask(distributions(TINY.search_space)).params
+    other = Loop(loop.question)
+    other.known |= loop.known
+    other.study.add_trials(loop.study.get_trials()[:-1])
+    assert other.study.ask(distributions(TINY.search_space)).params == following
+
+
+@pytest.mark.parametrize("name", ["known-cost", "evolution", "stratified", "random", "all"])
+def test_seeds_suggest_different_things(name: SamplerName) -> None:
+    one, other = (Loop(question(TINY, name, seed)).go(12) for seed in (0, 1))
+    assert one != other
+
+
+@pytest.mark.parametrize("name", OURS)
+@settings(max_examples=15)
+@given(order=st.permutations(range(14)))
+def test_the_order_in_which_trials_end_does_not_matter(name: SamplerName, order: list[int]) -> None:
+    in_turn, shuffled = (Loop(question(TINY, name, seed=2)) for _ in range(2))
+    asked = [[loop.ask() for _ in range(14)] for loop in (in_turn, shuffled)]
+    assert [arch for _, arch in asked[0]] == [arch for _, arch in asked[1]]
+    for trial, arch in asked[0]:
+        in_turn.tell(trial, arch)
+    for place in order:
+        shuffled.tell(*asked[1][place])
+    assert in_turn.ask()[1] == shuffled.ask()[1]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_runs_is_not_suggested_again(name: SamplerName) -> None:
+    loop = Loop(question(TINY, name))
+    loop.go(20)
+    found = [loop.ask()[1] for _ in range(10)]
+    assert len({arch_id(arch) for arch in found}) == 10
+
+
+def test_trials_that_say_nothing_are_passed_over() -> None:
+    """A trial without parameters, one of another space, one that failed, one that was infeasible after all."""
+    loop = Loop(question(TINY, "known-cost"))
+    loop.go(15)
+    before, of_tiny = loop.history, distributions(TINY.search_space)
+    params = next(
+        TINY.search_space.encode(loop.question.feasible.catalog.architecture(code))
+        for code in codes_of(TINY)
+        if code not in before.seen
+    )
+    made = optuna.trial.create_trial
+    loop.study.add_trial(made(state=TrialState.FAIL))
+    loop.study.add_trial(made(values=[0.1, 1.0, 1.0]))
+    loop.study.add_trial(made(params=params, distributions=of_tiny, state=TrialState.PRUNED))
+    loop.study.add_trial(
+        made(params=params, distributions=of_tiny, values=[0.0, 1.0, 1.0], system_attrs={"constraints:budget": 0.1})
+    )
+    assert loop.history.seen == before.seen
+    assert loop.history.values.tolist() == before.values.tolist()
+    loop.study.add_trial(made(params=params, distributions=of_tiny, values=[0.0, 1.0, 1.0]))
+    assert len(loop.history.complete) == len(before.complete) + 1
+    loop.ask()
+
+
+# All of them.
+
+
+def test_all_is_every_architecture_once_and_then_no_more() -> None:
+    loop = Loop(question(spec(), "all"))
+    found = loop.go(160)
+    assert len({arch_id(arch) for arch in found}) == 160 == loop.question.search_space.size
+    with pytest.raises(ExhaustedError) as raised:
+        loop.ask()
+    one_line(raised)
+
+
+def test_all_within_a_budget_are_those_within_it() -> None:
+    assert len(Enumeration(question(TINY, "all"))) == TINY.feasible.count == 138
+
+
+def test_a_search_of_all_ends_by_itself(tmp_path: Path) -> None:
+    events: list[Event] = []
+    small = question(spec(budget=Budget(params=1200)), "all")
+    found = list(search(small, Run(tmp_path / "s"), evaluate=evaluate, on_event=events.append))
+    assert len(found) == small.feasible.count
+    assert len({candidate.id for candidate in found}) == len(found)
+    assert [type(event) for event in events[-2:]] == [Ended, Exhausted]
+    assert {trial.state for trial in load_study(tmp_path / "s").trials} == {"complete"}
+
+
+def test_all_of_a_large_space_is_refused() -> None:
+    with pytest.raises(UsageError) as raised:
+        StudySampler(question(LARGE, "all"), ())
+    assert one_line(raised) == ("igc_cifar holds 26,238,069,504 architectures; all of up to 100,000 can be searched")
+
+
+@pytest.mark.parametrize("name", ["known-cost", "evolution", "stratified", "random"])
+def test_a_space_that_is_used_up_is_said_to_be(name: SamplerName, tmp_path: Path) -> None:
+    events: list[Event] = []
+    small = question(spec(budget=Budget(params=1000)), name)
+    found = list(search(small, Run(tmp_path / "s", trials=50), evaluate=evaluate, on_event=events.append))
+    assert len(found) == small.feasible.count < 50
+    assert isinstance(events[-1], Exhausted)
+
+
+# Known costs.
+
+
+@pytest.mark.parametrize(
+    "objectives",
+    [
+        ("error", "params", "latency"),
+        ("error", "macs"),
+        ("error", "flops", "activations"),
+        ("latency", "error"),
+        ("params", "macs"),
+        ("latency", "params"),
+        ("activations", "flops", "latency"),
+    ],
+)
+def test_known_costs_serve_any_objectives(objectives: tuple[str, ...]) -> None:
+    base = spec(objectives=objectives, budget=Budget(params=3000, latency_ms=0.6))
+    found = Loop(question(base, "known-cost")).go(24)
+    assert len({arch_id(arch) for arch in found}) == 24
+
+
+def test_a_latency_budget_is_kept_to_where_latency_can_be_believed() -> None:
+    """It is known by measuring only; suggestions learn where it ends."""
+    limited = spec(budget=Budget(params=5090, latency_ms=0.4))
+    loop = Loop(question(limited, "known-cost"))
+    loop.go(STARTUP + 16)
+    later = loop.go(20)
+    free = sum(cost_of(arch).macs / 5e5 <= 0.4 for arch in Loop(question(limited, "random")).go(100)) / 100
+    assert free < 0.8
+    assert sum(cost_of(arch).macs / 5e5 <= 0.4 for arch in later) >= 19
+
+
+def scaled_hypervolume(base: StudySpec, archs: list[ArchConfig], error: Error) -> float:
+    points = [base.scaled({"error": error(arch), "params": cost_of(arch).params}) for arch in archs]
+    return hypervolume(points, (1.0, 1.0))
+
+
+def test_knowing_the_costs_finds_better_fronts_than_draws_do() -> None:
+    volumes: dict[str, list[float]] = {
+        name: [scaled_hypervolume(TWO, Loop(question(TWO, name, seed)).go(40), smooth) for seed in range(5)]
+        for name in ("known-cost", "stratified", "random")
+    }
+    assert min(volumes["known-cost"]) > 1.1 * max(volumes["stratified"])
+    assert min(volumes["known-cost"]) > 1.3 * max(volumes["random"])
+
+
+@pytest.fixture
+def begun() -> Loop:
+    """A study of the default space with 24 completed trials."""
+    loop = Loop(question(TWO, "known-cost"))
+    loop.study.add_trials(first_24())
+    loop.known |= {arch_id(TWO.search_space.decode(trial.params)) for trial in first_24()}
+    return loop
+
+
+@cache
+def first_24() -> list[optuna.trial.FrozenTrial]:
+    loop = Loop(question(TWO, "known-cost"))
+    loop.go(24)
+    return loop.study.get_trials()
+
+
+def test_what_runs_is_taken_for_what_it_is_expected_to_be(begun: Loop) -> None:
+    """Else suggestions in a row would crowd where the first of them is."""
+    sampler, history = KnownCost(begun.question), begun.history
+    beliefs = sampler._beliefs(history)
+    first = next(iter(sampler._by_improvement(history, beliefs, np.random.default_rng(0))))
+    rows = price(sampler.catalog, [first])
+    running = History(history.complete, history.values, history.stopped, history.expected, rows)
+    before, after = (
+        sampler._worth(rows.codes, rows.costs, sampler._front(now, beliefs), beliefs)[0] for now in (history, running)
+    )
+    assert after < 0.75 * before
+    again = next(iter(sampler._by_improvement(running, beliefs, np.random.default_rng(0))))
+    assert again != first
+
+
+def test_suggestions_in_a_row_are_spread(begun: Loop) -> None:
+    in_a_row = [np.log(cost_of(begun.ask()[1]).params) for _ in range(6)]
+    gaps = [high - low for low, high in pairwise(sorted(in_a_row))]
+    assert max(in_a_row) - min(in_a_row) > 1
+    assert min(gaps) > 0.1
+
+
+NO_BETTER = Trust(n=20, rank=0.3, rank_by_params=0.4, within_68=0.7, within_95=0.9, rmse=0.1)
+
+
+def test_a_belief_that_is_no_better_than_the_parameter_count_is_not_followed(
+    begun: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("igc_nas.samplers.known_cost.trust_in", lambda *_: NO_BETTER)
+    monkeypatch.setattr(KnownCost, "_by_improvement", lambda *_: pytest.fail("the belief was followed"))
+    codes = begun.history.complete.codes
+    parents = KnownCost(begun.question)._parents(begun.history)
+    mutations = 0
+    for seed in range(30):
+        code = next(iter(KnownCost(begun.question).propose(begun.history, np.random.default_rng(seed))))
+        assert not (codes == code).all(axis=1).any()
+        mutations += int((parents != code).sum(axis=1).min() <= 2)
+    assert 7 <= mutations <= 23  # one in two, and a stratified draw is hardly ever so near to the front
+
+
+def test_a_belief_that_is_better_is_followed(begun: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("igc_nas.samplers.known_cost.trust_in", lambda *_: Trust(20, 0.9, 0.4, 0.7, 0.9, 0.1))
+    monkeypatch.setattr(KnownCost, "_by_mutation", lambda *_: pytest.fail("mutated without looking"))
+    monkeypatch.setattr(KnownCost, "_by_improvement", lambda *_: iter([(0, 0, 0, 0)]))
+    assert next(iter(KnownCost(begun.question).propose(begun.history, np.random.default_rng(0)))) == (0, 0, 0, 0)
+
+
+def test_the_first_suggestions_are_stratified_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KnownCost, "_beliefs", lambda *_: pytest.fail("believed too early"))
+    one, other = (Loop(question(TINY, name, seed=8)).go(STARTUP) for name in ("known-cost", "stratified"))
+    assert one == other
+
+
+def test_errors_that_are_all_at_chance_do_not_stop_a_search() -> None:
+    assert len(Loop(question(TINY, "known-cost"), error=lambda _: 0.9).go(24)) == 24
+
+
+def test_a_stopped_trial_is_believed_as_far_as_it_went() -> None:
+    """Told surely that an architecture would be bad, its kin are worth less; told vaguely, hardly."""
+    loop = Loop(question(TINY, "known-cost"), error=lambda arch: 0.5)
+    loop.go(20)
+    sampler = KnownCost(loop.question)
+    trial, arch = loop.ask()
+    at = sampler.features.of(*_row(sampler, arch))
+    means = []
+    for deviation in (0.001, 5.0):
+        stopped = optuna.trial.create_trial(
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={EXPECTED: [0.8, deviation]},
+            state=TrialState.PRUNED,
+        )
+        other = optuna.create_study(directions=["minimize"] * 3)
+        other.add_trials([*loop.study.get_trials()[:-1], stopped])
+        memory = Memory(loop.question.search_space, sampler.catalog)
+        history = memory.history(other, -1)
+        assert len(history.stopped) == 1
+        assert tuple(history.stopped.codes[0]) in history.seen
+        means.append(sampler._beliefs(history).surrogates["error"].predict(at)[0][0])
+    scale = loop.question.bounds["error"][1]
+    assert means[0] > means[1]
+    assert means[1] == pytest.approx(0.5 / scale, abs=0.02)
+
+
+def _row(sampler: KnownCost, arch: ArchConfig) -> tuple[Any, Any]:
+    codes = np.array([sampler.catalog.code(arch)])
+    return codes, sampler.catalog.price(codes)[1]
+
+
+def test_a_study_whose_scale_is_fixed_as_it_opens_is_sampled_on_that_scale(tmp_path: Path) -> None:
+    """A new study has no bounds when it is made; they are there before its first trial."""
+    fixed = spec(objectives=("error", "params"))
+    new = fixed.model_copy(update={"bounds": {}, "reference_ms": None})
+    assert len(list(search(new, Run(tmp_path / "s", trials=STARTUP + 4), evaluate=evaluate))) == STARTUP + 4
+
+
+# Features and moves.
+
+
+def test_features_tell_architectures_apart_and_say_the_costs() -> None:
+    catalog = TINY.feasible.catalog
+    archs = [catalog.architecture(code) for code in codes_of(TINY)]
+    codes = np.array(codes_of(TINY))
+    costs = catalog.price(codes)[1]
+    inputs = Features(catalog).of(codes, costs)
+    assert np.exp(inputs.whole[:, :3]) == pytest.approx(costs)
+    rows = np.concatenate([inputs.whole, inputs.parts], axis=1)
+    assert np.isfinite(rows).all()
+    assert len(np.unique(rows.round(9), axis=0)) == len(archs)
+
+
+def codes_of(base: StudySpec) -> list[Code]:
+    """Every code within the budget of a small space."""
+    return list(
+        Enumeration(question(base, "all")).propose(Loop(question(base, "all")).history, np.random.default_rng())
+    )
+
+
+@given(st.integers(0, 2**32))
+def test_mutations_change_one_place_or_two(seed: int) -> None:
+    moves, parents = Moves(TINY.feasible), np.array(codes_of(TINY)[:5])
+    children = moves.mutated(parents, 40, np.random.default_rng(seed))
+    distances = (children[:, None, :] != parents[None, :, :]).sum(axis=2).min(axis=1)
+    assert (distances <= 2).all()
+    assert (distances > 0).any()
+
+
+@given(st.integers(0, 2**32))
+def test_crossings_take_each_place_from_a_parent(seed: int) -> None:
+    moves, parents = Moves(TINY.feasible), np.array(codes_of(TINY)[:4])
+    for child in moves.crossed(parents, 20, np.random.default_rng(seed)):
+        assert all(value in parents[:, place] for place, value in enumerate(child))
+
+
+def test_neighbours_differ_in_one_key_and_are_each_others() -> None:
+    moves = Moves(LARGE.feasible)
+    for level, table in enumerate(moves.catalog.stages):
+        for option in range(0, len(table.options), 37):
+            for near in map(int, moves.neighbours(level, option)):
+                one, other = table.options[option].model_dump(), table.options[near].model_dump()
+                assert sum(one[key] != other[key] for key in one) == 1
+                assert option in moves.neighbours(level, near)
+
+
+@given(st.integers(0, 2**32))
+def test_what_is_kept_is_valid_within_the_budget_and_there_once(seed: int) -> None:
+    moves, rng = Moves(TINY.feasible), np.random.default_rng(seed)
+    tables = moves.catalog.stages
+    codes = np.column_stack([np.zeros(60, dtype=np.int64), *(rng.integers(len(t.options), size=60) for t in tables)])
+    kept, costs = moves.kept(codes)
+    inside = {tuple(code) for code in codes.tolist()} & set(codes_of(TINY))
+    assert sorted(map(tuple, kept.tolist())) == sorted(inside)
+    for code, cost in zip(kept, costs, strict=True):
+        assert cost[0] == cost_of(moves.catalog.architecture(code)).params
+
+
+def test_evolution_mutates_those_that_few_dominate() -> None:
+    loop = Loop(question(LARGE, "evolution"))
+    loop.go(POPULATION)
+    history, evolution = loop.history, Evolution(loop.question)
+    points = history.values.tolist()
+    beaten = np.array([sum(dominates(other, point) for other in points) for point in points])
+    ranks = []
+    for seed in range(40):
+        child = next(iter(evolution.propose(history, np.random.default_rng(seed))))
+        distances = (history.complete.codes != child).sum(axis=1)
+        assert distances.min() <= 2
+        ranks.append(beaten[distances == distances.min()].min())
+    assert np.mean(ranks) < 0.5 * beaten.mean()
+
+
+# What is remembered of a study.
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from(["ask", "ask", "complete", "stop", "fail", "infeasible", "look"]), max_size=40),
+    st.randoms(use_true_random=False),
+)
+def test_what_is_remembered_is_what_the_trials_say(steps: list[str], rng: random.Random) -> None:
+    """Trials end in any order, some of them are of one architecture, and the memory has looked before or has not."""
+    space, archs = TINY.search_space, [TINY.feasible.draw(np.random.default_rng(n)) for n in range(6)]
+    study = optuna.create_study(directions=["minimize"] * 3)
+    memory, running = Memory(space, TINY.feasible.catalog), []
+    for step in [*steps, "look"]:
+        if step == "ask":
+            running.append(_begun(study, space.encode(rng.choice(archs))))
+        elif step == "look":
+            _compare(memory.history(study, -1), study)
+        elif running:
+            _end(study, running.pop(rng.randrange(len(running))), step, rng)
+
+
+def _begun(study: optuna.Study, params: dict[str, Any]) -> int:
+    all_of_space = distributions(TINY.search_space)
+    template = optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=all_of_space)
+    return study._storage.create_new_trial(study._study_id, template)
+
+
+def _end(study: optuna.Study, trial_id: int, step: str, rng: random.Random) -> None:
+    states = {"stop": TrialState.PRUNED, "fail": TrialState.FAIL}
+    if step == "stop":
+        study._storage.set_trial_user_attr(trial_id, EXPECTED, [rng.random(), rng.random()])
+    study._storage.set_trial_system_attr(trial_id, "constraints:budget", 1.0 if step == "infeasible" else -0.5)
+    values = None if step in states else [rng.random(), 1000.0, rng.random()]
+    study._storage.set_trial_state_values(trial_id, states.get(step, TrialState.COMPLETE), values)
+
+
+def _compare(found: History, study: optuna.Study) -> None:
+    """With what a walk over all trials finds: each group in order of the numbers, each architecture once."""
+    groups: dict[str, dict[Code, Any]] = {"complete": {}, "stopped": {}, "running": {}}
+    for trial in study.trials:
+        code = TINY.feasible.catalog.code(TINY.search_space.decode(trial.params))
+        assert code is not None
+        if trial.state == TrialState.COMPLETE and trial.system_attrs["constraints:budget"] <= 0:
+            groups["complete"].setdefault(code, trial.values)
+        elif trial.state == TrialState.PRUNED:
+            groups["stopped"].setdefault(code, trial.user_attrs[EXPECTED])
+        elif trial.state == TrialState.RUNNING:
+            groups["running"].setdefault(code, None)
+    for name, expected in groups.items():
+        rows = getattr(found, name)
+        assert [tuple(code) for code in rows.codes.tolist()] == list(expected)
+        assert rows.costs.tolist() == TINY.feasible.catalog.price(rows.codes)[1].tolist()
+    assert found.values.tolist() == list(groups["complete"].values())
+    assert found.expected.tolist() == list(groups["stopped"].values())
+    assert found.seen == {code for group in groups.values() for code in group}

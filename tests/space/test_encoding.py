@@ -1,0 +1,85 @@
+import itertools
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import cost_of
+from igc_nas.arch.plan import arch_id
+from igc_nas.space.encoding import Catalog, Code
+from igc_nas.space.search_space import METRICS, SearchSpace
+from tests.support.builders import SMALL_SPACES, every_architecture, space_of, taken
+
+SPACES = {name: space_of(text) for name, text in SMALL_SPACES.items()} | {"tiny": SearchSpace.load("tiny")}
+
+
+@cache
+def catalog(name: str) -> Catalog:
+    return Catalog(SPACES[name])
+
+
+def choices(catalog: Catalog) -> list[int]:
+    """How many values each place of a code has."""
+    return [len(catalog.space.stems), *(len(table.options) for table in catalog.stages)]
+
+
+def built(catalog: Catalog, code: Code) -> ArchConfig | None:
+    """What a code says, fitting or not, built with validation."""
+    stages = [table.options[n] for table, n in zip(catalog.stages, code[1:], strict=True)]
+    return taken(lambda: catalog.space.architecture(catalog.space.stems[code[0]], stages))
+
+
+@pytest.mark.parametrize("name", SPACES)
+@given(data=st.data())
+def test_a_code_is_priced_as_what_it_says_or_is_none(name: str, data: st.DataObject) -> None:
+    numbers = catalog(name)
+    code = tuple(data.draw(st.integers(0, n - 1)) for n in choices(numbers))
+    (valid,), costs = numbers.price(np.array([code]))
+    arch = built(numbers, code)
+    if valid:
+        assert arch == numbers.architecture(code)
+        assert tuple(costs[0]) == tuple(getattr(cost_of(arch), metric) for metric in METRICS)
+        assert numbers.code(arch) == code
+    elif arch is not None:  # another writing of a network that is counted elsewhere
+        counted = numbers.code(arch)
+        assert counted not in (None, code)
+        assert arch_id(numbers.architecture(counted)) == arch_id(arch)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_as_many_codes_are_valid_as_the_space_has_networks(name: str) -> None:
+    codes = np.array(list(itertools.product(*map(range, choices(catalog(name))))))
+    valid, _ = catalog(name).price(codes)
+    assert valid.sum() == SPACES[name].size
+    assert not valid.all() or name in ("tiny", "one-stage")
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_writing_of_a_network_has_the_code_of_the_counted_one(name: str) -> None:
+    counted: dict[str, Code | None] = {}
+    for arch in every_architecture(SPACES[name]):
+        code = catalog(name).code(arch)
+        assert code is not None
+        assert arch_id(catalog(name).architecture(code)) == arch_id(arch)
+        assert counted.setdefault(arch_id(arch), code) == code
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": 11},
+        {"input": [3, 64, 64]},
+        {"head": {"width": 8}},
+        {"stem": {"width": 16}},
+        {"stage": [{"unit": "igcv1", "L": 4, "M": 2, "blocks": 1}]},
+        {"stage": [{"unit": "conv", "width": 8, "blocks": 1}] * 2},
+    ],
+)
+def test_an_architecture_of_another_space_has_no_code(change: dict[str, Any]) -> None:
+    smallest = SPACES["tiny"].smallest("params")
+    assert catalog("tiny").code(smallest) is not None
+    assert catalog("tiny").code(ArchConfig.parse(smallest.to_dict() | change)) is None

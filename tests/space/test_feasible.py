@@ -1,0 +1,264 @@
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import Cost, cost_of
+from igc_nas.arch.plan import arch_id
+from igc_nas.errors import InfeasibleError
+from igc_nas.space.feasible import Feasible
+from igc_nas.space.search_space import SearchSpace
+from tests.support.builders import SMALL_SPACES, chi_square_z, every_architecture, one_line, space_of
+
+SPACES = {name: space_of(text) for name, text in SMALL_SPACES.items()} | {"tiny": SearchSpace.load("tiny")}
+
+
+@cache
+def written(name: str) -> dict[str, ArchConfig]:
+    """Every different network of a small space, by brute force, as it is first written."""
+    found: dict[str, ArchConfig] = {}
+    for arch in every_architecture(SPACES[name]):
+        found.setdefault(arch_id(arch), arch)
+    return found
+
+
+@cache
+def networks(name: str) -> dict[str, Cost]:
+    return {i: cost_of(arch) for i, arch in written(name).items()}
+
+
+@st.composite
+def limits(draw: st.DrawFn, name: str) -> dict[str, int]:
+    """A budget on params, on MACs, on both or on neither, that leaves something of each."""
+    found = {}
+    for metric in ("params", "macs"):
+        costs = [getattr(cost, metric) for cost in networks(name).values()]
+        if draw(st.booleans()):
+            found[metric] = draw(st.integers(min(costs), max(costs) + 10) | st.sampled_from(costs))
+    return found
+
+
+def within(name: str, limit: Mapping[str, int]) -> list[str]:
+    return [i for i, cost in networks(name).items() if all(getattr(cost, m) <= most for m, most in limit.items())]
+
+
+@pytest.mark.parametrize("name", SPACES)
+@given(data=st.data())
+def test_what_is_said_of_a_budget_is_what_brute_force_says(name: str, data: st.DataObject) -> None:
+    limit = data.draw(limits(name))
+    feasible, ids = Feasible(SPACES[name], **limit), within(name, limit)
+    assert feasible.count == len(ids)
+    if not ids:
+        with pytest.raises(InfeasibleError, match=f"no architecture of {SPACES[name].name} is within both budgets"):
+            feasible.facts()
+        return
+    facts, costs = feasible.facts(), [networks(name)[i] for i in ids]
+    assert (facts["architectures"], facts["feasible"]) == (len(networks(name)), len(ids))
+    assert facts["share"] == len(ids) / len(networks(name))
+    for metric in ("params", "macs"):
+        values = [getattr(cost, metric) for cost in costs]
+        assert (facts[f"smallest_{metric}"], facts[f"largest_{metric}"]) == (min(values), max(values))
+    by = facts["binned_by"]
+    if len(limit) == 2:
+        assert facts["acceptance"] == len(ids) / len(within(name, {by: limit[by]}))
+    for found in facts["bins"]:
+        assert found["architectures"] == sum(found["from"] <= getattr(cost, by) <= found["to"] for cost in costs)
+    edges = [(found["from"], found["to"]) for found in facts["bins"]]
+    assert all(low == high + 1 for (_, high), (low, _) in pairwise(edges))
+    assert edges[0][0] == min(getattr(cost, by) for cost in networks(name).values())
+    assert edges[-1][1] == min(limit.get(by, 10**12), max(getattr(cost, by) for cost in networks(name).values()))
+    for stage, counts in enumerate(facts["units"].values()):
+        units = Counter(written(name)[i].stages[stage].unit for i in ids)
+        assert {unit: n for unit, n in counts.items() if n} == units
+    assert len(facts["units"]) == len(SPACES[name].stages)
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("limited", ["params", "macs", "both", "neither"])
+def test_draws_are_uniform_over_exactly_what_is_within_the_budget(name: str, limited: str) -> None:
+    limit = {
+        metric: int(np.quantile([getattr(cost, metric) for cost in networks(name).values()], 0.6))
+        for metric in ("params", "macs")
+        if limited in (metric, "both")
+    }
+    assert_uniform(name, limit, Feasible(SPACES[name], **limit))
+
+
+def assert_uniform(name: str, limit: Mapping[str, int], feasible: Feasible) -> None:
+    ids, rng = within(name, limit), np.random.default_rng(7)
+    assert len(ids) < len(networks(name)) or not limit
+    few = len(ids) < 200
+    drawn = Counter(arch_id(feasible.draw(rng)) for _ in range((20 if few else 6) * len(ids)))
+    assert drawn.keys() == set(ids) if few else drawn.keys() <= set(ids)
+    assert abs(chi_square_z([drawn[i] for i in ids])) < 4
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("limited", [{"params": 0.6}, {"macs": 0.4}, {"params": 0.7, "macs": 0.7}, {}])
+def test_a_space_too_large_to_count_is_drawn_from_uniformly_too(
+    name: str, limited: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("igc_nas.space.counting.MOST_FRONTS", 1)
+    limit = {
+        metric: int(np.quantile([getattr(cost, metric) for cost in networks(name).values()], share))
+        for metric, share in limited.items()
+    }
+    feasible, rng = Feasible(SPACES[name], **limit), np.random.default_rng(3)
+    assert feasible.count is None
+    with pytest.raises(OverflowError, match="too large to count"):
+        feasible.facts()
+    assert_uniform(name, limit, feasible)
+    assert {arch_id(feasible.draw_stratified(rng)) for _ in range(50)} <= set(within(name, limit))
+
+
+def stratified_chances(name: str, limit: Mapping[str, int]) -> dict[str, float]:
+    """What a stratified draw is documented to be, by brute force: bin, then combination of units, then member."""
+    feasible = Feasible(SPACES[name], **limit)
+    bins: dict[int, dict[tuple[str, ...], list[str]]] = {}
+    for i in within(name, limit):
+        cost = getattr(networks(name)[i], feasible.metric)
+        number = next(n for n, found in enumerate(feasible.bins) if found.above < cost <= found.most)
+        units = tuple(stage.unit for stage in written(name)[i].stages)
+        bins.setdefault(number, {}).setdefault(units, []).append(i)
+    return {
+        i: 1 / (len(bins) * len(strata) * len(members))
+        for strata in bins.values()
+        for members in strata.values()
+        for i in members
+    }
+
+
+@pytest.mark.parametrize("name", ["clashing", "four-stages", "merging", "one-stage", "tiny"])
+@pytest.mark.parametrize("limited", ["params", "macs"])
+def test_stratified_draws_are_even_over_bins_then_units_then_members(name: str, limited: str) -> None:
+    limit = {limited: int(np.quantile([getattr(cost, limited) for cost in networks(name).values()], 0.6))}
+    chances, rng = stratified_chances(name, limit), np.random.default_rng(5)
+    feasible = Feasible(SPACES[name], **limit)
+    code_of = {feasible.catalog.code(written(name)[i]): i for i in chances}
+    count = int(7 / min(chances.values()))
+    drawn = Counter(code_of[feasible.catalog.code(feasible.draw_stratified(rng))] for _ in range(count))
+    assert drawn.keys() <= chances.keys()
+    assert abs(chi_square_z([drawn[i] for i in chances], list(chances.values()))) < 4
+    uniform = Counter(code_of[feasible.catalog.code(feasible.draw(rng))] for _ in range(count))
+    assert chi_square_z([uniform[i] for i in chances], list(chances.values())) > 8
+
+
+@pytest.mark.parametrize("name", SPACES)
+@given(data=st.data())
+def test_stratified_draws_keep_within_the_budget(name: str, data: st.DataObject) -> None:
+    """At the tightest budgets too, where rounded edges of the bins may come to lie beyond it."""
+    limit = data.draw(limits(name))
+    assume(within(name, limit))
+    feasible, rng = Feasible(SPACES[name], **limit), np.random.default_rng(0)
+    assert all(feasible.contains(cost_of(feasible.draw_stratified(rng))) for _ in range(20))
+
+
+def test_the_guard_would_see_a_walk_that_is_not_uniform() -> None:
+    """Choosing stage by stage, each option alike, favours what little fits behind."""
+    space, rng, drawn = SPACES["clashing"], np.random.default_rng(7), Counter[str]()
+    for _ in range(8 * space.size):
+        stem = space.stems[rng.integers(len(space.stems))]
+        width, stages = stem.width, []
+        for stage in space.stages:
+            options = stage.following(width)
+            stages.append(options[rng.integers(len(options))])
+            width = stages[-1].width
+        drawn[arch_id(space.architecture(stem, stages))] += 1
+    assert chi_square_z([drawn[i] for i in networks("clashing")]) > 8
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_at_the_tightest_budget_the_smallest_is_drawn(name: str) -> None:
+    least = min(cost.params for cost in networks(name).values())
+    smallest = {i for i, cost in networks(name).items() if cost.params == least}
+    feasible, rng = Feasible(SPACES[name], params=least), np.random.default_rng(0)
+    assert {arch_id(feasible.draw(rng)) for _ in range(20)} <= smallest
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ({"params": 705}, "the smallest architecture in tiny has 706 parameters; the budget is 705"),
+        ({"params": 1}, "the smallest architecture in tiny has 706 parameters; the budget is 1"),
+        ({"macs": 111_695}, "the smallest architecture in tiny has 111,696 MACs; the budget is 111,695"),
+        ({"params": 5_000, "macs": 1_000}, "the smallest architecture in tiny has 111,696 MACs; the budget is 1,000"),
+    ],
+)
+def test_an_impossible_budget_is_refused_at_once(limit: dict[str, int], message: str) -> None:
+    with pytest.raises(InfeasibleError) as raised:
+        Feasible(SPACES["tiny"], **limit)
+    assert one_line(raised) == message
+    least = "706" if "parameters" in message else "111696"
+    assert raised.value.hint == f"raise the budget to {least} or more, or choose another space"
+    Feasible(SPACES["tiny"], **{"params" if "parameters" in message else "macs": int(least)})
+
+
+def test_budgets_that_exclude_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("igc_nas.space.feasible.MOST_REJECTED", 100)
+    space = space_of(
+        "[stem]\nwidth = 8\n[[stage]]\nblocks = 1\n"
+        "[stage.conv]\nwidth = 8\nstride = 1\n"  # few parameters, many pixels
+        "[stage.igcv1]\nL = 1\nM = 16\nstride = 4\n"  # the reverse
+    )
+    feasible = Feasible(space, cost_of(space.smallest("params")).params, cost_of(space.smallest("macs")).macs)
+    with pytest.raises(InfeasibleError) as raised:
+        feasible.draw(np.random.default_rng(0))
+    assert "within one budget found none within the other" in one_line(raised)
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 1.0])
+def test_the_lightest_and_the_heaviest_are_ends_of_what_is_within_the_budget(name: str, share: float) -> None:
+    costs = networks(name).values()
+    limit = int(np.quantile([cost.params for cost in costs], share))
+    within = [cost for cost in costs if cost.params <= limit]
+    feasible = Feasible(SPACES[name], params=limit)
+    lightest, heaviest = cost_of(feasible.lightest()), cost_of(feasible.heaviest())
+    assert lightest.macs == min(cost.macs for cost in within)
+    assert lightest in within
+    assert heaviest in within
+    rounding = (len(SPACES[name].stages) + 2) * (limit // 4000 + 1)
+    surely = [cost.macs for cost in within if share == 1 or cost.params <= limit - rounding]
+    assert heaviest.macs >= max(surely, default=0)
+
+
+@cache
+def default_space() -> SearchSpace:
+    return SearchSpace.load("igc_cifar")
+
+
+@pytest.mark.parametrize(
+    ("params", "macs"),
+    [(8_170, None), (20_000, None), (650_000, None), (None, 5_000_000), (2_000_000, 30_000_000), (100_000, 10**9)],
+)
+def test_the_default_space_is_never_over_budget(params: int | None, macs: int | None) -> None:
+    feasible, rng = Feasible(default_space(), params, macs), np.random.default_rng(1)
+    for _ in range(60):
+        cost = cost_of(feasible.draw(rng))
+        assert params is None or cost.params <= params
+        assert macs is None or cost.macs <= macs
+        assert feasible.contains(cost)
+
+
+@given(st.integers(0, 2**32))
+def test_a_draw_follows_from_the_generator_alone(seed: int) -> None:
+    one, other = Feasible(SPACES["tiny"], params=3000), Feasible(SPACES["tiny"], params=3000)
+    drawn: list[list[ArchConfig]] = []
+    for feasible in (one, other):
+        rng = np.random.default_rng(seed)
+        drawn.append([feasible.draw(rng) for _ in range(3)])
+    assert drawn[0] == drawn[1]
+
+
+@given(st.integers(1, 10**7), st.integers(1, 10**9))
+def test_violation_is_the_largest_relative_excess(params: int, macs: int) -> None:
+    feasible = Feasible(SPACES["tiny"], 2_000, 400_000)
+    violation = feasible.violation(Cost(params, macs))
+    assert violation == pytest.approx(max(params / 2_000, macs / 400_000) - 1, abs=1e-12)
+    assert feasible.contains(Cost(params, macs)) == (params <= 2_000 and macs <= 400_000)

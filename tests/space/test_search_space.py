@@ -1,0 +1,265 @@
+import re
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import cost_of
+from igc_nas.arch.plan import arch_id
+from igc_nas.errors import ConfigError
+from igc_nas.io.resources import find_space, space_names
+from igc_nas.space.search_space import Metric, SearchSpace
+from tests.support.builders import SMALL_SPACES, every_architecture, one_line, space_of, taken
+
+SPACES = {name: space_of(text) for name, text in SMALL_SPACES.items()} | {"tiny": SearchSpace.load("tiny")}
+shipped_space = cache(SearchSpace.load)
+METRICS: tuple[Metric, ...] = ("params", "macs", "activations")
+
+
+@pytest.fixture(params=SPACES)
+def small(request: pytest.FixtureRequest) -> SearchSpace:
+    return SPACES[request.param]
+
+
+def test_the_shipped_spaces() -> None:
+    assert space_names() == ["igc_cifar", "igc_table", "igcv1_cifar", "igcv2_cifar", "igcv3_cifar", "tiny"]
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_the_header_of_a_shipped_space_says_its_size(name: str) -> None:
+    space = shipped_space(name)
+    least, most = (cost_of(arch).params for arch in (space.smallest("params"), space.largest("params")))
+    header = re.match(r"(#.*\n)+", find_space(name).read_text(encoding="utf-8"))
+    assert header
+    assert f"# {space.size:,} architectures, {least:,} to {most:,} parameters (10 classes)." in header[0]
+    assert space.file.paper
+    assert space.file.intent
+
+
+def test_the_shipped_spaces_are_large_and_reach_the_papers_sizes() -> None:
+    assert shipped_space("igc_cifar").size >= 10**9
+    for name in ("igc_cifar", "igcv1_cifar", "igcv2_cifar", "igcv3_cifar"):
+        space = shipped_space(name)
+        assert space.size >= 10**6
+        assert cost_of(space.smallest("params")).params <= 20_000
+        assert cost_of(space.largest("params")).params >= 2_000_000
+        assert [stage.options[0].stride for stage in space.stages] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["igcv1_cifar", "igcv2_cifar", "igcv3_cifar"])
+def test_a_papers_space_has_its_unit_only(name: str) -> None:
+    units = {unit for stage in shipped_space(name).stages for unit in stage.choices}
+    assert units == {name.removesuffix("_cifar")}
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_every_value_of_a_shipped_space_is_used_by_some_architecture(name: str) -> None:
+    space = shipped_space(name)
+    for stage, entering in zip(space.stages, space.shapes, strict=False):
+        used = [option for option in stage.options if any(option.problem(shape[0]) is None for shape in entering)]
+        for unit, choices in stage.choices.items():
+            for key, values in choices.items():
+                assert {getattr(option, key) for option in used if option.unit == unit} == set(values)
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_a_shipped_space_answers_at_once(name: str) -> None:
+    start = time.process_time()
+    space = SearchSpace.load(name)
+    assert space.size > 0
+    for metric in METRICS:
+        space.smallest(metric)
+        space.largest(metric)
+    assert time.process_time() - start < 10  # about 1 s
+
+
+def test_the_size_is_the_number_of_different_networks(small: SearchSpace) -> None:
+    assert small.size == len({arch_id(arch) for arch in every_architecture(small)})
+
+
+def test_the_small_spaces_are_what_they_say() -> None:
+    written = {name: list(every_architecture(space)) for name, space in SPACES.items()}
+    assert all(len(written[name]) > SPACES[name].size for name in ("merging", "merging-by-width", "tiny"))
+    fitting, every = len(written["clashing"]), 1
+    for count in (2, *(len(stage.options) for stage in SPACES["clashing"].stages)):
+        every *= count
+    assert fitting < every / 2
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_smallest_and_largest(small: SearchSpace, metric: Metric) -> None:
+    costs = [getattr(cost_of(arch), metric) for arch in every_architecture(small)]
+    assert getattr(cost_of(small.smallest(metric)), metric) == min(costs)
+    assert getattr(cost_of(small.largest(metric)), metric) == max(costs)
+
+
+def test_every_architecture_can_be_said_in_parameters(small: SearchSpace) -> None:
+    for arch in every_architecture(small):
+        params = small.encode(arch)
+        assert params.keys() == small.parameters.keys()
+        assert small.decode(params) == arch
+
+
+@st.composite
+def assignments(draw: st.DrawFn, space: SearchSpace) -> dict[str, int | str]:
+    """Any value for every parameter, as a sampler of Optuna may choose."""
+    return {
+        name: draw(st.integers(0, choice - 1) if isinstance(choice, int) else st.sampled_from(choice))
+        for name, choice in space.parameters.items()
+    }
+
+
+@pytest.mark.parametrize("name", SPACES)
+@given(data=st.data())
+def test_parameters_name_an_architecture_or_are_refused(name: str, data: st.DataObject) -> None:
+    space = SPACES[name]
+    params = data.draw(assignments(space))
+    arch = taken(lambda: space.decode(params))
+    assert arch is None or space.decode(space.encode(arch)) == arch
+
+
+LARGE = shipped_space("igc_cifar")
+
+
+@given(assignments(LARGE))
+def test_suggest_replays_a_fixed_trial(params: dict[str, int | str]) -> None:
+    try:
+        expected = LARGE.decode(params)
+    except ConfigError as error:
+        with pytest.raises(ConfigError, match=re.escape(error.message)):
+            LARGE.suggest(optuna.trial.FixedTrial(params))
+    else:
+        assert LARGE.suggest(optuna.trial.FixedTrial(params)) == expected
+        assert LARGE.suggest(optuna.trial.FixedTrial(LARGE.encode(expected))) == expected
+
+
+def test_suggest_asks_each_trial_for_the_same_parameters() -> None:
+    """Conditional names make NSGA-II a random search, and value sets that change per trial raise."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    asked = []
+    for _ in range(20):
+        trial = study.ask()
+        taken(lambda: SPACES["merging"].suggest(trial))  # noqa: B023
+        asked.append(trial.distributions)
+    assert all(one == asked[0] for one in asked)
+    assert list(asked[0]) == list(SPACES["merging"].parameters)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"stage1.unit": "conv"},
+        {"stage1.unit": "igcv1", "stage1.L": 99},
+        {"stage1.unit": "igcv1", "stage1.L": -1},
+        {"stage1.unit": "igcv1", "stage1.L": "0"},
+        {"stage1.unit": 3},
+        {"stage1.unit": "a\nb"},
+    ],
+)
+def test_parameters_of_another_space_are_refused(params: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        SPACES["tiny"].decode(params)
+    assert one_line(raised).startswith("stage1.")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"classes": 11}, {"stem": {"width": 16}}, {"head": {"width": 8}}, {"input": [3, 64, 64]}, {"stage": None}],
+)
+def test_an_architecture_of_another_space_cannot_be_encoded(change: dict[str, Any]) -> None:
+    plain = SPACES["tiny"].smallest("params").to_dict()
+    stages = [{"unit": "conv", "width": 8, "blocks": 1}] * 2
+    arch = ArchConfig.parse(plain | change if "stage" not in change else plain | {"stage": stages})
+    with pytest.raises(ConfigError) as raised:
+        SPACES["tiny"].encode(arch)
+    one_line(raised)
+
+
+STEM, STAGE = "[stem]\nwidth = [8, 16]\n", "[[stage]]\nblocks = 1\n[stage.conv]\nwidth = [8, 16]\n"
+V1 = "[[stage]]\nblocks = 1\n[stage.igcv1]\nL = [4, 8]\nM = 2\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("", "space.toml: stem"),
+        ("[", "space.toml: not valid TOML"),
+        (STEM, "space.toml: stage"),
+        (STAGE, "space.toml: stem"),
+        ("stage = []\n" + STEM, "space.toml: stage"),
+        ("stage = 3\n" + STEM, "space.toml: stage"),
+        ("stage = [3]\n" + STEM, "space.toml: stage.1"),
+        ("stem = 8\n" + STAGE, "space.toml: stem"),
+        ("stem = []\n" + STAGE, "space.toml: stem"),
+        ("depth = 3\n" + STEM + STAGE, "space.toml: depth: unknown key"),
+        ('"a\\nb" = 3\n' + STEM + STAGE, "space.toml: 'a\\nb': unknown key"),
+        ("paper = 3\n" + STEM + STAGE, "space.toml: paper"),
+        ("input = [3, 32]\n" + STEM + STAGE, "space.toml: input"),
+        ("input = [3, 0, 32]\n" + STEM + STAGE, "space.toml: input.2"),
+        ("input = [3, 32, 99999]\n" + STEM + STAGE, "space.toml: input.3"),
+        ("input = [[3, 32, 32]]\n" + STEM + STAGE, "space.toml: input"),
+        ("classes = 10\n" + STEM + STAGE, "space.toml: classes: unknown key"),
+        ("x = 0x" + "f" * 5000 + "\n" + STEM + STAGE, "space.toml: not valid TOML"),
+        ("[stem]\na" + ".a" * 2000 + " = 1\n" + STAGE, "space.toml: not valid TOML"),
+        (STEM + STAGE * 33, "space.toml: stage"),
+        ("[stem]\n" + STAGE, "small: stem: width"),
+        ("[stem]\nwidth = []\n" + STAGE, "small: stem.width: a choice is"),
+        ("[stem]\nwidth = [8, 8]\n" + STAGE, "small: stem.width: a choice is"),
+        ("[stem]\nwidth = [8, 0]\n" + STAGE, "small: stem: width"),
+        ("[stem]\nwidth = [8, true]\n" + STAGE, "small: stem: width"),
+        ("[stem]\nwidth = [8, 8.0]\n" + STAGE, "small: stem: width"),
+        ("[stem]\nwidth = [[8, 16]]\n" + STAGE, "small: stem: width"),
+        ("[stem]\nwidth = {low = 8, high = 16}\n" + STAGE, "small: stem: width"),
+        ("[stem]\nwidth = '8..16'\n" + STAGE, "small: stem: width"),
+        (STEM + "kernel = [3, 4]\n" + STAGE, "small: stem: kernel"),
+        (STEM + "kernel = [1, true]\n" + STAGE, "small: stem: kernel"),
+        (STEM + "kernel = [3, 3.0]\n" + STAGE, "small: stem: kernel"),
+        (STEM + "padding = 1\n" + STAGE, "small: stem: padding: unknown key"),
+        (STEM + '"a\\u001bb" = 1\n' + STAGE, "small: stem: 'a\\x1bb': unknown key"),
+        (STEM + '"a\\u001bb" = []\n' + STAGE, "small: stem.'a\\x1bb': a choice is"),
+        (STEM + STAGE + "[head]\nwidth = [8, 16]\n", "space.toml: head.width"),
+        (STEM + "[[stage]]\nblocks = 1\n", "small: stage 1 names no unit"),
+        (STEM + STAGE + "[[stage]]\n", "small: stage 2 names no unit"),
+        (STEM + "[[stage]]\nblocks = 1\n[[stage.conv]]\nwidth = 8\n", "small: stage 1 names no unit"),
+        (STEM + STAGE.replace("conv", "igcv4"), "small: stage 1: unknown unit 'igcv4'"),
+        (STEM + STAGE.replace("conv", '"a\\nb"'), "small: stage 1: unknown unit 'a\\nb'"),
+        (STEM + STAGE.replace("blocks = 1", ""), "small: stage 1.conv: blocks"),
+        (STEM + STAGE.replace("blocks = 1", "blocks = []"), "small: stage 1.conv.blocks: a choice is"),
+        (STEM + STAGE.replace("blocks = 1", "blocks = [1, 257]"), "small: stage 1.conv: blocks"),
+        (STEM + STAGE + "L = 4\n", "small: stage 1.conv: L: unknown key"),
+        (STEM + STAGE + "unit = 'igcv1'\n", "small: stage 1.conv: unit"),
+        (STEM + STAGE + "stride = [1, 3]\n", "small: stage 1.conv: stride"),
+        (STEM + STAGE + "[stage.igcv1]\nL = 4\n", "small: stage 1.igcv1: M"),
+        (STEM + STAGE + V1.replace("L = [4, 8]", "L = ['a', 8]"), "small: stage 2.igcv1: L"),
+        (STEM + V1.replace("L = [4, 8]", "L = [3, 5]"), "small: no two stages of this space fit together"),
+        (STEM + "[[stage]]\nblocks = 1\n[stage.igcv2]\nwidth = 7\ndepth = 3\n", "small: no two stages"),
+        (STEM + STAGE.replace("[8, 16]", str(list(range(1, 1999)))).replace("1\n", f"{list(range(1, 257))}\n", 1), ""),
+    ],
+)
+def test_a_bad_space_is_refused_naming_the_place(text: str, place: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        space_of(text)
+    assert one_line(raised).startswith(place or "small: stage 1.conv: 511488 combinations in one stage; at most 200000")
+
+
+@given(
+    st.integers(0, 40), st.integers(0, 6), st.text(alphabet=st.characters() | st.sampled_from('[]="\n0,'), max_size=6)
+)
+def test_a_damaged_space_is_read_or_refused(start: int, length: int, put: str) -> None:
+    text = SMALL_SPACES["clashing"]
+    start = start * len(text) // 40
+    space = taken(lambda: space_of(text[:start] + put + text[start + length :]))
+    assert space is None or space.size >= 1
+
+
+def test_a_space_file_is_found_by_path(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(SMALL_SPACES["merging"])
+    space = SearchSpace.load(tmp_path / "mine.toml", classes=100)
+    assert (space.name, space.classes, space.size) == ("mine", 100, SPACES["merging"].size)

@@ -1,0 +1,129 @@
+"""What is taken where nothing is said: recipes, extents, a new study's spec."""
+
+import pytest
+
+from igc_nas.data.datasets import locate
+from igc_nas.errors import ConfigError, InfeasibleError, UsageError
+from igc_nas.study import defaults
+from igc_nas.study.defaults import (
+    MEMORY_PER_WORKER,
+    RECIPES,
+    Extent,
+    default_extent,
+    default_recipe,
+    new_spec,
+    usable_cores,
+)
+from igc_nas.study.spec import Budget, StudySpec
+
+CIFAR_TRAIN = 50_000
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_a_default_recipe_fits_the_training_set(kind: str) -> None:
+    recipe = default_recipe(kind)
+    assert recipe.train_size + recipe.held_out <= CIFAR_TRAIN
+    assert recipe.train_size >= recipe.batch
+    assert recipe.samples == recipe.epochs * recipe.train_size
+
+
+def test_a_gpu_has_more_time_than_a_cpu() -> None:
+    cpu, cuda = default_recipe("cpu"), default_recipe("cuda")
+    assert cpu.samples * cpu.resolution**2 < cuda.samples * cuda.resolution**2
+    assert (cpu.dtype, cuda.dtype) == ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_a_change_changes_one_thing(kind: str) -> None:
+    usual, changed = default_recipe(kind).model_dump(), default_recipe(kind, epochs=7).model_dump()
+    assert changed == usual | {"epochs": 7}
+    assert default_recipe(kind).model_dump() == usual
+
+
+@pytest.mark.parametrize("changes", [{"epoch": 3}, {"epochs": 0}, {"epochs": "3"}, {"dtype": "float16"}, {"lr": None}])
+def test_a_wrong_change_is_refused_by_name(changes: dict[str, object]) -> None:
+    (key,) = changes
+    with pytest.raises(ConfigError, match=rf"^recipe: {key}: "):
+        default_recipe("cpu", **changes)
+
+
+@pytest.mark.parametrize(
+    ("cores", "gigabytes", "extent"),
+    [
+        (1, 64, Extent(trials=24, timeout_s=540, workers=1)),
+        (2, 64, Extent(trials=24, timeout_s=540, workers=2)),
+        (6, 64, Extent(trials=72, timeout_s=540, workers=6)),
+        (64, 640, Extent(trials=96, timeout_s=540, workers=8)),
+        (16, 8, Extent(trials=48, timeout_s=540, workers=4)),
+        (16, 0, Extent(trials=24, timeout_s=540, workers=1)),
+    ],
+)
+def test_a_cpu_search_uses_the_cores_that_memory_allows_and_ends_in_ten_minutes(
+    cores: int, gigabytes: int, extent: Extent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Memory:
+        available = gigabytes * 2**30
+
+    monkeypatch.setattr(defaults, "usable_cores", lambda: cores)
+    monkeypatch.setattr(defaults.psutil, "virtual_memory", Memory)
+    assert default_extent("cpu") == extent
+    assert MEMORY_PER_WORKER == 2 * 2**30
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_a_gpu_search_has_one_worker_per_gpu(devices: int) -> None:
+    assert default_extent("cuda", devices) == Extent(trials=200 * devices, timeout_s=7200, workers=devices)
+
+
+def test_there_is_a_core_to_use() -> None:
+    assert usable_cores() >= 1
+
+
+def test_a_new_spec_is_a_whole_question() -> None:
+    info = locate("shapes", None)
+    made = new_spec(info, "a device")
+    assert made == StudySpec.from_toml(made.to_toml())
+    assert (made.name, made.space_name, made.classes) == ("igc_cifar-shapes-any-s0", "igc_cifar", info.classes)
+    assert (made.dataset, made.dataset_sha256, made.latency.device) == (info.label, info.sha256, "a device")
+    assert made.latency.input == made.space.input
+    assert made.reference_ms is None
+    assert made.bounds == {}
+
+
+def test_a_new_spec_takes_changes() -> None:
+    made = new_spec(
+        locate("shapes", None),
+        "a GPU",
+        "cuda",
+        space="tiny",
+        name="mine",
+        budget=Budget(params=2000),
+        objectives=("error", "macs"),
+        sampler="nsga2",
+        seed=3,
+        recipe={"epochs": 1},
+    )
+    assert (made.name, made.objectives, made.sampler, made.seed) == ("mine", ("error", "macs"), "nsga2", 3)
+    assert made.budget.params == 2000
+    assert made.recipe == default_recipe("cuda", epochs=1, train_size=18_000, held_out=2000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"space": "tinny"}, ConfigError),
+        ({"name": "a/b"}, UsageError),
+        ({"budget": Budget(params=10)}, InfeasibleError),
+        ({"recipe": {"epoch": 3}}, ConfigError),
+    ],
+)
+def test_a_new_spec_refuses_what_cannot_be_searched(changes: dict[str, object], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        new_spec(locate("shapes", None), "a device", **({"space": "tiny"} | changes))
+
+
+def test_a_recipe_is_cut_to_a_dataset_that_has_less() -> None:
+    recipe = new_spec(locate("shapes", None), "some GPU", "cuda", space="tiny").recipe
+    assert (recipe.held_out, recipe.train_size) == (2000, 18_000)
+    with pytest.raises(ConfigError, match="shapes has 20000 images"):
+        new_spec(locate("shapes", None), "some GPU", "cuda", space="tiny", recipe={"train_size": 19_000})

@@ -1,0 +1,103 @@
+"""Who searches a study: believed while it lives, and no longer."""
+
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from igc_nas.engine.search import Run, search
+from igc_nas.errors import StudyError
+from igc_nas.study import process
+from igc_nas.study.lock import OWNER_FILE, Owner, Ownership, owner_of
+from igc_nas.study.process import Process
+from tests.support.searches import evaluate, spec
+
+
+def claimed_by(folder: Path, who: Process) -> None:
+    """The file of an owner that did not remove it: it was killed."""
+    folder.mkdir(exist_ok=True)
+    owner = Owner(process=who, since="2026-01-01T00:00:00+00:00", seen="2026-01-01T00:00:00+00:00")
+    (folder / OWNER_FILE).write_text(owner.model_dump_json(exclude_none=True))
+
+
+def dead_pid() -> int:
+    child = multiprocessing.get_context("spawn").Process(target=int)
+    child.start()
+    child.join()
+    assert child.pid is not None
+    return child.pid
+
+
+HERE = Process.here()
+ANOTHER: dict[str, tuple[dict[str, Any], bool | None]] = {
+    "this one": ({}, True),
+    "one that does not say when it started": ({"started": None}, True),
+    "one whose pid was given to us": ({"started": (HERE.started or 0) - 60}, False),
+    "one of an earlier boot": ({"boot": "0" * 36}, False),
+    "another host's": ({"host": "elsewhere"}, None),
+    "another host's of another boot": ({"host": "elsewhere", "boot": "0" * 36}, None),
+    "one that no system could have": ({"pid": 2**40}, False),
+}
+
+
+@pytest.mark.parametrize(("changes", "alive"), ANOTHER.values(), ids=ANOTHER)
+def test_a_process_is_told_from_every_other(changes: dict[str, Any], alive: bool | None, tmp_path: Path) -> None:
+    who = Process.parse(HERE.model_dump() | changes)
+    assert who.is_alive() is alive
+    claimed_by(tmp_path, who)
+    found = owner_of(tmp_path)
+    assert (found and found.process) == (None if alive is False else who)
+
+
+def test_this_process_says_who_it_is() -> None:
+    assert (HERE.host, HERE.pid) == (socket.gethostname(), os.getpid())
+    assert HERE.boot
+    assert HERE.started == pytest.approx(psutil.Process().create_time(), abs=process.SAME_START_S)
+    assert str(HERE) == f"pid {os.getpid()} on {socket.gethostname()}"
+
+
+def test_a_process_that_has_ended_is_dead_and_so_is_a_zombie() -> None:
+    assert Process(host=HERE.host, pid=dead_pid(), boot=HERE.boot).is_alive() is False
+    zombie = os.fork() if hasattr(os, "fork") else 0
+    if zombie == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
+    assert Process(host=HERE.host, pid=zombie, boot=HERE.boot).is_alive() is False
+    os.waitpid(zombie, 0)
+
+
+@pytest.mark.parametrize(
+    "who",
+    [
+        Process(host=HERE.host, pid=os.getpid(), boot=HERE.boot, started=1.0),
+        Process(host=HERE.host, pid=os.getpid(), boot="0" * 36, started=HERE.started),
+        Process(host="elsewhere", pid=7),
+    ],
+    ids=["dead", "of an earlier boot", "of another machine"],
+)
+def test_what_a_dead_owner_said_does_not_keep_a_study(who: Process, tmp_path: Path) -> None:
+    """The lock decides, and the system has taken it back."""
+    list(search(spec(), Run(tmp_path / "s", trials=2), evaluate=evaluate))
+    claimed_by(tmp_path / "s", who)
+    assert len(list(search(spec(), Run(tmp_path / "s", trials=4), evaluate=evaluate))) == 2
+    assert not (tmp_path / "s" / OWNER_FILE).exists()
+
+
+def test_an_owner_is_named_to_whoever_comes_second(tmp_path: Path) -> None:
+    owner = Ownership(tmp_path / "s")
+    with pytest.raises(StudyError, match=f"study s is being searched by pid {os.getpid()} on {socket.gethostname()}"):
+        Ownership(tmp_path / "s")
+    assert owner_of(tmp_path / "s") is not None, "who was refused has removed nothing"
+    owner.release()
+    assert owner_of(tmp_path / "s") is None
+    Ownership(tmp_path / "s").release()
+
+
+@pytest.mark.parametrize("text", ["", "{", "\0" * 300, '{"process": {}}', "[]", '{"process": {"host": "a", "pid": 0}}'])
+def test_an_owner_that_cannot_be_read_is_nobody(text: str, tmp_path: Path) -> None:
+    (tmp_path / OWNER_FILE).write_text(text)
+    assert owner_of(tmp_path) is None

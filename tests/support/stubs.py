@@ -1,0 +1,262 @@
+"""Evaluators for worker processes that invent their numbers, as `searches.evaluate` does; and such as misbehave."""
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.engine.executor import Outcome, Seat, Watch
+from igc_nas.errors import ConfigError, DivergedError, IgcNasError
+from igc_nas.study.records import Rung, Unfinished
+from igc_nas.study.spec import Calibration, StudySpec
+from tests.support.searches import evaluate, latency
+
+
+@dataclass
+class Stub:
+    """Takes `seconds` for each architecture."""
+
+    spec: StudySpec
+    seat: Seat
+    seconds: float = 0.0
+
+    def calibrate(self) -> Calibration:
+        return Calibration(reference_ms=1.0, smallest=latency(0.1), largest=latency(1.0))
+
+    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+        watch.doing("measuring")
+        measured, score = evaluate(arch, seed)
+        watch.doing("training")
+        time.sleep(self.seconds)
+        for epoch in score.curve:
+            watch.epoch(epoch)
+        return Outcome(measured, score)
+
+
+def stub(spec: StudySpec, seat: Seat) -> Stub:
+    return Stub(spec, seat)
+
+
+def slow_stub(spec: StudySpec, seat: Seat) -> Stub:
+    return Stub(spec, seat, seconds=0.05)
+
+
+def endless(spec: StudySpec, seat: Seat) -> Stub:
+    return Stub(spec, seat, seconds=600)
+
+
+class WithCommand(Stub):
+    """Has a command at work for each trial, as `--latency-command` does, in a session of its own."""
+
+    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+        with subprocess.Popen(["sleep", "600"], start_new_session=True) as sleep:  # noqa: S607
+            try:
+                return super().__call__(arch, seed, watch)
+            finally:
+                sleep.kill()
+
+
+def with_command(spec: StudySpec, seat: Seat) -> WithCommand:
+    return WithCommand(spec, seat, seconds=0.02)
+
+
+def endless_with_command(spec: StudySpec, seat: Seat) -> WithCommand:
+    return WithCommand(spec, seat, seconds=600)
+
+
+class WaitsForOthers(Stub):
+    """Says that it waits, and does so for longer than a trial may take."""
+
+    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+        for _ in range(2):
+            watch.waits(True)
+            time.sleep(self.seconds)
+            watch.waits(False)
+        return super().__call__(arch, seed, watch)
+
+
+def waits_for_others(spec: StudySpec, seat: Seat) -> WaitsForOthers:
+    return WaitsForOthers(spec, seat, seconds=1.5)
+
+
+class SlowToCalibrate(Stub):
+    """Is at its calibration for as long as one likes; says so by a file."""
+
+    def calibrate(self) -> Calibration:
+        assert self.seat.folder is not None
+        (self.seat.folder / "calibrating").touch()
+        time.sleep(600)
+        return super().calibrate()
+
+
+def slow_to_calibrate(spec: StudySpec, seat: Seat) -> SlowToCalibrate:
+    return SlowToCalibrate(spec, seat)
+
+
+class OutOfMemory(Stub):
+    """Fails as torch does where memory is short, each time with the same words."""
+
+    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+        _no_memory_for_torch(arch, watch)
+
+
+def out_of_memory(spec: StudySpec, seat: Seat) -> OutOfMemory:
+    return OutOfMemory(spec, seat)
+
+
+# Faults: what may go wrong in a trial, by name.
+
+Fault = Callable[[ArchConfig, Watch], Any]
+
+
+class UnpicklableError(Exception):
+    """Cannot be sent: it holds a lock. Cannot be put in words, either."""
+
+    def __init__(self) -> None:
+        super().__init__(threading.Lock())
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class CannotCrossError(IgcNasError):
+    """Can be sent, and then not be made again."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two} do not fit")
+
+
+def _raise(error: BaseException) -> Fault:
+    def fault(arch: ArchConfig, watch: Watch) -> NoReturn:
+        raise error
+
+    return fault
+
+
+def _no_memory_for_torch(arch: ArchConfig, watch: Watch) -> NoReturn:
+    watch.doing("training")
+    raise RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 4096000000000 bytes. Error code 12 (Cannot allocate memory)"
+    )
+
+
+def _segfault(arch: ArchConfig, watch: Watch) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.string_at(0)
+
+
+def _abort(arch: ArchConfig, watch: Watch) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.abort()
+
+
+def _hang(arch: ArchConfig, watch: Watch) -> None:
+    watch.doing("training")
+    time.sleep(600)
+
+
+def _hang_with_the_gil(arch: ArchConfig, watch: Watch) -> None:
+    ctypes.PyDLL(None).sleep(600)  # PyDLL: nothing else runs in this process meanwhile
+
+
+def _unfinished(arch: ArchConfig, watch: Watch) -> Outcome:
+    measured, score = evaluate(arch, 0)
+    return Outcome(measured, Unfinished(rungs=(Rung(samples=50, error=0.5, loss=1.0),), curve=score.curve, train_s=0.0))
+
+
+def _changed(part: str, **changes: Any) -> Fault:
+    """An outcome whose record was changed past its checks."""
+
+    def fault(arch: ArchConfig, watch: Watch) -> Outcome:
+        measured, score = evaluate(arch, 0)
+        if part == "latency":
+            return Outcome(measured.model_copy(update=changes), score)
+        return Outcome(measured, score.model_copy(update=changes))
+
+    return fault
+
+
+def _recursion(arch: ArchConfig, watch: Watch) -> None:
+    _recursion(arch, watch)
+
+
+FAULTS: dict[str, Fault] = {
+    "diverged": _raise(DivergedError("the training loss is nan after epoch 1", "lower lr in the recipe")),
+    "memory": _raise(MemoryError()),
+    "memory of torch": _no_memory_for_torch,
+    "segfault": _segfault,
+    "exit": lambda arch, watch: os._exit(3),
+    "abort": _abort,
+    "kill": lambda arch, watch: os.kill(os.getpid(), signal.SIGKILL),
+    "hang": _hang,
+    "hang with the GIL": _hang_with_the_gil,
+    "stopped by a signal": lambda arch, watch: os.kill(os.getpid(), signal.SIGSTOP),
+    "build": _raise(ConfigError("groups (=4) must divide width (=30)", "use 28 or 32")),
+    "recursion": _recursion,
+    "no words": _raise(UnpicklableError()),
+    "cannot cross": _raise(CannotCrossError(1, 2)),
+    "many words": _raise(RuntimeError("a line of words\n" * 2**16)),
+    "hostile words": _raise(RuntimeError("\udcff\x00\x1b[2J\u202e")),
+    "Ctrl-C": _raise(KeyboardInterrupt()),
+    "sys.exit": lambda arch, watch: sys.exit("enough"),
+    "end of file": _raise(EOFError("Ran out of input")),
+    "no outcome": lambda arch, watch: evaluate(arch, 0),
+    "nothing": lambda arch, watch: None,
+    "an outcome of words": lambda arch, watch: Outcome("fast", "good"),  # type: ignore[arg-type]
+    "a progress of words": lambda arch, watch: watch.epoch("halfway"),  # type: ignore[arg-type]
+    "given up unasked": _unfinished,
+    "nan error": _changed("score", error=float("nan")),
+    "inf loss": _changed("score", loss=float("inf")),
+    "inf latency": _changed("latency", normalised_ms=float("inf")),
+    "negative latency": _changed("latency", normalised_ms=-1.0),
+    "a lock in the score": _changed("score", form=threading.Lock()),
+}
+
+
+class Faulty(Stub):
+    """Makes the fault that is next in the study's `faults.txt`, a name a line; then there are no more."""
+
+    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+        watch.doing("building")
+        assert self.seat.folder is not None
+        path = self.seat.folder / "faults.txt"
+        names = path.read_text().splitlines() if path.exists() else []
+        if names:
+            path.write_text("\n".join(names[1:]))
+            return FAULTS[names[0]](arch, watch)
+        return super().__call__(arch, seed, watch)
+
+
+def faulty(spec: StudySpec, seat: Seat) -> Faulty:
+    return Faulty(spec, seat)
+
+
+class Talkative(Stub):
+    """Leaves a thread behind that goes on telling of a trial that is over."""
+
+    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+        outcome = super().__call__(arch, seed, watch)
+
+        def talk() -> None:
+            with contextlib.suppress(Exception):
+                for _ in range(20):
+                    time.sleep(0.005)
+                    watch.doing("training")
+
+        threading.Thread(target=talk, daemon=True).start()
+        time.sleep(0.02)
+        return outcome
+
+
+def talkative(spec: StudySpec, seat: Seat) -> Talkative:
+    return Talkative(spec, seat)
