@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from igc_nas._version import __version__
 
 if TYPE_CHECKING:
     from igc_nas.analysis.tables import frame
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from igc_nas.engine.search import Run, search
     from igc_nas.errors import IgcNasError
     from igc_nas.nn.device import find_devices
-    from igc_nas.nn.network import create_model
+    from igc_nas.nn.factory import create_model
     from igc_nas.space.search_space import SearchSpace
     from igc_nas.study.defaults import default_recipe, new_spec
     from igc_nas.study.lookup import load_architecture
@@ -50,7 +50,7 @@ _HOME = {
     "Trial": "study.records",
     "arch_id": "arch.plan",
     "cost_of": "arch.cost",
-    "create_model": "nn.network",
+    "create_model": "nn.factory",
     "default_recipe": "study.defaults",
     "find_devices": "nn.device",
     "frame": "analysis.tables",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from igc_nas.analysis.views import FrontView, caption, format_value, front_view
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.io.files import write_whole
-from igc_nas.io.resources import search_command
+from igc_nas.study.names import search_command
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.study import Study
 

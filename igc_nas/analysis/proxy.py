@@ -26,7 +26,7 @@ from igc_nas.analysis.ranking import (
     within_bins,
 )
 from igc_nas.analysis.surrogate_quality import believed
-from igc_nas.arch.figures import Figure, figures
+from igc_nas.arch.papers import Figure, figures
 from igc_nas.errors import StudyError
 from igc_nas.study.records import Candidate
 from igc_nas.study.study import STUDY_FILE, Study, load_study

@@ -151,3 +151,16 @@ def _chances(values: Values, k: int) -> Floats:
     below, tied = (x < last).astype(np.float64), (x == last).astype(np.float64)
     found: Floats = below + tied * (k - below.sum()) / tied.sum()
     return found
+
+
+def agreement(first: list[float], second: list[float]) -> tuple[float, float | None]:
+    """(median relative difference, Spearman's rank correlation) of two measurements of the same things.
+
+    The correlation is None for fewer than three things.
+    """
+    a, b = np.asarray(first), np.asarray(second)
+    difference = float(np.median(np.abs(a - b) / ((a + b) / 2)))
+    if len(a) < 3:
+        return difference, None
+    ranks = np.stack([np.argsort(np.argsort(values)).astype(float) for values in (a, b)])
+    return difference, float(np.corrcoef(ranks)[0, 1])

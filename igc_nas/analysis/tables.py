@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from igc_nas.io.units import printable
-from igc_nas.study.records import Candidate, candidate_row
+from igc_nas.io.text import printable
+from igc_nas.study.records import Candidate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,3 +58,26 @@ COLUMNS = [
     "train_s",
     "summary",
 ]
+
+
+def candidate_row(candidate: Candidate) -> dict[str, Any]:
+    """A candidate as one flat row: what `front --json`, `--csv` and the page's table show."""
+    return {
+        "trial": candidate.trial,
+        "id": candidate.id,
+        "error": candidate.score.error,
+        **candidate.cost.as_dict(),
+        "latency_ms": candidate.latency.normalised_ms,
+        "latency_low_ms": candidate.latency.normalised_interval_ms[0],
+        "latency_high_ms": candidate.latency.normalised_interval_ms[1],
+        "latency_raw_ms": candidate.latency.median_ms,
+        "latency_noisy": candidate.latency.noisy,
+        "form": candidate.latency.form,
+        "deployed_params": candidate.latency.deployed_params or candidate.cost.params,
+        "deployed_macs": candidate.latency.deployed_macs or candidate.cost.macs,
+        "weight_bytes": candidate.latency.weight_bytes or 4 * candidate.cost.params,
+        "dataset": candidate.score.dataset,
+        "train_s": candidate.score.train_s,
+        "summary": str(candidate.arch),
+        "arch": candidate.arch.to_dict(),
+    }

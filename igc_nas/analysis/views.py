@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import html
 import re
-import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.papers import PRINTED, reference
 from igc_nas.arch.plan import arch_id
 from igc_nas.data.datasets import is_synthetic
+from igc_nas.io.text import plain, visible
 from igc_nas.io.units import format_count, format_ms
 from igc_nas.study.records import FINISHED, Candidate, FormTime, Latency, Trial, TrialState
 from igc_nas.study.spec import StudySpec
@@ -357,16 +356,6 @@ def format_value(name: str, value: float) -> str:
     if name == "error":
         return f"{100 * value:.2f} %"
     return format_ms(value) if name == "latency" else format_count(round(value))
-
-
-def visible(text: object) -> str:
-    """Text from a file without control characters and marks that turn its direction."""
-    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(text))
-
-
-def plain(text: object) -> str:
-    """Text from a file for HTML and for plotly: visible and escaped."""
-    return html.escape(visible(text), quote=False).replace('"', "&#34;").replace("'", "&#39;")
 
 
 def shortened(value: float) -> float:

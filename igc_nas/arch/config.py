@@ -9,22 +9,19 @@ regular convolution that the papers compare with.
 
 from __future__ import annotations
 
-import stat
-import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticKnownError
 
-from igc_nas.errors import ConfigError
+from igc_nas.io.files import read_text
+from igc_nas.io.records import Frozen, parse_toml
 
 UNITS = ("igcv1", "igcv2", "igcv3", "conv")
-MOST_TEXT, MOST_RECORDS = 4_000_000, 1 << 30
-"""Bytes of the largest configuration file, and of the largest file of records, that is read."""
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Groups = Annotated[int, Field(ge=1, le=65_536)]
@@ -48,39 +45,6 @@ Image = Annotated[
     Field(strict=False),
 ]
 Activation = Literal["relu", "relu6"]
-
-M_ = TypeVar("M_", bound="Frozen")
-
-
-class Frozen(BaseModel):
-    """A strict, immutable record: unknown keys, inf, nan and look-alike types are refused."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-    @classmethod
-    def parse(cls, value: Mapping[str, Any], where: str = "") -> Self:
-        """Validate plain data (TOML, JSON) or raise `ConfigError` with the first place that is wrong."""
-        try:
-            return cls.model_validate(dict(value))
-        except ValidationError as error:
-            raise ConfigError(first_problem(error, where)) from None
-
-
-def first_problem(error: ValidationError, where: str = "") -> str:
-    """The first entry of a validation error as one line: `where: stage.1.igcv2.width: message`."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part + 1) if isinstance(part, int) else key_text(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "unknown key"
-    elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        unit = first["ctx"].get("tag")
-        message = (f"unknown unit {unit!r:.40}" if unit else "no unit") + f"; use one of {', '.join(UNITS)}"
-    elif isinstance(first.get("input"), str | int | float | bool) and not _is_huge(first["input"]):
-        message = f"{message} (got {first['input']!r:.60})" if first["type"] != "value_error" else message
-    rest = error.error_count() - 1
-    more = f" (and {rest} more)" if rest else ""
-    return ": ".join(part for part in (where, place, message + more) if part)
 
 
 class Stem(Frozen):
@@ -206,7 +170,16 @@ class ConvStage(_Stage):
     width: Width
 
 
-StageConfig = Annotated[Igcv1Stage | Igcv2Stage | Igcv3Stage | ConvStage, Field(discriminator="unit")]
+def _has_unit(stage: object) -> object:
+    """pydantic's own message for a missing discriminator does not list what it may be."""
+    if isinstance(stage, Mapping) and "unit" not in stage:
+        raise ValueError(f"no unit; use one of {', '.join(UNITS)}")
+    return stage
+
+
+StageConfig = Annotated[
+    Igcv1Stage | Igcv2Stage | Igcv3Stage | ConvStage, Field(discriminator="unit"), BeforeValidator(_has_unit)
+]
 STAGE_OF_UNIT: dict[str, type[Igcv1Stage | Igcv2Stage | Igcv3Stage | ConvStage]] = {
     "igcv1": Igcv1Stage,
     "igcv2": Igcv2Stage,
@@ -286,65 +259,6 @@ def describe_stage(stage: StageConfig) -> str:
             own = f"C{stage.width}"
     stride = f" s{stage.stride}" if stage.stride > 1 else ""
     return f"{stage.unit} {own} k{stage.kernel} x{stage.blocks}{stride}{' res' if stage.residual else ''}"
-
-
-def parse_toml(text: str, where: str) -> dict[str, Any]:
-    """TOML text as plain data. Raises `ConfigError` with `where`, the line and the column."""
-    try:
-        data = tomllib.loads(text)
-        _check_size(data)
-    except RecursionError:
-        raise ConfigError(f"{where}: not valid TOML: nested too deeply") from None
-    except ValueError as error:  # TOMLDecodeError, or an integer of more digits than Python reads
-        raise ConfigError(f"{where}: not valid TOML: {str(error)[:200]}") from None
-    return data
-
-
-def _check_size(data: object) -> None:
-    """What TOML leaves to the reader: integers are of 64 bits, and nesting ends somewhere."""
-    found = [("", data, 0)]
-    while found:
-        key, value, depth = found.pop()
-        if isinstance(value, dict | list):
-            if depth == 64:
-                raise RecursionError
-            parts = value.items() if isinstance(value, dict) else ((key, part) for part in value)
-            found.extend((inner, part, depth + 1) for inner, part in parts)
-        elif isinstance(value, int) and value.bit_length() > 63:
-            raise ValueError(f"{key_text(key)}: an integer of more than 64 bits")
-
-
-def _is_huge(value: object) -> bool:
-    return isinstance(value, int) and value.bit_length() > 64
-
-
-def key_text(key: str) -> str:
-    """A key from a file for a message of one line: as it is, or quoted where it could be taken for something else."""
-    return key if len(key) <= 60 and key.isprintable() else f"{key[:60]!r}"
-
-
-def read_text(path: Path, most: int = MOST_TEXT) -> str:
-    """A UTF-8 text file of at most `most` bytes. Raises `ConfigError` where it cannot be read or is no such file."""
-    try:
-        return read_bytes(path, most).decode()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path.name} is not UTF-8 text") from None
-
-
-def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
-    """The contents of a file of at most `most` bytes. Raises `ConfigError` where it cannot be read or is none.
-
-    A pipe may wait for ever and a device have no end: both are refused before they are opened.
-    """
-    try:
-        status = path.stat()
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            raise ConfigError(f"{path} is a pipe or a device, no file")
-        if status.st_size > most:
-            raise ConfigError(f"{path.name} is too large to be read ({status.st_size} bytes; at most {most})")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a name that no file has
-        raise ConfigError(f"{path!s:.200}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def divides(name: str, groups: int, of_what: str, width: int) -> str | None:

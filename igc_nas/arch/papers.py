@@ -8,17 +8,28 @@
     igcv3-d-cifar, igcv3-d-imagenet    IGCV3-D 1.0x, G1 = G2 = 2 (released code)
 
 Printed accuracies are those of the papers' long trainings (400 epochs); a proxy's are not to be read beside them.
+
+`figures` has the figures in which the papers rank networks of equal size, point by point, as architectures to train:
+
+    IGCV1 Figure 3 (i), (ii)    plain IGCV1, (L, M) with blocks of about 4,672 and 17,536 weights; mean of 5 runs
+    IGCV2 Figure 3              IGCV2*, (C, K, n): C channels, n pointwise layers of K channels per group; about 4,672
+                                weights a block; read off the plot, +-0.05 points
+
+All accuracies are on CIFAR-100, of long trainings. The captions give neither depth nor the widths of later stages: here
+the nets have D = 8 (a 3x3 stem, three stages of two blocks, strides 1, 2, 2). IGCV1's L stays and M doubles, as in the
+released code; IGCV2's C doubles while K and n stay. So blocks are of equal size in the first stage only.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.config import ArchConfig, Igcv1Stage
+from igc_nas.arch.plan import arch_id
 from igc_nas.errors import ConfigError
+from igc_nas.io.text import nearest
 
 CIFAR = (3, 32, 32)
 IMAGENET = (3, 224, 224)
@@ -113,11 +124,8 @@ def _build(name: str) -> tuple[ArchConfig, str]:
         return _igcv3_d(CIFAR, (1, 1, 1, 2, 2, 1, 1, 1)), IGCV3
     if name == "igcv3-d-imagenet":
         return _igcv3_d(IMAGENET, (2, 1, 2, 2, 2, 1, 2, 1)), IGCV3
-    near = difflib.get_close_matches(name, [*PRINTED, *PATTERNS], 1, 0.75)
-    raise ConfigError(
-        f"unknown network {name!r:.80}",
-        f"did you mean {near[0]}?" if near else f"named networks: {', '.join(PATTERNS)}",
-    )
+    otherwise = f"named networks: {', '.join(PATTERNS)}"
+    raise ConfigError(f"unknown network {name!r:.80}", nearest(name, [*PRINTED, *PATTERNS], otherwise, 0.75))
 
 
 def _igcv1(name: str, L: int, M: int, D: int, *, residual: bool) -> list[dict[str, object]]:
@@ -148,3 +156,77 @@ def _igcv3_d(image: tuple[int, int, int], strides: tuple[int, ...]) -> ArchConfi
     ]
     stem = {"width": 32, "stride": stem_stride, "activation": "relu6"}
     return ArchConfig.parse({"input": image, "stem": stem, "stage": stages, "head": {"width": 1280}})
+
+
+DATASET = "cifar100"
+
+
+CLASSES = 100
+
+
+# IGCV2, Figure 3: accuracy (%) on CIFAR-100 by (C, K, n), read off the plot.
+_IGCV2_FIGURE_3 = {
+    (64, 64, 1): 62.8, (144, 12, 2): 65.05, (174, 6, 3): 65.33, (184, 4, 4): 65.08, (192, 3, 5): 64.27,
+    (186, 2, 8): 60.31,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A network of a figure; `accuracy` is what the paper prints, 0 to 1. `label` has the paper's letters."""
+
+    label: str
+    arch: ArchConfig
+    accuracy: float
+
+    @property
+    def id(self) -> str:
+        """The canonical id of the network."""
+        return arch_id(self.arch)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure's networks, in its order."""
+
+    name: str
+    paper: str
+    note: str
+    points: tuple[Point, ...]
+
+
+def figures(classes: int = CLASSES) -> tuple[Figure, ...]:
+    """The figures, their networks with `classes` classes (the papers' have 100)."""
+    ours = "D = 8 and the later stages' widths are ours"
+    mean = f"mean of 5 runs; {ours}"
+    return (
+        Figure("IGCV1 Figure 3 (i)", IGCV1, mean, _igcv1_points("IGCV1, Figure 3 (i),", classes)),
+        Figure("IGCV1 Figure 3 (ii)", IGCV1, mean, _igcv1_points("IGCV1, Figure 3 (ii),", classes)),
+        Figure("IGCV2 Figure 3", IGCV2, f"read off the plot, +-0.05 points; {ours}", _igcv2_points(classes)),
+    )
+
+
+def _igcv1_points(source: str, classes: int) -> tuple[Point, ...]:
+    points = []
+    for name, printed in PRINTED.items():
+        if printed.source.startswith(source):
+            arch = reference(name, classes).arch
+            first = arch.stages[0]
+            assert isinstance(first, Igcv1Stage)
+            points.append(Point(f"L={first.L} M={first.M}", arch, round(1 - printed.error[DATASET], 6)))
+    return tuple(points)
+
+
+def _igcv2_points(classes: int) -> tuple[Point, ...]:
+    return tuple(
+        Point(f"C={C} K={K} n={n}", _igcv2_arch(C, K, n).with_classes(classes), round(accuracy / 100, 6))
+        for (C, K, n), accuracy in _IGCV2_FIGURE_3.items()
+    )
+
+
+def _igcv2_arch(C: int, K: int, n: int) -> ArchConfig:
+    stages = [
+        {"unit": "igcv2", "width": C << i, "depth": n + 1, "K": K, "blocks": 2, "stride": stride}
+        for i, stride in enumerate((1, 2, 2))
+    ]
+    return ArchConfig.parse({"stem": {"width": C}, "stage": stages}, f"IGCV2 Figure 3, C={C} K={K} n={n}")

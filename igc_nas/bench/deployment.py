@@ -8,14 +8,15 @@ import torch
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
-from igc_nas.bench.report import Report, Row, architectures
+from igc_nas.bench.report import Report, Row, architectures, geomean
+from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.latency import unsettled
 from igc_nas.evaluation.runtimes import prepare
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.timing_cache import Table
 from igc_nas.nn.lowering.variants import mixed_variant, uniform_variants
 from igc_nas.nn.network import build
-from igc_nas.nn.timing import geomean, interleaved, median, warmed
+from igc_nas.nn.timing import interleaved, median, warmed
 from igc_nas.study.spec import RuntimeName
 
 RACE_ROUNDS, ROUNDS, CAP_S = 11, 31, 4.0
@@ -41,7 +42,7 @@ def bench_deploy(
     return Report(
         f"one pass in {runtime}, float32: the best form against the factored network",
         tuple(rows),
-        {**device.conditions().model_dump(exclude_none=True), "runtime": runtime},
+        {**conditions_of(device).model_dump(exclude_none=True), "runtime": runtime},
         extra={
             f"geomean_against_the_faster_format_batch_{batch}": geomean(
                 [row["times_faster_format"] for row in rows if row["batch"] == batch]

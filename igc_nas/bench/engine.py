@@ -1,8 +1,8 @@
 """bench engine: what the coordinator and the store cost for each trial, and how that grows with the study.
 
-The real coordinator and the real store work for trials that take no time (see `igc_nas.bench.virtual_executor`). Bookkeeping of
-a trial is all that the coordinator's process does for it from asking until it is told, less the sampler, the stopping
-rule with its surrogate, and the making up of results: those are timed apart.
+The real coordinator and the real store work for trials that take no time (see `igc_nas.bench.virtual_executor`).
+Bookkeeping of a trial is all that the coordinator's process does for it from asking until it is told, less the sampler,
+the stopping rule with its surrogate, and the making up of results: those are timed apart.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from igc_nas.bench.virtual_executor import VirtualExecutor
-from igc_nas.cli.display import SearchDisplay
 from igc_nas.data.datasets import locate
 from igc_nas.engine.coordinator import Coordinator, Limits
 from igc_nas.engine.events import Ended, Event, Job, Opened
 from igc_nas.engine.executor import AtRung, Message
+from igc_nas.engine.progress import SearchDisplay
 from igc_nas.engine.store import Store
 from igc_nas.samplers.pruner import Outlook
 from igc_nas.study.defaults import new_spec

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from igc_nas.analysis.ranking import agreement
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import arch_id
 from igc_nas.bench.report import Report, Row
+from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.latency import Measurer
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.timing_cache import table_for
-from igc_nas.nn.timing import agreement
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.records import Latency
 from igc_nas.study.spec import LatencySpec
@@ -52,7 +53,7 @@ def bench_latency(
     return Report(
         f"latency of {count} architectures, twice each in random order",
         tuple(rows),
-        device.conditions().model_dump(exclude_none=True),
+        conditions_of(device).model_dump(exclude_none=True),
         ("quiet",),
         extra,
     )

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from igc_nas.arch.config import ArchConfig, parse_toml, read_text
-from igc_nas.nn.timing import geomean
+import numpy as np
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.io.files import read_text
+from igc_nas.io.records import parse_toml
 
 Row = Mapping[str, Any]
 
@@ -87,3 +90,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
     return "" if value is None else str(value)
+
+
+def geomean(ratios: list[float]) -> float:
+    """The geometric mean, which is the mean for ratios."""
+    return float(np.exp(np.mean(np.log(ratios))))

@@ -14,6 +14,7 @@ from igc_nas.bench.report import Report, Row
 from igc_nas.data.datasets import data_dir, is_synthetic, locate
 from igc_nas.engine.events import Event, Opened
 from igc_nas.engine.search import Run, search
+from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.nn.device import Device
 from igc_nas.study.defaults import default_extent, new_spec
 from igc_nas.study.spec import Budget, StudySpec
@@ -47,7 +48,7 @@ def bench_search(
     per_hour = {f"{kind}_trials_per_hour": 3600 * rows[-1]["trials"] / spent[kind] for kind in KINDS}
     overall = {"overall_ratio": spent["factored"] / spent["fastest"], **per_hour, "shares": mixes}
     conditions = {
-        **device.conditions().model_dump(exclude_none=True),
+        **conditions_of(device).model_dump(exclude_none=True),
         "workers": workers,
         "data": specs["fastest"].dataset + (" (SYNTHETIC)" if is_synthetic(specs["fastest"].dataset) else ""),
         "recipe": f"{specs['factored'].recipe.dtype} factored against {specs['fastest'].recipe.dtype} fastest",

@@ -12,6 +12,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.bench.report import Report, Row, architectures
+from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.network_tuner import Fastest
 from igc_nas.nn.lowering.timing_cache import Table
@@ -44,7 +45,7 @@ def bench_train(
     return Report(
         f"training steps, batch {recipe.batch} at {recipe.resolution} px: chosen forms against factored float32 NCHW",
         tuple(rows),
-        {**device.conditions().model_dump(exclude_none=True), "batch": recipe.batch, "resolution": recipe.resolution},
+        {**conditions_of(device).model_dump(exclude_none=True), "batch": recipe.batch, "resolution": recipe.resolution},
         tuple(sorted({row["group"] for row in rows if row["dtype"] == own})),
     )
 

@@ -20,6 +20,7 @@ from igc_nas.data.datasets import data_dir, is_synthetic, locate
 from igc_nas.engine.events import Ended, Event, Started
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import IgcNasError
+from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.nn.device import Device
 from igc_nas.study.defaults import new_spec
 from igc_nas.study.records import Spent
@@ -218,7 +219,7 @@ def _report(turns: Sequence[Turn], spec: StudySpec, device: Device) -> Report:
     extra["shares"] = shares
     extra["measuring_share"] = sum(shares["one"].get(name, 0.0) for name in ("prepare", "measure", "choose"))
     conditions = {
-        **device.conditions().model_dump(exclude_none=True),
+        **conditions_of(device).model_dump(exclude_none=True),
         "data": spec.dataset + (" (SYNTHETIC)" if is_synthetic(spec.dataset) else ""),
         "recipe": f"{spec.recipe.dtype}, {spec.recipe.epochs} epochs of {spec.recipe.train_size} images",
     }

@@ -152,7 +152,7 @@ def _download_bar() -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
 
-    from igc_nas.cli.display import console
+    from igc_nas.io.console import console
 
     screen = console(stderr=True)
     bars = Bars(

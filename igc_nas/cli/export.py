@@ -88,7 +88,7 @@ def _source(
 def _one(what: str, classes: int | None, root: Path, storage: str | None) -> tuple[Source, Path | None] | None:
     """The one architecture that `what` names, with the weights that go with it; None where it can only be a study."""
     from igc_nas.export.source import Source
-    from igc_nas.io.resources import is_file
+    from igc_nas.io.files import is_file
     from igc_nas.study.lookup import is_named, load_architecture, named_trial
 
     folder = Path(what)

@@ -18,7 +18,7 @@ def load(name: str | Path, root: Path, storage: str | None = None) -> Study:
     if storage is None:
         return load_study(name, root)
     from igc_nas.engine.database import masked, parse_url, stored_study
-    from igc_nas.io.resources import STUDY_NAME
+    from igc_nas.study.names import STUDY_NAME
 
     url = parse_url(storage)
     if STUDY_NAME.fullmatch(str(name)) and (study := stored_study(url, str(name))):

@@ -171,7 +171,7 @@ def _measure_study(study: Study, flags: dict[str, Any], keep: bool, as_json: boo
         )
         if keep and (done % KEEP_EVERY == 0 or done == len(candidates)):
             _keep(study, rows)
-    from igc_nas.nn.timing import agreement
+    from igc_nas.analysis.ranking import agreement
 
     recorded = [candidate.latency.normalised_ms for candidate, _ in rows]
     again = [latency.normalised_ms for _, latency in rows]

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from igc_nas.io.units import printable
+from igc_nas.io.text import printable
 
 
 def put(*lines: str) -> None:

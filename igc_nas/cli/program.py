@@ -8,7 +8,7 @@ import time
 
 import click
 
-from igc_nas import __version__
+from igc_nas._version import __version__
 from igc_nas.cli import bench as benching
 from igc_nas.cli import dashboard as using
 from igc_nas.cli import export as exporting
@@ -18,7 +18,7 @@ from igc_nas.cli import search as searching
 from igc_nas.cli import space as reading
 from igc_nas.cli.output import say
 from igc_nas.errors import IgcNasError
-from igc_nas.io.units import printable
+from igc_nas.io.text import printable
 from igc_nas.study.process import ENDING
 
 CLOSING_S = 10.0

@@ -59,8 +59,8 @@ def report(
 
 def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
     """Train the figures' networks by the study's recipe; what is trained already stays."""
-    from igc_nas.arch.figures import figures
-    from igc_nas.cli.display import SearchDisplay
+    from igc_nas.arch.papers import figures
+    from igc_nas.engine.progress import SearchDisplay
     from igc_nas.engine.search import Run, search
     from igc_nas.errors import StudyError
     from igc_nas.nn.device import find_devices
@@ -88,8 +88,8 @@ def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
 def _print(found: Honesty) -> None:
     from rich.text import Text
 
-    from igc_nas.cli.display import console, table
-    from igc_nas.io.units import printable
+    from igc_nas.io.console import console, table
+    from igc_nas.io.text import printable
 
     out = console()
 

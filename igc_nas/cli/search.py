@@ -97,7 +97,7 @@ if TYPE_CHECKING:
 @as_json
 def search(**flags: Any) -> None:
     """Search a space for its Pareto front; the same command continues a search that was stopped."""
-    from igc_nas.cli.display import SearchDisplay
+    from igc_nas.engine.progress import SearchDisplay
     from igc_nas.engine.search import search as run_search
 
     spec, run = _question(flags)
@@ -249,7 +249,7 @@ def _extent(run: Run) -> str:
 
 
 def _next_commands(study: Study) -> list[str]:
-    from igc_nas.io.resources import study_argument
+    from igc_nas.study.names import study_argument
 
     name = study_argument(study.folder, study.spec.name)
     return [

@@ -37,7 +37,7 @@ def front(study: str, objectives: str | None, as_json: bool, as_csv: bool, stora
 
 def print_front(study: Study, objectives: tuple[str, ...], form: str) -> None:
     """Print a study's front as a table, JSON or CSV."""
-    from igc_nas.study.records import candidate_row
+    from igc_nas.analysis.tables import candidate_row
 
     members = study.front(objectives)
     if form == "json":
@@ -61,7 +61,8 @@ def print_front(study: Study, objectives: tuple[str, ...], form: str) -> None:
     elif not members:
         say(f"{study.spec.name} has no completed trial yet", f"igc-nas search --study {study.spec.name}")
     else:
-        from igc_nas.cli.display import console, front_table
+        from igc_nas.cli.display import front_table
+        from igc_nas.io.console import console
 
         console().print(front_table(study, members, objectives))
 
@@ -113,7 +114,8 @@ def show(arch: str, classes: int | None, as_json: bool, root: Path) -> None:
         trial = {} if found is None else {"trial": found[1].model_dump(mode="json", by_alias=True, exclude_none=True)}
         put_json({"id": arch_id(config), **cost.as_dict(), "arch": config.to_dict(), "layers": layers, **trial})
         return
-    from igc_nas.cli.display import console, plan_table, trial_lines
+    from igc_nas.cli.display import plan_table, trial_lines
+    from igc_nas.io.console import console
 
     title = f"{arch}  id {arch_id(config)}\n{config}\n{cost.params:,} parameters, {cost.macs:,} MACs"
     console().print(plan_table(title, listed))
@@ -170,7 +172,7 @@ def space(name: str | None, classes: int, budget_params: int | None, budget_macs
 
     With a budget: of the architectures within it, also by cost and by the unit of each stage.
     """
-    from igc_nas.io.resources import space_names
+    from igc_nas.space.search_space import space_names
 
     if name is None:
         put_json(space_names()) if as_json else put(*space_names())

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igc_nas.arch.config import parse_toml, read_text
 from igc_nas.data.datasets import DatasetInfo, data_dir, locate
 from igc_nas.engine.search import begun
 from igc_nas.errors import ConfigError, StudyError, UsageError
-from igc_nas.io.resources import check_study_name, find_space
+from igc_nas.io.files import read_text
+from igc_nas.io.records import differences, parse_toml, restricted
 from igc_nas.nn.device import Device
-from igc_nas.space.search_space import SpaceFile
+from igc_nas.space.search_space import SpaceFile, find_space
 from igc_nas.study.defaults import STOP, new_spec
+from igc_nas.study.names import check_study_name
 from igc_nas.study.objectives import parse_objectives
-from igc_nas.study.spec import Budget, StudySpec, default_name, differences, restricted
+from igc_nas.study.spec import Budget, StudySpec, default_name
 from igc_nas.study.study import Study
 
 

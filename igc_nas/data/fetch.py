@@ -29,10 +29,10 @@ from typing import IO, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from igc_nas.arch.config import read_bytes, read_text
-from igc_nas.data.datasets import LAYOUTS, MANIFEST, SHAPES, DatasetInfo, Layout, check_files, verify
+from igc_nas.data.cifar import LAYOUTS, Layout
+from igc_nas.data.datasets import MANIFEST, SHAPES, DatasetInfo, check_files, verify
 from igc_nas.errors import ConfigError, DataError, UsageError
-from igc_nas.io.files import write_whole
+from igc_nas.io.files import read_bytes, read_text, write_whole
 
 TIMEOUT_S = 60
 CHUNK = 1 << 16

@@ -16,8 +16,7 @@ from igc_nas.engine.executor import AtRung, Executor, Failed, Halted, Measured, 
 from igc_nas.engine.store import BUDGET, Store, running_here
 from igc_nas.engine.worker import failed
 from igc_nas.errors import ConfigError, IgcNasError
-from igc_nas.samplers.judge import Judge
-from igc_nas.samplers.pruner import Outlook
+from igc_nas.samplers.pruner import Judge, Outlook
 from igc_nas.samplers.study_sampler import MOST_REPEATS, ExhaustedError, StudySampler
 from igc_nas.study.lock import Running
 from igc_nas.study.records import Candidate, Latency, Score, Stopped, Trial, TrialState, Unfinished

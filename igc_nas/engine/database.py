@@ -1,7 +1,8 @@
 """A study in a database: what Optuna keeps of it, and our records as attributes beside that.
 
-Any number of processes may read one (`read_study`); who writes it holds the study's lock (see `igc_nas.study.lock`). The URL
-comes from a flag or the environment with each run, never from a study's file, and is shown without its password.
+Any number of processes may read one (`read_study`); who writes it holds the study's lock (see `igc_nas.study.lock`).
+The URL comes from a flag or the environment with each run, never from a study's file, and is shown without its
+password.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from igc_nas.errors import ConfigError, IgcNasError, StudyError, UsageError
-from igc_nas.io.resources import is_file
-from igc_nas.io.units import printable
+from igc_nas.io.files import is_file
+from igc_nas.io.text import printable
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.process import Process
 from igc_nas.study.records import Trial

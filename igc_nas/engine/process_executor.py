@@ -22,10 +22,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from igc_nas.data.datasets import DatasetInfo
-from igc_nas.engine.desk import Desk
 from igc_nas.engine.events import Job, Progress
-from igc_nas.engine.executor import AtRung, Failed, Halted, MakeEvaluator, Measured, Message, Seat
-from igc_nas.engine.worker import Waits, job_word, kill_descendants, kill_orphans, work
+from igc_nas.engine.executor import AtRung, Desk, Failed, Halted, MakeEvaluator, Measured, Message, Seat, Waits
+from igc_nas.engine.worker import job_word, kill_descendants, kill_orphans, work
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.host import oom_kills
 from igc_nas.study.process import uninterrupted

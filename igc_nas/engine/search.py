@@ -21,8 +21,9 @@ from igc_nas.engine.executor import Executor, ExecutorName, MakeEvaluator
 from igc_nas.engine.process_executor import Workers
 from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError, UsageError
+from igc_nas.io.records import differences
 from igc_nas.study.records import Candidate
-from igc_nas.study.spec import LatencySpec, StudySpec, differences
+from igc_nas.study.spec import LatencySpec, StudySpec
 from igc_nas.study.study import STUDY_FILE, Study, load_study
 
 

@@ -25,13 +25,14 @@ from sqlalchemy.engine import URL
 from igc_nas.engine.database import RECORD, Database, Row, file_of, parse_url
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.io.files import append_line, write_whole
+from igc_nas.io.records import differences
 from igc_nas.samplers.history import EXPECTED
 from igc_nas.samplers.study_sampler import distributions
 from igc_nas.study.lock import Ownership, now
 from igc_nas.study.objectives import values
 from igc_nas.study.process import Process, uninterrupted
 from igc_nas.study.records import FINISHED, Failure, Latency, Trial
-from igc_nas.study.spec import StudySpec, differences
+from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import STUDY_FILE, TRIALS_FILE, Study, read_trials
 
 BUDGET = "budget"

@@ -10,16 +10,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from igc_nas.arch.config import ArchConfig, Frozen, first_problem
+from igc_nas.arch.config import ArchConfig
 from igc_nas.engine.events import Job, Progress
 from igc_nas.engine.executor import (
+    READY,
     AtRung,
     Evaluating,
     Failed,
@@ -29,9 +29,11 @@ from igc_nas.engine.executor import (
     Message,
     Outcome,
     Seat,
+    Waits,
     Watch,
 )
 from igc_nas.errors import DivergedError, IgcNasError
+from igc_nas.io.records import Frozen, first_problem
 from igc_nas.study.records import Epoch, Failure, FailureKind, Latency, Rung, Score, Spent, Unfinished
 from igc_nas.study.spec import Calibration, StudySpec
 
@@ -45,8 +47,6 @@ PARENT_GONE = 86
 """Exit status of a worker whose coordinator is gone."""
 MARK = "IGC_NAS_WORKER"
 """The variable by which what a worker has started is known: the coordinator's pid and the worker's."""
-READY = "ready"
-"""The first word of an evaluator that is made."""
 
 F_ = TypeVar("F_", bound=Frozen)
 
@@ -65,14 +65,6 @@ class Line(Protocol):
     def recv(self) -> Any:
         """The executor's next word."""
         ...
-
-
-@dataclass(frozen=True)
-class Waits:
-    """A worker waits for others, or does no longer and has waited `waited_s`: that is not its trial's time."""
-
-    number: int
-    waited_s: float | None = None
 
 
 def evaluated(evaluator: Evaluating, job: Job, say: Callable[[Any], None], ask: Callable[[AtRung], bool]) -> Message:

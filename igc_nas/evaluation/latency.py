@@ -3,8 +3,8 @@
 A machine's speed drifts (clocks, neighbours). Each round times the reference network and then the network, so their
 ratio is of one moment; the objective is the median ratio times the reference's time when the study was made.
 
-A network may be deployed in several forms (`igc_nas.nn.lowering.variants`). They race first, in rounds of their own; the
-fastest is then measured on fresh samples, because the least of several medians is biased low.
+A network may be deployed in several forms (`igc_nas.nn.lowering.variants`). They race first, in rounds of their own;
+the fastest is then measured on fresh samples, because the least of several medians is biased low.
 
 Only what is told needs a quiet device: the race and the rounds. Building the forms, comparing what they compute and
 choosing kernels (by times of which nothing is told) may be done beside others who work.
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.papers import reference
 from igc_nas.errors import IgcNasError, InfeasibleError
+from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.host import Watch
 from igc_nas.evaluation.nvml import energy_per_run, find_gpu
 from igc_nas.evaluation.runtimes import CPU_ONLY, prepare
@@ -102,7 +103,7 @@ class Measurer:
             forms, name = {}, next(iter(runs))
             runs[name].warm_up()
         times, paces = _rounds(runs[name], pace, began, self.cap_s)
-        conditions = self.device.conditions()  # at once: a GPU that rests tells nothing of throttling
+        conditions = conditions_of(self.device)  # at once: a GPU that rests tells nothing of throttling
         disturbances = watch.disturbances(self.spec.threads if self.device.kind == "cpu" else 0)
         return self._latency(arch, runs[name], forms, times, paces, disturbances, conditions, reference_ms)
 

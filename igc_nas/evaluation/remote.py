@@ -18,7 +18,7 @@ from typing import Any
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import ConfigError, IgcNasError, UsageError
-from igc_nas.io.units import printable
+from igc_nas.io.text import printable
 from igc_nas.study.records import Latency
 from igc_nas.study.spec import LatencySpec
 

@@ -18,14 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from igc_nas.arch.config import ArchConfig, Frozen, parse_toml, read_text
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.data.datasets import DatasetInfo, auto_notice, data_dir, locate
 from igc_nas.errors import ConfigError, StudyError, UsageError
+from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.images import load_test, load_train
 from igc_nas.evaluation.training import Training
-from igc_nas.io.files import write_whole
+from igc_nas.io.files import read_text, write_whole
+from igc_nas.io.records import Frozen, differences, parse_toml
 from igc_nas.io.units import format_count, format_seconds
 from igc_nas.nn.device import Device, find_devices, prepare
 from igc_nas.nn.lowering.network_tuner import Fastest
@@ -34,7 +36,7 @@ from igc_nas.nn.lowering.timing_cache import table_for
 from igc_nas.nn.lowering.training import Forward
 from igc_nas.nn.network import Network, build
 from igc_nas.study.records import Fraction
-from igc_nas.study.spec import Schedule, differences
+from igc_nas.study.spec import Schedule
 
 RUN_FILE, CHECKPOINT_FILE, WEIGHTS_FILE, RESULT_FILE = (
     "run.toml",
@@ -191,7 +193,7 @@ class LongRun:
             "seed": self.spec.seed,
             "id": arch_id(self.spec.arch),
             **cost_of(self.spec.arch).as_dict(),
-            "conditions": self.device.conditions().model_dump(mode="json"),
+            "conditions": conditions_of(self.device).model_dump(mode="json"),
             "weights": str(weights),
         }
         write_whole(self.folder / RESULT_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from igc_nas.errors import IgcNasError, UsageError
-from igc_nas.io.units import printable
+from igc_nas.io.text import printable
 from igc_nas.study.spec import RuntimeName
 
 Prepare = Callable[[nn.Module, Tensor, int], Callable[[], Tensor]]

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from igc_nas.data.datasets import DatasetInfo
 from igc_nas.errors import DivergedError
+from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.images import Images
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.training import Forward, LoweredNetwork, as_written
@@ -306,5 +307,5 @@ def train_proxy(
         form="factored" if lowered is None else lowered.form,
         dataset=info.label,
         dataset_sha256=info.sha256,
-        conditions=device.conditions(),
+        conditions=conditions_of(device),
     )

@@ -1,7 +1,8 @@
 """A network as a file of another system: ONNX, or torch's exported program; in its best form, read back and compared.
 
-Both take batches of any size, of images of one size: a form may hold a bias map of it (`igc_nas.nn.lowering.deployment`).
-The forms race as they would run: an ONNX model in ONNX Runtime, an exported program in PyTorch.
+Both take batches of any size, of images of one size: a form may hold a bias map of it
+(`igc_nas.nn.lowering.deployment`). The forms race as they would run: an ONNX model in ONNX Runtime, an exported program
+in PyTorch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from igc_nas.errors import IgcNasError
+from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.host import Watch
 from igc_nas.evaluation.latency import MOST_ERROR, RACE_CAP_S, RACE_ROUNDS, TIE, Measurer
 from igc_nas.evaluation.runtimes import ANY_BATCH, contiguous, onnx_model, onnx_session, quiet_exporter, require
@@ -162,7 +164,7 @@ class Exporter:
         noise = watch.disturbances(self.spec.threads)
         low, high = median_interval(samples)
         runtime = _RUNTIMES[kind]()
-        conditions = self.device.conditions()
+        conditions = conditions_of(self.device)
         return chosen, Timing(median(samples), low, high, len(samples), self.spec.batch, runtime, conditions, noise)
 
 

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from igc_nas import __version__
+from igc_nas._version import __version__
 from igc_nas.data.datasets import is_synthetic, normalisation
 from igc_nas.export.source import Source, conditions_text, recipe_text, unfinished_text
-from igc_nas.io.units import printable
+from igc_nas.io.text import printable
 from igc_nas.study.records import Candidate, deployed_text
 
 

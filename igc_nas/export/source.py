@@ -10,7 +10,7 @@ from typing import Any
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.plan import arch_id
-from igc_nas.io.units import printable
+from igc_nas.io.text import printable
 from igc_nas.study.records import Candidate, Latency, Stopped, Trial, deployed_text
 from igc_nas.study.spec import Recipe
 from igc_nas.study.study import Study
@@ -74,7 +74,7 @@ class Source:
     @property
     def metadata(self) -> dict[str, str]:
         """What a file of another format says of it: short text by key."""
-        from igc_nas import __version__
+        from igc_nas._version import __version__
 
         found: dict[str, Any] = {
             "id": self.id,

@@ -10,11 +10,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from igc_nas import __version__
+from igc_nas._version import __version__
 from igc_nas.arch.config import ArchConfig, Head, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig, Stem
 from igc_nas.data.datasets import normalisation
 from igc_nas.export.source import Source, comments, facts
-from igc_nas.io.units import printable
+from igc_nas.io.text import printable
 
 WIDTH = 88
 """Of a line, as ruff and black have it where nobody tells them otherwise."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from igc_nas.errors import IgcNasError
 from igc_nas.export.graph import difference
-from igc_nas.io.units import printable
+from igc_nas.io.text import printable
 from igc_nas.nn.network import Network
 
 PATIENCE_S = 600

@@ -10,11 +10,13 @@ from typing import Annotated
 import torch
 from pydantic import ConfigDict, Field
 
-from igc_nas.arch.config import Frozen, read_text
 from igc_nas.errors import ConfigError, StudyError
 from igc_nas.evaluation.retraining import RESULT_FILE, WEIGHTS_FILE
 from igc_nas.export.source import Source, Trained
-from igc_nas.nn.network import Network, build, load_weights
+from igc_nas.io.files import read_text
+from igc_nas.io.records import Frozen
+from igc_nas.nn.factory import load_weights
+from igc_nas.nn.network import Network, build
 
 
 class Result(Frozen):

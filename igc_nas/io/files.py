@@ -6,10 +6,11 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from igc_nas.errors import IgcNasError
+from igc_nas.errors import ConfigError, IgcNasError
 
 
 def write_whole(path: Path, data: str | bytes, *, durable: bool = True) -> None:
@@ -106,3 +107,39 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+MOST_TEXT, MOST_RECORDS = 4_000_000, 1 << 30
+"""Bytes of the largest configuration file, and of the largest file of records, that is read."""
+
+
+def read_text(path: Path, most: int = MOST_TEXT) -> str:
+    """A UTF-8 text file of at most `most` bytes. Raises `ConfigError` where it cannot be read or is no such file."""
+    try:
+        return read_bytes(path, most).decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path.name} is not UTF-8 text") from None
+
+
+def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
+    """The contents of a file of at most `most` bytes. Raises `ConfigError` where it cannot be read or is none.
+
+    A pipe may wait for ever and a device have no end: both are refused before they are opened.
+    """
+    try:
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise ConfigError(f"{path} is a pipe or a device, no file")
+        if status.st_size > most:
+            raise ConfigError(f"{path.name} is too large to be read ({status.st_size} bytes; at most {most})")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file has
+        raise ConfigError(f"{path!s:.200}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def is_file(path: Path) -> bool:
+    """`path.is_file()`, and False for what no file can be called."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

@@ -88,8 +88,3 @@ def format_seconds(value: float) -> str:
         return f"{minutes} min {seconds} s" if seconds else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-
-
-def printable(text: str, *, lines: bool = True) -> str:
-    """Text in which nothing that a file holds moves the cursor or turns a line; `lines` keeps line ends."""
-    return "".join(c if c.isprintable() or (lines and c == "\n") else "\N{REPLACEMENT CHARACTER}" for c in text)

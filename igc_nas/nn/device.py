@@ -1,4 +1,4 @@
-"""The device that trials run on: its name, what it can, and the versions that a number is taken under."""
+"""The device that trials run on: its name and what it can do."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from typing import Literal
 
 import torch
 
-from igc_nas import __version__
 from igc_nas.errors import UsageError
-from igc_nas.evaluation.host import cpu_clock_mhz, load
-from igc_nas.evaluation.nvml import find_gpu
-from igc_nas.study.records import Conditions
 from igc_nas.study.spec import DtypeName
 
 Kind = Literal["cpu", "cuda"]
@@ -62,31 +58,6 @@ class Device:
         """Wait until everything that is queued on the device is done."""
         if self.kind == "cuda":
             torch.cuda.synchronize(self.torch_device)
-
-    def conditions(self) -> Conditions:
-        """What a number taken now on this device is taken under."""
-        common = Conditions(
-            device=self.name,
-            threads=torch.get_num_threads(),
-            torch=torch.__version__,
-            igc_nas=__version__,
-            load=load(),
-            clock_mhz=cpu_clock_mhz() if self.kind == "cpu" else None,
-            tf32=torch.backends.cudnn.allow_tf32 if self.kind == "cuda" else None,
-        )
-        gpu = find_gpu(self.uuid) if self.uuid else None
-        if gpu is None:
-            return common
-        state = gpu.state()
-        return common.model_copy(
-            update={
-                "clock_mhz": state.sm_clock_mhz,
-                "memory_clock_mhz": state.memory_clock_mhz,
-                "temperature_c": state.temperature_c,
-                "power_w": state.power_w,
-                "throttle": state.throttle,
-            }
-        )
 
 
 def find_devices(text: str) -> tuple[Device, ...]:

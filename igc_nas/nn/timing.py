@@ -86,21 +86,3 @@ def median_interval(samples: list[float], level: float = 0.95, resamples: int = 
     medians = np.median(values[rng.integers(len(values), size=(resamples, len(values)))], axis=1)
     low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def geomean(ratios: list[float]) -> float:
-    """The geometric mean, which is the mean for ratios."""
-    return float(np.exp(np.mean(np.log(ratios))))
-
-
-def agreement(first: list[float], second: list[float]) -> tuple[float, float | None]:
-    """(median relative difference, Spearman's rank correlation) of two measurements of the same things.
-
-    The correlation is None for fewer than three things.
-    """
-    a, b = np.asarray(first), np.asarray(second)
-    difference = float(np.median(np.abs(a - b) / ((a + b) / 2)))
-    if len(a) < 3:
-        return difference, None
-    ranks = np.stack([np.argsort(np.argsort(values)).astype(float) for values in (a, b)])
-    return difference, float(np.corrcoef(ranks)[0, 1])

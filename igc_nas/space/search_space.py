@@ -2,10 +2,10 @@
 
 A space file is TOML: a list is a choice, a scalar a constant, each `[[stage]]` a stage, each `[stage.UNIT]` a unit that
 the stage may be built of; keys of the stage hold for all its units. `complementary = "strict"` or `"loose"` leaves out
-the options whose unit does not meet that condition of the papers (see `igc_nas.arch.complementary`); `"any"` is the default. Whether
-a stage fits behind another depends on the width between them only, so what is valid, how many there are and which is
-smallest follow from one walk over the stages backwards (dynamic programming over the shape that enters a stage),
-without listing the architectures.
+the options whose unit does not meet that condition of the papers (see `igc_nas.arch.complementary`); `"any"` is the
+default. Whether a stage fits behind another depends on the width between them only, so what is valid, how many there
+are and which is smallest follow from one walk over the stages backwards (dynamic programming over the shape that enters
+a stage), without listing the architectures.
 """
 
 from __future__ import annotations
@@ -21,24 +21,14 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from igc_nas.arch.complementary import Condition, unmet
-from igc_nas.arch.config import (
-    STAGE_OF_UNIT,
-    UNITS,
-    ArchConfig,
-    Frozen,
-    Head,
-    Image,
-    StageConfig,
-    Stem,
-    first_problem,
-    key_text,
-    parse_toml,
-    read_text,
-)
+from igc_nas.arch.config import STAGE_OF_UNIT, UNITS, ArchConfig, Head, Image, StageConfig, Stem
 from igc_nas.arch.cost import Cost, Shape, layers_cost
 from igc_nas.arch.plan import end_blocks, normalised, stage_layers, stem_layers
 from igc_nas.errors import ConfigError
-from igc_nas.io.resources import find_space
+from igc_nas.io.files import is_file, read_text
+from igc_nas.io.records import Frozen, first_problem, key_text, parse_toml
+from igc_nas.io.resources import shipped
+from igc_nas.io.text import nearest
 
 MOST_OPTIONS = 200_000
 Metric = Literal["params", "macs", "activations"]
@@ -394,3 +384,22 @@ def _stage_space(number: int, table: Mapping[str, Any], name: str, condition: Co
             'write complementary = "any", or choose other groups',
         )
     return StageSpace(number, choices, kept)
+
+
+def space_names() -> list[str]:
+    """The shipped search spaces."""
+    return sorted(path.stem for path in shipped("search_spaces").glob("*.toml"))
+
+
+def find_space(name: str) -> Path:
+    """The file of a space: an existing path, or a shipped name. Raises `ConfigError` listing the names."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        if is_file(path):
+            return path
+        raise ConfigError(f"no space file {name!r:.200}")
+    if name in space_names():
+        return shipped("search_spaces") / f"{name}.toml"
+    names = space_names()
+    otherwise = f"there are {', '.join(names[:20])}; or a path to a .toml file"
+    raise ConfigError(f"unknown space {name!r:.80}", nearest(name, names, otherwise))

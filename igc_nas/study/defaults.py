@@ -10,11 +10,12 @@ from typing import Any
 
 import psutil
 
-from igc_nas.arch.config import parse_toml, read_text
 from igc_nas.data.datasets import DatasetInfo
 from igc_nas.errors import ConfigError
-from igc_nas.io.resources import check_study_name, find_space
-from igc_nas.space.search_space import SpaceFile
+from igc_nas.io.files import read_text
+from igc_nas.io.records import parse_toml
+from igc_nas.space.search_space import SpaceFile, find_space
+from igc_nas.study.names import check_study_name
 from igc_nas.study.spec import Budget, LatencySpec, Recipe, SamplerName, StudySpec, default_name
 
 STOP = 0.02
@@ -115,8 +116,8 @@ def new_spec(
 ) -> StudySpec:
     """The spec of a new study: what is not given is the default for the kind of device.
 
-    `info` comes from `igc_nas.data.datasets.locate`, the device's name and kind from `igc_nas.nn.device.find_devices`. Raises
-    `ConfigError` for an unknown space or a wrong recipe, `InfeasibleError` where nothing fits the budget.
+    `info` comes from `igc_nas.data.datasets.locate`, the device's name and kind from `igc_nas.nn.device.find_devices`.
+    Raises `ConfigError` for an unknown space or a wrong recipe, `InfeasibleError` where nothing fits the budget.
     """
     path = find_space(str(space))
     file = SpaceFile.parse(parse_toml(read_text(path), path.name), path.name)

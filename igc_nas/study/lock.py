@@ -16,9 +16,9 @@ from typing import Annotated
 import filelock
 from pydantic import Field, ValidationError
 
-from igc_nas.arch.config import Frozen
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.io.files import write_whole
+from igc_nas.io.records import Frozen
 from igc_nas.study.process import Process
 
 OWNER = ".owner"

@@ -9,7 +9,7 @@ from pathlib import Path
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.papers import PATTERNS, is_reference, reference
 from igc_nas.errors import ConfigError, StudyError
-from igc_nas.io.resources import is_file
+from igc_nas.io.files import is_file
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study, load_study
 

@@ -6,13 +6,13 @@ bounds that are fixed when a study is made; the reference point is (1, ..., 1).
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from igc_nas.arch.cost import Cost
 from igc_nas.errors import UsageError
+from igc_nas.io.text import nearest
 from igc_nas.study.records import Candidate
 
 
@@ -50,8 +50,7 @@ def parse_objectives(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(","))
     for name in names:
         if name not in OBJECTIVES:
-            near = difflib.get_close_matches(name, OBJECTIVES, 1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(OBJECTIVES)}"
+            hint = nearest(name, OBJECTIVES, f"choose from {', '.join(OBJECTIVES)}")
             raise UsageError(f"unknown objective {name!r:.40}", hint)
     if len(set(names)) != len(names) or len(names) not in (2, 3):
         raise UsageError(f"objectives {text!r:.80}: name two or three different ones", "e.g. error,params,latency")

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from igc_nas.arch.config import Frozen
+from igc_nas.io.records import Frozen
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SAME_START_S = 2.0

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from igc_nas.arch.config import ArchConfig, Frozen, first_problem
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import StudyError
+from igc_nas.io.records import Frozen, first_problem
 from igc_nas.io.units import format_count
 from igc_nas.study.process import Process
 
@@ -294,26 +295,3 @@ def deployed_text(candidate: Candidate | Stopped) -> str:
         return latency.form
     counts = f"{format_count(latency.deployed_params)} {format_count(latency.deployed_macs)}"
     return f"{latency.form} {counts} {latency.weight_bytes / 1e6:.2f} MB"
-
-
-def candidate_row(candidate: Candidate) -> dict[str, Any]:
-    """A candidate as one flat row: what `front --json`, `--csv` and the page's table show."""
-    return {
-        "trial": candidate.trial,
-        "id": candidate.id,
-        "error": candidate.score.error,
-        **candidate.cost.as_dict(),
-        "latency_ms": candidate.latency.normalised_ms,
-        "latency_low_ms": candidate.latency.normalised_interval_ms[0],
-        "latency_high_ms": candidate.latency.normalised_interval_ms[1],
-        "latency_raw_ms": candidate.latency.median_ms,
-        "latency_noisy": candidate.latency.noisy,
-        "form": candidate.latency.form,
-        "deployed_params": candidate.latency.deployed_params or candidate.cost.params,
-        "deployed_macs": candidate.latency.deployed_macs or candidate.cost.macs,
-        "weight_bytes": candidate.latency.weight_bytes or 4 * candidate.cost.params,
-        "dataset": candidate.score.dataset,
-        "train_s": candidate.score.train_s,
-        "summary": str(candidate.arch),
-        "arch": candidate.arch.to_dict(),
-    }

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from igc_nas.arch.config import Frozen, Image, key_text, parse_toml
+from igc_nas.arch.config import Image
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.errors import ConfigError, IgcNasError, InfeasibleError, StudyError
-from igc_nas.io.units import exact_count, printable
+from igc_nas.io.records import Frozen, parse_toml
+from igc_nas.io.units import exact_count
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import METRICS, SearchSpace, SpaceFile
 from igc_nas.study.objectives import OBJECTIVES, parse_objectives
@@ -149,8 +150,8 @@ class Calibration(Frozen):
 class StudySpec(Frozen):
     """A study: its question and the conditions that every trial shares.
 
-    `bounds` scale the objectives for the hypervolume (see `igc_nas.study.objectives`); latency's are there once the machine
-    has been calibrated. Raises `StudyError` from `from_toml`.
+    `bounds` scale the objectives for the hypervolume (see `igc_nas.study.objectives`); latency's are there once the
+    machine has been calibrated. Raises `StudyError` from `from_toml`.
     """
 
     schema_version: Annotated[int, Field(alias="schema", ge=1)] = SCHEMA
@@ -282,29 +283,3 @@ def training_seed(study_seed: int, identity: str, repeat: int = 0) -> int:
     """The seed that an architecture is initialised and trained from: a function of the study's seed and its id."""
     text = f"{study_seed}/{identity}/{repeat}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
-
-
-def differences(
-    asked: Mapping[str, Any], has: Mapping[str, Any], prefix: str = "", where: str = "in the study"
-) -> Iterator[str]:
-    """Each key whose values in `asked` and `has` differ, as `recipe.epochs: 3 asked for, 2 in the study`."""
-    for key in [*asked, *(key for key in has if key not in asked)]:
-        wants, there = asked.get(key), has.get(key)
-        if isinstance(wants, Mapping) and isinstance(there, Mapping):
-            yield from differences(wants, there, f"{prefix}{key_text(key)}.", where)
-        elif wants != there:
-            yield f"{prefix}{key_text(key)}: {_shown(wants)} asked for, {_shown(there)} {where}"
-
-
-def restricted(record: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
-    """`record` with the keys of `keys` only, through all tables of both."""
-    return {
-        key: restricted(record[key], value)
-        if isinstance(value, Mapping) and isinstance(record.get(key), Mapping)
-        else record.get(key)
-        for key, value in keys.items()
-    }
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else printable(f"{value!s:.60}", lines=False)

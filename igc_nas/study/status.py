@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from igc_nas.io.resources import search_command, study_argument
 from igc_nas.study.lock import Owner, Running, owner_of
+from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from igc_nas.arch.config import MOST_RECORDS, read_bytes, read_text
 from igc_nas.errors import ConfigError, StudyError, UsageError
-from igc_nas.io.resources import find_study
+from igc_nas.io.files import MOST_RECORDS, read_bytes, read_text
 from igc_nas.io.units import parse_count, parse_ms
+from igc_nas.study.names import find_study
 from igc_nas.study.objectives import OBJECTIVES, values
 from igc_nas.study.pareto import hypervolume, knee, nondominated, running_hypervolume
 from igc_nas.study.records import Candidate, Trial

@@ -17,11 +17,11 @@ from igc_nas.analysis.views import (
     hypervolume_view,
     knowledge_view,
     papers_view,
-    plain,
     trials_view,
     unit_mix,
 )
 from igc_nas.errors import StudyError, UsageError
+from igc_nas.io.text import plain
 from igc_nas.study.objectives import OBJECTIVES, values
 from igc_nas.study.pareto import dominates
 from igc_nas.study.records import FormTime, Trial

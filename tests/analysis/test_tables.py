@@ -4,8 +4,7 @@ import io
 
 import pandas as pd
 
-from igc_nas.analysis.tables import COLUMNS, frame
-from igc_nas.study.records import candidate_row
+from igc_nas.analysis.tables import COLUMNS, candidate_row, frame
 from tests.support.studies import make_study
 
 

@@ -18,11 +18,11 @@ from igc_nas.arch.config import ArchConfig, ConvStage, Igcv1Stage, Igcv2Stage, I
 from igc_nas.arch.plan import Conv, Interleave, arch_id
 from igc_nas.cli.program import _status
 from igc_nas.errors import ConfigError
-from igc_nas.io.resources import find_space, space_names
+from igc_nas.io.records import differences
 from igc_nas.nn.network import Block, build
 from igc_nas.space.feasible import Feasible
-from igc_nas.space.search_space import SearchSpace, SpaceFile
-from igc_nas.study.spec import StudySpec, differences
+from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, space_names
+from igc_nas.study.spec import StudySpec
 from tests.support.builders import SMALL_SPACES, every_architecture, one_line, space_of, stages_behind
 from tests.support.searches import spec
 

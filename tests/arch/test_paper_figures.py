@@ -1,7 +1,7 @@
 import pytest
 
 from igc_nas.arch.config import Igcv1Stage, Igcv2Stage
-from igc_nas.arch.figures import CLASSES, Figure, Point, figures
+from igc_nas.arch.papers import CLASSES, Figure, Point, figures
 from igc_nas.arch.plan import Conv, plan
 
 SIZES = {"IGCV1 Figure 3 (i)": 4672, "IGCV1 Figure 3 (ii)": 17_536, "IGCV2 Figure 3": 4672}

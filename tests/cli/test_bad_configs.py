@@ -18,19 +18,21 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_units import NO_QUANTITY
 
-from igc_nas.analysis.tables import frame
-from igc_nas.arch.config import ArchConfig, parse_toml
+from igc_nas.analysis.tables import candidate_row, frame
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
-from igc_nas.cli.display import candidate_cells, trial_line
+from igc_nas.cli.display import candidate_cells
 from igc_nas.cli.study_flags import ask, parse_recipe
 from igc_nas.data.datasets import locate
+from igc_nas.engine.progress import trial_line
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.export.source import Source, config_text
+from igc_nas.io.records import parse_toml
 from igc_nas.io.resources import shipped
 from igc_nas.io.units import format_count, parse_count, parse_ms, parse_seconds
 from igc_nas.nn.device import find_devices
 from igc_nas.space.search_space import SearchSpace, SpaceFile
-from igc_nas.study.records import Trial, candidate_row
+from igc_nas.study.records import Trial
 from igc_nas.study.spec import Recipe, StudySpec
 from igc_nas.study.study import Study
 from tests.support.builders import one_line, taken

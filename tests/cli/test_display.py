@@ -12,18 +12,16 @@ from igc_nas.arch.papers import reference
 from igc_nas.arch.plan import Act, Conv, Interleave, Linear, Norm, Pool, plan
 from igc_nas.cli.display import (
     CANDIDATE_COLUMNS,
-    SearchDisplay,
-    Standing,
     candidate_cells,
     data_label,
     front_table,
     layer_text,
     plan_table,
     printable,
-    table,
-    trial_line,
 )
 from igc_nas.engine.events import Ended, Exhausted, Job, Opened, Started
+from igc_nas.engine.progress import SearchDisplay, Standing, trial_line
+from igc_nas.io.console import table
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study
 from tests.support.builders import architectures

@@ -17,10 +17,10 @@ import test_page
 
 from igc_nas.analysis.tables import csv_text
 from igc_nas.arch.config import ArchConfig
-from igc_nas.cli.display import SearchDisplay
 from igc_nas.engine.events import Ended, Exhausted, Opened
+from igc_nas.engine.progress import SearchDisplay
 from igc_nas.io.resources import shipped
-from igc_nas.io.units import printable
+from igc_nas.io.text import printable
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study, load_study
 from tests.support.commands import Answer, Command

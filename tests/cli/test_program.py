@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import igc_nas
-from igc_nas.arch.figures import figures
+from igc_nas.arch.papers import figures
 from igc_nas.cli import main
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from igc_nas.cli.study_flags import ask, explicit, parse_recipe
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import ConfigError, DataError, InfeasibleError, StudyError, UsageError
+from igc_nas.io.records import differences, restricted
 from igc_nas.nn.device import Device
 from igc_nas.study.defaults import default_recipe
-from igc_nas.study.spec import Budget, StudySpec, differences, restricted
+from igc_nas.study.spec import Budget, StudySpec
 from igc_nas.study.study import load_study
 from tests.support.builders import one_line, taken
 from tests.support.searches import evaluate, spec

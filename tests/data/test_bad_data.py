@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from test_dataset import DAMAGES, SmallCifar, cifar10, small_cifar, tar_of
 from test_fetch import BAD_ARCHIVES, BROKEN_BATCHES, TEST, assert_whole, in_folder, tarfile_header, write
 
-from igc_nas.data.datasets import LAYOUTS, MANIFEST, locate, read_test, read_train
+from igc_nas.data.cifar import LAYOUTS
+from igc_nas.data.datasets import MANIFEST, locate, read_test, read_train
 from igc_nas.data.fetch import fetch
 from igc_nas.errors import DataError
 from tests.support.builders import one_line, taken

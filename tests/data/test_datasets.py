@@ -19,19 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igc_nas.data.datasets import (
-    LAYOUTS,
-    MANIFEST,
-    PIXELS,
-    Bytes,
-    Layout,
-    auto_notice,
-    data_dir,
-    locate,
-    read_test,
-    read_train,
-    split_held_out,
-)
+from igc_nas.data.cifar import LAYOUTS, PIXELS, Layout
+from igc_nas.data.datasets import MANIFEST, Bytes, auto_notice, data_dir, locate, read_test, read_train, split_held_out
 from igc_nas.errors import DataError, UsageError
 from tests.support.builders import one_line
 

@@ -32,7 +32,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_dataset import SmallCifar, change_byte, python2_pickle, small_cifar, tar_of
 
-from igc_nas.data.datasets import LAYOUTS, MANIFEST, DatasetInfo, locate, read_test, read_train
+from igc_nas.data.cifar import LAYOUTS
+from igc_nas.data.datasets import MANIFEST, DatasetInfo, locate, read_test, read_train
 from igc_nas.data.fetch import fetch
 from igc_nas.errors import DataError, IgcNasError, UsageError
 from tests.support.builders import one_line, taken
@@ -814,7 +815,8 @@ def test_a_download_whose_process_was_killed_may_be_taken_up(
 ) -> None:
     """The system has freed the lock; its file, the owner's and half of the archive are still there."""
     child = (
-        "import sys, time\nfrom pathlib import Path\nfrom igc_nas import fetch\nfrom igc_nas.data.datasets import LAYOUTS\n"
+        "import sys, time\nfrom pathlib import Path\n"
+        "from igc_nas.data import fetch\nfrom igc_nas.data.cifar import LAYOUTS\n"
         "with fetch._alone(LAYOUTS['cifar10'], Path(sys.argv[1])):\n"
         "    print('alone', flush=True)\n    time.sleep(60)\n"
     )

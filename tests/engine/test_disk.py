@@ -387,7 +387,7 @@ def test_what_a_sampler_notes_is_in_the_evidence_too(sampler: str, tmp_path: Pat
 
 def test_a_study_that_an_older_release_has_written_opens_and_goes_on(tmp_path: Path) -> None:
     """`igc_cifar10` has records without forms, and no database."""
-    from igc_nas.io.resources import find_study
+    from igc_nas.study.names import find_study
 
     folder = Path(shutil.copytree(find_study("igc_cifar10", Path("nowhere")), tmp_path / "igc_cifar10"))
     old = load_study(folder)

@@ -90,7 +90,8 @@ def test_a_coordinator_that_is_killed_leaves_the_study_to_the_next(
 ) -> None:
     child = (
         "import sys\nsys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
-        "from tests.support.searches import spec\nfrom tests.support.stubs import slow_stub\nfrom igc_nas.engine.search import Run, search\n"
+        "from tests.support.searches import spec\nfrom tests.support.stubs import slow_stub\n"
+        "from igc_nas.engine.search import Run, search\n"
         "if __name__ == '__main__':\n"
         "    question = spec(name=sys.argv[3], sampler='stratified')\n"
         "    run = Run(Path(sys.argv[2]), trials=100, workers=2, storage=sys.argv[4])\n"

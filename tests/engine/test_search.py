@@ -15,8 +15,7 @@ from igc_nas.engine.events import Ended, Exhausted, Opened, Started
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store
 from igc_nas.errors import IgcNasError, StudyError
-from igc_nas.samplers.judge import Judge
-from igc_nas.samplers.pruner import LEAST_ENDED
+from igc_nas.samplers.pruner import LEAST_ENDED, Judge
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.objectives import known_values
 from igc_nas.study.records import Trial

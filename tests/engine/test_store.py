@@ -80,7 +80,8 @@ def test_a_record_that_was_written_before_its_state_counts(tmp_path: Path) -> No
 
 def test_a_second_writer_is_refused_and_told_who(tmp_path: Path) -> None:
     child = (
-        "import sys, time\nsys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom tests.support.searches import spec\n"
+        "import sys, time\nsys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
+        "from tests.support.searches import spec\n"
         "from igc_nas.engine.store import Store\n"
         "with Store(Path(sys.argv[2]), spec()):\n    print('open', flush=True)\n    time.sleep(60)\n"
     )

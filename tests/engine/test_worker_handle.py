@@ -4,10 +4,8 @@ import time
 
 import pytest
 
-from igc_nas.engine.desk import Clock, Desk
 from igc_nas.engine.events import Job, Progress
-from igc_nas.engine.executor import Failed
-from igc_nas.engine.worker import READY, Waits
+from igc_nas.engine.executor import READY, Clock, Desk, Failed, Waits
 from tests.support.searches import spec
 
 JOB = Job(3, spec().search_space.smallest("params"), 0)

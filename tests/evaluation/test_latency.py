@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from igc_nas.analysis.tables import candidate_row
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.errors import IgcNasError, InfeasibleError, UsageError
 from igc_nas.evaluation import latency as module
+from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.host import LEAST_WATCH_S
 from igc_nas.evaluation.latency import Measurer, measure_latency
 from igc_nas.evaluation.runtimes import prepare
@@ -27,7 +29,7 @@ from igc_nas.nn.lowering.timing_cache import Table
 from igc_nas.nn.lowering.variants import Variant
 from igc_nas.nn.network import Network, build
 from igc_nas.nn.timing import median_interval
-from igc_nas.study.records import Latency, Trial, candidate_row
+from igc_nas.study.records import Latency, Trial
 from igc_nas.study.spec import LatencySpec
 from igc_nas.study.study import load_study
 from tests.support.builders import one_line
@@ -456,7 +458,7 @@ def test_clocks_that_are_held_down_are_noisy_in_words(
     throttle: tuple[str, ...] | None, noise: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted(monkeypatch, [2.0], [1.0])
-    conditions = CPU.conditions().model_copy(update={"throttle": throttle})
+    conditions = conditions_of(CPU).model_copy(update={"throttle": throttle})
     monkeypatch.setattr(Device, "conditions", lambda _: conditions)
     found = measure_latency(SMALL, SPEC, CPU)
     assert (found.noise, found.noisy) == (noise, bool(noise))
@@ -467,7 +469,7 @@ def test_all_reasons_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [1.0, 2.0, 3.0], [1.0])
     words = ("its processor was shared", "other processes kept 1.3 cores busy")
     monkeypatch.setattr(module.Watch, "disturbances", lambda *_: words)
-    conditions = CPU.conditions().model_copy(update={"throttle": ("heat",)})
+    conditions = conditions_of(CPU).model_copy(update={"throttle": ("heat",)})
     monkeypatch.setattr(Device, "conditions", lambda _: conditions)
     found = measure_latency(SMALL, SPEC, CPU, cap_s=0.0)
     assert found.noise[:2] == words

@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 
 from igc_nas.errors import ConfigError, IgcNasError, StudyError, UsageError
-from igc_nas.io.resources import check_study_name, find_space, find_study, shipped, space_names, study_names
+from igc_nas.io.resources import shipped
+from igc_nas.space.search_space import find_space, space_names
 from igc_nas.study.lookup import load_architecture
+from igc_nas.study.names import check_study_name, find_study, study_names
 from tests.support.builders import one_line
 
 HOSTILE = [

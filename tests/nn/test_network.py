@@ -9,11 +9,12 @@ from torch import nn
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.errors import ConfigError
+from igc_nas.nn.factory import create_model, load_weights
 from igc_nas.nn.flop_counters import count_by_others, torch_flops
 from igc_nas.nn.lowering.timing_cache import Table
 from igc_nas.nn.lowering.training import LoweredNetwork
 from igc_nas.nn.lowering.variants import uniform_variants
-from igc_nas.nn.network import build, create_model, interleave, load_weights
+from igc_nas.nn.network import build, interleave
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.lookup import load_architecture

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from igc_nas.bench.report import geomean
 from igc_nas.nn import timing
-from igc_nas.nn.timing import geomean, interleaved, median, median_interval, raced, timed
+from igc_nas.nn.timing import interleaved, median, median_interval, raced, timed
 
 samples_ms = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=40)
 

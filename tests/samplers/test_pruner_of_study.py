@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from igc_nas.analysis.surrogate_quality import knowledge_of
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.papers import reference
-from igc_nas.samplers.judge import Judge
+from igc_nas.samplers.pruner import Judge
 from igc_nas.study.records import Candidate
 from igc_nas.study.spec import Budget, StudySpec
 from igc_nas.study.study import Study

@@ -13,8 +13,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import ConfigError
-from igc_nas.io.resources import find_space, space_names
-from igc_nas.space.search_space import Metric, SearchSpace
+from igc_nas.space.search_space import Metric, SearchSpace, find_space, space_names
 from tests.support.builders import SMALL_SPACES, every_architecture, one_line, space_of, taken
 
 SPACES = {name: space_of(text) for name, text in SMALL_SPACES.items()} | {"tiny": SearchSpace.load("tiny")}

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from igc_nas.analysis.tables import candidate_row
 from igc_nas.arch.cost import Cost
 from igc_nas.errors import StudyError
-from igc_nas.study.records import Candidate, Trial, candidate_row
+from igc_nas.study.records import Candidate, Trial
 from tests.support.builders import one_line
 from tests.support.studies import make_study
 

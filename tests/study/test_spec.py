@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.errors import InfeasibleError, StudyError
-from igc_nas.study.spec import SCHEMA, Budget, Calibration, StudySpec, default_name, differences, restricted
+from igc_nas.io.records import differences, restricted
+from igc_nas.study.spec import SCHEMA, Budget, Calibration, StudySpec, default_name
 from tests.support.builders import SMALL_SPACES, one_line, space_of, taken
 from tests.support.studies import make_spec, make_study
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from igc_nas.arch.cost import cost_of
-from igc_nas.arch.figures import figures
+from igc_nas.arch.papers import figures
 from igc_nas.study.records import Candidate, Rung, Stopped, Trial, Unfinished
 from igc_nas.study.study import Study
 from tests.support.studies import make_latency, make_score, make_spec, make_study

@@ -15,8 +15,8 @@ from typing import Any
 
 from igc_nas.analysis.dashboard.payload import Shown, payload
 from igc_nas.analysis.dashboard.sections import banners, cards, front_table, heading, nothing_yet, question, warnings
-from igc_nas.analysis.views import plain
 from igc_nas.io.files import write_whole
+from igc_nas.io.text import plain
 from igc_nas.study.study import Study
 
 SCRIPTS = ("data", "theme", "points", "front", "figures", "choices", "diagram", "detail", "table", "live", "main")

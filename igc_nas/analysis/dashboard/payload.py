@@ -28,12 +28,12 @@ from igc_nas.analysis.views import (
     papers_view,
     shortened,
     trials_view,
-    visible,
 )
 from igc_nas.arch.config import ArchConfig, Head, StageConfig, Stem, describe_stage
 from igc_nas.arch.plan import Layer, Residual, end_blocks, stage_layers, stem_layers
-from igc_nas.io.resources import study_argument
+from igc_nas.io.text import visible
 from igc_nas.study.lock import Running
+from igc_nas.study.names import study_argument
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import Candidate, Latency, Trial
 from igc_nas.study.status import Status

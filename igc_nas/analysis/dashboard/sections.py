@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from igc_nas.analysis.views import (
-    budget_text,
-    disagreements,
-    format_value,
-    latency_text,
-    plain,
-)
+from igc_nas.analysis.views import budget_text, disagreements, format_value, latency_text
 from igc_nas.data.datasets import is_synthetic
-from igc_nas.io.resources import search_command, study_argument
+from igc_nas.io.text import plain
 from igc_nas.io.units import format_count
+from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import Candidate, deployed_text
 from igc_nas.study.study import Study

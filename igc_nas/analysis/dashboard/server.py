@@ -22,8 +22,8 @@ from urllib.parse import parse_qs
 
 from igc_nas.analysis.dashboard.document import as_json, data_element, document, policy, scripts
 from igc_nas.analysis.dashboard.payload import Shown, live_payload, payload
-from igc_nas.analysis.views import visible
 from igc_nas.errors import IgcNasError, UsageError
+from igc_nas.io.text import visible
 from igc_nas.study.status import status_of
 from igc_nas.study.study import STUDY_FILE, TRIALS_FILE, Study, load_study, read_trials
 

@@ -18,12 +18,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from igc_nas.arch.config import ArchConfig, StageConfig, parse_toml, read_text
+from igc_nas.arch.config import ArchConfig, StageConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import StudyError
-from igc_nas.io.resources import find_space
-from igc_nas.space.search_space import SpaceFile
+from igc_nas.io.files import read_text
+from igc_nas.io.records import parse_toml
+from igc_nas.space.search_space import SpaceFile, find_space
 from igc_nas.study.defaults import STOP, default_recipe
 from igc_nas.study.objectives import known_values, values
 from igc_nas.study.records import Candidate

@@ -15,7 +15,6 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 
-from igc_nas.analysis.surrogate_quality import Forecast
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
@@ -23,6 +22,7 @@ from igc_nas.bench.samplers.problems import Answer, Problem
 from igc_nas.engine.store import BUDGET
 from igc_nas.errors import ConfigError
 from igc_nas.samplers.cross_validation import LEAST_FOR_TRUST
+from igc_nas.samplers.error_predictor import Forecast
 from igc_nas.samplers.history import EXPECTED
 from igc_nas.samplers.pruner import Ended, Outlook, Rule
 from igc_nas.samplers.study_sampler import MOST_REPEATS, ExhaustedError, StudySampler

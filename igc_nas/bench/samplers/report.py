@@ -296,7 +296,7 @@ def _conditions() -> dict[str, str]:
     import optuna
     import scipy
 
-    from igc_nas import __version__
+    from igc_nas._version import __version__
 
     return {"igc-nas": __version__, "optuna": optuna.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
 

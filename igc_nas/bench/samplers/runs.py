@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from igc_nas.arch.config import MOST_RECORDS, read_bytes
 from igc_nas.bench.samplers.problems import Problem
 from igc_nas.bench.samplers.replay import Replay, replay
 from igc_nas.errors import UsageError
+from igc_nas.io.files import MOST_RECORDS, read_bytes
 from igc_nas.study.spec import SamplerName
 
 DIGITS = 8

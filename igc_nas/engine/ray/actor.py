@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igc_nas import __version__
+from igc_nas._version import __version__
 from igc_nas.data.datasets import data_dir, locate
 from igc_nas.engine.executor import Evaluating, MakeEvaluator, Seat
 from igc_nas.engine.worker import attend, kill_descendants

@@ -1,7 +1,8 @@
 """Evaluators on a Ray cluster: each is an actor on some node, with the processors or the GPU that a trial takes.
 
-Nodes that do not fit the study (see `igc_nas.engine.ray.actor`) are left out, and said once: latencies are measured on nodes of
-the one device that the study names. Evaluators on one node keep quiet for each other; nodes do not wait for nodes.
+Nodes that do not fit the study (see `igc_nas.engine.ray.actor`) are left out, and said once: latencies are measured on
+nodes of the one device that the study names. Evaluators on one node keep quiet for each other; nodes do not wait for
+nodes.
 
 A trial whose evaluator is lost, be it the process or the whole node, is tried again, on another; one that has taken
 three evaluators with it has failed. A trial that ends with an error has failed at once, as everywhere. Nodes that join
@@ -24,12 +25,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from igc_nas.engine.desk import Desk
 from igc_nas.engine.events import Job, Progress
-from igc_nas.engine.executor import AtRung, Failed, Halted, MakeEvaluator, Measured, Message
+from igc_nas.engine.executor import READY, AtRung, Desk, Failed, Halted, MakeEvaluator, Measured, Message
 from igc_nas.engine.ray.actor import Actor, Offer, versions_here
 from igc_nas.engine.ray.nodes import Node, connected, needs_of, no_room, nodes_of
-from igc_nas.engine.worker import READY, job_word
+from igc_nas.engine.worker import job_word
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.io.units import format_seconds
 from igc_nas.study.process import Process

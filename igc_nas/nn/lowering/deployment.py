@@ -18,19 +18,9 @@ from torch.nn import functional as F
 
 from igc_nas.arch.config import Activation
 from igc_nas.arch.plan import Act, Conv, Interleave, Linear, Pool
-from igc_nas.nn.lowering.chain import (
-    Branches,
-    Chain,
-    Form,
-    Part,
-    Scale,
-    Stretch,
-    factored,
-    has_map,
-    inference_blocks,
-    layout,
-)
+from igc_nas.nn.lowering.chain import Chain, Form, Scale, Stretch, factored, has_map, layout
 from igc_nas.nn.lowering.compose import composed, rows_restored
+from igc_nas.nn.lowering.parts import Branches, Part, inference_blocks
 from igc_nas.nn.network import Network, activated, interleave
 
 

@@ -18,8 +18,9 @@ from igc_nas.arch.plan import Plan
 from igc_nas.errors import StudyError
 from igc_nas.nn.device import Device, without_tf32
 from igc_nas.nn.lowering import native
-from igc_nas.nn.lowering.chain import Chain, chains_in, network_parts
+from igc_nas.nn.lowering.chain import Chain
 from igc_nas.nn.lowering.chain_tuner import Chooser
+from igc_nas.nn.lowering.parts import chains_in, network_parts
 from igc_nas.nn.lowering.pinned_forms import Pins
 from igc_nas.nn.lowering.timing_cache import Table
 from igc_nas.nn.lowering.training import ChainForm, Forward, LoweredNetwork, NetworkForm, as_written

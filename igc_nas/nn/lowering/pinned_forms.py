@@ -14,10 +14,10 @@ from typing import Annotated
 from filelock import FileLock
 from pydantic import Field, ValidationError
 
-from igc_nas.arch.config import MOST_RECORDS, Frozen, first_problem, read_bytes
 from igc_nas.errors import ConfigError, StudyError
-from igc_nas.io.files import write_whole
-from igc_nas.io.units import printable
+from igc_nas.io.files import MOST_RECORDS, read_bytes, write_whole
+from igc_nas.io.records import Frozen, first_problem
+from igc_nas.io.text import printable
 from igc_nas.nn.lowering.chain import Piece
 from igc_nas.nn.lowering.convolution import Algorithm, Algorithms
 from igc_nas.nn.lowering.training import ChainForm, NetworkForm

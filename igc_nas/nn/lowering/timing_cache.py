@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from igc_nas import __version__
-from igc_nas.arch.config import MOST_RECORDS, read_text
+from igc_nas._version import __version__
 from igc_nas.errors import ConfigError, IgcNasError
-from igc_nas.io.files import write_whole
+from igc_nas.io.files import MOST_RECORDS, read_text, write_whole
 
 Times = dict[str, float]
 

@@ -20,19 +20,10 @@ from torch.nn import functional as F
 from igc_nas.arch.config import Activation
 from igc_nas.arch.plan import Act, Interleave, Linear, Plan, Pool
 from igc_nas.nn.lowering import native
-from igc_nas.nn.lowering.chain import (
-    Branches,
-    Chain,
-    NormAct,
-    Part,
-    Piece,
-    Stretch,
-    factored,
-    layout,
-    network_parts,
-)
+from igc_nas.nn.lowering.chain import Chain, Piece, Stretch, factored, layout
 from igc_nas.nn.lowering.compose import composed, rows_interleaved, rows_restored
 from igc_nas.nn.lowering.convolution import Algorithms, convolved
+from igc_nas.nn.lowering.parts import Branches, NormAct, Part, network_parts
 from igc_nas.nn.network import Network, activated, interleave
 
 Forward = Callable[[Tensor], Tensor]

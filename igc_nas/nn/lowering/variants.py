@@ -18,18 +18,7 @@ from torch import Tensor, nn
 
 from igc_nas.arch.cost import plan_cost
 from igc_nas.arch.plan import Linear, Plan
-from igc_nas.nn.lowering.chain import (
-    Chain,
-    Form,
-    chains_in,
-    dense,
-    factored,
-    form_macs,
-    form_params,
-    forms_of,
-    inference_blocks,
-    semidense,
-)
+from igc_nas.nn.lowering.chain import Chain, Form, dense, factored, form_macs, form_params, forms_of, semidense
 from igc_nas.nn.lowering.deployment import (
     Deployed,
     FoldedConv,
@@ -39,6 +28,7 @@ from igc_nas.nn.lowering.deployment import (
     replaced,
     with_kernel,
 )
+from igc_nas.nn.lowering.parts import chains_in, inference_blocks
 from igc_nas.nn.lowering.timing_cache import Table, Times
 from igc_nas.nn.network import Network
 from igc_nas.nn.timing import raced, timed

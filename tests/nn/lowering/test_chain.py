@@ -13,26 +13,21 @@ from igc_nas.arch.plan import Act, Conv, Interleave, Layer, Linear, Norm, Plan, 
 from igc_nas.nn.lowering.chain import (
     MOST_TIMES_MACS,
     WIDEST_GROUP,
-    Branches,
     Chain,
-    NormAct,
-    Part,
     Piece,
     Scale,
     Step,
-    chains_in,
     dense,
     describe,
     factored,
     form_macs,
     forms_of,
-    inference_parts,
     layout,
     semidense,
     stretch_macs,
     stretch_weights,
-    training_parts,
 )
+from igc_nas.nn.lowering.parts import Branches, NormAct, Part, chains_in, inference_parts, training_parts
 from tests.support.builders import architectures
 
 PartsOf = Callable[[tuple[Layer, ...], int, int], tuple[tuple[Part, ...], int, int]]

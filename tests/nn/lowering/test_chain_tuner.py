@@ -26,7 +26,6 @@ from igc_nas.nn.lowering.chain import (
     Chain,
     Form,
     Piece,
-    chains_in,
     dense,
     describe,
     factored,
@@ -38,6 +37,7 @@ from igc_nas.nn.lowering.chain import (
 from igc_nas.nn.lowering.chain_tuner import Chooser
 from igc_nas.nn.lowering.convolution import Algorithm, Algorithms, options
 from igc_nas.nn.lowering.network_tuner import CLEARLY, OBVIOUSLY, Fastest
+from igc_nas.nn.lowering.parts import chains_in
 from igc_nas.nn.lowering.pinned_forms import FORMS_FILE, Pins
 from igc_nas.nn.lowering.timing_cache import Table, Times
 from igc_nas.nn.lowering.training import ChainForm, LoweredNetwork, network_parts, plain_form

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from igc_nas.arch.config import ConvStage, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.arch.plan import Conv, Interleave, igcv2_layers, stage_layers
-from igc_nas.nn.lowering.chain import Chain, Form, Piece, Stretch, chains_in, factored, forms_of, layout, training_parts
+from igc_nas.nn.lowering.chain import Chain, Form, Piece, Stretch, factored, forms_of, layout
 from igc_nas.nn.lowering.compose import composed, rows_interleaved, rows_restored
+from igc_nas.nn.lowering.parts import chains_in, training_parts
 from tests.support.builders import divisors
 
 KERNELS_AND_STRIDES = ((3, 1), (3, 2), (5, 1), (1, 1), (1, 2))

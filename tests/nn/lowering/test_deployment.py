@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import Act, Block, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
 from igc_nas.evaluation.latency import unsettled
-from igc_nas.nn.lowering.chain import Chain, Form, Piece, chains_in, dense, factored, form_macs, form_params, forms_of
+from igc_nas.nn.lowering.chain import Chain, Form, Piece, dense, factored, form_macs, form_params, forms_of
 from igc_nas.nn.lowering.deployment import (
     Deployed,
     FoldedConv,
@@ -29,6 +29,7 @@ from igc_nas.nn.lowering.deployment import (
     kernels_for,
     replaced,
 )
+from igc_nas.nn.lowering.parts import chains_in
 from igc_nas.nn.network import Network, build, initialise
 from tests.support.builders import divisors
 

@@ -19,9 +19,10 @@ from torch.nn import functional as F
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import Conv, Interleave, plan
 from igc_nas.errors import IgcNasError, StudyError
-from igc_nas.nn.lowering.chain import Chain, Form, Piece, chains_in, dense, factored, forms_of, is_form, layout
+from igc_nas.nn.lowering.chain import Chain, Form, Piece, dense, factored, forms_of, is_form, layout
 from igc_nas.nn.lowering.chain_tuner import Chooser
 from igc_nas.nn.lowering.convolution import Algorithm, Algorithms, options
+from igc_nas.nn.lowering.parts import chains_in
 from igc_nas.nn.lowering.pinned_forms import FORMS_FILE, Pins
 from igc_nas.nn.lowering.timing_cache import Table
 from igc_nas.nn.lowering.training import ChainForm, LoweredChain, LoweredNetwork, NetworkForm, network_parts, plain_form

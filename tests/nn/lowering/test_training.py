@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import Act, Block, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
 from igc_nas.nn.lowering import training
-from igc_nas.nn.lowering.chain import Chain, Piece, chains_in, forms_of, layout
+from igc_nas.nn.lowering.chain import Chain, Piece, forms_of, layout
 from igc_nas.nn.lowering.compose import composed
 from igc_nas.nn.lowering.convolution import Algorithms, convolved, options
+from igc_nas.nn.lowering.parts import chains_in
 from igc_nas.nn.lowering.training import ChainForm, LoweredChain, LoweredNetwork, network_parts, plain_form
 from igc_nas.nn.network import Network, build, initialise
 from tests.support.builders import divisors

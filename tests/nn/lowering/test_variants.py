@@ -20,7 +20,7 @@ from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import Plan, plan
 from igc_nas.evaluation.latency import unsettled
 from igc_nas.nn.lowering import variants
-from igc_nas.nn.lowering.chain import Chain, Form, chains_in, describe, factored, form_params, forms_of
+from igc_nas.nn.lowering.chain import Chain, Form, describe, factored, form_params, forms_of
 from igc_nas.nn.lowering.deployment import (
     Deployed,
     FoldedConv,
@@ -30,6 +30,7 @@ from igc_nas.nn.lowering.deployment import (
     inference_blocks,
     kernels_for,
 )
+from igc_nas.nn.lowering.parts import chains_in
 from igc_nas.nn.lowering.timing_cache import Table
 from igc_nas.nn.lowering.variants import Variant, mixed_variant, uniform_variants
 from igc_nas.nn.network import Network, build

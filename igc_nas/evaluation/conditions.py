@@ -1,0 +1,37 @@
+"""What a number is taken under: device, threads, versions, load, clocks, and on a GPU its temperature and power."""
+
+from __future__ import annotations
+
+import torch
+
+from igc_nas._version import __version__
+from igc_nas.evaluation.host import cpu_clock_mhz, load
+from igc_nas.evaluation.nvml import find_gpu
+from igc_nas.nn.device import Device
+from igc_nas.study.records import Conditions
+
+
+def conditions_of(device: Device) -> Conditions:
+    """What a number taken now on `device` is taken under."""
+    common = Conditions(
+        device=device.name,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        igc_nas=__version__,
+        load=load(),
+        clock_mhz=cpu_clock_mhz() if device.kind == "cpu" else None,
+        tf32=torch.backends.cudnn.allow_tf32 if device.kind == "cuda" else None,
+    )
+    gpu = find_gpu(device.uuid) if device.uuid else None
+    if gpu is None:
+        return common
+    state = gpu.state()
+    return common.model_copy(
+        update={
+            "clock_mhz": state.sm_clock_mhz,
+            "memory_clock_mhz": state.memory_clock_mhz,
+            "temperature_c": state.temperature_c,
+            "power_w": state.power_w,
+            "throttle": state.throttle,
+        }
+    )

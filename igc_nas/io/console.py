@@ -1,0 +1,32 @@
+"""Tables and lines on a terminal: stdout holds data, stderr holds progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from igc_nas.io.text import printable
+
+WIDE = 200
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for stdout (data) or stderr (progress); a pipe is wide, so that no cell is cut."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else WIDE)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> Table:
+    """A plain table; numbers to the right, the columns named in `left` to the left."""
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        is_left = column in left
+        made.add_column(column, justify="left" if is_left else "right", no_wrap=not is_left, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(printable(cell)) for cell in row))
+    return made

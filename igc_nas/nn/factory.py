@@ -1,0 +1,100 @@
+"""Networks made ready for use: by name or file, with weights, with timm's surface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.errors import ConfigError
+from igc_nas.io.text import printable
+from igc_nas.nn.network import Network, build
+from igc_nas.study.lookup import load_architecture
+
+
+def create_model(
+    arch: ArchConfig | str | Path,
+    *,
+    num_classes: int | None = None,
+    weights: str | Path | None = None,
+    seed: int | None = None,
+    device: str | torch.device = "cpu",
+    classes: int | None = None,
+) -> Network:
+    """A network ready to train or, with `weights`, to use.
+
+    `arch` is an architecture, its TOML file, a paper's network by name (`igcv3-d-cifar`) or `STUDY:N`. It reads
+    (batch, channels, height, width) float images, normalised per channel, of any size that the strides leave a pixel
+    of, and writes (batch, num_classes) logits; with 0 classes it writes pooled features. `weights` is a safetensors
+    file as `igc-nas train` writes it, and must be of this architecture and, unless 0, of so many classes. `classes` is
+    another name of `num_classes`.
+
+    Raises `ConfigError` where the architecture or the weights do not fit, `StudyError` for an unknown trial.
+    """
+    if classes is not None and num_classes not in (None, classes):
+        raise ConfigError(f"num_classes (={num_classes}) and classes (={classes}) are one thing; give one of them")
+    wanted = num_classes if classes is None else classes
+    config = arch if isinstance(arch, ArchConfig) else load_architecture(arch)
+    network = build(config if not wanted else config.with_classes(wanted), seed, device)
+    if weights is not None:
+        load_weights(network, Path(weights))
+    if wanted == 0:
+        network.reset_classifier(0)
+    return network
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a safetensors file. Raises `ConfigError` naming the first tensor that does not fit."""
+    tensors = read_tensors(path)
+    wanted = network.state_dict()
+    different = [name for name in (*wanted, *tensors) if not _fits(tensors.get(name), wanted.get(name))]
+    if different:
+        name = different[0]
+        raise ConfigError(
+            f"{path.name} holds weights of another architecture: {name} is {_described(tensors.get(name))}, "
+            f"the network has {_described(wanted.get(name))}",
+            _how_to_fit(different, tensors),
+        )
+    network.load_state_dict(tensors)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `ConfigError`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{path.name} is no readable safetensors file: {printable(str(error), lines=False):.120}",
+            "igc-nas train writes weights.safetensors at its end",
+        ) from None
+    return found
+
+
+def _fits(has: Tensor | None, wants: Tensor | None) -> bool:
+    """Whether a tensor of a file can be one of the network's: floats of any precision for floats."""
+    if has is None or wants is None:
+        return False
+    return has.shape == wants.shape and has.is_floating_point() == wants.is_floating_point()
+
+
+def _described(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "nothing"
+    kind = "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{kind}"
+
+
+def _how_to_fit(different: list[str], tensors: Mapping[str, Tensor]) -> str | None:
+    """What to do about weights that do not fit, where that can be told from the names of what differs."""
+    bias = tensors.get("classifier.linear.bias")
+    if bias is not None and bias.ndim == 1 and all(name.startswith("classifier.linear.") for name in different):
+        return f"only the classifier differs: they are of {len(bias)} classes (num_classes={len(bias)})"
+    if any(name.startswith("model.") for name in tensors):
+        return "it looks like a checkpoint; the weights are in weights.safetensors, beside it at the training's end"
+    return None
