@@ -31,21 +31,21 @@ FORBIDDEN_NAMES = {"CmaEsSampler", "JournalStorage"}
 
 ALLOWED = {
     # The one unpickler: of CIFAR's python files, restricted to arrays, once their hash is the official one.
-    ("fetch.py", "", "pickle"),
-    ("fetch.py", "_ArraysOnly", "pickle.Unpickler"),
-    ("fetch.py", "_ArraysOnly.find_class", "pickle.UnpicklingError"),
+    ("data/fetch.py", "", "pickle"),
+    ("data/fetch.py", "_ArraysOnly", "pickle.Unpickler"),
+    ("data/fetch.py", "_ArraysOnly.find_class", "pickle.UnpicklingError"),
     # Names of our own modules, and of the runtimes that `--runtime` offers.
     ("__init__.py", "__getattr__", "importlib.import_module"),
-    ("runtimes.py", "require", "importlib.import_module"),
+    ("evaluation/runtimes.py", "require", "importlib.import_module"),
     # Ray, where a cluster is asked for.
-    ("cluster.py", "Cluster._hire", "importlib.import_module"),
-    ("nodes.py", "_silent", "importlib.import_module"),
-    ("nodes.py", "_ray", "importlib.import_module"),
-    ("nodes.py", "_found", "importlib.import_module"),
+    ("engine/ray/executor.py", "Cluster._hire", "importlib.import_module"),
+    ("engine/ray/nodes.py", "_silent", "importlib.import_module"),
+    ("engine/ray/nodes.py", "_ray", "importlib.import_module"),
+    ("engine/ray/nodes.py", "_found", "importlib.import_module"),
     # What has been written a moment ago, read back to be compared.
     ("export/graph.py", "_pt2_reader", "torch.export.load"),
     # Our own kernels, compiled in a folder of this process.
-    ("lowering/native.py", "_library", "ctypes.CDLL"),
+    ("nn/lowering/native.py", "_library", "ctypes.CDLL"),
 }
 """(file, function, what), each of which is there."""
 

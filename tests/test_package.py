@@ -2,7 +2,7 @@
 
 import ast
 import importlib
-import importlib.util
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -63,8 +63,8 @@ def test_importing_the_package_is_cheap() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_the_version_is_the_project_s() -> None:
-    assert igc_nas.__version__ == project()["version"]
+def test_the_version_is_the_distributions() -> None:
+    assert igc_nas.__version__ == importlib.metadata.version("igc-nas")
 
 
 def test_the_command_is_the_entry_point() -> None:

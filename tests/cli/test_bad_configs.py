@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_units import NO_QUANTITY
+from tests.io.test_units import NO_QUANTITY
 
 from igc_nas.analysis.tables import candidate_row, frame
 from igc_nas.arch.config import ArchConfig

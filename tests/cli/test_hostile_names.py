@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import test_cli
-import test_export
-import test_page
+from tests.cli import test_program as test_cli
+from tests.export import test_source as test_export
+from tests.analysis.dashboard import test_document as test_page
 
 from igc_nas.analysis.tables import csv_text
 from igc_nas.arch.config import ArchConfig

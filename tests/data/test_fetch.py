@@ -30,7 +30,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dataset import SmallCifar, change_byte, python2_pickle, small_cifar, tar_of
+from tests.data.test_datasets import SmallCifar, change_byte, python2_pickle, small_cifar, tar_of
 
 from igc_nas.data.cifar import LAYOUTS
 from igc_nas.data.datasets import MANIFEST, DatasetInfo, locate, read_test, read_train

@@ -15,7 +15,7 @@ from typing import Any
 
 import filelock
 import pytest
-from test_faults import SAMPLERS, inline, is_in_order, timeless
+from tests.engine.test_faults import SAMPLERS, inline, is_in_order, timeless
 
 from igc_nas.engine.database import parse_url, read_study
 from igc_nas.engine.search import Run, search

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_study import timeless
+from tests.engine.test_search import timeless
 
 from igc_nas.engine.database import parse_url, read_study, stored_study
 from igc_nas.engine.search import Run, search

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
-from test_longrun import prepared, small_data, stopped_after
+from tests.evaluation.test_retraining import prepared, small_data, stopped_after
 from torch import Tensor
 
 from igc_nas.evaluation.retraining import CHECKPOINT_FILE, RESULT_FILE, RUN_FILE

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_export import HOSTILE, STUDY, hostile
+from tests.export.test_source import HOSTILE, STUDY, hostile
 
 import igc_nas
 from igc_nas.arch.config import ArchConfig

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_export import HOSTILE, STUDY, hostile
+from tests.export.test_source import HOSTILE, STUDY, hostile
 from torch import nn
 from torch.nn import functional as F
 

@@ -21,7 +21,9 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import Conv, Interleave, Plan, arch_id, plan
 from igc_nas.errors import StudyError
 from igc_nas.nn.device import Device
-from igc_nas.nn.lowering import choice, fastest, native, training
+from igc_nas.nn.lowering import chain_tuner as choice
+from igc_nas.nn.lowering import native, training
+from igc_nas.nn.lowering import network_tuner as fastest
 from igc_nas.nn.lowering.chain import (
     Chain,
     Form,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from igc_nas.nn.lowering import table as module
+from igc_nas.nn.lowering import timing_cache as module
 from igc_nas.nn.lowering.timing_cache import Table, Times, cache_dir, table_for
 
 OWNER = "deployment; a device"
