@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from igc_nas.cli.program import _status
+from igc_nas.cli import main
 from tests.support.commands import Answer, Command
 
 # Before torch is imported: some tests ask for two threads, and such as spin while they wait starve the other process.
@@ -34,7 +34,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Command:
 
     def answer(*arguments: str | Path) -> Answer:
         capsys.readouterr()
-        status = _status([str(argument) for argument in arguments])
+        status = main([str(argument) for argument in arguments])
         return Answer(status, *capsys.readouterr())
 
     return answer

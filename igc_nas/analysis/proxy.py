@@ -25,7 +25,7 @@ from igc_nas.analysis.ranking import (
     top_recall,
     within_bins,
 )
-from igc_nas.analysis.surrogate_quality import believed
+from igc_nas.analysis.surrogate_quality import predicted_errors
 from igc_nas.arch.papers import Figure, figures
 from igc_nas.errors import StudyError
 from igc_nas.study.records import Candidate
@@ -130,7 +130,7 @@ class FigureAgreement:
 
 
 @dataclass(frozen=True, slots=True)
-class Honesty:
+class ProxyReport:
     """A study against its truth. `own_end`: the truth is the study's own end, of the same trainings.
 
     `shared` architectures are in both, in `bins` bins of like params. `longer` is the samples of truth / those of the
@@ -163,7 +163,7 @@ class _Evidence:
     rungs: Mapping[int, By]
 
 
-def honesty(study: Study, truth: Study | None = None) -> Honesty:
+def proxy_report(study: Study, truth: Study | None = None) -> ProxyReport:
     """Hold a study against `truth`, else against the longest training among it and its related studies.
 
     Raises `StudyError` where they share fewer than `FEWEST` architectures, or where a related study cannot be read.
@@ -180,7 +180,7 @@ def honesty(study: Study, truth: Study | None = None) -> Honesty:
     if not own_end:
         samples = study.spec.recipe.samples
         values += [("end", samples, None, own.ends), ("loss", samples, None, own.losses)]
-        values += [("belief", samples, None, found)] if (found := believed(study)) else []
+        values += [("belief", samples, None, found)] if (found := predicted_errors(study)) else []
     values += [
         ("seed", other.spec.recipe.samples, label(study, other), _evidence(other).ends)
         for other in repeats
@@ -188,7 +188,7 @@ def honesty(study: Study, truth: Study | None = None) -> Honesty:
     ]
     values += [("params", None, None, _promise(own.params)), ("macs", None, None, _promise(own.macs))]
     bins = quantile_bins([own.params[name] for name in shared])
-    return Honesty(
+    return ProxyReport(
         study=trained(study, study.spec.name),
         truth=trained(against, label(study, against)),
         own_end=own_end,

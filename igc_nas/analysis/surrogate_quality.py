@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from igc_nas.samplers.cross_validation import LEAST_FOR_TRUST, Trust, trust_in
-from igc_nas.samplers.error_predictor import Forecast
+from igc_nas.samplers.cross_validation import MIN_TRIALS, LeaveOneOut, leave_one_out
+from igc_nas.samplers.error_predictor import ErrorPredictor
 from igc_nas.samplers.surrogate import MOST_POINTS
 from igc_nas.study.records import Candidate
 from igc_nas.study.study import Study
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class SurrogateQuality:
     """For each of `trials`: the error, and what the surrogate would have said (`expected`, `deviation`) without it."""
 
-    trust: Trust
+    trust: LeaveOneOut
     trials: tuple[int, ...]
     errors: tuple[float, ...]
     expected: tuple[float, ...]
@@ -36,20 +36,20 @@ class Knowledge:
         )
 
 
-def _fitted(study: Study) -> tuple[Forecast, list[Candidate]] | None:
+def _fitted(study: Study) -> tuple[ErrorPredictor, list[Candidate]] | None:
     """The forecast with the candidates that it was fitted to."""
-    if len(study.candidates) < LEAST_FOR_TRUST:
+    if len(study.candidates) < MIN_TRIALS:
         return None  # the catalog takes a second
-    catalog = study.spec.feasible.catalog
-    known = [(c, code) for c in study.candidates if (code := catalog.code(c.arch)) is not None][-MOST_POINTS:]
-    if len(known) < LEAST_FOR_TRUST:
+    encoding = study.spec.feasible.encoding
+    known = [(c, code) for c in study.candidates if (code := encoding.code(c.arch)) is not None][-MOST_POINTS:]
+    if len(known) < MIN_TRIALS:
         return None
     candidates = [candidate for candidate, _ in known]
-    return Forecast(catalog, [code for _, code in known], [c.score.error for c in candidates]), candidates
+    return ErrorPredictor(encoding, [code for _, code in known], [c.score.error for c in candidates]), candidates
 
 
-def knowledge_of(study: Study) -> Knowledge | None:
-    """The knowledge of a study; None below `LEAST_FOR_TRUST` completed trials of its own space.
+def surrogate_quality(study: Study) -> SurrogateQuality | None:
+    """The knowledge of a study; None below `MIN_TRIALS` completed trials of its own space.
 
     Of more than `MOST_POINTS` the newest are judged.
     """
@@ -57,8 +57,8 @@ def knowledge_of(study: Study) -> Knowledge | None:
     if fitted is None:
         return None
     forecast, candidates = fitted
-    return Knowledge(
-        trust=trust_in(forecast.surrogate, forecast.errors, forecast.params),
+    return SurrogateQuality(
+        trust=leave_one_out(forecast.surrogate, forecast.errors, forecast.params),
         trials=tuple(candidate.trial for candidate in candidates),
         errors=tuple(map(float, forecast.errors)),
         expected=tuple(map(float, forecast.expected)),
@@ -66,11 +66,11 @@ def knowledge_of(study: Study) -> Knowledge | None:
     )
 
 
-def believed(study: Study) -> dict[str, float]:
+def predicted_errors(study: Study) -> dict[str, float]:
     """By canonical id the error that the surrogate believes of each candidate, its own measured one taken in.
 
     What a network shares with others speaks for it, so a belief carries less of one training's noise than an error
-    does. Empty below `LEAST_FOR_TRUST` completed trials.
+    does. Empty below `MIN_TRIALS` completed trials.
     """
     fitted = _fitted(study)
     if fitted is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from igc_nas.analysis.surrogate_quality import knowledge_of
+from igc_nas.analysis.surrogate_quality import surrogate_quality
 from igc_nas.arch.config import UNITS, ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.papers import PRINTED, reference
@@ -128,7 +128,7 @@ class CurvesView:
 
 
 @dataclass(frozen=True)
-class KnowledgeView:
+class SurrogateView:
     """What the sampler's surrogate says of each trial's error without having seen it: mean, standard deviation."""
 
     trial: tuple[int, ...]
@@ -261,7 +261,7 @@ def hypervolume_view(study: Study) -> HypervolumeView:
         objectives=names,
         trials=tuple(count for count, _ in curve),
         volumes=tuple(volume for _, volume in curve),
-        busy_s=tuple(busy.get(c.trial) for c in study.contenders) if curve else (),
+        busy_s=tuple(busy.get(c.trial) for c in study.feasible_candidates) if curve else (),
         reference=tuple(bounds[name][1] for name in names) if all(name in bounds for name in names) else (),
     )
 
@@ -325,12 +325,12 @@ def curves_view(study: Study) -> CurvesView:
     )
 
 
-def knowledge_view(study: Study) -> KnowledgeView | None:
+def surrogate_view(study: Study) -> SurrogateView | None:
     """What the surrogate knows of a study's errors; None where too few trials are complete to tell."""
-    known = knowledge_of(study)
+    known = surrogate_quality(study)
     if known is None:
         return None
-    return KnowledgeView(
+    return SurrogateView(
         trial=known.trials,
         observed=tuple(shortened(error) for error in known.errors),
         expected=tuple(shortened(error) for error in known.expected),

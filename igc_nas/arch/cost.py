@@ -44,7 +44,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LayerCost:
     """One layer of the plan with the shape that it writes and what it costs: a row of `igc-nas show`."""
 
     block: str
@@ -111,7 +111,7 @@ def layer_cost(layer: Layer, shape: Shape) -> tuple[Cost, Shape]:
             raise AssertionError("layers_cost opens a residual block")
 
 
-def rows(whole: Plan) -> Iterator[Row]:
+def rows(whole: Plan) -> Iterator[LayerCost]:
     """Every layer of a plan in order, residual blocks opened, body before shortcut."""
     shape: Shape = whole.input
     for block in whole.blocks:
@@ -120,7 +120,7 @@ def rows(whole: Plan) -> Iterator[Row]:
             shape = shape if row.in_shortcut else row.shape
 
 
-def _rows(block: str, layers: tuple[Layer, ...], shape: Shape, in_shortcut: bool) -> Iterator[Row]:
+def _rows(block: str, layers: tuple[Layer, ...], shape: Shape, in_shortcut: bool) -> Iterator[LayerCost]:
     for layer in layers:
         if isinstance(layer, Residual):
             entry = shape
@@ -130,4 +130,4 @@ def _rows(block: str, layers: tuple[Layer, ...], shape: Shape, in_shortcut: bool
             yield from _rows(block, layer.shortcut, entry, True)
         else:
             cost, shape = layer_cost(layer, shape)
-            yield Row(block, layer, shape, cost, in_shortcut)
+            yield LayerCost(block, layer, shape, cost, in_shortcut)

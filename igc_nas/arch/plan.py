@@ -93,7 +93,7 @@ Layer = Conv | Interleave | Norm | Act | Residual | Pool | Linear
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class BlockPlan:
     """Layers with a name of their own in tables and in a state_dict: `stem`, `stage2.block1`, `head`, `classifier`."""
 
     name: str
@@ -106,16 +106,16 @@ class Plan:
 
     input: tuple[int, int, int]
     classes: int
-    blocks: tuple[Block, ...]
+    blocks: tuple[BlockPlan, ...]
 
 
 def plan(arch: ArchConfig) -> Plan:
     """The plan of an architecture. Blocks that are alike are one and the same tuple of layers."""
-    blocks = [Block("stem", stem_layers(arch.stem, arch.input[0]))]
+    blocks = [BlockPlan("stem", stem_layers(arch.stem, arch.input[0]))]
     for number, stage, in_width in arch.with_input_widths():
         first, rest = stage_layers(stage, in_width)
-        blocks.append(Block(f"stage{number}.block1", first))
-        blocks.extend(Block(f"stage{number}.block{i}", rest) for i in range(2, stage.blocks + 1))
+        blocks.append(BlockPlan(f"stage{number}.block1", first))
+        blocks.extend(BlockPlan(f"stage{number}.block{i}", rest) for i in range(2, stage.blocks + 1))
     blocks.extend(end_blocks(arch.stages[-1].width, arch.head, arch.classes))
     return Plan(arch.input, arch.classes, tuple(blocks))
 
@@ -219,14 +219,14 @@ def stem_layers(stem: Stem, in_channels: int) -> tuple[Layer, ...]:
     return conv, Norm("norm", stem.width), Act(stem.activation)
 
 
-def end_blocks(features: int, head: Head | None, classes: int) -> tuple[Block, ...]:
+def end_blocks(features: int, head: Head | None, classes: int) -> tuple[BlockPlan, ...]:
     """What follows the last stage's `features` channels: the head, where there is one, pooling and the classifier."""
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[BlockPlan, ...] = ()
     if head:
         conv = Conv("conv", features, head.width)
-        blocks = (Block("head", (conv, Norm("norm", head.width), Act(head.activation))),)
+        blocks = (BlockPlan("head", (conv, Norm("norm", head.width), Act(head.activation))),)
         features = head.width
-    return (*blocks, Block("classifier", (Pool(), Linear("linear", features, classes))))
+    return (*blocks, BlockPlan("classifier", (Pool(), Linear("linear", features, classes))))
 
 
 def arch_id(arch: ArchConfig) -> str:

@@ -10,13 +10,13 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.bench.report import Report, Row, architectures, geomean
 from igc_nas.evaluation.conditions import conditions_of
-from igc_nas.evaluation.latency import unsettled
+from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.evaluation.runtimes import prepare
 from igc_nas.nn.device import Device
-from igc_nas.nn.lowering.timing_cache import Table
+from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import mixed_variant, uniform_variants
 from igc_nas.nn.network import build
-from igc_nas.nn.timing import interleaved, median, warmed
+from igc_nas.nn.timing import median, round_robin, warmed
 from igc_nas.study.spec import RuntimeName
 
 RACE_ROUNDS, ROUNDS, CAP_S = 11, 31, 4.0
@@ -35,7 +35,7 @@ def bench_deploy(
     """
     rows: list[Row] = []
     for batch in batches:
-        table = Table()
+        table = TimingCache()
         for name, arch in architectures().items():
             rows.append(_row(name, arch, batch, runtime, device, table))
             say(f"{name} batch {batch}: {rows[-1]['ratio']:.2f}x ({rows[-1]['form']})")
@@ -53,23 +53,23 @@ def bench_deploy(
 
 
 @torch.inference_mode()
-def _row(name: str, arch: ArchConfig, batch: int, runtime: RuntimeName, device: Device, table: Table) -> Row:
+def _row(name: str, arch: ArchConfig, batch: int, runtime: RuntimeName, device: Device, table: TimingCache) -> Row:
     x = torch.randn(batch, *arch.input, device=device.torch_device)
-    network = unsettled(build(arch, 0)).eval().to(device.torch_device)
-    last = unsettled(build(arch, 0)).eval().to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = randomize_batchnorm_(build(arch, 0)).eval().to(device.torch_device)
+    last = randomize_batchnorm_(build(arch, 0)).eval().to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x_last = x.contiguous(memory_format=torch.channels_last)
 
     def run(module: torch.nn.Module, image: torch.Tensor) -> Callable[[], float]:
-        return warmed(prepare(runtime, module, image, torch.get_num_threads()), device.settle)
+        return warmed(prepare(runtime, module, image, torch.get_num_threads()), device.synchronize)
 
     runs = {"nchw": run(network, x)}
     if runtime == "eager":
         runs["nhwc"] = run(last, x_last)
     variants = [*uniform_variants(network.plan), mixed_variant(last, batch, table)]
     forms = {v.name: run(v.module(last, batch, table, runtime), x_last) for v in variants}
-    raced = {n: median(times) for n, times in interleaved(forms, RACE_ROUNDS, CAP_S, warm_up=3).items()}
+    raced = {n: median(times) for n, times in round_robin(forms, RACE_ROUNDS, CAP_S, warm_up=3).items()}
     best = min(raced, key=lambda form: raced[form])
-    fresh = interleaved(runs | {"best": forms[best]}, ROUNDS, CAP_S, warm_up=3)
+    fresh = round_robin(runs | {"best": forms[best]}, ROUNDS, CAP_S, warm_up=3)
     times = {n: median(samples) for n, samples in fresh.items()}
     factored = min(ms for n, ms in times.items() if n != "best")
     chosen = next(v for v in variants if v.name == best)

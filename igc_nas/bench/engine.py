@@ -31,10 +31,10 @@ from igc_nas.bench.virtual_executor import VirtualExecutor
 from igc_nas.data.datasets import locate
 from igc_nas.engine.coordinator import Coordinator, Limits
 from igc_nas.engine.events import Ended, Event, Job, Opened
-from igc_nas.engine.executor import AtRung, Message
+from igc_nas.engine.executor import Message, RungReport
 from igc_nas.engine.progress import SearchDisplay
 from igc_nas.engine.store import Store
-from igc_nas.samplers.pruner import Outlook
+from igc_nas.samplers.pruner import FinalErrorPrediction
 from igc_nas.study.defaults import new_spec
 from igc_nas.study.spec import Budget, SamplerName, StudySpec
 from igc_nas.study.study import load_study
@@ -141,7 +141,7 @@ class _WatchedCoordinator(Coordinator):
 
     ledger: Ledger
 
-    def judged(self, at: AtRung) -> Outlook | None:
+    def judged(self, at: RungReport) -> FinalErrorPrediction | None:
         with self.ledger.watch.apart("rule"):
             return super().judged(at)
 

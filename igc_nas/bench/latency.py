@@ -17,7 +17,7 @@ from igc_nas.bench.report import Report, Row
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.latency import Measurer
 from igc_nas.nn.device import Device
-from igc_nas.nn.lowering.timing_cache import table_for
+from igc_nas.nn.lowering.timing_cache import timing_cache_for
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.records import Latency
 from igc_nas.study.spec import LatencySpec
@@ -32,7 +32,7 @@ def bench_latency(
     """
     archs = _architectures(count, seed)
     spec = LatencySpec(device=device.name, forms="any", input=archs[0].input)
-    table = table_for(device.name, spec.threads, "deployment")
+    table = timing_cache_for(device.name, spec.threads, "deployment")
     measurer = Measurer(spec, device, table=table)
     unit = measurer(archs[0]).reference_ms
     rows: list[Row] = []

@@ -14,11 +14,11 @@ from igc_nas.arch.plan import arch_id
 from igc_nas.bench.report import Report, Row, architectures
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.nn.device import Device
-from igc_nas.nn.lowering.network_tuner import Fastest
-from igc_nas.nn.lowering.timing_cache import Table
-from igc_nas.nn.lowering.training import as_written
+from igc_nas.nn.lowering.network_tuner import NetworkTuner
+from igc_nas.nn.lowering.timing_cache import TimingCache
+from igc_nas.nn.lowering.training import factored_forward
 from igc_nas.nn.network import build
-from igc_nas.nn.timing import interleaved, median, timed
+from igc_nas.nn.timing import median, round_robin, timed
 from igc_nas.study.defaults import default_recipe
 from igc_nas.study.spec import DtypeName, Recipe
 
@@ -36,7 +36,7 @@ def bench_train(
     own = device.fast_dtype
     changes = {"batch": batch, "resolution": resolution}
     recipe = default_recipe(device.kind, dtype=own, **{k: v for k, v in changes.items() if v})
-    tables = {dtype: Table() for dtype in DTYPES}
+    tables = {dtype: TimingCache() for dtype in DTYPES}
     rows: list[Row] = []
     for name, arch in architectures().items():
         for row in _rows(name, arch, recipe, device, tables):
@@ -50,14 +50,16 @@ def bench_train(
     )
 
 
-def _rows(name: str, arch: ArchConfig, recipe: Recipe, device: Device, tables: dict[DtypeName, Table]) -> list[Row]:
+def _rows(
+    name: str, arch: ArchConfig, recipe: Recipe, device: Device, tables: dict[DtypeName, TimingCache]
+) -> list[Row]:
     """One architecture: the factored network in NCHW and channels-last, and the chosen forms of each dtype."""
     runs = {"nchw": _factored(arch, recipe, device, torch.contiguous_format)}
     runs["nhwc"] = _factored(arch, recipe, device, torch.channels_last)
     forms = {}
     for dtype, table in tables.items():
         forms[dtype], runs[dtype] = _chosen(arch, recipe.model_copy(update={"dtype": dtype}), device, table)
-    times = {name: median(samples) for name, samples in interleaved(runs, ROUNDS, CAP_S, warm_up=2).items()}
+    times = {name: median(samples) for name, samples in round_robin(runs, ROUNDS, CAP_S, warm_up=2).items()}
     cost = cost_of(arch)
     unit = arch.stages[0].unit
     return [
@@ -81,11 +83,11 @@ def _factored(arch: ArchConfig, recipe: Recipe, device: Device, layout: torch.me
     return _stepping(network, network, recipe, device, layout)
 
 
-def _chosen(arch: ArchConfig, recipe: Recipe, device: Device, table: Table) -> tuple[str, Callable[[], float]]:
+def _chosen(arch: ArchConfig, recipe: Recipe, device: Device, table: TimingCache) -> tuple[str, Callable[[], float]]:
     layout = torch.channels_last
     network = build(arch, 0).to(device.torch_device, memory_format=layout).train()  # type: ignore[call-overload]
-    lowered = Fastest.of(recipe, device, table)(network, arch_id(arch))
-    forward = lowered or as_written(network, device.kind, getattr(torch, recipe.dtype))
+    lowered = NetworkTuner.of(recipe, device, table)(network, arch_id(arch))
+    forward = lowered or factored_forward(network, device.kind, getattr(torch, recipe.dtype))
     run = _stepping(network, forward, recipe, device, layout)
     return ("factored" if lowered is None else lowered.form), run
 
@@ -105,4 +107,4 @@ def _stepping(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return timed(step, device.settle)
+    return timed(step, device.synchronize)

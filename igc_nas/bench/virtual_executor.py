@@ -14,8 +14,8 @@ import numpy as np
 
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.engine.events import Job, Progress
-from igc_nas.engine.executor import AtRung, Failed, Halted, Measured, Message
-from igc_nas.study.records import Conditions, Epoch, FormTime, Latency, Rung, Score, Spent, Unfinished
+from igc_nas.engine.executor import Message, RungReport, TrialCompleted, TrialFailed, TrialPruned
+from igc_nas.study.records import Conditions, Epoch, FormTime, Latency, Rung, Score, TimeBreakdown, Unfinished
 from igc_nas.study.spec import Calibration, StudySpec
 
 FAILING = 0.02
@@ -92,9 +92,9 @@ class VirtualExecutor:
         if not self._agenda:
             return
         self.now_s, _, message = heapq.heappop(self._agenda)
-        if isinstance(message, Measured | Halted | Failed):
+        if isinstance(message, TrialCompleted | TrialPruned | TrialFailed):
             del self._running[message.number]
-        elif not isinstance(message, AtRung):  # there the evaluator waits for the answer
+        elif not isinstance(message, RungReport):  # there the evaluator waits for the answer
             self._plan(next(self._running[message.number][1]))
         yield message
 
@@ -108,7 +108,7 @@ def _script(spec: StudySpec, job: Job, rng: np.random.Generator) -> Script:
     step_s = float(rng.lognormal(1.0, 0.5))
     yield 0.0, Progress(job.number, "measuring")
     if rng.random() < FAILING:
-        yield step_s, Failed(job.number, f"made up: trial {job.number} was to fail")
+        yield step_s, TrialFailed(job.number, f"made up: trial {job.number} was to fail")
         return
     cost = cost_of(job.arch)
     latency, error = made_up_latency(cost, rng), made_up_error(cost, rng)
@@ -124,13 +124,13 @@ def _script(spec: StudySpec, job: Job, rng: np.random.Generator) -> Script:
             continue
         seen = min(1.0, error * left * float(rng.normal(1.0, RUNG_NOISE)))
         done.append(Rung(samples=samples, error=seen, loss=2.3 * seen))
-        go_on = yield step_s, AtRung(job.number, latency, done[-1])
+        go_on = yield step_s, RungReport(job.number, latency, done[-1])
         if not go_on:
             training = Unfinished(rungs=tuple(done), curve=tuple(curve), train_s=step_s * len(done))
-            yield 0.0, Halted(job.number, latency, training, _spent(step_s))
+            yield 0.0, TrialPruned(job.number, latency, training, _spent(step_s))
             return
     score = made_up_score(spec, error, tuple(curve), tuple(done))
-    yield step_s, Measured(job.number, latency, score, _spent(step_s))
+    yield step_s, TrialCompleted(job.number, latency, score, _spent(step_s))
 
 
 def _marks(spec: StudySpec) -> Iterator[tuple[int, bool]]:
@@ -140,8 +140,8 @@ def _marks(spec: StudySpec) -> Iterator[tuple[int, bool]]:
     yield from ((at, True) for at in recipe.rungs)
 
 
-def _spent(step_s: float) -> Spent:
-    return Spent(prepare_s=step_s, measure_s=step_s, choose_s=step_s, train_s=step_s, wait_s=0.0)
+def _spent(step_s: float) -> TimeBreakdown:
+    return TimeBreakdown(prepare_s=step_s, measure_s=step_s, choose_s=step_s, train_s=step_s, wait_s=0.0)
 
 
 def made_up_latency(cost: Cost, rng: np.random.Generator) -> Latency:

@@ -23,7 +23,7 @@ from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.nn.device import Device
 from igc_nas.study.defaults import new_spec
-from igc_nas.study.records import Spent
+from igc_nas.study.records import TimeBreakdown
 from igc_nas.study.spec import Budget, StudySpec
 from igc_nas.study.study import load_study
 
@@ -45,7 +45,7 @@ class Shift:
     workers: int
     began: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
-    spent: dict[str, Spent] = field(default_factory=dict)
+    spent: dict[str, TimeBreakdown] = field(default_factory=dict)
 
     def watch(self, event: Event) -> None:
         """Note a begin or an end. Raises `IgcNasError` for a trial that failed: there is nothing to compare then."""
@@ -203,7 +203,7 @@ def _with_interval(turns: Sequence[Turn], of: Callable[[Sequence[Turn]], float],
 def _shares(turns: Sequence[Turn], kind: str) -> dict[str, float]:
     """Where the time of a trial goes."""
     spent = [turn[kind].spent[i] for turn in turns for i in turn[kind].counted if i in turn[kind].spent]
-    seconds = {name: sum(getattr(one, name) for one in spent) for name in Spent.model_fields}
+    seconds = {name: sum(getattr(one, name) for one in spent) for name in TimeBreakdown.model_fields}
     whole = sum(seconds.values())
     return {name.removesuffix("_s"): round(s / whole, 4) for name, s in seconds.items()} if whole else {}
 

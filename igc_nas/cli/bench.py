@@ -130,7 +130,7 @@ def sampler(
     quiet_threads(1)
     from igc_nas.bench.samplers.plots import figure_kind, write_figure
     from igc_nas.bench.samplers.problems import landscapes as made_up
-    from igc_nas.bench.samplers.problems import table_problem
+    from igc_nas.bench.samplers.problems import tabular_benchmark
     from igc_nas.bench.samplers.report import SAMPLERS, bench_sampler, parse_samplers
     from igc_nas.errors import UsageError
     from igc_nas.study.defaults import usable_cores
@@ -139,7 +139,7 @@ def sampler(
     figures = [path for path in (html, png) if path]
     for path in figures:
         figure_kind(path)  # refused before the work rather than after it
-    problems = [table_problem(load(name, root)) for name in tables] + [*(made_up() if landscapes else ())]
+    problems = [tabular_benchmark(load(name, root)) for name in tables] + [*(made_up() if landscapes else ())]
     if not problems:
         raise UsageError("nothing to replay", "add --table STUDY, or --landscapes")
     report = bench_sampler(problems, names, seeds, evaluations, workers or usable_cores(), output, say)
@@ -172,10 +172,10 @@ def engine(trials: int, workers: int, sampler: SamplerName, storage: str | None,
 def _prepared(device: str) -> Device:
     """One thread, and the device."""
     quiet_threads(1)
-    from igc_nas.nn.device import find_devices, prepare
+    from igc_nas.nn.device import configure_torch, find_devices
 
     found = find_devices(device)[0]
-    prepare(found, 1)
+    configure_torch(found, 1)
     return found
 
 
@@ -184,6 +184,3 @@ def _show(report: Report | EngineReport, as_json: bool) -> None:
         put_json(report.to_dict())
     else:
         put(*report.lines())
-
-
-COMMANDS = (bench,)

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from rich.console import Group
 from rich.text import Text
 
-from igc_nas.arch.cost import Row
+from igc_nas.arch.cost import LayerCost
 from igc_nas.arch.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.engine.progress import trial_line
 from igc_nas.io.console import table
 from igc_nas.io.text import printable
 from igc_nas.io.units import format_count, format_ms
-from igc_nas.study.lock import Owner, Running
+from igc_nas.study.lock import LockHolder, Running
 from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.records import Candidate, Trial, deployed_text
 from igc_nas.study.status import Status
@@ -69,7 +69,7 @@ def data_label(dataset: str) -> str:
     return f"{dataset} (SYNTHETIC: says nothing about CIFAR)" if is_synthetic(dataset) else dataset
 
 
-def plan_table(title: str, rows: Iterable[Row]) -> Group:
+def plan_table(title: str, rows: Iterable[LayerCost]) -> Group:
     """A plan layer by layer: what it is, the shape it writes, parameters and MACs."""
     columns = ("block", "layer", "shape", "params", "MACs")
     cells = (
@@ -124,7 +124,7 @@ def status_lines(status: Status) -> list[str]:
     return [*head, *running, *waiting, *failed, *(["", "next:", *commands] if commands else [])]
 
 
-def _owner_words(owner: Owner | None) -> str:
+def _owner_words(owner: LockHolder | None) -> str:
     if owner is None:
         return "by nobody now"
     seen = (

@@ -215,8 +215,8 @@ def _graph(kind: Any, source: Source, network: Network, form: str | None) -> Gra
 def _exporter(source: Source) -> Exporter:
     """Forms are chosen as the study's latencies are, but on this machine's CPU; without a study any form will do."""
     from igc_nas.export.graph import Exporter
-    from igc_nas.nn.device import find_devices, prepare
-    from igc_nas.nn.lowering.timing_cache import table_for
+    from igc_nas.nn.device import configure_torch, find_devices
+    from igc_nas.nn.lowering.timing_cache import timing_cache_for
     from igc_nas.study.spec import LatencySpec
 
     device = find_devices("cpu")[0]
@@ -224,9 +224,9 @@ def _exporter(source: Source) -> Exporter:
     away = {"remote": False, "cuda_graph": False, "cold_cache": False}
     question = source.study.spec if source.study else None
     spec = question.latency.model_copy(update=own | away) if question else LatencySpec(**own, forms="any")  # type: ignore[arg-type]
-    prepare(device, spec.threads)
+    configure_torch(device, spec.threads)
     limit = question.budget.params if question else None
-    return Exporter(spec, device, limit, table_for(device.name, spec.threads, "deployment"), say)
+    return Exporter(spec, device, limit, timing_cache_for(device.name, spec.threads, "deployment"), say)
 
 
 def _error_text(error: float) -> str:
@@ -240,6 +240,3 @@ def _deliver(text: str, out: Path | None) -> None:
     from igc_nas.io.files import write_whole
 
     write_whole(out, text)
-
-
-COMMANDS = (export,)

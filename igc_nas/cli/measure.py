@@ -74,14 +74,14 @@ def _refuse_conditions() -> None:
 def _measurer(config: ArchConfig, flags: dict[str, Any]) -> Callable[[ArchConfig], Latency]:
     from igc_nas.evaluation.latency import Measurer
     from igc_nas.evaluation.runtimes import require
-    from igc_nas.nn.device import find_devices, prepare
-    from igc_nas.nn.lowering.timing_cache import table_for
+    from igc_nas.nn.device import configure_torch, find_devices
+    from igc_nas.nn.lowering.timing_cache import timing_cache_for
     from igc_nas.study.spec import LatencySpec
 
     device = find_devices(flags["device"])[0]
     runtime: RuntimeName = flags["latency_runtime"] or "eager"
     require(runtime)
-    prepare(device, flags["threads"])
+    configure_torch(device, flags["threads"])
     limit = flags["budget_params"]
     spec = LatencySpec(
         device=device.name,
@@ -93,7 +93,9 @@ def _measurer(config: ArchConfig, flags: dict[str, Any]) -> Callable[[ArchConfig
         cuda_graph=device.kind == "cuda" and flags["cuda_graph"],
         cold_cache=device.kind == "cuda" and flags["cold_cache"],
     )
-    measurer = Measurer(spec, device, limit, table_for(device.name, spec.threads, "deployment"), energy=flags["energy"])
+    measurer = Measurer(
+        spec, device, limit, timing_cache_for(device.name, spec.threads, "deployment"), energy=flags["energy"]
+    )
 
     def measured(arch: ArchConfig) -> Latency:
         found = measurer(arch)
@@ -211,20 +213,20 @@ def _keep(study: Study, rows: list[tuple[Candidate, Latency]]) -> None:
 def _of_study(study: Study, flags: dict[str, Any]) -> Callable[[ArchConfig], Latency]:
     spec, command = study.spec, flags["latency_command"]
     if spec.latency.remote:
-        from igc_nas.evaluation.remote import RemoteMeasurer
+        from igc_nas.evaluation.remote import CommandMeasurer
 
         if command is None:
             raise StudyError("the study's latencies were measured by a command", "give it with --latency-command")
-        remote = RemoteMeasurer(command, spec.latency, spec.budget.params)
+        remote = CommandMeasurer(command, spec.latency, spec.budget.params)
         return lambda arch: remote(arch, spec.reference_ms)
     from igc_nas.engine.search import matching_devices
     from igc_nas.evaluation.latency import Measurer
-    from igc_nas.nn.device import find_devices, prepare
-    from igc_nas.nn.lowering.timing_cache import table_for
+    from igc_nas.nn.device import configure_torch, find_devices
+    from igc_nas.nn.lowering.timing_cache import timing_cache_for
 
     device = find_devices(matching_devices(spec.latency)[0])[0]
-    prepare(device, spec.latency.threads)
-    table = table_for(device.name, spec.latency.threads, "deployment")
+    configure_torch(device, spec.latency.threads)
+    table = timing_cache_for(device.name, spec.latency.threads, "deployment")
     measurer = Measurer(spec.latency, device, spec.budget.params, table)
 
     def measured(arch: ArchConfig) -> Latency:
@@ -249,6 +251,3 @@ def _brief(latency: Latency) -> dict[str, Any]:
         "deployed_macs": latency.deployed_macs,
         "weight_bytes": latency.weight_bytes,
     }
-
-
-COMMANDS = (measure,)

@@ -5,18 +5,25 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Sequence
 
 import click
 
 from igc_nas._version import __version__
-from igc_nas.cli import bench as benching
-from igc_nas.cli import dashboard as using
-from igc_nas.cli import export as exporting
-from igc_nas.cli import measure as measuring
-from igc_nas.cli import report as reporting
-from igc_nas.cli import search as searching
-from igc_nas.cli import space as reading
+from igc_nas.cli.bench import bench
+from igc_nas.cli.cost import cost
+from igc_nas.cli.dashboard import dashboard
+from igc_nas.cli.data import data
+from igc_nas.cli.export import export
+from igc_nas.cli.front import front
+from igc_nas.cli.measure import measure
 from igc_nas.cli.output import say
+from igc_nas.cli.report import report
+from igc_nas.cli.search import search
+from igc_nas.cli.show import show
+from igc_nas.cli.space import space
+from igc_nas.cli.status import status
+from igc_nas.cli.train import train
 from igc_nas.errors import IgcNasError
 from igc_nas.io.text import printable
 from igc_nas.study.process import ENDING
@@ -28,16 +35,15 @@ CLOSING_S = 10.0
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="igc-nas")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(debug: bool) -> None:  # `run` looks for --debug itself: it must know before a command fails to parse
+def program(debug: bool) -> None:  # `run` looks for --debug itself: it must know before a command fails to parse
     """Search for fast, small networks of interleaved group convolutions (IGCV1, IGCV2, IGCV3).
 
     Start with: igc-nas search --budget-params 2M
     """
 
 
-for module in (searching, reading, reporting, measuring, exporting, using, benching):
-    for command in module.COMMANDS:
-        main.add_command(command)
+for command in (search, front, status, show, cost, space, report, measure, export, train, dashboard, data, bench):
+    program.add_command(command)
 
 
 class Terminated(BaseException):
@@ -67,13 +73,14 @@ def _hear_once() -> None:
 def run() -> None:
     """The entry point: every way out has its exit status and, where it is an error, one line and a hint."""
     _hear_once()
-    sys.exit(_status(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))
 
 
-def _status(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
+    """Run a command in this process and return its exit status; an error is printed on stderr."""
     debug = "--debug" in arguments
     try:
-        status = main.main([a for a in arguments if a != "--debug"], prog_name="igc-nas", standalone_mode=False)
+        done = program.main([a for a in arguments if a != "--debug"], prog_name="igc-nas", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return 2
@@ -107,4 +114,4 @@ def _status(arguments: list[str]) -> int:
             "  --debug shows where",
         )
         return 1
-    return status if isinstance(status, int) else 0  # --help and --version return theirs
+    return done if isinstance(done, int) else 0  # --help and --version return theirs

@@ -13,7 +13,7 @@ from igc_nas.cli.options import as_json, data_dir_option, device_option, studies
 from igc_nas.cli.output import put, put_json
 
 if TYPE_CHECKING:
-    from igc_nas.analysis.proxy import FigureAgreement, FigureTau, Honesty, Predictor, Trained
+    from igc_nas.analysis.proxy import FigureAgreement, FigureTau, Predictor, ProxyReport, Trained
     from igc_nas.analysis.ranking import Tau
     from igc_nas.study.study import Study
 
@@ -41,14 +41,14 @@ def report(
     """
     from dataclasses import asdict
 
-    from igc_nas.analysis.proxy import honesty
-    from igc_nas.analysis.surrogate_quality import knowledge_of
+    from igc_nas.analysis.proxy import proxy_report
+    from igc_nas.analysis.surrogate_quality import surrogate_quality
 
     loaded = load(study, root)
     if train_figures:
         _train_figures(loaded, data_dir, device)
-    found = honesty(loaded, load(truth, root) if truth is not None else None)
-    knowledge = knowledge_of(loaded)
+    found = proxy_report(loaded, load(truth, root) if truth is not None else None)
+    knowledge = surrogate_quality(loaded)
     if as_json:
         put_json(asdict(found) | {"surrogate": asdict(knowledge.trust) if knowledge else None})
         return
@@ -85,7 +85,7 @@ def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
             pass
 
 
-def _print(found: Honesty) -> None:
+def _print(found: ProxyReport) -> None:
     from rich.text import Text
 
     from igc_nas.io.console import console, table
@@ -151,7 +151,7 @@ def _text(found: Tau, sign: str = "-") -> str:
     return f"{found.tau:{sign}.2f} [{found.low:{sign}.2f}, {found.high:{sign}.2f}]"
 
 
-def _compared(found: Honesty) -> Iterator[str]:
+def _compared(found: ProxyReport) -> Iterator[str]:
     """What is held against what, and what to know of it."""
     study, truth = found.study, found.truth
     against = "its own end" if found.own_end else truth.name
@@ -191,7 +191,7 @@ def _conditions(study: Trained) -> str:
     )
 
 
-def _verdicts(found: Honesty) -> Iterator[str]:
+def _verdicts(found: ProxyReport) -> Iterator[str]:
     """What the numbers say, each rung beside the parameter count; then what the seed alone does."""
     yield (
         f"tau-b: 1 is the truth's order, 0 none, -1 the reverse; inside bins ({found.bins}, of like parameters) only "
@@ -244,7 +244,7 @@ def _inside(found: Tau) -> str:
     return f"tau {_text(found)}, not told from chance"
 
 
-def _about_figures(found: Honesty) -> Iterator[str]:
+def _about_figures(found: ProxyReport) -> Iterator[str]:
     """The papers' figures: which were trained, on what."""
     from igc_nas.cli.display import data_label
 
@@ -264,6 +264,3 @@ def _about_figures(found: Honesty) -> Iterator[str]:
             f"  {figure.figure} ({figure.paper}; {figure.note}): {figure.trained} of {len(figure.points)} networks in "
             f"{figure.study.name}, on {data_label(figure.study.dataset)}{few}"
         )
-
-
-COMMANDS = (report,)

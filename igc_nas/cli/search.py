@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from igc_nas.cli.front import print_front
 from igc_nas.cli.loading import architecture, load
 from igc_nas.cli.options import (
     COUNT,
@@ -21,7 +22,6 @@ from igc_nas.cli.options import (
     studies_dir,
 )
 from igc_nas.cli.output import say
-from igc_nas.cli.space import print_front
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.io.units import format_seconds
 
@@ -116,31 +116,31 @@ def search(**flags: Any) -> None:
 
 def _say_what_is_known(study: Study) -> None:
     """How many trainings were stopped, and how well the sampler's surrogate knows."""
-    from igc_nas.analysis.surrogate_quality import knowledge_of
+    from igc_nas.analysis.surrogate_quality import surrogate_quality
 
     stopped = study.ended - len(study.candidates)
     if stopped:
         say(f"{stopped} of {study.ended} trainings were stopped at a rung, with a chance below {study.spec.stop:g}")
-    knowledge = knowledge_of(study) if study.spec.sampler == "known-cost" else None
+    knowledge = surrogate_quality(study) if study.spec.sampler == "known-cost" else None
     if knowledge:
         say(f"surrogate: {knowledge.sentence()}")
 
 
 def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
     """The study that the flags ask for, new or continued, and how to run it; says so on stderr."""
-    from igc_nas.cli.study_flags import ask
+    from igc_nas.cli.study_flags import resolve_study
     from igc_nas.data.datasets import auto_notice, data_dir
     from igc_nas.engine.search import Run
     from igc_nas.nn.device import find_devices
-    from igc_nas.samplers.brute_force import Enumeration
+    from igc_nas.samplers.brute_force import BruteForce
     from igc_nas.study.defaults import default_extent
 
     devices = find_devices(flags["device"])
-    question = ask(flags, devices[0])
+    question = resolve_study(flags, devices[0])
     extent = default_extent(devices[0].kind, len(devices))
     spec = _measured_elsewhere(question.spec, flags, new=not question.continued)
     if spec.sampler == "all":
-        Enumeration(spec)  # refused before anything is measured, where they are too many
+        BruteForce(spec)  # refused before anything is measured, where they are too many
     trials = spec.feasible.count if spec.sampler == "all" else None if flags["timeout"] else extent.trials
     run = Run(
         folder=question.folder,
@@ -186,9 +186,9 @@ def _measured_elsewhere(spec: StudySpec, flags: Mapping[str, Any], *, new: bool)
 
             require(spec.latency.runtime)
         return spec
-    from igc_nas.evaluation.remote import RemoteMeasurer, remote_spec
+    from igc_nas.evaluation.remote import CommandMeasurer, remote_spec
 
-    first = RemoteMeasurer(command)(spec.feasible.lightest())
+    first = CommandMeasurer(command)(spec.feasible.lightest())
     if flags["latency_runtime"] not in (None, first.runtime):
         raise UsageError(
             f"the latency command measures with {first.runtime}", f"add --runtime {flags['latency_runtime']} to it"
@@ -258,6 +258,3 @@ def _next_commands(study: Study) -> list[str]:
         f"  igc-nas export {name} --pick knee -o arch.toml",
         "  igc-nas train arch.toml",
     ]
-
-
-COMMANDS = (search,)

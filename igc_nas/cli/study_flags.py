@@ -22,7 +22,7 @@ from igc_nas.study.study import Study
 
 
 @dataclass(frozen=True)
-class Question:
+class StudyRequest:
     """The spec of the study, its folder, its dataset, and whether it was there before."""
 
     spec: StudySpec
@@ -32,7 +32,7 @@ class Question:
     dataset_flag: str
 
 
-def ask(flags: Mapping[str, Any], device: Device) -> Question:
+def resolve_study(flags: Mapping[str, Any], device: Device) -> StudyRequest:
     """The study that the flags of `igc-nas search` name. A flag that is None is taken from the study, else a default.
 
     Raises `StudyError` where the study is there with another question, naming the difference; `DataError` for missing
@@ -67,7 +67,7 @@ def ask(flags: Mapping[str, Any], device: Device) -> Question:
         recipe=_with_dtype(asked.get("recipe", {}), device),
         latency=asked.get("latency"),
     )
-    return Question(spec, folder, info, continued=False, dataset_flag=dataset)
+    return StudyRequest(spec, folder, info, continued=False, dataset_flag=dataset)
 
 
 def _with_dtype(recipe: Mapping[str, Any], device: Device) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _scalar(text: str) -> Any:
     return text
 
 
-def _continued(study: Study, asked: dict[str, Any], flags: Mapping[str, Any], device: Device) -> Question:
+def _continued(study: Study, asked: dict[str, Any], flags: Mapping[str, Any], device: Device) -> StudyRequest:
     spec = study.spec
     info = locate(spec.dataset.split(" ")[0], data_dir(flags["data_dir"]))
     has = spec.to_dict()
@@ -158,4 +158,4 @@ def _continued(study: Study, asked: dict[str, Any], flags: Mapping[str, Any], de
             "start another with --study NAME, or leave those flags away to continue this one",
         )
     assert study.folder is not None
-    return Question(spec, study.folder, info, continued=True, dataset_flag=flags["dataset"] or "auto")
+    return StudyRequest(spec, study.folder, info, continued=True, dataset_flag=flags["dataset"] or "auto")

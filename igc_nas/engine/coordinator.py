@@ -12,14 +12,14 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.engine.events import Ended, Event, Exhausted, Job, Opened, Progress, Started
-from igc_nas.engine.executor import AtRung, Executor, Failed, Halted, Measured, Message
+from igc_nas.engine.executor import Executor, Message, RungReport, TrialCompleted, TrialFailed, TrialPruned
 from igc_nas.engine.store import BUDGET, Store, running_here
 from igc_nas.engine.worker import failed
 from igc_nas.errors import ConfigError, IgcNasError
-from igc_nas.samplers.pruner import Judge, Outlook
+from igc_nas.samplers.pruner import FinalErrorPrediction, Pruner
 from igc_nas.samplers.study_sampler import MOST_REPEATS, ExhaustedError, StudySampler
 from igc_nas.study.lock import Running
-from igc_nas.study.records import Candidate, Latency, Score, Stopped, Trial, TrialState, Unfinished
+from igc_nas.study.records import Candidate, Latency, Pruned, Score, Trial, TrialState, Unfinished
 from igc_nas.study.spec import Calibration, training_seed
 
 SAME_FAILURES = 5
@@ -52,7 +52,7 @@ class Coordinator:
         self.failures: Counter[str] = Counter()
         self.running: dict[int, Running] = {}
         self.began: dict[int, float] = {}
-        self.outlooks: dict[int, Outlook] = {}
+        self.outlooks: dict[int, FinalErrorPrediction] = {}
         """Of trainings that were told to stop."""
         self.to_give = list({arch_id(arch): arch for arch in limits.first if self._is_new(arch)}.values())
         self.first_with_id = {
@@ -60,7 +60,7 @@ class Coordinator:
             for number, trial in sorted(store.trials.items(), reverse=True)
             if trial.state != "duplicate" and (identity := trial.id)
         }
-        self._judge: Judge | None = None
+        self._judge: Pruner | None = None
         """Made when the first training is at a rung."""
 
     def _is_new(self, arch: ArchConfig) -> bool:
@@ -97,7 +97,7 @@ class Coordinator:
             if not executor.running():
                 return
             for message in executor.messages(self._patience()):
-                if isinstance(message, AtRung):
+                if isinstance(message, RungReport):
                     executor.answer(message.number, self.go_on(message))
                 else:
                     yield from self._handle(message)
@@ -105,7 +105,9 @@ class Coordinator:
 
     def _opened(self) -> None:
         """The study's scale is fixed: from here on trials are asked for."""
-        self.store.live.sampler = StudySampler(self.store.spec, self.first_with_id.keys(), self.store.in_vain)
+        self.store.live.sampler = StudySampler(
+            self.store.spec, self.first_with_id.keys(), self.store.consecutive_failures
+        )
         self.on_event(Opened(self.store.study))
 
     def _calibrated(self, calibration: Calibration) -> None:
@@ -205,15 +207,15 @@ class Coordinator:
 
     # Whether a training goes on.
 
-    def judged(self, at: AtRung) -> Outlook | None:
+    def judged(self, at: RungReport) -> FinalErrorPrediction | None:
         """Why a training at a rung is to be given up; None: it goes on."""
         trial = self.store.trials[at.number]
         if trial.arch is None or not self.store.spec.stop:
             return None
-        self._judge = self._judge or Judge(self.store.spec, self.store.study.candidates)
+        self._judge = self._judge or Pruner(self.store.spec, self.store.study.candidates)
         return self._judge.outlook(trial.arch, at.latency, at.rung)
 
-    def go_on(self, at: AtRung) -> bool:
+    def go_on(self, at: RungReport) -> bool:
         """Whether a training at a rung goes on."""
         outlook = self.judged(at)
         if outlook is not None:
@@ -223,12 +225,12 @@ class Coordinator:
     def _until_stopped(self, number: int, latency: Latency, score: Score) -> Message:
         """What a training that reported afterwards would have come to, had it been asked at its rungs."""
         for place, rung in enumerate(score.rungs, start=1):
-            if not self.go_on(AtRung(number, latency, rung)):
+            if not self.go_on(RungReport(number, latency, rung)):
                 curve = tuple(epoch for epoch in score.curve if epoch.samples <= rung.samples)
-                return Halted(
+                return TrialPruned(
                     number, latency, Unfinished(rungs=score.rungs[:place], curve=curve, train_s=score.train_s)
                 )
-        return Measured(number, latency, score)
+        return TrialCompleted(number, latency, score)
 
     # What evaluators say.
 
@@ -236,7 +238,7 @@ class Coordinator:
         if isinstance(message, Progress):
             self._progress(message)
             return
-        assert not isinstance(message, AtRung)
+        assert not isinstance(message, RungReport)
         trial = self._ended(message)
         self.running.pop(trial.number, None)
         self.store.finish(trial)
@@ -256,15 +258,15 @@ class Coordinator:
         self.running[progress.number] = before.model_copy(update={"doing": progress.doing, **far})
         self.on_event(progress)
 
-    def _ended(self, message: Measured | Halted | Failed) -> Trial:
+    def _ended(self, message: TrialCompleted | TrialPruned | TrialFailed) -> Trial:
         trial = self.store.trials[message.number]
         wall = round(time.monotonic() - self.began.pop(message.number), 3)
         trial = trial.model_copy(update={"process": None, "wall_s": wall})
-        if isinstance(message, Failed):
+        if isinstance(message, TrialFailed):
             return _changed(trial, "failed", reason=message.reason, failure=message.failure)
         trial = trial.model_copy(update={"spent": message.spent})
         assert trial.arch is not None
-        if isinstance(message, Halted):
+        if isinstance(message, TrialPruned):
             return self._halted(trial, trial.arch, message)
         limit, took = self.store.spec.budget.latency_ms or math.inf, message.latency.normalised_ms
         if message.score is None or took > limit:
@@ -281,9 +283,9 @@ class Coordinator:
         )
         return _changed(trial, "complete", candidate=candidate)
 
-    def _halted(self, trial: Trial, arch: ArchConfig, message: Halted) -> Trial:
+    def _halted(self, trial: Trial, arch: ArchConfig, message: TrialPruned) -> Trial:
         outlook, at = self.outlooks.pop(trial.number), message.training.rungs[-1].samples
-        stopped = Stopped(
+        stopped = Pruned(
             id=arch_id(arch),
             cost=cost_of(arch),
             latency=message.latency,

@@ -93,7 +93,7 @@ def file_of(url: URL) -> Path | None:
 
 
 @dataclass(frozen=True)
-class Row:
+class TrialRow:
     """A trial as the database has it; `record` is ours, as text: None in a trial that is not igc-nas's."""
 
     trial_id: int
@@ -207,7 +207,7 @@ class Database:
                 self._storage.set_study_system_attr(self._study_id, "study:metric_names", names)
             self._storage.set_study_user_attr(self._study_id, SPEC, json.dumps(spec.to_dict()))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TrialRow]:
         """All trials, by number: our records with what the database says beside them.
 
         Optuna would make objects of every parameter of every trial, which takes many times as long.
@@ -215,7 +215,7 @@ class Database:
         with self._usable(), self._storage.engine.connect() as connection:
             found = connection.execute(text(_ROWS), {"key": RECORD, "study": self.study_id}).all()
             rows = [
-                Row(trial_id, number, TrialState[state], None if record is None else json.loads(record))
+                TrialRow(trial_id, number, TrialState[state], None if record is None else json.loads(record))
                 for trial_id, number, state, record in found
             ]
         if [row.number for row in rows] != [*range(len(rows))]:

@@ -15,16 +15,16 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 
-class QuietRoom:
+class DeviceLock:
     """Seat `seat` of `seats` in a room whose locks are files in `folder`.
 
-    `settle` is called before standing up: a GPU has work queued that must be over before another may measure.
+    `synchronize` is called before standing up: a GPU has work queued that must be over before another may measure.
     `waited_s` are the seconds that were spent waiting for others, so far.
     """
 
-    def __init__(self, folder: Path, seat: int, seats: int, settle: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, folder: Path, seat: int, seats: int, synchronize: Callable[[], None] = lambda: None) -> None:
         self.waited_s = 0.0
-        self._settle = settle
+        self._settle = synchronize
         self.waits: Callable[[bool], None] = lambda _: None
         """Hears that we begin to wait for others (True), and that we go on (False)."""
         self._gate = FileLock(folder / "gate.lock", poll_interval=0.005)

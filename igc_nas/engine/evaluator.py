@@ -12,27 +12,27 @@ import torch
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import arch_id
 from igc_nas.data.datasets import DatasetInfo
-from igc_nas.engine.device_lock import QuietRoom
-from igc_nas.engine.executor import Outcome, Seat, Watch
+from igc_nas.engine.device_lock import DeviceLock
+from igc_nas.engine.executor import Outcome, Reporter, WorkerSlot
 from igc_nas.errors import StudyError
 from igc_nas.evaluation.images import load_proxy
 from igc_nas.evaluation.latency import Measurer
-from igc_nas.evaluation.remote import RemoteMeasurer
+from igc_nas.evaluation.remote import CommandMeasurer
 from igc_nas.evaluation.training import train_proxy
-from igc_nas.nn.device import Device, find_devices, prepare
-from igc_nas.nn.lowering.network_tuner import Fastest
-from igc_nas.nn.lowering.pinned_forms import Pins
-from igc_nas.nn.lowering.timing_cache import table_for
+from igc_nas.nn.device import Device, configure_torch, find_devices
+from igc_nas.nn.lowering.network_tuner import NetworkTuner
+from igc_nas.nn.lowering.pinned_forms import PinnedForms
+from igc_nas.nn.lowering.timing_cache import timing_cache_for
 from igc_nas.nn.lowering.training import LoweredNetwork
 from igc_nas.nn.network import Network, build
-from igc_nas.study.records import Latency, Rung, Score, Spent, Unfinished
+from igc_nas.study.records import Latency, Rung, Score, TimeBreakdown, Unfinished
 from igc_nas.study.spec import Calibration, StudySpec
 
 
-def evaluator_at(spec: StudySpec, seat: Seat) -> Evaluator:
+def evaluator_at(spec: StudySpec, seat: WorkerSlot) -> Evaluator:
     """The evaluator of a seat. Raises what `Evaluator` raises."""
     device = find_devices(seat.device)[0]
-    room = QuietRoom(seat.room, seat.place, seat.sharing, device.settle)
+    room = DeviceLock(seat.room, seat.place, seat.sharing, device.synchronize)
     return Evaluator(spec, seat.info, device, seat.threads, room, seat.folder, seat.latency_command)
 
 
@@ -51,7 +51,7 @@ class Evaluator:
         info: DatasetInfo,
         device: Device,
         threads: int,
-        room: QuietRoom,
+        room: DeviceLock,
         folder: Path | None = None,
         latency_command: str | None = None,
     ) -> None:
@@ -62,12 +62,12 @@ class Evaluator:
         self.room = room
         self._clock = _Clock(room)
         self._measure = self._measurer(latency_command)
-        table = table_for(device.name, threads, "training")
-        self._fastest = Fastest.of(spec.recipe, device, table, Pins(folder), room.pause)
-        prepare(device, threads)
+        table = timing_cache_for(device.name, threads, "training")
+        self._fastest = NetworkTuner.of(spec.recipe, device, table, PinnedForms(folder), room.pause)
+        configure_torch(device, threads)
         self.train, self.held_out = load_proxy(info, spec.recipe, spec.seed, device.torch_device)
 
-    def _measurer(self, latency_command: str | None) -> Measurer | RemoteMeasurer:
+    def _measurer(self, latency_command: str | None) -> Measurer | CommandMeasurer:
         spec, limit = self.spec.latency, self.spec.budget.params
         if spec.remote:
             if latency_command is None:
@@ -75,10 +75,10 @@ class Evaluator:
                     f"the study's latencies are of {spec.device}, measured by a command",
                     "give it with --latency-command",
                 )
-            return RemoteMeasurer(latency_command, spec, limit)
+            return CommandMeasurer(latency_command, spec, limit)
         if self.device.name != spec.device:
             raise StudyError(f"this device is {self.device.name}; the study's latencies are of {spec.device}")
-        table = table_for(self.device.name, spec.threads, "deployment", self.room.pause)
+        table = timing_cache_for(self.device.name, spec.threads, "deployment", self.room.pause)
         return Measurer(spec, self.device, limit, table, alone=self._alone, pause=self.room.pause)
 
     @contextlib.contextmanager
@@ -88,15 +88,15 @@ class Evaluator:
 
     def latency(self, arch: ArchConfig, reference_ms: float | None) -> Latency:
         """Measure an architecture with the study's conditions, alone on the device. Called within `room.working`."""
-        if isinstance(self._measure, RemoteMeasurer):
+        if isinstance(self._measure, CommandMeasurer):
             with self.room.remotely(), self._clock.runs("measure"):
                 return self._measure(arch, reference_ms)
-        prepare(self.device, self.spec.latency.threads)
+        configure_torch(self.device, self.spec.latency.threads)
         try:
             return self._measure(arch, reference_ms)
         finally:
             self._measure.table.save()
-            prepare(self.device, self.threads)
+            configure_torch(self.device, self.threads)
 
     def calibrate(self) -> Calibration:
         """Measure the feasible architectures with the fewest and the most MACs, and so the reference network."""
@@ -116,9 +116,9 @@ class Evaluator:
         """
         return None if self.spec.recipe.forms == "factored" else self._fastest(network, arch_id(arch))
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Watch | None = None) -> Outcome:
+    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter | None = None) -> Outcome:
         """Evaluate an architecture, telling `watch`. Raises what building, measuring or training raises."""
-        watch = watch or Watch()
+        watch = watch or Reporter()
         self.room.waits = watch.waits
         self._clock = clock = _Clock(self.room)
         with self.room.working():
@@ -131,7 +131,7 @@ class Evaluator:
                 score = self._score(arch, seed, watch, lambda rung: watch.go_on(latency, rung))
         return Outcome(latency, score, clock.spent())
 
-    def _score(self, arch: ArchConfig, seed: int, watch: Watch, go_on: Callable[[Rung], bool]) -> Score | Unfinished:
+    def _score(self, arch: ArchConfig, seed: int, watch: Reporter, go_on: Callable[[Rung], bool]) -> Score | Unfinished:
         watch.doing("building")
         network = build(arch, seed).to(self.device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         watch.doing("choosing forms")
@@ -157,7 +157,7 @@ class Evaluator:
 class _Clock:
     """Seconds of one evaluation by what they are spent on; what waits for others counts as nothing else."""
 
-    def __init__(self, room: QuietRoom) -> None:
+    def __init__(self, room: DeviceLock) -> None:
         self._room = room
         self._waited_s = room.waited_s
         self._seconds = dict.fromkeys(("prepare", "measure", "choose", "train"), 0.0)
@@ -174,7 +174,7 @@ class _Clock:
     def _counted_s(self) -> float:
         return sum(self._seconds.values()) + self._room.waited_s
 
-    def spent(self) -> Spent:
+    def spent(self) -> TimeBreakdown:
         """All of it."""
         seconds = {f"{what}_s": round(seconds, 3) for what, seconds in self._seconds.items()}
-        return Spent(**seconds, wait_s=round(self._room.waited_s - self._waited_s, 3))
+        return TimeBreakdown(**seconds, wait_s=round(self._room.waited_s - self._waited_s, 3))

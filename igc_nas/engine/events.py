@@ -56,10 +56,10 @@ class Exhausted:
 
 
 @dataclass(frozen=True)
-class Noticed:
+class Notice:
     """Something about where evaluators work that a person should know: a node left out, a node lost."""
 
     text: str
 
 
-Event = Opened | Started | Progress | Ended | Exhausted | Noticed
+Event = Opened | Started | Progress | Ended | Exhausted | Notice

@@ -17,14 +17,14 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import DatasetInfo
 from igc_nas.engine.events import Job, Progress
 from igc_nas.io.units import format_seconds
-from igc_nas.study.records import Epoch, Failure, Latency, Rung, Score, Spent, Unfinished
+from igc_nas.study.records import Epoch, Failure, Latency, Rung, Score, TimeBreakdown, Unfinished
 from igc_nas.study.spec import Calibration, StudySpec
 
 ExecutorName = Literal["processes", "ray"]
 
 
 @dataclass(frozen=True)
-class Seat:
+class WorkerSlot:
     """Where an evaluator works: a device, its threads, and whom it shares the device with.
 
     `place` of `sharing` evaluators on that device, which keep quiet for each other through files in `room`.
@@ -51,11 +51,11 @@ class Outcome:
 
     latency: Latency
     score: Score | Unfinished | None
-    spent: Spent | None = None
+    spent: TimeBreakdown | None = None
 
 
 @dataclass(frozen=True)
-class Watch:
+class Reporter:
     """Whom an evaluation tells how far it is; the default is nobody, and every training goes on."""
 
     doing: Callable[[str], None] = lambda _: None
@@ -75,27 +75,27 @@ class Evaluating(Protocol):
         """Measure the reference and the ends of the latency scale."""
         ...
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
         """Evaluate an architecture; raises what goes wrong."""
         ...
 
 
-MakeEvaluator = Callable[[StudySpec, Seat], Evaluating]
+MakeEvaluator = Callable[[StudySpec, WorkerSlot], Evaluating]
 """Makes an evaluator in the process that it will work in; to get there it is pickled, so it is a module's function."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class TrialCompleted:
     """A trial has ended. Without a score its latency was over the budget."""
 
     number: int
     latency: Latency
     score: Score | None
-    spent: Spent | None = None
+    spent: TimeBreakdown | None = None
 
 
 @dataclass(frozen=True)
-class AtRung:
+class RungReport:
     """A training has reached a rung and waits to hear whether it goes on (`Executor.answer`)."""
 
     number: int
@@ -104,17 +104,17 @@ class AtRung:
 
 
 @dataclass(frozen=True)
-class Halted:
+class TrialPruned:
     """A training was stopped at a rung."""
 
     number: int
     latency: Latency
     training: Unfinished
-    spent: Spent | None = None
+    spent: TimeBreakdown | None = None
 
 
 @dataclass(frozen=True)
-class Failed:
+class TrialFailed:
     """A trial could not be evaluated."""
 
     number: int
@@ -122,7 +122,7 @@ class Failed:
     failure: Failure = field(default_factory=lambda: Failure(kind="error", where="evaluating"))
 
 
-Message = Progress | AtRung | Measured | Halted | Failed
+Message = Progress | RungReport | TrialCompleted | TrialPruned | TrialFailed
 
 
 class Executor(Protocol):
@@ -165,13 +165,14 @@ class Executor(Protocol):
     def messages(self, timeout: float | None) -> Iterator[Message]:
         """What evaluators have to say, waiting at most `timeout` seconds for the first word.
 
-        A dead evaluator's trial has `Failed`, and another one is in its place. Raises what no evaluator can live with.
+        A dead evaluator's trial has `TrialFailed`, and another one is in its place. Raises what no evaluator can live
+        with.
         """
         ...
 
 
 @dataclass
-class Clock:
+class JobTimer:
     """How long a job has been worked on, without the time in which it waited for others."""
 
     began: float | None = None
@@ -182,34 +183,34 @@ class Clock:
         """Seconds up to `now`, as far as they are known: those of a wait that has not ended are counted."""
         return 0.0 if self.began is None else now - self.began - self.waited_s
 
-    def hear(self, word: Waits) -> None:
+    def hear(self, word: Waiting) -> None:
         """Take in that the evaluator waits, or that it does no longer."""
         self.waits = word.waited_s is None
         self.waited_s += word.waited_s or 0.0
 
 
 @dataclass(kw_only=True)
-class Desk:
+class WorkerHandle:
     """One evaluator, from its executor's side."""
 
     ready: bool = False
     job: Job | None = None
     doing: str = "starting"
-    clock: Clock = field(default_factory=Clock)
+    clock: JobTimer = field(default_factory=JobTimer)
 
     def begin(self, job: Job) -> None:
         """Note a job. Its time begins when the evaluator is ready."""
-        self.job, self.doing, self.clock = job, "starting", Clock(time.monotonic() if self.ready else None)
+        self.job, self.doing, self.clock = job, "starting", JobTimer(time.monotonic() if self.ready else None)
 
     def hear(self, word: object) -> None:
         """Take in what the evaluator says."""
         if word == READY:
             self.ready, self.clock.began = True, time.monotonic()
-        elif isinstance(word, Waits):
+        elif isinstance(word, Waiting):
             self.clock.hear(word)
         elif isinstance(word, Progress):
             self.doing = word.doing
-        elif isinstance(word, Measured | Halted | Failed):
+        elif isinstance(word, TrialCompleted | TrialPruned | TrialFailed):
             self.job = None
 
     def left_s(self, limit_s: float | None) -> float | None:
@@ -218,11 +219,11 @@ class Desk:
             return None
         return max(0.0, limit_s - self.clock.spent_s(time.monotonic()))
 
-    def too_long(self, limit_s: float) -> Failed:
+    def too_long(self, limit_s: float) -> TrialFailed:
         """What becomes of its job when that has taken longer than `limit_s`."""
         assert self.job is not None
         reason = f"it took longer than {format_seconds(limit_s)} (--trial-timeout)"
-        return Failed(self.job.number, reason, Failure(kind="timeout", where=self.doing))
+        return TrialFailed(self.job.number, reason, Failure(kind="timeout", where=self.doing))
 
 
 READY = "ready"
@@ -230,7 +231,7 @@ READY = "ready"
 
 
 @dataclass(frozen=True)
-class Waits:
+class Waiting:
     """A worker waits for others, or does no longer and has waited `waited_s`: that is not its trial's time."""
 
     number: int

@@ -23,8 +23,18 @@ from typing import Any, Self
 
 from igc_nas.data.datasets import DatasetInfo
 from igc_nas.engine.events import Job, Progress
-from igc_nas.engine.executor import AtRung, Desk, Failed, Halted, MakeEvaluator, Measured, Message, Seat, Waits
-from igc_nas.engine.worker import job_word, kill_descendants, kill_orphans, work
+from igc_nas.engine.executor import (
+    MakeEvaluator,
+    Message,
+    RungReport,
+    TrialCompleted,
+    TrialFailed,
+    TrialPruned,
+    Waiting,
+    WorkerHandle,
+    WorkerSlot,
+)
+from igc_nas.engine.worker import job_message, kill_descendants, kill_orphans, worker_main
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.host import oom_kills
 from igc_nas.study.process import uninterrupted
@@ -38,7 +48,7 @@ HEED_S = 0.5
 
 
 @dataclass
-class _Worker(Desk):
+class _Worker(WorkerHandle):
     process: SpawnProcess
     pipe: Connection
     place: int
@@ -57,11 +67,11 @@ class _Worker(Desk):
     def take(self, job: Job) -> None:
         """Begin a job, or have it wait for a process that is starting up."""
         self.begin(job)
-        self.send(*job_word(job))
+        self.send(*job_message(job))
 
 
 @dataclass
-class Workers:
+class ProcessExecutor:
     """An `Executor` of `count` processes for a study, spread over `devices` (torch's names)."""
 
     spec: StudySpec
@@ -143,7 +153,7 @@ class Workers:
         for pipe in wait([w.pipe for w in self._workers], self._patience(timeout)):
             worker = next(w for w in self._workers if w.pipe is pipe)
             answer = self._receive(worker)
-            if isinstance(answer, Progress | AtRung | Measured | Halted | Failed):
+            if isinstance(answer, Progress | RungReport | TrialCompleted | TrialPruned | TrialFailed):
                 yield answer
             else:
                 _raise_if_error(answer)
@@ -155,7 +165,7 @@ class Workers:
         limits = [timeout, *(w.left_s(self.trial_timeout_s) for w in self._workers)]
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def _give_up(self, worker: _Worker) -> Failed:
+    def _give_up(self, worker: _Worker) -> TrialFailed:
         """End a worker whose trial has taken too long, and start another in its place."""
         assert self.trial_timeout_s is not None
         kill_descendants(worker.process.pid or 0)
@@ -172,12 +182,12 @@ class Workers:
         except Exception:  # no word of ours: whatever else is in this pipe cannot be understood, either
             worker.process.kill()
             return self._replace(worker)
-        if isinstance(answer, Waits | Progress | AtRung) and not worker.is_on(answer.number):
+        if isinstance(answer, Waiting | Progress | RungReport) and not worker.is_on(answer.number):
             return None  # a thread that its evaluator has left behind
         worker.hear(answer)
         return answer
 
-    def _replace(self, worker: _Worker) -> Failed | IgcNasError | None:
+    def _replace(self, worker: _Worker) -> TrialFailed | IgcNasError | None:
         """Start another process in the place of a dead one; what it was working on has failed.
 
         A job that it had not begun is the next one's; processes that die again and again before they can work are
@@ -200,15 +210,15 @@ class Workers:
             return None
         if worker.process.exitcode == -signal.SIGKILL and oom_kills() > worker.ooms:
             reason = f"{died}, when the system had no memory left"
-            return Failed(worker.job.number, reason, Failure(kind="memory", where=worker.doing))
-        return Failed(worker.job.number, died, Failure(kind="died", where=worker.doing))
+            return TrialFailed(worker.job.number, reason, Failure(kind="memory", where=worker.doing))
+        return TrialFailed(worker.job.number, died, Failure(kind="died", where=worker.doing))
 
     def _start(self, place: int) -> _Worker:
         device = self.devices[place % len(self.devices)]
         sharing = [p for p in range(self.count) if self.devices[p % len(self.devices)] == device]
         room = Path(self._room.name) / device.replace(":", "")
         room.mkdir(exist_ok=True)
-        seat = Seat(
+        seat = WorkerSlot(
             self.info,
             device,
             self.threads,
@@ -221,7 +231,7 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=work,
+            target=worker_main,
             args=(theirs, self.spec.to_dict(), seat, self.make),
             name=f"igc-nas worker {place}",
             daemon=True,

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from igc_nas.arch.cost import cost_of
-from igc_nas.engine.events import Ended, Event, Exhausted, Noticed, Opened, Progress, Started
+from igc_nas.engine.events import Ended, Event, Exhausted, Notice, Opened, Progress, Started
 from igc_nas.io.console import console
 from igc_nas.io.text import printable
 from igc_nas.io.units import format_count, format_ms, format_seconds
@@ -40,7 +40,7 @@ def trial_line(trial: Trial) -> str:
     return f"{head} {trial.reason or ''}"
 
 
-class Standing:
+class StudyProgress:
     """How far a study is: what has ended, its front and its hypervolume, as trials end one by one."""
 
     def __init__(self, study: Study) -> None:
@@ -79,7 +79,7 @@ class SearchDisplay:
     """
 
     def __init__(self, target: int | None, timeout_s: float | None, *, quiet: bool = False) -> None:
-        self._standing: Standing | None = None
+        self._standing: StudyProgress | None = None
         self._target = target
         self._timeout_s = timeout_s
         self._quiet = quiet
@@ -105,7 +105,7 @@ class SearchDisplay:
         """Take an event."""
         match event:
             case Opened(study):
-                self._standing = Standing(study)
+                self._standing = StudyProgress(study)
             case Started(job):
                 cost = cost_of(job.arch)
                 text = f"{format_count(cost.params)} params, {format_count(cost.macs)} MACs  {job.arch}"
@@ -117,7 +117,7 @@ class SearchDisplay:
                 self._ended(trial)
             case Exhausted(reason):
                 self._say(f"nothing new to try: {reason}")
-            case Noticed(text):
+            case Notice(text):
                 self._say(text)
 
     def _progress(self, doing: str, epoch: Epoch | None) -> str:

@@ -16,9 +16,9 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import data_dir, locate
 from igc_nas.engine.coordinator import Coordinator, Evaluate, Limits
 from igc_nas.engine.database import parse_url, stored_study
-from igc_nas.engine.events import Event, Noticed
+from igc_nas.engine.events import Event, Notice
 from igc_nas.engine.executor import Executor, ExecutorName, MakeEvaluator
-from igc_nas.engine.process_executor import Workers
+from igc_nas.engine.process_executor import ProcessExecutor
 from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.io.records import differences
@@ -99,7 +99,7 @@ def _executor(
     info = locate(spec.dataset.split(" ")[0], data_dir(run.data_dir))
     if (info.label, info.sha256) != (spec.dataset, spec.dataset_sha256):
         raise StudyError(f"the dataset is {info.label}; the study is about {spec.dataset}", "use another --study")
-    return Workers(
+    return ProcessExecutor(
         spec,
         info,
         devices,
@@ -116,14 +116,14 @@ def _cluster(
     spec: StudySpec, run: Run, make: MakeEvaluator, device: str, on_event: Callable[[Event], None]
 ) -> Executor:
     """The evaluators of a run on a Ray cluster, on nodes whose device is the study's."""
-    from igc_nas.engine.ray.executor import Cluster
+    from igc_nas.engine.ray.executor import RayExecutor
 
     if spec.latency.remote:
         raise UsageError(
             "a latency command measures one network at a time; the nodes of a cluster do not wait for each other",
             "leave --executor ray away",
         )
-    return Cluster(
+    return RayExecutor(
         spec,
         device,
         run.workers,
@@ -132,7 +132,7 @@ def _cluster(
         run.folder,
         run.ray_address,
         run.trial_timeout_s,
-        lambda text: on_event(Noticed(text)),
+        lambda text: on_event(Notice(text)),
     )
 
 

@@ -22,13 +22,13 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
-from igc_nas.engine.database import RECORD, Database, Row, file_of, parse_url
+from igc_nas.engine.database import RECORD, Database, TrialRow, file_of, parse_url
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.io.files import append_line, write_whole
 from igc_nas.io.records import differences
 from igc_nas.samplers.history import EXPECTED
 from igc_nas.samplers.study_sampler import distributions
-from igc_nas.study.lock import Ownership, now
+from igc_nas.study.lock import StudyLock, now
 from igc_nas.study.objectives import values
 from igc_nas.study.process import Process, uninterrupted
 from igc_nas.study.records import FINISHED, Failure, Latency, Trial
@@ -58,7 +58,7 @@ class Store:
         self.folder = folder
         self.spec = spec
         url = parse_url(storage or default_storage(folder))
-        self.owner = Ownership(folder, *_lock_beside(url, folder))
+        self.owner = StudyLock(folder, *_lock_beside(url, folder))
         try:
             self._open(url)
         except BaseException:
@@ -113,7 +113,7 @@ class Store:
                     f"move {one} away and the same command rebuilds it from {other}",
                 )
 
-    def _as_recorded(self, row: Row) -> FrozenTrial:
+    def _as_recorded(self, row: TrialRow) -> FrozenTrial:
         """Optuna's trial as it stands in the database: its state there counts, the record has the rest."""
         frozen = self._frozen(self.trials[row.number], row.state)
         frozen._trial_id = row.trial_id
@@ -176,7 +176,7 @@ class Store:
             return None
         return next(trial for trial in self.trials.values() if trial.state == "waiting")
 
-    def in_vain(self) -> int:
+    def consecutive_failures(self) -> int:
         """How many suggestions since the last one that was evaluated came to nothing."""
         count = 0
         for number in range(len(self.trials) - 1, -1, -1):
@@ -334,7 +334,7 @@ def replace_latencies(folder: Path, latencies: Mapping[int, Latency]) -> None:
     Optuna does not let a finished trial change: study.db goes, and the next search makes it anew from trials.jsonl.
     Raises `StudyError` while the study is being searched.
     """
-    ownership = Ownership(folder)
+    ownership = StudyLock(folder)
     try:
         lines = []
         for trial in read_trials(folder / TRIALS_FILE):

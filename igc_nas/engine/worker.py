@@ -20,21 +20,21 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.engine.events import Job, Progress
 from igc_nas.engine.executor import (
     READY,
-    AtRung,
     Evaluating,
-    Failed,
-    Halted,
     MakeEvaluator,
-    Measured,
     Message,
     Outcome,
-    Seat,
-    Waits,
-    Watch,
+    Reporter,
+    RungReport,
+    TrialCompleted,
+    TrialFailed,
+    TrialPruned,
+    Waiting,
+    WorkerSlot,
 )
 from igc_nas.errors import DivergedError, IgcNasError
 from igc_nas.io.records import Frozen, first_problem
-from igc_nas.study.records import Epoch, Failure, FailureKind, Latency, Rung, Score, Spent, Unfinished
+from igc_nas.study.records import Epoch, Failure, FailureKind, Latency, Rung, Score, TimeBreakdown, Unfinished
 from igc_nas.study.spec import Calibration, StudySpec
 
 PACKAGE = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ class AloneError(EOFError):
     """The coordinator is gone."""
 
 
-class Line(Protocol):
+class Channel(Protocol):
     """The evaluator's end of a connection to its executor: a pipe, or what works like one."""
 
     def send(self, word: Any, /) -> None:
@@ -67,7 +67,7 @@ class Line(Protocol):
         ...
 
 
-def evaluated(evaluator: Evaluating, job: Job, say: Callable[[Any], None], ask: Callable[[AtRung], bool]) -> Message:
+def run_job(evaluator: Evaluating, job: Job, say: Callable[[Any], None], ask: Callable[[RungReport], bool]) -> Message:
     """Evaluate a job, saying how far it is and asking at rungs; what goes wrong is the message, not an error.
 
     Raises `AloneError` where nobody does any more.
@@ -90,20 +90,20 @@ def evaluated(evaluator: Evaluating, job: Job, say: Callable[[Any], None], ask: 
         nonlocal since
         if begins:
             since = time.monotonic()
-        tell(Waits(job.number, None if begins else time.monotonic() - since))
+        tell(Waiting(job.number, None if begins else time.monotonic() - since))
 
     def go_on(latency: Latency, rung: Rung) -> bool:
         nonlocal to_stop
-        at = AtRung(job.number, _whole(latency, Latency), _whole(rung, Rung))
+        at = RungReport(job.number, _whole(latency, Latency), _whole(rung, Rung))
         with _listened_to():
             to_stop = not ask(at)
         return not to_stop
 
     try:
-        outcome = evaluator(job.arch, job.seed, Watch(begin, epoch, go_on, waits))
+        outcome = evaluator(job.arch, job.seed, Reporter(begin, epoch, go_on, waits))
         doing = "returning"
         message = _message(job.number, outcome)
-        if isinstance(message, Halted) and not to_stop:
+        if isinstance(message, TrialPruned) and not to_stop:
             raise TypeError("the evaluator gave up a training that was to go on")
         return message
     except AloneError:
@@ -125,10 +125,10 @@ def _message(number: int, outcome: Outcome) -> Message:
     if not isinstance(outcome, Outcome):
         raise TypeError(f"the evaluator returned {type(outcome).__name__}, not an Outcome")
     latency = _whole(outcome.latency, Latency)
-    spent = None if outcome.spent is None else _whole(outcome.spent, Spent)
+    spent = None if outcome.spent is None else _whole(outcome.spent, TimeBreakdown)
     if isinstance(outcome.score, Unfinished):
-        return Halted(number, latency, _whole(outcome.score, Unfinished), spent)
-    return Measured(number, latency, None if outcome.score is None else _whole(outcome.score, Score), spent)
+        return TrialPruned(number, latency, _whole(outcome.score, Unfinished), spent)
+    return TrialCompleted(number, latency, None if outcome.score is None else _whole(outcome.score, Score), spent)
 
 
 def _whole(record: object, kind: type[F_]) -> F_:
@@ -146,10 +146,10 @@ def calibrated(evaluator: Evaluating) -> Calibration | IgcNasError:
     try:
         return _whole(evaluator.calibrate(), Calibration)
     except Exception as error:
-        return as_ours(error)
+        return to_igc_error(error)
 
 
-def as_ours(error: Exception) -> IgcNasError:
+def to_igc_error(error: Exception) -> IgcNasError:
     """An error as one that people can read, and that can cross to another process."""
     if not isinstance(error, IgcNasError):
         return IgcNasError(reason_of(error))
@@ -157,9 +157,9 @@ def as_ours(error: Exception) -> IgcNasError:
     return ours(error.message, error.hint)  # type: ignore[no-any-return]
 
 
-def failed(number: int, error: BaseException, doing: str) -> Failed:
+def failed(number: int, error: BaseException, doing: str) -> TrialFailed:
     """A trial that ended with an error."""
-    return Failed(number, reason_of(error), Failure(kind=_kind(error), where=f"{doing}{_place(error)}"))
+    return TrialFailed(number, reason_of(error), Failure(kind=_kind(error), where=f"{doing}{_place(error)}"))
 
 
 def reason_of(error: BaseException) -> str:
@@ -201,12 +201,12 @@ def _place(error: BaseException) -> str:
     return f" ({Path(at.filename).name}:{at.lineno} in {at.name})"
 
 
-def attend(line: Line, spec: dict[str, Any], make: Callable[[StudySpec], Evaluating]) -> None:
+def serve(line: Channel, spec: dict[str, Any], make: Callable[[StudySpec], Evaluating]) -> None:
     """An evaluator's life: be made, say so, evaluate what comes until the line is cut. Else say why it is not made."""
     try:
         evaluator = make(StudySpec.parse(spec))
     except Exception as error:
-        line.send(as_ours(error))
+        line.send(to_igc_error(error))
         return  # whoever reads this raises it
     with contextlib.suppress(EOFError, OSError):  # the coordinator is gone
         line.send(READY)
@@ -214,10 +214,10 @@ def attend(line: Line, spec: dict[str, Any], make: Callable[[StudySpec], Evaluat
             _serve(line, evaluator)
 
 
-def _serve(line: Line, evaluator: Evaluating) -> None:
+def _serve(line: Channel, evaluator: Evaluating) -> None:
     """One word of the executor."""
 
-    def ask(at: AtRung) -> bool:
+    def ask(at: RungReport) -> bool:
         line.send(at)
         _, answer = line.recv()
         return bool(answer)
@@ -229,10 +229,10 @@ def _serve(line: Line, evaluator: Evaluating) -> None:
         line.send(calibrated(evaluator))
     else:
         number, arch, seed = value
-        line.send(evaluated(evaluator, Job(number, ArchConfig.parse(arch), seed), line.send, ask))
+        line.send(run_job(evaluator, Job(number, ArchConfig.parse(arch), seed), line.send, ask))
 
 
-def job_word(job: Job) -> tuple[str, object]:
+def job_message(job: Job) -> tuple[str, object]:
     """A job as an evaluator is told of it."""
     return "job", (job.number, job.arch.to_dict(), job.seed)
 
@@ -240,7 +240,7 @@ def job_word(job: Job) -> tuple[str, object]:
 # In a process that was spawned.
 
 
-def work(pipe: Connection, spec: dict[str, Any], seat: Seat, make: MakeEvaluator) -> None:
+def worker_main(pipe: Connection, spec: dict[str, Any], seat: WorkerSlot, make: MakeEvaluator) -> None:
     """A worker's life: make the evaluator, say so, evaluate what comes, end with the coordinator.
 
     A terminal tells all of its processes of Ctrl-C, and that it is closed: the coordinator is the one that answers.
@@ -251,7 +251,7 @@ def work(pipe: Connection, spec: dict[str, Any], seat: Seat, make: MakeEvaluator
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ[MARK] = f"{os.getppid()}/{os.getpid()}"
     _end_with_parent()
-    attend(pipe, spec, lambda spec: make(spec, seat))
+    serve(pipe, spec, lambda spec: make(spec, seat))
 
 
 def _end_with_parent() -> None:

@@ -19,7 +19,7 @@ MEMORY_EVENTS = Path("/proc/vmstat")
 THROTTLE_COUNTS = Path("/sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count")
 
 
-class Watch:
+class NoiseMonitor:
     """Looks at the machine from its making to `disturbances`."""
 
     def __init__(self) -> None:

@@ -25,11 +25,11 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.papers import reference
 from igc_nas.errors import IgcNasError, InfeasibleError
 from igc_nas.evaluation.conditions import conditions_of
-from igc_nas.evaluation.host import Watch
+from igc_nas.evaluation.host import NoiseMonitor
 from igc_nas.evaluation.nvml import energy_per_run, find_gpu
 from igc_nas.evaluation.runtimes import CPU_ONLY, prepare
 from igc_nas.nn.device import Device, without_tf32
-from igc_nas.nn.lowering.timing_cache import Table
+from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import Variant, factored_variant, mixed_variant, uniform_variants
 from igc_nas.nn.network import Network, build
 from igc_nas.nn.timing import median, median_interval, timed
@@ -44,7 +44,7 @@ STABLE = 0.05
 """Warm-up goes on until two stretches of runs in a row have medians that differ by less than this share."""
 LEAST_ROUNDS, MOST_ROUNDS = 31, 301
 LEAST_S = 0.25
-"""Rounds go on for so long: over less time the system does not tell of neighbours (`igc_nas.evaluation.host.Watch`)."""
+"""Seconds that the rounds take at least: `NoiseMonitor` cannot see other processes over a shorter time."""
 RACE_ROUNDS, RACE_CAP_S = 15, 0.4
 FIRST_ROUNDS, HOPELESS = 3, 1.5
 """A form that takes so many times as long as the fastest leaves the race after the first rounds; its times are kept."""
@@ -72,7 +72,7 @@ class Measurer:
     spec: LatencySpec
     device: Device
     most_params: int | None = None
-    table: Table = field(default_factory=Table)
+    table: TimingCache = field(default_factory=TimingCache)
     cap_s: float = 2.0
     energy: bool = False
     alone: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -94,7 +94,7 @@ class Measurer:
             return self._measured(arch, runs, pace, reference_ms)
 
     def _measured(self, arch: ArchConfig, runs: Mapping[str, _Run], pace: _Run, reference_ms: float | None) -> Latency:
-        watch = Watch()
+        watch = NoiseMonitor()
         began = time.perf_counter()
         pace.warm_up()
         if len(runs) > 1:
@@ -118,7 +118,8 @@ class Measurer:
 
     def _runs(self, arch: ArchConfig) -> dict[str, _Run]:
         """The allowed forms, each ready to run; those that compute what the factored network does."""
-        network = unsettled(build(arch, 0)).eval().to(self.device.torch_device, memory_format=_layout(self.spec))  # type: ignore[call-overload]
+        network = randomize_batchnorm_(build(arch, 0)).eval()
+        network.to(self.device.torch_device, memory_format=_layout(self.spec))  # type: ignore[call-overload]
         x = _input(arch.input, self.spec, self.device)
         with without_tf32():
             wanted = prepare("eager", network, x, self.spec.threads)()
@@ -196,7 +197,7 @@ class Measurer:
 
     def _energy(self, run: _Run) -> float | None:
         gpu = find_gpu(self.device.uuid) if self.device.uuid else None
-        found = energy_per_run(gpu, run.once, self.device.settle) if gpu else None
+        found = energy_per_run(gpu, run.once, self.device.synchronize) if gpu else None
         return found.per_run_mj if found else None
 
 
@@ -223,7 +224,9 @@ class _Run:
     time: Callable[[], float]
 
     @classmethod
-    def of(cls, variant: Variant, network: Network, x: Tensor, spec: LatencySpec, device: Device, table: Table) -> _Run:
+    def of(
+        cls, variant: Variant, network: Network, x: Tensor, spec: LatencySpec, device: Device, table: TimingCache
+    ) -> _Run:
         """The variant of a network, ready to run on `x`."""
         module = variant.module(network, spec.batch, table, spec.runtime)
         output = prepare(spec.runtime, module, x, spec.threads)
@@ -252,7 +255,7 @@ class _Run:
         return times
 
 
-def unsettled(network: Network) -> Network:
+def randomize_batchnorm_(network: Network) -> Network:
     """Give every BN statistics and weights that are not the identity's, so that a form that drops them is found out."""
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
@@ -353,7 +356,9 @@ def _reference_run(spec: LatencySpec, device: Device) -> _Run:
     fixed = spec.model_copy(update={"runtime": "eager", "forms": "factored"})
     arch = reference(REFERENCE).arch
     network = build(arch, 0).eval().to(device.torch_device, memory_format=_layout(spec))  # type: ignore[call-overload]
-    return _Run.of(factored_variant(network.plan), network, _input(arch.input, fixed, device), fixed, device, Table())
+    return _Run.of(
+        factored_variant(network.plan), network, _input(arch.input, fixed, device), fixed, device, TimingCache()
+    )
 
 
 def _input(image: tuple[int, int, int], spec: LatencySpec, device: Device) -> Tensor:

@@ -132,7 +132,7 @@ def throttling(reasons: int) -> tuple[str, ...]:
 def energy_per_run(
     gpu: Gpu,
     run: Callable[[], None],
-    settle: Callable[[], None],
+    synchronize: Callable[[], None],
     window_s: float = 2.0,
     idle_s: float = 1.0,
     clock: Callable[[], float] = time.perf_counter,
@@ -140,14 +140,14 @@ def energy_per_run(
 ) -> Energy | None:
     """Energy of one `run()` above idle, by the driver's counter: `idle_s` of rest, then runs for at least `window_s`.
 
-    `run` may queue its work, `settle` waits until all of it is done. Warm up before: an idle GPU that is still cold
-    draws less than one between runs. Rest and runs each begin and end as the counter moves: its steps are no error.
-    None: the counter cannot be read, stands still or goes backwards, or what is left above idle is not positive. What
-    `run` or `settle` raises is raised.
+    `run` may queue its work, `synchronize` waits until all of it is done. Warm up before: an idle GPU that is still
+    cold draws less than one between runs. Rest and runs each begin and end as the counter moves: its steps are no
+    error. None: the counter cannot be read, stands still or goes backwards, or what is left above idle is not positive.
+    What `run` or `synchronize` raises is raised.
     """
     assert window_s > 0
     assert idle_s > 0
-    settle()
+    synchronize()
     if (rest := _tick(gpu, clock, sleep)) is None:
         return None
     sleep(idle_s)
@@ -157,7 +157,7 @@ def energy_per_run(
     while not runs or clock() - begin.at_s < window_s:
         run()
         runs += 1
-    settle()
+    synchronize()
     if (end := _tick(gpu, clock, sleep)) is None or not rest.mj < begin.mj < end.mj:
         return None
     idle_mw = (begin.mj - rest.mj) / (begin.at_s - rest.at_s)

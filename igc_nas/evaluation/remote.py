@@ -28,7 +28,7 @@ FIELDS = ("batch", "threads", "runtime", "dtype", "memory_format", "device")
 
 
 @dataclass(frozen=True)
-class RemoteMeasurer:
+class CommandMeasurer:
     """Measures architectures by a command. With a spec, a record of other conditions than the spec's is refused."""
 
     command: str

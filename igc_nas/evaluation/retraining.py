@@ -29,10 +29,10 @@ from igc_nas.evaluation.training import Training
 from igc_nas.io.files import read_text, write_whole
 from igc_nas.io.records import Frozen, differences, parse_toml
 from igc_nas.io.units import format_count, format_seconds
-from igc_nas.nn.device import Device, find_devices, prepare
-from igc_nas.nn.lowering.network_tuner import Fastest
-from igc_nas.nn.lowering.pinned_forms import Pins
-from igc_nas.nn.lowering.timing_cache import table_for
+from igc_nas.nn.device import Device, configure_torch, find_devices
+from igc_nas.nn.lowering.network_tuner import NetworkTuner
+from igc_nas.nn.lowering.pinned_forms import PinnedForms
+from igc_nas.nn.lowering.timing_cache import timing_cache_for
 from igc_nas.nn.lowering.training import Forward
 from igc_nas.nn.network import Network, build
 from igc_nas.study.records import Fraction
@@ -46,7 +46,7 @@ RUN_FILE, CHECKPOINT_FILE, WEIGHTS_FILE, RESULT_FILE = (
 )
 
 
-class LongSpec(Frozen):
+class RetrainSpec(Frozen):
     """The question of a long training."""
 
     arch: ArchConfig
@@ -68,10 +68,10 @@ class Answer(BaseModel):
 
 
 @dataclass(frozen=True)
-class LongRun:
+class Retraining:
     """A long training in `folder`, on `device`."""
 
-    spec: LongSpec
+    spec: RetrainSpec
     info: DatasetInfo
     device: Device
     folder: Path
@@ -94,13 +94,13 @@ class LongRun:
         forms: str = "fastest",
         seed: int = 0,
         out: Path | None = None,
-    ) -> LongRun:
+    ) -> Retraining:
         """Everything but the training: finds data and device, and the folder, which must not hold another training.
 
         The architecture is given the dataset's number of classes. Raises `DataError`, `UsageError`, `StudyError`.
         """
         found, info, notice = find_devices(device)[0], *_dataset(dataset, data_dir)
-        prepare(found, threads)
+        configure_torch(found, threads)
         if arch.input[0] != 3 or arch.input[1] != arch.input[2]:
             raise UsageError(
                 f"the network's input is {' x '.join(map(str, arch.input))}; images are square, of 3 channels",
@@ -117,7 +117,7 @@ class LongRun:
                 "forms": forms,
             }
         )
-        spec = LongSpec(arch=arch, schedule=schedule, dataset=info.label, dataset_sha256=info.sha256, seed=seed)
+        spec = RetrainSpec(arch=arch, schedule=schedule, dataset=info.label, dataset_sha256=info.sha256, seed=seed)
         folder = out or Path("models") / f"{arch_id(arch)}-{info.name}"
         run = cls(spec, info, found, folder, notice)
         run._claim_folder()
@@ -174,8 +174,8 @@ class LongRun:
         schedule, threads = self.spec.schedule, torch.get_num_threads()
         if schedule.forms == "factored":
             return None
-        table = table_for(self.device.name, threads, "training")
-        fastest = Fastest(schedule, self.spec.arch.input[1], self.device, table, Pins(self.folder))
+        table = timing_cache_for(self.device.name, threads, "training")
+        fastest = NetworkTuner(schedule, self.spec.arch.input[1], self.device, table, PinnedForms(self.folder))
         return fastest(network, arch_id(self.spec.arch))
 
     def _finish(self, training: Training) -> dict[str, Any]:

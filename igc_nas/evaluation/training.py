@@ -20,7 +20,7 @@ from igc_nas.errors import DivergedError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.images import Images
 from igc_nas.nn.device import Device
-from igc_nas.nn.lowering.training import Forward, LoweredNetwork, as_written
+from igc_nas.nn.lowering.training import Forward, LoweredNetwork, factored_forward
 from igc_nas.study.records import Epoch, Rung, Score, Unfinished
 from igc_nas.study.spec import Recipe, Schedule
 
@@ -50,7 +50,7 @@ class Training:
     ) -> None:
         self.device = device
         self.network = network.to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.forward = forward or as_written(self.network, device.kind, getattr(torch, recipe.dtype))
+        self.forward = forward or factored_forward(self.network, device.kind, getattr(torch, recipe.dtype))
         self.images = images
         self.recipe = recipe
         self.done = 0

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.conditions import conditions_of
-from igc_nas.evaluation.host import Watch
+from igc_nas.evaluation.host import NoiseMonitor
 from igc_nas.evaluation.latency import MOST_ERROR, RACE_CAP_S, RACE_ROUNDS, TIE, Measurer
 from igc_nas.evaluation.runtimes import ANY_BATCH, contiguous, onnx_model, onnx_session, quiet_exporter, require
 from igc_nas.io.units import format_count, format_ms
 from igc_nas.nn.device import Device, without_tf32
-from igc_nas.nn.lowering.timing_cache import Table
+from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import Variant, mixed_variant, uniform_variants
 from igc_nas.nn.network import Network
-from igc_nas.nn.timing import interleaved, median, median_interval, raced, timed
+from igc_nas.nn.timing import median, median_interval, raced, round_robin, timed
 from igc_nas.study.records import Conditions
 from igc_nas.study.spec import LatencySpec
 
@@ -91,7 +91,7 @@ class Exporter:
     spec: LatencySpec
     device: Device
     most_params: int | None
-    table: Table
+    table: TimingCache
     say: Say = lambda _: None
 
     def __call__(self, kind: Kind, network: Network, form: str, metadata: Mapping[str, str]) -> Graph:
@@ -159,8 +159,8 @@ class Exporter:
         least = min(times.values())
         close = [variant for variant in variants if times[variant.name] <= least * (1 + TIE)]
         chosen = min(close, key=lambda variant: (variant.params, times[variant.name]))
-        watch = Watch()
-        samples = interleaved({chosen.name: runs[chosen.name]}, ROUNDS, CAP_S, warm_up=3)[chosen.name]
+        watch = NoiseMonitor()
+        samples = round_robin({chosen.name: runs[chosen.name]}, ROUNDS, CAP_S, warm_up=3)[chosen.name]
         noise = watch.disturbances(self.spec.threads)
         low, high = median_interval(samples)
         runtime = _RUNTIMES[kind]()

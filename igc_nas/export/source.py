@@ -11,7 +11,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.io.text import printable
-from igc_nas.study.records import Candidate, Latency, Stopped, Trial, deployed_text
+from igc_nas.study.records import Candidate, Latency, Pruned, Trial, deployed_text
 from igc_nas.study.spec import Recipe
 from igc_nas.study.study import Study
 
@@ -65,7 +65,7 @@ class Source:
         return cost_of(self.arch)
 
     @property
-    def measured(self) -> Candidate | Stopped | None:
+    def measured(self) -> Candidate | Pruned | None:
         """What the trial left: a latency, and an error at its end or where it was stopped."""
         if self.trial is None:
             return None
@@ -137,7 +137,7 @@ def unfinished_text(source: Source) -> str | None:
     return f"the trial is {trial.state}{why}; it has no error and no latency, this is its architecture alone"
 
 
-def error_text(study: Study, measured: Candidate | Stopped) -> str:
+def error_text(study: Study, measured: Candidate | Pruned) -> str:
     """What the proxy training said, at its end or where it was stopped."""
     if isinstance(measured, Candidate):
         score = measured.score
@@ -154,7 +154,7 @@ def error_text(study: Study, measured: Candidate | Stopped) -> str:
     )
 
 
-def latency_lines(measured: Candidate | Stopped) -> Iterator[str]:
+def latency_lines(measured: Candidate | Pruned) -> Iterator[str]:
     """A latency with its conditions, a line each."""
     latency = measured.latency
     yield (

@@ -54,7 +54,7 @@ class Device:
             return None
         return str(torch.cuda.get_device_properties(self.torch_device).uuid)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Wait until everything that is queued on the device is done."""
         if self.kind == "cuda":
             torch.cuda.synchronize(self.torch_device)
@@ -100,7 +100,7 @@ def without_tf32() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
 
 
-def prepare(device: Device, threads: int) -> None:
+def configure_torch(device: Device, threads: int) -> None:
     """Set this process up to train and measure on a device: threads, TF32, cuDNN's own choice of algorithms."""
     torch.set_num_threads(threads)
     if device.kind == "cuda":

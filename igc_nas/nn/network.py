@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 from igc_nas.arch.config import Activation, ArchConfig
 from igc_nas.arch.plan import Act, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
-from igc_nas.arch.plan import Block as PlanBlock
+from igc_nas.arch.plan import BlockPlan as PlanBlock
 from igc_nas.errors import ConfigError
 
 
-class Block(nn.Module):
+class BlockPlan(nn.Module):
     """One block of the plan. Its layers with parameters are submodules under their names in the plan."""
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
@@ -64,7 +64,7 @@ class Network(nn.Module):
                 if folder not in parent._modules:
                     parent.add_module(folder, nn.Sequential())
                 parent = parent.get_submodule(folder)
-            parent.add_module(name, Block(block.layers))
+            parent.add_module(name, BlockPlan(block.layers))
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Images, normalised per channel, to logits."""
@@ -122,7 +122,7 @@ class Network(nn.Module):
         layers: tuple[Layer, ...] = (Pool(), Linear("linear", features, num_classes)) if num_classes else (Pool(),)
         block = PlanBlock("classifier", layers)
         self.plan = replace(self.plan, classes=num_classes, blocks=(*self.plan.blocks[:-1], block))
-        classifier = Block(layers)
+        classifier = BlockPlan(layers)
         if like.device.type != "meta":
             initialise(classifier)
         self.classifier = classifier.to(like.device, like.dtype).train(self.training)

@@ -11,7 +11,7 @@ import numpy as np
 Name = TypeVar("Name")
 
 
-def interleaved(
+def round_robin(
     runs: Mapping[Name, Callable[[], float]], rounds: int, cap_s: float, warm_up: int = 1
 ) -> dict[Name, list[float]]:
     """Milliseconds of each run in `rounds` rounds; each run returns its own time (see `timed`).
@@ -46,26 +46,26 @@ def raced(
     rivals = {name: run for name, run in runs.items() if found[name] <= hopeless * least}
     if len(rivals) == 1:
         return found
-    times = {name: median(samples) for name, samples in interleaved(rivals, rounds, cap_s, warm_up=0).items()}
+    times = {name: median(samples) for name, samples in round_robin(rivals, rounds, cap_s, warm_up=0).items()}
     worst = hopeless * min(times.values())  # who is out stays out, also where the machine was faster then
     return {name: times.get(name, max(early, worst)) for name, early in found.items()}
 
 
-def timed(run: Callable[[], object], settle: Callable[[], None] = lambda: None) -> Callable[[], float]:
-    """`run` as a function that returns its milliseconds; `settle` waits for what it has queued on a device."""
+def timed(run: Callable[[], object], synchronize: Callable[[], None] = lambda: None) -> Callable[[], float]:
+    """`run` as a function that returns its milliseconds; `synchronize` waits for what it has queued on a device."""
 
     def once() -> float:
         started = time.perf_counter()
         run()
-        settle()
+        synchronize()
         return (time.perf_counter() - started) * 1000
 
     return once
 
 
-def warmed(run: Callable[[], object], settle: Callable[[], None] = lambda: None) -> Callable[[], float]:
+def warmed(run: Callable[[], object], synchronize: Callable[[], None] = lambda: None) -> Callable[[], float]:
     """As `timed`, after a run that is not timed: candidates in turns empty each other's caches."""
-    once = timed(run, settle)
+    once = timed(run, synchronize)
 
     def second() -> float:
         once()

@@ -9,14 +9,14 @@ import numpy as np
 
 from igc_nas.errors import UsageError
 from igc_nas.samplers.history import History
-from igc_nas.samplers.mutation import Moves
+from igc_nas.samplers.mutation import Mutator
 from igc_nas.space.encoding import Code, Ints
 from igc_nas.study.spec import StudySpec
 
 MOST_LISTED = 100_000
 
 
-class Enumeration:
+class BruteForce:
     """Proposes all codes of a study's space within its budget. Raises `UsageError` where they are too many to list."""
 
     def __init__(self, spec: StudySpec) -> None:
@@ -31,13 +31,13 @@ class Enumeration:
     @cached_property
     def _order(self) -> Ints:
         """All codes within the budget, shuffled: each stem with the options that fit behind it, stage by stage."""
-        catalog = self.spec.feasible.catalog
-        codes, shapes = np.arange(len(catalog.stem_shape))[:, None], catalog.stem_shape
-        for table in catalog.stages:
+        encoding = self.spec.feasible.encoding
+        codes, shapes = np.arange(len(encoding.stem_shape))[:, None], encoding.stem_shape
+        for table in encoding.stages:
             rows, options = np.nonzero(table.fits[shapes])
             codes = np.column_stack([codes[rows], options])
             shapes = table.leaves[shapes[rows], options]
-        kept, _ = Moves(self.spec.feasible).kept(codes)
+        kept, _ = Mutator(self.spec.feasible).kept(codes)
         return kept[np.random.default_rng(self.spec.seed).permutation(len(kept))]
 
     def __len__(self) -> int:

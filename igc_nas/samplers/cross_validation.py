@@ -10,11 +10,11 @@ from igc_nas.samplers.features import Floats
 from igc_nas.samplers.surrogate import Surrogate
 from igc_nas.space.encoding import Ints
 
-LEAST_FOR_TRUST = 16
+MIN_TRIALS = 16
 
 
 @dataclass(frozen=True)
-class Trust:
+class LeaveOneOut:
     """Of `n` values: Spearman's rank correlation of the left-out predictions with them, and of the parameter count.
 
     `within_68` and `within_95` are the shares of values inside the central intervals of so many percent: a calibrated
@@ -34,11 +34,11 @@ class Trust:
         return self.rank > max(0.0, self.rank_by_params)
 
 
-def trust_in(surrogate: Surrogate, values: Floats, params: Ints) -> Trust:
+def leave_one_out(surrogate: Surrogate, values: Floats, params: Ints) -> LeaveOneOut:
     """Judge the surrogate of errors by the first of its rows, whose `values` (n,) and `params` (n,) are given."""
     mean, deviation = (column[: len(values)] for column in surrogate.left_out())
     z = np.abs(values - mean) / deviation
-    return Trust(
+    return LeaveOneOut(
         n=len(values),
         rank=spearman(mean, values),
         rank_by_params=spearman(-np.log(params), values),

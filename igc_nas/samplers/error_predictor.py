@@ -8,22 +8,22 @@ import numpy as np
 
 from igc_nas.samplers.features import Floats, features_of
 from igc_nas.samplers.surrogate import MOST_POINTS, Surrogate
-from igc_nas.space.encoding import Catalog, Code
+from igc_nas.space.encoding import Code, SpaceEncoding
 
 
-class Forecast:
+class ErrorPredictor:
     """The surrogate fitted to measured `errors` (n,) of `codes`, n of 2 or more; of many the newest `MOST_POINTS`.
 
     `left_out` is what all others let believe of each code; `expected` with `deviation` (n,) the same in their order.
     """
 
-    def __init__(self, catalog: Catalog, codes: Sequence[Code], errors: Sequence[float]) -> None:
-        self.catalog = catalog
+    def __init__(self, encoding: SpaceEncoding, codes: Sequence[Code], errors: Sequence[float]) -> None:
+        self.encoding = encoding
         self.errors = np.array(errors[-MOST_POINTS:], dtype=float)
         array = np.array(codes[-MOST_POINTS:], dtype=np.int64)
-        costs = catalog.price(array)[1]
+        costs = encoding.price(array)[1]
         self.params = costs[:, 0]
-        self._features = features_of(catalog)
+        self._features = features_of(encoding)
         self._inputs = self._features.of(array, costs)
         self.surrogate = Surrogate(self._inputs, self.errors)
         self.expected, self.deviation = self.surrogate.left_out()
@@ -32,7 +32,7 @@ class Forecast:
     def of(self, code: Code) -> float:
         """The error that is believed of a network."""
         array = np.array([code], dtype=np.int64)
-        mean, _ = self.surrogate.predict(self._features.of(array, self.catalog.price(array)[1]))
+        mean, _ = self.surrogate.predict(self._features.of(array, self.encoding.price(array)[1]))
         return float(mean[0])
 
     def of_measured(self) -> Floats:

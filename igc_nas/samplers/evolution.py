@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from igc_nas.samplers.history import History
-from igc_nas.samplers.mutation import Moves
+from igc_nas.samplers.mutation import Mutator
 from igc_nas.space.encoding import Code
 from igc_nas.study.pareto import dominates
 from igc_nas.study.spec import StudySpec
@@ -24,7 +24,7 @@ class Evolution:
 
     def __init__(self, spec: StudySpec) -> None:
         self.spec = spec
-        self.moves = Moves(spec.feasible)
+        self.moves = Mutator(spec.feasible)
 
     def propose(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
         """Codes in the order in which they should be tried; some may have been."""
@@ -34,9 +34,9 @@ class Evolution:
                 rivals = rng.choice(POPULATION, size=TOURNAMENT, replace=False)
                 beaten = [sum(dominates(other, points[i]) for other in points) for i in rivals]
                 winner = rivals[int(np.argmin(beaten))]
-                children, _ = self.moves.kept(self.moves.mutated(codes[winner : winner + 1], 1, rng))
+                children, _ = self.moves.kept(self.moves.mutate(codes[winner : winner + 1], 1, rng))
                 yield from (tuple(map(int, child)) for child in children)
         while True:
-            code = self.spec.feasible.catalog.code(self.spec.feasible.draw(rng))
+            code = self.spec.feasible.encoding.code(self.spec.feasible.draw(rng))
             assert code is not None
             yield code

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from igc_nas.arch.config import UNITS, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.arch.plan import Conv, Layer, Residual, stage_layers
-from igc_nas.space.encoding import Catalog, Ints
+from igc_nas.space.encoding import Ints, SpaceEncoding
 
 Floats = NDArray[np.float64]
 
@@ -37,27 +37,27 @@ class Features:
     Of each stage: its unit (one-hot), log width, blocks, kernel, residual, log channels per group, log of its MACs.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
-        self.catalog = catalog
+    def __init__(self, encoding: SpaceEncoding) -> None:
+        self.encoding = encoding
 
     @cached_property
     def _options(self) -> list[Floats]:
-        return [np.array([_of_stage(option) for option in table.options]) for table in self.catalog.stages]
+        return [np.array([_of_stage(option) for option in table.options]) for table in self.encoding.stages]
 
     @cached_property
     def _convolutions(self) -> list[Floats]:
-        return [np.array([_convolutions(option) for option in table.options]) for table in self.catalog.stages]
+        return [np.array([_convolutions(option) for option in table.options]) for table in self.encoding.stages]
 
     @cached_property
     def _stems(self) -> Floats:
-        return np.log([stem.width for stem in self.catalog.space.stems])
+        return np.log([stem.width for stem in self.encoding.space.stems])
 
     def of(self, codes: Ints, costs: Ints) -> Inputs:
         """The features of `codes` (n, 1 + stages), whose `costs` (n, metrics) are known."""
         whole, parts = [np.log(costs)], [self._stems[codes[:, :1]]]
         convolutions = np.ones(len(codes))
-        shape = self.catalog.stem_shape[codes[:, 0]]
-        for level, (table, option) in enumerate(zip(self.catalog.stages, codes[:, 1:].T, strict=True)):
+        shape = self.encoding.stem_shape[codes[:, 0]]
+        for level, (table, option) in enumerate(zip(self.encoding.stages, codes[:, 1:].T, strict=True)):
             convolutions += self._convolutions[level][option]
             macs = np.log(np.maximum(1, table.costs[1, shape, option]))
             parts += [self._options[level][option], macs[:, None]]
@@ -67,9 +67,9 @@ class Features:
 
 
 @lru_cache(maxsize=4)
-def features_of(catalog: Catalog) -> Features:
+def features_of(encoding: SpaceEncoding) -> Features:
     """The features of a catalog's codes; what they need of its options is computed once (some tenths of a second)."""
-    return Features(catalog)
+    return Features(encoding)
 
 
 def _of_stage(stage: StageConfig) -> list[float]:

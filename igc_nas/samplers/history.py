@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from igc_nas.errors import ConfigError
 from igc_nas.samplers.features import Floats
-from igc_nas.space.encoding import Catalog, Code, Ints
+from igc_nas.space.encoding import Code, Ints, SpaceEncoding
 from igc_nas.space.search_space import SearchSpace
 
 EXPECTED = "igc_nas:expected"
@@ -55,11 +55,11 @@ class History:
 class _Group:
     """Trials that have ended, by number, each architecture once (its first trial): codes, costs, a row of values."""
 
-    def __init__(self, catalog: Catalog, width: int) -> None:
-        self._catalog = catalog
+    def __init__(self, encoding: SpaceEncoding, width: int) -> None:
+        self._catalog = encoding
         self._numbers: list[int] = []
         self._first: dict[Code, int] = {}
-        self.rows = price(catalog, [])
+        self.rows = price(encoding, [])
         self.values: Floats = np.empty((0, width))
 
     def add(self, number: int, code: Code, row: Sequence[float]) -> None:
@@ -84,9 +84,9 @@ class _Group:
 class Memory:
     """Reads one Optuna study again and again; a trial that has ended, which does not change, once."""
 
-    def __init__(self, space: SearchSpace, catalog: Catalog) -> None:
+    def __init__(self, space: SearchSpace, encoding: SpaceEncoding) -> None:
         self.space = space
-        self.catalog = catalog
+        self.encoding = encoding
         self._codes: dict[int, Code | None] = {}
         self._groups: tuple[_Group, _Group] | None = None
         """Complete, stopped."""
@@ -99,8 +99,8 @@ class Memory:
         """The study as it stands for the trial `asking`."""
         trials = study.get_trials(deepcopy=False)
         complete, stopped = self._groups = self._groups or (
-            _Group(self.catalog, len(study.directions)),
-            _Group(self.catalog, 2),
+            _Group(self.encoding, len(study.directions)),
+            _Group(self.encoding, 2),
         )
         self._open |= dict.fromkeys(range(self._read, len(trials)))
         self._read = len(trials)
@@ -109,7 +109,7 @@ class Memory:
             self._take(trials[number])
         running = [self._code(trials[number]) for number in self._open if number != asking]
         codes = [*dict.fromkeys(code for code in running if code is not None)]
-        return History(complete.rows, complete.values, stopped.rows, stopped.values, price(self.catalog, codes))
+        return History(complete.rows, complete.values, stopped.rows, stopped.values, price(self.encoding, codes))
 
     def _take(self, trial: FrozenTrial) -> None:
         """Put a trial that has ended where it belongs."""
@@ -128,16 +128,16 @@ class Memory:
     def _code(self, trial: FrozenTrial) -> Code | None:
         if trial.number not in self._codes:
             try:
-                self._codes[trial.number] = self.catalog.code(self.space.decode(trial.params))
+                self._codes[trial.number] = self.encoding.code(self.space.decode(trial.params))
             except ConfigError:
                 self._codes[trial.number] = None
         return self._codes[trial.number]
 
 
-def price(catalog: Catalog, codes: Sequence[Code]) -> Rows:
+def price(encoding: SpaceEncoding, codes: Sequence[Code]) -> Rows:
     """Codes with their costs."""
-    array = np.array(codes, dtype=np.int64).reshape(len(codes), 1 + len(catalog.stages))
-    return Rows(array, catalog.price(array)[1])
+    array = np.array(codes, dtype=np.int64).reshape(len(codes), 1 + len(encoding.stages))
+    return Rows(array, encoding.price(array)[1])
 
 
 def _is_feasible(trial: FrozenTrial) -> bool:

@@ -15,10 +15,10 @@ from functools import cached_property
 import numpy as np
 
 from igc_nas.samplers.acquisition import SURE, expected_hypervolume_improvement
-from igc_nas.samplers.cross_validation import LEAST_FOR_TRUST, Trust, trust_in
+from igc_nas.samplers.cross_validation import MIN_TRIALS, LeaveOneOut, leave_one_out
 from igc_nas.samplers.features import Features, Floats, features_of
 from igc_nas.samplers.history import History
-from igc_nas.samplers.mutation import Moves
+from igc_nas.samplers.mutation import Mutator
 from igc_nas.samplers.surrogate import Surrogate, subset
 from igc_nas.space.encoding import Code, Ints
 from igc_nas.space.search_space import METRICS
@@ -30,11 +30,11 @@ DRAWS, MUTATIONS, CROSSINGS, ROUNDS, BEST = 64, 128, 48, 3, 12
 
 
 @dataclass(frozen=True)
-class _Beliefs:
+class _Posterior:
     """The surrogates of what is measured, by the objective's name, and whether the error's is worth following."""
 
     surrogates: dict[str, Surrogate]
-    trust: Trust | None
+    trust: LeaveOneOut | None
 
 
 class KnownCost:
@@ -42,15 +42,15 @@ class KnownCost:
 
     def __init__(self, spec: StudySpec) -> None:
         self.spec = spec
-        self.catalog = spec.feasible.catalog
-        self.moves = Moves(spec.feasible)
+        self.encoding = spec.feasible.encoding
+        self.moves = Mutator(spec.feasible)
         self._bounds = dict(spec.bounds)
         self.measured = tuple(name for name in spec.objectives if name in ("error", "latency"))
 
     @cached_property
     def features(self) -> Features:
         """Of the codes of the study's space."""
-        return features_of(self.catalog)
+        return features_of(self.encoding)
 
     def propose(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
         """Codes in the order in which they should be tried; some may have been."""
@@ -65,7 +65,7 @@ class KnownCost:
             yield self._draw(rng)
 
     def _draw(self, rng: np.random.Generator) -> Code:
-        code = self.catalog.code(self.spec.feasible.draw_stratified(rng))
+        code = self.encoding.code(self.spec.feasible.draw_stratified(rng))
         assert code is not None
         return code
 
@@ -79,7 +79,7 @@ class KnownCost:
 
     # Beliefs.
 
-    def _beliefs(self, history: History) -> _Beliefs:
+    def _beliefs(self, history: History) -> _Posterior:
         inputs = self.features.of(history.complete.codes, history.complete.costs)
         columns = {name: self._column(history.values, name) for name in self.measured}
         front = np.array(nondominated(self._points(history)), dtype=np.int64)
@@ -90,9 +90,9 @@ class KnownCost:
                 found[name] = self._with_stopped(history, rows)
             else:
                 found[name] = Surrogate(inputs.rows(rows), values[rows])
-            if name == "error" and len(rows) >= LEAST_FOR_TRUST:
-                trust = trust_in(found[name], values[rows], history.complete.costs[rows, 0])
-        return _Beliefs(found, trust)
+            if name == "error" and len(rows) >= MIN_TRIALS:
+                trust = leave_one_out(found[name], values[rows], history.complete.costs[rows, 0])
+        return _Posterior(found, trust)
 
     def _with_stopped(self, history: History, rows: Ints) -> Surrogate:
         """The belief about the error from complete trials and, less surely, from those that were stopped."""
@@ -126,14 +126,14 @@ class KnownCost:
 
     # By improvement.
 
-    def _by_improvement(self, history: History, beliefs: _Beliefs, rng: np.random.Generator) -> Iterator[Code]:
+    def _by_improvement(self, history: History, beliefs: _Posterior, rng: np.random.Generator) -> Iterator[Code]:
         front = self._front(history, beliefs)
         parents = self._parents(history)
         codes, costs = self._first(parents, rng)
         worth = self._worth(codes, costs, front, beliefs)
         for _ in range(ROUNDS):
             best = codes[np.argsort(-worth, kind="stable")[:BEST]]
-            more, more_costs = self.moves.kept(self.moves.mutated(best, MUTATIONS // 2, rng))
+            more, more_costs = self.moves.kept(self.moves.mutate(best, MUTATIONS // 2, rng))
             codes, costs = np.concatenate([codes, more]), np.concatenate([costs, more_costs])
             worth = np.concatenate([worth, self._worth(more, more_costs, front, beliefs)])
         seen = set(history.seen)
@@ -149,10 +149,10 @@ class KnownCost:
 
     def _first(self, parents: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
         drawn = np.array([self._draw(rng) for _ in range(DRAWS)], dtype=np.int64)
-        mutated, crossed = self.moves.mutated(parents, MUTATIONS, rng), self.moves.crossed(parents, CROSSINGS, rng)
-        return self.moves.kept(np.concatenate([drawn, mutated, crossed]))
+        mutate, crossover = self.moves.mutate(parents, MUTATIONS, rng), self.moves.crossover(parents, CROSSINGS, rng)
+        return self.moves.kept(np.concatenate([drawn, mutate, crossover]))
 
-    def _front(self, history: History, beliefs: _Beliefs) -> Floats:
+    def _front(self, history: History, beliefs: _Posterior) -> Floats:
         """What is to be improved on, the uncertain coordinate first; a running trial stands where it is expected."""
         points = self._points(history)
         if len(history.running):
@@ -173,7 +173,7 @@ class KnownCost:
         first = names.index(self._uncertain)
         return points[:, [first, *(i for i in range(len(names)) if i != first)]]
 
-    def _expected(self, codes: Ints, costs: Ints, beliefs: _Beliefs) -> tuple[Floats, Floats, Floats]:
+    def _expected(self, codes: Ints, costs: Ints, beliefs: _Posterior) -> tuple[Floats, Floats, Floats]:
         """(mean, deviation of the uncertain objective, (n, others) the other ones), on the study's scale."""
         inputs = self.features.of(codes, costs)
         believed = {name: surrogate.predict(inputs) for name, surrogate in beliefs.surrogates.items()}
@@ -185,14 +185,14 @@ class KnownCost:
             mean, deviation = self._known(costs, self._uncertain), np.full(len(costs), SURE)
         return mean, deviation, np.maximum(0.0, np.stack(known, axis=1))
 
-    def _worth(self, codes: Ints, costs: Ints, front: Floats, beliefs: _Beliefs) -> Floats:
+    def _worth(self, codes: Ints, costs: Ints, front: Floats, beliefs: _Posterior) -> Floats:
         if not len(codes):
             return np.zeros(0)
         mean, deviation, known = self._expected(codes, costs, beliefs)
         gain = expected_hypervolume_improvement(mean, deviation, known, front)
         return gain * self._within_latency(codes, costs, beliefs)
 
-    def _within_latency(self, codes: Ints, costs: Ints, beliefs: _Beliefs) -> Floats:
+    def _within_latency(self, codes: Ints, costs: Ints, beliefs: _Posterior) -> Floats:
         """The probability that candidates keep within the latency budget; 1 where there is none, or no belief."""
         from scipy.special import ndtr
 
@@ -207,7 +207,7 @@ class KnownCost:
     # Where the belief is not followed.
 
     def _by_mutation(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
-        codes, _ = self.moves.kept(self.moves.mutated(self._parents(history), MUTATIONS, rng))
+        codes, _ = self.moves.kept(self.moves.mutate(self._parents(history), MUTATIONS, rng))
         seen = history.seen
         for place in rng.permutation(len(codes)):
             code = tuple(map(int, codes[place]))

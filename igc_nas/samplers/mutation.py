@@ -8,25 +8,25 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from igc_nas.space.encoding import Catalog, Ints
+from igc_nas.space.encoding import Ints, SpaceEncoding
 from igc_nas.space.feasible import Feasible
 
 NEAR = 0.6
 """Share of the mutations that change one key of a stage; the others take any option of the stage."""
 
 
-class Moves:
+class Mutator:
     """Mutations and crossings of codes that keep within `feasible`."""
 
     def __init__(self, feasible: Feasible) -> None:
         self.feasible = feasible
-        self.catalog: Catalog = feasible.catalog
+        self.encoding: SpaceEncoding = feasible.encoding
 
     @cached_property
     def _keys(self) -> list[Ints]:
         """For each stage (options, keys) its options' values by number, the unit among them."""
         tables = []
-        for table in self.catalog.stages:
+        for table in self.encoding.stages:
             rows = [[("unit", option.unit), *sorted(option.model_dump().items())] for option in table.options]
             width = max(map(len, rows))
             columns = [[row[i] if i < len(row) else None for row in rows] for i in range(width)]
@@ -39,7 +39,7 @@ class Moves:
         same = (keys[:, 0] == keys[option, 0]) & ((keys != keys[option]).sum(axis=1) == 1)
         return np.flatnonzero(same)
 
-    def mutated(self, codes: Ints, count: int, rng: np.random.Generator) -> Ints:
+    def mutate(self, codes: Ints, count: int, rng: np.random.Generator) -> Ints:
         """(count, 1 + stages) mutations of rows of `codes` drawn at random; valid or not."""
         children = codes[rng.integers(len(codes), size=count)].copy()
         for child in children:
@@ -50,19 +50,19 @@ class Moves:
     def _mutate(self, child: Ints, rng: np.random.Generator) -> None:
         place = int(rng.integers(len(child)))
         if place == 0:
-            if len(self.catalog.stem_shape) > 1:
-                child[0] = rng.integers(len(self.catalog.stem_shape))
+            if len(self.encoding.stem_shape) > 1:
+                child[0] = rng.integers(len(self.encoding.stem_shape))
                 return
             place = int(rng.integers(1, len(child)))
         near = self.neighbours(place - 1, int(child[place]))
         if len(near) and rng.random() < NEAR:
             child[place] = near[rng.integers(len(near))]
         else:
-            unit = self.catalog.stages[place - 1].unit
+            unit = self.encoding.stages[place - 1].unit
             alike = np.flatnonzero(unit == rng.choice(np.unique(unit)))
             child[place] = alike[rng.integers(len(alike))]
 
-    def crossed(self, codes: Ints, count: int, rng: np.random.Generator) -> Ints:
+    def crossover(self, codes: Ints, count: int, rng: np.random.Generator) -> Ints:
         """(count, 1 + stages) rows that take each place from one of two rows of `codes`; valid or not."""
         one, other = (codes[rng.integers(len(codes), size=count)] for _ in range(2))
         return np.where(rng.random(one.shape) < 0.5, one, other)
@@ -70,7 +70,7 @@ class Moves:
     def kept(self, codes: Ints) -> tuple[Ints, Ints]:
         """(codes, costs) of those that are architectures within the budget, each once."""
         codes = np.unique(codes, axis=0)
-        valid, costs = self.catalog.price(codes)
+        valid, costs = self.encoding.price(codes)
         valid &= self.within(costs)
         return codes[valid], costs[valid]
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
-from igc_nas.samplers.cross_validation import LEAST_FOR_TRUST
-from igc_nas.samplers.error_predictor import Forecast
+from igc_nas.samplers.cross_validation import MIN_TRIALS
+from igc_nas.samplers.error_predictor import ErrorPredictor
 from igc_nas.samplers.features import Floats
 from igc_nas.samplers.surrogate import MOST_POINTS
 from igc_nas.space.encoding import Code, Ints
@@ -32,7 +32,7 @@ from igc_nas.study.pareto import nondominated
 from igc_nas.study.records import Candidate, Latency, Rung
 from igc_nas.study.spec import StudySpec
 
-LEAST_ENDED = 12
+MIN_COMPLETED = 12
 """Trials that must have ended before anything is stopped."""
 BELOW = 0.999
 LEAST_DEVIATION = 1e-4
@@ -41,7 +41,7 @@ SINGULAR = 1e-12
 
 
 @dataclass(frozen=True)
-class Ended:
+class CompletedTraining:
     """A trial that was trained to the end: its known `costs` (any scale), its errors at the rungs, and at the end.
 
     `belief` is what the other trials let expect of its error before it was trained; None: not known.
@@ -54,7 +54,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class FinalErrorPrediction:
     """What a rung lets expect: the error at the end with its standard deviation, and the chance to reach the front."""
 
     expected_error: float
@@ -70,20 +70,20 @@ class _Plane:
     weights: Floats
     deviation: float
 
-    def outlook(self, evidence: Sequence[float], best: float) -> Outlook:
+    def outlook(self, evidence: Sequence[float], best: float) -> FinalErrorPrediction:
         """What to expect, and the probability that the end is below `best`."""
         expected = self.offset + float(self.weights @ np.asarray(evidence))
         chance = 0.5 * math.erfc((expected - best) / self.deviation / math.sqrt(2))
-        return Outlook(expected, self.deviation, chance)
+        return FinalErrorPrediction(expected, self.deviation, chance)
 
 
-class Rule:
+class PruningRule:
     """The rule of a study, from the trials that have `ended`; a chance below `asked` (loosened: `bound`) stops.
 
-    All of `ended` have the same number of rungs. Beliefs count where at least `LEAST_ENDED` of them have one.
+    All of `ended` have the same number of rungs. Beliefs count where at least `MIN_COMPLETED` of them have one.
     """
 
-    def __init__(self, ended: Sequence[Ended], asked: float) -> None:
+    def __init__(self, ended: Sequence[CompletedTraining], asked: float) -> None:
         self.ended = ended
         self.asked = asked
         self._errors = np.array([trial.error for trial in ended])
@@ -94,7 +94,7 @@ class Rule:
     @cached_property
     def bound(self) -> float:
         """The chance below which a training is stopped; 0 where too few trials have ended to tell."""
-        if len(self.ended) < LEAST_ENDED:
+        if len(self.ended) < MIN_COMPLETED:
             return 0.0
         members = nondominated([(trial.error, *trial.costs) for trial in self.ended])
         return min([self.asked, *(BELOW * self._replayed(member) for member in members)])
@@ -106,20 +106,24 @@ class Rule:
         looks = (self._outlook(trial.costs, n, error, trial.belief, others) for n, error in enumerate(trial.rungs))
         return min((look.chance for look in looks), default=1.0)
 
-    def outlook(self, costs: Sequence[float], rung: int, error: float, belief: float | None = None) -> Outlook | None:
+    def outlook(
+        self, costs: Sequence[float], rung: int, error: float, belief: float | None = None
+    ) -> FinalErrorPrediction | None:
         """What to expect of a candidate with these known costs and this error at the `rung`-th rung (from 0).
 
         `belief` is what was expected of it before it was trained. None where too few trials have ended to tell.
         """
-        if len(self.ended) < LEAST_ENDED:
+        if len(self.ended) < MIN_COMPLETED:
             return None
         return self._outlook(costs, rung, error, belief, np.arange(len(self.ended)))
 
-    def _outlook(self, costs: Sequence[float], rung: int, error: float, belief: float | None, among: Ints) -> Outlook:
+    def _outlook(
+        self, costs: Sequence[float], rung: int, error: float, belief: float | None, among: Ints
+    ) -> FinalErrorPrediction:
         rivals = among[(self._costs[among] <= np.asarray(costs)).all(axis=1)]
         best = float(self._errors[rivals].min()) if len(rivals) else math.inf
         believed = among[~np.isnan(self._beliefs[among])]
-        if belief is None or len(believed) < LEAST_ENDED:
+        if belief is None or len(believed) < MIN_COMPLETED:
             return _plane(self._rungs[among, rung][:, None], self._errors[among]).outlook([error], best)
         evidence = np.column_stack([self._rungs[believed, rung], self._beliefs[believed]])
         return _plane(evidence, self._errors[believed]).outlook([error, belief], best)
@@ -169,16 +173,16 @@ class _Known:
     error: float
 
 
-class Judge:
+class Pruner:
     """Judges by the completed trials that it has been told of, in whichever order."""
 
     def __init__(self, spec: StudySpec, candidates: Iterable[Candidate] = ()) -> None:
         self.spec = spec
         self._known: list[_Known] = []
-        self._ended: list[tuple[int, Code | None, Ended]] = []
+        self._ended: list[tuple[int, Code | None, CompletedTraining]] = []
         """The contenders that have a score at every rung, by number."""
-        self._rule: Rule | None = None
-        self._forecast: Forecast | None = None
+        self._rule: PruningRule | None = None
+        self._forecast: ErrorPredictor | None = None
         for candidate in candidates:
             self.learn(candidate)
 
@@ -186,33 +190,33 @@ class Judge:
         """Take a completed trial in."""
         self._rule = self._forecast = None
         spec, number, score = self.spec, candidate.trial, candidate.score
-        code = spec.feasible.catalog.code(candidate.arch)
+        code = spec.feasible.encoding.code(candidate.arch)
         if code is not None:
             insort(self._known, _Known(number, code, score.error))
         if len(score.rungs) == len(spec.recipe.rungs) and spec.over_budget(candidate.cost) is None:
             costs = known_values(candidate.cost, candidate.latency.normalised_ms, spec.objectives)
-            ended = Ended(costs, tuple(rung.error for rung in score.rungs), score.error)
+            ended = CompletedTraining(costs, tuple(rung.error for rung in score.rungs), score.error)
             insort(self._ended, (number, code, ended), key=lambda item: item[0])
 
     @property
-    def forecast(self) -> Forecast | None:
-        """What the surrogate expects of the study's space; None below `LEAST_FOR_TRUST` completed trials of it."""
-        if self._forecast is None and len(self._known) >= LEAST_FOR_TRUST:
+    def forecast(self) -> ErrorPredictor | None:
+        """What the surrogate expects of the study's space; None below `MIN_TRIALS` completed trials of it."""
+        if self._forecast is None and len(self._known) >= MIN_TRIALS:
             newest = self._known[-MOST_POINTS:]
-            catalog = self.spec.feasible.catalog
-            self._forecast = Forecast(catalog, [k.code for k in newest], [k.error for k in newest])
+            encoding = self.spec.feasible.encoding
+            self._forecast = ErrorPredictor(encoding, [k.code for k in newest], [k.error for k in newest])
         return self._forecast
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> PruningRule:
         """When trainings may be stopped, from those that have ended with a score at every rung."""
         if self._rule is None:
             beliefs = self.forecast.left_out if self.forecast else {}
             ended = [_with_belief(ended, beliefs.get(code or ())) for _, code, ended in self._ended]
-            self._rule = Rule(ended, self.spec.stop)
+            self._rule = PruningRule(ended, self.spec.stop)
         return self._rule
 
-    def outlook(self, arch: ArchConfig, latency: Latency, rung: Rung) -> Outlook | None:
+    def outlook(self, arch: ArchConfig, latency: Latency, rung: Rung) -> FinalErrorPrediction | None:
         """Why a training at a rung is to be given up; None: it goes on."""
         spec = self.spec
         if not spec.stop or "error" not in spec.objectives:
@@ -220,11 +224,11 @@ class Judge:
         if rung.samples not in spec.recipe.rungs:
             return None  # an evaluator of one's own may look where nobody else does
         costs = known_values(cost_of(arch), latency.normalised_ms, spec.objectives)
-        code = spec.feasible.catalog.code(arch) if self.forecast else None
+        code = spec.feasible.encoding.code(arch) if self.forecast else None
         belief = self.forecast.of(code) if self.forecast and code else None
         outlook = self.rule.outlook(costs, spec.recipe.rungs.index(rung.samples), rung.error, belief)
         return outlook if outlook and outlook.chance < self.rule.bound else None
 
 
-def _with_belief(ended: Ended, belief: float | None) -> Ended:
+def _with_belief(ended: CompletedTraining, belief: float | None) -> CompletedTraining:
     return ended if belief is None else replace(ended, belief=belief)

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import IgcNasError
-from igc_nas.samplers.brute_force import MOST_LISTED, Enumeration
+from igc_nas.samplers.brute_force import MOST_LISTED, BruteForce
 from igc_nas.samplers.evolution import Evolution
 from igc_nas.samplers.history import History, Memory
 from igc_nas.samplers.known_cost import KnownCost
@@ -56,11 +56,13 @@ class StudySampler(BaseSampler):
     generation of NSGA-II) a uniform feasible draw takes its place.
     """
 
-    def __init__(self, spec: StudySpec, known: Collection[str], in_vain: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, spec: StudySpec, known: Collection[str], consecutive_failures: Callable[[], int] = lambda: 0
+    ) -> None:
         self._spec = spec
         self._known = known
-        self._in_vain = in_vain
-        self._catalog = spec.feasible.catalog
+        self._in_vain = consecutive_failures
+        self._catalog = spec.feasible.encoding
         self._memory = Memory(spec.search_space, self._catalog)
         self._propose = _proposer(spec)
         self._inner: BaseSampler | None = None
@@ -73,8 +75,10 @@ class StudySampler(BaseSampler):
         """Seed what is random for this trial."""
         streams = np.random.SeedSequence([self._spec.seed, trial.number]).spawn(2)
         self._rng = np.random.default_rng(streams[0])
-        in_vain = self._in_vain() >= MOST_IN_VAIN
-        self._inner = None if in_vain else _optuna_sampler(self._spec.sampler, int(streams[1].generate_state(1)[0]))
+        consecutive_failures = self._in_vain() >= MOST_IN_VAIN
+        self._inner = (
+            None if consecutive_failures else _optuna_sampler(self._spec.sampler, int(streams[1].generate_state(1)[0]))
+        )
         if self._inner:
             self._inner.before_trial(study, trial)
 
@@ -102,7 +106,7 @@ class StudySampler(BaseSampler):
         """What is proposed, and in the end all that a small space holds."""
         yield from itertools.islice(self._propose(history, self._rng), MOST_REPEATS)
         if self._spec.search_space.size <= MOST_LISTED:
-            yield from Enumeration(self._spec).propose(history, self._rng)
+            yield from BruteForce(self._spec).propose(history, self._rng)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -125,7 +129,7 @@ def _proposer(spec: StudySpec) -> Propose:
         case "evolution":
             return Evolution(spec).propose
         case "all":
-            return Enumeration(spec).propose
+            return BruteForce(spec).propose
         case "stratified":
             return lambda history, rng: _draws(spec, spec.feasible.draw_stratified, rng)
         case _:
@@ -134,7 +138,7 @@ def _proposer(spec: StudySpec) -> Propose:
 
 def _draws(spec: StudySpec, draw: Callable[[np.random.Generator], Any], rng: np.random.Generator) -> Iterator[Code]:
     while True:
-        code = spec.feasible.catalog.code(draw(rng))
+        code = spec.feasible.encoding.code(draw(rng))
         assert code is not None
         yield code
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igc_nas.arch.config import UNITS
-from igc_nas.space.encoding import Catalog, Code, Ints
+from igc_nas.space.encoding import Code, Ints, SpaceEncoding
 from igc_nas.space.search_space import METRICS, Metric
 
 MOST_FRONTS, MOST_BACKS = 40_000_000, 2_000_000
@@ -32,7 +32,7 @@ Units = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class _Halves:
+class _PartialConfigs:
     """Some stages in a row, every way: `costs` (metrics, n), `codes` (n, stages), the `units` that they share."""
 
     units: Units
@@ -52,10 +52,10 @@ class _Group:
 
     shape: int
     units: Units
-    segments: list[tuple[int, _Halves, Ints, Ints]] = field(default_factory=list)
+    segments: list[tuple[int, _PartialConfigs, Ints, Ints]] = field(default_factory=list)
     size: int = 0
 
-    def add(self, parents: _Halves, options: Ints, costs: Ints) -> None:
+    def add(self, parents: _PartialConfigs, options: Ints, costs: Ints) -> None:
         self.segments.append((self.size, parents, options, costs))
         self.size += len(parents) * len(options)
 
@@ -71,14 +71,14 @@ class _Group:
         return (*map(int, parents.codes[parent]), int(options[option]))
 
 
-class Sums:
+class BudgetCounter:
     """The architectures of a catalog, sorted by one metric; no more than `most` of it is ever asked about.
 
     Raises `OverflowError` where a space has too many halves to sort, or `most` is beyond `MOST_COST`.
     """
 
-    def __init__(self, catalog: Catalog, metric: Metric, most: int) -> None:
-        self.catalog = catalog
+    def __init__(self, encoding: SpaceEncoding, metric: Metric, most: int) -> None:
+        self.encoding = encoding
         self.metric = METRICS.index(metric)
         self.most = most
         if most > MOST_COST:
@@ -89,10 +89,10 @@ class Sums:
 
     # The halves.
 
-    def _halves(self) -> tuple[list[_Group], dict[int, list[_Halves]]]:
+    def _halves(self) -> tuple[list[_Group], dict[int, list[_PartialConfigs]]]:
         """(groups of front halves, back halves by the shape that enters them)."""
         sizes = self._sizes()
-        levels = len(self.catalog.stages)
+        levels = len(self.encoding.stages)
         cut = min(range(1, levels + 1), key=lambda level: sizes[level][0] + 8 * sizes[level][1])
         if sizes[cut][0] > MOST_FRONTS or sizes[cut][1] > MOST_BACKS:
             raise OverflowError(f"{sizes[cut][0]:,} and {sizes[cut][1]:,} halves")
@@ -108,49 +108,56 @@ class Sums:
 
     def _sizes(self) -> list[tuple[int, int]]:
         """For each cut, behind so many stages: (front halves, back halves of the shape that has the most)."""
-        fronts = [np.bincount(self.catalog.stem_shape, minlength=len(self.catalog.space.shapes[0])).astype(float)]
-        for table, leaving in zip(self.catalog.stages, self.catalog.space.shapes[1:], strict=True):
+        fronts = [np.bincount(self.encoding.stem_shape, minlength=len(self.encoding.space.shapes[0])).astype(float)]
+        for table, leaving in zip(self.encoding.stages, self.encoding.space.shapes[1:], strict=True):
             after = np.zeros(len(leaving))
             np.add.at(
                 after, table.leaves[table.fits], np.broadcast_to(fronts[-1][:, None], table.fits.shape)[table.fits]
             )
             fronts.append(after)
-        backs = [np.ones(len(self.catalog.space.shapes[-1]))]
-        for table in reversed(self.catalog.stages):
+        backs = [np.ones(len(self.encoding.space.shapes[-1]))]
+        for table in reversed(self.encoding.stages):
             backs.insert(0, np.where(table.fits, backs[0][table.leaves], 0.0).sum(axis=1))
         return [(int(front.sum()), int(back.max())) for front, back in zip(fronts, backs, strict=True)]
 
-    def _roots(self) -> list[tuple[int, _Halves]]:
+    def _roots(self) -> list[tuple[int, _PartialConfigs]]:
         found = []
-        for shape in np.unique(self.catalog.stem_shape):
-            stems = np.flatnonzero(self.catalog.stem_shape == shape)
-            found.append((int(shape), _Halves((), self.catalog.stem_costs[:, stems], stems[:, None])))
+        for shape in np.unique(self.encoding.stem_shape):
+            stems = np.flatnonzero(self.encoding.stem_shape == shape)
+            found.append((int(shape), _PartialConfigs((), self.encoding.stem_costs[:, stems], stems[:, None])))
         return found
 
     def _choices(self, level: int, shape: int) -> Iterator[tuple[int, int, Ints, Ints]]:
         """The options of a stage behind a shape, by (unit, shape that they lead to): numbers and costs."""
-        table = self.catalog.stages[level]
+        table = self.encoding.stages[level]
         fitting = np.flatnonzero(table.fits[shape])
-        kinds = table.unit[fitting] * len(self.catalog.space.shapes[level + 1]) + table.leaves[shape, fitting]
+        kinds = table.unit[fitting] * len(self.encoding.space.shapes[level + 1]) + table.leaves[shape, fitting]
         for kind in np.unique(kinds):
             options = fitting[kinds == kind]
-            unit, leads = divmod(int(kind), len(self.catalog.space.shapes[level + 1]))
+            unit, leads = divmod(int(kind), len(self.encoding.space.shapes[level + 1]))
             yield unit, leads, options, table.costs[:, shape, options]
 
-    def _extended(self, halves: Sequence[tuple[int, _Halves]], level: int) -> Iterator[tuple[int, _Halves]]:
+    def _extended(
+        self, halves: Sequence[tuple[int, _PartialConfigs]], level: int
+    ) -> Iterator[tuple[int, _PartialConfigs]]:
         for shape, half in halves:
             for unit, leads, options, costs in self._choices(level, shape):
-                yield leads, _Halves((*half.units, unit), *_outer(half.costs, half.codes, costs, options[:, None]))
+                yield (
+                    leads,
+                    _PartialConfigs((*half.units, unit), *_outer(half.costs, half.codes, costs, options[:, None])),
+                )
 
-    def _suffixes(self, level: int) -> Iterator[tuple[int, list[_Halves]]]:
+    def _suffixes(self, level: int) -> Iterator[tuple[int, list[_PartialConfigs]]]:
         """For each shape that enters stage `level` the ways to go on from there to the end, by units."""
-        end = self.catalog.end_costs
-        known = {n: [_Halves((), end[:, n : n + 1], np.zeros((1, 0), dtype=np.int64))] for n in range(end.shape[1])}
-        for stage in range(len(self.catalog.stages) - 1, level - 1, -1):
+        end = self.encoding.end_costs
+        known = {
+            n: [_PartialConfigs((), end[:, n : n + 1], np.zeros((1, 0), dtype=np.int64))] for n in range(end.shape[1])
+        }
+        for stage in range(len(self.encoding.stages) - 1, level - 1, -1):
             behind, known = known, {}
-            for shape in range(len(self.catalog.space.shapes[stage])):
+            for shape in range(len(self.encoding.space.shapes[stage])):
                 found = [
-                    (0, _Halves((unit, *half.units), *_outer(costs, options[:, None], half.costs, half.codes)))
+                    (0, _PartialConfigs((unit, *half.units), *_outer(costs, options[:, None], half.costs, half.codes)))
                     for unit, leads, options, costs in self._choices(stage, shape)
                     for half in behind[leads]
                 ]
@@ -169,7 +176,7 @@ class Sums:
     # Pairs: a group of front halves with one back half.
 
     @cached_property
-    def _pairs(self) -> list[tuple[int, _Halves]]:
+    def _pairs(self) -> list[tuple[int, _PartialConfigs]]:
         """(group, back halves) in the order of the pairs; each back half of the second is a pair."""
         return [(n, half) for n, group in enumerate(self._groups) for half in self._backs[group.shape]]
 
@@ -188,7 +195,7 @@ class Sums:
         number = {units: n for n, units in enumerate(self.strata)}
         return np.concatenate([np.full(len(half), number[self._units(n, half)]) for n, half in self._pairs])
 
-    def _units(self, group: int, half: _Halves) -> Units:
+    def _units(self, group: int, half: _PartialConfigs) -> Units:
         return (*self._groups[group].units, *half.units)
 
     def _ends(self, group: int, left: Ints) -> Ints:
@@ -261,7 +268,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Stratum:
     """A set of architectures: of each of `pairs` those from `starts` on, `ends` of them in all so far (cumulated)."""
 
     pairs: Ints
@@ -269,7 +276,7 @@ class Chosen:
     ends: Ints
 
     @classmethod
-    def of(cls, pairs: Ints, starts: Ints, counts: Ints) -> Chosen:
+    def of(cls, pairs: Ints, starts: Ints, counts: Ints) -> Stratum:
         """The non-empty among `pairs`."""
         some = counts > 0
         return cls(pairs[some], starts[some], np.cumsum(counts[some]))
@@ -277,7 +284,7 @@ class Chosen:
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def draw(self, rng: np.random.Generator, sums: Sums) -> Code:
+    def draw(self, rng: np.random.Generator, sums: BudgetCounter) -> Code:
         """One of the set, each being equally likely."""
         number = int(rng.integers(len(self)))
         at = int(np.searchsorted(self.ends, number, side="right"))
@@ -297,15 +304,17 @@ def _outer(costs: Ints, codes: Ints, more_costs: Ints, more_codes: Ints) -> tupl
     return (costs[:, :, None] + more_costs[:, None, :]).reshape(len(costs), n * m), joined
 
 
-def _merged(halves: object) -> list[tuple[int, _Halves]]:
+def _merged(halves: object) -> list[tuple[int, _PartialConfigs]]:
     """Halves with the same shape and units as one."""
-    found: dict[tuple[int, Units], list[_Halves]] = {}
+    found: dict[tuple[int, Units], list[_PartialConfigs]] = {}
     for shape, half in halves:  # type: ignore[attr-defined]
         found.setdefault((shape, half.units), []).append(half)
     return [
         (
             shape,
-            _Halves(units, np.concatenate([h.costs for h in some], 1), np.concatenate([h.codes for h in some], 0)),
+            _PartialConfigs(
+                units, np.concatenate([h.costs for h in some], 1), np.concatenate([h.codes for h in some], 0)
+            ),
         )
         for (shape, units), some in found.items()
     ]

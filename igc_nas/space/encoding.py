@@ -37,7 +37,7 @@ class StageTable:
     leaves: Ints
 
 
-class Catalog:
+class SpaceEncoding:
     """The options of `space`, numbered and priced."""
 
     def __init__(self, space: SearchSpace) -> None:

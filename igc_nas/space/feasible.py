@@ -17,9 +17,9 @@ from igc_nas.arch.config import UNITS, ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.errors import InfeasibleError
 from igc_nas.io.units import exact_count
-from igc_nas.space.counting import Chosen, Sums
-from igc_nas.space.encoding import Catalog, Ints
-from igc_nas.space.knapsack import Cells
+from igc_nas.space.counting import BudgetCounter, Stratum
+from igc_nas.space.encoding import Ints, SpaceEncoding
+from igc_nas.space.knapsack import KnapsackSampler
 from igc_nas.space.search_space import Metric, SearchSpace
 
 MOST_REJECTED = 20_000
@@ -68,9 +68,9 @@ class Feasible:
     # Counting.
 
     @cached_property
-    def catalog(self) -> Catalog:
+    def encoding(self) -> SpaceEncoding:
         """The space's options as arrays."""
-        return Catalog(self.space)
+        return SpaceEncoding(self.space)
 
     @cached_property
     def metric(self) -> Metric:
@@ -86,13 +86,13 @@ class Feasible:
         return next((metric for metric in self.limits if metric != self.metric), None)
 
     @cached_property
-    def sums(self) -> Sums | None:
+    def sums(self) -> BudgetCounter | None:
         """The exact counts; None for a space that has too many halves for them."""
         return self._sums_by(self.metric)
 
-    def _sums_by(self, metric: Metric) -> Sums | None:
+    def _sums_by(self, metric: Metric) -> BudgetCounter | None:
         try:
-            return Sums(self.catalog, metric, self._most(metric))
+            return BudgetCounter(self.encoding, metric, self._most(metric))
         except OverflowError:
             return None
 
@@ -110,7 +110,7 @@ class Feasible:
         edges[0], edges[-1] = least - 1, most
         return tuple(Bin(low, high) for low, high in pairwise(edges) if low < high)
 
-    def _counts(self, sums: Sums, limit: int) -> Ints:
+    def _counts(self, sums: BudgetCounter, limit: int) -> Ints:
         """(pairs,) how many architectures cost at most `limit` and keep within the other limit."""
         if self._other is None:
             return sums.within(limit)
@@ -191,17 +191,17 @@ class Feasible:
     def _propose(self, rng: np.random.Generator) -> ArchConfig:
         if self.sums is None:
             return self._cells.propose(rng)
-        return self.catalog.architecture(self._all.draw(rng, self.sums))
+        return self.encoding.architecture(self._all.draw(rng, self.sums))
 
     @cached_property
-    def _cells(self) -> Cells:
-        return Cells(self.space, self.metric, self._most(self.metric))
+    def _cells(self) -> KnapsackSampler:
+        return KnapsackSampler(self.space, self.metric, self._most(self.metric))
 
     @cached_property
-    def _all(self) -> Chosen:
+    def _all(self) -> Stratum:
         assert self.sums is not None
         counts = self.sums.within(self._most(self.metric))
-        return Chosen.of(np.arange(len(counts)), np.zeros_like(counts), counts)
+        return Stratum.of(np.arange(len(counts)), np.zeros_like(counts), counts)
 
     def draw_stratified(self, rng: np.random.Generator) -> ArchConfig:
         """One architecture: uniform over the bins, over the combinations of units in it, over what they hold.
@@ -214,7 +214,7 @@ class Feasible:
         for _ in range(MOST_REJECTED):
             choices = self._strata[int(rng.integers(len(self._strata)))]
             stratum = choices[int(rng.integers(len(choices)))]
-            arch = self.catalog.architecture(self._chosen(*stratum).draw(rng, self.sums))
+            arch = self.encoding.architecture(self._chosen(*stratum).draw(rng, self.sums))
             if self._other is None or self.contains(cost_of(arch)):
                 return arch
         raise InfeasibleError(
@@ -239,15 +239,15 @@ class Feasible:
         return [bin_ for bin_ in found if bin_]
 
     @cached_property
-    def _chosen_before(self) -> dict[tuple[int, int], Chosen]:
+    def _chosen_before(self) -> dict[tuple[int, int], Stratum]:
         return {}
 
-    def _chosen(self, number: int, stratum: int) -> Chosen:
+    def _chosen(self, number: int, stratum: int) -> Stratum:
         assert self.sums is not None
         if (number, stratum) not in self._chosen_before:
             pairs = self.sums.pairs_of(stratum)
             low, high = self._within_bins[number][pairs], self._within_bins[number + 1][pairs]
-            self._chosen_before[number, stratum] = Chosen.of(pairs, low, high - low)
+            self._chosen_before[number, stratum] = Stratum.of(pairs, low, high - low)
         return self._chosen_before[number, stratum]
 
     # The ends.
@@ -260,7 +260,7 @@ class Feasible:
         return min(self._some(), key=lambda arch: cost_of(arch).macs)
 
     def heaviest(self) -> ArchConfig:
-        """The architecture within the budget with the most MACs, up to the rounding of `Cells`.
+        """The architecture within the budget with the most MACs, up to the rounding of `KnapsackSampler`.
 
         A knapsack over the stages, costs rounded up; with two budgets that bind, the best of some uniform draws.
         """

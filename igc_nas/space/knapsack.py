@@ -36,7 +36,7 @@ class _Level:
     macs: Ints
 
 
-class Cells:
+class KnapsackSampler:
     """The completions of `space` by their `metric`, up to `most` of it."""
 
     def __init__(self, space: SearchSpace, metric: Metric, most: int) -> None:

@@ -38,7 +38,7 @@ class Running(Frozen):
     train_error: float | None = None
 
 
-class Owner(Frozen):
+class LockHolder(Frozen):
     """The process that searches a study."""
 
     process: Process
@@ -48,7 +48,7 @@ class Owner(Frozen):
     running: Annotated[tuple[Running, ...], Field(strict=False)] = ()
 
 
-class Ownership:
+class StudyLock:
     """The lock of a study's folder, held. Raises `StudyError` naming host and pid where another process has it."""
 
     def __init__(self, folder: Path, *others: Path) -> None:
@@ -56,7 +56,7 @@ class Ownership:
         self.folder = folder
         self._locks: list[filelock.FileLock] = []
         self._shown_at = -SHOW_EVERY_S
-        self._owner = Owner(process=Process.here(), since=now(), seen=now())
+        self._owner = LockHolder(process=Process.here(), since=now(), seen=now())
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -84,7 +84,7 @@ class Ownership:
         self._say(path.with_suffix(OWNER), self._owner)
 
     @staticmethod
-    def _say(path: Path, owner: Owner) -> None:
+    def _say(path: Path, owner: LockHolder) -> None:
         write_whole(path, owner.model_dump_json(exclude_none=True), durable=False)
 
     def show(self, running: Iterable[Running]) -> None:
@@ -105,14 +105,14 @@ class Ownership:
             lock.release()
 
 
-def owner_of(folder: Path) -> Owner | None:
+def holder_of(folder: Path) -> LockHolder | None:
     """Who searches the study in `folder`, as far as can be seen: None where nobody says so, or who said so is dead."""
     return _read(folder / OWNER_FILE)
 
 
-def _read(path: Path) -> Owner | None:
+def _read(path: Path) -> LockHolder | None:
     try:
-        owner = Owner.model_validate_json(path.read_bytes())
+        owner = LockHolder.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
     return None if owner.process.is_alive() is False else owner

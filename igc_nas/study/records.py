@@ -187,7 +187,7 @@ class Unfinished(Frozen):
     train_s: Annotated[float, Field(ge=0)]
 
 
-class Stopped(Frozen):
+class Pruned(Frozen):
     """What is known of an architecture whose training was given up.
 
     `chance` is the probability that it would have ended on the front, as the study judged it then; `expected_error`
@@ -204,7 +204,7 @@ class Stopped(Frozen):
     seed: int
 
 
-class Spent(Frozen):
+class TimeBreakdown(Frozen):
     """Where the time of a trial went, in seconds; what is spent waiting for others is in `wait_s` alone."""
 
     prepare_s: Annotated[float, Field(ge=0)]
@@ -237,7 +237,7 @@ class Trial(Frozen):
     params: dict[str, int | str]
     arch: ArchConfig | None = None
     candidate: Candidate | None = None
-    stopped: Stopped | None = None
+    stopped: Pruned | None = None
     reason: str | None = None
     """Why it is infeasible, failed, or a duplicate ("the architecture of trial 3")."""
     failure: Failure | None = None
@@ -250,7 +250,7 @@ class Trial(Frozen):
     started: str | None = None
     """UTC, ISO 8601."""
     wall_s: float | None = None
-    spent: Spent | None = None
+    spent: TimeBreakdown | None = None
     """None where it did not end, and in records that do not know."""
     process: Process | None = None
     """Whose it is while it runs: for no longer than the study's lock is held (see `igc_nas.study.lock`)."""
@@ -288,7 +288,7 @@ class Trial(Frozen):
             raise StudyError(first_problem(error, where)) from None
 
 
-def deployed_text(candidate: Candidate | Stopped) -> str:
+def deployed_text(candidate: Candidate | Pruned) -> str:
     """The form that a candidate's latency is of, and what it holds and executes: `mixed 237.2k 35.64M 0.95 MB`."""
     latency = candidate.latency
     if latency.deployed_params is None or latency.deployed_macs is None or latency.weight_bytes is None:

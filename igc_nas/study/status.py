@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from igc_nas.study.lock import Owner, Running, owner_of
+from igc_nas.study.lock import LockHolder, Running, holder_of
 from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study
@@ -19,7 +19,7 @@ class Status:
     """A study with whoever searches it; `owner` is None where nobody does, as far as can be seen from here."""
 
     study: Study
-    owner: Owner | None
+    owner: LockHolder | None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -78,7 +78,7 @@ class Status:
 
 def status_of(study: Study) -> Status:
     """How a study stands now."""
-    return Status(study, owner_of(study.folder) if study.folder else None)
+    return Status(study, holder_of(study.folder) if study.folder else None)
 
 
 def _running(trial: Trial, far: Running | None) -> dict[str, Any]:

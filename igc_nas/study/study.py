@@ -36,7 +36,7 @@ class Study:
         return tuple(t.candidate for t in self.trials if t.state == "complete" and t.candidate)
 
     @cached_property
-    def contenders(self) -> tuple[Candidate, ...]:
+    def feasible_candidates(self) -> tuple[Candidate, ...]:
         """The candidates that may be on the front: those within the budgets (a person may ask for others, too)."""
         return tuple(c for c in self.candidates if self.spec.over_budget(c.cost) is None)
 
@@ -61,8 +61,8 @@ class Study:
     def front(self, objectives: Sequence[str] | None = None) -> tuple[Candidate, ...]:
         """The candidates that no other one dominates, by the first objective ascending."""
         names = tuple(objectives or self.spec.objectives)
-        points = [values(c, names) for c in self.contenders]
-        return tuple(self.contenders[i] for i in sorted(nondominated(points), key=lambda i: points[i]))
+        points = [values(c, names) for c in self.feasible_candidates]
+        return tuple(self.feasible_candidates[i] for i in sorted(nondominated(points), key=lambda i: points[i]))
 
     def scaled(self, candidate: Candidate, objectives: Sequence[str] | None = None) -> tuple[float, ...]:
         """A candidate's objectives on the study's fixed [0, 1] scale."""
@@ -81,7 +81,7 @@ class Study:
         names = tuple(objectives or self.spec.objectives)
         if any(name not in self.spec.bounds for name in names):
             return []
-        points = (self.scaled(candidate, names) for candidate in self.contenders)
+        points = (self.scaled(candidate, names) for candidate in self.feasible_candidates)
         return list(enumerate(running_hypervolume(points), start=1))
 
     def pick(self, rule: str) -> Candidate:
@@ -95,7 +95,7 @@ class Study:
             front = self.front() or self.candidates
             return front[knee([self._comparable(c) for c in front])]
         if rule == "best-error":
-            return min(self.contenders or self.candidates, key=lambda c: (c.score.error, c.cost.params))
+            return min(self.feasible_candidates or self.candidates, key=lambda c: (c.score.error, c.cost.params))
         if (number := _trial_number(rule)) is not None:
             candidate = self.trial(number).candidate
             if candidate is None:

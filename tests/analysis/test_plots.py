@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from igc_nas.analysis.plots import front_figure, front_picture
-from igc_nas.analysis.surrogate_quality import knowledge_of
+from igc_nas.analysis.surrogate_quality import surrogate_quality
 from igc_nas.analysis.views import (
     curves_view,
     disagreements,
@@ -15,8 +15,8 @@ from igc_nas.analysis.views import (
     front_rows,
     front_view,
     hypervolume_view,
-    knowledge_view,
     papers_view,
+    surrogate_view,
     trials_view,
     unit_mix,
 )
@@ -197,7 +197,7 @@ def test_curves_leave_out_what_has_no_rungs(study: Study) -> None:
 
 
 def test_what_is_known_is_what_knowledge_says(study: Study) -> None:
-    view, known = knowledge_view(study), knowledge_of(study)
+    view, known = surrogate_view(study), surrogate_quality(study)
     assert view
     assert known
     assert view.trial == known.trials == tuple(c.trial for c in study.candidates)
@@ -208,7 +208,7 @@ def test_what_is_known_is_what_knowledge_says(study: Study) -> None:
 
 
 def test_little_is_known_of_few_trials() -> None:
-    assert knowledge_view(make_study(15)) is None
+    assert surrogate_view(make_study(15)) is None
 
 
 # what studies share

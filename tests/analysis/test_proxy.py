@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import kendalltau
 
-from igc_nas.analysis.proxy import Honesty, Predictor, honesty, versus
+from igc_nas.analysis.proxy import Predictor, ProxyReport, proxy_report, versus
 from igc_nas.analysis.ranking import Tau
 from igc_nas.errors import StudyError
 from igc_nas.study.study import Study, load_study
@@ -33,27 +33,27 @@ def _seeded() -> Study:
 
 
 @pytest.fixture(scope="module")
-def found(family: Path) -> Honesty:
-    return honesty(load_study(family))
+def found(family: Path) -> ProxyReport:
+    return proxy_report(load_study(family))
 
 
-def only(found: Honesty, kind: str) -> Predictor:
+def only(found: ProxyReport, kind: str) -> Predictor:
     (row,) = (row for row in found.predictors if row.kind == kind)
     return row
 
 
-def judged(folder: Path, **studies: Study) -> Honesty:
+def judged(folder: Path, **studies: Study) -> ProxyReport:
     """A study `short` with others in its folder."""
     write(folder / "short", studies.pop("short"))
     for name, study in studies.items():
         write(folder / "short" / name, study)
-    return honesty(load_study(folder / "short"))
+    return proxy_report(load_study(folder / "short"))
 
 
 # What is compared with what.
 
 
-def test_the_truth_is_the_longest_training_in_the_folder(found: Honesty) -> None:
+def test_the_truth_is_the_longest_training_in_the_folder(found: ProxyReport) -> None:
     assert (found.study.name, found.truth.name, found.own_end) == ("short", "short/long", False)
     assert (found.study.samples, found.truth.samples, found.longer) == (8000, 80_000, 10)
     assert (found.shared, found.bins) == (N, 3)
@@ -61,7 +61,7 @@ def test_the_truth_is_the_longest_training_in_the_folder(found: Honesty) -> None
     assert found.truth.recipe["epochs"] == 20
 
 
-def test_every_predictor_is_there_in_order(found: Honesty) -> None:
+def test_every_predictor_is_there_in_order(found: ProxyReport) -> None:
     assert [(row.kind, row.samples) for row in found.predictors] == [
         ("rung", 2000),
         ("rung", 4000),
@@ -77,7 +77,7 @@ def test_every_predictor_is_there_in_order(found: Honesty) -> None:
     assert only(found, "seed").study == "short/seed1"
 
 
-def test_numbers_are_those_of_scipy(found: Honesty, family: Path) -> None:
+def test_numbers_are_those_of_scipy(found: ProxyReport, family: Path) -> None:
     short, long = load_study(family).candidates, load_study(family / "long").candidates
     truth = [c.score.error for c in long]
     assert only(found, "end").overall.tau == pytest.approx(kendalltau([c.score.error for c in short], truth).statistic)
@@ -92,7 +92,7 @@ def test_numbers_are_those_of_scipy(found: Honesty, family: Path) -> None:
     assert (repeat.study, repeat.seed) == ("short/seed1", 1)
 
 
-def test_a_proxy_that_sees_quality_beats_the_parameter_count(found: Honesty) -> None:
+def test_a_proxy_that_sees_quality_beats_the_parameter_count(found: ProxyReport) -> None:
     first, second = found.of("rung")
     end = only(found, "end")
     assert (first.overall.tau or 0) < (second.overall.tau or 0) < (end.overall.tau or 0)
@@ -104,13 +104,13 @@ def test_a_proxy_that_sees_quality_beats_the_parameter_count(found: Honesty) -> 
     assert (end.recall_25 or 0) > 0.6
 
 
-def test_random_is_what_chance_gives(found: Honesty) -> None:
+def test_random_is_what_chance_gives(found: ProxyReport) -> None:
     row = only(found, "random")
     assert (row.overall.tau, row.inside.tau) == (0, 0)
     assert (row.recall_10, row.recall_25) == (6 / 60, 15 / 60)
 
 
-def test_everything_goes_into_json(found: Honesty) -> None:
+def test_everything_goes_into_json(found: ProxyReport) -> None:
     plain = json.loads(json.dumps(dataclasses.asdict(found), allow_nan=False))
     assert plain["predictors"][2]["kind"] == "end"
     assert plain["figures"][0]["points"][0]["printed_accuracy"] == 0.5111
@@ -179,20 +179,20 @@ def test_without_a_longer_training_the_truth_is_the_own_end(tmp_path: Path) -> N
 
 
 def test_a_study_without_a_folder_has_no_relatives() -> None:
-    found = honesty(make(20, by_quality))
+    found = proxy_report(make(20, by_quality))
     assert (found.own_end, found.repeats) == (True, ())
     assert [row.kind for row in found.predictors] == ["params", "macs", "random"]
 
 
 def test_a_truth_that_is_named_comes_before_the_longest(tmp_path: Path, family: Path) -> None:
     other = write(tmp_path / "other", make(40, by_size, recipe=RECIPE | {"epochs": 1}, name="other"))
-    found = honesty(load_study(family), load_study(other))
+    found = proxy_report(load_study(family), load_study(other))
     assert (found.truth.name, found.shared, found.longer) == ("other", 40, 0.5)
-    again = honesty(load_study(family), load_study(family / "seed1"))
+    again = proxy_report(load_study(family), load_study(family / "seed1"))
     assert [row.kind for row in again.predictors] == [
         "rung", "rung", "end", "loss", "belief", "params", "macs", "random",
     ]  # fmt: skip
-    own = honesty(load_study(family), load_study(family / ".." / "short"))
+    own = proxy_report(load_study(family), load_study(family / ".." / "short"))
     assert own.own_end
 
 
@@ -222,7 +222,7 @@ def test_stopped_trainings_count_at_their_rungs(tmp_path: Path) -> None:
     assert {row.kind: row.overall.n for row in found.predictors} == {
         "rung": 30, "end": 18, "loss": 18, "belief": 18, "params": 30, "macs": 30, "random": 30,
     }  # fmt: skip
-    assert honesty(load_study(tmp_path / "short"), load_study(tmp_path / "short")).shared == 18
+    assert proxy_report(load_study(tmp_path / "short"), load_study(tmp_path / "short")).shared == 18
 
 
 def test_a_rung_of_few_architectures_is_counted_and_not_ranked(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_rung_of_few_architectures_is_counted_and_not_ranked(tmp_path: Path) -
 # The papers' figures.
 
 
-def test_a_proxy_that_agrees_with_the_figures(found: Honesty) -> None:
+def test_a_proxy_that_agrees_with_the_figures(found: ProxyReport) -> None:
     assert [(figure.trained, len(figure.points)) for figure in found.figures] == [(9, 9), (11, 11), (6, 6)]
     for figure in found.figures:
         taus = {row.kind: row.overall for row in figure.taus if row.kind != "rung"}
@@ -273,7 +273,7 @@ def test_figures_of_another_recipe_do_not_count(tmp_path: Path) -> None:
 
 def refused(study: Study, truth: Study | None = None) -> tuple[str, str]:
     with pytest.raises(StudyError) as raised:
-        honesty(study, truth)
+        proxy_report(study, truth)
     return one_line(raised), raised.value.hint or ""
 
 

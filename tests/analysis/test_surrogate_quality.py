@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from igc_nas.analysis.surrogate_quality import believed, knowledge_of
-from igc_nas.samplers.cross_validation import LEAST_FOR_TRUST, spearman
+from igc_nas.analysis.surrogate_quality import predicted_errors, surrogate_quality
+from igc_nas.samplers.cross_validation import MIN_TRIALS, spearman
 from igc_nas.samplers.features import Features
 from igc_nas.samplers.surrogate import MOST_POINTS
 from igc_nas.study.records import Candidate
@@ -20,36 +20,36 @@ def by_depth(candidate: Candidate) -> float:
 
 
 def test_too_few_trials_tell_nothing() -> None:
-    assert knowledge_of(make(0, by_depth)) is None
-    assert knowledge_of(make(LEAST_FOR_TRUST - 1, by_depth)) is None
-    assert knowledge_of(make(LEAST_FOR_TRUST, by_depth)) is not None
+    assert surrogate_quality(make(0, by_depth)) is None
+    assert surrogate_quality(make(MIN_TRIALS - 1, by_depth)) is None
+    assert surrogate_quality(make(MIN_TRIALS, by_depth)) is not None
 
 
 def test_networks_of_other_spaces_do_not_count() -> None:
     """A paper's network that was given has no code: the surrogate cannot be asked."""
     papers = make_papers(lambda accuracy: 1 - accuracy)
-    assert len(papers.candidates) >= LEAST_FOR_TRUST
-    assert knowledge_of(papers) is None
-    study = make(LEAST_FOR_TRUST, by_depth)
+    assert len(papers.candidates) >= MIN_TRIALS
+    assert surrogate_quality(papers) is None
+    study = make(MIN_TRIALS, by_depth)
     with_papers = Study(study.spec, study.trials + papers.trials)
-    assert knowledge_of(with_papers) == knowledge_of(study)
+    assert surrogate_quality(with_papers) == surrogate_quality(study)
 
 
 def test_stopped_trials_are_not_judged() -> None:
-    found = knowledge_of(stop(make(N, by_depth, {2000: by_depth}), 30))
+    found = surrogate_quality(stop(make(N, by_depth, {2000: by_depth}), 30))
     assert found
     assert found.trials == tuple(range(30))
 
 
 def test_what_is_said_of_a_trial_is_said_without_it() -> None:
     """One error is made absurd: what is expected of it stays what the others say."""
-    found = knowledge_of(make(N, by_depth))
+    found = surrogate_quality(make(N, by_depth))
     assert found
     assert found.trust.n == len(found.errors) == len(found.expected) == len(found.deviation) == N
     assert found.errors == pytest.approx([by_depth(c) for c in make(N, by_depth).candidates])
     assert min(found.deviation) > 0
 
-    wrong = knowledge_of(make(N, lambda c: 1.0 if c.trial == 3 else by_depth(c)))
+    wrong = surrogate_quality(make(N, lambda c: 1.0 if c.trial == 3 else by_depth(c)))
     assert wrong
     assert wrong.errors[3] == 1.0
     usual = np.median(np.abs(np.array(found.errors) - found.expected))
@@ -61,14 +61,14 @@ def test_the_newest_of_many_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MOST_POINTS == 400
     monkeypatch.setattr("igc_nas.analysis.surrogate_quality.MOST_POINTS", 20)
     study = make(N, by_depth)
-    found, last = knowledge_of(study), knowledge_of(Study(study.spec, study.trials[20:]))
+    found, last = surrogate_quality(study), surrogate_quality(Study(study.spec, study.trials[20:]))
     assert found
     assert found.trials == tuple(range(20, N))
     assert found == last
 
 
 def test_the_sentence_says_what_is_not_followed() -> None:
-    learnt, noise = knowledge_of(make(N, by_depth)), knowledge_of(make(N, by_quality))
+    learnt, noise = surrogate_quality(make(N, by_depth)), surrogate_quality(make(N, by_quality))
     assert learnt
     assert noise
     assert learnt.trust.is_better
@@ -81,21 +81,21 @@ def test_the_sentence_says_what_is_not_followed() -> None:
 
 
 def test_errors_that_are_all_one_tell_nothing() -> None:
-    found = knowledge_of(make(LEAST_FOR_TRUST, lambda c: 0.5))
+    found = surrogate_quality(make(MIN_TRIALS, lambda c: 0.5))
     assert found
     assert (found.trust.rank, found.trust.is_better) == (0.0, False)
-    assert found.expected == pytest.approx([0.5] * LEAST_FOR_TRUST)
+    assert found.expected == pytest.approx([0.5] * MIN_TRIALS)
     assert "not followed" in found.sentence()
 
 
 def test_features_are_those_of_the_studys_own_space() -> None:
-    catalog = make(1, by_depth).spec.feasible.catalog
+    encoding = make(1, by_depth).spec.feasible.encoding
     candidate = make(1, by_depth).candidates[0]
-    code = catalog.code(candidate.arch)
+    code = encoding.code(candidate.arch)
     assert code is not None
     codes = np.array([code])
-    assert catalog.price(codes)[1][0, 0] == candidate.cost.params
-    assert len(Features(catalog).of(codes, catalog.price(codes)[1]).whole) == 1
+    assert encoding.price(codes)[1][0, 0] == candidate.cost.params
+    assert len(Features(encoding).of(codes, encoding.price(codes)[1]).whole) == 1
 
 
 def test_beliefs_carry_less_noise_than_errors() -> None:
@@ -104,7 +104,7 @@ def test_beliefs_carry_less_noise_than_errors() -> None:
     noisy = make(120, blurred(by_depth, 0.03, 0))
     truth = {c.id: c.score.error for c in smooth.candidates}
     errors = {c.id: c.score.error for c in noisy.candidates}
-    beliefs = believed(noisy)
+    beliefs = predicted_errors(noisy)
     assert beliefs.keys() == truth.keys()
     assert _distance(beliefs, truth) < 0.7 * _distance(errors, truth)
 
@@ -114,4 +114,4 @@ def _distance(a: dict[str, float], b: dict[str, float]) -> float:
 
 
 def test_there_are_no_beliefs_of_too_few() -> None:
-    assert believed(make(LEAST_FOR_TRUST - 1, by_depth)) == {}
+    assert predicted_errors(make(MIN_TRIALS - 1, by_depth)) == {}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from igc_nas.arch.complementary import Condition, complementary, path_counts, unmet
 from igc_nas.arch.config import ArchConfig, ConvStage, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig, balanced_factors
 from igc_nas.arch.plan import Conv, Interleave, arch_id
-from igc_nas.cli.program import _status
+from igc_nas.cli import main
 from igc_nas.errors import ConfigError
 from igc_nas.io.records import differences
 from igc_nas.nn.network import Block, build
@@ -297,7 +297,7 @@ def test_the_command_prints_the_space_under_its_condition(tmp_path: Path, capsys
     for condition in CONDITIONS:
         path = tmp_path / f"{condition}.toml"
         path.write_text(under(condition, UNEQUAL))
-        assert _status(["space", str(path)]) == 0
+        assert main(["space", str(path)]) == 0
         (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("architectures"))
         assert int(line.split()[1].replace(",", "")) == space_of(under(condition, UNEQUAL)).size
 
@@ -305,7 +305,7 @@ def test_the_command_prints_the_space_under_its_condition(tmp_path: Path, capsys
 def test_the_command_refuses_a_space_with_an_empty_stage(tmp_path: Path, capsys: pytest.CaptureFixture[Any]) -> None:
     path = tmp_path / "wide.toml"
     path.write_text(under("strict", find_space("igcv3_cifar").read_text(encoding="utf-8")))
-    assert _status(["space", str(path)]) != 0
+    assert main(["space", str(path)]) != 0
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "stage 3: no option meets the strict complementary condition" in shown.err

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage, balanced_factors, prime_factors
 from igc_nas.arch.plan import (
-    Block,
+    BlockPlan,
     Conv,
     Interleave,
     Layer,
@@ -182,7 +182,7 @@ def test_blocks_are_named_by_stage() -> None:
         "stage2.block1",
         "classifier",
     ]
-    assert all(isinstance(block, Block) for block in plan(arch).blocks)
+    assert all(isinstance(block, BlockPlan) for block in plan(arch).blocks)
 
 
 def test_igcv3_adds_the_identity_behind_a_stages_first_block_only() -> None:

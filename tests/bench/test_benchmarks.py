@@ -30,7 +30,7 @@ from igc_nas.evaluation import latency as latency_module
 from igc_nas.nn.device import Device, cpu_name
 from igc_nas.nn.lowering import variants
 from igc_nas.study.defaults import new_spec
-from igc_nas.study.records import Spent, Trial
+from igc_nas.study.records import TimeBreakdown, Trial
 from tests.support.searches import evaluate
 from tests.support.searches import latency as stub_latency
 
@@ -411,9 +411,9 @@ def test_twice_as_many_of_the_same_are_twice_as_fast() -> None:
 
 def test_what_was_spent_is_told_in_shares_of_a_trial() -> None:
     one = shift(1, ("w", 0, 1), ("a", 1, 11), ("b", 11, 21))
-    one.spent["w"] = Spent(prepare_s=9, measure_s=9, choose_s=9, train_s=9, wait_s=9)
-    one.spent["a"] = Spent(prepare_s=0.5, measure_s=1, choose_s=0.5, train_s=8, wait_s=0)
-    one.spent["b"] = Spent(prepare_s=0.5, measure_s=1, choose_s=0.5, train_s=6, wait_s=2)
+    one.spent["w"] = TimeBreakdown(prepare_s=9, measure_s=9, choose_s=9, train_s=9, wait_s=9)
+    one.spent["a"] = TimeBreakdown(prepare_s=0.5, measure_s=1, choose_s=0.5, train_s=8, wait_s=0)
+    one.spent["b"] = TimeBreakdown(prepare_s=0.5, measure_s=1, choose_s=0.5, train_s=6, wait_s=2)
     shares = workers_bench._shares([{"one": one}], "one")
     assert shares == {"prepare": 0.05, "measure": 0.1, "choose": 0.05, "train": 0.7, "wait": 0.1}
 

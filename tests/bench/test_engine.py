@@ -14,7 +14,7 @@ from igc_nas.bench import engine
 from igc_nas.bench.engine import Costs, EngineReport, Ledger, Stopwatch, bench_engine
 from igc_nas.bench.virtual_executor import VirtualExecutor, made_up_latency
 from igc_nas.engine.events import Job, Progress
-from igc_nas.engine.executor import AtRung, Failed, Halted, Measured, Message
+from igc_nas.engine.executor import Message, RungReport, TrialCompleted, TrialFailed, TrialPruned
 from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import load_study
 from tests.support.searches import spec
@@ -93,7 +93,7 @@ def conversation(executor: VirtualExecutor, go_on: bool = True) -> Iterator[Mess
     while executor.running():
         for message in executor.messages(None):
             yield message
-            if isinstance(message, AtRung):
+            if isinstance(message, RungReport):
                 executor.answer(message.number, go_on)
 
 
@@ -111,13 +111,13 @@ def test_every_trial_ends_once_and_time_never_runs_back(go_on: bool) -> None:
         times, ends = [], {}
         for message in conversation(executor, go_on):
             times.append(executor.now_s)
-            if isinstance(message, Measured | Halted | Failed):
+            if isinstance(message, TrialCompleted | TrialPruned | TrialFailed):
                 assert message.number not in ends
                 ends[message.number] = message
     assert times == sorted(times)
     assert len(ends) == 200
     kinds = {type(message) for message in ends.values()}
-    assert kinds == {Measured if go_on else Halted, Failed}
+    assert kinds == {TrialCompleted if go_on else TrialPruned, TrialFailed}
     assert list(ends) != sorted(ends), "they take different times"
 
 
@@ -126,7 +126,7 @@ def test_a_trial_says_what_a_real_one_says() -> None:
         jobs(executor, 1)
         said = list(conversation(executor))
         assert executor.idle() == 1
-    assert [type(message) for message in said] == [Progress] * 2 + [AtRung] + [Progress] * 2 + [Measured]
+    assert [type(message) for message in said] == [Progress] * 2 + [RungReport] + [Progress] * 2 + [TrialCompleted]
     end = said[-1]
     assert end.score.rungs == (said[2].rung,)
     assert end.score.curve == tuple(message.epoch for message in said[3:5])

@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tests.io.test_units import NO_QUANTITY
 
 from igc_nas.analysis.tables import candidate_row, frame
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.cli.display import candidate_cells
-from igc_nas.cli.study_flags import ask, parse_recipe
+from igc_nas.cli.study_flags import parse_recipe, resolve_study
 from igc_nas.data.datasets import locate
 from igc_nas.engine.progress import trial_line
 from igc_nas.errors import ConfigError, StudyError, UsageError
@@ -35,6 +34,7 @@ from igc_nas.space.search_space import SearchSpace, SpaceFile
 from igc_nas.study.records import Trial
 from igc_nas.study.spec import Recipe, StudySpec
 from igc_nas.study.study import Study
+from tests.io.test_units import NO_QUANTITY
 from tests.support.builders import one_line, taken
 from tests.support.commands import Command, refused
 from tests.support.mutations import (
@@ -359,7 +359,7 @@ def test_a_study_goes_on_in_its_own_folder(studies: Path) -> None:
     keys = "storage dataset data_dir space sampler seed stop objectives forms latency_runtime latency_forms recipe"
     budgets = "budget_params budget_macs budget_flops budget_latency"
     flags = dict.fromkeys(f"{keys} {budgets}".split()) | {"root": Path("studies"), "study_name": "good"}
-    asked = ask(flags, replace(device, name=QUESTION["latency"]["device"]))
+    asked = resolve_study(flags, replace(device, name=QUESTION["latency"]["device"]))
     assert asked.continued
     assert asked.folder == Path("studies/good")
 

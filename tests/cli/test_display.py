@@ -20,7 +20,7 @@ from igc_nas.cli.display import (
     printable,
 )
 from igc_nas.engine.events import Ended, Exhausted, Job, Opened, Started
-from igc_nas.engine.progress import SearchDisplay, Standing, trial_line
+from igc_nas.engine.progress import SearchDisplay, StudyProgress, trial_line
 from igc_nas.io.console import table
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study
@@ -232,7 +232,7 @@ def test_how_a_study_stands_is_the_same_one_by_one(known: int) -> None:
     limit = sorted(c.cost.params for c in whole.candidates)[20]
     budget = whole.spec.budget.model_copy(update={"params": limit})
     question = whole.spec.model_copy(update={"budget": budget})
-    standing = Standing(Study(question, whole.trials[:known]))
+    standing = StudyProgress(Study(question, whole.trials[:known]))
     for count, trial in enumerate(whole.trials[known:], start=known + 1):
         standing.add(trial)
         study = Study(question, whole.trials[:count])
@@ -242,4 +242,4 @@ def test_how_a_study_stands_is_the_same_one_by_one(known: int) -> None:
 
 def test_without_a_scale_only_the_front_is_counted() -> None:
     unscaled = Study(STUDY.spec.model_copy(update={"bounds": {}}), STUDY.trials)
-    assert Standing(unscaled).text == f"front {len(unscaled.front())}"
+    assert StudyProgress(unscaled).text == f"front {len(unscaled.front())}"

@@ -11,9 +11,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from tests.cli import test_program as test_cli
-from tests.export import test_source as test_export
-from tests.analysis.dashboard import test_document as test_page
 
 from igc_nas.analysis.tables import csv_text
 from igc_nas.arch.config import ArchConfig
@@ -23,6 +20,9 @@ from igc_nas.io.resources import shipped
 from igc_nas.io.text import printable
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study, load_study
+from tests.analysis.dashboard import test_document as test_page
+from tests.cli import test_program as test_cli
+from tests.export import test_source as test_export
 from tests.support.commands import Answer, Command
 from tests.support.mutations import as_json, as_toml
 from tests.support.studies import make_study

@@ -19,7 +19,7 @@ import igc_nas
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.cli import main
-from igc_nas.cli.program import _status
+from igc_nas.cli.program import program
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store, replace_latencies
 from igc_nas.errors import UsageError
@@ -352,7 +352,7 @@ def remote_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     patch.setenv("IGC_NAS_CACHE", str(folder / "cache"))
     flags = ("--study", "remote", "--studies", str(folder / "studies"), "--trials", "2")
     try:
-        status = _status([*SEARCH, "--latency-forms", "any", *flags, "--latency-command", command_in(folder)])
+        status = main([*SEARCH, "--latency-forms", "any", *flags, "--latency-command", command_in(folder)])
     finally:
         patch.undo()
     assert status == 0
@@ -494,7 +494,7 @@ def test_every_bench_has_help(command: str, flag: str, cli: Command) -> None:
 
 def test_the_benches_are_these() -> None:
     named = ["deploy", "engine", "latency", "sampler", "search", "train", "workers"]
-    assert sorted(main.commands["bench"].commands) == named
+    assert sorted(program.commands["bench"].commands) == named
 
 
 @pytest.mark.parametrize("as_json", [True, False])

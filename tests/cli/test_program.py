@@ -18,7 +18,7 @@ import pytest
 
 import igc_nas
 from igc_nas.arch.papers import figures
-from igc_nas.cli import main
+from igc_nas.cli.program import program
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store
 from igc_nas.nn.device import cpu_name
@@ -80,7 +80,7 @@ def environment(folder: Path) -> dict[str, str]:
 # Help.
 
 
-@pytest.mark.parametrize("command", sorted(main.commands))
+@pytest.mark.parametrize("command", sorted(program.commands))
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_every_command_has_help(command: str, flag: str, cli: Command) -> None:
     answer = cli(command, flag)
@@ -93,7 +93,7 @@ def test_help_lists_the_commands_and_a_first_step(tmp_path: Path) -> None:
     answer = process("--help", cwd=tmp_path)
     assert (answer.status, answer.err) == (0, "")
     assert "igc-nas search --budget-params 2M" in answer.out
-    for command in main.commands:
+    for command in program.commands:
         assert f"\n  {command} " in answer.out
 
 
@@ -105,7 +105,7 @@ def test_reading_needs_neither_torch_nor_optuna_nor_plotly_nor_pandas(made: Path
     """`--help`, `cost`, `front`, `show` and `space` answer at once because of this; CSV is pandas' work."""
     code = f"""
 import sys
-from igc_nas.cli.program import _status
+from igc_nas.cli import main
 loaded = lambda: sorted({{"torch", "optuna", "plotly", "pandas"}} & sys.modules.keys())
 print(loaded(), file=sys.stderr)
 for arguments in (
@@ -113,7 +113,7 @@ for arguments in (
     ["show", "{PAPERS_NETWORK}"], ["show", "made:0", "--json"], ["space"], ["space", "tiny"],
     ["front", "made"], ["front", "made", "--json"], ["export", "made"], ["front", "made", "--csv"],
 ):
-    print(_status(arguments), loaded(), file=sys.stderr)
+    print(main(arguments), loaded(), file=sys.stderr)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True,

@@ -155,10 +155,10 @@ def test_wrong_input_is_one_error(line: str, status: int, words: tuple[str, ...]
 def test_a_report_loads_neither_torch_nor_optuna_nor_plotly_nor_pandas(short: Path) -> None:
     code = """
 import sys
-from igc_nas.cli.program import _status
+from igc_nas.cli import main
 for arguments in (["report", "short"], ["report", "short", "--json"]):
     loaded = sorted({"torch", "optuna", "plotly", "pandas"} & sys.modules.keys())
-    print(_status(arguments), loaded, file=sys.stderr)
+    print(main(arguments), loaded, file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines() == ["0 []"] * 2

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igc_nas.cli.study_flags import ask, explicit, parse_recipe
+from igc_nas.cli.study_flags import explicit, parse_recipe, resolve_study
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import ConfigError, DataError, InfeasibleError, StudyError, UsageError
 from igc_nas.io.records import differences, restricted
@@ -84,7 +84,7 @@ def test_flops_are_two_per_mac_and_the_tighter_limit_counts(macs: int, flops: in
 
 def test_a_budget_that_leaves_no_mac_is_refused_not_forgotten() -> None:
     with pytest.raises(ConfigError, match="macs"):
-        ask(flags(space="tiny", budget_flops=1), STUB)
+        resolve_study(flags(space="tiny", budget_flops=1), STUB)
 
 
 # --recipe KEY=VALUE.
@@ -151,7 +151,7 @@ def test_any_text_is_a_recipe_or_an_error_of_one_line(text: str) -> None:
 
 
 def test_a_new_study_takes_defaults_for_what_was_not_typed(tmp_path: Path) -> None:
-    question = ask(flags(root=tmp_path, space="tiny", budget_params=2000, recipe=("epochs=1",)), STUB)
+    question = resolve_study(flags(root=tmp_path, space="tiny", budget_params=2000, recipe=("epochs=1",)), STUB)
     asked = question.spec
     assert (question.continued, question.dataset_flag, question.folder) == (False, "auto", tmp_path / asked.name)
     assert (asked.objectives, asked.sampler, asked.seed) == (("error", "params", "latency"), "known-cost", 0)
@@ -177,7 +177,7 @@ def test_a_new_study_takes_defaults_for_what_was_not_typed(tmp_path: Path) -> No
     ],
 )
 def test_a_study_is_named_after_its_question(given: dict[str, Any], name: str, tmp_path: Path) -> None:
-    assert ask(flags(root=tmp_path, **given), STUB).spec.name == name
+    assert resolve_study(flags(root=tmp_path, **given), STUB).spec.name == name
 
 
 @pytest.mark.parametrize("stem", ["a b", "a" * 240, "\x1b[31mred", "..", "naïve", "-x", "a\nb"])
@@ -185,15 +185,15 @@ def test_a_space_whose_file_cannot_name_a_study_asks_for_a_name(stem: str, tmp_p
     path = tmp_path / f"{stem}.toml"
     path.write_text(Path(__file__).parents[2].joinpath("search_spaces", "tiny.toml").read_text())
     with pytest.raises(UsageError, match="cannot be the name of a study") as raised:
-        ask(flags(root=tmp_path, space=str(path)), STUB)
+        resolve_study(flags(root=tmp_path, space=str(path)), STUB)
     one_line(raised)
-    assert ask(flags(root=tmp_path, space=str(path), study_name="named"), STUB).spec.name == "named"
+    assert resolve_study(flags(root=tmp_path, space=str(path), study_name="named"), STUB).spec.name == "named"
 
 
 @pytest.mark.parametrize("name", ["", " ", ".", "..", "../up", "a/b", "a.", "~", "-", "\u202eabc", "a" * 101])
 def test_a_name_that_is_no_folders_name_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be the name of a study") as raised:
-        ask(flags(root=tmp_path, space="tiny", study_name=name), STUB)
+        resolve_study(flags(root=tmp_path, space="tiny", study_name=name), STUB)
     one_line(raised)
 
 
@@ -216,7 +216,7 @@ def test_what_cannot_be_asked_is_refused_and_leaves_nothing(
     given: dict[str, Any], error: type[Exception], tmp_path: Path
 ) -> None:
     with pytest.raises(error) as raised:
-        ask(flags(root=tmp_path / "studies", data_dir=tmp_path / "data", **({"space": "tiny"} | given)), STUB)
+        resolve_study(flags(root=tmp_path / "studies", data_dir=tmp_path / "data", **({"space": "tiny"} | given)), STUB)
     one_line(raised)
     assert list(tmp_path.iterdir()) == []
 
@@ -257,7 +257,7 @@ OTHER: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("given", SAME.values(), ids=SAME)
 def test_the_same_question_continues_a_study(given: dict[str, Any], there: Path) -> None:
-    question = ask(flags(root=there, study_name="made", **given), STUB)
+    question = resolve_study(flags(root=there, study_name="made", **given), STUB)
     assert (question.continued, question.folder) == (True, there / "made")
     assert question.spec == load_study(there / "made").spec
 
@@ -268,7 +268,7 @@ def test_another_question_is_refused_by_name_of_the_difference(
 ) -> None:
     before = {path: path.read_bytes() for path in (there / "made").iterdir()}
     with pytest.raises(StudyError, match="made is there and asks another question") as raised:
-        ask(flags(root=there, study_name="made", **given), STUB)
+        resolve_study(flags(root=there, study_name="made", **given), STUB)
     assert difference in raised.value.message
     assert raised.value.message.isprintable()
     assert {path: path.read_bytes() for path in (there / "made").iterdir()} == before
@@ -276,16 +276,16 @@ def test_another_question_is_refused_by_name_of_the_difference(
 
 def test_a_study_is_about_one_device(there: Path) -> None:
     with pytest.raises(StudyError, match=r"latency\.device: another asked for, stub in the study"):
-        ask(flags(root=there, study_name="made"), Device("cpu", "cpu", "another"))
+        resolve_study(flags(root=there, study_name="made"), Device("cpu", "cpu", "another"))
 
 
 def test_the_default_name_finds_the_study_too(tmp_path: Path) -> None:
-    first = ask(flags(root=tmp_path, space="tiny", budget_params=2000), STUB)
+    first = resolve_study(flags(root=tmp_path, space="tiny", budget_params=2000), STUB)
     made(tmp_path, name=first.spec.name, budget=Budget(params=2000))
-    again = ask(flags(root=tmp_path, space="tiny", budget_params=2000), STUB)
+    again = resolve_study(flags(root=tmp_path, space="tiny", budget_params=2000), STUB)
     assert (again.continued, again.spec.name) == (True, "tiny-shapes-params2k-s0")
     with pytest.raises(StudyError, match="sampler: random asked for"):
-        ask(flags(root=tmp_path, space="tiny", budget_params=2000, sampler="random"), STUB)
+        resolve_study(flags(root=tmp_path, space="tiny", budget_params=2000, sampler="random"), STUB)
 
 
 def test_an_edited_space_is_another_question(tmp_path: Path) -> None:
@@ -293,10 +293,10 @@ def test_an_edited_space_is_another_question(tmp_path: Path) -> None:
     text = Path(__file__).parents[2].joinpath("search_spaces", "tiny.toml").read_text()
     mine.write_text(text)
     made(tmp_path, space=str(mine))
-    assert ask(flags(root=tmp_path, study_name="made", space=str(mine)), STUB).continued
+    assert resolve_study(flags(root=tmp_path, study_name="made", space=str(mine)), STUB).continued
     mine.write_text(text.replace("expand = [2, 4]", "expand = [2, 6]"))
     with pytest.raises(StudyError, match=r"space\.stage"):
-        ask(flags(root=tmp_path, study_name="made", space=str(mine)), STUB)
+        resolve_study(flags(root=tmp_path, study_name="made", space=str(mine)), STUB)
 
 
 def test_differences_are_named_by_their_place() -> None:

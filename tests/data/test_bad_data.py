@@ -16,13 +16,13 @@ from unittest.mock import patch
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.data.test_datasets import DAMAGES, SmallCifar, cifar10, small_cifar, tar_of
-from tests.data.test_fetch import BAD_ARCHIVES, BROKEN_BATCHES, TEST, assert_whole, in_folder, tarfile_header, write
 
 from igc_nas.data.cifar import LAYOUTS
 from igc_nas.data.datasets import MANIFEST, locate, read_test, read_train
 from igc_nas.data.fetch import fetch
 from igc_nas.errors import DataError
+from tests.data.test_datasets import DAMAGES, SmallCifar, cifar10, small_cifar, tar_of
+from tests.data.test_fetch import BAD_ARCHIVES, BROKEN_BATCHES, TEST, assert_whole, in_folder, tarfile_header, write
 from tests.support.builders import one_line, taken
 from tests.support.mutations import NO_FILES, as_json, damaged, sizes, soon, spoiled
 

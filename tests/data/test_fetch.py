@@ -30,12 +30,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.test_datasets import SmallCifar, change_byte, python2_pickle, small_cifar, tar_of
 
 from igc_nas.data.cifar import LAYOUTS
 from igc_nas.data.datasets import MANIFEST, DatasetInfo, locate, read_test, read_train
 from igc_nas.data.fetch import fetch
 from igc_nas.errors import DataError, IgcNasError, UsageError
+from tests.data.test_datasets import SmallCifar, change_byte, python2_pickle, small_cifar, tar_of
 from tests.support.builders import one_line, taken
 
 Request = http.server.BaseHTTPRequestHandler

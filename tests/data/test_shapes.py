@@ -16,7 +16,7 @@ from igc_nas.data.shapes import CLASS_NAMES, TEST_COUNT, TRAIN_COUNT, make_shape
 from igc_nas.errors import UsageError
 from igc_nas.evaluation.images import load_proxy
 from igc_nas.evaluation.training import train_proxy
-from igc_nas.nn.device import find_devices, prepare
+from igc_nas.nn.device import configure_torch, find_devices
 from igc_nas.nn.network import build
 from igc_nas.study.defaults import default_recipe
 from tests.support.builders import one_line
@@ -93,7 +93,7 @@ def test_a_larger_network_does_better(tmp_path: Path) -> None:
     assert cost_of(large).params == pytest.approx(10 * cost_of(small).params, rel=0.2)
     recipe = default_recipe("cpu", epochs=6)
     device, info = find_devices("cpu")[0], locate("shapes", tmp_path)
-    prepare(device, 1)
+    configure_torch(device, 1)
     train, held_out = load_proxy(info, recipe, 0, device.torch_device)
     errors = {
         arch: [train_proxy(build(arch, s), train, held_out, recipe, info, device, s).error for s in (0, 1)]

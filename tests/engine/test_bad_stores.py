@@ -18,7 +18,7 @@ from igc_nas.bench.samplers.runs import Task, run_tasks
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import DATABASE_FILE, Store
 from igc_nas.errors import StudyError, UsageError
-from igc_nas.nn.lowering.timing_cache import Table, table_for
+from igc_nas.nn.lowering.timing_cache import TimingCache, timing_cache_for
 from igc_nas.study.records import Trial
 from igc_nas.study.spec import Calibration
 from igc_nas.study.study import load_study, read_trials
@@ -260,7 +260,7 @@ def test_a_cache_folder_that_is_none_is_as_good_as_no_cache(
         place = tmp_path / ("x" * 5000)
     monkeypatch.setenv("IGC_NAS_CACHE", str(place))
     with soon(5):
-        table = table_for("device", 1, "training")
+        table = timing_cache_for("device", 1, "training")
         assert table.get("key", ["a"], lambda: {"a": 1.0}) == {"a": 1.0}
         table.save()
 
@@ -269,7 +269,7 @@ def test_a_cache_folder_that_is_none_is_as_good_as_no_cache(
 def test_a_table_that_is_no_file_is_as_good_as_none(kind: str, tmp_path: Path) -> None:
     NO_FILES[kind](tmp_path / "times.json")
     with soon(5):
-        assert Table(tmp_path / "times.json", "owner").times == {}
+        assert TimingCache(tmp_path / "times.json", "owner").times == {}
 
 
 @pytest.mark.parametrize("kind", [*NO_FILES, "a long name", "below a file"])

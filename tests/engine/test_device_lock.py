@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from filelock import Timeout
 
-from igc_nas.engine.device_lock import QuietRoom
+from igc_nas.engine.device_lock import DeviceLock
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
 def work(folder: Path, seat: int, seats: int, log: Path, stop: Event) -> None:
     """Train in steps of a few milliseconds, each noted with its begin and end."""
-    room = QuietRoom(folder, seat, seats)
+    room = DeviceLock(folder, seat, seats)
     with room.working(), log.open("a", buffering=1) as file:
         while not stop.is_set():
             room.pause()
@@ -28,7 +28,7 @@ def work(folder: Path, seat: int, seats: int, log: Path, stop: Event) -> None:
 
 
 def measure_for_ever(folder: Path, seats: int, inside: Event) -> None:
-    with QuietRoom(folder, 0, seats).measuring():
+    with DeviceLock(folder, 0, seats).measuring():
         inside.set()
         time.sleep(600)
 
@@ -57,7 +57,7 @@ def steps(log: Path) -> list[tuple[float, float]]:
 
 
 def test_nobody_works_while_one_measures(trainers: list[Path], tmp_path: Path) -> None:
-    room = QuietRoom(tmp_path, 0, 3)
+    room = DeviceLock(tmp_path, 0, 3)
     quiet = []
     for _ in range(5):
         with room.measuring():
@@ -89,7 +89,7 @@ def test_a_killed_measurer_leaves_the_room(trainers: list[Path], tmp_path: Path)
 
 
 def test_a_room_of_one_is_always_quiet(tmp_path: Path) -> None:
-    room = QuietRoom(tmp_path, 0, 1)
+    room = DeviceLock(tmp_path, 0, 1)
     with room.measuring():
         pass
     with room.working():
@@ -100,7 +100,7 @@ def test_a_room_of_one_is_always_quiet(tmp_path: Path) -> None:
 
 def work_and_measure(folder: Path, seat: int, log: Path, rounds: int) -> None:
     """Measure from time to time while at work, as a trial does."""
-    room = QuietRoom(folder, seat, 2)
+    room = DeviceLock(folder, seat, 2)
     with log.open("a", buffering=1) as file:
         for _ in range(rounds):
             with room.working():
@@ -128,7 +128,7 @@ def test_two_who_measure_while_at_work_do_not_wait_for_each_other_for_ever(tmp_p
 
 
 def test_measuring_at_work_leaves_one_at_work(tmp_path: Path) -> None:
-    room, other = QuietRoom(tmp_path, 0, 2), QuietRoom(tmp_path, 1, 2)
+    room, other = DeviceLock(tmp_path, 0, 2), DeviceLock(tmp_path, 1, 2)
     with room.working():
         with room.measuring():
             assert not room._own.is_locked
@@ -143,7 +143,7 @@ def test_measuring_at_work_leaves_one_at_work(tmp_path: Path) -> None:
 
 
 def test_the_time_that_is_waited_for_others_is_counted(tmp_path: Path) -> None:
-    room, other = QuietRoom(tmp_path, 0, 2), QuietRoom(tmp_path, 1, 2)
+    room, other = DeviceLock(tmp_path, 0, 2), DeviceLock(tmp_path, 1, 2)
     with room.working():
         room.pause()
     with room.measuring():
@@ -170,7 +170,7 @@ def test_the_time_that_is_waited_for_others_is_counted(tmp_path: Path) -> None:
 
 
 def test_waiting_for_another_machine_is_counted(tmp_path: Path) -> None:
-    room = QuietRoom(tmp_path, 0, 1)
+    room = DeviceLock(tmp_path, 0, 1)
     with room.remotely():
         time.sleep(0.05)
     assert room.waited_s < 0.05

@@ -15,7 +15,6 @@ from typing import Any
 
 import filelock
 import pytest
-from tests.engine.test_faults import SAMPLERS, inline, is_in_order, timeless
 
 from igc_nas.engine.database import parse_url, read_study
 from igc_nas.engine.search import Run, search
@@ -25,6 +24,7 @@ from igc_nas.nn.device import cpu_name
 from igc_nas.study.records import FINISHED, Trial
 from igc_nas.study.spec import SCHEMA, Calibration
 from igc_nas.study.study import load_study, read_trials
+from tests.engine.test_faults import SAMPLERS, inline, is_in_order, timeless
 from tests.support.commands import Command
 from tests.support.searches import evaluate, latency, spec
 

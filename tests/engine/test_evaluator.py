@@ -12,12 +12,12 @@ import torch
 from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import locate
 from igc_nas.engine import evaluator as evaluate
-from igc_nas.engine.device_lock import QuietRoom
+from igc_nas.engine.device_lock import DeviceLock
 from igc_nas.engine.evaluator import Evaluator
-from igc_nas.engine.executor import Watch
+from igc_nas.engine.executor import Reporter
 from igc_nas.evaluation.latency import Measurer
 from igc_nas.nn.device import Device, cpu_name
-from igc_nas.nn.lowering.network_tuner import Fastest
+from igc_nas.nn.lowering.network_tuner import NetworkTuner
 from igc_nas.study.defaults import new_spec
 from igc_nas.study.records import Rung, Score, Trial
 from igc_nas.study.spec import Budget
@@ -41,7 +41,7 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def evaluator(folder: Path, **changes: Any) -> Evaluator:
     info = locate("shapes", None)
     spec = new_spec(info, CPU.name, space="tiny", name="s", recipe=RECIPE, **changes)
-    return Evaluator(spec.model_copy(update={"reference_ms": 1.0}), info, CPU, 1, QuietRoom(folder, 0, 1))
+    return Evaluator(spec.model_copy(update={"reference_ms": 1.0}), info, CPU, 1, DeviceLock(folder, 0, 1))
 
 
 def stubbed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], found: Evaluator) -> None:
@@ -56,13 +56,13 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], found: E
         time.sleep(seconds["prepare"] / 2)
         return latency(2.0)
 
-    def choose(self: Fastest, *_: Any) -> None:
+    def choose(self: NetworkTuner, *_: Any) -> None:
         time.sleep(seconds["choose"])
         with found.room._waiting():
             time.sleep(seconds["wait"])
 
     monkeypatch.setattr(Measurer, "__call__", measure)
-    monkeypatch.setattr(Fastest, "__call__", choose)
+    monkeypatch.setattr(NetworkTuner, "__call__", choose)
     monkeypatch.setattr(evaluate, "train_proxy", lambda *_: time.sleep(seconds["train"]))
 
 
@@ -98,7 +98,7 @@ def test_a_real_trial(tmp_path: Path) -> None:
 
     @contextlib.contextmanager
     def measuring() -> Iterator[None]:
-        with QuietRoom.measuring(found.room):
+        with DeviceLock.measuring(found.room):
             alone.append(len(paused))
             yield
             assert len(paused) == alone[-1], "nobody pauses who is alone"
@@ -107,7 +107,7 @@ def test_a_real_trial(tmp_path: Path) -> None:
     found.room.pause = lambda: (paused.append(True), usual())[1]  # type: ignore[method-assign]
     found._measure.pause = found._measure.table.pause = found.room.pause  # type: ignore[union-attr]
     rungs: list[Rung] = []
-    outcome = found(ARCH, 0, Watch(go_on=lambda latency, rung: bool(rungs.append(rung)) or True))
+    outcome = found(ARCH, 0, Reporter(go_on=lambda latency, rung: bool(rungs.append(rung)) or True))
     assert isinstance(outcome.score, Score)
     assert len(alone) == 1
     assert alone[0] > len(outcome.latency.forms) > 1

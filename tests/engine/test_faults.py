@@ -18,8 +18,8 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.engine.coordinator import SAME_FAILURES
 from igc_nas.engine.database import parse_url, read_study
 from igc_nas.engine.events import Job
-from igc_nas.engine.executor import Failed, Measured, Message
-from igc_nas.engine.process_executor import Workers
+from igc_nas.engine.executor import Message, TrialCompleted, TrialFailed
+from igc_nas.engine.process_executor import ProcessExecutor
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import default_storage
 from igc_nas.errors import IgcNasError
@@ -264,9 +264,9 @@ def test_a_real_search_that_is_killed_in_a_training_ends_with_the_same_front(tmp
 
 def _is_training(folder: Path, number: int) -> bool:
     """Whether trial `number` has trained for an epoch."""
-    from igc_nas.study.lock import owner_of
+    from igc_nas.study.lock import holder_of
 
-    owner = owner_of(folder)
+    owner = holder_of(folder)
     return owner is not None and any(r.number == number and r.samples for r in owner.running)
 
 
@@ -488,12 +488,12 @@ def test_what_a_trial_leaves_behind_does_not_disturb_the_next(tmp_path: Path) ->
     is_in_order(tmp_path / "s")
 
 
-def heard(workers: Workers, number: int) -> Message:
+def heard(workers: ProcessExecutor, number: int) -> Message:
     """How a trial ended."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
         for message in workers.messages(10):
-            if isinstance(message, Measured | Failed) and message.number == number:
+            if isinstance(message, TrialCompleted | TrialFailed) and message.number == number:
                 return message
     raise AssertionError("nothing was heard")
 
@@ -503,9 +503,9 @@ def test_waiting_for_others_is_not_a_trials_time(tmp_path: Path) -> None:
     from igc_nas.data.datasets import locate
 
     arch = spec().search_space.smallest("params")
-    for evaluator, wanted in ((waits_for_others, Measured), (endless, Failed)):
+    for evaluator, wanted in ((waits_for_others, TrialCompleted), (endless, TrialFailed)):
         info = locate("shapes", None)
-        with Workers(spec(), info, ("cpu",), 1, evaluator, folder=tmp_path, trial_timeout_s=2.0) as workers:
+        with ProcessExecutor(spec(), info, ("cpu",), 1, evaluator, folder=tmp_path, trial_timeout_s=2.0) as workers:
             workers.calibrate()
             workers.submit(Job(0, arch, 0))
             assert isinstance(heard(workers, 0), wanted)

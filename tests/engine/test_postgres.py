@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.engine.test_search import timeless
 
 from igc_nas.engine.database import parse_url, read_study, stored_study
 from igc_nas.engine.search import Run, search
@@ -19,6 +18,7 @@ from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError
 from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import load_study
+from tests.engine.test_search import timeless
 from tests.support.commands import Command, refused
 from tests.support.searches import evaluate, spec
 from tests.support.servers import PASSWORD, Server, postgres, why_no_server

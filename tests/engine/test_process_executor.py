@@ -13,12 +13,12 @@ import pytest
 from igc_nas.data.datasets import locate
 from igc_nas.engine.evaluator import evaluator_at
 from igc_nas.engine.events import Ended, Job, Started
-from igc_nas.engine.executor import AtRung, Failed, Measured
-from igc_nas.engine.process_executor import Workers
+from igc_nas.engine.executor import RungReport, TrialCompleted, TrialFailed
+from igc_nas.engine.process_executor import ProcessExecutor
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import DataError, InfeasibleError, StudyError
 from igc_nas.nn.device import cpu_name
-from igc_nas.samplers.pruner import LEAST_ENDED, Outlook
+from igc_nas.samplers.pruner import MIN_COMPLETED, FinalErrorPrediction
 from igc_nas.study.defaults import new_spec
 from igc_nas.study.records import Rung
 from igc_nas.study.spec import Budget, Calibration, StudySpec
@@ -154,7 +154,7 @@ def test_another_device_than_the_studys_is_refused(tmp_path: Path) -> None:
 
 
 def test_idle_and_starting_workers_that_die_are_replaced() -> None:
-    with Workers(question(), locate("shapes", None), ("cpu",), 1, evaluator_at) as workers:
+    with ProcessExecutor(question(), locate("shapes", None), ("cpu",), 1, evaluator_at) as workers:
         _kill_all()  # while it starts
         list(workers.messages(10))
         spec = question().with_scale(workers.calibrate())
@@ -163,9 +163,9 @@ def test_idle_and_starting_workers_that_die_are_replaced() -> None:
         arch = spec.search_space.smallest("params")
         workers.submit(Job(0, arch, 0))
         ended: list[object] = []
-        while not any(isinstance(message, Measured | Failed) for message in ended):
+        while not any(isinstance(message, TrialCompleted | TrialFailed) for message in ended):
             ended += workers.messages(60)
-    assert isinstance(ended[-1], Measured | Failed)
+    assert isinstance(ended[-1], TrialCompleted | TrialFailed)
 
 
 def _kill_all() -> None:
@@ -175,7 +175,7 @@ def _kill_all() -> None:
 
 
 def test_closing_ends_the_processes(tmp_path: Path) -> None:
-    with Workers(question(), locate("shapes", None), ("cpu",), 2, evaluator_at):
+    with ProcessExecutor(question(), locate("shapes", None), ("cpu",), 2, evaluator_at):
         until = time.monotonic() + 10
         while len(running := children()) < 2 and time.monotonic() < until:
             time.sleep(0.02)  # a process bears its parent's name until it has become its own
@@ -191,12 +191,12 @@ def with_rungs(**changes) -> StudySpec:
 @pytest.mark.slow
 def test_a_training_that_is_stopped_at_a_rung_ends_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers; every other training is given up, at its first rung or its second."""
-    asked: list[AtRung] = []
+    asked: list[RungReport] = []
 
-    def judged(_: object, at: AtRung) -> Outlook | None:
+    def judged(_: object, at: RungReport) -> FinalErrorPrediction | None:
         asked.append(at)
         gives_up = at.number % 2 == 1 and at.rung.samples == (200 if at.number == 1 else 500)
-        return Outlook(0.7, 0.1, 0.01) if gives_up else None
+        return FinalErrorPrediction(0.7, 0.1, 0.01) if gives_up else None
 
     monkeypatch.setattr("igc_nas.engine.coordinator.Coordinator.judged", judged)
     found = list(search(with_rungs(), Run(tmp_path / "s", trials=4, workers=2)))
@@ -219,7 +219,7 @@ def test_a_training_that_is_stopped_at_a_rung_ends_there(tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_a_worker_that_dies_at_a_rung_costs_that_trial_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def judged(_: object, at: AtRung) -> Outlook | None:
+    def judged(_: object, at: RungReport) -> FinalErrorPrediction | None:
         if at.number == 0:
             for process in children():
                 process.kill()  # it waits for the answer
@@ -240,7 +240,7 @@ def test_two_workers_stop_what_has_little_chance(tmp_path: Path) -> None:
     stopped = [t for t in study.trials if t.state == "stopped"]
     assert study.ended == 50
     assert stopped
-    assert min(t.number for t in stopped) >= LEAST_ENDED - 1
+    assert min(t.number for t in stopped) >= MIN_COMPLETED - 1
     assert all(t.stopped.chance < 0.6 and 1 <= len(t.stopped.training.rungs) <= 2 for t in stopped)
 
 

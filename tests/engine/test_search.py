@@ -15,7 +15,7 @@ from igc_nas.engine.events import Ended, Exhausted, Opened, Started
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store
 from igc_nas.errors import IgcNasError, StudyError
-from igc_nas.samplers.pruner import LEAST_ENDED, Judge
+from igc_nas.samplers.pruner import MIN_COMPLETED, Pruner
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.objectives import known_values
 from igc_nas.study.records import Trial
@@ -223,7 +223,7 @@ def test_hopeless_trainings_are_stopped_and_count(sampler: SamplerName, tmp_path
     stopped = [t for t in trials if t.state == "stopped"]
     assert len(stopped) >= 3
     assert study.ended == len(stopped) + len(study.candidates) == 36
-    assert min(t.number for t in stopped) >= LEAST_ENDED
+    assert min(t.number for t in stopped) >= MIN_COMPLETED
     ids = [t.stopped.id for t in stopped] + [c.id for c in study.candidates]
     assert len(set(ids)) == 36, "what was stopped is not tried again"
     for trial in stopped:
@@ -245,10 +245,10 @@ def test_a_stop_is_what_the_rule_says_of_those_that_ended_before(tmp_path: Path)
     question = load_study(tmp_path / "s").spec
     for trial in trials:
         before = Study(question, trials[: trial.number])
-        judge = Judge(question, before.candidates)
+        judge = Pruner(question, before.candidates)
         forecast, rule, belief = judge.forecast, judge.rule, None
         if forecast:
-            belief = forecast.of(forecast.catalog.code(trial.arch))
+            belief = forecast.of(forecast.encoding.code(trial.arch))
             assert all(ended.belief is not None for ended in rule.ended)
         latency, score = evaluate_on_the_way(trial.arch, 0)
         costs = known_values(cost_of(trial.arch), latency.normalised_ms, question.objectives)
@@ -285,9 +285,9 @@ def test_nothing_is_stopped_unasked(question: StudySpec, tmp_path: Path) -> None
 def test_stopped_trials_do_not_teach_the_rule(tmp_path: Path) -> None:
     run_on_the_way(tmp_path / "s", 30, stopping(stop=0.5))
     study = load_study(tmp_path / "s")
-    assert len(Judge(study.spec, study.candidates).rule.ended) == len(study.candidates) < 30
+    assert len(Pruner(study.spec, study.candidates).rule.ended) == len(study.candidates) < 30
     ends = [c.model_copy(update={"score": c.score.model_copy(update={"rungs": ()})}) for c in study.candidates]
-    assert Judge(study.spec, ends).rule.bound == 0.0
+    assert Pruner(study.spec, ends).rule.bound == 0.0
 
 
 def test_a_given_architecture_of_the_space_comes_first(tmp_path: Path) -> None:

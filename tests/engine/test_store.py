@@ -197,7 +197,7 @@ def test_what_was_stopped_is_told_to_the_sampler_after_any_opening(tmp_path: Pat
                 pruned = {t.number: t.user_attrs[EXPECTED] for t in trials if t.state.name == "PRUNED"}
                 assert pruned == {n: [s.expected_error, s.deviation] for n, s in stopped.items()}
                 assert all(t.values is None for t in trials if t.state.name == "PRUNED")
-            history = Memory(question.search_space, question.feasible.catalog).history(store.live, len(before))
+            history = Memory(question.search_space, question.feasible.encoding).history(store.live, len(before))
             assert len(history.stopped) == len(stopped)
             assert history.expected.tolist() == [[s.expected_error, s.deviation] for s in stopped.values()]
 

@@ -17,11 +17,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
-from tests.evaluation.test_retraining import prepared, small_data, stopped_after
 from torch import Tensor
 
 from igc_nas.evaluation.retraining import CHECKPOINT_FILE, RESULT_FILE, RUN_FILE
 from igc_nas.nn.lowering.pinned_forms import FORMS_FILE
+from tests.evaluation.test_retraining import prepared, small_data, stopped_after
 from tests.support.builders import refusal_of
 from tests.support.mutations import NO_FILES, as_json, as_toml, damaged, deep, flipped, sizes, soon, spoiled
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from igc_nas.evaluation import host as machine
-from igc_nas.evaluation.host import LEAST_CPU_SHARE, LEAST_WATCH_S, MOST_NEIGHBOURS, Watch, cpu_clock_mhz, load
+from igc_nas.evaluation.host import LEAST_CPU_SHARE, LEAST_WATCH_S, MOST_NEIGHBOURS, NoiseMonitor, cpu_clock_mhz, load
 
 SHARED = "its processor was shared"
 THROTTLED = "the processor throttled"
@@ -51,21 +51,21 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
 
 
 def test_an_idle_machine_disturbs_nobody(here: Machine) -> None:
-    watch = Watch()
+    watch = NoiseMonitor()
     here.work(2.0)
     assert watch.disturbances() == ()
     assert watch.neighbours() == pytest.approx(0.0)
 
 
 def test_our_own_threads_are_no_neighbours(here: Machine) -> None:
-    watch = Watch()
+    watch = NoiseMonitor()
     here.work(2.0, others=6.0)
     assert watch.disturbances() == ()
     assert watch.neighbours() == pytest.approx(0.0)
 
 
 def test_a_busy_neighbour_is_told(here: Machine) -> None:
-    watch = Watch()
+    watch = NoiseMonitor()
     here.work(2.0, neighbours=2.2)
     assert watch.neighbours() == pytest.approx(1.1)
     assert watch.disturbances() == ("other processes kept 1.1 cores busy",)
@@ -74,7 +74,7 @@ def test_a_busy_neighbour_is_told(here: Machine) -> None:
 def test_what_was_before_the_watch_is_not_its_business(here: Machine) -> None:
     here.work(100.0, thread=3.0, others=5.0, neighbours=300.0)
     here.throttle.write_text("7\n")
-    watch = Watch()
+    watch = NoiseMonitor()
     here.work(2.0)
     assert watch.disturbances() == ()
 
@@ -85,27 +85,27 @@ def test_what_was_before_the_watch_is_not_its_business(here: Machine) -> None:
 def test_a_large_machine_bears_more_neighbours(cores: int | None, most: float, here: Machine) -> None:
     here.cores = cores
     for share, told in ((0.98, False), (1.02, True)):
-        watch = Watch()
+        watch = NoiseMonitor()
         here.work(10.0, neighbours=10.0 * most * share)
         assert bool(watch.disturbances()) is told
 
 
 def test_a_thread_that_waits_for_its_core_shares_it(here: Machine) -> None:
     for share, told in ((LEAST_CPU_SHARE + 0.01, ()), (LEAST_CPU_SHARE - 0.01, (SHARED,))):
-        watch = Watch()
+        watch = NoiseMonitor()
         here.work(2.0, thread=2.0 * share)
         assert watch.disturbances(1) == told
 
 
 @pytest.mark.parametrize("threads", [0, 2, 8])
 def test_a_thread_that_waits_for_others_shares_nothing(threads: int, here: Machine) -> None:
-    watch = Watch()
+    watch = NoiseMonitor()
     here.work(2.0, thread=0.2, others=1.8)
     assert watch.disturbances(threads) == ()
 
 
 def test_nothing_is_said_of_neighbours_within_a_moment(here: Machine) -> None:
-    watch = Watch()
+    watch = NoiseMonitor()
     here.work(LEAST_WATCH_S * 0.9, neighbours=10.0)
     assert watch.neighbours() is None
     assert watch.disturbances() == ()
@@ -114,7 +114,7 @@ def test_nothing_is_said_of_neighbours_within_a_moment(here: Machine) -> None:
 
 
 def test_counters_that_lag_are_no_negative_neighbours(here: Machine) -> None:
-    watch = Watch()
+    watch = NoiseMonitor()
     here.work(1.0, neighbours=-0.05)
     assert watch.neighbours() == 0.0
 
@@ -122,7 +122,7 @@ def test_counters_that_lag_are_no_negative_neighbours(here: Machine) -> None:
 @pytest.mark.parametrize("from_the_start", [True, False])
 def test_counters_that_cannot_be_read_claim_nothing(from_the_start: bool, here: Machine) -> None:
     here.counts = not from_the_start
-    watch = Watch()
+    watch = NoiseMonitor()
     here.counts = from_the_start
     here.work(2.0, neighbours=20.0)
     assert watch.neighbours() is None
@@ -132,14 +132,14 @@ def test_counters_that_cannot_be_read_claim_nothing(from_the_start: bool, here: 
 def test_a_system_without_nice_is_read_too(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.psutil, "cpu_times", lambda: SimpleNamespace(user=here.neighbours, system=here.thread))
     monkeypatch.setattr(machine.os, "times", lambda: SimpleNamespace(user=here.thread, system=0.0))
-    watch = Watch()
+    watch = NoiseMonitor()
     here.work(2.0, neighbours=1.0)
     assert watch.neighbours() == pytest.approx(0.5)
 
 
 def test_a_throttle_meanwhile_is_told(here: Machine) -> None:
     here.throttle.write_text("7\n")
-    watch = Watch()
+    watch = NoiseMonitor()
     here.work(2.0)
     assert watch.disturbances() == ()
     here.throttle.write_text("8\n")
@@ -149,14 +149,14 @@ def test_a_throttle_meanwhile_is_told(here: Machine) -> None:
 @pytest.mark.parametrize("text", ["", "many", "1.5", "-"])
 def test_a_throttle_count_that_is_none_claims_nothing(text: str, here: Machine) -> None:
     here.throttle.write_text(text)
-    watch = Watch()
+    watch = NoiseMonitor()
     here.work(2.0)
     assert watch.disturbances() == ()
 
 
 def test_everything_at_once(here: Machine) -> None:
     here.throttle.write_text("0")
-    watch = Watch()
+    watch = NoiseMonitor()
     here.throttle.write_text("1")
     here.work(2.0, thread=1.0, neighbours=3.0)
     assert watch.disturbances() == (SHARED, "other processes kept 1.5 cores busy", THROTTLED)
@@ -183,7 +183,7 @@ def test_the_clock_where_the_system_says_it(here: Machine, monkeypatch: pytest.M
 
 
 def test_the_real_machine_is_readable() -> None:
-    watch = Watch()
+    watch = NoiseMonitor()
     neighbours = watch.neighbours()
     assert neighbours is None or neighbours >= 0
     assert all(words.isprintable() for words in watch.disturbances(0))

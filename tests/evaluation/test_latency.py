@@ -25,7 +25,7 @@ from igc_nas.evaluation.latency import Measurer, measure_latency
 from igc_nas.evaluation.runtimes import prepare
 from igc_nas.nn.device import Device, cpu_name, find_devices
 from igc_nas.nn.lowering import variants
-from igc_nas.nn.lowering.timing_cache import Table
+from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import Variant
 from igc_nas.nn.network import Network, build
 from igc_nas.nn.timing import median_interval
@@ -147,7 +147,7 @@ def test_what_is_told_is_timed_alone_and_all_else_beforehand(monkeypatch: pytest
     monkeypatch.setattr(variants, "raced", lambda runs, *_: (events.append("kernels"), dict.fromkeys(runs, 1.0))[1])
     monkeypatch.setattr(module, "_raced", lambda runs: (events.append("race"), ({}, "dense"))[1])
     monkeypatch.setattr(module, "_rounds", lambda *_: (events.append("rounds"), ([1.0] * 31, [1.0] * 31))[1])
-    table = Table(pause=lambda: events.append("pause"))
+    table = TimingCache(pause=lambda: events.append("pause"))
     Measurer(ANY, CPU, None, table, alone=alone, pause=lambda: events.append("pause"))(FORMED)
     assert events[-4:] == ["alone", "race", "rounds", "together"]
     before = events[:-4]
@@ -305,7 +305,7 @@ def test_only_the_factored_form_where_the_spec_says_so() -> None:
     assert found.weight_bytes == 4 * cost.params
 
 
-class DenserIsFaster(Table):
+class DenserIsFaster(TimingCache):
     """Says of every chain that a form is faster the more it is multiplied out."""
 
     def get(self, key: str, names: Iterable[str], measure: Callable[[], dict[str, float]]) -> dict[str, float]:

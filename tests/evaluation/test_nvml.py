@@ -227,7 +227,7 @@ def test_every_reason_that_nvml_knows_has_a_name() -> None:
 
 
 class Bench:
-    """A simulated card and its clock: work is queued by `run` and done by `settle`, or where the queue is full.
+    """A simulated card and its clock: work is queued by `run` and done by `synchronize`, or where the queue is full.
 
     It draws `idle_w` at rest and `busy_w` under load; its counter is written every `step_ms` milliseconds. Whole
     milliseconds and watts make all energies whole millijoules.
@@ -246,7 +246,7 @@ class Bench:
         if self.queued == 8:
             self._work(1)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         self._work(self.queued)
 
     def clock(self) -> float:
@@ -258,7 +258,7 @@ class Bench:
     def measure(self, **spans: float) -> Energy | None:
         gpu = find_gpu(UUID, self.nvml)
         assert gpu is not None
-        return energy_per_run(gpu, self.run, self.settle, clock=self.clock, sleep=self.sleep, **spans)
+        return energy_per_run(gpu, self.run, self.synchronize, clock=self.clock, sleep=self.sleep, **spans)
 
     def _work(self, runs: int) -> None:
         self.queued -= runs

@@ -18,7 +18,7 @@ import igc_nas
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.papers import reference
 from igc_nas.errors import IgcNasError, UsageError
-from igc_nas.evaluation.remote import RemoteMeasurer, remote_spec
+from igc_nas.evaluation.remote import CommandMeasurer, remote_spec
 from igc_nas.study.records import FormTime, Latency
 from igc_nas.study.spec import LatencySpec
 from tests.support.builders import one_line
@@ -71,18 +71,18 @@ def saying(record: Latency, before: str = "", **more: Any) -> str:
 
 
 def test_a_record_comes_back_whole(script: Script) -> None:
-    assert RemoteMeasurer(script(saying(RECORD)))(ARCH) == RECORD
-    assert RemoteMeasurer(script(saying(RECORD)), SPEC, 10)(ARCH) == RECORD, "any form, whatever the budget"
+    assert CommandMeasurer(script(saying(RECORD)))(ARCH) == RECORD
+    assert CommandMeasurer(script(saying(RECORD)), SPEC, 10)(ARCH) == RECORD, "any form, whatever the budget"
 
 
 def test_what_measure_prints_beside_the_record_is_left(script: Script) -> None:
     code = saying(RECORD, n=3, reference="regconv-w16-d8", params=5, arch=ARCH.to_dict(), later_key=[1])
-    assert RemoteMeasurer(script(code))(ARCH) == RECORD
+    assert CommandMeasurer(script(code))(ARCH) == RECORD
 
 
 def test_times_are_told_in_the_studys_milliseconds(script: Script) -> None:
     record = RECORD.model_copy(update={"reference_ms": 4.0})
-    found = RemoteMeasurer(script(saying(record)), SPEC)(ARCH, reference_ms=6.0)
+    found = CommandMeasurer(script(saying(record)), SPEC)(ARCH, reference_ms=6.0)
     assert found.normalised_ms == pytest.approx(1.5 * record.normalised_ms)
     assert found.normalised_interval_ms == pytest.approx(tuple(1.5 * ms for ms in record.normalised_interval_ms))
     changed = {"normalised_ms", "normalised_low_ms", "normalised_high_ms"}
@@ -91,7 +91,7 @@ def test_times_are_told_in_the_studys_milliseconds(script: Script) -> None:
 
 def test_a_record_without_a_normalised_interval_gets_one(script: Script) -> None:
     record = latency(2.0, reference_ms=4.0, normalised_ms=3.0)
-    found = RemoteMeasurer(script(saying(record)))(ARCH, reference_ms=2.0)
+    found = CommandMeasurer(script(saying(record)))(ARCH, reference_ms=2.0)
     assert found.normalised_ms == pytest.approx(1.5)
     assert (found.normalised_low_ms, found.normalised_high_ms) == pytest.approx((1.5 * 0.99, 1.5 * 1.01))
 
@@ -101,12 +101,12 @@ def test_the_architecture_goes_in_as_toml(name: str, script: Script, tmp_path: P
     arch = reference(name).arch
     kept = tmp_path / "stdin.toml"
     command = script(saying(RECORD, before=f"open({str(kept)!r}, 'w').write(given)"))
-    RemoteMeasurer(command)(arch)
+    CommandMeasurer(command)(arch)
     assert ArchConfig.from_toml(kept.read_text(), "stdin") == arch
 
 
 def test_a_program_that_does_not_read_its_input_is_one_too(script: Script) -> None:
-    assert RemoteMeasurer(script(f"print({RECORD.model_dump_json()!r})"))(ARCH) == RECORD
+    assert CommandMeasurer(script(f"print({RECORD.model_dump_json()!r})"))(ARCH) == RECORD
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_no_shell_reads_the_command(
     monkeypatch.chdir(tmp_path)
     kept = tmp_path / "arguments.json"
     before = f"import json\njson.dump(sys.argv[1:], open({str(kept)!r}, 'w'))"
-    assert RemoteMeasurer(script(saying(RECORD, before)) + " " + words)(ARCH) == RECORD
+    assert CommandMeasurer(script(saying(RECORD, before)) + " " + words)(ARCH) == RECORD
     assert json.loads(kept.read_text()) == words.split()
     assert not (tmp_path / "marker").exists()
 
@@ -137,7 +137,7 @@ def test_no_shell_reads_the_command(
 def test_quotes_keep_words_together(script: Script, tmp_path: Path) -> None:
     kept = tmp_path / "arguments.json"
     before = f"import json\njson.dump(sys.argv[1:], open({str(kept)!r}, 'w'))"
-    RemoteMeasurer(script(saying(RECORD, before), "a name; with $pace.py") + " 'one two' \"three\"")(ARCH)
+    CommandMeasurer(script(saying(RECORD, before), "a name; with $pace.py") + " 'one two' \"three\"")(ARCH)
     assert json.loads(kept.read_text()) == ["one two", "three"]
 
 
@@ -176,7 +176,7 @@ NO_RECORD = {
 def test_what_is_no_measurement_is_an_error_of_one_line(what: str, script: Script) -> None:
     code, words = NO_RECORD[what]
     with pytest.raises(IgcNasError) as raised:
-        RemoteMeasurer(script(code))(ARCH)
+        CommandMeasurer(script(code))(ARCH)
     assert words in one_line(raised)
     assert "latency command" in raised.value.message
 
@@ -184,7 +184,7 @@ def test_what_is_no_measurement_is_an_error_of_one_line(what: str, script: Scrip
 def test_what_a_failing_command_says_is_repeated_without_its_escapes(script: Script) -> None:
     code = r"import sys; sys.stderr.write('\x1b[31mno such\nhost\x1b[2J \x07\u202e' + 'x' * 9); sys.exit(3)"
     with pytest.raises(IgcNasError) as raised:
-        RemoteMeasurer(script(code))(ARCH)
+        CommandMeasurer(script(code))(ARCH)
     message = one_line(raised)
     assert message.startswith("the latency command failed with status 3: ")
     assert "no such" in message
@@ -195,13 +195,13 @@ def test_what_a_failing_command_says_is_repeated_without_its_escapes(script: Scr
 def test_a_complaint_that_is_no_text_is_repeated_as_far_as_it_is(script: Script) -> None:
     code = r"import sys; sys.stderr.buffer.write(b'no \xff\xfe host'); sys.exit(3)"
     with pytest.raises(IgcNasError) as raised:
-        RemoteMeasurer(script(code))(ARCH)
+        CommandMeasurer(script(code))(ARCH)
     assert re.fullmatch(r"the latency command failed with status 3: no \S+ host", one_line(raised))
 
 
 def test_only_the_end_of_a_long_complaint_is_repeated(script: Script) -> None:
     with pytest.raises(IgcNasError) as raised:
-        RemoteMeasurer(script("import sys; sys.stderr.write('a' * 100_000 + 'the end'); sys.exit(1)"))(ARCH)
+        CommandMeasurer(script("import sys; sys.stderr.write('a' * 100_000 + 'the end'); sys.exit(1)"))(ARCH)
     assert one_line(raised).endswith("athe end")
 
 
@@ -223,7 +223,7 @@ def test_only_the_end_of_a_long_complaint_is_repeated(script: Script) -> None:
 )
 def test_a_command_that_cannot_be_started_is_a_usage_error(command: str, words: str) -> None:
     with pytest.raises(UsageError) as raised:
-        RemoteMeasurer(command)(ARCH)
+        CommandMeasurer(command)(ARCH)
     assert words in one_line(raised)
 
 
@@ -232,14 +232,14 @@ def test_neither_a_folder_nor_a_text_is_a_program(tmp_path: Path) -> None:
     text.write_text("hello")
     for path in (tmp_path, text):
         with pytest.raises(UsageError) as raised:
-            RemoteMeasurer(shlex.quote(str(path)))(ARCH)
+            CommandMeasurer(shlex.quote(str(path)))(ARCH)
         assert "Permission denied" in one_line(raised)
 
 
 def test_a_command_that_hangs_is_killed(script: Script) -> None:
     before = psutil.Process().children(recursive=True)
     with pytest.raises(IgcNasError) as raised:
-        RemoteMeasurer(script("import time\nwhile True: time.sleep(60)"), timeout_s=0.5)(ARCH)
+        CommandMeasurer(script("import time\nwhile True: time.sleep(60)"), timeout_s=0.5)(ARCH)
     assert one_line(raised) == "the latency command took longer than 0.5 s"
     assert psutil.Process().children(recursive=True) == before
 
@@ -247,7 +247,7 @@ def test_a_command_that_hangs_is_killed(script: Script) -> None:
 def test_a_command_that_prints_and_then_hangs_is_too_slow(script: Script) -> None:
     code = saying(RECORD) + "sys.stdout.flush()\nimport time\ntime.sleep(600)"
     with pytest.raises(IgcNasError, match=r"took longer than 0\.5 s"):
-        RemoteMeasurer(script(code), timeout_s=0.5)(ARCH)
+        CommandMeasurer(script(code), timeout_s=0.5)(ARCH)
 
 
 def test_what_a_hanging_command_has_started_is_killed_too(script: Script, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_what_a_hanging_command_has_started_is_killed_too(script: Script, tmp_pa
         f"open({str(kept)!r}, 'w').write(str(child.pid))\nchild.wait()"
     )
     with pytest.raises(IgcNasError, match="took longer"):
-        RemoteMeasurer(script(code), timeout_s=1.5)(ARCH)
+        CommandMeasurer(script(code), timeout_s=1.5)(ARCH)
     until = time.monotonic() + 2
     while runs(pid := int(kept.read_text())) and time.monotonic() < until:
         time.sleep(0.01)
@@ -294,42 +294,42 @@ def runs(pid: int) -> bool:
 def test_other_conditions_than_the_studys_are_refused(changes: dict[str, Any], words: str, script: Script) -> None:
     command = script(saying(RECORD.model_copy(update=changes)))
     with pytest.raises(IgcNasError) as raised:
-        RemoteMeasurer(command, SPEC)(ARCH)
+        CommandMeasurer(command, SPEC)(ARCH)
     assert words in one_line(raised)
-    record = RemoteMeasurer(command)(ARCH)
+    record = CommandMeasurer(command)(ARCH)
     if "dtype" in changes:
         with pytest.raises(IgcNasError, match="dtype"):
             remote_spec(record, SPEC)
         return
     spec = remote_spec(record, SPEC)
     assert spec.remote
-    assert RemoteMeasurer(command, spec)(ARCH).median_ms == RECORD.median_ms, "a study made of it takes it"
+    assert CommandMeasurer(command, spec)(ARCH).median_ms == RECORD.median_ms, "a study made of it takes it"
 
 
 def test_the_form_is_the_studys(script: Script) -> None:
     factored = SPEC.model_copy(update={"forms": "factored"})
     with pytest.raises(IgcNasError) as raised:
-        RemoteMeasurer(script(saying(RECORD)), factored)(ARCH)
+        CommandMeasurer(script(saying(RECORD)), factored)(ARCH)
     assert "another form than the factored" in one_line(raised)
     assert raised.value.hint == "add --forms factored to it"
-    assert RemoteMeasurer(script(saying(latency(1.0))), factored)(ARCH) == latency(1.0)
+    assert CommandMeasurer(script(saying(latency(1.0))), factored)(ARCH) == latency(1.0)
 
 
 def test_a_form_over_the_budget_is_refused(script: Script) -> None:
     spec = SPEC.model_copy(update={"forms": "within-budget"})
     command = script(saying(RECORD))
     with pytest.raises(IgcNasError) as raised:
-        RemoteMeasurer(command, spec, most_params=8999)(ARCH)
+        CommandMeasurer(command, spec, most_params=8999)(ARCH)
     assert "a form of 9,000 parameters, over 8,999" in one_line(raised)
     assert raised.value.hint == "add --budget-params 8999 to it"
-    assert RemoteMeasurer(command, spec, most_params=9000)(ARCH) == RECORD
-    assert RemoteMeasurer(command, spec)(ARCH) == RECORD, "no budget, no limit"
+    assert CommandMeasurer(command, spec, most_params=9000)(ARCH) == RECORD
+    assert CommandMeasurer(command, spec)(ARCH) == RECORD, "no budget, no limit"
 
 
 def test_a_devices_name_is_repeated_without_its_escapes(script: Script) -> None:
     record = RECORD.model_copy(update={"conditions": CONDITIONS.model_copy(update={"device": "\x1b[31mpi\n" * 200})})
     with pytest.raises(IgcNasError) as raised:
-        RemoteMeasurer(script(saying(record)), SPEC)(ARCH)
+        CommandMeasurer(script(saying(record)), SPEC)(ARCH)
     one_line(raised)
 
 
@@ -366,7 +366,7 @@ def test_measure_is_such_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     command = shlex.join([sys.executable, "-m", "igc_nas", "measure", "--device", "cpu", "--json", "-"])
-    found = RemoteMeasurer(command)(ARCH, reference_ms=7.0)
+    found = CommandMeasurer(command)(ARCH, reference_ms=7.0)
     assert (found.batch, found.runtime, found.input, found.conditions.threads) == (1, "eager", ARCH.input, 1)
     assert found.form in found.forms
     assert found.n == len(found.reference_samples_ms) >= 31

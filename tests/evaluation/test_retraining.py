@@ -15,7 +15,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import DataError, IgcNasError, StudyError, UsageError
 from igc_nas.evaluation import retraining as longrun
 from igc_nas.evaluation.images import Images
-from igc_nas.evaluation.retraining import CHECKPOINT_FILE, RESULT_FILE, RUN_FILE, WEIGHTS_FILE, LongRun
+from igc_nas.evaluation.retraining import CHECKPOINT_FILE, RESULT_FILE, RUN_FILE, WEIGHTS_FILE, Retraining
 from igc_nas.nn.lowering.pinned_forms import FORMS_FILE
 from tests.support.builders import one_line
 
@@ -47,11 +47,11 @@ def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(longrun, "load_test", lambda *_: images(30, seed=1))
 
 
-def prepared(folder: Path, **changes: Any) -> LongRun:
+def prepared(folder: Path, **changes: Any) -> Retraining:
     """A training of three short epochs in `folder`."""
     asked = {"dataset": "shapes", "device": "cpu", "epochs": 3, "batch": 16, "lr": 0.05, "out": folder}
     asked |= {"dtype": "float32"} | changes
-    return LongRun.prepare(ARCH, **asked)
+    return Retraining.prepare(ARCH, **asked)
 
 
 class Stop(Exception):  # noqa: N818
@@ -204,7 +204,7 @@ def test_another_architecture_in_the_folder_is_refused(tmp_path: Path) -> None:
     prepared(tmp_path / "run")
     wider = ArchConfig.parse(ARCH.to_dict() | {"stem": {"width": 16}})
     with pytest.raises(StudyError, match=r"arch\.stem\.width: 16 asked for, 8"):
-        LongRun.prepare(wider, dataset="shapes", epochs=3, batch=16, lr=0.05, out=tmp_path / "run")
+        Retraining.prepare(wider, dataset="shapes", epochs=3, batch=16, lr=0.05, out=tmp_path / "run")
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_missing_data_and_wrong_values_are_refused_before_a_folder_is_made(tmp_p
 def test_an_architecture_for_other_images_is_refused(image: tuple[int, int, int], tmp_path: Path) -> None:
     arch = ArchConfig.parse(ARCH.to_dict() | {"input": image})
     with pytest.raises(UsageError, match="input") as raised:
-        LongRun.prepare(arch, dataset="shapes", out=tmp_path / "run")
+        Retraining.prepare(arch, dataset="shapes", out=tmp_path / "run")
     one_line(raised)
     assert list(tmp_path.iterdir()) == []
 

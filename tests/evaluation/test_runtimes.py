@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.evaluation import runtimes
-from igc_nas.evaluation.latency import unsettled
+from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.evaluation.runtimes import CPU_ONLY, EXTRA, PACKAGES, RUNTIMES, onnx_bytes, prepare, require
 from igc_nas.nn.lowering.variants import uniform_variants
 from igc_nas.nn.network import Network, build
@@ -37,7 +37,7 @@ CLOSE = 1e-4
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    return unsettled(build(ARCH, 0)).eval()
+    return randomize_batchnorm_(build(ARCH, 0)).eval()
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.export.test_source import HOSTILE, STUDY, hostile
 
 import igc_nas
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import ConfigError, IgcNasError, StudyError, UsageError
-from igc_nas.evaluation.latency import unsettled
+from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.evaluation.retraining import RESULT_FILE, WEIGHTS_FILE
 from igc_nas.export import folder
 from igc_nas.export.destination import MARKER, may_write
@@ -27,6 +26,7 @@ from igc_nas.export.model_card import Contents, Deployed, card_text
 from igc_nas.export.source import Source, Trained
 from igc_nas.export.weights import loaded
 from igc_nas.nn.network import Network, build
+from tests.export.test_source import HOSTILE, STUDY, hostile
 from tests.support.builders import one_line
 
 ARCH = ArchConfig.parse(
@@ -43,7 +43,7 @@ GRAPH = Graph("onnx", b"a graph", "dense", 9_876, 765_432, 3.2e-7, None, 20)
 
 @pytest.fixture
 def network() -> Network:
-    return unsettled(build(ARCH, 0)).eval()
+    return randomize_batchnorm_(build(ARCH, 0)).eval()
 
 
 @pytest.fixture

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.errors import IgcNasError, UsageError
-from igc_nas.evaluation.latency import unsettled
+from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.export import graph
 from igc_nas.export.destination import FORMS
 from igc_nas.export.graph import Exporter, Kind, _Entry, difference
 from igc_nas.nn.device import find_devices
-from igc_nas.nn.lowering.timing_cache import Table
+from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import uniform_variants
 from igc_nas.nn.network import Network, build
 from igc_nas.study.lookup import load_architecture
@@ -48,13 +48,13 @@ METADATA = {"id": "0123456789ab", "name": "a test"}
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    return unsettled(build(ARCH, 0)).eval()
+    return randomize_batchnorm_(build(ARCH, 0)).eval()
 
 
 def exporter(forms: str = "any", most_params: int | None = None, **changes: Any) -> Exporter:
     device = find_devices("cpu")[0]
     spec = LatencySpec.parse({"device": device.name, "runtime": "onnxruntime", "forms": forms, "input": ARCH.input})
-    return Exporter(spec, device, most_params, Table(), **changes)
+    return Exporter(spec, device, most_params, TimingCache(), **changes)
 
 
 @pytest.fixture(scope="module", params=["onnx", pytest.param("pt2")])
@@ -159,7 +159,7 @@ def test_every_form_can_be_written(kind: Kind, form: str, network: Network) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["igcv1-l4m8-d8", "igcv2-c16-k8-d8", "igcv3-d-cifar"])
 def test_the_papers_networks_can_be_written(name: str) -> None:
-    network = unsettled(build(load_architecture(name), 0)).eval()
+    network = randomize_batchnorm_(build(load_architecture(name), 0)).eval()
     for kind in ("onnx", "pt2"):
         assert exporter()(kind, network, "semidense", METADATA).error < 1e-2
 
@@ -244,9 +244,9 @@ def test_a_form_that_rounds_too_much_is_left_out(network: Network, monkeypatch: 
 
 def test_what_amplifies_rounding_is_judged_by_its_own() -> None:
     """Fifty blocks whose statistics nobody has taken: 2e-3 in float32 is the network's own, ten times that is not."""
-    deep = unsettled(build(load_architecture("igcv3-d-cifar"), 0)).eval()
+    deep = randomize_batchnorm_(build(load_architecture("igcv3-d-cifar"), 0)).eval()
     dense = next(variant for variant in uniform_variants(deep.plan) if variant.name == "semidense")
-    lowered = torch.inference_mode()(dense.module(deep, 1, Table(), "onnxruntime"))
+    lowered = torch.inference_mode()(dense.module(deep, 1, TimingCache(), "onnxruntime"))
     assert difference(lowered, deep) > graph.MOST_ERROR
     with pytest.raises(IgcNasError, match="another function"):
         difference(lambda x: lowered(x) * 1.02, deep)

@@ -14,14 +14,13 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.export.test_source import HOSTILE, STUDY, hostile
 from torch import nn
 from torch.nn import functional as F
 
 from igc_nas.arch.config import UNITS, ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.errors import IgcNasError
-from igc_nas.evaluation.latency import unsettled
+from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.export import verify as proof
 from igc_nas.export.source import Source, Trained
 from igc_nas.export.standalone import _OF_UNIT, standalone_text
@@ -30,6 +29,7 @@ from igc_nas.nn.network import Network, build
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.lookup import load_architecture
+from tests.export.test_source import HOSTILE, STUDY, hostile
 from tests.support.builders import architectures, one_line
 
 PAPERS = (
@@ -58,7 +58,7 @@ def printed(config: ArchConfig) -> tuple[str, ModuleType]:
 
 def pair(config: ArchConfig) -> tuple[Network, nn.Module]:
     """Our network and the file's, with the same weights and statistics."""
-    ours = unsettled(build(config, 1))
+    ours = randomize_batchnorm_(build(config, 1))
     theirs = printed(config)[1].Network()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     return ours, theirs
@@ -233,7 +233,7 @@ SMALL = arch(UNIT["igcv1"] | {"blocks": 1, "residual": True}, UNIT["igcv3"] | {"
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    return unsettled(build(SMALL, 0)).eval()
+    return randomize_batchnorm_(build(SMALL, 0)).eval()
 
 
 def test_the_file_is_proved_where_igc_nas_cannot_be_imported(network: Network, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from igc_nas.arch.cost import cost_of
 from igc_nas.errors import ConfigError
 from igc_nas.nn.factory import create_model, load_weights
 from igc_nas.nn.flop_counters import count_by_others, torch_flops
-from igc_nas.nn.lowering.timing_cache import Table
+from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.training import LoweredNetwork
 from igc_nas.nn.lowering.variants import uniform_variants
 from igc_nas.nn.network import build, interleave
@@ -277,7 +277,7 @@ def test_a_reset_network_is_lowered_and_deployed_as_any_other() -> None:
     torch.testing.assert_close(lowered(x), model(x), rtol=1e-4, atol=1e-5)
     with torch.inference_mode():
         for variant in uniform_variants(model.plan):
-            module = variant.module(model, 2, Table(), "onnxruntime")
+            module = variant.module(model, 2, TimingCache(), "onnxruntime")
             torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-4)
     assert uniform_variants(model.plan)[0].params == sum(p.numel() for p in model.parameters())
 

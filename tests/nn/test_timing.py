@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from igc_nas.bench.report import geomean
 from igc_nas.nn import timing
-from igc_nas.nn.timing import interleaved, median, median_interval, raced, timed
+from igc_nas.nn.timing import median, median_interval, raced, round_robin, timed
 
 samples_ms = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=40)
 
@@ -43,29 +43,29 @@ def test_runs_take_turns_after_a_warm_up() -> None:
     def run(name: str) -> Callable[[], float]:
         return lambda: turns.append(name) or len(turns)
 
-    found = interleaved({"a": run("a"), "b": run("b"), "c": run("c")}, rounds=3, cap_s=1e9, warm_up=2)
+    found = round_robin({"a": run("a"), "b": run("b"), "c": run("c")}, rounds=3, cap_s=1e9, warm_up=2)
     assert turns == [*"aabbcc", *"abc", *"abc", *"abc"]
     assert found == {"a": [7, 10, 13], "b": [8, 11, 14], "c": [9, 12, 15]}
 
 
 def test_nothing_needs_no_rounds() -> None:
-    assert interleaved({}, rounds=3, cap_s=1.0) == {}
+    assert round_robin({}, rounds=3, cap_s=1.0) == {}
 
 
 @pytest.mark.parametrize(("cap_s", "rounds"), [(0.0, 2), (3.9, 2), (4.0, 3), (6.5, 4), (1e9, 5)])
 def test_a_cap_ends_rounds_early_but_not_before_the_second(clock: Clock, cap_s: float, rounds: int) -> None:
     """A round takes two seconds, and one starts where the cap is not yet over."""
     runs = {name: timed(clock.work(1.0)) for name in "ab"}
-    found = interleaved(runs, rounds=5, cap_s=cap_s)
+    found = round_robin(runs, rounds=5, cap_s=cap_s)
     assert {name: len(samples) for name, samples in found.items()} == {"a": rounds, "b": rounds}
 
 
 def test_a_warm_up_does_not_count_towards_the_cap(clock: Clock) -> None:
-    assert len(interleaved({"slow": timed(clock.work(1.0))}, rounds=4, cap_s=4.5, warm_up=50)["slow"]) == 4
+    assert len(round_robin({"slow": timed(clock.work(1.0))}, rounds=4, cap_s=4.5, warm_up=50)["slow"]) == 4
 
 
 def test_a_single_round_may_be_asked_for(clock: Clock) -> None:
-    assert interleaved({"a": timed(clock.work(0.5))}, rounds=1, cap_s=0.0, warm_up=0) == {"a": [500.0]}
+    assert round_robin({"a": timed(clock.work(0.5))}, rounds=1, cap_s=0.0, warm_up=0) == {"a": [500.0]}
 
 
 class Paced:
@@ -133,7 +133,7 @@ def test_the_hopeless_do_not_win_where_the_machine_slows_down() -> None:
 
 
 def test_what_a_run_queued_is_waited_for(clock: Clock) -> None:
-    run = timed(clock.work(0.25), settle=clock.work(0.5))
+    run = timed(clock.work(0.25), synchronize=clock.work(0.5))
     assert [run(), run()] == [750.0, 750.0]
     assert timed(clock.work(0.25))() == 250.0
 

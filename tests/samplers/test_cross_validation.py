@@ -4,20 +4,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from igc_nas.samplers.cross_validation import Trust, spearman, trust_in
+from igc_nas.samplers.cross_validation import LeaveOneOut, leave_one_out, spearman
 from igc_nas.samplers.features import Floats, Inputs
 from igc_nas.samplers.surrogate import Surrogate
 
 N = 60
 
 
-def trial(seed: int, noise: float, of_params: float, of_parts: float) -> Trust:
+def trial(seed: int, noise: float, of_params: float, of_parts: float) -> LeaveOneOut:
     """Trust in a belief about errors that fall with log params, depend on one of the parts, and are noisy."""
     rng = np.random.default_rng(seed)
     params = np.exp(rng.uniform(9, 14, N))
     inputs = Inputs(np.column_stack([np.log(params), rng.normal(size=N)]), rng.normal(size=(N, 6)))
     values: Floats = of_parts * inputs.parts[:, 0] - of_params * np.log(params) + noise * rng.normal(size=N)
-    return trust_in(Surrogate(inputs, values), values, params.astype(np.int64))
+    return leave_one_out(Surrogate(inputs, values), values, params.astype(np.int64))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -56,7 +56,7 @@ def test_only_the_first_rows_are_judged() -> None:
     values = inputs.whole[:, 0] + 0.1 * rng.normal(size=40)
     surrogate, params = Surrogate(inputs, values), np.arange(1, 31)
     mean, _ = surrogate.left_out()
-    trust = trust_in(surrogate, values[:30], params)
+    trust = leave_one_out(surrogate, values[:30], params)
     assert trust.n == 30
     assert trust.rank == pytest.approx(spearmanr(mean[:30], values[:30]).statistic)
 
@@ -68,7 +68,7 @@ def test_only_the_first_rows_are_judged() -> None:
 def test_better_is_better_than_the_parameter_count_and_than_nothing(
     rank: float, by_params: float, better: bool
 ) -> None:
-    assert Trust(20, rank, by_params, 0.68, 0.95, 0.1).is_better == better
+    assert LeaveOneOut(20, rank, by_params, 0.68, 0.95, 0.1).is_better == better
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=30))

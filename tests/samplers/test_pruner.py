@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-from igc_nas.samplers.pruner import LEAST_DEVIATION, LEAST_ENDED, Ended, Rule, _plane
+from igc_nas.samplers.pruner import LEAST_DEVIATION, MIN_COMPLETED, CompletedTraining, PruningRule, _plane
 from igc_nas.study.pareto import dominates, nondominated
 
 RUNGS = 2
-DOZEN = LEAST_ENDED + 3
+DOZEN = MIN_COMPLETED + 3
 
 
-def cloud(rng: np.random.Generator, n: int, costs: int, steps: int | None = None) -> list[Ended]:
+def cloud(rng: np.random.Generator, n: int, costs: int, steps: int | None = None) -> list[CompletedTraining]:
     """`n` trials that ended: an error that falls with the costs and on the way; `steps` makes ties."""
     known = rng.random((n, costs))
     end = 0.8 - 0.3 * known.mean(axis=1) + 0.1 * rng.standard_normal(n)
@@ -25,12 +25,13 @@ def cloud(rng: np.random.Generator, n: int, costs: int, steps: int | None = None
     rows = np.clip(np.column_stack([known, end, *rungs]), 0, 1)
     rows = rows if steps is None else np.round(rows * steps) / steps
     return [
-        Ended(tuple(map(float, row[:costs])), tuple(map(float, row[costs + 1 :])), float(row[costs])) for row in rows
+        CompletedTraining(tuple(map(float, row[:costs])), tuple(map(float, row[costs + 1 :])), float(row[costs]))
+        for row in rows
     ]
 
 
 def reference_outlook(
-    ended: Sequence[Ended], costs: Sequence[float], rung: int, error: float
+    ended: Sequence[CompletedTraining], costs: Sequence[float], rung: int, error: float
 ) -> tuple[float, float, float]:
     """(expected error, deviation, chance), by numpy's regression and a sum over all trials."""
     x, y = (np.array(column) for column in zip(*((t.rungs[rung], t.error) for t in ended), strict=True))
@@ -48,7 +49,7 @@ def reference_outlook(
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(9, 40),
-    ended=st.integers(LEAST_ENDED, 40),
+    ended=st.integers(MIN_COMPLETED, 40),
     costs=st.sampled_from([1, 2]),
     newest=st.floats(0, 1),
     steps=st.sampled_from([None, 4, 20]),
@@ -60,7 +61,7 @@ def test_a_dominated_trial_never_goes_on_where_its_dominator_is_stopped(
 ) -> None:
     """`n` candidates at a rung, one of them (the `newest`, anywhere in the cloud) known best or worst of all."""
     rng = np.random.default_rng(seed)
-    rule = Rule(cloud(rng, ended, costs, steps), asked)
+    rule = PruningRule(cloud(rng, ended, costs, steps), asked)
     at = [(t.rungs[rung], *t.costs) for t in cloud(rng, n - 1, costs, steps)]
     place = round(newest * (n - 1))
     at.insert(place, tuple(float(x) for x in rng.choice([0.0, 0.5, 1.0], 1 + costs)))
@@ -77,7 +78,7 @@ def test_a_dominated_trial_never_goes_on_where_its_dominator_is_stopped(
 
 @given(
     seed=st.integers(0, 2**32 - 1),
-    n=st.integers(LEAST_ENDED, 40),
+    n=st.integers(MIN_COMPLETED, 40),
     costs=st.sampled_from([1, 2]),
     steps=st.sampled_from([None, 5]),
     asked=st.sampled_from([0.05, 0.3, 0.9]),
@@ -87,28 +88,33 @@ def test_no_member_of_the_recorded_front_would_have_been_stopped(
 ) -> None:
     """Replayed one by one among all others: by a second rule of the others, not by what loosened the first."""
     ended = cloud(np.random.default_rng(seed), n, costs, steps)
-    bound = Rule(ended, asked).bound
+    bound = PruningRule(ended, asked).bound
     assert 0 <= bound <= asked
     for member in nondominated([(t.error, *t.costs) for t in ended]):
         others = ended[:member] + ended[member + 1 :]
         for rung, error in enumerate(ended[member].rungs):
             everyone = np.arange(len(others))  # one fewer than may be asked, where a dozen have ended
-            assert not Rule(others, asked)._outlook(ended[member].costs, rung, error, None, everyone).chance < bound
+            assert (
+                not PruningRule(others, asked)._outlook(ended[member].costs, rung, error, None, everyone).chance < bound
+            )
 
 
 def test_a_bound_that_would_stop_a_member_is_loosened() -> None:
     """A late bloomer: bad at its first rung, and the best at the end."""
-    regular = [Ended((float(i),), (0.9 - i / 100, 0.8 - i / 100), 0.7 - i / 100 + 0.02 * (i % 3)) for i in range(20)]
-    assert Rule(regular, 0.05).bound == 0.05
-    late = Ended((20.0,), (0.82, 0.6), 0.4)
-    loosened = Rule([*regular, late], 0.05)
+    regular = [
+        CompletedTraining((float(i),), (0.9 - i / 100, 0.8 - i / 100), 0.7 - i / 100 + 0.02 * (i % 3))
+        for i in range(20)
+    ]
+    assert PruningRule(regular, 0.05).bound == 0.05
+    late = CompletedTraining((20.0,), (0.82, 0.6), 0.4)
+    loosened = PruningRule([*regular, late], 0.05)
     assert loosened.bound < 0.05
     assert 0 < loosened.bound < reference_outlook(regular, late.costs, 0, 0.82)[2] < 0.05
 
 
 @given(
     seed=st.integers(0, 2**32 - 1),
-    n=st.integers(LEAST_ENDED, 40),
+    n=st.integers(MIN_COMPLETED, 40),
     costs=st.sampled_from([1, 2]),
     rung=st.integers(0, RUNGS - 1),
     error=st.floats(0, 1),
@@ -116,7 +122,7 @@ def test_a_bound_that_would_stop_a_member_is_loosened() -> None:
 def test_an_outlook_is_that_of_a_plain_regression(seed: int, n: int, costs: int, rung: int, error: float) -> None:
     rng = np.random.default_rng(seed)
     ended, asked_of = cloud(rng, n, costs), tuple(map(float, rng.random(costs)))
-    look = Rule(ended, 0.05).outlook(asked_of, rung, error)
+    look = PruningRule(ended, 0.05).outlook(asked_of, rung, error)
     assert look is not None
     expected, deviation, chance = reference_outlook(ended, asked_of, rung, error)
     assert look.expected_error == pytest.approx(expected, abs=1e-9)
@@ -124,9 +130,9 @@ def test_an_outlook_is_that_of_a_plain_regression(seed: int, n: int, costs: int,
     assert look.chance == pytest.approx(chance, abs=1e-6)
 
 
-@pytest.mark.parametrize("n", [0, 1, LEAST_ENDED - 1])
+@pytest.mark.parametrize("n", [0, 1, MIN_COMPLETED - 1])
 def test_too_few_tell_nothing(n: int) -> None:
-    rule = Rule(cloud(np.random.default_rng(0), n, 2), 0.05)
+    rule = PruningRule(cloud(np.random.default_rng(0), n, 2), 0.05)
     assert rule.bound == 0.0
     assert rule.outlook((1.0, 1.0), 0, 1.0) is None
 
@@ -135,7 +141,7 @@ def test_nobody_is_stopped_for_rivals_that_cost_more() -> None:
     ended = cloud(np.random.default_rng(0), DOZEN, 2)
     least = [min(column) for column in zip(*(t.costs for t in ended), strict=True)]
     for costs in ([least[0] / 2, 1.0], [1.0, least[1] / 2], [x / 2 for x in least]):
-        look = Rule(ended, 0.05).outlook(costs, 0, 1.0)
+        look = PruningRule(ended, 0.05).outlook(costs, 0, 1.0)
         assert look
         assert look.chance == 1.0
 
@@ -145,7 +151,7 @@ def test_nobody_is_stopped_for_rivals_that_cost_more() -> None:
 def test_rungs_that_are_all_alike_tell_nothing_of_the_end(n: int, value: float) -> None:
     """At chance level every network has the same error: the end is the mean, however the sums are rounded."""
     ends = np.linspace(0.3, 0.6, n)
-    rule = Rule([Ended((float(i),), (value,), float(end)) for i, end in enumerate(ends)], 0.05)
+    rule = PruningRule([CompletedTraining((float(i),), (value,), float(end)) for i, end in enumerate(ends)], 0.05)
     for error in (value, 0.95):
         look = rule.outlook((float(n),), 0, error)
         assert look
@@ -156,8 +162,8 @@ def test_rungs_that_are_all_alike_tell_nothing_of_the_end(n: int, value: float) 
 def test_a_rung_that_misleads_is_not_believed() -> None:
     """Where a better rung went with a worse end, the line is level: a dominated trial still has no better chance."""
     rng = np.random.default_rng(1)
-    ended = [Ended((1.0,), (x,), 0.9 - x / 2) for x in map(float, rng.random(DOZEN))]
-    rule = Rule(ended, 0.05)
+    ended = [CompletedTraining((1.0,), (x,), 0.9 - x / 2) for x in map(float, rng.random(DOZEN))]
+    rule = PruningRule(ended, 0.05)
     good, bad = rule.outlook((1.0,), 0, 0.1), rule.outlook((1.0,), 0, 0.9)
     assert good
     assert good == bad
@@ -168,10 +174,10 @@ def test_few_members_of_the_front_are_lost_under_a_bound_of_five_percent() -> No
     lost = members = stopped = seen = 0
     for seed in range(40):
         stream = cloud(np.random.default_rng([7, seed]), 60, 1)
-        ended: list[Ended] = []
+        ended: list[CompletedTraining] = []
         given_up: set[int] = set()
         for number, trial in enumerate(stream):
-            rule = Rule(ended, 0.05)
+            rule = PruningRule(ended, 0.05)
             looks = [rule.outlook(trial.costs, rung, error) for rung, error in enumerate(trial.rungs)]
             if any(look and look.chance < rule.bound for look in looks):
                 given_up.add(number)
@@ -186,19 +192,19 @@ def test_few_members_of_the_front_are_lost_under_a_bound_of_five_percent() -> No
     assert stopped / seen >= 0.1, "a rule that stops nothing is safe, and of no use"
 
 
-def believers(n: int, rng: np.random.Generator, worth: float) -> list[Ended]:
+def believers(n: int, rng: np.random.Generator, worth: float) -> list[CompletedTraining]:
     """Ends that are half rung and half belief, where `worth` is 1; a belief of no worth is chance."""
     rungs, beliefs = rng.uniform(0.4, 0.8, n), rng.uniform(0.3, 0.6, n)
     ends = 0.3 * rungs + worth * 0.5 * beliefs + rng.normal(0, 0.005, n)
     return [
-        Ended((float(cost),), (float(rung),), float(end), float(belief))
+        CompletedTraining((float(cost),), (float(rung),), float(end), float(belief))
         for cost, rung, belief, end in zip(rng.random(n), rungs, beliefs, ends, strict=True)
     ]
 
 
 def test_a_belief_sharpens_what_a_rung_says() -> None:
     ended = believers(60, np.random.default_rng(0), worth=1.0)
-    rule = Rule(ended, 0.05)
+    rule = PruningRule(ended, 0.05)
     alone, both = rule.outlook((1.0,), 0, 0.6), rule.outlook((1.0,), 0, 0.6, 0.4)
     assert both.deviation < 0.3 * alone.deviation
     assert both.expected_error == pytest.approx(0.3 * 0.6 + 0.5 * 0.4, abs=0.005)
@@ -208,7 +214,7 @@ def test_a_belief_sharpens_what_a_rung_says() -> None:
 
 
 def test_a_belief_of_no_worth_changes_little() -> None:
-    rule = Rule(believers(200, np.random.default_rng(0), worth=0.0), 0.05)
+    rule = PruningRule(believers(200, np.random.default_rng(0), worth=0.0), 0.05)
     alone, both = rule.outlook((1.0,), 0, 0.6), rule.outlook((1.0,), 0, 0.6, 0.55)
     assert both.expected_error == pytest.approx(alone.expected_error, abs=0.002)
     assert both.deviation == pytest.approx(alone.deviation, rel=0.05)
@@ -217,14 +223,14 @@ def test_a_belief_of_no_worth_changes_little() -> None:
 def test_rivals_without_a_belief_are_rivals() -> None:
     """Of many trials the surrogate takes the newest: the older ones have no belief, and may still be the best."""
     ended = believers(30, np.random.default_rng(0), worth=1.0)
-    champion = Ended((0.0,), (0.4,), 0.01)
-    assert Rule([champion, *ended], 0.05).outlook((1.0,), 0, 0.5, 0.45).chance < 1e-6
+    champion = CompletedTraining((0.0,), (0.4,), 0.01)
+    assert PruningRule([champion, *ended], 0.05).outlook((1.0,), 0, 0.5, 0.45).chance < 1e-6
 
 
 def test_fewer_beliefs_than_trials_it_takes_are_not_used() -> None:
     ended = believers(30, np.random.default_rng(0), worth=1.0)
-    few = [replace(trial, belief=None) for trial in ended[: 30 - LEAST_ENDED + 1]] + ended[30 - LEAST_ENDED + 1 :]
-    rule = Rule(few, 0.05)
+    few = [replace(trial, belief=None) for trial in ended[: 30 - MIN_COMPLETED + 1]] + ended[30 - MIN_COMPLETED + 1 :]
+    rule = PruningRule(few, 0.05)
     assert rule.outlook((1.0,), 0, 0.6, 0.4) == rule.outlook((1.0,), 0, 0.6)
 
 

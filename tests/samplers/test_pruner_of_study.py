@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igc_nas.analysis.surrogate_quality import knowledge_of
+from igc_nas.analysis.surrogate_quality import surrogate_quality
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.papers import reference
-from igc_nas.samplers.pruner import Judge
+from igc_nas.samplers.pruner import Pruner
 from igc_nas.study.records import Candidate
 from igc_nas.study.spec import Budget, StudySpec
 from igc_nas.study.study import Study
@@ -38,7 +38,7 @@ def made(number: int, arch) -> Candidate:
     return Candidate(trial=number, id=f"{number}", arch=arch, cost=cost_of(arch), latency=latency, score=score, seed=0)
 
 
-def looks(judge: Judge) -> list[object]:
+def looks(judge: Pruner) -> list[object]:
     last = candidates()[-1]
     return [judge.outlook(last.arch, last.latency, rung) for rung in last.score.rungs]
 
@@ -46,12 +46,12 @@ def looks(judge: Judge) -> list[object]:
 @settings(max_examples=20, deadline=None)
 @given(st.permutations(range(COUNT)), st.sets(st.integers(0, COUNT), max_size=5))
 def test_a_judge_learns_in_any_order_and_between_judgements(order: list[int], asked_after: set[int]) -> None:
-    judge = Judge(question())
+    judge = Pruner(question())
     for told, place in enumerate(order):
         if told in asked_after:
             looks(judge)
         judge.learn(candidates()[place])
-    fresh = Judge(question(), [candidates()[place] for place in sorted(order)])
+    fresh = Pruner(question(), [candidates()[place] for place in sorted(order)])
     assert judge.rule.ended == fresh.rule.ended
     assert judge.rule.bound == fresh.rule.bound
     assert looks(judge) == looks(fresh)
@@ -61,7 +61,7 @@ def test_the_forecast_is_that_of_the_study() -> None:
     from igc_nas.study.records import Trial
 
     trials = tuple(Trial(number=c.trial, state="complete", params={}, candidate=c) for c in candidates())
-    known, judge = knowledge_of(Study(question(), trials)), Judge(question(), candidates())
+    known, judge = surrogate_quality(Study(question(), trials)), Pruner(question(), candidates())
     assert known is not None
     assert judge.forecast is not None
     assert known.expected == tuple(judge.forecast.expected)
@@ -71,11 +71,11 @@ def test_the_forecast_is_that_of_the_study() -> None:
 
 
 def test_nothing_is_judged_before_enough_is_known() -> None:
-    assert looks(Judge(question(), candidates()[:3])) == [None, None]
-    assert Judge(question(), candidates()[:3]).forecast is None
+    assert looks(Pruner(question(), candidates()[:3])) == [None, None]
+    assert Pruner(question(), candidates()[:3]).forecast is None
 
 
 @pytest.mark.parametrize("change", [{"stop": 0.0}, {"objectives": ("params", "latency")}])
 def test_nothing_is_judged_unasked(change: dict) -> None:
-    judge = Judge(question().model_copy(update=change), candidates())
+    judge = Pruner(question().model_copy(update=change), candidates())
     assert looks(judge) == [None, None]

@@ -21,13 +21,13 @@ from igc_nas.cli.search import search as search_command
 from igc_nas.engine.events import Ended, Event, Exhausted
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import UsageError
-from igc_nas.samplers.brute_force import Enumeration
-from igc_nas.samplers.cross_validation import Trust
+from igc_nas.samplers.brute_force import BruteForce
+from igc_nas.samplers.cross_validation import LeaveOneOut
 from igc_nas.samplers.evolution import POPULATION, Evolution
 from igc_nas.samplers.features import Features
 from igc_nas.samplers.history import EXPECTED, History, Memory, price
 from igc_nas.samplers.known_cost import STARTUP, KnownCost
-from igc_nas.samplers.mutation import Moves
+from igc_nas.samplers.mutation import Mutator
 from igc_nas.samplers.study_sampler import ExhaustedError, StudySampler, distributions
 from igc_nas.space.encoding import Code
 from igc_nas.study.pareto import dominates, hypervolume
@@ -91,7 +91,7 @@ class Loop:
 
     @property
     def history(self) -> History:
-        return Memory(self.question.search_space, self.question.feasible.catalog).history(self.study, -1)
+        return Memory(self.question.search_space, self.question.feasible.encoding).history(self.study, -1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -188,7 +188,7 @@ def test_trials_that_say_nothing_are_passed_over() -> None:
     loop.go(15)
     before, of_tiny = loop.history, distributions(TINY.search_space)
     params = next(
-        TINY.search_space.encode(loop.question.feasible.catalog.architecture(code))
+        TINY.search_space.encode(loop.question.feasible.encoding.architecture(code))
         for code in codes_of(TINY)
         if code not in before.seen
     )
@@ -219,7 +219,7 @@ def test_all_is_every_architecture_once_and_then_no_more() -> None:
 
 
 def test_all_within_a_budget_are_those_within_it() -> None:
-    assert len(Enumeration(question(TINY, "all"))) == TINY.feasible.count == 138
+    assert len(BruteForce(question(TINY, "all"))) == TINY.feasible.count == 138
 
 
 def test_a_search_of_all_ends_by_itself(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_what_runs_is_taken_for_what_it_is_expected_to_be(begun: Loop) -> None:
     sampler, history = KnownCost(begun.question), begun.history
     beliefs = sampler._beliefs(history)
     first = next(iter(sampler._by_improvement(history, beliefs, np.random.default_rng(0))))
-    rows = price(sampler.catalog, [first])
+    rows = price(sampler.encoding, [first])
     running = History(history.complete, history.values, history.stopped, history.expected, rows)
     before, after = (
         sampler._worth(rows.codes, rows.costs, sampler._front(now, beliefs), beliefs)[0] for now in (history, running)
@@ -331,7 +331,7 @@ def test_suggestions_in_a_row_are_spread(begun: Loop) -> None:
     assert min(gaps) > 0.1
 
 
-NO_BETTER = Trust(n=20, rank=0.3, rank_by_params=0.4, within_68=0.7, within_95=0.9, rmse=0.1)
+NO_BETTER = LeaveOneOut(n=20, rank=0.3, rank_by_params=0.4, within_68=0.7, within_95=0.9, rmse=0.1)
 
 
 def test_a_belief_that_is_no_better_than_the_parameter_count_is_not_followed(
@@ -350,7 +350,7 @@ def test_a_belief_that_is_no_better_than_the_parameter_count_is_not_followed(
 
 
 def test_a_belief_that_is_better_is_followed(begun: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igc_nas.samplers.known_cost.trust_in", lambda *_: Trust(20, 0.9, 0.4, 0.7, 0.9, 0.1))
+    monkeypatch.setattr("igc_nas.samplers.known_cost.trust_in", lambda *_: LeaveOneOut(20, 0.9, 0.4, 0.7, 0.9, 0.1))
     monkeypatch.setattr(KnownCost, "_by_mutation", lambda *_: pytest.fail("mutated without looking"))
     monkeypatch.setattr(KnownCost, "_by_improvement", lambda *_: iter([(0, 0, 0, 0)]))
     assert next(iter(KnownCost(begun.question).propose(begun.history, np.random.default_rng(0)))) == (0, 0, 0, 0)
@@ -383,7 +383,7 @@ def test_a_stopped_trial_is_believed_as_far_as_it_went() -> None:
         )
         other = optuna.create_study(directions=["minimize"] * 3)
         other.add_trials([*loop.study.get_trials()[:-1], stopped])
-        memory = Memory(loop.question.search_space, sampler.catalog)
+        memory = Memory(loop.question.search_space, sampler.encoding)
         history = memory.history(other, -1)
         assert len(history.stopped) == 1
         assert tuple(history.stopped.codes[0]) in history.seen
@@ -394,8 +394,8 @@ def test_a_stopped_trial_is_believed_as_far_as_it_went() -> None:
 
 
 def _row(sampler: KnownCost, arch: ArchConfig) -> tuple[Any, Any]:
-    codes = np.array([sampler.catalog.code(arch)])
-    return codes, sampler.catalog.price(codes)[1]
+    codes = np.array([sampler.encoding.code(arch)])
+    return codes, sampler.encoding.price(codes)[1]
 
 
 def test_a_study_whose_scale_is_fixed_as_it_opens_is_sampled_on_that_scale(tmp_path: Path) -> None:
@@ -409,11 +409,11 @@ def test_a_study_whose_scale_is_fixed_as_it_opens_is_sampled_on_that_scale(tmp_p
 
 
 def test_features_tell_architectures_apart_and_say_the_costs() -> None:
-    catalog = TINY.feasible.catalog
-    archs = [catalog.architecture(code) for code in codes_of(TINY)]
+    encoding = TINY.feasible.encoding
+    archs = [encoding.architecture(code) for code in codes_of(TINY)]
     codes = np.array(codes_of(TINY))
-    costs = catalog.price(codes)[1]
-    inputs = Features(catalog).of(codes, costs)
+    costs = encoding.price(codes)[1]
+    inputs = Features(encoding).of(codes, costs)
     assert np.exp(inputs.whole[:, :3]) == pytest.approx(costs)
     rows = np.concatenate([inputs.whole, inputs.parts], axis=1)
     assert np.isfinite(rows).all()
@@ -422,15 +422,13 @@ def test_features_tell_architectures_apart_and_say_the_costs() -> None:
 
 def codes_of(base: StudySpec) -> list[Code]:
     """Every code within the budget of a small space."""
-    return list(
-        Enumeration(question(base, "all")).propose(Loop(question(base, "all")).history, np.random.default_rng())
-    )
+    return list(BruteForce(question(base, "all")).propose(Loop(question(base, "all")).history, np.random.default_rng()))
 
 
 @given(st.integers(0, 2**32))
 def test_mutations_change_one_place_or_two(seed: int) -> None:
-    moves, parents = Moves(TINY.feasible), np.array(codes_of(TINY)[:5])
-    children = moves.mutated(parents, 40, np.random.default_rng(seed))
+    moves, parents = Mutator(TINY.feasible), np.array(codes_of(TINY)[:5])
+    children = moves.mutate(parents, 40, np.random.default_rng(seed))
     distances = (children[:, None, :] != parents[None, :, :]).sum(axis=2).min(axis=1)
     assert (distances <= 2).all()
     assert (distances > 0).any()
@@ -438,14 +436,14 @@ def test_mutations_change_one_place_or_two(seed: int) -> None:
 
 @given(st.integers(0, 2**32))
 def test_crossings_take_each_place_from_a_parent(seed: int) -> None:
-    moves, parents = Moves(TINY.feasible), np.array(codes_of(TINY)[:4])
-    for child in moves.crossed(parents, 20, np.random.default_rng(seed)):
+    moves, parents = Mutator(TINY.feasible), np.array(codes_of(TINY)[:4])
+    for child in moves.crossover(parents, 20, np.random.default_rng(seed)):
         assert all(value in parents[:, place] for place, value in enumerate(child))
 
 
 def test_neighbours_differ_in_one_key_and_are_each_others() -> None:
-    moves = Moves(LARGE.feasible)
-    for level, table in enumerate(moves.catalog.stages):
+    moves = Mutator(LARGE.feasible)
+    for level, table in enumerate(moves.encoding.stages):
         for option in range(0, len(table.options), 37):
             for near in map(int, moves.neighbours(level, option)):
                 one, other = table.options[option].model_dump(), table.options[near].model_dump()
@@ -455,14 +453,14 @@ def test_neighbours_differ_in_one_key_and_are_each_others() -> None:
 
 @given(st.integers(0, 2**32))
 def test_what_is_kept_is_valid_within_the_budget_and_there_once(seed: int) -> None:
-    moves, rng = Moves(TINY.feasible), np.random.default_rng(seed)
-    tables = moves.catalog.stages
+    moves, rng = Mutator(TINY.feasible), np.random.default_rng(seed)
+    tables = moves.encoding.stages
     codes = np.column_stack([np.zeros(60, dtype=np.int64), *(rng.integers(len(t.options), size=60) for t in tables)])
     kept, costs = moves.kept(codes)
     inside = {tuple(code) for code in codes.tolist()} & set(codes_of(TINY))
     assert sorted(map(tuple, kept.tolist())) == sorted(inside)
     for code, cost in zip(kept, costs, strict=True):
-        assert cost[0] == cost_of(moves.catalog.architecture(code)).params
+        assert cost[0] == cost_of(moves.encoding.architecture(code)).params
 
 
 def test_evolution_mutates_those_that_few_dominate() -> None:
@@ -492,7 +490,7 @@ def test_what_is_remembered_is_what_the_trials_say(steps: list[str], rng: random
     """Trials end in any order, some of them are of one architecture, and the memory has looked before or has not."""
     space, archs = TINY.search_space, [TINY.feasible.draw(np.random.default_rng(n)) for n in range(6)]
     study = optuna.create_study(directions=["minimize"] * 3)
-    memory, running = Memory(space, TINY.feasible.catalog), []
+    memory, running = Memory(space, TINY.feasible.encoding), []
     for step in [*steps, "look"]:
         if step == "ask":
             running.append(_begun(study, space.encode(rng.choice(archs))))
@@ -521,7 +519,7 @@ def _compare(found: History, study: optuna.Study) -> None:
     """With what a walk over all trials finds: each group in order of the numbers, each architecture once."""
     groups: dict[str, dict[Code, Any]] = {"complete": {}, "stopped": {}, "running": {}}
     for trial in study.trials:
-        code = TINY.feasible.catalog.code(TINY.search_space.decode(trial.params))
+        code = TINY.feasible.encoding.code(TINY.search_space.decode(trial.params))
         assert code is not None
         if trial.state == TrialState.COMPLETE and trial.system_attrs["constraints:budget"] <= 0:
             groups["complete"].setdefault(code, trial.values)
@@ -532,7 +530,7 @@ def _compare(found: History, study: optuna.Study) -> None:
     for name, expected in groups.items():
         rows = getattr(found, name)
         assert [tuple(code) for code in rows.codes.tolist()] == list(expected)
-        assert rows.costs.tolist() == TINY.feasible.catalog.price(rows.codes)[1].tolist()
+        assert rows.costs.tolist() == TINY.feasible.encoding.price(rows.codes)[1].tolist()
     assert found.values.tolist() == list(groups["complete"].values())
     assert found.expected.tolist() == list(groups["stopped"].values())
     assert found.seen == {code for group in groups.values() for code in group}

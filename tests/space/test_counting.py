@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igc_nas.arch.cost import cost_of
-from igc_nas.space.counting import BLOCK, MOST_COST, Chosen, Sums, _below, _last_below, units_text
-from igc_nas.space.encoding import Catalog, Code
+from igc_nas.space.counting import BLOCK, MOST_COST, BudgetCounter, Stratum, _below, _last_below, units_text
+from igc_nas.space.encoding import Code, SpaceEncoding
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import METRICS, Metric, SearchSpace
 from tests.support.builders import SMALL_SPACES, chi_square_z, every_architecture, space_of
@@ -16,22 +16,22 @@ SPACES = {name: space_of(text) for name, text in SMALL_SPACES.items()} | {"tiny"
 
 
 @cache
-def sums(name: str, metric: Metric) -> Sums:
+def sums(name: str, metric: Metric) -> BudgetCounter:
     most = getattr(cost_of(SPACES[name].largest(metric)), metric)
-    return Sums(Catalog(SPACES[name]), metric, most)
+    return BudgetCounter(SpaceEncoding(SPACES[name]), metric, most)
 
 
 @cache
 def by_code(name: str) -> dict[Code, dict[Metric, int]]:
     """The costs of every code, by brute force."""
-    catalog = Catalog(SPACES[name])
-    archs = {catalog.code(arch): arch for arch in every_architecture(SPACES[name])}
+    encoding = SpaceEncoding(SPACES[name])
+    archs = {encoding.code(arch): arch for arch in every_architecture(SPACES[name])}
     return {code: {m: getattr(cost_of(arch), m) for m in METRICS} for code, arch in archs.items() if code}
 
 
-def chosen(found: Sums, limit: int) -> Chosen:
+def chosen(found: BudgetCounter, limit: int) -> Stratum:
     counts = found.within(limit)
-    return Chosen.of(np.arange(len(counts)), np.zeros_like(counts), counts)
+    return Stratum.of(np.arange(len(counts)), np.zeros_like(counts), counts)
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -56,14 +56,14 @@ def test_within_a_pair_the_costs_ascend(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPACES)
 def test_strata_are_the_combinations_of_units(name: str) -> None:
-    found, catalog = sums(name, "macs"), Catalog(SPACES[name])
+    found, encoding = sums(name, "macs"), SpaceEncoding(SPACES[name])
     for stratum, counted in enumerate(found.by_stratum(found.within(found.most))):
         members = [
             found.member(int(pair), place)
             for pair in found.pairs_of(stratum)
             for place in range(found.within(found.most)[pair])
         ]
-        units = {" ".join(stage.unit for stage in catalog.architecture(code).stages) for code in members}
+        units = {" ".join(stage.unit for stage in encoding.architecture(code).stages) for code in members}
         assert units == {units_text(found.strata[stratum])}
         assert len(members) == counted
 
@@ -108,7 +108,7 @@ def test_costs_that_do_not_fit_an_integer_are_refused_rather_than_counted_wrong(
     costs = sorted(cost_of(arch).macs for arch in every_architecture(space))
     assert costs[-1] > MOST_COST
     with pytest.raises(OverflowError):
-        Sums(Catalog(space), "macs", costs[-1])
+        BudgetCounter(SpaceEncoding(space), "macs", costs[-1])
     assert Feasible(space, macs=costs[7]).count == 8  # what is beyond the budget does not overflow it
     feasible = Feasible(space, macs=costs[-2])
     assert feasible.count is None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
-from igc_nas.space.encoding import Catalog, Code
+from igc_nas.space.encoding import Code, SpaceEncoding
 from igc_nas.space.search_space import METRICS, SearchSpace
 from tests.support.builders import SMALL_SPACES, every_architecture, space_of, taken
 
@@ -18,25 +18,25 @@ SPACES = {name: space_of(text) for name, text in SMALL_SPACES.items()} | {"tiny"
 
 
 @cache
-def catalog(name: str) -> Catalog:
-    return Catalog(SPACES[name])
+def encoding(name: str) -> SpaceEncoding:
+    return SpaceEncoding(SPACES[name])
 
 
-def choices(catalog: Catalog) -> list[int]:
+def choices(encoding: SpaceEncoding) -> list[int]:
     """How many values each place of a code has."""
-    return [len(catalog.space.stems), *(len(table.options) for table in catalog.stages)]
+    return [len(encoding.space.stems), *(len(table.options) for table in encoding.stages)]
 
 
-def built(catalog: Catalog, code: Code) -> ArchConfig | None:
+def built(encoding: SpaceEncoding, code: Code) -> ArchConfig | None:
     """What a code says, fitting or not, built with validation."""
-    stages = [table.options[n] for table, n in zip(catalog.stages, code[1:], strict=True)]
-    return taken(lambda: catalog.space.architecture(catalog.space.stems[code[0]], stages))
+    stages = [table.options[n] for table, n in zip(encoding.stages, code[1:], strict=True)]
+    return taken(lambda: encoding.space.architecture(encoding.space.stems[code[0]], stages))
 
 
 @pytest.mark.parametrize("name", SPACES)
 @given(data=st.data())
 def test_a_code_is_priced_as_what_it_says_or_is_none(name: str, data: st.DataObject) -> None:
-    numbers = catalog(name)
+    numbers = encoding(name)
     code = tuple(data.draw(st.integers(0, n - 1)) for n in choices(numbers))
     (valid,), costs = numbers.price(np.array([code]))
     arch = built(numbers, code)
@@ -52,8 +52,8 @@ def test_a_code_is_priced_as_what_it_says_or_is_none(name: str, data: st.DataObj
 
 @pytest.mark.parametrize("name", SPACES)
 def test_as_many_codes_are_valid_as_the_space_has_networks(name: str) -> None:
-    codes = np.array(list(itertools.product(*map(range, choices(catalog(name))))))
-    valid, _ = catalog(name).price(codes)
+    codes = np.array(list(itertools.product(*map(range, choices(encoding(name))))))
+    valid, _ = encoding(name).price(codes)
     assert valid.sum() == SPACES[name].size
     assert not valid.all() or name in ("tiny", "one-stage")
 
@@ -62,9 +62,9 @@ def test_as_many_codes_are_valid_as_the_space_has_networks(name: str) -> None:
 def test_every_writing_of_a_network_has_the_code_of_the_counted_one(name: str) -> None:
     counted: dict[str, Code | None] = {}
     for arch in every_architecture(SPACES[name]):
-        code = catalog(name).code(arch)
+        code = encoding(name).code(arch)
         assert code is not None
-        assert arch_id(catalog(name).architecture(code)) == arch_id(arch)
+        assert arch_id(encoding(name).architecture(code)) == arch_id(arch)
         assert counted.setdefault(arch_id(arch), code) == code
 
 
@@ -81,5 +81,5 @@ def test_every_writing_of_a_network_has_the_code_of_the_counted_one(name: str) -
 )
 def test_an_architecture_of_another_space_has_no_code(change: dict[str, Any]) -> None:
     smallest = SPACES["tiny"].smallest("params")
-    assert catalog("tiny").code(smallest) is not None
-    assert catalog("tiny").code(ArchConfig.parse(smallest.to_dict() | change)) is None
+    assert encoding("tiny").code(smallest) is not None
+    assert encoding("tiny").code(ArchConfig.parse(smallest.to_dict() | change)) is None

@@ -140,12 +140,12 @@ def test_stratified_draws_are_even_over_bins_then_units_then_members(name: str, 
     limit = {limited: int(np.quantile([getattr(cost, limited) for cost in networks(name).values()], 0.6))}
     chances, rng = stratified_chances(name, limit), np.random.default_rng(5)
     feasible = Feasible(SPACES[name], **limit)
-    code_of = {feasible.catalog.code(written(name)[i]): i for i in chances}
+    code_of = {feasible.encoding.code(written(name)[i]): i for i in chances}
     count = int(7 / min(chances.values()))
-    drawn = Counter(code_of[feasible.catalog.code(feasible.draw_stratified(rng))] for _ in range(count))
+    drawn = Counter(code_of[feasible.encoding.code(feasible.draw_stratified(rng))] for _ in range(count))
     assert drawn.keys() <= chances.keys()
     assert abs(chi_square_z([drawn[i] for i in chances], list(chances.values()))) < 4
-    uniform = Counter(code_of[feasible.catalog.code(feasible.draw(rng))] for _ in range(count))
+    uniform = Counter(code_of[feasible.encoding.code(feasible.draw(rng))] for _ in range(count))
     assert chi_square_z([uniform[i] for i in chances], list(chances.values())) > 8
 
 

@@ -12,7 +12,7 @@ import pytest
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import StudyError
 from igc_nas.study import process
-from igc_nas.study.lock import OWNER_FILE, Owner, Ownership, owner_of
+from igc_nas.study.lock import OWNER_FILE, LockHolder, StudyLock, holder_of
 from igc_nas.study.process import Process
 from tests.support.searches import evaluate, spec
 
@@ -20,7 +20,7 @@ from tests.support.searches import evaluate, spec
 def claimed_by(folder: Path, who: Process) -> None:
     """The file of an owner that did not remove it: it was killed."""
     folder.mkdir(exist_ok=True)
-    owner = Owner(process=who, since="2026-01-01T00:00:00+00:00", seen="2026-01-01T00:00:00+00:00")
+    owner = LockHolder(process=who, since="2026-01-01T00:00:00+00:00", seen="2026-01-01T00:00:00+00:00")
     (folder / OWNER_FILE).write_text(owner.model_dump_json(exclude_none=True))
 
 
@@ -49,7 +49,7 @@ def test_a_process_is_told_from_every_other(changes: dict[str, Any], alive: bool
     who = Process.parse(HERE.model_dump() | changes)
     assert who.is_alive() is alive
     claimed_by(tmp_path, who)
-    found = owner_of(tmp_path)
+    found = holder_of(tmp_path)
     assert (found and found.process) == (None if alive is False else who)
 
 
@@ -88,16 +88,16 @@ def test_what_a_dead_owner_said_does_not_keep_a_study(who: Process, tmp_path: Pa
 
 
 def test_an_owner_is_named_to_whoever_comes_second(tmp_path: Path) -> None:
-    owner = Ownership(tmp_path / "s")
+    owner = StudyLock(tmp_path / "s")
     with pytest.raises(StudyError, match=f"study s is being searched by pid {os.getpid()} on {socket.gethostname()}"):
-        Ownership(tmp_path / "s")
-    assert owner_of(tmp_path / "s") is not None, "who was refused has removed nothing"
+        StudyLock(tmp_path / "s")
+    assert holder_of(tmp_path / "s") is not None, "who was refused has removed nothing"
     owner.release()
-    assert owner_of(tmp_path / "s") is None
-    Ownership(tmp_path / "s").release()
+    assert holder_of(tmp_path / "s") is None
+    StudyLock(tmp_path / "s").release()
 
 
 @pytest.mark.parametrize("text", ["", "{", "\0" * 300, '{"process": {}}', "[]", '{"process": {"host": "a", "pid": 0}}'])
 def test_an_owner_that_cannot_be_read_is_nobody(text: str, tmp_path: Path) -> None:
     (tmp_path / OWNER_FILE).write_text(text)
-    assert owner_of(tmp_path) is None
+    assert holder_of(tmp_path) is None

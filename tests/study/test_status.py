@@ -16,7 +16,7 @@ from igc_nas.arch.plan import arch_id
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store, running_here
 from igc_nas.errors import StudyError
-from igc_nas.study.lock import OWNER_FILE, Owner, Ownership, Running, now, owner_of
+from igc_nas.study.lock import OWNER_FILE, LockHolder, Running, StudyLock, holder_of, now
 from igc_nas.study.process import Process
 from igc_nas.study.records import Latency, Score, Trial
 from igc_nas.study.status import status_of
@@ -107,8 +107,8 @@ def test_a_search_that_runs_is_seen_from_elsewhere(folder: Path, cli: Command) -
         assert "training, 3,000 images, accuracy 25%; by pid" in text
         assert "igc-nas search" not in text, "it is being searched"
         with pytest.raises(StudyError, match=f"is being searched by pid {os.getpid()} on "):
-            Ownership(folder)
-    assert owner_of(folder) is None
+            StudyLock(folder)
+    assert holder_of(folder) is None
     assert f"waits trial {trial.number}" in cli("status", "s").text
 
 
@@ -154,16 +154,16 @@ def test_who_else_a_pid_may_be(folder: Path) -> None:
     ended.wait()
     assert before.is_alive() is False
     for process, owned in ((before, False), (here, True), (here.model_copy(update={"host": "elsewhere"}), True)):
-        owner = Owner(process=process, since=now(), seen=now())
+        owner = LockHolder(process=process, since=now(), seen=now())
         (folder / OWNER_FILE).write_text(owner.model_dump_json())
-        assert (owner_of(folder) is not None) == owned
+        assert (holder_of(folder) is not None) == owned
     (folder / OWNER_FILE).write_text("pid 1 on somewhere")  # as older releases wrote it
-    assert owner_of(folder) is None
+    assert holder_of(folder) is None
 
 
 def test_a_study_on_another_machine_says_when_it_was_last_seen(folder: Path, cli: Command) -> None:
     elsewhere = Process.here().model_copy(update={"host": "elsewhere", "pid": 7})
-    owner = Owner(process=elsewhere, since="2026-01-01T00:00:00+00:00", seen="2026-01-01T00:05:00+00:00")
+    owner = LockHolder(process=elsewhere, since="2026-01-01T00:00:00+00:00", seen="2026-01-01T00:05:00+00:00")
     (folder / OWNER_FILE).write_text(owner.model_dump_json())
     text = cli("status", "s").text
     assert "by pid 7 on elsewhere, since 2026-01-01T00:00:00+00:00, last seen 2026-01-01T00:05:00+00:00" in text

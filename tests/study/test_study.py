@@ -249,8 +249,8 @@ def test_what_is_over_budget_is_no_contender() -> None:
     budget = whole.spec.budget.model_copy(update={"params": limit})
     tight = replace(whole, spec=whole.spec.model_copy(update={"budget": budget}))
     assert len(tight.candidates) == 20
-    assert len(tight.contenders) == 10
-    assert {c.id for c in tight.front()} <= {c.id for c in tight.contenders}
+    assert len(tight.feasible_candidates) == 10
+    assert {c.id for c in tight.front()} <= {c.id for c in tight.feasible_candidates}
     assert tight.hypervolume_curve()[-1] == (10, pytest.approx(tight.hypervolume()))
     assert tight.pick("best-error").cost.params <= limit
     nothing = replace(whole, spec=whole.spec.model_copy(update={"budget": budget.model_copy(update={"params": 1})}))

@@ -11,7 +11,7 @@ import numpy as np
 
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.papers import figures
-from igc_nas.study.records import Candidate, Rung, Stopped, Trial, Unfinished
+from igc_nas.study.records import Candidate, Pruned, Rung, Trial, Unfinished
 from igc_nas.study.study import Study
 from tests.support.studies import make_latency, make_score, make_spec, make_study
 
@@ -67,7 +67,7 @@ def stop(study: Study, at: int) -> Study:
         if trial.number < at or c is None:
             trials.append(trial)
             continue
-        stopped = Stopped(
+        stopped = Pruned(
             id=c.id,
             cost=c.cost,
             latency=c.latency,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.engine.executor import Outcome, Seat, Watch
+from igc_nas.engine.executor import Outcome, Reporter, WorkerSlot
 from igc_nas.errors import ConfigError, DivergedError, IgcNasError
 from igc_nas.study.records import Rung, Unfinished
 from igc_nas.study.spec import Calibration, StudySpec
@@ -26,13 +26,13 @@ class Stub:
     """Takes `seconds` for each architecture."""
 
     spec: StudySpec
-    seat: Seat
+    seat: WorkerSlot
     seconds: float = 0.0
 
     def calibrate(self) -> Calibration:
         return Calibration(reference_ms=1.0, smallest=latency(0.1), largest=latency(1.0))
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
         watch.doing("measuring")
         measured, score = evaluate(arch, seed)
         watch.doing("training")
@@ -42,22 +42,22 @@ class Stub:
         return Outcome(measured, score)
 
 
-def stub(spec: StudySpec, seat: Seat) -> Stub:
+def stub(spec: StudySpec, seat: WorkerSlot) -> Stub:
     return Stub(spec, seat)
 
 
-def slow_stub(spec: StudySpec, seat: Seat) -> Stub:
+def slow_stub(spec: StudySpec, seat: WorkerSlot) -> Stub:
     return Stub(spec, seat, seconds=0.05)
 
 
-def endless(spec: StudySpec, seat: Seat) -> Stub:
+def endless(spec: StudySpec, seat: WorkerSlot) -> Stub:
     return Stub(spec, seat, seconds=600)
 
 
 class WithCommand(Stub):
     """Has a command at work for each trial, as `--latency-command` does, in a session of its own."""
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
         with subprocess.Popen(["sleep", "600"], start_new_session=True) as sleep:  # noqa: S607
             try:
                 return super().__call__(arch, seed, watch)
@@ -65,18 +65,18 @@ class WithCommand(Stub):
                 sleep.kill()
 
 
-def with_command(spec: StudySpec, seat: Seat) -> WithCommand:
+def with_command(spec: StudySpec, seat: WorkerSlot) -> WithCommand:
     return WithCommand(spec, seat, seconds=0.02)
 
 
-def endless_with_command(spec: StudySpec, seat: Seat) -> WithCommand:
+def endless_with_command(spec: StudySpec, seat: WorkerSlot) -> WithCommand:
     return WithCommand(spec, seat, seconds=600)
 
 
 class WaitsForOthers(Stub):
     """Says that it waits, and does so for longer than a trial may take."""
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
         for _ in range(2):
             watch.waits(True)
             time.sleep(self.seconds)
@@ -84,7 +84,7 @@ class WaitsForOthers(Stub):
         return super().__call__(arch, seed, watch)
 
 
-def waits_for_others(spec: StudySpec, seat: Seat) -> WaitsForOthers:
+def waits_for_others(spec: StudySpec, seat: WorkerSlot) -> WaitsForOthers:
     return WaitsForOthers(spec, seat, seconds=1.5)
 
 
@@ -98,24 +98,24 @@ class SlowToCalibrate(Stub):
         return super().calibrate()
 
 
-def slow_to_calibrate(spec: StudySpec, seat: Seat) -> SlowToCalibrate:
+def slow_to_calibrate(spec: StudySpec, seat: WorkerSlot) -> SlowToCalibrate:
     return SlowToCalibrate(spec, seat)
 
 
 class OutOfMemory(Stub):
     """Fails as torch does where memory is short, each time with the same words."""
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
         _no_memory_for_torch(arch, watch)
 
 
-def out_of_memory(spec: StudySpec, seat: Seat) -> OutOfMemory:
+def out_of_memory(spec: StudySpec, seat: WorkerSlot) -> OutOfMemory:
     return OutOfMemory(spec, seat)
 
 
 # Faults: what may go wrong in a trial, by name.
 
-Fault = Callable[[ArchConfig, Watch], Any]
+Fault = Callable[[ArchConfig, Reporter], Any]
 
 
 class UnpicklableError(Exception):
@@ -136,13 +136,13 @@ class CannotCrossError(IgcNasError):
 
 
 def _raise(error: BaseException) -> Fault:
-    def fault(arch: ArchConfig, watch: Watch) -> NoReturn:
+    def fault(arch: ArchConfig, watch: Reporter) -> NoReturn:
         raise error
 
     return fault
 
 
-def _no_memory_for_torch(arch: ArchConfig, watch: Watch) -> NoReturn:
+def _no_memory_for_torch(arch: ArchConfig, watch: Reporter) -> NoReturn:
     watch.doing("training")
     raise RuntimeError(
         "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
@@ -150,26 +150,26 @@ def _no_memory_for_torch(arch: ArchConfig, watch: Watch) -> NoReturn:
     )
 
 
-def _segfault(arch: ArchConfig, watch: Watch) -> None:
+def _segfault(arch: ArchConfig, watch: Reporter) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.string_at(0)
 
 
-def _abort(arch: ArchConfig, watch: Watch) -> None:
+def _abort(arch: ArchConfig, watch: Reporter) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.abort()
 
 
-def _hang(arch: ArchConfig, watch: Watch) -> None:
+def _hang(arch: ArchConfig, watch: Reporter) -> None:
     watch.doing("training")
     time.sleep(600)
 
 
-def _hang_with_the_gil(arch: ArchConfig, watch: Watch) -> None:
+def _hang_with_the_gil(arch: ArchConfig, watch: Reporter) -> None:
     ctypes.PyDLL(None).sleep(600)  # PyDLL: nothing else runs in this process meanwhile
 
 
-def _unfinished(arch: ArchConfig, watch: Watch) -> Outcome:
+def _unfinished(arch: ArchConfig, watch: Reporter) -> Outcome:
     measured, score = evaluate(arch, 0)
     return Outcome(measured, Unfinished(rungs=(Rung(samples=50, error=0.5, loss=1.0),), curve=score.curve, train_s=0.0))
 
@@ -177,7 +177,7 @@ def _unfinished(arch: ArchConfig, watch: Watch) -> Outcome:
 def _changed(part: str, **changes: Any) -> Fault:
     """An outcome whose record was changed past its checks."""
 
-    def fault(arch: ArchConfig, watch: Watch) -> Outcome:
+    def fault(arch: ArchConfig, watch: Reporter) -> Outcome:
         measured, score = evaluate(arch, 0)
         if part == "latency":
             return Outcome(measured.model_copy(update=changes), score)
@@ -186,7 +186,7 @@ def _changed(part: str, **changes: Any) -> Fault:
     return fault
 
 
-def _recursion(arch: ArchConfig, watch: Watch) -> None:
+def _recursion(arch: ArchConfig, watch: Reporter) -> None:
     _recursion(arch, watch)
 
 
@@ -226,7 +226,7 @@ FAULTS: dict[str, Fault] = {
 class Faulty(Stub):
     """Makes the fault that is next in the study's `faults.txt`, a name a line; then there are no more."""
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
         watch.doing("building")
         assert self.seat.folder is not None
         path = self.seat.folder / "faults.txt"
@@ -237,14 +237,14 @@ class Faulty(Stub):
         return super().__call__(arch, seed, watch)
 
 
-def faulty(spec: StudySpec, seat: Seat) -> Faulty:
+def faulty(spec: StudySpec, seat: WorkerSlot) -> Faulty:
     return Faulty(spec, seat)
 
 
 class Talkative(Stub):
     """Leaves a thread behind that goes on telling of a trial that is over."""
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
         outcome = super().__call__(arch, seed, watch)
 
         def talk() -> None:
@@ -258,5 +258,5 @@ class Talkative(Stub):
         return outcome
 
 
-def talkative(spec: StudySpec, seat: Seat) -> Talkative:
+def talkative(spec: StudySpec, seat: WorkerSlot) -> Talkative:
     return Talkative(spec, seat)

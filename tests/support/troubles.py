@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.engine.executor import Outcome, Seat, Watch
+from igc_nas.engine.executor import Outcome, Reporter, WorkerSlot
 from igc_nas.errors import StudyError
 from igc_nas.study.records import Unfinished
 from igc_nas.study.spec import StudySpec
@@ -19,7 +19,7 @@ KIND = "IGC_NAS_TEST_KIND"
 FINE, RAISES, HANGS, KILLS, LEAVES, RUNG, NO_MEMORY = range(7)
 
 
-def note(seat: Seat, word: str) -> None:
+def note(seat: WorkerSlot, word: str) -> None:
     """Leave a file named by this process and the word in the study's folder, which is the same for all nodes here."""
     assert seat.folder is not None
     (seat.folder / f"{os.getpid()}-{word}").write_text(os.environ["RAY_RAYLET_PID"])
@@ -33,7 +33,7 @@ def noted(folder: Path, word: str = "*") -> dict[int, int]:
 class Troubled(Stub):
     """Takes a moment, in which it may be killed."""
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
         watch.doing("training")
         match seed:
             case 1:
@@ -52,7 +52,7 @@ class Troubled(Stub):
         time.sleep(self.seconds)
         return Outcome(*evaluate(arch, seed))
 
-    def _with_rungs(self, arch: ArchConfig, seed: int, watch: Watch) -> Outcome:
+    def _with_rungs(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
         measured, score = evaluate_on_the_way(arch, seed)
         for place, rung in enumerate(score.rungs, start=1):
             if not watch.go_on(measured, rung):
@@ -61,7 +61,7 @@ class Troubled(Stub):
         return Outcome(measured, score)
 
 
-def troubled(spec: StudySpec, seat: Seat) -> Troubled:
+def troubled(spec: StudySpec, seat: WorkerSlot) -> Troubled:
     """Refuses the device of a node that pretends to have another, as our own evaluator does."""
     kind = os.environ.get(KIND, "stub")
     if kind != spec.latency.device:

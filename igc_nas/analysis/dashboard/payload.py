@@ -23,10 +23,10 @@ from igc_nas.analysis.views import (
     forms_view,
     front_rows,
     hypervolume_view,
-    knowledge_view,
     limits,
     papers_view,
     shortened,
+    surrogate_view,
     trials_view,
 )
 from igc_nas.arch.config import ArchConfig, Head, StageConfig, Stem, describe_stage
@@ -113,7 +113,7 @@ def _payload(studies: Sequence[Study], plans: Plans) -> Json:
 def _study(study: Study, plans: Plans) -> Json:
     spec, view = study.spec, trials_view(study)
     detailed = _detailed(study)
-    knowledge = knowledge_view(study)
+    knowledge = surrogate_view(study)
     return {
         "name": visible(spec.name),
         "argument": visible(study_argument(study.folder, spec.name)),
@@ -142,7 +142,7 @@ def _study(study: Study, plans: Plans) -> Json:
 def _trials(study: Study, view: TrialsView, plans: Plans) -> Json:
     """Every trial, as columns; a text column is {"of": texts, "at": number of each row's text}."""
     latencies = [_latency(trial) for trial in study.trials]
-    within = {candidate.trial for candidate in study.contenders}
+    within = {candidate.trial for candidate in study.feasible_candidates}
     return {
         "trial": view.trial,
         "state": _texts(view.state),

@@ -97,7 +97,7 @@ class Problem:
 
 
 @dataclass(frozen=True, eq=False)
-class Table(Problem):
+class TabularBenchmark(Problem):
     """The recorded answers of a study. An architecture without one is infeasible, free of charge."""
 
     study: Study
@@ -154,12 +154,12 @@ class Table(Problem):
         yield from sorted((name, found.seen, found.rungs) for name, found in self.answers.items())
 
 
-def table_problem(study: Study) -> Table:
+def tabular_benchmark(study: Study) -> TabularBenchmark:
     """A study as a table. Raises `StudyError` for one without a scale, or that lacks most of its space."""
     name = study.spec.name
     if any(objective not in study.spec.bounds for objective in study.spec.objectives):
         raise StudyError(f"{name} has no scale yet", f"igc-nas search --study {name}")
-    table = Table(name, "", study.spec, study)
+    table = TabularBenchmark(name, "", study.spec, study)
     has, missing = len(table.answers), table.missing
     if missing > has:
         raise StudyError(

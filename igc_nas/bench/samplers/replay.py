@@ -21,10 +21,10 @@ from igc_nas.arch.plan import arch_id
 from igc_nas.bench.samplers.problems import Answer, Problem
 from igc_nas.engine.store import BUDGET
 from igc_nas.errors import ConfigError
-from igc_nas.samplers.cross_validation import LEAST_FOR_TRUST
-from igc_nas.samplers.error_predictor import Forecast
+from igc_nas.samplers.cross_validation import MIN_TRIALS
+from igc_nas.samplers.error_predictor import ErrorPredictor
 from igc_nas.samplers.history import EXPECTED
-from igc_nas.samplers.pruner import Ended, Outlook, Rule
+from igc_nas.samplers.pruner import CompletedTraining, FinalErrorPrediction, PruningRule
 from igc_nas.samplers.study_sampler import MOST_REPEATS, ExhaustedError, StudySampler
 from igc_nas.space.encoding import Code
 from igc_nas.study.pareto import running_hypervolume
@@ -38,7 +38,7 @@ class Evaluated:
     id: str
     answer: Answer
     compute: float
-    stopped: Outlook | None = None
+    stopped: FinalErrorPrediction | None = None
 
 
 @dataclass(frozen=True)
@@ -98,21 +98,21 @@ class _Replayed:
         self.stop = stop
         self.known: dict[str, Evaluated | None] = {}
         """By id; None: no answer."""
-        self.ended: dict[Code, Ended] = {}
-        self.in_vain = 0
+        self.ended: dict[Code, CompletedTraining] = {}
+        self.consecutive_failures = 0
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         directions = [StudyDirection.MINIMIZE] * len(self.spec.objectives)
-        inner = StudySampler(self.spec, self.known.keys(), lambda: self.in_vain)
+        inner = StudySampler(self.spec, self.known.keys(), lambda: self.consecutive_failures)
         self.study = optuna.create_study(directions=directions, sampler=inner)
 
     def steps(self) -> Iterator[Evaluated]:
         """Evaluations, until the sampler finds no new one."""
-        while self.in_vain < MOST_REPEATS:
+        while self.consecutive_failures < MOST_REPEATS:
             try:
                 found = self._next()
             except ExhaustedError:
                 return
-            self.in_vain = 0 if found else self.in_vain + 1
+            self.consecutive_failures = 0 if found else self.consecutive_failures + 1
             if found:
                 yield found
 
@@ -158,18 +158,18 @@ class _Replayed:
         """Train to the end, or to the rung at which it is given up."""
         if not self.stop:
             return Evaluated(identity, answer, answer.compute[-1])
-        catalog = self.spec.feasible.catalog
-        code = catalog.code(arch)
+        encoding = self.spec.feasible.encoding
+        code = encoding.code(arch)
         assert code is not None
-        rule, belief = Rule(list(self.ended.values()), self.stop), None
-        if len(self.ended) >= LEAST_FOR_TRUST:
-            forecast = Forecast(catalog, list(self.ended), [trial.error for trial in self.ended.values()])
+        rule, belief = PruningRule(list(self.ended.values()), self.stop), None
+        if len(self.ended) >= MIN_TRIALS:
+            forecast = ErrorPredictor(encoding, list(self.ended), [trial.error for trial in self.ended.values()])
             believed = [replace(trial, belief=forecast.left_out.get(of)) for of, trial in self.ended.items()]
-            rule, belief = Rule(believed, self.stop), forecast.of(code)
+            rule, belief = PruningRule(believed, self.stop), forecast.of(code)
         for place, error in enumerate(answer.rungs):
             outlook = rule.outlook(answer.known, place, error, belief)
             if outlook and outlook.chance < rule.bound:
                 return Evaluated(identity, answer, answer.compute[place], outlook)
         at = self.spec.objectives.index("error")
-        self.ended[code] = Ended(answer.known, answer.rungs, answer.seen[at])
+        self.ended[code] = CompletedTraining(answer.known, answer.rungs, answer.seen[at])
         return Evaluated(identity, answer, answer.compute[-1])

@@ -19,10 +19,10 @@ from typing import Any
 
 from igc_nas._version import __version__
 from igc_nas.data.datasets import data_dir, locate
-from igc_nas.engine.executor import Evaluating, MakeEvaluator, Seat
-from igc_nas.engine.worker import attend, kill_descendants
+from igc_nas.engine.executor import Evaluating, MakeEvaluator, WorkerSlot
+from igc_nas.engine.worker import kill_descendants, serve
 from igc_nas.errors import StudyError
-from igc_nas.study.lock import owner_of
+from igc_nas.study.lock import holder_of
 from igc_nas.study.process import Process
 from igc_nas.study.spec import StudySpec
 
@@ -31,7 +31,7 @@ OVER = 87
 
 
 @dataclass(frozen=True)
-class Offer:
+class ActorConfig:
     """What an actor is told when it begins: plain data, which other versions can read, too."""
 
     spec: dict[str, Any]
@@ -47,7 +47,7 @@ class Offer:
     coordinator: Process
 
 
-class Ends:
+class QueuePair:
     """Two queues as one end of a pipe."""
 
     def __init__(self) -> None:
@@ -70,20 +70,20 @@ class Actor:
     """
 
     def __init__(self) -> None:
-        self._line = Ends()
+        self._line = QueuePair()
         self._room: Path | None = None
 
-    def begin(self, offer: Offer, make: MakeEvaluator) -> None:
+    def begin(self, offer: ActorConfig, make: MakeEvaluator) -> None:
         """Make the evaluator; whether that could be done is its first word."""
         self._room = Path(tempfile.gettempdir()) / f"igc-nas-room-{offer.run}"
         threading.Thread(target=self._live, args=(offer, make, self._room), daemon=True).start()
 
-    def _live(self, offer: Offer, make: MakeEvaluator, room: Path) -> None:
+    def _live(self, offer: ActorConfig, make: MakeEvaluator, room: Path) -> None:
         def made(spec: StudySpec) -> Evaluating:
-            return make(spec, seat_here(spec, offer, room))
+            return make(spec, slot_here(spec, offer, room))
 
         try:
-            attend(self._line, offer.spec, made)
+            serve(self._line, offer.spec, made)
         finally:
             self._line.send(None)
 
@@ -118,7 +118,7 @@ def versions_here() -> dict[str, str]:
     return {"igc-nas": __version__, "torch": importlib.metadata.version("torch").split("+")[0]}
 
 
-def seat_here(spec: StudySpec, offer: Offer, room: Path) -> Seat:
+def slot_here(spec: StudySpec, offer: ActorConfig, room: Path) -> WorkerSlot:
     """The seat that this node has for a study. Raises `StudyError` or `DataError` where the node does not fit."""
     for name, here in versions_here().items():
         if here != offer.versions.get(name):
@@ -135,12 +135,12 @@ def seat_here(spec: StudySpec, offer: Offer, room: Path) -> Seat:
     room = room / (offer.device + os.environ.get("CUDA_VISIBLE_DEVICES", "")).replace(":", "").replace("/", "")
     room.mkdir(parents=True, exist_ok=True)
     folder = _same_folder(offer)
-    return Seat(info, offer.device, offer.threads, room, offer.place, offer.places, folder)
+    return WorkerSlot(info, offer.device, offer.threads, room, offer.place, offer.places, folder)
 
 
-def _same_folder(offer: Offer) -> Path | None:
+def _same_folder(offer: ActorConfig) -> Path | None:
     """The study's folder, where this node sees the one that the coordinator has: its owner's file says whose it is."""
-    owner = owner_of(Path(offer.folder)) if offer.folder else None
+    owner = holder_of(Path(offer.folder)) if offer.folder else None
     if offer.folder is None or owner is None:
         return None
     there, theirs = owner.process, offer.coordinator

@@ -26,10 +26,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from igc_nas.engine.events import Job, Progress
-from igc_nas.engine.executor import READY, AtRung, Desk, Failed, Halted, MakeEvaluator, Measured, Message
-from igc_nas.engine.ray.actor import Actor, Offer, versions_here
+from igc_nas.engine.executor import (
+    READY,
+    MakeEvaluator,
+    Message,
+    RungReport,
+    TrialCompleted,
+    TrialFailed,
+    TrialPruned,
+    WorkerHandle,
+)
+from igc_nas.engine.ray.actor import Actor, ActorConfig, versions_here
 from igc_nas.engine.ray.nodes import Node, connected, needs_of, no_room, nodes_of
-from igc_nas.engine.worker import job_word
+from igc_nas.engine.worker import job_message
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.io.units import format_seconds
 from igc_nas.study.process import Process
@@ -56,7 +65,7 @@ class Lost:
 
 
 @dataclass(eq=False)
-class Hired(Desk):
+class ActorHandle(WorkerHandle):
     """An actor, from the coordinator's side. `ref` is the call whose answer is awaited."""
 
     handle: Any
@@ -80,11 +89,11 @@ class Hired(Desk):
     def take(self, job: Job) -> None:
         """Begin a job."""
         self.begin(job)
-        self.tell(*job_word(job))
+        self.tell(*job_message(job))
 
 
 @dataclass
-class Cluster:
+class RayExecutor:
     """An `Executor` of at most `count` actors for a study, each on a CPU or on a GPU (`device`, torch's name)."""
 
     spec: StudySpec
@@ -102,7 +111,7 @@ class Cluster:
     """Hears of nodes that are left out and of evaluators that are lost."""
     patience_s: float = 180.0
     """How long there may be no evaluator at all."""
-    _hired: list[Hired] = field(default_factory=list)
+    _hired: list[ActorHandle] = field(default_factory=list)
     _waiting: deque[Job] = field(default_factory=deque)
     _deaths: Counter[int] = field(default_factory=Counter)
     """Evaluators that each trial under way has taken with it."""
@@ -161,7 +170,7 @@ class Cluster:
         for hired in self._hired:
             hired.tell("spec", spec.to_dict())
 
-    def _ready(self) -> list[Hired]:
+    def _ready(self) -> list[ActorHandle]:
         return [hired for hired in self._hired if hired.ready]
 
     def idle(self) -> int:
@@ -206,7 +215,7 @@ class Cluster:
         limits.append(WORDS_S if len(self._hired) == self.count else LOOK_S)
         return min(limit for limit in limits if limit is not None)
 
-    def _words(self, wait_s: float) -> Iterator[tuple[Hired, object]]:
+    def _words(self, wait_s: float) -> Iterator[tuple[ActorHandle, object]]:
         awaited = {hired.ref: hired for hired in self._hired}
         if not awaited:
             time.sleep(wait_s)
@@ -231,15 +240,15 @@ class Cluster:
             raise error.__cause__ or error from None  # what a handler of a signal has raised meanwhile
         return found
 
-    def _take_in(self, hired: Hired, word: object) -> Message | None:
+    def _take_in(self, hired: ActorHandle, word: object) -> Message | None:
         """Act on a word; what the coordinator is to hear of it."""
         hired.hear(word)
         match word:
             case Lost(error):
                 return self._lose(hired, error)
-            case Progress() | AtRung():
+            case Progress() | RungReport():
                 return word
-            case Measured(number) | Halted(number) | Failed(number):
+            case TrialCompleted(number) | TrialPruned(number) | TrialFailed(number):
                 self._deaths.pop(number, None)
                 return word
             case IgcNasError() if not hired.ready:
@@ -251,7 +260,7 @@ class Cluster:
                 self._worked = True
         return None
 
-    def _give_up(self, hired: Hired) -> Failed:
+    def _give_up(self, hired: ActorHandle) -> TrialFailed:
         """End an actor whose trial has taken too long; another will be in its place."""
         assert self.trial_timeout_s is not None
         failed = hired.too_long(self.trial_timeout_s)
@@ -259,7 +268,7 @@ class Cluster:
         self._dismiss([hired])
         return failed
 
-    def _lose(self, hired: Hired, error: Exception) -> Failed | None:
+    def _lose(self, hired: ActorHandle, error: Exception) -> TrialFailed | None:
         """Do without an actor that is gone: its trial is tried again, or has failed where it has taken three."""
         self._dismiss([hired])
         if not hired.ready:
@@ -274,7 +283,7 @@ class Cluster:
         del self._deaths[hired.job.number]
         reason = f"{MOST_DEATHS} evaluators died of it (the last on {hired.node.host})"
         kind = isinstance(error, self._ray.exceptions.OutOfMemoryError)
-        return Failed(hired.job.number, reason, Failure(kind="memory" if kind else "died", where=hired.doing))
+        return TrialFailed(hired.job.number, reason, Failure(kind="memory" if kind else "died", where=hired.doing))
 
     # Who works where.
 
@@ -305,7 +314,7 @@ class Cluster:
                 return
             self._hired.append(self._hire(place, min(fit, key=lambda node: (taken[node.id], -node.room))))
 
-    def _hire(self, place: int, node: Node) -> Hired:
+    def _hire(self, place: int, node: Node) -> ActorHandle:
         strategies = importlib.import_module("ray.util.scheduling_strategies")
         needs = needs_of(self.device, self.threads)
         handle = self._actor.options(
@@ -315,7 +324,7 @@ class Cluster:
             scheduling_strategy=strategies.NodeAffinitySchedulingStrategy(node.id, soft=False),
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}},
         ).remote()
-        offer = Offer(
+        offer = ActorConfig(
             spec=self.spec.to_dict(),
             versions=versions_here(),
             run=self._run,
@@ -327,7 +336,7 @@ class Cluster:
             coordinator=Process.here(),
         )
         begun = handle.begin.options(concurrency_group=TELLING).remote(offer, self.make)
-        return Hired(handle, node, place, begun)
+        return ActorHandle(handle, node, place, begun)
 
     def _count_stillborn(self, node: Node, error: Exception) -> None:
         """A node on which evaluators cannot be made is left out: at once where that is known, else after a few."""
@@ -354,7 +363,7 @@ class Cluster:
     def _dismiss_all(self) -> None:
         self._dismiss(list(self._hired), clear=True)
 
-    def _dismiss(self, leaving: list[Hired], *, clear: bool = False) -> None:
+    def _dismiss(self, leaving: list[ActorHandle], *, clear: bool = False) -> None:
         """End actors, and what they have started."""
         for hired in leaving:
             self._hired.remove(hired)

@@ -68,7 +68,7 @@ Form = tuple[Piece, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Segment:
     """A piece laid out on its chain: the steps that its one convolution computes, and what is left to permute after.
 
     `steps` are the piece's convolutions and the interleaves that it takes into its weights; `after` are interleaves
@@ -150,11 +150,11 @@ def _merged(chain: Chain) -> Form:
     return tuple(Piece(len(run), _merged_groups(run[0]) if run[0].kernel > 1 else 1) for run in runs)
 
 
-def layout(chain: Chain, form: Form) -> tuple[Stretch, ...]:
+def layout(chain: Chain, form: Form) -> tuple[Segment, ...]:
     """The stretches of a form in the order in which they run. The interleaves beside dense pieces go into them."""
     assert sum(piece.convs for piece in form) == len(chain.convs)
     height, width = chain.height, chain.width
-    stretches: list[Stretch] = []
+    stretches: list[Segment] = []
     at = 0
     pending: tuple[Step, ...] = ()
     for piece, following in pairwise([*form, None]):
@@ -165,7 +165,7 @@ def layout(chain: Chain, form: Form) -> tuple[Stretch, ...]:
             steps, after = (*steps, *after), ()
         elif following is not None and following.groups == 1:
             pending, after = after, ()
-        stretches.append(Stretch(steps, after, piece.groups, height, width))
+        stretches.append(Segment(steps, after, piece.groups, height, width))
         height, width = stretches[-1].written
     return tuple(stretches)
 
@@ -175,13 +175,13 @@ def form_macs(chain: Chain, form: Form) -> int:
     return sum(stretch_macs(stretch) for stretch in layout(chain, form))
 
 
-def stretch_macs(stretch: Stretch) -> int:
+def stretch_macs(stretch: Segment) -> int:
     """Multiply-adds that one stretch executes for one image."""
     height, width = stretch.written
     return stretch_weights(stretch) * height * width
 
 
-def stretch_weights(stretch: Stretch) -> int:
+def stretch_weights(stretch: Segment) -> int:
     """Weights of the convolution that a stretch runs as."""
     conv = stretch.as_conv
     return conv.out_channels * (conv.in_channels // conv.groups) * conv.kernel**2
@@ -192,7 +192,7 @@ def form_params(chain: Chain, form: Form) -> int:
     return sum(stretch_weights(stretch) + _biases(stretch) for stretch in layout(chain, form))
 
 
-def has_map(stretch: Stretch) -> bool:
+def has_map(stretch: Segment) -> bool:
     """Whether a shift comes before a padded convolution: then the bias of the stretch is a map over its pixels."""
     shifted = False
     for step in stretch.steps:
@@ -202,7 +202,7 @@ def has_map(stretch: Stretch) -> bool:
     return False
 
 
-def _biases(stretch: Stretch) -> int:
+def _biases(stretch: Segment) -> int:
     if not any(isinstance(step, Scale) for step in stretch.steps):
         return 0
     height, width = stretch.written

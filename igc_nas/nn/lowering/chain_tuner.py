@@ -1,8 +1,8 @@
 """Which form each chain trains fastest in on this device: known by timing its parts, each shape once.
 
-The time of a form is a sum over its stretches: the three products of each convolution by their fastest algorithms,
-the multiplying out of its weights with the gradient, and the interleaves that stay. A `Table` holds the times of these
-parts by shape, so that a second network with the same shapes is chosen for at once.
+The time of a form is a sum over its stretches: the three products of each convolution by their fastest algorithms, the
+multiplying out of its weights with the gradient, and the interleaves that stay. A `TimingCache` holds the times of
+these parts by shape, so that a second network with the same shapes is chosen for at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from igc_nas.arch.plan import Conv, Interleave
-from igc_nas.nn.lowering.chain import Chain, Form, Stretch, form_macs, forms_of, is_form, layout
+from igc_nas.nn.lowering.chain import Chain, Form, Segment, form_macs, forms_of, is_form, layout
 from igc_nas.nn.lowering.compose import composed
 from igc_nas.nn.lowering.convolution import (
     Algorithm,
@@ -26,7 +26,7 @@ from igc_nas.nn.lowering.convolution import (
     options,
     weight_gradient,
 )
-from igc_nas.nn.lowering.timing_cache import Table, Times
+from igc_nas.nn.lowering.timing_cache import Times, TimingCache
 from igc_nas.nn.lowering.training import ChainForm, plain_form
 from igc_nas.nn.network import interleave
 from igc_nas.nn.timing import raced, timed
@@ -40,7 +40,7 @@ MOST_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """How far an algorithm may be from torch's own, norm-wise; in bfloat16 both are rounded."""
 
 
-class Chooser:
+class ChainTuner:
     """Chooses training forms for one device, batch and dtype; what it times goes into `table`.
 
     `pause` is called between timings: other processes may be measuring.
@@ -48,11 +48,11 @@ class Chooser:
 
     def __init__(
         self,
-        table: Table,
+        table: TimingCache,
         batch: int,
         dtype: torch.dtype,
         device: torch.device,
-        settle: Callable[[], None] = lambda: None,
+        synchronize: Callable[[], None] = lambda: None,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         self.table = table
@@ -60,7 +60,7 @@ class Chooser:
         self.batch = batch
         self.dtype = dtype
         self.device = device
-        self.settle = settle
+        self.synchronize = synchronize
         self._noise = torch.empty(0, dtype=dtype, device=device)
         self._scope = f"b{batch} {str(dtype).removeprefix('torch.')}"
 
@@ -88,7 +88,7 @@ class Chooser:
             total += self._beside(stretch)
         return total
 
-    def _beside(self, stretch: Stretch) -> float:
+    def _beside(self, stretch: Segment) -> float:
         """Milliseconds of what a stretch does beside its products."""
         return self._composing(stretch) + sum(self._interleaving(step, stretch) for step in stretch.after)
 
@@ -121,18 +121,18 @@ class Chooser:
             total += self._beside(stretch)
         return total, tuple(chosen)
 
-    def _offered(self, stretch: Stretch) -> dict[Direction, tuple[Algorithm, ...]]:
+    def _offered(self, stretch: Segment) -> dict[Direction, tuple[Algorithm, ...]]:
         height, width = stretch.written
         return options(stretch.as_conv, self.dtype, self.batch * height * width, self.device.type)
 
-    def _product(self, stretch: Stretch, direction: Direction, offered: tuple[Algorithm, ...]) -> Times:
+    def _product(self, stretch: Segment, direction: Direction, offered: tuple[Algorithm, ...]) -> Times:
         c = stretch.as_conv
         shape = f"c{c.kernel}s{c.stride}g{c.groups}i{c.in_channels}o{c.out_channels}@{stretch.height}x{stretch.width}"
         return self.table.get(
             f"{direction} {shape} {self._scope}", offered, lambda: self._time_product(stretch, direction, offered)
         )
 
-    def _time_product(self, stretch: Stretch, direction: Direction, offered: tuple[Algorithm, ...]) -> Times:
+    def _time_product(self, stretch: Segment, direction: Direction, offered: tuple[Algorithm, ...]) -> Times:
         """The times of the algorithms of a product; one that computes something else is out of the question."""
         conv = stretch.as_conv
         x, weight = self._image(conv.in_channels, stretch.height, stretch.width), self._weight(conv)
@@ -155,7 +155,7 @@ class Chooser:
                 times[algorithm] = NEVER_MS
         return times
 
-    def _composing(self, stretch: Stretch) -> float:
+    def _composing(self, stretch: Segment) -> float:
         """Milliseconds of multiplying out and back; a convolution alone in its own groups has nothing to multiply."""
         if len(stretch.steps) == 1 and stretch.groups == stretch.convs[0].groups:
             return 0.0
@@ -163,7 +163,7 @@ class Chooser:
         key = f"compose {steps} /{stretch.groups} {self._scope.partition(' ')[2]}"
         return self.table.get(key, ["both"], lambda: self._time_composing(stretch))["both"]
 
-    def _time_composing(self, stretch: Stretch) -> Times:
+    def _time_composing(self, stretch: Segment) -> Times:
         weights = [self._weight(conv).float().requires_grad_() for conv in stretch.convs]
         grad = torch.randn_like(composed(stretch, weights).detach()).to(self.dtype)
 
@@ -172,7 +172,7 @@ class Chooser:
 
         return self._race({"both": both})
 
-    def _interleaving(self, step: Interleave, stretch: Stretch) -> float:
+    def _interleaving(self, step: Interleave, stretch: Segment) -> float:
         """Milliseconds of a permutation of activations, forward and backward."""
         height, width = stretch.written
         key = f"p{step.groups}of{step.channels}@{height}x{width} {self._scope}"
@@ -184,7 +184,7 @@ class Chooser:
 
     def _race(self, runs: Mapping[str, Callable[[], object]]) -> Times:
         self.pause()
-        once = {name: timed(run, self.settle) for name, run in runs.items()}
+        once = {name: timed(run, self.synchronize) for name, run in runs.items()}
         return {name: max(round(ms, 5), 1e-5) for name, ms in raced(once, ROUNDS, CAP_S * len(runs), HOPELESS).items()}
 
     def _image(self, channels: int, height: int, width: int, start: int = 0) -> Tensor:

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from igc_nas.arch.plan import Conv, Interleave
-from igc_nas.nn.lowering.chain import Stretch
+from igc_nas.nn.lowering.chain import Segment
 
 
-def composed(stretch: Stretch, weights: Sequence[Tensor]) -> Float[Tensor, "out in_per_group k k"]:
+def composed(stretch: Segment, weights: Sequence[Tensor]) -> Float[Tensor, "out in_per_group k k"]:
     """The weight of the one convolution that a stretch runs as, from those of its convolutions.
 
     Channels-last where theirs are; differentiable; float32 or float64, whatever they are.

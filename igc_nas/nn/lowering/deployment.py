@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from igc_nas.arch.config import Activation
 from igc_nas.arch.plan import Act, Conv, Interleave, Linear, Pool
-from igc_nas.nn.lowering.chain import Chain, Form, Scale, Stretch, factored, has_map, layout
+from igc_nas.nn.lowering.chain import Chain, Form, Scale, Segment, factored, has_map, layout
 from igc_nas.nn.lowering.compose import composed, rows_restored
 from igc_nas.nn.lowering.parts import Branches, Part, inference_blocks
 from igc_nas.nn.network import Network, activated, interleave
@@ -33,7 +33,7 @@ class FoldedConv(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, stretch: Stretch, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, stretch: Segment, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.conv = stretch.as_conv
         self.height, self.width = stretch.height, stretch.width
@@ -275,7 +275,7 @@ def _chain(block: nn.Module, chain: Chain, form: Form) -> list[nn.Module]:
     return modules
 
 
-def _affine(block: nn.Module, stretch: Stretch) -> tuple[Tensor, Tensor | None]:
+def _affine(block: nn.Module, stretch: Segment) -> tuple[Tensor, Tensor | None]:
     """(weight, bias) of a stretch, computed in float64 and rounded once; no bias where nothing shifts."""
     weights: list[Tensor] = []
     maps: list[Callable[[Tensor], Tensor]] = []

@@ -19,13 +19,13 @@ from igc_nas.errors import StudyError
 from igc_nas.nn.device import Device, without_tf32
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.chain import Chain
-from igc_nas.nn.lowering.chain_tuner import Chooser
+from igc_nas.nn.lowering.chain_tuner import ChainTuner
 from igc_nas.nn.lowering.parts import chains_in, network_parts
-from igc_nas.nn.lowering.pinned_forms import Pins
-from igc_nas.nn.lowering.timing_cache import Table
-from igc_nas.nn.lowering.training import ChainForm, Forward, LoweredNetwork, NetworkForm, as_written
+from igc_nas.nn.lowering.pinned_forms import PinnedForms
+from igc_nas.nn.lowering.timing_cache import TimingCache
+from igc_nas.nn.lowering.training import ChainForm, Forward, LoweredNetwork, NetworkForm, factored_forward
 from igc_nas.nn.network import Network
-from igc_nas.nn.timing import interleaved, median, timed
+from igc_nas.nn.timing import median, round_robin, timed
 from igc_nas.study.spec import Recipe, Schedule
 
 Timer = Callable[[], float]
@@ -44,7 +44,7 @@ CLEARLY = 0.98
 """A lowered network must take less than this share of the factored one's time to be used."""
 
 
-class Fastest:
+class NetworkTuner:
     """Finds the forward function that trains a network fastest, on one device by one schedule.
 
     `pause` is called between timings: other processes may be measuring.
@@ -55,18 +55,18 @@ class Fastest:
         schedule: Schedule,
         resolution: int,
         device: Device,
-        table: Table,
-        pins: Pins | None = None,
+        table: TimingCache,
+        pins: PinnedForms | None = None,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         self.schedule = schedule
         self.resolution = resolution
         self.device = device
         self.table = table
-        self.pins = pins or Pins()
+        self.pins = pins or PinnedForms()
         self.dtype = torch.bfloat16 if schedule.dtype == "bfloat16" else torch.float32
         self.pause = pause
-        self._chooser = Chooser(table, schedule.batch, self.dtype, device.torch_device, device.settle, pause)
+        self._chooser = ChainTuner(table, schedule.batch, self.dtype, device.torch_device, device.synchronize, pause)
         self._scope = f"b{schedule.batch} {schedule.dtype}"
 
     @classmethod
@@ -74,10 +74,10 @@ class Fastest:
         cls,
         recipe: Recipe,
         device: Device,
-        table: Table,
-        pins: Pins | None = None,
+        table: TimingCache,
+        pins: PinnedForms | None = None,
         pause: Callable[[], None] = lambda: None,
-    ) -> Fastest:
+    ) -> NetworkTuner:
         """For a study's recipe."""
         return cls(recipe, recipe.resolution, device, table, pins, pause)
 
@@ -143,7 +143,7 @@ class Fastest:
         ahead = min(first, key=lambda form: first[form])
         if len(runs) == 2 and OBVIOUSLY * first[ahead] < first["factored"]:
             return ahead
-        times = {form: median(samples) for form, samples in interleaved(runs, RACE_ROUNDS, RACE_CAP_S, 0).items()}
+        times = {form: median(samples) for form, samples in round_robin(runs, RACE_ROUNDS, RACE_CAP_S, 0).items()}
         best = min(times, key=lambda form: times[form])
         return best if times[best] < CLEARLY * times["factored"] else "factored"
 
@@ -173,7 +173,7 @@ class Fastest:
         return torch.randn(size, device=self.device.torch_device).contiguous(memory_format=torch.channels_last)
 
     def _as_written(self, network: Network) -> Forward:
-        return as_written(network, self.device.kind, self.dtype)
+        return factored_forward(network, self.device.kind, self.dtype)
 
     def _entrants(self) -> list[NetworkForm]:
         """Torch's norms use all threads, ours one: with one thread ours need no race."""
@@ -188,7 +188,7 @@ class Fastest:
             F.cross_entropy(forward(x).float(), labels).backward()  # type: ignore[no-untyped-call]
             network.zero_grad(set_to_none=True)
 
-        run = timed(step, self.device.settle)
+        run = timed(step, self.device.synchronize)
 
         def once() -> float:
             self.pause()

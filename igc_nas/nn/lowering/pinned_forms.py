@@ -35,19 +35,19 @@ class PinnedPiece(Frozen):
     weight: Algorithm = "conv"
 
 
-class Pinned(Frozen):
+class PinnedChain(Frozen):
     """What the file holds: the form of each chain by key, and how each network runs, by id."""
 
     chains: dict[str, tuple[PinnedPiece, ...]] = Field(default_factory=dict, strict=False)
     networks: dict[str, NetworkForm] = Field(default_factory=dict)
 
 
-class Pins:
+class PinnedForms:
     """The pinned forms of a study; without a folder they last as long as the process."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.path = None if folder is None else folder / FORMS_FILE
-        self._held = Pinned()
+        self._held = PinnedChain()
 
     def chain(self, key: str, choose: Callable[[], ChainForm], is_possible: Callable[[ChainForm], bool]) -> ChainForm:
         """The form of a chain, chosen where none is pinned.
@@ -102,18 +102,18 @@ class Pins:
         finally:
             lock.release()
 
-    def _read(self) -> Pinned:
+    def _read(self) -> PinnedChain:
         if self.path is not None and self.path.exists():
             hint = f"remove {self.path} to have its forms chosen anew"
             try:
-                self._held = Pinned.model_validate_json(read_bytes(self.path, MOST_RECORDS))
+                self._held = PinnedChain.model_validate_json(read_bytes(self.path, MOST_RECORDS))
             except ValidationError as error:
                 raise StudyError(first_problem(error, str(self.path)), hint) from None
             except ConfigError as error:
                 raise StudyError(error.message, hint) from None
         return self._held
 
-    def _write(self, pinned: Pinned) -> None:
+    def _write(self, pinned: PinnedChain) -> None:
         self._held = pinned
         if self.path is not None:
             write_whole(self.path, pinned.model_dump_json(indent=1))

@@ -20,7 +20,7 @@ from igc_nas.io.files import MOST_RECORDS, read_text, write_whole
 Times = dict[str, float]
 
 
-class Table:
+class TimingCache:
     """Measured milliseconds: for a key (a shape under its conditions) those of each alternative.
 
     `owner` names what they hold for (device, threads, versions); a file of another owner, or one that is damaged, is
@@ -70,11 +70,11 @@ class Table:
         self._new = {}
 
 
-def table_for(device: str, threads: int, purpose: str, pause: Callable[[], None] = lambda: None) -> Table:
+def timing_cache_for(device: str, threads: int, purpose: str, pause: Callable[[], None] = lambda: None) -> TimingCache:
     """The table of a device with a number of threads, under these versions of torch and igc-nas."""
     owner = f"{purpose}; {device}; {threads} threads; torch {torch.__version__}; igc-nas {__version__}"
     name = hashlib.sha256(owner.encode()).hexdigest()[:16]
-    return Table(cache_dir() / "timings" / f"{name}.json", owner, pause)
+    return TimingCache(cache_dir() / "timings" / f"{name}.json", owner, pause)
 
 
 def cache_dir() -> Path:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from igc_nas.arch.config import Activation
 from igc_nas.arch.plan import Act, Interleave, Linear, Plan, Pool
 from igc_nas.nn.lowering import native
-from igc_nas.nn.lowering.chain import Chain, Piece, Stretch, factored, layout
+from igc_nas.nn.lowering.chain import Chain, Piece, Segment, factored, layout
 from igc_nas.nn.lowering.compose import composed, rows_interleaved, rows_restored
 from igc_nas.nn.lowering.convolution import Algorithms, convolved
 from igc_nas.nn.lowering.parts import Branches, NormAct, Part, network_parts
@@ -46,7 +46,7 @@ def plain_form(chain: Chain) -> ChainForm:
     return ChainForm(pieces, (Algorithms(),) * len(pieces))
 
 
-def as_written(network: nn.Module, device: str, dtype: torch.dtype) -> Forward:
+def factored_forward(network: nn.Module, device: str, dtype: torch.dtype) -> Forward:
     """The factored network on a kind of device, its products in float32 or, by autocast, in bfloat16."""
 
     def forward(x: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class LoweredChain:
                 x = interleave(x, step.groups)
         return x
 
-    def _weight(self, stretch: Stretch, modules: list[nn.Module]) -> Tensor:
+    def _weight(self, stretch: Segment, modules: list[nn.Module]) -> Tensor:
         return composed(stretch, [module.weight for module in modules]).to(self.dtype)  # type: ignore[misc]
 
 

@@ -29,7 +29,7 @@ from igc_nas.nn.lowering.deployment import (
     with_kernel,
 )
 from igc_nas.nn.lowering.parts import chains_in, inference_blocks
-from igc_nas.nn.lowering.timing_cache import Table, Times
+from igc_nas.nn.lowering.timing_cache import Times, TimingCache
 from igc_nas.nn.network import Network
 from igc_nas.nn.timing import raced, timed
 from igc_nas.study.spec import RuntimeName
@@ -47,7 +47,7 @@ class Variant:
     macs: int
     forms: Mapping[str, Form] = field(default_factory=dict)
 
-    def module(self, network: Network, batch: int, table: Table, runtime: RuntimeName = "eager") -> nn.Module:
+    def module(self, network: Network, batch: int, table: TimingCache, runtime: RuntimeName = "eager") -> nn.Module:
         """The network in this form, in channels-last; eager on a CPU, each convolution by its fastest kernel."""
         if self.name == "factored":
             return network
@@ -68,7 +68,7 @@ def uniform_variants(whole: Plan) -> list[Variant]:
     return [factored_variant(whole), *(_variant(whole, name, pick) for name, pick in UNIFORM.items())]
 
 
-def mixed_variant(network: Network, batch: int, table: Table, most_params: int | None = None) -> Variant:
+def mixed_variant(network: Network, batch: int, table: TimingCache, most_params: int | None = None) -> Variant:
     """Each chain in its fastest form; where that is over `most_params`, those are given up that save most for least."""
     whole = network.plan
     counted = Counter(chain.key for _, chain in _chains(whole))
@@ -97,7 +97,7 @@ def _cheapest_swap(
     return min(swaps, key=lambda swap: swap[:2])[2:] if swaps else None
 
 
-def _timed(network: Network, block: str, chain: Chain, batch: int, table: Table) -> dict[Form, float]:
+def _timed(network: Network, block: str, chain: Chain, batch: int, table: TimingCache) -> dict[Form, float]:
     """Milliseconds of each form of a chain, keyed by the form."""
     forms = forms_of(chain)
     names = ["/".join(f"{piece.convs}g{piece.groups}" for piece in form) for form in forms]
@@ -110,7 +110,7 @@ def _timed(network: Network, block: str, chain: Chain, batch: int, table: Table)
 
 @torch.inference_mode()
 def _time(
-    network: Network, block: str, chain: Chain, batch: int, forms: Mapping[str, Form], table: Table
+    network: Network, block: str, chain: Chain, batch: int, forms: Mapping[str, Form], table: TimingCache
 ) -> dict[str, float]:
     like = next(network.parameters())
     x = torch.randn(batch, chain.convs[0].in_channels, chain.height, chain.width, device=like.device, dtype=like.dtype)
@@ -123,7 +123,7 @@ def _time(
     return {name: max(round(ms, 5), 1e-5) for name, ms in raced(runs, ROUNDS, CAP_S * len(runs)).items()}
 
 
-def fastest_kernels(module: nn.Module, batch: int, table: Table, device: torch.device) -> nn.Module:
+def fastest_kernels(module: nn.Module, batch: int, table: TimingCache, device: torch.device) -> nn.Module:
     """`module` with each of its folded convolutions by the kernel that is fastest for its shape; in place."""
     if device.type != "cpu":
         return module

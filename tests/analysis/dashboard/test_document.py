@@ -18,7 +18,7 @@ import pytest
 
 from igc_nas.analysis.dashboard.document import SCRIPTS, asset, dashboard, write_dashboard
 from igc_nas.analysis.dashboard.payload import MOST_DETAILED, Plans, payload
-from igc_nas.analysis.views import front_rows, knowledge_view
+from igc_nas.analysis.views import front_rows, surrogate_view
 from igc_nas.arch.config import ArchConfig, describe_stage
 from igc_nas.arch.papers import figures
 from igc_nas.arch.plan import Conv, Interleave, Residual, plan
@@ -323,7 +323,7 @@ def test_curves_are_kept_with_their_rungs() -> None:
         samples = curves["samples"]["of"][at]
         assert samples == ([*RUNGS, trial.candidate.score.samples] if trial.candidate else list(RUNGS))
         assert len(errors) == len(samples)
-    known = knowledge_view(study)
+    known = surrogate_view(study)
     assert known
     assert found["knowledge"]["sentence"] == known.sentence
 

@@ -18,7 +18,7 @@ import pytest
 
 from igc_nas.analysis.dashboard.server import REST, Page, Watched, application
 from igc_nas.io.files import append_line
-from igc_nas.study.lock import Ownership, Running, now
+from igc_nas.study.lock import Running, StudyLock, now
 from igc_nas.study.process import Process
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study, load_study
@@ -191,7 +191,7 @@ def test_a_study_that_cannot_be_read_for_a_while_stays(client: Client, folder: P
 def test_what_runs_is_told(client: Client, folder: Path) -> None:
     assert data(client)["live"]["studies"] == [{"owner": None, "since": None, "waiting": 0, "running": []}]
     here, arch = Process.here(), make_study(8).candidates[7].arch
-    owner = Ownership(folder)
+    owner = StudyLock(folder)
     try:
         begun = Trial(number=6, state="running", params={}, arch=arch, started=now(), process=here)
         append_line(folder / "trials.jsonl", begun.to_json())

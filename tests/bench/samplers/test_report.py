@@ -16,7 +16,7 @@ from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.bench.samplers import problems, runs
 from igc_nas.bench.samplers.plots import figure_kind, sampler_figure, write_figure
-from igc_nas.bench.samplers.problems import Answer, Landscape, Problem, Table, landscapes, table_problem
+from igc_nas.bench.samplers.problems import Answer, Landscape, Problem, TabularBenchmark, landscapes, tabular_benchmark
 from igc_nas.bench.samplers.replay import Replay, replay
 from igc_nas.bench.samplers.report import (
     SAMPLERS,
@@ -29,9 +29,9 @@ from igc_nas.bench.samplers.report import (
     parse_samplers,
 )
 from igc_nas.bench.samplers.runs import Task, run_tasks
-from igc_nas.cli.program import _status
+from igc_nas.cli import main
 from igc_nas.errors import StudyError, UsageError
-from igc_nas.samplers.brute_force import Enumeration
+from igc_nas.samplers.brute_force import BruteForce
 from igc_nas.samplers.history import History, Rows
 from igc_nas.study.pareto import hypervolume, running_hypervolume
 from igc_nas.study.records import Candidate, Rung, Trial
@@ -52,10 +52,10 @@ def full_study() -> Study:
 
 
 def architectures(spec: StudySpec) -> list[ArchConfig]:
-    catalog = spec.feasible.catalog
+    encoding = spec.feasible.encoding
     none, values = Rows(np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)), np.zeros((0, 3))
-    codes = Enumeration(spec).propose(History(none, values, none, values, none), np.random.default_rng(0))
-    return [ArchConfig.parse(catalog.architecture(code).to_dict()) for code in codes]
+    codes = BruteForce(spec).propose(History(none, values, none, values, none), np.random.default_rng(0))
+    return [ArchConfig.parse(encoding.architecture(code).to_dict()) for code in codes]
 
 
 def trial(number: int, arch: ArchConfig) -> Trial:
@@ -69,8 +69,8 @@ def trial(number: int, arch: ArchConfig) -> Trial:
 
 
 @cache
-def table() -> Table:
-    return table_problem(full_study())
+def table() -> TabularBenchmark:
+    return tabular_benchmark(full_study())
 
 
 @cache
@@ -103,7 +103,7 @@ def test_a_table_answers_with_what_was_recorded() -> None:
 def test_a_table_says_what_it_lacks() -> None:
     whole = full_study()
     slow = whole.trials[0].model_copy(update={"state": "infeasible", "candidate": None})
-    lacking = table_problem(Study(whole.spec, (slow, *whole.trials[4:])))
+    lacking = tabular_benchmark(Study(whole.spec, (slow, *whole.trials[4:])))
     assert lacking.missing == 3, "what was found too slow is not missing"
     assert "3 of its architectures MISSING" in lacking.about
     arch = whole.trials[1].arch
@@ -115,12 +115,12 @@ def test_a_table_says_what_it_lacks() -> None:
 def test_a_study_that_lacks_most_of_its_space_is_no_table() -> None:
     whole = full_study()
     with pytest.raises(StudyError, match="it is no table") as raised:
-        table_problem(Study(whole.spec, whole.trials[:5]))
+        tabular_benchmark(Study(whole.spec, whole.trials[:5]))
     assert "--sampler all" in (raised.value.hint or "")
     with pytest.raises(StudyError, match="no completed trial"):
-        table_problem(Study(whole.spec, ()))
+        tabular_benchmark(Study(whole.spec, ()))
     with pytest.raises(StudyError, match="no scale"):
-        table_problem(Study(whole.spec.model_copy(update={"bounds": {}}), whole.trials))
+        tabular_benchmark(Study(whole.spec.model_copy(update={"bounds": {}}), whole.trials))
 
 
 @pytest.mark.parametrize("name", ["capacity", "rugged", "deceptive"])
@@ -159,7 +159,7 @@ def test_parameters_mislead_on_the_deceptive_landscape_only() -> None:
 
 def test_a_fingerprint_tells_what_is_answered() -> None:
     assert len({problem.fingerprint for problem in (*all_landscapes(), table())}) == 4
-    assert table_problem(full_study()).fingerprint == table().fingerprint
+    assert tabular_benchmark(full_study()).fingerprint == table().fingerprint
     assert dataclasses.replace(landscape(), name="other", about="other").fingerprint == landscape().fingerprint
     changed = dataclasses.replace(landscape(), error=lambda arch, cost: 0.5)
     assert changed.fingerprint != landscape().fingerprint
@@ -199,7 +199,7 @@ def test_a_replay_follows_from_problem_sampler_and_seed(sampler: SamplerName) ->
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Watched(Table):
+class Watched(TabularBenchmark):
     """A table that notes who asks."""
 
     asked: list[str] = dataclasses.field(default_factory=list)
@@ -222,7 +222,7 @@ def test_a_table_is_searched_to_its_end_with_no_architecture_twice(sampler: Samp
 
 def test_what_has_no_answer_costs_nothing() -> None:
     whole = full_study()
-    lacking = table_problem(Study(whole.spec, whole.trials[len(whole.trials) // 4 :]))
+    lacking = tabular_benchmark(Study(whole.spec, whole.trials[len(whole.trials) // 4 :]))
     for sampler in ("known-cost", "nsga2"):
         found = replay(lacking, sampler, 0, 1000)  # type: ignore[arg-type]
         assert len(found.volumes) == lacking.size
@@ -475,14 +475,14 @@ ARGUMENTS = (
 
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     typed = [*ARGUMENTS, "--seeds", "3", "--evaluations", "6", "-o", "runs.jsonl", "--html", "samplers.html"]
-    assert _status([*typed, "--json"]) == 0
+    assert main([*typed, "--json"]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert [problem["problem"] for problem in found["problems"]] == ["table"]
     assert list(found["problems"][0]["curves"]) == ["random", "stratified"]
     assert err.count(" seed ") == 9
     assert (folder / "samplers.html").stat().st_size > 1_000_000
-    assert _status(typed) == 0
+    assert main(typed) == 0
     out, err = capsys.readouterr()
     assert "sampler" in out
     assert "not judged" in out
@@ -501,7 +501,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_input_is_one_line_and_a_hint(
     more: tuple[str, ...], status: int, message: str, hint: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _status([*ARGUMENTS, *more]) == status
+    assert main([*ARGUMENTS, *more]) == status
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
@@ -510,5 +510,5 @@ def test_wrong_input_is_one_line_and_a_hint(
 
 
 def test_nothing_to_replay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _status(["bench", "sampler", "--no-landscapes"]) == 2
+    assert main(["bench", "sampler", "--no-landscapes"]) == 2
     assert "--table STUDY" in capsys.readouterr().err

@@ -16,16 +16,16 @@ import psutil
 import pytest
 
 from igc_nas.data.datasets import locate
-from igc_nas.engine.events import Event, Job, Noticed, Progress
-from igc_nas.engine.executor import AtRung, Failed, Halted, Measured
-from igc_nas.engine.ray.actor import OVER, Actor, Offer, seat_here, versions_here
-from igc_nas.engine.ray.executor import Cluster
+from igc_nas.engine.events import Event, Job, Notice, Progress
+from igc_nas.engine.executor import RungReport, TrialCompleted, TrialFailed, TrialPruned
+from igc_nas.engine.ray.actor import OVER, Actor, ActorConfig, slot_here, versions_here
+from igc_nas.engine.ray.executor import RayExecutor
 from igc_nas.engine.ray.nodes import connected, places
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import IgcNasError, StudyError, UsageError
 from igc_nas.nn.device import cpu_name
 from igc_nas.study.defaults import new_spec
-from igc_nas.study.lock import Ownership
+from igc_nas.study.lock import StudyLock
 from igc_nas.study.process import Process
 from igc_nas.study.study import load_study
 from tests.support.commands import Command, refused
@@ -43,7 +43,7 @@ RECIPE = {"epochs": 1, "train_size": 400, "held_out": 100, "resolution": 8, "cro
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
     """The cluster: `nodes.address`, `nodes.add_node`, `nodes.remove_node`."""
-    from ray.cluster_utils import Cluster as Nodes
+    from ray.cluster_utils import RayExecutor as Nodes
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path must be short
     there = {
@@ -78,8 +78,8 @@ def run(folder: Path, nodes: Any, **changes: Any) -> Run:
     return Run(folder, **{"executor": "ray", "ray_address": nodes.address, "workers": 4} | changes)
 
 
-def executor(nodes: Any, folder: Path, **changes: Any) -> Cluster:
-    return Cluster(**{"spec": spec(), "device": "cpu", "count": 2, "make": troubled, "folder": folder} | changes)
+def executor(nodes: Any, folder: Path, **changes: Any) -> RayExecutor:
+    return RayExecutor(**{"spec": spec(), "device": "cpu", "count": 2, "make": troubled, "folder": folder} | changes)
 
 
 def once(what: Callable[[Progress], None], at: set[int]) -> Callable[[Event], None]:
@@ -120,7 +120,7 @@ def test_an_actor_is_killed_and_a_node_goes_and_nothing_is_lost(
     def hear(event: Event) -> None:
         kills(event)
         removes(event)
-        if isinstance(event, Noticed):
+        if isinstance(event, Notice):
             told.append(event.text)
 
     with another(nodes) as third:
@@ -147,7 +147,7 @@ def test_what_goes_wrong_with_a_trial_is_its_own(tmp_path: Path, nodes: Any) -> 
     """One search's faults, job by job; in between an actor is killed by Ray."""
     told: list[str] = []
     folder = tmp_path / "s"
-    ownership = Ownership(folder)
+    ownership = StudyLock(folder)
     try:
         with executor(nodes, folder, address=nodes.address, trial_timeout_s=2.0, say=told.append) as here:
             arch = here.spec.search_space.smallest("params")
@@ -159,17 +159,17 @@ def test_what_goes_wrong_with_a_trial_is_its_own(tmp_path: Path, nodes: Any) -> 
                 """What is said of a job until it has ended."""
                 here.submit(Job(number, arch, seed))
                 said: list[Any] = []
-                while not (said and isinstance(said[-1], Measured | Halted | Failed)):
+                while not (said and isinstance(said[-1], TrialCompleted | TrialPruned | TrialFailed)):
                     for message in here.messages(5.0):
                         said.append(message)
-                        if isinstance(message, AtRung):
+                        if isinstance(message, RungReport):
                             here.answer(message.number, number == 5)
                 assert not here.running()
                 return said
 
             def failure(number: int, seed: int) -> tuple[str, str, str]:
                 failed = becomes(number, seed)[-1]
-                assert isinstance(failed, Failed)
+                assert isinstance(failed, TrialFailed)
                 assert failed.number == number
                 return failed.failure.kind, failed.failure.where.split(" ")[0], failed.reason
 
@@ -184,13 +184,13 @@ def test_what_goes_wrong_with_a_trial_is_its_own(tmp_path: Path, nodes: Any) -> 
                 list(here.messages(1.0))
             ray.kill(here._ready()[0].handle)
             said: list[Any] = []
-            while not (said and isinstance(said[-1], Measured | Failed)):
+            while not (said and isinstance(said[-1], TrialCompleted | TrialFailed)):
                 said += here.messages(5.0)
             assert said[-1].number == 4
             stays, goes = becomes(5, RUNG), becomes(6, RUNG)
-            assert [type(word) for word in stays] == [Progress, AtRung, AtRung, Measured]
-            assert [type(word) for word in goes] == [Progress, AtRung, Halted]
-            assert isinstance(becomes(7, FINE)[-1], Measured)
+            assert [type(word) for word in stays] == [Progress, RungReport, RungReport, TrialCompleted]
+            assert [type(word) for word in goes] == [Progress, RungReport, TrialPruned]
+            assert isinstance(becomes(7, FINE)[-1], TrialCompleted)
             kind, _, reason = failure(8, LEAVES)
             assert kind == "error"
     finally:
@@ -212,7 +212,7 @@ def test_nodes_of_another_kind_are_left_out_and_told_of_once(
     told: list[str] = []
 
     def hear(event: Event) -> None:
-        if isinstance(event, Noticed):
+        if isinstance(event, Notice):
             told.append(event.text)
 
     monkeypatch.setenv(KIND, "another")
@@ -342,35 +342,35 @@ def test_a_latency_command_and_a_cluster_do_not_go_together(tmp_path: Path) -> N
 # On a node.
 
 
-def offer(**changes: Any) -> Offer:
+def offer(**changes: Any) -> ActorConfig:
     made = {"spec": {}, "versions": versions_here(), "run": "r", "place": 1, "places": 2, "device": "cpu", "threads": 1}
-    return Offer(**made | {"folder": None, "coordinator": Process.here()} | changes)
+    return ActorConfig(**made | {"folder": None, "coordinator": Process.here()} | changes)
 
 
 def test_a_node_of_other_versions_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"torch is .* there; the search runs with 1\.0") as caught:
-        seat_here(spec(), offer(versions=versions_here() | {"torch": "1.0"}), tmp_path)
+        slot_here(spec(), offer(versions=versions_here() | {"torch": "1.0"}), tmp_path)
     assert caught.value.hint == "install the same versions on every node"
     with pytest.raises(StudyError, match=r"igc-nas is .* there; the search runs with None"):
-        seat_here(spec(), offer(versions={}), tmp_path)
+        slot_here(spec(), offer(versions={}), tmp_path)
 
 
 def test_a_node_with_another_dataset_does_not_fit(tmp_path: Path) -> None:
     other = spec().model_copy(update={"dataset_sha256": "0" * 64})
     with pytest.raises(StudyError, match="the dataset is shapes there; the study is about shapes"):
-        seat_here(other, offer(), tmp_path)
+        slot_here(other, offer(), tmp_path)
 
 
 def test_a_seat_has_the_study_s_folder_where_the_node_sees_it(tmp_path: Path) -> None:
     """Another folder of the same name, as on a node with disks of its own, has another owner or none."""
     study = tmp_path / "s"
-    assert seat_here(spec(), offer(folder=str(study)), tmp_path).folder is None
-    ownership = Ownership(study)
+    assert slot_here(spec(), offer(folder=str(study)), tmp_path).folder is None
+    ownership = StudyLock(study)
     try:
-        seat = seat_here(spec(), offer(folder=str(study)), tmp_path)
+        seat = slot_here(spec(), offer(folder=str(study)), tmp_path)
         assert (seat.folder, seat.place, seat.sharing, seat.room) == (study, 1, 2, tmp_path / "cpu")
         stranger = Process.here().model_copy(update={"host": "another"})
-        assert seat_here(spec(), offer(folder=str(study), coordinator=stranger), tmp_path).folder is None
+        assert slot_here(spec(), offer(folder=str(study), coordinator=stranger), tmp_path).folder is None
     finally:
         ownership.release()
 

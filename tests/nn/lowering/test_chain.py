@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
-from igc_nas.arch.cost import Row, layers_cost, plan_cost, rows
+from igc_nas.arch.cost import LayerCost, layers_cost, plan_cost, rows
 from igc_nas.arch.plan import Act, Conv, Interleave, Layer, Linear, Norm, Plan, Residual, plan, stage_layers
 from igc_nas.nn.lowering.chain import (
     MOST_TIMES_MACS,
@@ -96,7 +96,7 @@ def chains_of(stage: StageConfig, in_width: int, parts_of: PartsOf = training_pa
     return list(chains_in(parts_of(first, side, side)[0]))
 
 
-def conv_rows(whole: Plan) -> dict[tuple[str, str], Row]:
+def conv_rows(whole: Plan) -> dict[tuple[str, str], LayerCost]:
     """The cost model's row of each convolution."""
     return {(row.block, row.layer.name): row for row in rows(whole) if isinstance(row.layer, Conv)}
 

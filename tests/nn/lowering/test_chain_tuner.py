@@ -36,12 +36,12 @@ from igc_nas.nn.lowering.chain import (
     layout,
     semidense,
 )
-from igc_nas.nn.lowering.chain_tuner import Chooser
+from igc_nas.nn.lowering.chain_tuner import ChainTuner
 from igc_nas.nn.lowering.convolution import Algorithm, Algorithms, options
-from igc_nas.nn.lowering.network_tuner import CLEARLY, OBVIOUSLY, Fastest
+from igc_nas.nn.lowering.network_tuner import CLEARLY, OBVIOUSLY, NetworkTuner
 from igc_nas.nn.lowering.parts import chains_in
-from igc_nas.nn.lowering.pinned_forms import FORMS_FILE, Pins
-from igc_nas.nn.lowering.timing_cache import Table, Times
+from igc_nas.nn.lowering.pinned_forms import FORMS_FILE, PinnedForms
+from igc_nas.nn.lowering.timing_cache import Times, TimingCache
 from igc_nas.nn.lowering.training import ChainForm, LoweredNetwork, network_parts, plain_form
 from igc_nas.nn.network import Network, build
 from igc_nas.study.spec import Recipe, Schedule
@@ -77,7 +77,7 @@ FACTORED, SEMIDENSE, DENSE = factored(CHAIN), semidense(CHAIN), dense(CHAIN)
 MERGED = (Piece(1, 2), Piece(1, 1))
 
 
-class Given(Table):
+class Given(TimingCache):
     """A table that knows every time."""
 
     def __init__(self, time_of: Timed) -> None:
@@ -115,9 +115,11 @@ def raced(
     """
     script = {"native": native_ms, "lowered": lowered_ms, "factored": 1.0}
     ran: list[str] = []
-    original = Fastest._step
+    original = NetworkTuner._step
 
-    def step_of(self: Fastest, ours: Network, forward: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], float]:
+    def step_of(
+        self: NetworkTuner, ours: Network, forward: Callable[[Tensor], Tensor], x: Tensor
+    ) -> Callable[[], float]:
         lowered = isinstance(forward, LoweredNetwork)
         form = ("native" if forward.native else "lowered") if lowered else "factored"
         whole_step = original(self, ours, forward, x)
@@ -135,15 +137,15 @@ def raced(
         monkeypatch.setattr(native, "available", lambda: False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(fastest, "RACE_CAP_S", 0.0)
-    monkeypatch.setattr(Fastest, "_step", step_of)
-    monkeypatch.setattr(Fastest, "_is_obvious", lambda *_: False)
+    monkeypatch.setattr(NetworkTuner, "_step", step_of)
+    monkeypatch.setattr(NetworkTuner, "_is_obvious", lambda *_: False)
     return ran
 
 
-def made_up(time_of: Callable[[str], float]) -> Callable[[Chooser, Mapping[str, Callable[[], object]]], Times]:
+def made_up(time_of: Callable[[str], float]) -> Callable[[ChainTuner, Mapping[str, Callable[[], object]]], Times]:
     """A race whose times are made up; everybody runs once."""
 
-    def race(self: Chooser, runs: Mapping[str, Callable[[], object]]) -> Times:
+    def race(self: ChainTuner, runs: Mapping[str, Callable[[], object]]) -> Times:
         for run in runs.values():
             run()
         return {name: time_of(name) for name in runs}
@@ -151,8 +153,8 @@ def made_up(time_of: Callable[[str], float]) -> Callable[[Chooser, Mapping[str, 
     return race
 
 
-def chooser(table: Table, dtype: torch.dtype = torch.float32, batch: int = BATCH) -> Chooser:
-    return Chooser(table, batch, dtype, CPU.torch_device)
+def chooser(table: TimingCache, dtype: torch.dtype = torch.float32, batch: int = BATCH) -> ChainTuner:
+    return ChainTuner(table, batch, dtype, CPU.torch_device)
 
 
 def chains_of(whole: Plan) -> dict[str, Chain]:
@@ -323,7 +325,7 @@ def test_timed_forms_cover_their_chains(
     config: ArchConfig, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hurried(monkeypatch)
-    table = Table()
+    table = TimingCache()
     chains = chains_of(plan(config)).values()
     found = [chooser(table, dtype).best(chain) for chain in chains]
     for chain, form in zip(chains, found, strict=True):
@@ -334,13 +336,13 @@ def test_timed_forms_cover_their_chains(
 
 
 def test_times_are_kept_in_the_file_for_their_batch_and_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Chooser, "_race", made_up(lambda name: varied("", name)))
-    table = Table(tmp_path / "times.json", "owner")
+    monkeypatch.setattr(ChainTuner, "_race", made_up(lambda name: varied("", name)))
+    table = TimingCache(tmp_path / "times.json", "owner")
     form = chooser(table).best(CHAIN)
     table.save()
-    monkeypatch.setattr(Chooser, "_race", refuse)
-    assert chooser(Table(tmp_path / "times.json", "owner")).best(CHAIN) == form
-    for other in (chooser(table, batch=BATCH + 1), chooser(table, torch.bfloat16), chooser(Table())):
+    monkeypatch.setattr(ChainTuner, "_race", refuse)
+    assert chooser(TimingCache(tmp_path / "times.json", "owner")).best(CHAIN) == form
+    for other in (chooser(table, batch=BATCH + 1), chooser(table, torch.bfloat16), chooser(TimingCache())):
         with pytest.raises(AssertionError):
             other.best(CHAIN)
 
@@ -363,7 +365,7 @@ def test_an_algorithm_that_computes_something_else_is_out_of_the_question(
     direction: str, wrong: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However fast it is."""
-    monkeypatch.setattr(Chooser, "_race", made_up(lambda name: 1.0 if name == "conv" else 0.1))
+    monkeypatch.setattr(ChainTuner, "_race", made_up(lambda name: 1.0 if name == "conv" else 0.1))
     right = getattr(choice, direction)
 
     def spoilt(*given: Any) -> Tensor:
@@ -374,7 +376,7 @@ def test_an_algorithm_that_computes_something_else_is_out_of_the_question(
     others = {"forward", "input", "weight"} - {direction.partition("_")[0]}
     for spoil, algorithm in ((right, "matmul"), (spoilt, "conv")):
         monkeypatch.setattr(choice, direction, spoil)
-        (use,) = chooser(Table()).best(pointwise).algorithms
+        (use,) = chooser(TimingCache()).best(pointwise).algorithms
         assert getattr(use, direction.partition("_")[0]) == algorithm
         assert all(getattr(use, other) == "matmul" for other in others)
 
@@ -402,8 +404,8 @@ def state(network: Network) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in (*network.state_dict().values(), *grads)]
 
 
-def fastest_of(config: ArchConfig, table: Table, pins: Pins | None = None, **change: Any) -> Fastest:
-    return Fastest(SCHEDULE.model_copy(update=change), config.input[1], CPU, table, pins)
+def fastest_of(config: ArchConfig, table: TimingCache, pins: PinnedForms | None = None, **change: Any) -> NetworkTuner:
+    return NetworkTuner(SCHEDULE.model_copy(update=change), config.input[1], CPU, table, pins)
 
 
 @EACH
@@ -415,7 +417,7 @@ def test_choosing_changes_nothing_of_the_network(
     network = network_of(config)
     before, held = state(network), [id(p) for p in network.parameters()]
     modes = [module.training for module in network.modules()]
-    fastest_of(config, Table(), dtype=dtype)(network, arch_id(config))
+    fastest_of(config, TimingCache(), dtype=dtype)(network, arch_id(config))
     after = state(network)
     assert len(after) == len(before)
     assert all(torch.equal(one, other) for one, other in zip(after, before, strict=True))
@@ -451,7 +453,7 @@ def test_kernels_of_our_own_take_part(
     lowered_ms: float, native_ms: float, form: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = raced(monkeypatch, lowered_ms, native_ms)
-    network, pins = network_of(ARCHS["igcv1"]), Pins()
+    network, pins = network_of(ARCHS["igcv1"]), PinnedForms()
     found = fastest_of(ARCHS["igcv1"], Given(varied), pins)(network, "id")
     assert set(ran) == {"native", "lowered", "factored"}
     assert (found is None) == (form is None)
@@ -467,7 +469,7 @@ def test_with_one_thread_only_they_race_the_factored(
 ) -> None:
     """Torch's norms have nothing that ours lack but threads."""
     ran = raced(monkeypatch, 0.1, native_ms, threads=1)
-    network, pins = network_of(ARCHS["igcv1"]), Pins()
+    network, pins = network_of(ARCHS["igcv1"]), PinnedForms()
     fastest_of(ARCHS["igcv1"], Given(varied), pins)(network, "id")
     assert set(ran) == {"native", "factored"}
     assert set(pins._held.networks.values()) == {form}
@@ -485,11 +487,11 @@ def test_what_is_obvious_in_the_first_step_needs_no_more(monkeypatch: pytest.Mon
 def test_what_is_obvious_from_the_parts_needs_no_step(
     times: float, steps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    obvious = Fastest._is_obvious
+    obvious = NetworkTuner._is_obvious
     ran = raced(monkeypatch, lowered_ms=0.5)
-    monkeypatch.setattr(Fastest, "_is_obvious", obvious)
+    monkeypatch.setattr(NetworkTuner, "_is_obvious", obvious)
     monkeypatch.setattr(
-        Chooser, "gain", lambda _, chain, form, first: (times * (2 if first else 1), 2.0 if first else 1.0)
+        ChainTuner, "gain", lambda _, chain, form, first: (times * (2 if first else 1), 2.0 if first else 1.0)
     )
     config = ARCHS["igcv3"]
     assert isinstance(fastest_of(config, Given(varied))(network_of(config), "id"), LoweredNetwork)
@@ -500,7 +502,7 @@ def test_what_is_obvious_from_the_parts_needs_no_step(
 def test_of_two_that_are_equal_the_faster_is_found_by_racing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the parts say is of either."""
     ran = raced(monkeypatch, 0.4, 0.5)
-    monkeypatch.setattr(Fastest, "_is_obvious", lambda *_: True)
+    monkeypatch.setattr(NetworkTuner, "_is_obvious", lambda *_: True)
     found = fastest_of(ARCHS["igcv1"], Given(varied))(network_of(ARCHS["igcv1"]), "id")
     assert set(ran) == {"native", "lowered", "factored"}
     assert isinstance(found, LoweredNetwork)
@@ -509,10 +511,10 @@ def test_of_two_that_are_equal_the_faster_is_found_by_racing(monkeypatch: pytest
 
 def test_what_is_obvious_is_still_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = raced(monkeypatch, lowered_ms=0.5)
-    monkeypatch.setattr(Fastest, "_is_obvious", lambda *_: True)
+    monkeypatch.setattr(NetworkTuner, "_is_obvious", lambda *_: True)
     monkeypatch.setattr(fastest, "_errors", lambda found, wanted: [1.0, 1.0, 1.0])
     monkeypatch.setattr(fastest, "TIMES_ERROR", 0.5)
-    pins = Pins()
+    pins = PinnedForms()
     assert fastest_of(ARCHS["igcv1"], Given(varied), pins)(network_of(ARCHS["igcv1"]), "id") is None
     assert set(pins._held.networks.values()) == {"factored"}
     assert not ran
@@ -539,8 +541,8 @@ def test_others_are_let_measure_between_timings(monkeypatch: pytest.MonkeyPatch)
     events: list[str] = []
     for module, name in ((choice, "raced"), (fastest, "timed")):
         monkeypatch.setattr(module, name, noted(events, getattr(module, name)))
-    config, pins = ARCHS["igcv1"], Pins()
-    ours = Fastest(SCHEDULE, config.input[1], CPU, Table(), pins, lambda: events.append("pause"))
+    config, pins = ARCHS["igcv1"], PinnedForms()
+    ours = NetworkTuner(SCHEDULE, config.input[1], CPU, TimingCache(), pins, lambda: events.append("pause"))
     ours(network_of(config), "id")
     assert "raced" in events
     assert all(before == "pause" for before, event in itertools.pairwise(events) if event == "raced")
@@ -561,14 +563,14 @@ def test_a_training_with_kernels_of_our_own_goes_on_only_with_them(
 ) -> None:
     raced(monkeypatch, 0.5, 0.4)
     network = network_of(ARCHS["igcv1"])
-    fastest_of(ARCHS["igcv1"], Given(varied), Pins(tmp_path))(network, "id")
+    fastest_of(ARCHS["igcv1"], Given(varied), PinnedForms(tmp_path))(network, "id")
     untimed(monkeypatch)
-    again = fastest_of(ARCHS["igcv1"], Table(), Pins(tmp_path))(network, "id")
+    again = fastest_of(ARCHS["igcv1"], TimingCache(), PinnedForms(tmp_path))(network, "id")
     assert isinstance(again, LoweredNetwork)
     assert again.native
     monkeypatch.setattr(native, "available", lambda: False)
     with pytest.raises(StudyError) as raised:
-        fastest_of(ARCHS["igcv1"], Table(), Pins(tmp_path))(network, "id")
+        fastest_of(ARCHS["igcv1"], TimingCache(), PinnedForms(tmp_path))(network, "id")
     assert "C compiler" in one_line(raised)
 
 
@@ -624,7 +626,7 @@ def test_training_on_is_the_factored_networks(
 
 def test_times_hold_however_the_noise_was_laid_out() -> None:
     """Images of any shape are cut from one store of noise: channels-last, normal, no two shapes of another size."""
-    ours = chooser(Table(), torch.bfloat16)
+    ours = chooser(TimingCache(), torch.bfloat16)
     for channels, height, width in ((4, 3, 5), (16, 7, 2), (4, 3, 5)):
         x = ours._image(channels, height, width)
         assert x.shape == (BATCH, channels, height, width)
@@ -661,7 +663,7 @@ def test_chains_are_chosen_at_the_recipes_resolution(monkeypatch: pytest.MonkeyP
     recipe = Recipe(epochs=1, batch=BATCH, lr=0.1, train_size=8, held_out=8, resolution=4)
     table = Given(lambda key, name: 1.0)
     network = network_of(ARCHS["igcv1"])
-    found = Fastest.of(recipe, CPU, table)(network, "id")
+    found = NetworkTuner.of(recipe, CPU, table)(network, "id")
     assert found is not None
     assert {key.rpartition("@")[2].partition(" ")[0] for key in table.asked if "@" in key} == {"4x4"}
     x = torch.randn(BATCH, 3, 4, 4)
@@ -681,19 +683,19 @@ def test_what_is_pinned_is_not_timed_again(config: ArchConfig, tmp_path: Path, m
         network = network_of(config)
         with monkeypatch.context() as patched:
             raced(patched, lowered_ms)
-            first = fastest_of(config, Given(varied), Pins(folder))(network, arch_id(config))
+            first = fastest_of(config, Given(varied), PinnedForms(folder))(network, arch_id(config))
         text = (folder / FORMS_FILE).read_bytes()
         with monkeypatch.context() as patched:
             untimed(patched)
-            again = fastest_of(config, Table(), Pins(folder))
+            again = fastest_of(config, TimingCache(), PinnedForms(folder))
             second = again(network, arch_id(config))
             with pytest.raises(AssertionError):
                 again(network, "another network")
             raced(patched, lowered_ms)
-            patched.setattr(Chooser, "best", refuse)
+            patched.setattr(ChainTuner, "best", refuse)
             for change in ({"batch": BATCH + 1}, {"dtype": "bfloat16"}):
                 with pytest.raises(AssertionError):  # chains are chosen anew
-                    fastest_of(config, Given(varied), Pins(folder), **change)(network, arch_id(config))
+                    fastest_of(config, Given(varied), PinnedForms(folder), **change)(network, arch_id(config))
         assert (folder / FORMS_FILE).read_bytes() == text
         assert (first is None) == (second is None) == (lowered_ms > 1)
         if first is not None and second is not None:
@@ -710,25 +712,25 @@ def _moved(run: Callable[[Tensor], Tensor], network: Network) -> LoweredNetwork:
 def test_a_second_network_of_known_shapes_is_only_raced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its chains are in the table, or pinned; how it runs as a whole is its own."""
     raced(monkeypatch, 0.5)
-    monkeypatch.setattr(Chooser, "_race", made_up(lambda name: varied("", name)))
-    table, config = Table(tmp_path / "times.json", "owner"), ARCHS["igcv1"]
+    monkeypatch.setattr(ChainTuner, "_race", made_up(lambda name: varied("", name)))
+    table, config = TimingCache(tmp_path / "times.json", "owner"), ARCHS["igcv1"]
     assert fastest_of(config, table)(network_of(config), "one") is not None
-    monkeypatch.setattr(Chooser, "_race", refuse)
-    for again in (table, Table(tmp_path / "times.json", "owner")):
+    monkeypatch.setattr(ChainTuner, "_race", refuse)
+    for again in (table, TimingCache(tmp_path / "times.json", "owner")):
         assert fastest_of(config, again)(network_of(config), "another") is not None
 
 
 def test_chains_that_run_alike_are_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
     raced(monkeypatch, 0.5)
     chosen: list[Chain] = []
-    usual = Chooser.best
+    usual = ChainTuner.best
 
-    def best(self: Chooser, chain: Chain, first: bool = False) -> ChainForm:
+    def best(self: ChainTuner, chain: Chain, first: bool = False) -> ChainForm:
         chosen.append(chain)
         assert first == (len(chosen) == 1)
         return usual(self, chain, first)
 
-    monkeypatch.setattr(Chooser, "best", best)
+    monkeypatch.setattr(ChainTuner, "best", best)
     config = arch(IGCV1 | {"blocks": 4, "residual": True})
     network = network_of(config)
     fastest_of(config, Given(varied))(network, "id")
@@ -737,14 +739,16 @@ def test_chains_that_run_alike_are_chosen_once(monkeypatch: pytest.MonkeyPatch) 
 
 def test_pins_hold_for_each_identity_and_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raced(monkeypatch, 0.5)
-    network, pins = network_of(ARCHS["igcv1"]), Pins(tmp_path)
+    network, pins = network_of(ARCHS["igcv1"]), PinnedForms(tmp_path)
     for resolution, identity in itertools.product((7, 8), ("one", "other")):
-        Fastest(SCHEDULE, resolution, CPU, Given(varied), pins)(network, identity)
+        NetworkTuner(SCHEDULE, resolution, CPU, Given(varied), pins)(network, identity)
     untimed(monkeypatch)
     for resolution, identity in itertools.product((7, 8), ("one", "other")):
-        assert Fastest(SCHEDULE, resolution, CPU, Table(), Pins(tmp_path))(network, identity) is not None
+        assert (
+            NetworkTuner(SCHEDULE, resolution, CPU, TimingCache(), PinnedForms(tmp_path))(network, identity) is not None
+        )
     with pytest.raises(AssertionError):
-        Fastest(SCHEDULE, 6, CPU, Table(), Pins(tmp_path))(network, "one")
+        NetworkTuner(SCHEDULE, 6, CPU, TimingCache(), PinnedForms(tmp_path))(network, "one")
 
 
 def test_a_lowering_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -757,4 +761,4 @@ def test_a_lowering_that_computes_something_else_is_not_used(monkeypatch: pytest
     schedule = Schedule(epochs=1, batch=4, lr=0.1)
     arch = ArchConfig.parse({"stem": {"width": 16}, "stage": [{"unit": "igcv1", "L": 8, "M": 2, "blocks": 1}]})
     network = build(arch, 0).to(memory_format=torch.channels_last)
-    assert fastest.Fastest(schedule, 8, device, Table())(network, "id") is None
+    assert fastest.NetworkTuner(schedule, 8, device, TimingCache())(network, "id") is None

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from igc_nas.arch.config import ConvStage, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.arch.plan import Conv, Interleave, igcv2_layers, stage_layers
-from igc_nas.nn.lowering.chain import Chain, Form, Piece, Stretch, factored, forms_of, layout
+from igc_nas.nn.lowering.chain import Chain, Form, Piece, Segment, factored, forms_of, layout
 from igc_nas.nn.lowering.compose import composed, rows_interleaved, rows_restored
 from igc_nas.nn.lowering.parts import chains_in, training_parts
 from tests.support.builders import divisors
@@ -189,7 +189,7 @@ def test_a_wider_group_holds_the_blocks_on_its_diagonal(data: st.DataObject) -> 
     wide = data.draw(divisors(g))
     conv = Conv("conv", g * per_group, g * out, groups=g)
     weight = torch.randn(g * out, per_group, 1, 1)
-    merged = composed(Stretch((conv,), (), wide, 1, 1), [weight])[:, :, 0, 0].chunk(wide)
+    merged = composed(Segment((conv,), (), wide, 1, 1), [weight])[:, :, 0, 0].chunk(wide)
     blocks = weight[:, :, 0, 0].chunk(g)
     assert torch.equal(torch.block_diag(*merged), torch.block_diag(*blocks))
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.plan import Act, Block, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
-from igc_nas.evaluation.latency import unsettled
+from igc_nas.arch.plan import Act, BlockPlan, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
+from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.nn.lowering.chain import Chain, Form, Piece, dense, factored, form_macs, form_params, forms_of
 from igc_nas.nn.lowering.deployment import (
     Deployed,
@@ -84,7 +84,7 @@ def network_of(whole: Plan, dtype: torch.dtype = torch.double) -> Network:
     """In evaluation, norms that are not the identity."""
     network = Network(whole).to(dtype)
     initialise(network, torch.Generator().manual_seed(0))
-    return unsettled(network).eval().to(memory_format=torch.channels_last)
+    return randomize_batchnorm_(network).eval().to(memory_format=torch.channels_last)
 
 
 def images_of(whole: Plan, batch: int, dtype: torch.dtype = torch.double) -> Tensor:
@@ -195,10 +195,10 @@ def test_layers_that_no_unit_has_are_deployed_as_well(data: st.DataObject, size:
     """A norm behind several interleaves, before others; maps of a bias with norms on either side; sums of such."""
     body, shortcut = data.draw(layer_runs("body", ends=False)), data.draw(layer_runs("shortcut", ends=False))
     blocks = (
-        Block("stem", (Conv("conv", 3, 12), Norm("norm", 12), *data.draw(layer_runs()))),
-        Block("sum", (Residual(body, data.draw(st.sampled_from([(), shortcut]))), Act("relu6"))),
-        Block("end", (Conv("conv", 12, 12, 3, 2),)),
-        Block("classifier", (Pool(), Linear("linear", 12, CLASSES))),
+        BlockPlan("stem", (Conv("conv", 3, 12), Norm("norm", 12), *data.draw(layer_runs()))),
+        BlockPlan("sum", (Residual(body, data.draw(st.sampled_from([(), shortcut]))), Act("relu6"))),
+        BlockPlan("end", (Conv("conv", 12, 12, 3, 2),)),
+        BlockPlan("classifier", (Pool(), Linear("linear", 12, CLASSES))),
     )
     whole = Plan((3, *size), CLASSES, blocks)
     forms = {key: data.draw(cuts(chain)) for key, chain in chains_of(whole).items()}

@@ -20,11 +20,11 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import Conv, Interleave, plan
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.nn.lowering.chain import Chain, Form, Piece, dense, factored, forms_of, is_form, layout
-from igc_nas.nn.lowering.chain_tuner import Chooser
+from igc_nas.nn.lowering.chain_tuner import ChainTuner
 from igc_nas.nn.lowering.convolution import Algorithm, Algorithms, options
 from igc_nas.nn.lowering.parts import chains_in
-from igc_nas.nn.lowering.pinned_forms import FORMS_FILE, Pins
-from igc_nas.nn.lowering.timing_cache import Table
+from igc_nas.nn.lowering.pinned_forms import FORMS_FILE, PinnedForms
+from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.training import ChainForm, LoweredChain, LoweredNetwork, NetworkForm, network_parts, plain_form
 from igc_nas.nn.network import build
 from tests.support.builders import divisors, one_line
@@ -45,7 +45,7 @@ def refuse() -> Any:
 
 def fits(chain: Chain, dtype: torch.dtype = torch.bfloat16) -> Callable[[ChainForm], bool]:
     """Whether a form is one of the chain's, as training asks."""
-    return partial(Chooser(Table(), 4, dtype, torch.device("cpu")).allows, chain)
+    return partial(ChainTuner(TimingCache(), 4, dtype, torch.device("cpu")).allows, chain)
 
 
 def choosing(form: ChainForm) -> Callable[[], ChainForm]:
@@ -65,10 +65,10 @@ def chain_forms(draw: st.DrawFn, chain: Chain = CHAIN) -> ChainForm:
 
 
 def test_a_form_is_chosen_once_and_read_back(tmp_path: Path) -> None:
-    first = Pins(tmp_path)
+    first = PinnedForms(tmp_path)
     assert first.chain("key", choosing(TUNED), fits(CHAIN)) == TUNED
     assert first.network("id", lambda: "lowered") == "lowered"
-    for pins in (first, Pins(tmp_path)):
+    for pins in (first, PinnedForms(tmp_path)):
         assert pins.chain("key", refuse, fits(CHAIN)) == TUNED
         assert pins.network("id", refuse) == "lowered"
     assert FORMS_FILE in {path.name for path in tmp_path.iterdir()} <= {FORMS_FILE, "forms.lock"}
@@ -83,28 +83,28 @@ def test_any_forms_are_read_back(
     tmp_path: Path, chains: dict[str, ChainForm], networks: dict[str, NetworkForm]
 ) -> None:
     (tmp_path / FORMS_FILE).unlink(missing_ok=True)
-    pins = Pins(tmp_path)
+    pins = PinnedForms(tmp_path)
     for key, form in chains.items():
         pins.chain(key, choosing(form), fits(CHAIN))
     for key, form in networks.items():
         pins.network(key, lambda form=form: form)
-    for again in (pins, Pins(tmp_path)):
+    for again in (pins, PinnedForms(tmp_path)):
         assert {key: again.chain(key, refuse, fits(CHAIN)) for key in chains} == chains
         assert {key: again.network(key, refuse) for key in networks} == networks
 
 
 def test_without_a_folder_forms_last_as_long_as_the_pins() -> None:
-    pins = Pins()
+    pins = PinnedForms()
     pins.chain("key", choosing(TUNED), fits(CHAIN))
     pins.network("id", lambda: "factored")
     assert pins.chain("key", refuse, fits(CHAIN)) == TUNED
     assert pins.network("id", refuse) == "factored"
-    assert Pins().chain("key", choosing(plain_form(CHAIN)), fits(CHAIN)) == plain_form(CHAIN)
+    assert PinnedForms().chain("key", choosing(plain_form(CHAIN)), fits(CHAIN)) == plain_form(CHAIN)
 
 
 def test_two_who_choose_in_turn_keep_each_others_forms(tmp_path: Path) -> None:
     """Two workers of a study: each reads what the other has written meanwhile."""
-    one, other = Pins(tmp_path), Pins(tmp_path)
+    one, other = PinnedForms(tmp_path), PinnedForms(tmp_path)
     one.chain("a", choosing(TUNED), fits(CHAIN))
     other.chain("b", choosing(plain_form(ALONE)), fits(ALONE))
     one.network("n", lambda: "lowered")
@@ -115,8 +115,8 @@ def test_two_who_choose_in_turn_keep_each_others_forms(tmp_path: Path) -> None:
 
 def test_a_choice_that_fails_pins_nothing(tmp_path: Path) -> None:
     for choose in (
-        lambda: Pins(tmp_path).chain("key", refuse, fits(CHAIN)),
-        lambda: Pins(tmp_path).network("id", refuse),
+        lambda: PinnedForms(tmp_path).chain("key", refuse, fits(CHAIN)),
+        lambda: PinnedForms(tmp_path).network("id", refuse),
     ):
         with pytest.raises(AssertionError):
             choose()
@@ -125,7 +125,7 @@ def test_a_choice_that_fails_pins_nothing(tmp_path: Path) -> None:
 
 def test_of_two_who_choose_at_once_the_first_is_followed(tmp_path: Path) -> None:
     """A twin begins with the same network: both train in one form."""
-    one, other = Pins(tmp_path), Pins(tmp_path)
+    one, other = PinnedForms(tmp_path), PinnedForms(tmp_path)
     plain = plain_form(CHAIN)
 
     def meanwhile() -> ChainForm:
@@ -139,13 +139,13 @@ def test_of_two_who_choose_at_once_the_first_is_followed(tmp_path: Path) -> None
         return "lowered"
 
     assert one.network("id", network_meanwhile) == "native"
-    for pins in (one, other, Pins(tmp_path)):
+    for pins in (one, other, PinnedForms(tmp_path)):
         assert pins.chain("key", refuse, fits(CHAIN)) == plain
         assert pins.network("id", refuse) == "native"
 
 
 def test_what_another_pins_meanwhile_that_is_not_possible_is_refused(tmp_path: Path) -> None:
-    one, other = Pins(tmp_path), Pins(tmp_path)
+    one, other = PinnedForms(tmp_path), PinnedForms(tmp_path)
 
     def meanwhile() -> ChainForm:
         other.chain("key", choosing(plain_form(ALONE)), fits(ALONE))
@@ -153,20 +153,20 @@ def test_what_another_pins_meanwhile_that_is_not_possible_is_refused(tmp_path: P
 
     with pytest.raises(StudyError, match="cannot run here"):
         one.chain("key", meanwhile, fits(CHAIN))
-    assert Pins(tmp_path).chain("key", refuse, fits(ALONE)) == plain_form(ALONE)
+    assert PinnedForms(tmp_path).chain("key", refuse, fits(ALONE)) == plain_form(ALONE)
 
 
 def test_a_folder_that_is_not_there_is_an_error_for_people(tmp_path: Path) -> None:
     with pytest.raises(IgcNasError, match="cannot write"):
-        Pins(tmp_path / "none").network("id", lambda: "lowered")
+        PinnedForms(tmp_path / "none").network("id", lambda: "lowered")
 
 
 @pytest.mark.parametrize("folder", ["text", "text/folder"])
 def test_a_folder_that_cannot_be_is_an_error_for_people(tmp_path: Path, folder: str) -> None:
     (tmp_path / "text").write_text("hello")
     for choose in (
-        lambda: Pins(tmp_path / folder).network("id", lambda: "lowered"),
-        lambda: Pins(tmp_path / folder).chain("key", choosing(TUNED), fits(CHAIN)),
+        lambda: PinnedForms(tmp_path / folder).network("id", lambda: "lowered"),
+        lambda: PinnedForms(tmp_path / folder).chain("key", choosing(TUNED), fits(CHAIN)),
     ):
         with pytest.raises(IgcNasError) as raised:
             choose()
@@ -186,7 +186,10 @@ def assert_refused(folder: Path) -> None:
     """By name and in one line, and the file is left as it is."""
     path = folder / FORMS_FILE
     before = path.read_bytes()
-    for read in (lambda: Pins(folder).chain("key", refuse, fits(CHAIN)), lambda: Pins(folder).network("id", refuse)):
+    for read in (
+        lambda: PinnedForms(folder).chain("key", refuse, fits(CHAIN)),
+        lambda: PinnedForms(folder).network("id", refuse),
+    ):
         with pytest.raises(StudyError) as raised:
             read()
         assert str(path) in one_line(raised)
@@ -195,7 +198,7 @@ def assert_refused(folder: Path) -> None:
 
 
 def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
-    pins = Pins(tmp_path)
+    pins = PinnedForms(tmp_path)
     pins.chain("kéy", choosing(TUNED), fits(CHAIN))
     pins.network("id", lambda: "lowered")
     whole = (tmp_path / FORMS_FILE).read_bytes()
@@ -255,7 +258,7 @@ def test_bytes_that_are_no_forms_are_refused(tmp_path: Path, data: bytes) -> Non
 @SHARED
 def test_a_file_with_a_changed_byte_is_refused_or_read(tmp_path: Path, data: st.DataObject) -> None:
     (tmp_path / FORMS_FILE).unlink(missing_ok=True)
-    pins = Pins(tmp_path)
+    pins = PinnedForms(tmp_path)
     pins.chain("key", choosing(TUNED), fits(CHAIN))
     pins.network("id", lambda: "lowered")
     changed = bytearray((tmp_path / FORMS_FILE).read_bytes())
@@ -266,8 +269,8 @@ def test_a_file_with_a_changed_byte_is_refused_or_read(tmp_path: Path, data: st.
 
 def assert_read_or_refused(folder: Path) -> None:
     """Forms come out of the file, or one line that names it."""
-    form = unless_refused(folder, lambda: Pins(folder).chain("key", choosing(plain_form(CHAIN)), fits(CHAIN)))
-    network = unless_refused(folder, lambda: Pins(folder).network("id", lambda: "factored"))
+    form = unless_refused(folder, lambda: PinnedForms(folder).chain("key", choosing(plain_form(CHAIN)), fits(CHAIN)))
+    network = unless_refused(folder, lambda: PinnedForms(folder).network("id", lambda: "factored"))
     assert (form is None) == (network is None)
     if form is not None:
         assert sum(piece.convs for piece in form.pieces) == len(CHAIN.convs)
@@ -312,13 +315,13 @@ def test_nothing_but_forms_comes_out_of_a_file(tmp_path: Path, chains: Any, netw
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / FORMS_FILE).mkdir()
     with pytest.raises(IgcNasError):
-        Pins(tmp_path).network("id", refuse)
+        PinnedForms(tmp_path).network("id", refuse)
 
 
 def test_an_empty_file_of_ours_pins_nothing(tmp_path: Path) -> None:
     write(tmp_path, {})
-    assert Pins(tmp_path).chain("key", choosing(TUNED), fits(CHAIN)) == TUNED
-    assert Pins(tmp_path).chain("key", refuse, fits(CHAIN)) == TUNED
+    assert PinnedForms(tmp_path).chain("key", choosing(TUNED), fits(CHAIN)) == TUNED
+    assert PinnedForms(tmp_path).chain("key", refuse, fits(CHAIN)) == TUNED
 
 
 # A form that does not fit.
@@ -330,8 +333,8 @@ def test_a_form_of_another_length_is_refused(tmp_path: Path, counts: list[int]) 
     write(tmp_path, {"chains": {"key": pieces}, "networks": {"id": "lowered"}})
     text = (tmp_path / FORMS_FILE).read_bytes()
     with pytest.raises(StudyError, match="cannot run here"):
-        Pins(tmp_path).chain("key", choosing(TUNED), fits(CHAIN))
-    assert Pins(tmp_path).network("id", refuse) == "lowered"
+        PinnedForms(tmp_path).chain("key", choosing(TUNED), fits(CHAIN))
+    assert PinnedForms(tmp_path).network("id", refuse) == "lowered"
     assert (tmp_path / FORMS_FILE).read_bytes() == text
 
 
@@ -372,7 +375,7 @@ def step(pieces: list[dict[str, Any]] | None, folder: Path) -> list[torch.Tensor
     run: Callable[[torch.Tensor], torch.Tensor] = network
     if pieces is not None:
         write(folder, {"chains": {"key": pieces}})
-        form = Pins(folder).chain("key", lambda: plain_form(LAST), fits(LAST, torch.float32))
+        form = PinnedForms(folder).chain("key", lambda: plain_form(LAST), fits(LAST, torch.float32))
         run = LoweredNetwork(network, WHOLE, {LAST.key: form}, torch.float32)
     logits = run(x)
     F.cross_entropy(logits, torch.arange(4)).backward()
@@ -393,25 +396,25 @@ def test_an_impossible_form_is_refused(tmp_path: Path, pieces: list[dict[str, An
 
 def test_what_is_possible_is_asked_of_what_is_read(tmp_path: Path) -> None:
     """In memory as well as from the file; what is pinned stays."""
-    pins, asked = Pins(tmp_path), []
+    pins, asked = PinnedForms(tmp_path), []
     pins.chain("key", choosing(TUNED), refuse)
 
     def never(form: ChainForm) -> bool:
         asked.append(form)
         return False
 
-    for again in (pins, Pins(tmp_path)):
+    for again in (pins, PinnedForms(tmp_path)):
         with pytest.raises(StudyError, match="C compiler"):
             again.chain("key", refuse, never)
     assert asked == [TUNED, TUNED]
-    assert Pins(tmp_path).chain("key", refuse, lambda _: True) == TUNED
+    assert PinnedForms(tmp_path).chain("key", refuse, lambda _: True) == TUNED
 
 
 def test_possible_forms_are_run_as_pinned(tmp_path: Path) -> None:
     assert is_the_factored(tmp_path, pinned((2, 1), forward="matmul", input="flip", weight="matmul"))
-    assert Pins(tmp_path).chain("key", refuse, fits(LAST, torch.float32)) == TUNED
+    assert PinnedForms(tmp_path).chain("key", refuse, fits(LAST, torch.float32)) == TUNED
     assert is_the_factored(tmp_path, pinned((1, 2), input="flip") + pinned((1, 1)))
-    assert Pins(tmp_path).chain("key", refuse, fits(LAST, torch.float32)).pieces == (Piece(1, 2), Piece(1, 1))
+    assert PinnedForms(tmp_path).chain("key", refuse, fits(LAST, torch.float32)).pieces == (Piece(1, 2), Piece(1, 1))
     assert factored(LAST) != dense(LAST)
     assert is_the_factored(tmp_path, pinned(*((piece.convs, piece.groups) for piece in factored(LAST))))
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from igc_nas.nn.lowering import timing_cache as module
-from igc_nas.nn.lowering.timing_cache import Table, Times, cache_dir, table_for
+from igc_nas.nn.lowering.timing_cache import Times, TimingCache, cache_dir, timing_cache_for
 
 OWNER = "deployment; a device"
 TIMES = {"conv b1": {"conv": 0.5, "matmul": 0.25}, "compose é": {"both": 1e-5}, "slow": {"conv": 1e9}}
@@ -28,8 +28,8 @@ def giving(times: Times) -> Callable[[], Times]:
     return lambda: dict(times)
 
 
-def filled(path: Path, times: dict[str, Times] = TIMES, owner: str = OWNER) -> Table:
-    table = Table(path, owner)
+def filled(path: Path, times: dict[str, Times] = TIMES, owner: str = OWNER) -> TimingCache:
+    table = TimingCache(path, owner)
     for key, found in times.items():
         table.get(key, found, giving(found))
     table.save()
@@ -38,7 +38,7 @@ def filled(path: Path, times: dict[str, Times] = TIMES, owner: str = OWNER) -> T
 
 def read(path: Path, owner: str = OWNER) -> dict[str, Times]:
     """What a table finds; it can be written to whatever it found."""
-    table = Table(path, owner)
+    table = TimingCache(path, owner)
     found = dict(table.times)
     table.get("new", ["one"], giving({"one": 1.0}))
     table.save()
@@ -51,7 +51,7 @@ def read(path: Path, owner: str = OWNER) -> dict[str, Times]:
 def test_times_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "not" / "yet" / "there.json"
     filled(path)
-    again = Table(path, OWNER)
+    again = TimingCache(path, OWNER)
     assert again.times == TIMES
     for key, times in TIMES.items():
         assert again.get(key, times, refuse) == times
@@ -63,11 +63,11 @@ def test_any_times_are_read_back(tmp_path: Path, times: dict[str, Times]) -> Non
     path = tmp_path / "times.json"
     path.unlink(missing_ok=True)
     filled(path, times)
-    assert Table(path, OWNER).times == times
+    assert TimingCache(path, OWNER).times == times
 
 
 def test_what_is_known_is_not_measured_again() -> None:
-    table = Table()
+    table = TimingCache()
     assert table.get("key", ["a", "b"], giving({"a": 1.0, "b": 2.0})) == {"a": 1.0, "b": 2.0}
     assert table.get("key", ("b", "a"), refuse) == {"a": 1.0, "b": 2.0}
     table.save()
@@ -77,15 +77,15 @@ def test_what_is_known_is_not_measured_again() -> None:
 def test_other_alternatives_are_measured_again(tmp_path: Path, names: list[str]) -> None:
     path = tmp_path / "times.json"
     filled(path, {"key": {"a": 1.0, "b": 2.0}, "other": {"a": 3.0}})
-    table, new = Table(path, OWNER), dict.fromkeys(names, 4.0)
+    table, new = TimingCache(path, OWNER), dict.fromkeys(names, 4.0)
     assert table.get("key", names, giving(new)) == new
     table.save()
-    assert Table(path, OWNER).times == {"other": {"a": 3.0}} | ({"key": new} if new else {})
+    assert TimingCache(path, OWNER).times == {"other": {"a": 3.0}} | ({"key": new} if new else {})
 
 
 def test_nothing_new_writes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
-    Table(path, OWNER).save()
+    TimingCache(path, OWNER).save()
     assert not path.exists()
     table = filled(path)
     path.unlink()
@@ -95,7 +95,7 @@ def test_nothing_new_writes_nothing(tmp_path: Path) -> None:
 
 def test_two_tables_of_one_file_keep_what_either_found(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
-    first, second = Table(path, OWNER), Table(path, OWNER)
+    first, second = TimingCache(path, OWNER), TimingCache(path, OWNER)
     first.get("one", ["a"], giving({"a": 1.0}))
     second.get("two", ["b"], giving({"b": 2.0}))
     second.get("one", ["a"], giving({"a": 3.0}))
@@ -103,12 +103,12 @@ def test_two_tables_of_one_file_keep_what_either_found(tmp_path: Path) -> None:
     second.save()
     first.get("three", ["c"], giving({"c": 4.0}))
     first.save()
-    assert Table(path, OWNER).times == {"one": {"a": 3.0}, "two": {"b": 2.0}, "three": {"c": 4.0}}
+    assert TimingCache(path, OWNER).times == {"one": {"a": 3.0}, "two": {"b": 2.0}, "three": {"c": 4.0}}
 
 
 def test_what_another_has_saved_meanwhile_is_not_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
-    first, second = Table(path, OWNER), Table(path, OWNER)
+    first, second = TimingCache(path, OWNER), TimingCache(path, OWNER)
     first.get("own", ["a"], giving({"a": 3.0}))
     second.get("key", ["a", "b"], giving({"a": 1.0, "b": 2.0}))
     second.save()
@@ -124,7 +124,7 @@ def test_what_another_has_saved_meanwhile_is_not_measured_again(tmp_path: Path) 
 
 def test_others_are_let_measure_before_each_timing(tmp_path: Path) -> None:
     events: list[str] = []
-    table = Table(tmp_path / "times.json", OWNER, lambda: events.append("pause"))
+    table = TimingCache(tmp_path / "times.json", OWNER, lambda: events.append("pause"))
 
     def measure() -> Times:
         events.append("measure")
@@ -150,8 +150,8 @@ def test_a_table_of_another_owner_is_empty_and_is_replaced(tmp_path: Path) -> No
     path = tmp_path / "times.json"
     filled(path)
     assert read(path, "another") == {}
-    assert Table(path, OWNER).times == {}
-    assert Table(path, "another").times == {"new": {"one": 1.0}}
+    assert TimingCache(path, OWNER).times == {}
+    assert TimingCache(path, "another").times == {"new": {"one": 1.0}}
 
 
 def test_a_file_cut_off_anywhere_is_none(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_file_cut_off_anywhere_is_none(tmp_path: Path) -> None:
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         assert read(path) == {}
-        assert Table(path, OWNER).times == {"new": {"one": 1.0}}
+        assert TimingCache(path, OWNER).times == {"new": {"one": 1.0}}
 
 
 @given(st.binary(max_size=60) | st.text().map(str.encode))
@@ -214,7 +214,7 @@ def test_only_valid_times_are_taken(tmp_path: Path, anything: Any, others: Any) 
 def test_an_entry_that_is_no_times_is_left_out(tmp_path: Path, times: str) -> None:
     path = tmp_path / "times.json"
     path.write_text(f'{{"owner": "{OWNER}", "times": {{"bad": {times}, "good": {{"a": 0.1}}}}}}')
-    table = Table(path, OWNER)
+    table = TimingCache(path, OWNER)
     assert table.times == {"good": {"a": 0.1}}
     assert table.get("bad", ["a", "b"], giving({"a": 1.0, "b": 2.0})) == {"a": 1.0, "b": 2.0}
 
@@ -240,7 +240,7 @@ def test_a_strange_file_is_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "times.json"
     path.write_text(text, encoding="utf-8")
     assert read(path) == {}
-    assert Table(path, OWNER).times == {"new": {"one": 1.0}}
+    assert TimingCache(path, OWNER).times == {"new": {"one": 1.0}}
 
 
 # A cache that cannot be written.
@@ -254,7 +254,7 @@ def unwritable(tmp_path: Path) -> dict[str, Path]:
 
 
 def kept_in_memory(path: Path) -> None:
-    table = Table(path, OWNER)
+    table = TimingCache(path, OWNER)
     assert table.times == {}
     table.get("key", ["a"], giving({"a": 1.0}))
     table.save()
@@ -287,7 +287,7 @@ def test_what_could_not_be_written_is_written_later(tmp_path: Path) -> None:
     table = filled(blocked / "times.json")
     blocked.unlink()
     table.save()
-    assert Table(blocked / "times.json", OWNER).times == TIMES
+    assert TimingCache(blocked / "times.json", OWNER).times == TIMES
 
 
 # Whose file it is.
@@ -296,7 +296,7 @@ def test_what_could_not_be_written_is_written_later(tmp_path: Path) -> None:
 def test_the_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
-    table = table_for("a device", 1, "training")
+    table = timing_cache_for("a device", 1, "training")
     assert table.path is not None
     assert table.path.parent == tmp_path / "timings"
     for unset in (lambda: monkeypatch.setenv("IGC_NAS_CACHE", ""), lambda: monkeypatch.delenv("IGC_NAS_CACHE")):
@@ -309,8 +309,8 @@ def test_each_device_thread_count_purpose_and_version_has_a_file(
 ) -> None:
     monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path))
 
-    def tables() -> list[Table]:
-        return [table_for(*of) for of in (("a", 1, "x"), ("b", 1, "x"), ("a", 2, "x"), ("a", 1, "y"))]
+    def tables() -> list[TimingCache]:
+        return [timing_cache_for(*of) for of in (("a", 1, "x"), ("b", 1, "x"), ("a", 2, "x"), ("a", 1, "y"))]
 
     found = tables()
     monkeypatch.setattr(module, "__version__", "0.0.0")
@@ -318,19 +318,19 @@ def test_each_device_thread_count_purpose_and_version_has_a_file(
     monkeypatch.setattr(module.torch, "__version__", "0.0.0")
     found += tables()
     assert len({table.path for table in found}) == len({table.owner for table in found}) == 12
-    assert table_for("a", 1, "x").path == found[8].path
+    assert timing_cache_for("a", 1, "x").path == found[8].path
 
 
 def test_times_of_another_version_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where the file has the name: its owner is written in it."""
     monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path))
-    old = table_for("a", 1, "x")
+    old = timing_cache_for("a", 1, "x")
     old.get("key", ["a"], giving({"a": 1.0}))
     old.save()
-    assert table_for("a", 1, "x").times == {"key": {"a": 1.0}}
+    assert timing_cache_for("a", 1, "x").times == {"key": {"a": 1.0}}
     monkeypatch.setattr(module, "__version__", "0.0.0")
-    new = table_for("a", 1, "x")
+    new = timing_cache_for("a", 1, "x")
     assert old.path is not None
     assert new.path is not None
     old.path.rename(new.path)
-    assert table_for("a", 1, "x").times == {}
+    assert timing_cache_for("a", 1, "x").times == {}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.plan import Act, Block, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
+from igc_nas.arch.plan import Act, BlockPlan, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
 from igc_nas.nn.lowering import training
 from igc_nas.nn.lowering.chain import Chain, Piece, forms_of, layout
 from igc_nas.nn.lowering.compose import composed
@@ -99,8 +99,8 @@ UNUSUAL: tuple[Layer, ...] = (
 
 
 def unusual() -> Plan:
-    end = Block("classifier", (Pool(), Linear("linear", 12, CLASSES)))
-    return Plan((3, 9, 7), CLASSES, (Block("body", UNUSUAL), end))
+    end = BlockPlan("classifier", (Pool(), Linear("linear", 12, CLASSES)))
+    return Plan((3, 9, 7), CLASSES, (BlockPlan("body", UNUSUAL), end))
 
 
 def network_of(whole: Plan, dtype: torch.dtype = torch.double) -> Network:

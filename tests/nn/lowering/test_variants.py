@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import Plan, plan
-from igc_nas.evaluation.latency import unsettled
+from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.nn.lowering import variants
 from igc_nas.nn.lowering.chain import Chain, Form, describe, factored, form_params, forms_of
 from igc_nas.nn.lowering.deployment import (
@@ -31,7 +31,7 @@ from igc_nas.nn.lowering.deployment import (
     kernels_for,
 )
 from igc_nas.nn.lowering.parts import chains_in
-from igc_nas.nn.lowering.timing_cache import Table
+from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import Variant, mixed_variant, uniform_variants
 from igc_nas.nn.network import Network, build
 
@@ -72,7 +72,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, time_of: TimeOf) -> list[str]:
     timed: list[str] = []
 
     def times(
-        network: Network, block: str, chain: Chain, batch: int, forms: Mapping[str, Form], table: Table
+        network: Network, block: str, chain: Chain, batch: int, forms: Mapping[str, Form], table: TimingCache
     ) -> dict[str, float]:
         timed.append(chain.key)
         return {name: time_of(chain.key, describe(chain, form)) for name, form in forms.items()}
@@ -128,8 +128,8 @@ def test_a_variant_holds_and_executes_what_it_says(config: ArchConfig, monkeypat
     assert (original.name, original.params, original.macs) == ("factored", cost_of(config).params, cost_of(config).macs)
     assert original.params == sum(parameter.numel() for parameter in network.parameters())
     x = torch.randn(1, *config.input)
-    assert original.macs == executed(original.module(network, 1, Table()), x)
-    for variant in (*others, mixed_variant(network, 1, Table())):
+    assert original.macs == executed(original.module(network, 1, TimingCache()), x)
+    for variant in (*others, mixed_variant(network, 1, TimingCache())):
         deployed = Deployed(network, variant.forms)
         assert variant.params == holds(network, variant), variant.name
         assert variant.macs == executed(deployed, x), variant.name
@@ -139,11 +139,11 @@ def test_a_variant_holds_and_executes_what_it_says(config: ArchConfig, monkeypat
 @EACH
 def test_every_variant_is_the_network(config: ArchConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, lambda key, form: 1 + hash_of(key + form) / 1000)
-    network = unsettled(build(config, 0)).eval()
-    for variant in (*uniform_variants(network.plan), mixed_variant(network, 2, Table())):
+    network = randomize_batchnorm_(build(config, 0)).eval()
+    for variant in (*uniform_variants(network.plan), mixed_variant(network, 2, TimingCache())):
         with torch.inference_mode():
             x = torch.randn(3, *config.input)
-            true, found = network(x), variant.module(network, 2, Table())(x)
+            true, found = network(x), variant.module(network, 2, TimingCache())(x)
         assert (found - true).norm() < 1e-4 * true.norm(), variant.name
 
 
@@ -154,7 +154,7 @@ def hash_of(text: str) -> int:
 def test_the_factored_variant_is_the_network_itself() -> None:
     network = build(ARCHS["igcv1"], 0)
     factored_one, *_ = uniform_variants(network.plan)
-    assert factored_one.module(network, 1, Table()) is network
+    assert factored_one.module(network, 1, TimingCache()) is network
     assert [variant.name for variant in uniform_variants(network.plan)] == ["factored", "folded", "semidense", "dense"]
 
 
@@ -190,14 +190,14 @@ def test_each_convolution_runs_by_its_fastest_kernel(
         return 1 + hash_of(name + key) / 1000
 
     made_up(monkeypatch, time_of)
-    network, table = build(config, 0).eval(), Table(tmp_path / "times.json", "owner")
+    network, table = build(config, 0).eval(), TimingCache(tmp_path / "times.json", "owner")
     modules = [variant.module(network, 1, table) for variant in uniform_variants(network.plan)[1:]]
     table.save()
     for module in modules:
         for folded, kernel in kernels_of(module):
             assert kernel == min(kernels_for(folded), key=lambda name, folded=folded: time_of(shape_of(folded), name))
     monkeypatch.setattr(variants, "_time_kernels", refuse)
-    known = Table(tmp_path / "times.json", "owner")
+    known = TimingCache(tmp_path / "times.json", "owner")
     again = [variant.module(network, 1, known) for variant in uniform_variants(network.plan)[1:]]
     assert [[k for _, k in kernels_of(m)] for m in again] == [[k for _, k in kernels_of(m)] for m in modules]
     with pytest.raises(AssertionError):
@@ -206,13 +206,13 @@ def test_each_convolution_runs_by_its_fastest_kernel(
 
 def test_convolutions_of_another_size_bias_or_activation_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    usual = Table.get
+    usual = TimingCache.get
 
-    def get(self: Table, key: str, *rest: Any) -> dict[str, float]:
+    def get(self: TimingCache, key: str, *rest: Any) -> dict[str, float]:
         asked.append(key)
         return usual(self, key, *rest)
 
-    monkeypatch.setattr(Table, "get", get)
+    monkeypatch.setattr(TimingCache, "get", get)
     made_up(monkeypatch, lambda key, name: 1.0)
     twice = (IGCV1 | {"blocks": 2}, IGCV1 | {"blocks": 2, "stride": 2})
     same: dict[str, object] = {}
@@ -220,7 +220,7 @@ def test_convolutions_of_another_size_bias_or_activation_are_timed_apart(monkeyp
         network = build(config, 0).eval()
         for variant in uniform_variants(network.plan)[1:]:
             asked.clear()
-            module = variant.module(network, 1, Table())
+            module = variant.module(network, 1, TimingCache())
             for key, (folded, _) in zip(asked, kernels_of(module), strict=True):
                 bias = None if folded.bias is None else folded.bias.shape
                 found = shape_of(folded), folded.height, folded.width, bias, folded.act
@@ -240,7 +240,7 @@ def test_a_mixed_variant_takes_the_fastest_form_of_each_chain(
         return 1 + hash_of(key + form) / 1000
 
     timed = made_up(monkeypatch, time_of)
-    found = mixed_variant(network, 1, Table())
+    found = mixed_variant(network, 1, TimingCache())
     for key, chain in chains_of(network.plan).items():
         assert time_of(key, describe(chain, found.forms[key])) == min(
             time_of(key, describe(chain, form)) for form in forms_of(chain)
@@ -250,14 +250,14 @@ def test_a_mixed_variant_takes_the_fastest_form_of_each_chain(
 
 def test_times_come_from_the_table_and_go_into_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = build(ARCHS["igcv1"], 0).eval()
-    table = Table(tmp_path / "times.json", "owner")
+    table = TimingCache(tmp_path / "times.json", "owner")
     made_up(monkeypatch, lambda key, form: 1 + hash_of(key + form) / 1000)
     chosen = mixed_variant(network, 1, table)
     table.save()
     monkeypatch.setattr(variants, "_time", refuse)
     assert mixed_variant(network, 1, table) == chosen
-    assert mixed_variant(network, 1, Table(tmp_path / "times.json", "owner")) == chosen
-    for other in (Table(tmp_path / "times.json", "another"), Table(tmp_path / "none.json", "owner")):
+    assert mixed_variant(network, 1, TimingCache(tmp_path / "times.json", "owner")) == chosen
+    for other in (TimingCache(tmp_path / "times.json", "another"), TimingCache(tmp_path / "none.json", "owner")):
         with pytest.raises(AssertionError):
             mixed_variant(network, 1, other)
     with pytest.raises(AssertionError):
@@ -266,7 +266,7 @@ def test_times_come_from_the_table_and_go_into_its_file(tmp_path: Path, monkeypa
 
 def test_what_is_timed_is_positive_and_of_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variants, "CAP_S", 0.0)
-    table = Table()
+    table = TimingCache()
     network = build(ARCHS["igcv3"], 0).eval()
     mixed_variant(network, 2, table)
     assert sum(key.startswith("deployed") for key in table.times) == len(chains_of(network.plan))
@@ -312,8 +312,8 @@ def assert_within_budget(network: Network, most: int, time_of: TimeOf) -> None:
     feasible = [forms for forms in combinations(whole) if params_of(whole, forms) <= most]
     with pytest.MonkeyPatch.context() as patched:
         made_up(patched, time_of)
-        found = mixed_variant(network, 1, Table(), most)
-        fastest = mixed_variant(network, 1, Table())
+        found = mixed_variant(network, 1, TimingCache(), most)
+        fastest = mixed_variant(network, 1, TimingCache())
     assert found.params == params_of(whole, found.forms) == holds(network, found)
     assert found.params <= most
     assert total(fastest.forms) == pytest.approx(min(map(total, combinations(whole))))
@@ -340,7 +340,7 @@ def test_where_nothing_fits_every_chain_is_as_small_as_can_be(
 ) -> None:
     made_up(monkeypatch, lambda key, form: 1 / (1 + hash_of(form)))
     network = build(config, 0).eval()
-    found = mixed_variant(network, 1, Table(), 1)
+    found = mixed_variant(network, 1, TimingCache(), 1)
     for key, chain in chains_of(network.plan).items():
         assert form_params(chain, found.forms[key]) == min(form_params(chain, form) for form in forms_of(chain))
 
@@ -348,7 +348,10 @@ def test_where_nothing_fits_every_chain_is_as_small_as_can_be(
 @EACH
 def test_the_budget_of_the_factored_network_is_kept(config: ArchConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, lambda key, form: 1 / (1 + hash_of(form)))
-    assert mixed_variant(build(config, 0).eval(), 1, Table(), cost_of(config).params).params <= cost_of(config).params
+    assert (
+        mixed_variant(build(config, 0).eval(), 1, TimingCache(), cost_of(config).params).params
+        <= cost_of(config).params
+    )
 
 
 def test_the_cheapest_time_per_parameter_is_given_up_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,20 +373,20 @@ def test_the_cheapest_time_per_parameter_is_given_up_first(monkeypatch: pytest.M
             return 1.0 + loses.get(key, 1.0) if form == describe(chain, factored(chain)) else 1e6
 
         made_up(monkeypatch, time_of)
-        fastest = mixed_variant(network, 1, Table())
+        fastest = mixed_variant(network, 1, TimingCache())
         assert fastest.forms[cheap.key] == forms_of(cheap)[-1]
-        found = mixed_variant(network, 1, Table(), fastest.params - 1)
+        found = mixed_variant(network, 1, TimingCache(), fastest.params - 1)
         assert found.forms[cheap.key] == factored(cheap)
         assert found.forms[dear.key] == forms_of(dear)[-1]
         assert found.params == fastest.params - saves(cheap)
-        both = mixed_variant(network, 1, Table(), fastest.params - saves(cheap) - 1)
+        both = mixed_variant(network, 1, TimingCache(), fastest.params - saves(cheap) - 1)
         assert (both.forms[cheap.key], both.forms[dear.key]) == (factored(cheap), factored(dear))
 
 
 def test_a_chain_that_runs_several_times_is_counted_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build(arch(IGCV1 | {"blocks": 3}), 0).eval()
     made_up(monkeypatch, lambda key, form: 1 / len(form))
-    found = mixed_variant(network, 1, Table(), uniform_variants(network.plan)[1].params)
+    found = mixed_variant(network, 1, TimingCache(), uniform_variants(network.plan)[1].params)
     assert found.params == holds(network, found) <= uniform_variants(network.plan)[1].params
 
 
@@ -394,8 +397,8 @@ def test_chains_that_run_alike_are_given_up_together(monkeypatch: pytest.MonkeyP
     assert first.key == second.key
     assert first != second
     made_up(monkeypatch, lambda key, form: 1.0 if "+" not in form else 2.0)
-    most = mixed_variant(network, 1, Table()).params - 1
-    found = mixed_variant(network, 1, Table(), most)
+    most = mixed_variant(network, 1, TimingCache()).params - 1
+    found = mixed_variant(network, 1, TimingCache(), most)
     assert (holds(network, found), found.params <= most) == (found.params, True)
 
 

@@ -1,0 +1,51 @@
+"""`igc-nas cost`: what an architecture costs, exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from igc_nas.cli.loading import architecture
+from igc_nas.cli.options import as_json, classes_option, studies_dir
+from igc_nas.cli.output import put, put_json
+from igc_nas.errors import IgcNasError
+
+
+@click.command()
+@click.argument("arch")
+@classes_option
+@click.option("--check", is_flag=True, help="Build it and compare with torch's and ptflops' counters.")
+@as_json
+@studies_dir
+def cost(arch: str, classes: int | None, check: bool, as_json: bool, root: Path) -> None:
+    """Print what ARCH costs: parameters, MACs, FLOPs (2 per MAC) and activations of one image, exactly."""
+    from igc_nas.arch.cost import cost_of
+    from igc_nas.arch.plan import arch_id
+
+    config = architecture(arch, classes, root)
+    found: dict[str, Any] = cost_of(config).as_dict()
+    reference = _printed(arch, classes)
+    checked: dict[str, Any] = {}
+    if check:
+        from igc_nas.nn.flop_counters import count_by_others
+
+        checked = count_by_others(config)
+    if as_json:
+        put_json(found | {"id": arch_id(config), "arch": config.to_dict()} | reference | checked)
+    else:
+        width = max(map(len, found))
+        put(*(f"{name:<{width}}  {value:>16,}" for name, value in found.items()))
+        put(*(f"{name}: {value}" for name, value in (reference | checked).items()))
+    if checked and not checked["agree"]:
+        raise IgcNasError("the counters do not agree", "please report this with the architecture's file")
+
+
+def _printed(arch: str, classes: int | None) -> dict[str, Any]:
+    from igc_nas.arch.papers import is_reference, reference
+
+    found = reference(arch, classes) if is_reference(arch) else None
+    if found is None or not found.printed_error:
+        return {}
+    return {"paper": found.paper, "printed_in": found.source, "printed_error": dict(found.printed_error)}

@@ -1,0 +1,49 @@
+"""`igc-nas show`: the layers of an architecture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from igc_nas.cli.loading import architecture
+from igc_nas.cli.options import as_json, classes_option, studies_dir
+from igc_nas.cli.output import put, put_json
+
+
+@click.command()
+@click.argument("arch")
+@classes_option
+@as_json
+@studies_dir
+def show(arch: str, classes: int | None, as_json: bool, root: Path) -> None:
+    """Print the plan of ARCH as a table: every layer with its shape, parameters and MACs.
+
+    Of a trial it says, too, what became of it; of one that failed, why and where.
+
+    ARCH is a .toml file, a paper's network (igcv1-l24m2-d20, igcv3-d-cifar, ...) or STUDY:N, trial N of a study.
+    """
+    from igc_nas.arch.cost import cost_of, rows
+    from igc_nas.arch.plan import arch_id, plan
+    from igc_nas.study.lookup import named_trial
+
+    config = architecture(arch, classes, root)
+    found = named_trial(arch, root)
+    cost = cost_of(config)
+    listed = list(rows(plan(config)))
+    if as_json:
+        layers = [
+            {"block": r.block, "layer": type(r.layer).__name__, "name": getattr(r.layer, "name", None)}
+            | {"shape": r.shape, "params": r.cost.params, "macs": r.cost.macs, "in_shortcut": r.in_shortcut}
+            for r in listed
+        ]
+        trial = {} if found is None else {"trial": found[1].model_dump(mode="json", by_alias=True, exclude_none=True)}
+        put_json({"id": arch_id(config), **cost.as_dict(), "arch": config.to_dict(), "layers": layers, **trial})
+        return
+    from igc_nas.cli.display import plan_table, trial_lines
+    from igc_nas.io.console import console
+
+    title = f"{arch}  id {arch_id(config)}\n{config}\n{cost.params:,} parameters, {cost.macs:,} MACs"
+    console().print(plan_table(title, listed))
+    if found is not None:
+        put(*trial_lines(*found))

@@ -1,0 +1,29 @@
+"""`igc-nas status`: how a study stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from igc_nas.cli.loading import load
+from igc_nas.cli.options import as_json, storage_option, studies_dir
+from igc_nas.cli.output import put, put_json
+
+
+@click.command()
+@click.argument("study")
+@as_json
+@storage_option
+@studies_dir
+def status(study: str, as_json: bool, storage: str | None, root: Path) -> None:
+    """Print how STUDY stands: what ran, what runs (host, pid, since when), what failed and why, what to type next."""
+    from igc_nas.study.status import status_of
+
+    found = status_of(load(study, root, storage))
+    if as_json:
+        put_json(found.to_dict())
+        return
+    from igc_nas.cli.display import status_lines
+
+    put(*status_lines(found))
