@@ -51,7 +51,7 @@ class Trained:
     samples: int
     held_out: int
     completed: int
-    stopped: int
+    pruned: int
     recipe: Mapping[str, Any]
 
 
@@ -268,7 +268,7 @@ def trained(study: Study, name: str) -> Trained:
         samples=spec.recipe.samples,
         held_out=spec.recipe.held_out,
         completed=len(study.candidates),
-        stopped=sum(trial.stopped is not None for trial in study.trials),
+        pruned=sum(trial.pruned is not None for trial in study.trials),
         recipe=spec.recipe.model_dump(mode="json"),
     )
 
@@ -280,7 +280,7 @@ def _evidence(study: Study) -> _Evidence:
     losses: dict[str, float] = {}
     rungs: dict[int, dict[str, float]] = {}
     for trial in study.trials:
-        known = trial.candidate or trial.stopped
+        known = trial.candidate or trial.pruned
         if known is None or known.id in params:
             continue
         params[known.id], macs[known.id] = known.cost.params, known.cost.macs

@@ -123,7 +123,7 @@ class CurvesView:
     samples: tuple[tuple[int, ...], ...]
     errors: tuple[tuple[float, ...], ...]
     members: tuple[int, ...]
-    stopped: tuple[int, ...]
+    pruned: tuple[int, ...]
     member_objectives: tuple[str, ...]
 
 
@@ -161,7 +161,7 @@ def trials_view(study: Study) -> TrialsView:
         low_ms=tuple(low and shortened(low) for low, _ in intervals),
         high_ms=tuple(high and shortened(high) for _, high in intervals),
         expected=tuple(
-            shortened(t.stopped.expected_error) if t.stopped and t.state == "stopped" else None for t in study.trials
+            shortened(t.pruned.expected_error) if t.pruned and t.state == "pruned" else None for t in study.trials
         ),
         noisy=tuple(row for row, k in enumerate(found) if k.latency and k.latency.noisy),
     )
@@ -181,8 +181,8 @@ class _Known:
         if trial.candidate and trial.state == "complete":
             c = trial.candidate
             return cls(c.id, c.cost, c.latency, shortened(c.score.error))
-        if trial.stopped and trial.state == "stopped":
-            return cls(trial.stopped.id, trial.stopped.cost, trial.stopped.latency)
+        if trial.pruned and trial.state == "pruned":
+            return cls(trial.pruned.id, trial.pruned.cost, trial.pruned.latency)
         return cls(arch_id(trial.arch), cost_of(trial.arch)) if trial.arch else cls()
 
 
@@ -312,15 +312,15 @@ def curves_view(study: Study) -> CurvesView:
             score = trial.candidate.score
             end = (score.samples, score.error)
             rows.append((trial.number, [*((rung.samples, rung.error) for rung in score.rungs), end]))
-        elif trial.stopped and trial.state == "stopped":
+        elif trial.pruned and trial.state == "pruned":
             stopped.append(len(rows))
-            rows.append((trial.number, [(rung.samples, rung.error) for rung in trial.stopped.training.rungs]))
+            rows.append((trial.number, [(rung.samples, rung.error) for rung in trial.pruned.training.rungs]))
     return CurvesView(
         trial=tuple(number for number, _ in rows),
         samples=tuple(tuple(samples for samples, _ in points) for _, points in rows),
         errors=tuple(tuple(shortened(error) for _, error in points) for _, points in rows),
         members=tuple(row for row, (number, _) in enumerate(rows) if number in front),
-        stopped=tuple(stopped),
+        pruned=tuple(stopped),
         member_objectives=study.spec.objectives,
     )
 

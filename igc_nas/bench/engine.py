@@ -311,7 +311,12 @@ def bench_engine(
         apart_ms={name: 1000 * took[0] / count for name, took in ledger.watch.apart_s.items()},
         peak_mb=max(ledger.rss.values()) / MB,
         opening_s=opening,
-        conditions={"space": spec.space_name, "sampler": sampler, "storage": _kind(storage), "stop": spec.stop},
+        conditions={
+            "space": spec.space_name,
+            "sampler": sampler,
+            "storage": _kind(storage),
+            "prune_below": spec.prune_below,
+        },
     )
 
 

@@ -127,7 +127,9 @@ def bench_workers(
 
 def _spec(device: Device, dataset: str, seed: int) -> StudySpec:
     info, recipe = locate(dataset, data_dir(None)), {"dtype": device.fast_dtype}
-    return new_spec(info, device.name, device.kind, budget=BUDGET, sampler="random", seed=seed, stop=0.0, recipe=recipe)
+    return new_spec(
+        info, device.name, device.kind, budget=BUDGET, sampler="random", seed=seed, prune_below=0.0, recipe=recipe
+    )
 
 
 def _architectures(spec: StudySpec, count: int, seed: int) -> list[ArchConfig]:
@@ -147,7 +149,7 @@ def _warmed(spec: StudySpec, archs: Sequence[ArchConfig], folder: Path, device: 
     short = spec.model_copy(update={"recipe": spec.recipe.model_copy(update=changes | {"rungs": ()})})
     for threads in sorted({threads for _, threads in KINDS.values()}, reverse=True):
         place = folder / f"warm-up-{threads}"
-        run = Run(place, trials=len(archs), threads=threads, devices=(device.torch_name,), first=tuple(archs))
+        run = Run(place, trials=len(archs), threads=threads, devices=(device.torch_name,), enqueue=tuple(archs))
         for _ in search(short, run):
             pass
     scaled = load_study(place).spec
@@ -164,7 +166,7 @@ def _shift(spec: StudySpec, kind: str, archs: Sequence[ArchConfig], folder: Path
         workers=workers,
         threads=threads,
         devices=(device.torch_name,),
-        first=tuple(archs),
+        enqueue=tuple(archs),
     )
     for _ in search(spec, run, on_event=shift.watch):
         pass

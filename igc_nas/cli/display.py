@@ -146,7 +146,7 @@ def trial_lines(study: Study, trial: Trial) -> list[str]:
     lines = [f"{trial.state} in {study.spec.name}" + (f", begun {trial.started}{wall}" if trial.started else "")]
     if trial.state == "failed":
         argument = study_argument(study.folder, study.spec.name)
-        again = f"{search_command(study.folder, study.spec.name)} --first {argument}:{trial.number}"
+        again = f"{search_command(study.folder, study.spec.name)} --enqueue {argument}:{trial.number}"
         return [*lines, failure_words(trial), f"to try it again: {again}"]
     return [*lines, trial_line(trial)]
 

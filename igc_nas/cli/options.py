@@ -32,7 +32,7 @@ FILE = click.Path(path_type=Path)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 studies_dir = click.option(
-    "--studies", "root", type=FILE, default=Path("studies"), show_default=True, help="Folder of your studies."
+    "--studies-dir", "root", type=FILE, default=Path("studies"), show_default=True, help="Folder of your studies."
 )
 data_dir_option = click.option(
     "--data-dir", type=FILE, envvar="IGC_NAS_DATA", help="Folder of the datasets. [default: your cache folder]"

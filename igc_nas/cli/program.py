@@ -18,6 +18,7 @@ from igc_nas.cli.export import export
 from igc_nas.cli.front import front
 from igc_nas.cli.measure import measure
 from igc_nas.cli.output import say
+from igc_nas.cli.renamed import Program
 from igc_nas.cli.report import report
 from igc_nas.cli.search import search
 from igc_nas.cli.show import show
@@ -32,7 +33,7 @@ CLOSING_S = 10.0
 """So long a second signal does not cut short what the first one has begun."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="igc-nas")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def program(debug: bool) -> None:  # `run` looks for --debug itself: it must know before a command fails to parse

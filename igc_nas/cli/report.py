@@ -70,7 +70,14 @@ def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
     if study.folder is None or study.spec.latency.remote:
         raise StudyError(f"the latencies of {study.spec.name} are another machine's", "train the figures there")
     networks = tuple(point.arch for figure in figures(study.spec.classes) for point in figure.points)
-    fresh = {"name": "papers", "sampler": "random", "stop": 0.0, "budget": Budget(), "bounds": {}, "reference_ms": None}
+    fresh = {
+        "name": "papers",
+        "sampler": "random",
+        "prune_below": 0.0,
+        "budget": Budget(),
+        "bounds": {},
+        "reference_ms": None,
+    }
     devices = find_devices(device)
     run = Run(
         study.folder / "papers",
@@ -78,7 +85,7 @@ def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
         workers=default_extent(devices[0].kind, len(devices)).workers,
         devices=tuple(found.torch_name for found in devices),
         data_dir=data_dir,
-        first=networks,
+        enqueue=networks,
     )
     with SearchDisplay(run.trials, None) as display:
         for _ in search(study.spec.model_copy(update=fresh), run, on_event=display.show):
@@ -162,9 +169,9 @@ def _compared(found: ProxyReport) -> Iterator[str]:
             "truth  its own end: no study in its folder trains longer. The rungs are of the same trainings (same seed, "
             "same held-out images), so they agree with it more than with an independent training"
         )
-        if study.stopped:
+        if study.pruned:
             yield (
-                f"       {study.stopped} trainings were stopped at a rung and have no end: what is ranked here are "
+                f"       {study.pruned} trainings were stopped at a rung and have no end: what is ranked here are "
                 f"those that looked better"
             )
         return
@@ -174,15 +181,15 @@ def _compared(found: ProxyReport) -> Iterator[str]:
         yield "       the two are on DIFFERENT DATA"
     elif study.seed == truth.seed:
         yield "       both have the same seed, so they are not independent"
-    if study.stopped:
-        yield f"       {study.stopped} trainings were stopped at a rung: they count there, and not at the end"
+    if study.pruned:
+        yield f"       {study.pruned} trainings were stopped at a rung: they count there, and not at the end"
 
 
 def _conditions(study: Trained) -> str:
     from igc_nas.cli.display import data_label
 
     recipe = study.recipe
-    stopped = f" and {study.stopped} stopped" if study.stopped else ""
+    stopped = f" and {study.pruned} stopped" if study.pruned else ""
     return (
         f"{study.name}: {data_label(study.dataset)}; {recipe['epochs']} epochs of {recipe['train_size']:,} images = "
         f"{study.samples:,}, {recipe['resolution']} pixels, batch {recipe['batch']}, lr {recipe['lr']:g}, "

@@ -22,6 +22,7 @@ from igc_nas.cli.options import (
     studies_dir,
 )
 from igc_nas.cli.output import say
+from igc_nas.cli.renamed import RenamedChoice
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.io.units import format_seconds
 
@@ -43,8 +44,10 @@ if TYPE_CHECKING:
 @click.option("--budget-latency", type=MS, help="At most so long per batch: 5ms.")
 @click.option(
     "--sampler",
-    type=click.Choice(["known-cost", "stratified", "random", "tpe", "nsga2", "evolution", "all"]),
-    help="What is tried next; all: every architecture of a small space. [default: known-cost]",
+    type=RenamedChoice(
+        ("known-cost", "stratified", "random", "tpe", "nsga2", "evolution", "brute-force"), {"all": "brute-force"}
+    ),
+    help="What is tried next; brute-force: every architecture of a small space. [default: known-cost]",
 )
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="[default: 0]")
 @click.option("--recipe", "recipe", multiple=True, metavar="KEY=VALUE", help="Change the proxy training: epochs=3.")
@@ -61,14 +64,14 @@ if TYPE_CHECKING:
     help="Measure elsewhere: a command that reads an architecture on stdin, 'ssh pi igc-nas measure --json -'.",
 )
 @click.option(
-    "--first", "first", multiple=True, metavar="ARCH", help="Evaluate this architecture before any other (repeatable)."
+    "--enqueue", multiple=True, metavar="ARCH", help="Evaluate this architecture before any other (repeatable)."
 )
 @click.option(
-    "--stop",
+    "--prune-below",
     type=click.FloatRange(0, 1, max_open=True),
-    help="Give a training up at a rung where its chance to end on the front is below this; 0: never. [default: 0.02]",
+    help="Prune a training at a rung where its chance to end on the front is below this; 0: never. [default: 0.02]",
 )
-@click.option("--trials", type=click.IntRange(1), help="Trials complete or stopped in all, earlier runs included.")
+@click.option("--trials", type=click.IntRange(1), help="Trials complete or pruned in all, earlier runs included.")
 @click.option("--timeout", type=SECONDS, help="Stop this run after: 90s, 10m, 2h.")
 @click.option(
     "--trial-timeout",
@@ -120,7 +123,10 @@ def _say_what_is_known(study: Study) -> None:
 
     stopped = study.ended - len(study.candidates)
     if stopped:
-        say(f"{stopped} of {study.ended} trainings were stopped at a rung, with a chance below {study.spec.stop:g}")
+        say(
+            f"{stopped} of {study.ended} trainings were pruned at a rung, with a chance below "
+            f"{study.spec.prune_below:g}"
+        )
     knowledge = surrogate_quality(study) if study.spec.sampler == "known-cost" else None
     if knowledge:
         say(f"surrogate: {knowledge.sentence()}")
@@ -139,13 +145,13 @@ def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
     question = resolve_study(flags, devices[0])
     extent = default_extent(devices[0].kind, len(devices))
     spec = _measured_elsewhere(question.spec, flags, new=not question.continued)
-    if spec.sampler == "all":
+    if spec.sampler == "brute-force":
         BruteForce(spec)  # refused before anything is measured, where they are too many
-    trials = spec.feasible.count if spec.sampler == "all" else None if flags["timeout"] else extent.trials
+    trials = spec.feasible.count if spec.sampler == "brute-force" else None if flags["timeout"] else extent.trials
     run = Run(
         folder=question.folder,
         trials=flags["trials"] or trials,
-        timeout_s=flags["timeout"] or (None if flags["trials"] or spec.sampler == "all" else extent.timeout_s),
+        timeout_s=flags["timeout"] or (None if flags["trials"] or spec.sampler == "brute-force" else extent.timeout_s),
         trial_timeout_s=flags["trial_timeout"],
         workers=flags["workers"] or _room_for(flags, devices[0]) or extent.workers,
         executor=flags["executor"],
@@ -154,7 +160,7 @@ def _question(flags: Mapping[str, Any]) -> tuple[StudySpec, Run]:
         data_dir=flags["data_dir"],
         storage=flags["storage"],
         latency_command=flags["latency_command"] if spec.latency.remote else None,
-        first=tuple(architecture(name, spec.classes, flags["root"]) for name in flags["first"]),
+        enqueue=tuple(architecture(name, spec.classes, flags["root"]) for name in flags["enqueue"]),
     )
     notice = auto_notice(question.info, data_dir(flags["data_dir"])) if question.dataset_flag == "auto" else None
     _announce(spec, run, devices, notice, continued=question.continued)
@@ -229,9 +235,9 @@ def _devices_in_words(run: Run, devices: tuple[Device, ...]) -> str:
 
 def _rungs(spec: StudySpec) -> str:
     at = f"after {', '.join(f'{samples:,}' for samples in spec.recipe.rungs)} images of {spec.recipe.samples:,}"
-    if not spec.stop:
-        return f"{at}; none is stopped there"
-    return f"{at}; one is stopped there where its chance to end on the front is below {spec.stop:g}"
+    if not spec.prune_below:
+        return f"{at}; none is pruned there"
+    return f"{at}; one is pruned there where its chance to end on the front is below {spec.prune_below:g}"
 
 
 def _latency_words(spec: StudySpec) -> str:

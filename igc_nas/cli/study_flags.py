@@ -14,7 +14,7 @@ from igc_nas.io.files import read_text
 from igc_nas.io.records import differences, parse_toml, restricted
 from igc_nas.nn.device import Device
 from igc_nas.space.search_space import SpaceFile, find_space
-from igc_nas.study.defaults import STOP, new_spec
+from igc_nas.study.defaults import PRUNE_BELOW, new_spec
 from igc_nas.study.names import check_study_name
 from igc_nas.study.objectives import parse_objectives
 from igc_nas.study.spec import Budget, StudySpec, default_name
@@ -63,7 +63,7 @@ def resolve_study(flags: Mapping[str, Any], device: Device) -> StudyRequest:
         objectives=tuple(asked.get("objectives", ("error", "params", "latency"))),
         sampler=asked.get("sampler", "known-cost"),
         seed=asked.get("seed", 0),
-        stop=asked.get("stop", STOP),
+        prune_below=asked.get("prune_below", PRUNE_BELOW),
         recipe=_with_dtype(asked.get("recipe", {}), device),
         latency=asked.get("latency"),
     )
@@ -77,7 +77,7 @@ def _with_dtype(recipe: Mapping[str, Any], device: Device) -> dict[str, Any]:
 
 def explicit(flags: Mapping[str, Any]) -> dict[str, Any]:
     """What the flags say of the question itself, in the form of a study.toml."""
-    asked: dict[str, Any] = {key: flags[key] for key in ("sampler", "seed", "stop") if flags[key] is not None}
+    asked: dict[str, Any] = {key: flags[key] for key in ("sampler", "seed", "prune_below") if flags[key] is not None}
     if flags["objectives"] is not None:
         asked["objectives"] = list(parse_objectives(flags["objectives"]))
     macs = [flags["budget_macs"], flags["budget_flops"] and flags["budget_flops"] // 2]

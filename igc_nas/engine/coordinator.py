@@ -38,7 +38,7 @@ class Limits:
     """Trials that are complete or stopped, in all."""
     deadline: float | None = None
     """By `time.monotonic`."""
-    first: tuple[ArchConfig, ...] = ()
+    enqueue: tuple[ArchConfig, ...] = ()
 
 
 class Coordinator:
@@ -52,9 +52,9 @@ class Coordinator:
         self.failures: Counter[str] = Counter()
         self.running: dict[int, Running] = {}
         self.began: dict[int, float] = {}
-        self.outlooks: dict[int, FinalErrorPrediction] = {}
+        self.predictions: dict[int, FinalErrorPrediction] = {}
         """Of trainings that were told to stop."""
-        self.to_give = list({arch_id(arch): arch for arch in limits.first if self._is_new(arch)}.values())
+        self.enqueued = list({arch_id(arch): arch for arch in limits.enqueue if self._is_new(arch)}.values())
         self.first_with_id = {
             identity: number
             for number, trial in sorted(store.trials.items(), reverse=True)
@@ -127,7 +127,7 @@ class Coordinator:
         What a person gives is evaluated however many there are.
         """
         asked_for = self.limits.trials
-        return self._late() or (not self.to_give and asked_for is not None and self.store.ended + running >= asked_for)
+        return self._late() or (not self.enqueued and asked_for is not None and self.store.ended + running >= asked_for)
 
     # What is tried next.
 
@@ -136,8 +136,8 @@ class Coordinator:
         waiting = self.store.waiting()
         if waiting:
             return self._start(self.store.resume(waiting.number))
-        if self.to_give:
-            return self._start(self._given(self.to_give.pop(0)))
+        if self.enqueued:
+            return self._start(self._enqueued(self.enqueued.pop(0)))
         for _ in range(MOST_REPEATS if not self.exhausted else 0):
             if self._late():
                 return None
@@ -167,7 +167,7 @@ class Coordinator:
         self.on_event(Started(job))
         return job
 
-    def _given(self, arch: ArchConfig) -> Trial:
+    def _enqueued(self, arch: ArchConfig) -> Trial:
         """A trial of an architecture that no sampler chose; Optuna knows its parameters where it is of the space."""
         spec = self.store.spec
         try:
@@ -176,7 +176,7 @@ class Coordinator:
             params = {}
         violation = spec.feasible.violation(cost_of(arch))
         trial = Trial(
-            number=len(self.store.trials), state="running", params=params, arch=arch, violation=violation, given=True
+            number=len(self.store.trials), state="running", params=params, arch=arch, violation=violation, enqueued=True
         )
         self.first_with_id[arch_id(arch)] = trial.number
         trial = running_here(trial)
@@ -210,17 +210,17 @@ class Coordinator:
     def judged(self, at: RungReport) -> FinalErrorPrediction | None:
         """Why a training at a rung is to be given up; None: it goes on."""
         trial = self.store.trials[at.number]
-        if trial.arch is None or not self.store.spec.stop:
+        if trial.arch is None or not self.store.spec.prune_below:
             return None
         self._judge = self._judge or Pruner(self.store.spec, self.store.study.candidates)
-        return self._judge.outlook(trial.arch, at.latency, at.rung)
+        return self._judge.prediction(trial.arch, at.latency, at.rung)
 
     def go_on(self, at: RungReport) -> bool:
         """Whether a training at a rung goes on."""
-        outlook = self.judged(at)
-        if outlook is not None:
-            self.outlooks[at.number] = outlook
-        return outlook is None
+        prediction = self.judged(at)
+        if prediction is not None:
+            self.predictions[at.number] = prediction
+        return prediction is None
 
     def _until_stopped(self, number: int, latency: Latency, score: Score) -> Message:
         """What a training that reported afterwards would have come to, had it been asked at its rungs."""
@@ -284,19 +284,19 @@ class Coordinator:
         return _changed(trial, "complete", candidate=candidate)
 
     def _halted(self, trial: Trial, arch: ArchConfig, message: TrialPruned) -> Trial:
-        outlook, at = self.outlooks.pop(trial.number), message.training.rungs[-1].samples
+        prediction, at = self.predictions.pop(trial.number), message.training.rungs[-1].samples
         stopped = Pruned(
             id=arch_id(arch),
             cost=cost_of(arch),
             latency=message.latency,
             training=message.training,
-            chance=outlook.chance,
-            expected_error=outlook.expected_error,
-            deviation=outlook.deviation,
+            p_front=prediction.p_front,
+            expected_error=prediction.expected_error,
+            std=prediction.std,
             seed=training_seed(self.store.spec.seed, arch_id(arch)),
         )
-        reason = f"after {at:,} samples its chance to end on the front was {outlook.chance:.2g}"
-        return _changed(trial, "stopped", stopped=stopped, reason=reason)
+        reason = f"after {at:,} samples its chance to end on the front was {prediction.p_front:.2g}"
+        return _changed(trial, "pruned", pruned=stopped, reason=reason)
 
     def _count_failure(self, reason: str) -> None:
         if reason not in self.failures:

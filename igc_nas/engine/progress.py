@@ -54,7 +54,7 @@ class StudyProgress:
 
     def add(self, trial: Trial) -> None:
         """Take a trial that has ended."""
-        self.ended += trial.state in ("complete", "stopped")
+        self.ended += trial.state in ("complete", "pruned")
         if trial.candidate:
             self._join(trial.candidate)
 
@@ -131,7 +131,7 @@ class SearchDisplay:
         self._running.pop(trial.number, None)
         if self._standing:
             self._standing.add(trial)
-        if trial.state not in ("complete", "stopped", "failed"):
+        if trial.state not in ("complete", "pruned", "failed"):
             self._unfit += 1
         else:
             self._say(trial_line(trial))

@@ -47,7 +47,7 @@ class Run:
     """The database, `sqlite:///path` or `postgresql://user:password@host/name`; None: study.db in the folder."""
     latency_command: str | None = None
     """What measures where the study's latencies are another machine's."""
-    first: tuple[ArchConfig, ...] = ()
+    enqueue: tuple[ArchConfig, ...] = ()
     """Architectures to evaluate before the sampler is asked, of the space or not, within the budgets or not."""
     executor: ExecutorName = "processes"
     ray_address: str | None = None
@@ -74,7 +74,7 @@ def search(
     run = run or Run(Path("studies") / spec.name)
     deadline = None if run.timeout_s is None else time.monotonic() + run.timeout_s
     with Store(run.folder, continued(spec, run), run.storage) as store:
-        coordinator = Coordinator(store, Limits(run.trials, deadline, run.first), on_event)
+        coordinator = Coordinator(store, Limits(run.trials, deadline, run.enqueue), on_event)
         steps = coordinator.inline(evaluate) if evaluate else _with_evaluators(coordinator, run, evaluator)
         with closing(steps):
             yield from steps

@@ -42,7 +42,7 @@ DATABASE_FILE = "study.db"
 
 _STATE = {
     "complete": TrialState.COMPLETE,
-    "stopped": TrialState.PRUNED,
+    "pruned": TrialState.PRUNED,
     "infeasible": TrialState.COMPLETE,
     "duplicate": TrialState.COMPLETE,
     "failed": TrialState.FAIL,
@@ -168,7 +168,7 @@ class Store:
     @property
     def ended(self) -> int:
         """How many trials are complete, or were stopped at a rung."""
-        return self._counts["complete"] + self._counts["stopped"]
+        return self._counts["complete"] + self._counts["pruned"]
 
     def waiting(self) -> Trial | None:
         """The first trial to take up before anything new is asked for."""
@@ -350,8 +350,8 @@ def replace_latencies(folder: Path, latencies: Mapping[int, Latency]) -> None:
 
 def _expected(trial: Trial) -> dict[str, Any]:
     """What a sampler may learn from a trial that was stopped, as attributes of Optuna's trial."""
-    stopped = trial.stopped
-    return {EXPECTED: [stopped.expected_error, stopped.deviation]} if stopped else {}
+    stopped = trial.pruned
+    return {EXPECTED: [stopped.expected_error, stopped.std]} if stopped else {}
 
 
 def _without_gaps(found: Mapping[int, Trial], since: int) -> Iterator[Trial]:

@@ -69,7 +69,7 @@ class Source:
         """What the trial left: a latency, and an error at its end or where it was stopped."""
         if self.trial is None:
             return None
-        return self.trial.candidate or self.trial.stopped
+        return self.trial.candidate or self.trial.pruned
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -131,8 +131,8 @@ def unfinished_text(source: Source) -> str | None:
     trial, study = source.trial, source.study
     if trial is None or study is None or trial.candidate is not None:
         return None
-    if trial.stopped is not None:
-        return error_text(study, trial.stopped)
+    if trial.pruned is not None:
+        return error_text(study, trial.pruned)
     why = f": {trial.reason}" if trial.reason else ""
     return f"the trial is {trial.state}{why}; it has no error and no latency, this is its architecture alone"
 
@@ -149,8 +149,8 @@ def error_text(study: Study, measured: Candidate | Pruned) -> str:
     return (
         f"stopped, no final error: {100 * last.error:.2f} % held-out error after {last.samples:,} images of "
         f"{study.spec.dataset}; expected at the end {100 * measured.expected_error:.1f} % "
-        f"(standard deviation {100 * measured.deviation:.1f} %), "
-        f"a chance of {100 * measured.chance:.1f} % to reach the front"
+        f"(standard deviation {100 * measured.std:.1f} %), "
+        f"a chance of {100 * measured.p_front:.1f} % to reach the front"
     )
 
 

@@ -41,14 +41,14 @@ class History:
 
     complete: Rows
     values: Floats
-    stopped: Rows
+    pruned: Rows
     expected: Floats
     running: Rows
 
     @property
     def seen(self) -> frozenset[Code]:
         """Every code that the study has tried, or tries."""
-        rows = (self.complete, self.stopped, self.running)
+        rows = (self.complete, self.pruned, self.running)
         return frozenset(tuple(code) for part in rows for code in part.codes.tolist())
 
 

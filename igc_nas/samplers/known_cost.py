@@ -86,7 +86,7 @@ class KnownCost:
         found, trust = {}, None
         for name, values in columns.items():
             rows = subset(values, front)
-            if name == "error" and len(history.stopped):
+            if name == "error" and len(history.pruned):
                 found[name] = self._with_stopped(history, rows)
             else:
                 found[name] = Surrogate(inputs.rows(rows), values[rows])
@@ -96,8 +96,8 @@ class KnownCost:
 
     def _with_stopped(self, history: History, rows: Ints) -> Surrogate:
         """The belief about the error from complete trials and, less surely, from those that were stopped."""
-        codes = np.concatenate([history.complete.codes[rows], history.stopped.codes])
-        costs = np.concatenate([history.complete.costs[rows], history.stopped.costs])
+        codes = np.concatenate([history.complete.codes[rows], history.pruned.codes])
+        costs = np.concatenate([history.complete.costs[rows], history.pruned.costs])
         low, high = self._bounds["error"]
         expected, deviation = history.expected.T
         values = np.concatenate([self._column(history.values, "error")[rows], self._scaled(expected, "error")])

@@ -55,26 +55,26 @@ class CompletedTraining:
 
 @dataclass(frozen=True)
 class FinalErrorPrediction:
-    """What a rung lets expect: the error at the end with its standard deviation, and the chance to reach the front."""
+    """What a rung lets expect: the error at the end with its standard std, and the chance to reach the front."""
 
     expected_error: float
-    deviation: float
-    chance: float
+    std: float
+    p_front: float
 
 
 @dataclass(frozen=True)
 class _Plane:
-    """end = offset + weights . (rung, and belief where there is one), leaving a standard deviation."""
+    """end = offset + weights . (rung, and belief where there is one), leaving a standard std."""
 
     offset: float
     weights: Floats
-    deviation: float
+    std: float
 
-    def outlook(self, evidence: Sequence[float], best: float) -> FinalErrorPrediction:
+    def prediction(self, evidence: Sequence[float], best: float) -> FinalErrorPrediction:
         """What to expect, and the probability that the end is below `best`."""
         expected = self.offset + float(self.weights @ np.asarray(evidence))
-        chance = 0.5 * math.erfc((expected - best) / self.deviation / math.sqrt(2))
-        return FinalErrorPrediction(expected, self.deviation, chance)
+        p_front = 0.5 * math.erfc((expected - best) / self.std / math.sqrt(2))
+        return FinalErrorPrediction(expected, self.std, p_front)
 
 
 class PruningRule:
@@ -103,10 +103,10 @@ class PruningRule:
         """The least chance that a trial would have been given on its way, had all others ended before it."""
         others = np.delete(np.arange(len(self.ended)), member)
         trial = self.ended[member]
-        looks = (self._outlook(trial.costs, n, error, trial.belief, others) for n, error in enumerate(trial.rungs))
-        return min((look.chance for look in looks), default=1.0)
+        looks = (self._prediction(trial.costs, n, error, trial.belief, others) for n, error in enumerate(trial.rungs))
+        return min((look.p_front for look in looks), default=1.0)
 
-    def outlook(
+    def prediction(
         self, costs: Sequence[float], rung: int, error: float, belief: float | None = None
     ) -> FinalErrorPrediction | None:
         """What to expect of a candidate with these known costs and this error at the `rung`-th rung (from 0).
@@ -115,28 +115,28 @@ class PruningRule:
         """
         if len(self.ended) < MIN_COMPLETED:
             return None
-        return self._outlook(costs, rung, error, belief, np.arange(len(self.ended)))
+        return self._prediction(costs, rung, error, belief, np.arange(len(self.ended)))
 
-    def _outlook(
+    def _prediction(
         self, costs: Sequence[float], rung: int, error: float, belief: float | None, among: Ints
     ) -> FinalErrorPrediction:
         rivals = among[(self._costs[among] <= np.asarray(costs)).all(axis=1)]
         best = float(self._errors[rivals].min()) if len(rivals) else math.inf
         believed = among[~np.isnan(self._beliefs[among])]
         if belief is None or len(believed) < MIN_COMPLETED:
-            return _plane(self._rungs[among, rung][:, None], self._errors[among]).outlook([error], best)
+            return _plane(self._rungs[among, rung][:, None], self._errors[among]).prediction([error], best)
         evidence = np.column_stack([self._rungs[believed, rung], self._beliefs[believed]])
-        return _plane(evidence, self._errors[believed]).outlook([error, belief], best)
+        return _plane(evidence, self._errors[believed]).prediction([error, belief], best)
 
 
 def _plane(evidence: Floats, ends: Floats) -> _Plane:
-    """The least-squares plane over (n, 1 or 2) evidence, falling nowhere; its deviation is that of a prediction."""
+    """The least-squares plane over (n, 1 or 2) evidence, falling nowhere; its std is that of a prediction."""
     n, k = evidence.shape
     centre, mean = evidence.mean(axis=0), ends.mean()
     columns = np.where((evidence != evidence[0]).any(axis=0), evidence - centre, 0.0)
     weights, left = _rising(columns, ends - mean)
-    deviation = math.sqrt(left / max(1, n - 1 - k) * (1 + (k + 1) / n))
-    return _Plane(float(mean) - float(weights @ centre), weights, max(LEAST_DEVIATION, deviation))
+    std = math.sqrt(left / max(1, n - 1 - k) * (1 + (k + 1) / n))
+    return _Plane(float(mean) - float(weights @ centre), weights, max(LEAST_DEVIATION, std))
 
 
 def _rising(columns: Floats, ends: Floats) -> tuple[Floats, float]:
@@ -213,21 +213,21 @@ class Pruner:
         if self._rule is None:
             beliefs = self.forecast.left_out if self.forecast else {}
             ended = [_with_belief(ended, beliefs.get(code or ())) for _, code, ended in self._ended]
-            self._rule = PruningRule(ended, self.spec.stop)
+            self._rule = PruningRule(ended, self.spec.prune_below)
         return self._rule
 
-    def outlook(self, arch: ArchConfig, latency: Latency, rung: Rung) -> FinalErrorPrediction | None:
+    def prediction(self, arch: ArchConfig, latency: Latency, rung: Rung) -> FinalErrorPrediction | None:
         """Why a training at a rung is to be given up; None: it goes on."""
         spec = self.spec
-        if not spec.stop or "error" not in spec.objectives:
+        if not spec.prune_below or "error" not in spec.objectives:
             return None
         if rung.samples not in spec.recipe.rungs:
             return None  # an evaluator of one's own may look where nobody else does
         costs = known_values(cost_of(arch), latency.normalised_ms, spec.objectives)
         code = spec.feasible.encoding.code(arch) if self.forecast else None
         belief = self.forecast.of(code) if self.forecast and code else None
-        outlook = self.rule.outlook(costs, spec.recipe.rungs.index(rung.samples), rung.error, belief)
-        return outlook if outlook and outlook.chance < self.rule.bound else None
+        prediction = self.rule.prediction(costs, spec.recipe.rungs.index(rung.samples), rung.error, belief)
+        return prediction if prediction and prediction.p_front < self.rule.bound else None
 
 
 def _with_belief(ended: CompletedTraining, belief: float | None) -> CompletedTraining:

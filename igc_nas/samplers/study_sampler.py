@@ -128,7 +128,7 @@ def _proposer(spec: StudySpec) -> Propose:
             return KnownCost(spec).propose
         case "evolution":
             return Evolution(spec).propose
-        case "all":
+        case "brute-force":
             return BruteForce(spec).propose
         case "stratified":
             return lambda history, rng: _draws(spec, spec.feasible.draw_stratified, rng)

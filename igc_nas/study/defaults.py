@@ -18,7 +18,7 @@ from igc_nas.space.search_space import SpaceFile, find_space
 from igc_nas.study.names import check_study_name
 from igc_nas.study.spec import Budget, LatencySpec, Recipe, SamplerName, StudySpec, default_name
 
-STOP = 0.02
+PRUNE_BELOW = 0.02
 """The chance to end on the front below which a training is stopped at a rung."""
 MEMORY_PER_WORKER = 2 * 2**30
 MOST_WORKERS = 8
@@ -110,7 +110,7 @@ def new_spec(
     objectives: tuple[str, ...] = ("error", "params", "latency"),
     sampler: SamplerName = "known-cost",
     seed: int = 0,
-    stop: float = STOP,
+    prune_below: float = PRUNE_BELOW,
     recipe: Mapping[str, Any] | None = None,
     latency: Mapping[str, Any] | None = None,
 ) -> StudySpec:
@@ -133,7 +133,7 @@ def new_spec(
         objectives=objectives,
         sampler=sampler,
         seed=seed,
-        stop=stop,
+        prune_below=prune_below,
         budget=budget,
         recipe=_fitting_recipe(kind, info, recipe or {}),
         latency=LatencySpec.parse(

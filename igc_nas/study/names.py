@@ -61,4 +61,4 @@ def search_command(folder: Path | None, name: str) -> str:
     """The command that starts or continues a study."""
     if folder is None or folder.parent == Path("studies"):
         return f"igc-nas search --study {shlex.quote(name if folder is None else folder.name)}"
-    return f"igc-nas search --studies {shlex.quote(str(folder.parent))} --study {shlex.quote(folder.name)}"
+    return f"igc-nas search --studies-dir {shlex.quote(str(folder.parent))} --study {shlex.quote(folder.name)}"

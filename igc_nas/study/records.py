@@ -16,6 +16,7 @@ from igc_nas.errors import StudyError
 from igc_nas.io.records import Frozen, first_problem
 from igc_nas.io.units import format_count
 from igc_nas.study.process import Process
+from igc_nas.study.schema import current_trial
 
 Ms = Annotated[float, Field(ge=1e-9, le=1e12)]
 Count = Annotated[int, Field(ge=1, lt=2**63)]
@@ -23,12 +24,12 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Samples = Annotated[tuple[Ms, ...], Field(strict=False)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
 
-# complete: trained and scored. stopped: given up at a rung, as one that would hardly reach the front.
+# complete: trained and scored. pruned: given up at a rung, as one that would hardly reach the front.
 # infeasible: the sampler's suggestion is no valid architecture, or is over budget.
 # duplicate: an architecture that the study has already. failed: building, measuring or training went wrong.
 # running and waiting: under way, or to be taken up by the next search.
-TrialState = Literal["complete", "stopped", "infeasible", "duplicate", "failed", "running", "waiting"]
-FINISHED: frozenset[TrialState] = frozenset(("complete", "stopped", "infeasible", "duplicate", "failed"))
+TrialState = Literal["complete", "pruned", "infeasible", "duplicate", "failed", "running", "waiting"]
+FINISHED: frozenset[TrialState] = frozenset(("complete", "pruned", "infeasible", "duplicate", "failed"))
 
 # diverged: a loss or a result that is not finite. memory: there was not enough. timeout: it took longer than a trial
 # may. died: the process that evaluated it ended. lost: a record of it is missing. refused: what was asked cannot be
@@ -190,17 +191,17 @@ class Unfinished(Frozen):
 class Pruned(Frozen):
     """What is known of an architecture whose training was given up.
 
-    `chance` is the probability that it would have ended on the front, as the study judged it then; `expected_error`
-    with `deviation` (standard) is what it then expected of the end.
+    `expected_error` with `std` is the final error that was predicted at the rung, `p_front` the probability that it
+    would have ended on the front.
     """
 
     id: str
     cost: Cost
     latency: Latency
     training: Unfinished
-    chance: Fraction
+    p_front: Fraction
     expected_error: float
-    deviation: Annotated[float, Field(ge=0)]
+    std: Annotated[float, Field(ge=0)]
     seed: int
 
 
@@ -237,11 +238,11 @@ class Trial(Frozen):
     params: dict[str, int | str]
     arch: ArchConfig | None = None
     candidate: Candidate | None = None
-    stopped: Pruned | None = None
+    pruned: Pruned | None = None
     reason: str | None = None
     """Why it is infeasible, failed, or a duplicate ("the architecture of trial 3")."""
     failure: Failure | None = None
-    given: bool | None = None
+    enqueued: bool | None = None
     """True where a person asked for this architecture, and no sampler."""
     same_as: int | None = None
     """The trial that a duplicate repeats."""
@@ -260,20 +261,15 @@ class Trial(Frozen):
     @property
     def id(self) -> str | None:
         """The canonical id of its network; None where it has none."""
-        known = self.candidate or self.stopped
+        known = self.candidate or self.pruned
         if known:
             return known.id
         return arch_id(self.arch) if self.arch else None
 
     @model_validator(mode="before")
     @classmethod
-    def _process_of_old(cls, data: Any) -> Any:
-        """In older records host and pid stand in the trial itself."""
-        if isinstance(data, dict) and {"host", "pid"} & data.keys():
-            rest = {key: value for key, value in data.items() if key not in ("host", "pid")}
-            there = {"host": data.get("host"), "pid": data.get("pid")}
-            return rest | ({"process": there} if all(there.values()) else {})
-        return data
+    def _of_an_older_schema(cls, data: Any) -> Any:
+        return current_trial(data) if isinstance(data, dict) else data
 
     def to_json(self) -> str:
         """One line of trials.jsonl."""

@@ -23,10 +23,9 @@ from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import METRICS, SearchSpace, SpaceFile
 from igc_nas.study.objectives import OBJECTIVES, parse_objectives
 from igc_nas.study.records import Latency, Ms
+from igc_nas.study.schema import SCHEMA, current_spec
 
-SCHEMA = 1
-
-SamplerName = Literal["known-cost", "stratified", "random", "tpe", "nsga2", "evolution", "all"]
+SamplerName = Literal["known-cost", "stratified", "random", "tpe", "nsga2", "evolution", "brute-force"]
 DtypeName = Literal["float32", "bfloat16"]
 RuntimeName = Literal["eager", "compile", "onnxruntime", "openvino"]
 LatencyForms = Literal["within-budget", "any", "factored"]
@@ -163,8 +162,8 @@ class StudySpec(Frozen):
     objectives: Annotated[tuple[str, ...], Field(strict=False)] = ("error", "params", "latency")
     sampler: SamplerName = "known-cost"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    stop: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """A training is stopped at a rung where its chance to end on the front is below this; 0: never."""
+    prune_below: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """A training is pruned at a rung where its probability to end on the front is below this; 0: never."""
     budget: Budget = Budget()
     recipe: Recipe
     latency: LatencySpec
@@ -218,7 +217,7 @@ class StudySpec(Frozen):
                     f"{where}: written by a newer igc-nas (schema {schema}; this one reads {SCHEMA})",
                     "pip install --upgrade igc-nas",
                 )
-            return cls.parse(data, where)
+            return cls.parse(current_spec(data), where)
         except ConfigError as error:
             raise StudyError(error.message, error.hint) from None
 

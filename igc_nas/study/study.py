@@ -43,7 +43,7 @@ class Study:
     @property
     def ended(self) -> int:
         """How many trials are complete, or were stopped at a rung."""
-        return sum(trial.state in ("complete", "stopped") for trial in self.trials)
+        return sum(trial.state in ("complete", "pruned") for trial in self.trials)
 
     @property
     def is_begun(self) -> bool:

@@ -40,7 +40,7 @@ def study() -> Study:
 def on_the_way(n: int = 30, stopped: int = 6) -> Study:
     """A study with rungs, the last `stopped` of its trainings given up at one."""
     rungs = {at: blurred(by_size, 0.02, at) for at in RUNGS}
-    study = make(n, blurred(by_size, 0.01, 0), rungs, recipe=RECIPE | {"rungs": RUNGS}, stop=0.05)
+    study = make(n, blurred(by_size, 0.01, 0), rungs, recipe=RECIPE | {"rungs": RUNGS}, prune_below=0.05)
     return stop(study, n - stopped)
 
 

@@ -218,7 +218,7 @@ def test_stopped_trainings_count_at_their_rungs(tmp_path: Path) -> None:
     rungs = {at: blurred(by_quality, 0.1, at) for at in RUNGS}
     short = stop(make(30, by_quality, rungs), at=18)
     found = judged(tmp_path, short=short, long=make(30, by_quality, recipe=LONG))
-    assert (found.study.completed, found.study.stopped, found.shared) == (18, 12, 30)
+    assert (found.study.completed, found.study.pruned, found.shared) == (18, 12, 30)
     assert {row.kind: row.overall.n for row in found.predictors} == {
         "rung": 30, "end": 18, "loss": 18, "belief": 18, "params": 30, "macs": 30, "random": 30,
     }  # fmt: skip
@@ -280,7 +280,7 @@ def refused(study: Study, truth: Study | None = None) -> tuple[str, str]:
 def test_too_few_trials_of_ones_own(tmp_path: Path) -> None:
     message, hint = refused(load_study(write(tmp_path / "short", make(4, by_quality, name="tiny"))))
     assert message == "tiny has 4 completed trials; ranks are compared from 5 architectures on"
-    assert hint == f"igc-nas search --studies {tmp_path} --study short --trials 5"
+    assert hint == f"igc-nas search --studies-dir {tmp_path} --study short --trials 5"
 
 
 def test_too_few_in_common(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_too_few_in_common(tmp_path: Path) -> None:
     write(tmp_path / "short" / "long", make(3, by_quality, recipe=LONG))
     message, hint = refused(load_study(tmp_path / "short"))
     assert message.startswith("short and short/long have 3 architectures in common")
-    assert f"igc-nas search --studies {tmp_path / 'short'} --study long" in hint
+    assert f"igc-nas search --studies-dir {tmp_path / 'short'} --study long" in hint
 
 
 def test_other_classes_have_nothing_in_common() -> None:

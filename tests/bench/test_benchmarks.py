@@ -357,7 +357,12 @@ def test_bench_workers_gives_all_kinds_the_same_trials_in_turns(crew: dict[str, 
 def test_bench_workers_runs_the_default_recipe_without_stopping(crew: dict[str, list[Any]]) -> None:
     bench_workers(CPU, trials=2, chunk=2, dataset="shapes")
     short, *_, spec = crew["specs"]
-    assert (spec.stop, spec.budget.params, spec.recipe.epochs, spec.recipe.train_size) == (0.0, 2_000_000, 2, 3000)
+    assert (spec.prune_below, spec.budget.params, spec.recipe.epochs, spec.recipe.train_size) == (
+        0.0,
+        2_000_000,
+        2,
+        3000,
+    )
     assert (short.recipe.epochs, short.recipe.rungs) == (1, ())
     same = ("batch", "resolution", "dtype", "forms")
     assert all(getattr(short.recipe, name) == getattr(spec.recipe, name) for name in same), "what times are kept by"

@@ -21,16 +21,16 @@ from tests.support.searches import spec
 
 
 def question() -> StudySpec:
-    return spec(recipe={"rungs": [2000]}, stop=0.02)
+    return spec(recipe={"rungs": [2000]}, prune_below=0.02)
 
 
 def test_a_short_run_has_all_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "MARKS", (100, 200))
     said: list[str] = []
-    report = bench_engine(300, workers=32, say=said.append, recipe={"rungs": [2000]}, stop=0.02)
+    report = bench_engine(300, workers=32, say=said.append, recipe={"rungs": [2000]}, prune_below=0.02)
     found = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     states = found["states"]
-    assert states["complete"] + states["stopped"] == 300
+    assert states["complete"] + states["pruned"] == 300
     assert found["trials"] == 300 + states.get("failed", 0)
     assert [row["trials"] for row in found["bookkeeping"]] == [100, 200, found["trials"]]
     assert [row["n"] for row in found["bookkeeping"]] == [50, 100, found["trials"] // 2]

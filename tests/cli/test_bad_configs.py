@@ -292,7 +292,7 @@ def made(kind: str, path: Path) -> Path:
 @pytest.mark.parametrize("kind", NO_FILES)
 def test_what_is_no_file_is_refused_at_once(kind: str, studies: Path, cli: Command) -> None:
     path = made(kind, Path("x.toml"))
-    searches = ("search --space x.toml", "search --first x.toml") if kind.startswith("a pipe") else ()
+    searches = ("search --space x.toml", "search --enqueue x.toml") if kind.startswith("a pipe") else ()
     for line in ("cost x.toml", "show x.toml", "space x.toml", *searches):
         with soon():
             answer = cli(*line.split())

@@ -350,7 +350,7 @@ def remote_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))))
     patch.setenv("IGC_NAS_DATA", str(folder / "data"))
     patch.setenv("IGC_NAS_CACHE", str(folder / "cache"))
-    flags = ("--study", "remote", "--studies", str(folder / "studies"), "--trials", "2")
+    flags = ("--study", "remote", "--studies-dir", str(folder / "studies"), "--trials", "2")
     try:
         status = main([*SEARCH, "--latency-forms", "any", *flags, "--latency-command", command_in(folder)])
     finally:

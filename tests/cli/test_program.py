@@ -318,7 +318,7 @@ def test_a_study_is_found_by_its_path_too(made: Path, cli: Command, tmp_path: Pa
     moved = made.rename(tmp_path / "elsewhere")
     assert cli("front", f"{moved}/", "--json").out == by_name
     assert cli("front", "./elsewhere", "--json").status == 4, "a path with one part is a name"
-    assert cli("front", "elsewhere", "--studies", tmp_path, "--json").out == by_name
+    assert cli("front", "elsewhere", "--studies-dir", tmp_path, "--json").out == by_name
 
 
 def test_a_study_without_trials_has_an_empty_front(cli: Command) -> None:
@@ -463,7 +463,7 @@ def tree(folder: Path) -> set[Path]:
 
 def test_studies_cannot_be_kept_in_a_file(cli: Command) -> None:
     Path("file").write_text("x")
-    answer = cli("search", "--space", "tiny", "--studies", "file")
+    answer = cli("search", "--space", "tiny", "--studies-dir", "file")
     assert (answer.status, answer.out) == (4, "")
     assert answer.err.splitlines()[-1].startswith("igc-nas: file/tiny-shapes-any-s0")
 
@@ -745,46 +745,48 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_given_networks_are_evaluated_first_and_once(cli: Command) -> None:
     command = (
         "search", "--space", "tiny", "--study", "s", "--dataset", "shapes", "--budget-params", "3k",
-        "--first", PAPERS_NETWORK, "--trials",
+        "--enqueue", PAPERS_NETWORK, "--trials",
     )  # fmt: skip
     assert cli(*command, "2").status == 0
-    assert cli(*command, "3", "--first", "s:1").status == 0
+    assert cli(*command, "3", "--enqueue", "s:1").status == 0
     trials = load_study(Path("studies/s")).trials
-    assert [t.given for t in trials] == [True, None, None]
+    assert [t.enqueued for t in trials] == [True, None, None]
     assert trials[0].candidate.cost.params > 3000
-    refused(cli(*command, "4", "--first", "nothing"), 2, "is no architecture")
+    refused(cli(*command, "4", "--enqueue", "nothing"), 2, "is no architecture")
     assert len(load_study(Path("studies/s")).trials) == 3
 
 
 @pytest.mark.usefixtures("invented")
 def test_a_bound_for_stopping_is_part_of_the_question(cli: Command) -> None:
     command = ("search", "--space", "tiny", "--study", "s", "--dataset", "shapes", "--recipe", "rungs=[2000, 4000]")
-    answer = cli(*command, "--stop", "0.5", "--trials", "26")
+    answer = cli(*command, "--prune-below", "0.5", "--trials", "26")
     assert answer.status == 0
     assert "after 2,000, 4,000 images of 6,000; one is stopped there where its chance" in answer.err
     study = load_study(Path("studies/s"))
     count = study.ended - len(study.candidates)
     assert count > 0
     assert f"{count} of 26 trainings were stopped at a rung, with a chance below 0.5" in answer.err
-    assert cli("search", "--study", "s", "--trials", "26", "--stop", "0.5").status == 0
+    assert cli("search", "--study", "s", "--trials", "26", "--prune-below", "0.5").status == 0
     refused(
-        cli("search", "--study", "s", "--trials", "27", "--stop", "0.1"), 4, "stop: 0.1 asked for, 0.5 in the study"
+        cli("search", "--study", "s", "--trials", "27", "--prune-below", "0.1"),
+        4,
+        "stop: 0.1 asked for, 0.5 in the study",
     )
     refused(
         cli("search", "--study", "s", "--trials", "27", "--recipe", "rungs=[2000]"), 4, "recipe.rungs: [2000] asked for"
     )
-    refused(cli("search", "--study", "t", "--stop", "1"), 2, "--stop")
+    refused(cli("search", "--study", "t", "--prune-below", "1"), 2, "--prune-below")
     refused(cli(*command[:3], "--study", "t", "--recipe", "rungs=[4000,2000]"), 2, "must ascend")
 
 
 @pytest.mark.usefixtures("invented")
 def test_all_of_a_small_space(cli: Command) -> None:
     command = ("search", "--space", "tiny", "--study", "s", "--dataset", "shapes", "--budget-params", "1k")
-    answer = cli(*command, "--sampler", "all", "--json")
+    answer = cli(*command, "--sampler", "brute-force", "--json")
     study = load_study(Path("studies/s"))
     assert answer.json["completed"] == len(study.candidates) == study.spec.feasible.count > 3
     assert "the same command continues" not in answer.err.partition("Ctrl-C; the same command continues")[2]
-    refused(cli("search", "--study", "big", "--dataset", "shapes", "--sampler", "all"), 2, "architectures")
+    refused(cli("search", "--study", "big", "--dataset", "shapes", "--sampler", "brute-force"), 2, "architectures")
     assert not Path("studies/big").exists()
 
 
@@ -795,7 +797,7 @@ def test_a_report_trains_the_figures_networks_first(made: Path, cli: Command) ->
     papers = load_study(made / "papers")
     points = [point for figure in figures(10) for point in figure.points]
     assert {c.id for c in papers.candidates} == {point.id for point in points}
-    assert all(t.given for t in papers.trials)
+    assert all(t.enqueued for t in papers.trials)
     assert papers.spec.recipe == load_study(made).spec.recipe
     assert "none of its" not in answer.out
     before = (made / "papers" / "trials.jsonl").read_bytes()

@@ -296,7 +296,7 @@ TASK = Task("p", "random", 0, 3)
 RUN_LINE = {
     "name": "p",
     "task": {"problem": "p", "sampler": "random", "seed": 0, "evaluations": 3, "stop": 0.0, "compute": 0.0},
-    "replay": {"volumes": [0.1, 0.2, 0.3], "compute": [1.0, 2.0, 3.0], "stopped": 0, "lost": []},
+    "replay": {"volumes": [0.1, 0.2, 0.3], "compute": [1.0, 2.0, 3.0], "pruned": 0, "lost": []},
 }
 
 

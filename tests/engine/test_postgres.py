@@ -166,7 +166,7 @@ def test_commands_read_a_study_that_has_no_folder_here(
 
 def test_a_wrong_password_is_not_repeated(server: Server, cli: Command, tmp_path: Path) -> None:
     wrong = server.url.replace("sesame", "barley")
-    answer = cli("search", "--space", "tiny", "--dataset", "shapes", "--storage", wrong, "--studies", tmp_path)
+    answer = cli("search", "--space", "tiny", "--dataset", "shapes", "--storage", wrong, "--studies-dir", tmp_path)
     refused(answer, 4, "password authentication failed", "postgresql://igc:***@127.0.0.1")
     assert "barley" not in answer.err
     assert list(tmp_path.iterdir()) == [], "nothing is begun before the database is there"

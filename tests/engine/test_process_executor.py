@@ -201,19 +201,19 @@ def test_a_training_that_is_stopped_at_a_rung_ends_there(tmp_path: Path, monkeyp
     monkeypatch.setattr("igc_nas.engine.coordinator.Coordinator.judged", judged)
     found = list(search(with_rungs(), Run(tmp_path / "s", trials=4, workers=2)))
     study = load_study(tmp_path / "s")
-    assert [t.state for t in study.trials] == ["complete", "stopped", "complete", "stopped"]
+    assert [t.state for t in study.trials] == ["complete", "pruned", "complete", "pruned"]
     assert {c.trial for c in found} == {0, 2}
     told: dict[int, list[Rung]] = {}
     for at in asked:
         told.setdefault(at.number, []).append(at.rung)
     for trial in study.trials:
-        training = trial.stopped.training if trial.stopped else trial.candidate.score
+        training = trial.pruned.training if trial.pruned else trial.candidate.score
         assert list(training.rungs) == told[trial.number]
         assert [epoch.samples for epoch in training.curve] == ([] if trial.number == 1 else [384, 768])[
             : 1 if trial.number == 3 else 2
         ]
     assert [len(rungs) for _, rungs in sorted(told.items())] == [2, 1, 2, 2]
-    assert [(t.stopped.chance, t.stopped.expected_error) for t in study.trials if t.stopped] == [(0.01, 0.7)] * 2
+    assert [(t.pruned.chance, t.pruned.expected_error) for t in study.trials if t.pruned] == [(0.01, 0.7)] * 2
     assert not children()
 
 
@@ -235,13 +235,13 @@ def test_a_worker_that_dies_at_a_rung_costs_that_trial_only(tmp_path: Path, monk
 
 @pytest.mark.slow
 def test_two_workers_stop_what_has_little_chance(tmp_path: Path) -> None:
-    list(search(with_rungs(stop=0.6, sampler="random"), Run(tmp_path / "s", trials=50, workers=2)))
+    list(search(with_rungs(prune_below=0.6, sampler="random"), Run(tmp_path / "s", trials=50, workers=2)))
     study = load_study(tmp_path / "s")
-    stopped = [t for t in study.trials if t.state == "stopped"]
+    stopped = [t for t in study.trials if t.state == "pruned"]
     assert study.ended == 50
     assert stopped
     assert min(t.number for t in stopped) >= MIN_COMPLETED - 1
-    assert all(t.stopped.chance < 0.6 and 1 <= len(t.stopped.training.rungs) <= 2 for t in stopped)
+    assert all(t.pruned.chance < 0.6 and 1 <= len(t.pruned.training.rungs) <= 2 for t in stopped)
 
 
 @pytest.mark.gpu
@@ -265,7 +265,7 @@ def test_an_evaluator_of_ones_own_works_in_worker_processes(tmp_path: Path) -> N
         if isinstance(event, Ended) and event.trial.number % 40 == 0:
             seen.append(len(load_study(tmp_path / "s").candidates))
 
-    question = spec(space="igc_cifar", sampler="stratified", stop=0.0)
+    question = spec(space="igc_cifar", sampler="stratified", prune_below=0.0)
     found = list(search(question, Run(tmp_path / "s", trials=200, workers=8), evaluator=stub, on_event=read))
     study = load_study(tmp_path / "s")
     assert len(found) == len(study.candidates) == len(study.trials) == 200

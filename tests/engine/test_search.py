@@ -208,7 +208,7 @@ def test_a_study_that_never_began_may_be_asked_anew(tmp_path: Path) -> None:
 
 
 def stopping(sampler: SamplerName = "known-cost", stop: float = 0.3, **changes: Any) -> StudySpec:
-    return spec(sampler=sampler, stop=stop, recipe={"rungs": list(RUNGS)}, **changes)
+    return spec(sampler=sampler, prune_below=stop, recipe={"rungs": list(RUNGS)}, **changes)
 
 
 def run_on_the_way(folder: Path, trials: int, question: StudySpec, **more: Any) -> tuple[Trial, ...]:
@@ -216,18 +216,18 @@ def run_on_the_way(folder: Path, trials: int, question: StudySpec, **more: Any) 
     return load_study(folder).trials
 
 
-@pytest.mark.parametrize("sampler", ["known-cost", "tpe", "all"])
+@pytest.mark.parametrize("sampler", ["known-cost", "tpe", "brute-force"])
 def test_hopeless_trainings_are_stopped_and_count(sampler: SamplerName, tmp_path: Path) -> None:
     trials = run_on_the_way(tmp_path / "s", 36, stopping(sampler, 0.5))
     study = load_study(tmp_path / "s")
-    stopped = [t for t in trials if t.state == "stopped"]
+    stopped = [t for t in trials if t.state == "pruned"]
     assert len(stopped) >= 3
     assert study.ended == len(stopped) + len(study.candidates) == 36
     assert min(t.number for t in stopped) >= MIN_COMPLETED
-    ids = [t.stopped.id for t in stopped] + [c.id for c in study.candidates]
+    ids = [t.pruned.id for t in stopped] + [c.id for c in study.candidates]
     assert len(set(ids)) == 36, "what was stopped is not tried again"
     for trial in stopped:
-        known = trial.stopped
+        known = trial.pruned
         assert (known.id, known.cost, known.seed) == (
             arch_id(trial.arch), cost_of(trial.arch), training_seed(study.spec.seed, arch_id(trial.arch))
         )  # fmt: skip
@@ -254,9 +254,9 @@ def test_a_stop_is_what_the_rule_says_of_those_that_ended_before(tmp_path: Path)
         costs = known_values(cost_of(trial.arch), latency.normalised_ms, question.objectives)
         looks = [rule.outlook(costs, place, rung.error, belief) for place, rung in enumerate(score.rungs)]
         below = [look for look in looks if look and look.chance < rule.bound]
-        assert (trial.state == "stopped") == bool(below)
-        if trial.stopped:
-            assert (trial.stopped.chance, trial.stopped.expected_error, trial.stopped.deviation) == (
+        assert (trial.state == "pruned") == bool(below)
+        if trial.pruned:
+            assert (trial.pruned.chance, trial.pruned.expected_error, trial.pruned.deviation) == (
                 below[0].chance, below[0].expected_error, below[0].deviation
             )  # fmt: skip
 
@@ -264,7 +264,7 @@ def test_a_stop_is_what_the_rule_says_of_those_that_ended_before(tmp_path: Path)
 @pytest.mark.parametrize("sampler", ["known-cost", "tpe"])
 def test_a_search_with_stops_goes_on_as_if_it_was_not_interrupted(sampler: SamplerName, tmp_path: Path) -> None:
     whole = run_on_the_way(tmp_path / "whole", 32, stopping(sampler, 0.5))
-    assert any(t.state == "stopped" for t in whole)
+    assert any(t.state == "pruned" for t in whole)
     for trials in (5, 20, 32):
         parts = run_on_the_way(tmp_path / "parts", trials, stopping(sampler, 0.5))
     assert timeless(parts) == timeless(whole)
@@ -273,9 +273,9 @@ def test_a_search_with_stops_goes_on_as_if_it_was_not_interrupted(sampler: Sampl
 @pytest.mark.parametrize(
     "question",
     [
-        stopping(stop=0.0),
+        stopping(prune_below=0.0),
         stopping(objectives=("params", "latency")),
-        spec(stop=0.5, recipe={"rungs": [1000, 3000]}),  # others than the evaluator's
+        spec(prune_below=0.5, recipe={"rungs": [1000, 3000]}),  # others than the evaluator's
     ],
 )
 def test_nothing_is_stopped_unasked(question: StudySpec, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_nothing_is_stopped_unasked(question: StudySpec, tmp_path: Path) -> None
 
 
 def test_stopped_trials_do_not_teach_the_rule(tmp_path: Path) -> None:
-    run_on_the_way(tmp_path / "s", 30, stopping(stop=0.5))
+    run_on_the_way(tmp_path / "s", 30, stopping(prune_below=0.5))
     study = load_study(tmp_path / "s")
     assert len(Pruner(study.spec, study.candidates).rule.ended) == len(study.candidates) < 30
     ends = [c.model_copy(update={"score": c.score.model_copy(update={"rungs": ()})}) for c in study.candidates]
@@ -294,7 +294,7 @@ def test_a_given_architecture_of_the_space_comes_first(tmp_path: Path) -> None:
     question = spec(budget=Budget(params=3000))
     arch = question.feasible.heaviest()
     given = run_first(tmp_path / "s", 3, question, (arch,))
-    assert [t.given for t in given] == [True, None, None]
+    assert [t.enqueued for t in given] == [True, None, None]
     assert given[0].arch == arch
     assert given[0].params == question.search_space.encode(arch)
     assert given[0].candidate.id == arch_id(arch) not in {t.candidate.id for t in given[1:]}
@@ -327,7 +327,7 @@ def test_given_twice_is_evaluated_once(tmp_path: Path) -> None:
     run_first(tmp_path / "s", 1, question, first)
     run_first(tmp_path / "s", 3, question, first)
     trials = run_first(tmp_path / "s", 4, question, (*first, large))
-    assert [t.given for t in trials] == [True, True, None, None]
+    assert [t.enqueued for t in trials] == [True, True, None, None]
     assert timeless(trials) == timeless(run_first(tmp_path / "whole", 4, question, first))
 
 
@@ -336,7 +336,7 @@ def test_a_given_trial_that_was_cut_is_taken_up(tmp_path: Path) -> None:
     outside = reference("igcv1-l24m2-d20", 10).arch
     with pytest.raises(KeyboardInterrupt):
         run_first(tmp_path / "s", 3, question, (outside,), _failing_at(0))
-    assert [(t.state, t.given) for t in load_study(tmp_path / "s").trials] == [("waiting", True)]
+    assert [(t.state, t.enqueued) for t in load_study(tmp_path / "s").trials] == [("waiting", True)]
     trials = run(tmp_path / "s", 3, question)  # nobody has to name it again
     assert timeless(trials) == timeless(run_first(tmp_path / "whole", 3, question, (outside,)))
 
@@ -346,11 +346,11 @@ def test_what_fails_or_is_too_slow_is_not_given_again(tmp_path: Path) -> None:
     slow = reference("igcv1-l24m2-d20", 10).arch
     for trials in (2, 3):
         found = run_first(tmp_path / "s", trials, question, (slow,))
-    assert [t.state for t in found if t.given] == ["infeasible"]
+    assert [t.state for t in found if t.enqueued] == ["infeasible"]
 
 
 def test_all_of_a_space_is_searched_to_its_end(tmp_path: Path) -> None:
-    question = spec(sampler="all", budget=Budget(params=1000))
+    question = spec(sampler="brute-force", budget=Budget(params=1000))
     within = _enumerate_tiny(1000)
     assert question.feasible.count == len(within)
     events = []

@@ -179,10 +179,10 @@ def test_a_trial_that_proved_too_slow_is_infeasible_for_the_sampler_too(tmp_path
 
 def test_what_was_stopped_is_told_to_the_sampler_after_any_opening(tmp_path: Path) -> None:
     """PRUNED with what it expected: in the study that samplers see, in the database, and again from the evidence."""
-    question = spec(stop=0.5, recipe={"rungs": list(RUNGS)})
+    question = spec(prune_below=0.5, recipe={"rungs": list(RUNGS)})
     list(search(question, Run(tmp_path / "s", trials=30), evaluate=evaluate_on_the_way))
     before = load_study(tmp_path / "s").trials
-    stopped = {t.number: t.stopped for t in before if t.stopped}
+    stopped = {t.number: t.pruned for t in before if t.pruned}
     assert len(stopped) >= 3
     for trial in before:
         assert Trial.from_json(trial.to_json()) == trial
@@ -198,14 +198,14 @@ def test_what_was_stopped_is_told_to_the_sampler_after_any_opening(tmp_path: Pat
                 assert pruned == {n: [s.expected_error, s.deviation] for n, s in stopped.items()}
                 assert all(t.values is None for t in trials if t.state.name == "PRUNED")
             history = Memory(question.search_space, question.feasible.encoding).history(store.live, len(before))
-            assert len(history.stopped) == len(stopped)
+            assert len(history.pruned) == len(stopped)
             assert history.expected.tolist() == [[s.expected_error, s.deviation] for s in stopped.values()]
 
 
 def test_a_stop_that_was_recorded_before_its_state_counts(tmp_path: Path) -> None:
-    question = spec(stop=0.5, recipe={"rungs": list(RUNGS)})
+    question = spec(prune_below=0.5, recipe={"rungs": list(RUNGS)})
     list(search(question, Run(tmp_path / "s", trials=30), evaluate=evaluate_on_the_way))
-    ended = next(t for t in load_study(tmp_path / "s").trials if t.stopped)
+    ended = next(t for t in load_study(tmp_path / "s").trials if t.pruned)
     with Store(tmp_path / "s", question) as store:
         asked = store.live.ask()
         store.add(Trial(number=asked.number, state="running", params={}))
@@ -220,7 +220,7 @@ def test_a_stop_that_was_recorded_before_its_state_counts(tmp_path: Path) -> Non
 
 def test_a_given_trial_outside_the_space_comes_back(tmp_path: Path) -> None:
     outside = reference("igcv1-l24m2-d20", 10).arch
-    run = Run(tmp_path / "s", trials=3, first=(outside,))
+    run = Run(tmp_path / "s", trials=3, enqueue=(outside,))
     list(search(spec(budget=Budget(params=3000)), run, evaluate=evaluate))
     before = load_study(tmp_path / "s").trials
     for lost in ("trials.jsonl", "study.db"):
@@ -254,7 +254,7 @@ def test_latencies_of_a_study_that_is_searched_stay(tmp_path: Path) -> None:
 def test_what_is_read_of_the_database_is_what_optuna_reads(tmp_path: Path) -> None:
     """Records with their states stand for Optuna's trials: nothing that a sampler looks at differs."""
     question = spec(
-        sampler="nsga2", stop=0.5, recipe={"rungs": list(RUNGS)}, budget=Budget(params=2000, latency_ms=1.0)
+        sampler="nsga2", prune_below=0.5, recipe={"rungs": list(RUNGS)}, budget=Budget(params=2000, latency_ms=1.0)
     )
     list(search(question, Run(tmp_path / "s", trials=40), evaluate=evaluate_on_the_way))
     with Store(tmp_path / "s", question) as store:

@@ -39,11 +39,11 @@ def reference_outlook(
     if slope < 0:
         slope, offset = 0.0, float(y.mean())
     left = y - offset - slope * x
-    deviation = max(LEAST_DEVIATION, math.sqrt((left @ left) / (len(x) - 2) * (1 + 2 / len(x))))
+    std = max(LEAST_DEVIATION, math.sqrt((left @ left) / (len(x) - 2) * (1 + 2 / len(x))))
     expected = offset + slope * error
     rivals = [t.error for t in ended if all(a <= b for a, b in zip(t.costs, costs, strict=True))]
-    z = (min(rivals) - expected) / deviation if rivals else math.inf
-    return expected, deviation, 0.5 * (1 + math.erf(z / math.sqrt(2)))
+    z = (min(rivals) - expected) / std if rivals else math.inf
+    return expected, std, 0.5 * (1 + math.erf(z / math.sqrt(2)))
 
 
 @given(
@@ -65,10 +65,10 @@ def test_a_dominated_trial_never_goes_on_where_its_dominator_is_stopped(
     at = [(t.rungs[rung], *t.costs) for t in cloud(rng, n - 1, costs, steps)]
     place = round(newest * (n - 1))
     at.insert(place, tuple(float(x) for x in rng.choice([0.0, 0.5, 1.0], 1 + costs)))
-    looks = [rule.outlook(point[1:], rung, point[0]) for point in at]
-    chances = [look.chance for look in looks if look]
+    looks = [rule.prediction(point[1:], rung, point[0]) for point in at]
+    chances = [look.p_front for look in looks if look]
     assert len(chances) == n
-    stopped = [chance < rule.bound for chance in chances]
+    stopped = [p_front < rule.bound for p_front in chances]
     for i, a in enumerate(at):
         for j, b in enumerate(at):
             if dominates(a, b):
@@ -95,7 +95,8 @@ def test_no_member_of_the_recorded_front_would_have_been_stopped(
         for rung, error in enumerate(ended[member].rungs):
             everyone = np.arange(len(others))  # one fewer than may be asked, where a dozen have ended
             assert (
-                not PruningRule(others, asked)._outlook(ended[member].costs, rung, error, None, everyone).chance < bound
+                not PruningRule(others, asked)._prediction(ended[member].costs, rung, error, None, everyone).p_front
+                < bound
             )
 
 
@@ -122,28 +123,28 @@ def test_a_bound_that_would_stop_a_member_is_loosened() -> None:
 def test_an_outlook_is_that_of_a_plain_regression(seed: int, n: int, costs: int, rung: int, error: float) -> None:
     rng = np.random.default_rng(seed)
     ended, asked_of = cloud(rng, n, costs), tuple(map(float, rng.random(costs)))
-    look = PruningRule(ended, 0.05).outlook(asked_of, rung, error)
+    look = PruningRule(ended, 0.05).prediction(asked_of, rung, error)
     assert look is not None
-    expected, deviation, chance = reference_outlook(ended, asked_of, rung, error)
+    expected, std, p_front = reference_outlook(ended, asked_of, rung, error)
     assert look.expected_error == pytest.approx(expected, abs=1e-9)
-    assert look.deviation == pytest.approx(deviation, rel=1e-6)
-    assert look.chance == pytest.approx(chance, abs=1e-6)
+    assert look.std == pytest.approx(std, rel=1e-6)
+    assert look.p_front == pytest.approx(p_front, abs=1e-6)
 
 
 @pytest.mark.parametrize("n", [0, 1, MIN_COMPLETED - 1])
 def test_too_few_tell_nothing(n: int) -> None:
     rule = PruningRule(cloud(np.random.default_rng(0), n, 2), 0.05)
     assert rule.bound == 0.0
-    assert rule.outlook((1.0, 1.0), 0, 1.0) is None
+    assert rule.prediction((1.0, 1.0), 0, 1.0) is None
 
 
 def test_nobody_is_stopped_for_rivals_that_cost_more() -> None:
     ended = cloud(np.random.default_rng(0), DOZEN, 2)
     least = [min(column) for column in zip(*(t.costs for t in ended), strict=True)]
     for costs in ([least[0] / 2, 1.0], [1.0, least[1] / 2], [x / 2 for x in least]):
-        look = PruningRule(ended, 0.05).outlook(costs, 0, 1.0)
+        look = PruningRule(ended, 0.05).prediction(costs, 0, 1.0)
         assert look
-        assert look.chance == 1.0
+        assert look.p_front == 1.0
 
 
 @pytest.mark.parametrize("n", [12, 13, 20, 31])
@@ -153,10 +154,10 @@ def test_rungs_that_are_all_alike_tell_nothing_of_the_end(n: int, value: float) 
     ends = np.linspace(0.3, 0.6, n)
     rule = PruningRule([CompletedTraining((float(i),), (value,), float(end)) for i, end in enumerate(ends)], 0.05)
     for error in (value, 0.95):
-        look = rule.outlook((float(n),), 0, error)
+        look = rule.prediction((float(n),), 0, error)
         assert look
         assert look.expected_error == pytest.approx(ends.mean())
-        assert 0.05 < look.deviation < 0.2
+        assert 0.05 < look.std < 0.2
 
 
 def test_a_rung_that_misleads_is_not_believed() -> None:
@@ -164,7 +165,7 @@ def test_a_rung_that_misleads_is_not_believed() -> None:
     rng = np.random.default_rng(1)
     ended = [CompletedTraining((1.0,), (x,), 0.9 - x / 2) for x in map(float, rng.random(DOZEN))]
     rule = PruningRule(ended, 0.05)
-    good, bad = rule.outlook((1.0,), 0, 0.1), rule.outlook((1.0,), 0, 0.9)
+    good, bad = rule.prediction((1.0,), 0, 0.1), rule.prediction((1.0,), 0, 0.9)
     assert good
     assert good == bad
 
@@ -178,8 +179,8 @@ def test_few_members_of_the_front_are_lost_under_a_bound_of_five_percent() -> No
         given_up: set[int] = set()
         for number, trial in enumerate(stream):
             rule = PruningRule(ended, 0.05)
-            looks = [rule.outlook(trial.costs, rung, error) for rung, error in enumerate(trial.rungs)]
-            if any(look and look.chance < rule.bound for look in looks):
+            looks = [rule.prediction(trial.costs, rung, error) for rung, error in enumerate(trial.rungs)]
+            if any(look and look.p_front < rule.bound for look in looks):
                 given_up.add(number)
             else:
                 ended.append(trial)
@@ -205,33 +206,33 @@ def believers(n: int, rng: np.random.Generator, worth: float) -> list[CompletedT
 def test_a_belief_sharpens_what_a_rung_says() -> None:
     ended = believers(60, np.random.default_rng(0), worth=1.0)
     rule = PruningRule(ended, 0.05)
-    alone, both = rule.outlook((1.0,), 0, 0.6), rule.outlook((1.0,), 0, 0.6, 0.4)
-    assert both.deviation < 0.3 * alone.deviation
+    alone, both = rule.prediction((1.0,), 0, 0.6), rule.prediction((1.0,), 0, 0.6, 0.4)
+    assert both.std < 0.3 * alone.std
     assert both.expected_error == pytest.approx(0.3 * 0.6 + 0.5 * 0.4, abs=0.005)
-    better = rule.outlook((1.0,), 0, 0.6, 0.3)
+    better = rule.prediction((1.0,), 0, 0.6, 0.3)
     assert better.expected_error < both.expected_error
-    assert better.chance >= both.chance
+    assert better.p_front >= both.p_front
 
 
 def test_a_belief_of_no_worth_changes_little() -> None:
     rule = PruningRule(believers(200, np.random.default_rng(0), worth=0.0), 0.05)
-    alone, both = rule.outlook((1.0,), 0, 0.6), rule.outlook((1.0,), 0, 0.6, 0.55)
+    alone, both = rule.prediction((1.0,), 0, 0.6), rule.prediction((1.0,), 0, 0.6, 0.55)
     assert both.expected_error == pytest.approx(alone.expected_error, abs=0.002)
-    assert both.deviation == pytest.approx(alone.deviation, rel=0.05)
+    assert both.std == pytest.approx(alone.std, rel=0.05)
 
 
 def test_rivals_without_a_belief_are_rivals() -> None:
     """Of many trials the surrogate takes the newest: the older ones have no belief, and may still be the best."""
     ended = believers(30, np.random.default_rng(0), worth=1.0)
     champion = CompletedTraining((0.0,), (0.4,), 0.01)
-    assert PruningRule([champion, *ended], 0.05).outlook((1.0,), 0, 0.5, 0.45).chance < 1e-6
+    assert PruningRule([champion, *ended], 0.05).prediction((1.0,), 0, 0.5, 0.45).p_front < 1e-6
 
 
 def test_fewer_beliefs_than_trials_it_takes_are_not_used() -> None:
     ended = believers(30, np.random.default_rng(0), worth=1.0)
     few = [replace(trial, belief=None) for trial in ended[: 30 - MIN_COMPLETED + 1]] + ended[30 - MIN_COMPLETED + 1 :]
     rule = PruningRule(few, 0.05)
-    assert rule.outlook((1.0,), 0, 0.6, 0.4) == rule.outlook((1.0,), 0, 0.6)
+    assert rule.prediction((1.0,), 0, 0.6, 0.4) == rule.prediction((1.0,), 0, 0.6)
 
 
 @given(

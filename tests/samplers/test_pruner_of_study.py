@@ -21,7 +21,7 @@ COUNT = 40
 
 @cache
 def question() -> StudySpec:
-    return spec(stop=0.3, recipe={"rungs": list(RUNGS)}, budget=Budget(params=3000))
+    return spec(prune_below=0.3, recipe={"rungs": list(RUNGS)}, budget=Budget(params=3000))
 
 
 @cache
@@ -40,7 +40,7 @@ def made(number: int, arch) -> Candidate:
 
 def looks(judge: Pruner) -> list[object]:
     last = candidates()[-1]
-    return [judge.outlook(last.arch, last.latency, rung) for rung in last.score.rungs]
+    return [judge.prediction(last.arch, last.latency, rung) for rung in last.score.rungs]
 
 
 @settings(max_examples=20, deadline=None)

@@ -118,7 +118,7 @@ def test_ours_suggest_valid_new_architectures_within_the_budget(name: SamplerNam
         assert TINY.search_space.decode(TINY.search_space.encode(arch)) == arch
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if name != "all"])
+@pytest.mark.parametrize("name", [name for name in OURS if name != "brute-force"])
 def test_ours_do_so_in_the_default_space_with_two_budgets(name: SamplerName) -> None:
     loop = Loop(question(LARGE, name))
     found = loop.go(36)
@@ -154,7 +154,7 @@ def test_a_suggestion_follows_from_seed_number_and_history(name: SamplerName, to
     assert other.study.ask(distributions(TINY.search_space)).params == following
 
 
-@pytest.mark.parametrize("name", ["known-cost", "evolution", "stratified", "random", "all"])
+@pytest.mark.parametrize("name", ["known-cost", "evolution", "stratified", "random", "brute-force"])
 def test_seeds_suggest_different_things(name: SamplerName) -> None:
     one, other = (Loop(question(TINY, name, seed)).go(12) for seed in (0, 1))
     assert one != other
@@ -210,7 +210,7 @@ def test_trials_that_say_nothing_are_passed_over() -> None:
 
 
 def test_all_is_every_architecture_once_and_then_no_more() -> None:
-    loop = Loop(question(spec(), "all"))
+    loop = Loop(question(spec(), "brute-force"))
     found = loop.go(160)
     assert len({arch_id(arch) for arch in found}) == 160 == loop.question.search_space.size
     with pytest.raises(ExhaustedError) as raised:
@@ -219,12 +219,12 @@ def test_all_is_every_architecture_once_and_then_no_more() -> None:
 
 
 def test_all_within_a_budget_are_those_within_it() -> None:
-    assert len(BruteForce(question(TINY, "all"))) == TINY.feasible.count == 138
+    assert len(BruteForce(question(TINY, "brute-force"))) == TINY.feasible.count == 138
 
 
 def test_a_search_of_all_ends_by_itself(tmp_path: Path) -> None:
     events: list[Event] = []
-    small = question(spec(budget=Budget(params=1200)), "all")
+    small = question(spec(budget=Budget(params=1200)), "brute-force")
     found = list(search(small, Run(tmp_path / "s"), evaluate=evaluate, on_event=events.append))
     assert len(found) == small.feasible.count
     assert len({candidate.id for candidate in found}) == len(found)
@@ -234,7 +234,7 @@ def test_a_search_of_all_ends_by_itself(tmp_path: Path) -> None:
 
 def test_all_of_a_large_space_is_refused() -> None:
     with pytest.raises(UsageError) as raised:
-        StudySampler(question(LARGE, "all"), ())
+        StudySampler(question(LARGE, "brute-force"), ())
     assert one_line(raised) == ("igc_cifar holds 26,238,069,504 architectures; all of up to 100,000 can be searched")
 
 
@@ -315,7 +315,7 @@ def test_what_runs_is_taken_for_what_it_is_expected_to_be(begun: Loop) -> None:
     beliefs = sampler._beliefs(history)
     first = next(iter(sampler._by_improvement(history, beliefs, np.random.default_rng(0))))
     rows = price(sampler.encoding, [first])
-    running = History(history.complete, history.values, history.stopped, history.expected, rows)
+    running = History(history.complete, history.values, history.pruned, history.expected, rows)
     before, after = (
         sampler._worth(rows.codes, rows.costs, sampler._front(now, beliefs), beliefs)[0] for now in (history, running)
     )
@@ -385,8 +385,8 @@ def test_a_stopped_trial_is_believed_as_far_as_it_went() -> None:
         other.add_trials([*loop.study.get_trials()[:-1], stopped])
         memory = Memory(loop.question.search_space, sampler.encoding)
         history = memory.history(other, -1)
-        assert len(history.stopped) == 1
-        assert tuple(history.stopped.codes[0]) in history.seen
+        assert len(history.pruned) == 1
+        assert tuple(history.pruned.codes[0]) in history.seen
         means.append(sampler._beliefs(history).surrogates["error"].predict(at)[0][0])
     scale = loop.question.bounds["error"][1]
     assert means[0] > means[1]
@@ -422,7 +422,11 @@ def test_features_tell_architectures_apart_and_say_the_costs() -> None:
 
 def codes_of(base: StudySpec) -> list[Code]:
     """Every code within the budget of a small space."""
-    return list(BruteForce(question(base, "all")).propose(Loop(question(base, "all")).history, np.random.default_rng()))
+    return list(
+        BruteForce(question(base, "brute-force")).propose(
+            Loop(question(base, "brute-force")).history, np.random.default_rng()
+        )
+    )
 
 
 @given(st.integers(0, 2**32))
@@ -517,14 +521,14 @@ def _end(study: optuna.Study, trial_id: int, step: str, rng: random.Random) -> N
 
 def _compare(found: History, study: optuna.Study) -> None:
     """With what a walk over all trials finds: each group in order of the numbers, each architecture once."""
-    groups: dict[str, dict[Code, Any]] = {"complete": {}, "stopped": {}, "running": {}}
+    groups: dict[str, dict[Code, Any]] = {"complete": {}, "pruned": {}, "running": {}}
     for trial in study.trials:
         code = TINY.feasible.encoding.code(TINY.search_space.decode(trial.params))
         assert code is not None
         if trial.state == TrialState.COMPLETE and trial.system_attrs["constraints:budget"] <= 0:
             groups["complete"].setdefault(code, trial.values)
         elif trial.state == TrialState.PRUNED:
-            groups["stopped"].setdefault(code, trial.user_attrs[EXPECTED])
+            groups["pruned"].setdefault(code, trial.user_attrs[EXPECTED])
         elif trial.state == TrialState.RUNNING:
             groups["running"].setdefault(code, None)
     for name, expected in groups.items():
@@ -532,5 +536,5 @@ def _compare(found: History, study: optuna.Study) -> None:
         assert [tuple(code) for code in rows.codes.tolist()] == list(expected)
         assert rows.costs.tolist() == TINY.feasible.encoding.price(rows.codes)[1].tolist()
     assert found.values.tolist() == list(groups["complete"].values())
-    assert found.expected.tolist() == list(groups["stopped"].values())
+    assert found.expected.tolist() == list(groups["pruned"].values())
     assert found.seen == {code for group in groups.values() for code in group}

@@ -73,10 +73,10 @@ def test_a_failed_trial_can_be_looked_at_and_tried_again(folder: Path, cli: Comm
     failed = next(trial for trial in load_study(folder).trials if trial.state == "failed")
     answer = cli("show", f"s:{failed.number}")
     assert "RuntimeError: DefaultCPUAllocator" in answer.text
-    assert f"igc-nas search --study s --first s:{failed.number}" in answer.text
+    assert f"igc-nas search --study s --enqueue s:{failed.number}" in answer.text
     found = cli("show", f"s:{failed.number}", "--json").json
     assert Trial.from_json(json.dumps(found["trial"])) == failed
-    again = Run(folder, trials=6, first=(failed.arch,))
+    again = Run(folder, trials=6, enqueue=(failed.arch,))
     (candidate,) = search(spec(name="s"), again, evaluate=evaluate)
     assert candidate.id == arch_id(failed.arch)
     assert load_study(folder).trials[-1].given

@@ -77,7 +77,7 @@ def stop(study: Study, at: int) -> Study:
             deviation=0.01,
             seed=0,
         )
-        trials.append(Trial(number=trial.number, state="stopped", params={}, arch=c.arch, stopped=stopped))
+        trials.append(Trial(number=trial.number, state="pruned", params={}, arch=c.arch, pruned=stopped))
     return Study(study.spec, tuple(trials))
 
 

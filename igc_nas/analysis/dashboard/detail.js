@@ -38,7 +38,7 @@ function detailOf(trial) {
 function factsOf(trial) {
   const facts = [
     ["id", trial.id], ["held-out error", trial.error != null && percentText(trial.error)],
-    ["error expected when it was stopped", trial.expected != null && percentText(trial.expected)],
+    ["error expected when it was pruned", trial.expected != null && percentText(trial.expected)],
     ["parameters", trial.params != null && exactText(trial.params)], ["MACs", trial.macs != null && exactText(trial.macs)],
     ["activations", trial.activations != null && exactText(trial.activations)],
     ["latency [95 %]", latencyText(trial)], ["runs as", formText(trial)], ["noisy because", trial.noise],

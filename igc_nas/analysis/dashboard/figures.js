@@ -105,15 +105,15 @@ function drawCurves() {
   if (!curves) return;
   const rows = curves.trial.map((number, row) => ({
     trial: study.byNumber.get(number), samples: curves.samples.of[curves.samples.at[row]], errors: curves.errors[row]}));
-  const stopped = thinned(rows.filter(({trial}) => trial.state === "stopped"), MOST_LINES);
+  const pruned = thinned(rows.filter(({trial}) => trial.state === "pruned"), MOST_LINES);
   const front = rows.filter(({trial}) => trial.front);
   const usual = rows.filter(({trial}) => trial.state === "complete" && !trial.front);
   const some = thinned(usual, MOST_LINES);
   const faint = some.length > 100 ? 0.25 : 0.45;
   draw("curves", [
     curveTrace(some, "complete", {mode: "lines", line: {color: COLOURS[0], width: 1}, opacity: faint}),
-    curveTrace(stopped, "stopped", {mode: "lines", line: {color: QUIET, width: 1, dash: "dot"}, opacity: 0.6, showlegend: false}),
-    curveTrace(stopped.map(row => ({...row, samples: row.samples.slice(-1), errors: row.errors.slice(-1)})), "stopped",
+    curveTrace(pruned, "pruned", {mode: "lines", line: {color: QUIET, width: 1, dash: "dot"}, opacity: 0.6, showlegend: false}),
+    curveTrace(pruned.map(row => ({...row, samples: row.samples.slice(-1), errors: row.errors.slice(-1)})), "pruned",
       {mode: "markers", marker: {symbol: "x-thin", size: 8, line: {width: 2, color: QUIET}}}),
     curveTrace(front, "the study’s front",
       {mode: "lines+markers", line: {color: ACCENT, width: 1.5}, marker: {size: 5}}),
@@ -121,8 +121,8 @@ function drawCurves() {
     xaxis: {title: {text: "images seen"}, automargin: true, rangemode: "tozero", tickformat: "~s"},
     yaxis: {title: {text: OBJECTIVES.get("error").label}, automargin: true, tickformat: ".0%"},
   }, `Held-out error over the images seen: ${plural(usual.length + front.length, "complete training")}, `
-    + `${plural(rows.length - usual.length - front.length, "stopped one")}.`);
-  const ends = stopped.length ? " A dotted one that ends in a cross was stopped there." : "";
+    + `${plural(rows.length - usual.length - front.length, "pruned one")}.`);
+  const ends = pruned.length ? " A dotted one that ends in a cross was pruned there." : "";
   part("curves-text").textContent = `The held-out error of each training at its rungs and at its end.${ends} `
     + "A rung may be scored on fewer images than the end.";
   part("curves-note").textContent = some.length < usual.length

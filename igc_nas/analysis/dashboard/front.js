@@ -3,7 +3,7 @@
 const MOST_BARS = 300, MOST_DOMINATED = 3000, MOST_UNFINISHED = 1000;
 const UNITS = ["igcv1", "igcv2", "igcv3", "conv"];
 const UNFINISHED = {
-  stopped: {symbol: "triangle-down-open", words: "stopped"},
+  pruned: {symbol: "triangle-down-open", words: "pruned"},
   infeasible: {symbol: "x-thin", words: "infeasible"},
   failed: {symbol: "cross-thin", words: "failed"},
 };
@@ -17,7 +17,7 @@ function frontChoices() {
   };
 }
 
-// A trial's place on an axis: of a stopped one the error that was expected of its end.
+// A trial's place on an axis: of a pruned one the error that was expected of its end.
 const placed = (trial, name) => name === "error" ? trial.error ?? trial.expected : trial[name];
 
 function mixColour(mix) {

@@ -184,7 +184,7 @@ def _volume(study: Study) -> Json:
 def _latency(trial: Trial) -> Latency | None:
     if trial.candidate and trial.state == "complete":
         return trial.candidate.latency
-    return trial.stopped.latency if trial.stopped and trial.state == "stopped" else None
+    return trial.pruned.latency if trial.pruned and trial.state == "pruned" else None
 
 
 def _detailed(study: Study) -> list[Candidate]:

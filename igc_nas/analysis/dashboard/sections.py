@@ -128,7 +128,7 @@ FORMS = {
 
 def _rungs_text(study: Study) -> str:
     """Where trainings are looked at on their way, and how many were stopped there."""
-    recipe, stop = study.spec.recipe, study.spec.stop
+    recipe, stop = study.spec.recipe, study.spec.prune_below
     *firsts, last = (f"{samples:,}" for samples in recipe.rungs)
     at = f"after {' and '.join(filter(None, (', '.join(firsts), last)))} images of {recipe.samples:,}"
     if not stop:

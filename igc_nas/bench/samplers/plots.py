@@ -56,7 +56,7 @@ def _panels(report: SamplerReport) -> Iterator[Panel]:
         for sparing in compared.sparing:
             bands |= {
                 sparing.sampler: (shares, sparing.full),
-                f"{sparing.sampler}, stopping": (shares, sparing.stopped),
+                f"{sparing.sampler}, stopping": (shares, sparing.pruned),
             }
         if bands:
             yield f"{compared.problem}: stopping at rungs", "share of the compute of full training", bands

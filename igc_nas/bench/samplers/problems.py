@@ -25,7 +25,7 @@ from igc_nas.errors import StudyError
 from igc_nas.io.files import read_text
 from igc_nas.io.records import parse_toml
 from igc_nas.space.search_space import SpaceFile, find_space
-from igc_nas.study.defaults import STOP, default_recipe
+from igc_nas.study.defaults import PRUNE_BELOW, default_recipe
 from igc_nas.study.objectives import known_values, values
 from igc_nas.study.records import Candidate
 from igc_nas.study.spec import Budget, LatencySpec, StudySpec
@@ -84,7 +84,9 @@ class Problem:
     @cached_property
     def fingerprint(self) -> str:
         """Equal for problems that answer alike: a hash of the question and of answers."""
-        question = {k: v for k, v in self.spec.question().items() if k not in ("name", "sampler", "seed", "stop")}
+        question = {
+            k: v for k, v in self.spec.question().items() if k not in ("name", "sampler", "seed", "prune_below")
+        }
         text = json.dumps([question, self.spec.to_dict()["bounds"], self.stop, list(self._sample())], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -144,7 +146,11 @@ class TabularBenchmark(Problem):
     @property
     def stop(self) -> float:
         """The study's own, else the default."""
-        return (self.spec.stop or STOP) if self.spec.recipe.rungs and "error" in self.spec.objectives else 0.0
+        return (
+            (self.spec.prune_below or PRUNE_BELOW)
+            if self.spec.recipe.rungs and "error" in self.spec.objectives
+            else 0.0
+        )
 
     def front(self) -> frozenset[str]:
         """The ids of the study's front."""

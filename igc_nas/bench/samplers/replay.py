@@ -38,7 +38,7 @@ class Evaluated:
     id: str
     answer: Answer
     compute: float
-    stopped: FinalErrorPrediction | None = None
+    pruned: FinalErrorPrediction | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Replay:
 
     volumes: tuple[float, ...]
     compute: tuple[float, ...]
-    stopped: int = 0
+    pruned: int = 0
     lost: tuple[str, ...] = ()
 
 
@@ -65,13 +65,13 @@ def replay(
     steps: Iterable[Evaluated] = _Replayed(problem, sampler, seed, stop).steps()
     steps = _until_spent(steps, compute) if compute else itertools.islice(steps, evaluations)
     done = list(steps)
-    points = [None if e.stopped else problem.spec.scaled(_named(problem, e.answer)) for e in done]
+    points = [None if e.pruned else problem.spec.scaled(_named(problem, e.answer)) for e in done]
     front = problem.front()
     return Replay(
         tuple(running_hypervolume(points)),
         tuple(itertools.accumulate(e.compute for e in done)),
-        sum(e.stopped is not None for e in done),
-        tuple(e.id for e in done if e.stopped and e.id in front),
+        sum(e.pruned is not None for e in done),
+        tuple(e.id for e in done if e.pruned and e.id in front),
     )
 
 
@@ -146,10 +146,10 @@ class _Replayed:
         self.study.tell(trial, [self.spec.bounds[name][1] for name in self.spec.objectives])
 
     def _tell(self, trial: Trial, found: Evaluated, is_new: bool) -> None:
-        if found.stopped is None:
+        if found.pruned is None:
             self.study.tell(trial, found.answer.seen)
         elif is_new:
-            trial.set_user_attr(EXPECTED, [found.stopped.expected_error, found.stopped.deviation])
+            trial.set_user_attr(EXPECTED, [found.pruned.expected_error, found.pruned.std])
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, state=TrialState.FAIL)
@@ -167,9 +167,9 @@ class _Replayed:
             believed = [replace(trial, belief=forecast.left_out.get(of)) for of, trial in self.ended.items()]
             rule, belief = PruningRule(believed, self.stop), forecast.of(code)
         for place, error in enumerate(answer.rungs):
-            outlook = rule.outlook(answer.known, place, error, belief)
-            if outlook and outlook.chance < rule.bound:
-                return Evaluated(identity, answer, answer.compute[place], outlook)
+            prediction = rule.prediction(answer.known, place, error, belief)
+            if prediction and prediction.p_front < rule.bound:
+                return Evaluated(identity, answer, answer.compute[place], prediction)
         at = self.spec.objectives.index("error")
         self.ended[code] = CompletedTraining(answer.known, answer.rungs, answer.seen[at])
         return Evaluated(identity, answer, answer.compute[-1])

@@ -86,7 +86,7 @@ class Sparing:
     sampler: str
     stop: float
     full: Band
-    stopped: Band
+    pruned: Band
     area: tuple[Band, Band]
     share: float | None
     trainings_stopped: float
@@ -325,10 +325,10 @@ def _sparing(problem: Problem, sampler: str, full: Sequence[Replay], stopped: Se
         sampler=sampler,
         stop=problem.stop,
         full=bands[0],
-        stopped=bands[1],
+        pruned=bands[1],
         area=(_area(curves[0]), _area(curves[1])),
         share=next((float(s) for s, value in zip(shares, bands[1].mean, strict=True) if value >= final), None),
-        trainings_stopped=float(np.mean([run.stopped for run in stopped])),
+        trainings_stopped=float(np.mean([run.pruned for run in stopped])),
         lost=float(np.mean([len(run.lost) for run in stopped])),
         front=len(problem.front()),
     )

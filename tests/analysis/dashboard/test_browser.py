@@ -222,11 +222,11 @@ def test_axes_are_chosen(page: Browser) -> None:
 def test_what_did_not_complete_stands_at_the_end_of_its_axis(page: Browser) -> None:
     drawn = "return document.getElementById('igc-front').data.map(t => [t.name, t.yaxis ?? 'y', t.x.length])"
     shown = page.run(drawn)
-    assert ["stopped", "y", 4] in shown
+    assert ["pruned", "y", 4] in shown
     assert ["infeasible", "y2", 1] in shown
     assert ["failed", "y2", 1] in shown
     page.find("#igc-unfinished").click()
-    assert not {"stopped", "infeasible", "failed"} & {name for name, *_ in page.run(drawn)}
+    assert not {"pruned", "infeasible", "failed"} & {name for name, *_ in page.run(drawn)}
     page.find("#igc-papers").click()
     assert any("papers" in name for name, *_ in page.run(drawn))
 
@@ -283,7 +283,7 @@ def test_the_table_is_sorted_and_searched(page: Browser, study: Study) -> None:
     page.find("#igc-find").send_keys(" nothing")
     assert page.texts(numbers) == []
     page.run("document.getElementById('igc-find').value = ''")
-    page.choose("state", "stopped")
+    page.choose("state", "pruned")
     assert sorted(page.texts(numbers)) == ["36", "37", "38", "39"]
 
 

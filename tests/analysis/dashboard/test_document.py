@@ -93,7 +93,7 @@ def page(study: Study) -> Page:
 def on_the_way(n: int = 30, stopped: int = 6) -> Study:
     """A study with rungs, the last `stopped` of its trainings given up at one."""
     rungs = {at: blurred(by_size, 0.02, at) for at in RUNGS}
-    study = make(n, blurred(by_size, 0.01, 0), rungs, recipe=RECIPE | {"rungs": RUNGS}, stop=0.05)
+    study = make(n, blurred(by_size, 0.01, 0), rungs, recipe=RECIPE | {"rungs": RUNGS}, prune_below=0.05)
     return stop(study, n - stopped)
 
 
@@ -394,7 +394,7 @@ def test_one_trial_and_equal_trials() -> None:
 
 def test_ten_thousand_trials_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Study, "hypervolume_curve", lambda self, _=None: [(i, i / 1e5) for i in range(1, 7_001)])
-    study = make(10_000, by_size, dict.fromkeys(RUNGS, by_size), recipe=RECIPE | {"rungs": RUNGS}, stop=0.05)
+    study = make(10_000, by_size, dict.fromkeys(RUNGS, by_size), recipe=RECIPE | {"rungs": RUNGS}, prune_below=0.05)
     text = dashboard([stop(study, 7_000)])
     assert len(text.encode()) <= 10_000_000
     (found,) = Page(text).data["studies"]

@@ -47,7 +47,7 @@ BUDGET = 1_400
 @cache
 def full_study() -> Study:
     """Every architecture of `tiny` within 1,400 parameters, its errors invented; at a rung a training is 0.1 behind."""
-    spec = tiny_spec(name="table", budget=Budget(params=BUDGET), recipe={"rungs": RUNGS}, stop=0.05)
+    spec = tiny_spec(name="table", budget=Budget(params=BUDGET), recipe={"rungs": RUNGS}, prune_below=0.05)
     return Study(spec, tuple(trial(n, arch) for n, arch in enumerate(architectures(spec))))
 
 
@@ -188,7 +188,7 @@ def test_every_sampler_is_replayed(sampler: SamplerName, made_up: bool) -> None:
     assert list(found.volumes) == sorted(found.volumes)
     assert found.volumes[-1] > 0
     assert list(found.compute) == sorted(found.compute)
-    assert (found.stopped, found.lost) == (0, ())
+    assert (found.pruned, found.lost) == (0, ())
 
 
 @pytest.mark.parametrize("sampler", ["known-cost", "tpe"])

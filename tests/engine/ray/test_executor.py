@@ -310,7 +310,7 @@ def _answer_once(server: socket.socket, says: bytes) -> None:
 
 
 def _search(root: Path) -> list[str]:
-    where = ["--studies", str(root), "--study", "s", "--space", "tiny", "--dataset", "shapes", "--trials", "1"]
+    where = ["--studies-dir", str(root), "--study", "s", "--space", "tiny", "--dataset", "shapes", "--trials", "1"]
     return ["search", *where, "--executor", "ray"]
 
 
