@@ -191,7 +191,9 @@ class Database:
             attributes = self._storage.get_study_user_attrs(self._study_id)
         found = attributes.get(SPEC) or attributes.get(OLD_QUESTION)
         try:
-            return None if found is None else StudySpec.parse(json.loads(found), f"study {self.name} in the database")
+            return (
+                None if found is None else StudySpec.from_dict(json.loads(found), f"study {self.name} in the database")
+            )
         except ConfigError as error:
             raise StudyError(error.message, error.hint or DAMAGED) from None
         except (ValueError, TypeError, RecursionError):

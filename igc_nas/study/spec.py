@@ -210,16 +210,20 @@ class StudySpec(Frozen):
     def from_toml(cls, text: str, where: str = "study.toml") -> StudySpec:
         """Read study.toml. Raises `StudyError`, also for one that a newer igc-nas has written."""
         try:
-            data = parse_toml(text, where)
-            schema = data.get("schema")
-            if isinstance(schema, int) and schema > SCHEMA:
-                raise StudyError(
-                    f"{where}: written by a newer igc-nas (schema {schema}; this one reads {SCHEMA})",
-                    "pip install --upgrade igc-nas",
-                )
-            return cls.parse(current_spec(data), where)
+            return cls.from_dict(parse_toml(text, where), where)
         except ConfigError as error:
             raise StudyError(error.message, error.hint) from None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str) -> StudySpec:
+        """A spec of this or an older schema from plain data. Raises `StudyError`, `ConfigError`."""
+        schema = data.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise StudyError(
+                f"{where}: written by a newer igc-nas (schema {schema}; this one reads {SCHEMA})",
+                "pip install --upgrade igc-nas",
+            )
+        return cls.parse(current_spec(data), where)
 
     def question(self) -> dict[str, Any]:
         """What the study asks, without what is fixed once it is calibrated: equal for equal studies."""

@@ -17,8 +17,8 @@ import pytest
 
 from igc_nas.engine.search import Run, search
 from igc_nas.study.spec import Budget
-from igc_nas.study.study import Study, load_study
-from tests.support.searches import evaluate, evaluate_on_the_way, spec
+from igc_nas.study.study import load_study
+from tests.support.searches import evaluate, evaluate_on_the_way, recorded, spec
 
 RECORDED = json.loads(Path(__file__).with_name("same_seed.json").read_text(encoding="utf-8"))
 SAMPLERS = ("known-cost", "stratified", "random", "tpe", "nsga2", "evolution", "brute-force")
@@ -50,18 +50,6 @@ for _ in range(5):
 print(hashlib.sha256(torch.cat([p.detach().flatten() for p in net.parameters()]).numpy().tobytes()).hexdigest()[:16])
 """
 """A training in plain torch: where its weights come out in other bits, a search's errors do, too."""
-
-
-def recorded(study: Study) -> list[list[Any]]:
-    """Of each trial: number, state, id, the trial that it repeats, parameters, MACs, the exact error and loss."""
-    rows = []
-    for trial in study.trials:
-        ended = trial.candidate or trial.pruned
-        cost = (ended.cost.params, ended.cost.macs) if ended else (None, None)
-        score = trial.candidate.score if trial.candidate else None
-        exact = (score.error.hex(), score.loss.hex()) if score else (None, None)
-        rows.append([trial.number, trial.state, trial.id, trial.same_as, *cost, *exact])
-    return rows
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

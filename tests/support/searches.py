@@ -10,6 +10,7 @@ from igc_nas.data.datasets import locate
 from igc_nas.study.defaults import new_spec
 from igc_nas.study.records import Conditions, Epoch, Latency, Rung, Score
 from igc_nas.study.spec import Calibration, StudySpec
+from igc_nas.study.study import Study
 
 CONDITIONS = Conditions(device="stub", threads=1, torch="0", igc_nas="0", load=0.0)
 
@@ -80,3 +81,15 @@ def evaluate_on_the_way(arch: ArchConfig, seed: int) -> tuple[Latency, Score]:
     rungs = tuple(Rung(samples=at, error=end + 200 / at * (1 + 0.2 * chance), loss=1.0) for at in RUNGS)
     curve = tuple(Epoch(samples=at, loss=1.0, train_error=end) for at in (3000, 6000))
     return measured, made.model_copy(update={"error": end, "rungs": rungs, "curve": curve, "samples": 6000})
+
+
+def recorded(study: Study) -> list[list[Any]]:
+    """Of each trial: number, state, id, the trial that it repeats, parameters, MACs, the exact error and loss."""
+    rows = []
+    for trial in study.trials:
+        ended = trial.candidate or trial.pruned
+        cost = (ended.cost.params, ended.cost.macs) if ended else (None, None)
+        score = trial.candidate.score if trial.candidate else None
+        exact = (score.error.hex(), score.loss.hex()) if score else (None, None)
+        rows.append([trial.number, trial.state, trial.id, trial.same_as, *cost, *exact])
+    return rows
