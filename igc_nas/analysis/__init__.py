@@ -1,1 +1,4 @@
-"""analysis: see the map of the house in the README."""
+"""What a study says: rank correlations, what the proxy is worth, importance of choices, tables and plots.
+
+Imported by `engine` (progress), `export`, `bench` and `cli`; imports `samplers` and `study`. `dashboard` is the page.
+"""

@@ -1,1 +1,4 @@
-"""arch: see the map of the house in the README."""
+"""An architecture: its configuration, its layers in order (the plan), its exact costs, the papers' networks.
+
+Imported by every package above; imports `io` and `errors` only. Torch-free.
+"""

@@ -1,1 +1,4 @@
-"""Benchmarks: ratios of two ways to do one thing, taken in turns in one process, over fixed architectures."""
+"""Benchmarks: ratios against what a user would run instead, variants in turns in one process, fixed architectures.
+
+Imported by `cli` only; may import everything below it.
+"""

@@ -1,8 +1,7 @@
-"""The command line: one thin function per command.
+"""The command line: one file and one thin function a command; `program.py` says how each way out ends.
 
-stdout carries data, stderr progress and errors. Exit status: 0 ok, 1 the run failed, 2 usage, 3 nothing feasible,
-4 study or store, 5 data, 130, 143 and 129 after Ctrl-C, SIGTERM and SIGHUP. Commands import what they need when they
-run, so that `--help` answers at once and `cost`, `front`, `show` and `space` never load torch.
+Imported by `__main__` only. Commands import what they need when they run: `--help` answers at once, and `cost`,
+`front`, `show`, `space` and `status` never load torch.
 """
 
 try:

@@ -1,1 +1,4 @@
-"""data: see the map of the house in the README."""
+"""Datasets: CIFAR's files on disk, the synthetic set `shapes`, download and verification.
+
+Imported by `study` and everything above it; imports `io` and `errors` only. Torch-free.
+"""

@@ -1,1 +1,4 @@
-"""engine: see the map of the house in the README."""
+"""The search as it runs: coordinator, store and database, workers in processes (`ray`: on a cluster).
+
+Imported by `bench` and `cli`; imports `evaluation`, `samplers` and `study`.
+"""

@@ -1,1 +1,4 @@
-"""evaluation: see the map of the house in the README."""
+"""Performance estimation: the proxy training, latency on every runtime, energy, retraining from scratch.
+
+Imported by `engine`, `export`, `bench` and `cli`; imports `nn` and `study`.
+"""

@@ -1,1 +1,4 @@
-"""What is tried next: samplers of our own, which know the costs, and Optuna's, asked for architectures of a space."""
+"""The search strategy: what is tried next, the surrogate and acquisition behind it, and when a training is pruned.
+
+Imported by `engine`, `analysis` and `bench`; imports `study` and `space`. No torch.
+"""

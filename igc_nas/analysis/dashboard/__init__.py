@@ -1,6 +1,5 @@
 """A study as one HTML page, which opens from a file without a network or is served on this machine while it grows.
 
-    Study -> views -> payload (plain data) -> document (a file, or what `server` serves)
-
-The page keeps every number once, in columns; its script draws them for whichever axes are chosen.
+Study -> views -> payload (every number once, in columns) -> document (a file, or what `server` serves); the script draws
+the axes that are chosen. Imported by `cli` and `bench`.
 """

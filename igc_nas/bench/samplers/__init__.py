@@ -1,1 +1,4 @@
-"""samplers: see the map of the house in the README."""
+"""Benchmarks of samplers: replays on a tabular benchmark and on synthetic landscapes, and what they show.
+
+Imported by `cli`; imports `samplers`, `study` and `space`.
+"""

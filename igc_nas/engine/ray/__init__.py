@@ -1,1 +1,1 @@
-"""ray: see the map of the house in the README."""
+"""Workers as actors on a Ray cluster. Imported by `engine.search` when it is asked for; needs the extra `ray`."""
