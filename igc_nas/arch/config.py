@@ -10,7 +10,7 @@ regular convolution that the papers compare with.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache, cached_property
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -126,7 +126,7 @@ class Igcv2Stage(_Stage):
             )
         return self
 
-    @cached_property
+    @property
     def channels_per_group(self) -> tuple[int, ...]:
         """K_1 >= K_2 >= ... of the 1x1 layers, `depth - 1` of them."""
         if self.K is not None:

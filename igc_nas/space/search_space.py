@@ -14,7 +14,7 @@ import itertools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -47,7 +47,7 @@ class Suggests(Protocol):
 
 
 class SpaceFile(Frozen):
-    """A space file as it is written; a study keeps it whole."""
+    """A space file as it is written; a study keeps a copy. Raises `ConfigError` from `parse` and `load`."""
 
     paper: str = ""
     intent: str = ""
@@ -65,6 +65,11 @@ class SpaceFile(Frozen):
         if self.complementary == "any":
             data.pop("complementary", None)
         return data
+
+    @classmethod
+    def load(cls, path: Path) -> SpaceFile:
+        """Read a space file."""
+        return cls.parse(parse_toml(read_text(path), path.name), path.name)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as the file holds it."""
@@ -146,7 +151,7 @@ class SearchSpace:
     def load(cls, name: str | Path, classes: int = 10) -> SearchSpace:
         """A space by its name or path. Raises `ConfigError`."""
         path = find_space(str(name))
-        return cls(SpaceFile.parse(parse_toml(read_text(path), path.name), path.name), classes, path.stem)
+        return cls(SpaceFile.load(path), classes, path.stem)
 
     # How a sampler speaks of the space: flat names, the same in every trial, values by index.
 
@@ -296,6 +301,53 @@ class SearchSpace:
     def _fixed(self) -> dict[str, Any]:
         head = {"head": self.file.head} if self.file.head else {}
         return {"input": self.file.input, "classes": self.classes, **head}
+
+
+def search_space(file: SpaceFile, classes: int, name: str) -> SearchSpace:
+    """`SearchSpace(file, classes, name)`, cached, so that all users of a study's space share what it has computed."""
+    return _search_space(_text_key(_Identity(file)), classes, name)
+
+
+@lru_cache(maxsize=8)
+def _search_space(key: _TextKey, classes: int, name: str) -> SearchSpace:
+    return SearchSpace(key.file, classes, name)
+
+
+@lru_cache(maxsize=64)
+def _text_key(file: _Identity) -> _TextKey:
+    """Writing the text takes 40 us, and copies of a study share one file: it is written once."""
+    return _TextKey(file.of)
+
+
+class _TextKey:
+    """A space file as a cache key, by its text: the records' `==` ignores the order of keys, and takes 1 for true."""
+
+    __slots__ = ("file", "text")
+
+    def __init__(self, file: SpaceFile) -> None:
+        self.file = file
+        self.text = file.model_dump_json()
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _TextKey) and self.text == other.text
+
+
+class _Identity:
+    """A space file as a cache key, by identity (its dicts have no hash)."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: SpaceFile) -> None:
+        self.of = of
+
+    def __hash__(self) -> int:
+        return id(self.of)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self.of is other.of
 
 
 def shape_after(stage: StageConfig, shape: Shape) -> Shape:

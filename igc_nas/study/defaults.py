@@ -12,11 +12,10 @@ import psutil
 
 from igc_nas.data.datasets import DatasetInfo
 from igc_nas.errors import ConfigError
-from igc_nas.io.files import read_text
-from igc_nas.io.records import parse_toml
+from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SpaceFile, find_space
 from igc_nas.study.names import check_study_name
-from igc_nas.study.spec import Budget, LatencySpec, Recipe, SamplerName, StudySpec, default_name
+from igc_nas.study.spec import LatencySpec, Recipe, SamplerName, StudySpec, default_name
 
 PRUNE_BELOW = 0.02
 """The chance to end on the front below which a training is stopped at a rung."""
@@ -120,7 +119,7 @@ def new_spec(
     Raises `ConfigError` for an unknown space or a wrong recipe, `InfeasibleError` where nothing fits the budget.
     """
     path = find_space(str(space))
-    file = SpaceFile.parse(parse_toml(read_text(path), path.name), path.name)
+    file = SpaceFile.load(path)
     if file.input[0] != 3 or file.input[1] != file.input[2]:
         raise ConfigError(f"{path.name}: input {list(file.input)} is not that of square colour images, [3, H, H]")
     budget = budget or Budget()

@@ -8,19 +8,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from igc_nas.arch.config import Image
-from igc_nas.arch.cost import Cost, cost_of
+from igc_nas.arch.cost import cost_of
 from igc_nas.errors import ConfigError, IgcNasError, InfeasibleError, StudyError
 from igc_nas.io.records import Frozen, parse_toml
-from igc_nas.io.units import exact_count
-from igc_nas.space.feasible import Feasible
-from igc_nas.space.search_space import METRICS, SearchSpace, SpaceFile
+from igc_nas.space.budget import Budget
+from igc_nas.space.feasible import Feasible, feasible
+from igc_nas.space.search_space import METRICS, SearchSpace, SpaceFile, search_space
 from igc_nas.study.objectives import OBJECTIVES, parse_objectives
 from igc_nas.study.records import Latency, Ms
 from igc_nas.study.schema import SCHEMA, current_spec
@@ -30,20 +29,6 @@ DtypeName = Literal["float32", "bfloat16"]
 RuntimeName = Literal["eager", "compile", "onnxruntime", "openvino"]
 LatencyForms = Literal["within-budget", "any", "factored"]
 Bound = Annotated[tuple[float, float], Field(strict=False)]
-
-
-class Budget(Frozen):
-    """Upper limits, all inclusive; None is no limit. `latency_ms` is a limit on the normalised latency."""
-
-    params: Annotated[int, Field(ge=1)] | None = None
-    macs: Annotated[int, Field(ge=1)] | None = None
-    latency_ms: Annotated[float, Field(gt=0)] | None = None
-
-    def __str__(self) -> str:
-        parts = [f"params{exact_count(self.params)}"] if self.params else []
-        parts += [f"macs{exact_count(self.macs)}"] if self.macs else []
-        parts += [f"latency{self.latency_ms:g}ms"] if self.latency_ms else []
-        return "-".join(parts) or "any"
 
 
 class Schedule(Frozen):
@@ -186,15 +171,15 @@ class StudySpec(Frozen):
                 raise ValueError(f"bounds of {name!r:.40}: ({low}, {high}) is no scale")
         return self
 
-    @cached_property
+    @property
     def search_space(self) -> SearchSpace:
         """The space, as the study keeps it."""
-        return SearchSpace(self.space, self.classes, self.space_name)
+        return search_space(self.space, self.classes, self.space_name)
 
-    @cached_property
+    @property
     def feasible(self) -> Feasible:
         """The architectures within the budgets on params and MACs. Raises `InfeasibleError`."""
-        return Feasible(self.search_space, self.budget.params, self.budget.macs)
+        return feasible(self.search_space, self.budget)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as study.toml holds it."""
@@ -265,16 +250,6 @@ class StudySpec(Frozen):
     def scaled(self, values: Mapping[str, float]) -> tuple[float, ...]:
         """Objective values on the study's fixed scale, never below 0; at or beyond 1 they add no hypervolume."""
         return tuple(max(0.0, OBJECTIVES[name].scale(value, *self.bounds[name])) for name, value in values.items())
-
-    def over_budget(self, cost: Cost) -> str | None:
-        """Which budget a cost exceeds, in words; None within all."""
-        for what, value, limit in (
-            ("parameters", cost.params, self.budget.params),
-            ("MACs", cost.macs, self.budget.macs),
-        ):
-            if limit is not None and value > limit:
-                return f"{value:,} {what}; the budget is {limit:,}"
-        return None
 
 
 def default_name(space: str, dataset: str, budget: Budget, seed: int) -> str:

@@ -20,6 +20,7 @@ from igc_nas.cli import main
 from igc_nas.errors import ConfigError
 from igc_nas.io.records import differences
 from igc_nas.nn.network import Block, build
+from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, space_names
 from igc_nas.study.spec import StudySpec
@@ -245,7 +246,7 @@ def test_parameters_of_what_is_left_out_are_refused(condition: Condition) -> Non
 
 def test_draws_meet_the_condition() -> None:
     space = space_of(under("strict", UNEQUAL))
-    feasible, rng = Feasible(space, params=4000), np.random.default_rng(0)
+    feasible, rng = Feasible(space, Budget(params=4000)), np.random.default_rng(0)
     drawn = [feasible.draw(rng) for _ in range(50)]
     assert all(complementary(stage) == "strict" for arch in drawn for stage in arch.stages)
     assert {stage.unit for arch in drawn for stage in arch.stages} == {"igcv1", "igcv2", "igcv3"}

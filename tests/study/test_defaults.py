@@ -4,6 +4,7 @@ import pytest
 
 from igc_nas.data.datasets import locate
 from igc_nas.errors import ConfigError, InfeasibleError, UsageError
+from igc_nas.space.budget import Budget
 from igc_nas.study import defaults
 from igc_nas.study.defaults import (
     MEMORY_PER_WORKER,
@@ -14,7 +15,7 @@ from igc_nas.study.defaults import (
     new_spec,
     usable_cores,
 )
-from igc_nas.study.spec import Budget, StudySpec
+from igc_nas.study.spec import StudySpec
 
 CIFAR_TRAIN = 50_000
 

@@ -1,4 +1,5 @@
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -6,10 +7,11 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igc_nas.arch.cost import Cost, cost_of
-from igc_nas.errors import InfeasibleError, StudyError
+from igc_nas.arch.cost import cost_of
+from igc_nas.errors import ConfigError, InfeasibleError, StudyError
 from igc_nas.io.records import differences, restricted
-from igc_nas.study.spec import SCHEMA, Budget, Calibration, StudySpec, default_name
+from igc_nas.space.budget import Budget
+from igc_nas.study.spec import SCHEMA, Calibration, StudySpec, default_name
 from tests.support.builders import SMALL_SPACES, one_line, space_of, taken
 from tests.support.studies import make_spec, make_study
 
@@ -212,11 +214,47 @@ def test_the_scale_is_linear_in_the_error_and_logarithmic_in_costs() -> None:
     assert spec.scaled({"params": 10**6})[0] == pytest.approx(2.0)
 
 
-def test_over_budget_says_which() -> None:
-    spec = small_spec(budget={"params": 2000, "macs": 10**6})
-    assert spec.over_budget(Cost(2000, 10**6)) is None
-    assert spec.over_budget(Cost(2001, 10**6)) == "2,001 parameters; the budget is 2,000"
-    assert spec.over_budget(Cost(2000, 10**6 + 1)) == "1,000,001 MACs; the budget is 1,000,000"
+def test_a_copy_with_another_budget_or_other_classes_counts_anew() -> None:
+    spec = small_spec()
+    counted, least = spec.feasible.count, cost_of(spec.search_space.smallest("params")).params
+    limited = spec.model_copy(update={"budget": Budget(params=least + 100)})
+    assert counted == spec.search_space.size
+    assert (limited.feasible.budget, limited.feasible.limits) == (limited.budget, {"params": least + 100})
+    assert 0 < limited.feasible.count < counted
+    again = limited.model_copy(update={"budget": Budget()})
+    assert (again.feasible.limits, again.feasible.count) == ({}, counted)
+    hundred = spec.model_copy(update={"classes": 100})
+    assert (hundred.search_space.classes, spec.search_space.classes) == (100, 10)
+    assert cost_of(hundred.search_space.smallest("params")).params > least
+
+
+def test_a_copy_of_the_same_question_shares_what_was_counted() -> None:
+    spec = small_spec()
+    copy = spec.model_copy(update={"seed": 3, "sampler": "random"})
+    again = StudySpec.from_toml(spec.to_toml())
+    assert spec.feasible is copy.feasible is again.feasible
+    assert pickle.dumps(spec) == pickle.dumps(small_spec())  # a worker is sent the record, not what was counted
+
+
+def test_equal_spaces_with_their_keys_in_another_order_number_their_parameters_otherwise() -> None:
+    keys = {"blocks": [1, 2], "kernel": [3, 5], "conv": {"width": 8}}
+    orders = (keys, dict(reversed(keys.items())))
+    one, other = (make_spec(space={"stem": {"width": 8}, "stage": [each]}, budget={}, bounds={}) for each in orders)
+    assert one.space == other.space
+    assert list(one.search_space.parameters) == ["stage1.blocks", "stage1.kernel"]
+    assert list(other.search_space.parameters) == ["stage1.kernel", "stage1.blocks"]
+
+
+def test_a_space_with_0_for_false_is_refused_after_an_equal_one_was_read() -> None:
+    stage = {"conv": {"width": 8}, "blocks": 1}
+    right, wrong = (
+        make_spec(space={"stem": {"width": 8}, "stage": [stage | {"residual": no}]}, budget={}, bounds={})
+        for no in (False, 0)
+    )
+    assert right.space == wrong.space
+    assert right.search_space.size == 1
+    with pytest.raises(ConfigError, match="residual"):
+        _ = wrong.search_space
 
 
 def test_an_impossible_budget_is_found_when_the_study_is_asked_for_architectures() -> None:
