@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igc_nas.arch.complementary import Condition, complementary, path_counts, unmet
-from igc_nas.arch.config import ArchConfig, ConvStage, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig, balanced_factors
+from igc_nas.arch.config import ArchConfig, ConvStage, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
+from igc_nas.arch.factors import balanced_factors
 from igc_nas.arch.plan import Conv, Interleave, arch_id
 from igc_nas.cli import main
 from igc_nas.errors import ConfigError
@@ -241,7 +242,7 @@ def test_parameters_of_what_is_left_out_are_refused(condition: Condition) -> Non
             with pytest.raises(ConfigError) as raised:
                 refuse()
             assert one_line(raised).startswith("stage 2: ")
-            assert f"complementary = '{condition}' asks for" in raised.value.message
+            assert f"complementary = '{condition}' requires" in raised.value.message
 
 
 def test_draws_meet_the_condition() -> None:
@@ -259,7 +260,7 @@ def test_a_stage_with_no_option_left_is_refused() -> None:
         space_of(under("loose", text))
     assert one_line(raised) == (
         "small: stage 1: no option meets the loose complementary condition; igcv2 C128 d3 K2 k3 x1 has 0 to 1 paths "
-        "per channel pair; complementary = 'loose' asks for at least 1"
+        "per channel pair; complementary = 'loose' requires at least 1"
     )
     assert raised.value.hint == 'write complementary = "any", or choose other groups'
 
@@ -279,7 +280,7 @@ def test_a_space_without_a_condition_is_written_as_before_there_were_conditions(
     assert "complementary" not in before.to_toml()
     said = StudySpec.from_toml(before.to_toml().replace("[space]\n", '[space]\ncomplementary = "any"\n', 1))
     assert said.space.complementary == "any"
-    assert said.question() == before.question()
+    assert said.identity() == before.identity()
 
 
 def test_a_study_keeps_its_condition() -> None:
@@ -287,7 +288,7 @@ def test_a_study_keeps_its_condition() -> None:
     strict = StudySpec.parse(before | {"space": before["space"] | {"complementary": "strict"}})
     assert StudySpec.from_toml(strict.to_toml()) == strict
     assert strict.search_space.size < spec().search_space.size
-    found = list(differences(strict.question(), spec().question()))
+    found = list(differences(strict.identity(), spec().identity()))
     assert found == ["space.complementary: strict asked for, none in the study"]
 
 

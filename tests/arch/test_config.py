@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from igc_nas.arch.config import ArchConfig, Igcv2Stage, balanced_factors, prime_factors
+from igc_nas.arch.config import ArchConfig, Igcv2Stage
+from igc_nas.arch.factors import balanced_factors, prime_factors
 from igc_nas.errors import ConfigError
 from tests.support.builders import architectures, one_line, taken
 

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage, prime_factors
+from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage
 from igc_nas.arch.cost import Cost, cost_of, layers_cost, plan_cost, rows
+from igc_nas.arch.factors import prime_factors
 from igc_nas.arch.papers import reference
 from igc_nas.arch.plan import Conv, Linear, Norm, igcv1_layers, igcv2_layers, igcv3_layers, plan, stage_layers
 from tests.support.builders import architectures

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage, balanced_factors, prime_factors
+from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage
+from igc_nas.arch.factors import balanced_factors, prime_factors
 from igc_nas.arch.plan import (
     BlockPlan,
     Conv,

@@ -287,14 +287,11 @@ def test_nobody_answers(cifar10: SmallCifar, tmp_path: Path, monkeypatch: pytest
     assert part_of(tmp_path).read_bytes() == b"begun"
 
 
-def test_a_server_that_falls_silent(
-    cifar10: SmallCifar, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_falls_silent(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
     tired = threading.Event()
     origin.behave = lambda request, content: tired.wait(10) and None
-    monkeypatch.setattr("igc_nas.data.fetch.TIMEOUT_S", 0.2)
     with pytest.raises(DataError, match="timed out") as raised:
-        fetch("cifar10", tmp_path, url=origin.url)
+        fetch("cifar10", tmp_path, url=origin.url, timeout_s=0.2)
     tired.set()
     one_line(raised)
 
@@ -309,7 +306,7 @@ def test_wrong_content_is_removed(cifar10: SmallCifar, origin: Origin, tmp_path:
             part_of(tmp_path).write_bytes(bytes(1000))
         case "longer":
             origin.behave = lambda request, content: answer(request, 200, {}, content + b"more")
-    with pytest.raises(DataError, match="SHA-256 is another") as raised:
+    with pytest.raises(DataError, match="SHA-256 differs") as raised:
         fetch("cifar10", tmp_path, url=origin.url)
     one_line(raised)
     assert list(tmp_path.iterdir()) == []
@@ -817,7 +814,7 @@ def test_a_download_whose_process_was_killed_may_be_taken_up(
     child = (
         "import sys, time\nfrom pathlib import Path\n"
         "from igc_nas.data import fetch\nfrom igc_nas.data.cifar import LAYOUTS\n"
-        "with fetch._alone(LAYOUTS['cifar10'], Path(sys.argv[1])):\n"
+        "with fetch.download_lock(LAYOUTS['cifar10'], Path(sys.argv[1])):\n"
         "    print('alone', flush=True)\n    time.sleep(60)\n"
     )
     part_of(tmp_path).write_bytes(origin.content[:100_000])

@@ -5,7 +5,6 @@ import pytest
 from igc_nas.data.datasets import locate
 from igc_nas.errors import ConfigError, InfeasibleError, UsageError
 from igc_nas.space.budget import Budget
-from igc_nas.study import defaults
 from igc_nas.study.defaults import (
     MEMORY_PER_WORKER,
     RECIPES,
@@ -60,14 +59,9 @@ def test_a_wrong_change_is_refused_by_name(changes: dict[str, object]) -> None:
     ],
 )
 def test_a_cpu_search_uses_the_cores_that_memory_allows_and_ends_in_ten_minutes(
-    cores: int, gigabytes: int, extent: Extent, monkeypatch: pytest.MonkeyPatch
+    cores: int, gigabytes: int, extent: Extent
 ) -> None:
-    class Memory:
-        available = gigabytes * 2**30
-
-    monkeypatch.setattr(defaults, "usable_cores", lambda: cores)
-    monkeypatch.setattr(defaults.psutil, "virtual_memory", Memory)
-    assert default_extent("cpu") == extent
+    assert default_extent("cpu", cores=cores, memory=gigabytes * 2**30) == extent
     assert MEMORY_PER_WORKER == 2 * 2**30
 
 

@@ -84,7 +84,7 @@ class Problem:
     def fingerprint(self) -> str:
         """Equal for problems that answer alike: a hash of the question and of answers."""
         question = {
-            k: v for k, v in self.spec.question().items() if k not in ("name", "sampler", "seed", "prune_below")
+            k: v for k, v in self.spec.identity().items() if k not in ("name", "sampler", "seed", "prune_below")
         }
         text = json.dumps([question, self.spec.to_dict()["bounds"], self.stop, list(self._sample())], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
