@@ -40,7 +40,7 @@ def under(condition: str, text: str) -> str:
 
 
 def pushed(stage: StageConfig) -> tuple[int, int]:
-    """(least, most) that one-hots bring through the second block of the stage as it is built, every weight being one.
+    """(least, most) paths: one-hot inputs through the built second block of the stage with all weights one.
 
     On a map of one pixel only the centre tap of a kernel sees anything; BN and activations are taken out.
     """
@@ -117,7 +117,7 @@ def test_igcv3_whose_groups_do_not_multiply_to_a_divisor(
     assert path_counts(stage) == pushed(stage) == counts
 
 
-def test_igcv3_that_cannot_keep_its_width_joins_nothing() -> None:
+def test_igcv3_that_cannot_keep_its_width_has_no_paths() -> None:
     stage = Igcv3Stage(width=16, expand=4, G1=3, G2=2, blocks=1)
     assert stage.problem(12) is None
     assert path_counts(stage) == (0, 0)
@@ -130,7 +130,7 @@ def test_a_regular_convolution_is_strict() -> None:
 
 
 @given(st.sampled_from([2, 6, 12, 16, 30]).flatmap(stages_behind), st.data())
-def test_the_counts_are_what_the_built_unit_does(stage: StageConfig, data: st.DataObject) -> None:
+def test_path_counts_equal_those_of_the_built_unit(stage: StageConfig, data: st.DataObject) -> None:
     least, most = path_counts(stage)
     assert (least, most) == pushed(stage)
     for key, values in {"kernel": [1, 5], "stride": [1, 4], "blocks": [1, 9], "residual": [False, True]}.items():
@@ -148,7 +148,7 @@ def test_paths_are_shared_among_the_pairs(width: int, depth: int, data: st.DataO
         assert least == most == K ** (depth - 2)
 
 
-def test_wide_units_are_counted_at_once() -> None:
+def test_wide_units_are_counted_fast() -> None:
     start = process_time()
     assert path_counts(Igcv1Stage(L=1000, M=2, blocks=1)) == (1, 1)
     assert path_counts(Igcv2Stage(width=2000, depth=4, blocks=1)) == (1, 1)
@@ -169,7 +169,7 @@ def meets(stage: StageConfig, condition: Condition) -> bool:
 
 
 def every_meeting(space: SearchSpace) -> Iterator[ArchConfig]:
-    """All that the file says and whose stages meet its condition, by one-hots."""
+    """Every architecture of the file whose stages meet its condition, by one-hot inputs."""
     condition = space.file.complementary
     return (arch for arch in every_architecture(space) if all(meets(_bare(s), condition) for s in arch.stages))
 
@@ -207,7 +207,7 @@ TEXTS["unequal"] = UNEQUAL
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("name", TEXTS)
-def test_a_space_holds_what_meets_its_condition(name: str, condition: Condition) -> None:
+def test_a_space_holds_exactly_the_architectures_that_meet_its_condition(name: str, condition: Condition) -> None:
     space = space_of(under(condition, TEXTS[name]))
     meeting = list(every_meeting(space))
     assert space.size == len({arch_id(arch) for arch in meeting})
@@ -232,7 +232,7 @@ def test_a_shipped_space_under_the_strict_condition_holds_no_igcv3(name: str) ->
 
 
 @pytest.mark.parametrize("condition", ["strict", "loose"])
-def test_parameters_of_what_is_left_out_are_refused(condition: Condition) -> None:
+def test_parameters_of_excluded_architectures_are_refused(condition: Condition) -> None:
     space, every = space_of(under(condition, UNEQUAL)), space_of(UNEQUAL)
     held = {arch.model_dump_json() for arch in every_meeting(space)}
     left_out = [arch for arch in every_architecture(every) if arch.model_dump_json() not in held]
@@ -275,7 +275,7 @@ def test_another_condition_is_refused(value: str) -> None:
 # Studies.
 
 
-def test_a_space_without_a_condition_is_written_as_before_there_were_conditions() -> None:
+def test_a_space_without_a_condition_is_stored_without_the_key() -> None:
     before = spec()
     assert "complementary" not in before.to_toml()
     said = StudySpec.from_toml(before.to_toml().replace("[space]\n", '[space]\ncomplementary = "any"\n', 1))

@@ -67,7 +67,7 @@ def test_rows_sum_to_the_cost(arch: ArchConfig) -> None:
 
 @given(architectures())
 def test_rows_follow_the_definitions(arch: ArchConfig) -> None:
-    """Parameters from the layer alone; MACs and activations from it and the shape that the row says it writes."""
+    """Parameters from the layer alone; MACs and activations from the layer and its output shape."""
     for row in rows(plan(arch)):
         match row.layer:
             case Conv(_, c_in, c_out, kernel, _, groups):

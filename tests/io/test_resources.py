@@ -40,7 +40,7 @@ def test_hostile_names_are_refused_in_one_line(name: str, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("name", ["a", "A1", "igc_cifar-cifar10-params2M-s0", "2", "a.b", "a+b", "x" * 100, "a--b"])
-def test_names_that_a_study_may_have(name: str) -> None:
+def test_valid_names_of_studies(name: str) -> None:
     assert check_study_name(name) == name
 
 
@@ -83,7 +83,7 @@ def test_the_users_own_study_comes_before_a_shipped_one(tmp_path: Path) -> None:
     assert study_names(tmp_path / "studies") == names
 
 
-def test_a_checkout_and_a_wheel_have_the_folders_in_other_places(tmp_path: Path) -> None:
+def test_shipped_folders_of_a_checkout_and_of_a_wheel(tmp_path: Path) -> None:
     package = tmp_path / "igc_nas"
     assert shipped("search_spaces", package) == tmp_path / "search_spaces"
     (package / "search_spaces").mkdir(parents=True)

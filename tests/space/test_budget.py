@@ -44,12 +44,12 @@ def test_a_limit_is_within_budget_and_the_next_float_is_not(limit: float) -> Non
     assert budget.violation(latency_ms=math.nextafter(limit, 0)) <= 0
 
 
-def test_what_is_not_known_violates_nothing() -> None:
+def test_an_unknown_latency_or_a_missing_limit_is_never_exceeded() -> None:
     assert Budget().violation(Cost(10**12, 10**12), 1e9) == -1
     assert Budget(latency_ms=1).violation(Cost(10**12, 10**12)) == -1
 
 
-def test_the_excess_is_said_in_words() -> None:
+def test_excess_text_names_the_exceeded_limit() -> None:
     budget = Budget(params=2000, macs=10**6)
     assert budget.excess_text(Cost(2000, 10**6)) is None
     assert budget.excess_text(Cost(2001, 10**6)) == "2,001 parameters; the budget is 2,000"

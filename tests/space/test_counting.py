@@ -39,7 +39,7 @@ def stratum(found: BudgetCounter, limit: int) -> Stratum:
 @pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_what_is_counted_can_be_listed(name: str, metric: Metric, share: float) -> None:
+def test_counts_equal_the_architectures_that_can_be_listed(name: str, metric: Metric, share: float) -> None:
     limit = int(np.quantile([costs[metric] for costs in by_code(name).values()], share))
     found = counter(name, metric)
     listed = [found.member(pair, place) for pair, n in enumerate(found.within(limit)) for place in range(n)]
@@ -49,7 +49,7 @@ def test_what_is_counted_can_be_listed(name: str, metric: Metric, share: float) 
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_within_a_pair_the_costs_ascend(name: str) -> None:
+def test_members_of_a_pair_are_ordered_by_cost(name: str) -> None:
     found = counter(name, "params")
     for pair, n in enumerate(found.within(found.most)):
         costs = [by_code(name)[found.member(pair, place)]["params"] for place in range(n)]
@@ -105,20 +105,20 @@ def test_costs_beyond_32_bits_are_counted() -> None:
         assert Feasible(space, Budget(macs=limit)).count == sum(cost <= limit for cost in costs)
 
 
-def test_costs_that_do_not_fit_an_integer_are_refused_rather_than_counted_wrong() -> None:
+def test_costs_that_do_not_fit_an_integer_are_refused() -> None:
     space = space_of(LARGE_IMAGES)
     costs = sorted(cost_of(arch).macs for arch in every_architecture(space))
     assert costs[-1] > MAX_COST
     with pytest.raises(OverflowError):
         BudgetCounter(SpaceEncoding(space), "macs", costs[-1])
-    assert Feasible(space, Budget(macs=costs[7])).count == 8  # what is beyond the budget does not overflow it
+    assert Feasible(space, Budget(macs=costs[7])).count == 8  # costs beyond the budget do not overflow
     feasible = Feasible(space, Budget(macs=costs[-2]))
     assert feasible.count is None
     assert feasible.contains(cost_of(feasible.draw(np.random.default_rng(0))))
 
 
 @given(st.integers(0, 2 * BLOCK + 100), st.integers(1, 3000), st.integers(0, 2**32))
-def test_counting_below_limits_is_what_comparing_says(size: int, high: int, seed: int) -> None:
+def test_count_below_equals_a_comparison_of_every_value(size: int, high: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = rng.integers(high, size=size)
     ends, limits = rng.integers(size + 1, size=20), rng.integers(-1, high + 2, size=20)
@@ -127,7 +127,7 @@ def test_counting_below_limits_is_what_comparing_says(size: int, high: int, seed
 
 
 @given(st.integers(0, 3 * BLOCK + 100), st.integers(1, 3000), st.integers(0, 2**32))
-def test_the_last_below_a_limit_is_what_comparing_says(size: int, high: int, seed: int) -> None:
+def test_last_below_equals_a_comparison_of_every_value(size: int, high: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = rng.integers(high, size=size)
     # Low limits too: then nothing is found in many blocks.

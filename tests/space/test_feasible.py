@@ -22,7 +22,7 @@ SPACES = {name: space_of(text) for name, text in SMALL_SPACES.items()} | {"tiny"
 
 @cache
 def written(name: str) -> dict[str, ArchConfig]:
-    """Every different network of a small space, by brute force, as it is first written."""
+    """Every different network of a small space by its id, by brute force: its first configuration."""
     found: dict[str, ArchConfig] = {}
     for arch in every_architecture(SPACES[name]):
         found.setdefault(arch_id(arch), arch)
@@ -36,7 +36,7 @@ def networks(name: str) -> dict[str, Cost]:
 
 @st.composite
 def limits(draw: st.DrawFn, name: str) -> dict[str, int]:
-    """A budget on params, on MACs, on both or on neither, that leaves something of each."""
+    """A budget on params, on MACs, on both or on neither; each limit leaves some architecture."""
     found = {}
     for metric in ("params", "macs"):
         costs = [getattr(cost, metric) for cost in networks(name).values()]
@@ -51,7 +51,7 @@ def within(name: str, limit: Mapping[str, int]) -> list[str]:
 
 @pytest.mark.parametrize("name", SPACES)
 @given(data=st.data())
-def test_what_is_said_of_a_budget_is_what_brute_force_says(name: str, data: st.DataObject) -> None:
+def test_facts_of_a_budget_equal_brute_force(name: str, data: st.DataObject) -> None:
     limit = data.draw(limits(name))
     feasible, ids = Feasible(SPACES[name], Budget(**limit)), within(name, limit)
     assert feasible.count == len(ids)
@@ -82,7 +82,7 @@ def test_what_is_said_of_a_budget_is_what_brute_force_says(name: str, data: st.D
 
 @pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("limited", ["params", "macs", "both", "neither"])
-def test_draws_are_uniform_over_exactly_what_is_within_the_budget(name: str, limited: str) -> None:
+def test_draws_are_uniform_over_the_architectures_within_the_budget(name: str, limited: str) -> None:
     limit = {
         metric: int(np.quantile([getattr(cost, metric) for cost in networks(name).values()], 0.6))
         for metric in ("params", "macs")
@@ -102,7 +102,7 @@ def assert_uniform(name: str, limit: Mapping[str, int], feasible: Feasible) -> N
 
 @pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("limited", [{"params": 0.6}, {"macs": 0.4}, {"params": 0.7, "macs": 0.7}, {}])
-def test_a_space_too_large_to_count_is_drawn_from_uniformly_too(name: str, limited: dict[str, float]) -> None:
+def test_draws_from_a_space_too_large_to_count_are_uniform(name: str, limited: dict[str, float]) -> None:
     limit = {
         metric: int(np.quantile([getattr(cost, metric) for cost in networks(name).values()], share))
         for metric, share in limited.items()
@@ -116,7 +116,7 @@ def test_a_space_too_large_to_count_is_drawn_from_uniformly_too(name: str, limit
 
 
 def stratified_chances(name: str, limit: Mapping[str, int]) -> dict[str, float]:
-    """What a stratified draw is documented to be, by brute force: bin, then combination of units, then member."""
+    """The documented probability of each network, by brute force: bin, then combination of units, then member."""
     feasible = Feasible(SPACES[name], Budget(**limit))
     bins: dict[int, dict[tuple[str, ...], list[str]]] = {}
     for i in within(name, limit):
@@ -134,7 +134,7 @@ def stratified_chances(name: str, limit: Mapping[str, int]) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", ["clashing", "four-stages", "merging", "one-stage", "tiny"])
 @pytest.mark.parametrize("limited", ["params", "macs"])
-def test_stratified_draws_are_even_over_bins_then_units_then_members(name: str, limited: str) -> None:
+def test_stratified_draws_are_uniform_over_bins_then_units_then_members(name: str, limited: str) -> None:
     limit = {limited: int(np.quantile([getattr(cost, limited) for cost in networks(name).values()], 0.6))}
     chances, rng = stratified_chances(name, limit), np.random.default_rng(5)
     feasible = Feasible(SPACES[name], Budget(**limit))
@@ -149,16 +149,16 @@ def test_stratified_draws_are_even_over_bins_then_units_then_members(name: str, 
 
 @pytest.mark.parametrize("name", SPACES)
 @given(data=st.data())
-def test_stratified_draws_keep_within_the_budget(name: str, data: st.DataObject) -> None:
-    """At the tightest budgets too, where rounded edges of the bins may come to lie beyond it."""
+def test_stratified_draws_are_within_the_budget(name: str, data: st.DataObject) -> None:
+    """Also at the tightest budgets, where rounding could move edges of bins beyond the limit."""
     limit = data.draw(limits(name))
     assume(within(name, limit))
     feasible, rng = Feasible(SPACES[name], Budget(**limit)), np.random.default_rng(0)
     assert all(feasible.contains(cost_of(feasible.draw_stratified(rng))) for _ in range(20))
 
 
-def test_the_guard_would_see_a_walk_that_is_not_uniform() -> None:
-    """Choosing stage by stage, each option alike, favours what little fits behind."""
+def test_the_chi_square_test_rejects_a_walk_that_is_not_uniform() -> None:
+    """A uniform choice stage by stage favours options with few completions."""
     space, rng, drawn = SPACES["clashing"], np.random.default_rng(7), Counter[str]()
     for _ in range(8 * space.size):
         stem = space.stems[rng.integers(len(space.stems))]
@@ -213,7 +213,7 @@ def test_budgets_that_exclude_each_other_are_refused() -> None:
 
 @pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 1.0])
-def test_the_lightest_and_the_heaviest_are_ends_of_what_is_within_the_budget(name: str, share: float) -> None:
+def test_lightest_and_heaviest_have_the_extreme_macs_within_the_budget(name: str, share: float) -> None:
     costs = networks(name).values()
     limit = int(np.quantile([cost.params for cost in costs], share))
     within = [cost for cost in costs if cost.params <= limit]
@@ -246,7 +246,7 @@ def test_the_default_space_is_never_over_budget(params: int | None, macs: int | 
 
 
 @given(st.integers(0, 2**32))
-def test_a_draw_follows_from_the_generator_alone(seed: int) -> None:
+def test_a_draw_depends_only_on_the_generator(seed: int) -> None:
     one, other = Feasible(SPACES["tiny"], Budget(params=3000)), Feasible(SPACES["tiny"], Budget(params=3000))
     drawn: list[list[ArchConfig]] = []
     for each in (one, other):
@@ -255,7 +255,7 @@ def test_a_draw_follows_from_the_generator_alone(seed: int) -> None:
     assert drawn[0] == drawn[1]
 
 
-def test_what_a_space_has_counted_is_shared_by_equal_budgets() -> None:
+def test_equal_budgets_share_one_count() -> None:
     space = SPACES["tiny"]
     assert feasible(space, Budget(params=3000)) is feasible(space, Budget(params=3000))
     assert feasible(space, Budget(params=3000)) is not feasible(space, Budget(params=3001))
