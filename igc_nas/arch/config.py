@@ -115,9 +115,9 @@ class Igcv2Stage(_Stage):
     @model_validator(mode="after")
     def _chain_exists(self) -> Self:
         if self.K is not None:
-            problem = divides("K", self.K, "width", self.width)
-            if problem:
-                raise ValueError(problem)
+            reason = divides("K", self.K, "width", self.width)
+            if reason:
+                raise ValueError(reason)
         elif (most := len(prime_factors(self.width))) < self.depth - 1:
             raise ValueError(
                 f"depth (={self.depth}) needs width (={self.width}) to be a product of {self.depth - 1} factors; "
@@ -148,11 +148,11 @@ class Igcv3Stage(_Stage):
 
     @model_validator(mode="after")
     def _groups_divide(self) -> Self:
-        wrong = divides("G2", self.G2, "width", self.width)
-        if wrong is None and self.blocks > 1:
-            wrong = divides("G1", self.G1, "width", self.width)
-        if wrong:
-            raise ValueError(wrong)
+        reason = divides("G2", self.G2, "width", self.width)
+        if reason is None and self.blocks > 1:
+            reason = divides("G1", self.G1, "width", self.width)
+        if reason:
+            raise ValueError(reason)
         return self
 
     def problem(self, in_width: int) -> str | None:
@@ -204,9 +204,9 @@ class ArchConfig(Frozen):
         if not self.stages:
             raise ValueError("an architecture has at least one [[stage]]")
         for number, stage, in_width in self.with_input_widths():
-            wrong = stage.problem(in_width)
-            if wrong:
-                raise ValueError(f"stage {number}: {wrong}")
+            reason = stage.problem(in_width)
+            if reason:
+                raise ValueError(f"stage {number}: {reason}")
         return self
 
     def with_input_widths(self) -> Iterator[tuple[int, StageConfig, int]]:

@@ -48,7 +48,7 @@ class Suggests(Protocol):
 
 
 class SpaceFile(Frozen):
-    """A space file as it is written; a study keeps a copy. Raises `ConfigError` from `parse` and `load`."""
+    """The contents of a space file; a study keeps a copy. Raises `ConfigError` from `parse` and `load`."""
 
     paper: str = ""
     intent: str = ""
@@ -198,8 +198,8 @@ class SearchSpace:
             stages.append({"unit": unit, **chosen})
         arch = ArchConfig.parse(self._fixed() | {"stem": stem, "stage": stages})
         for number, config in enumerate(arch.stages, start=1):
-            if wrong := unmet(config, self.file.complementary):
-                raise ConfigError(f"stage {number}: {wrong}")
+            if reason := unmet(config, self.file.complementary):
+                raise ConfigError(f"stage {number}: {reason}")
         return arch
 
     def encode(self, arch: ArchConfig) -> dict[str, int | str]:
