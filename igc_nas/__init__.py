@@ -27,16 +27,17 @@ if TYPE_CHECKING:
     from igc_nas.errors import IgcNasError
     from igc_nas.nn.device import find_devices
     from igc_nas.nn.factory import create_model
+    from igc_nas.space.budget import Budget
     from igc_nas.space.search_space import SearchSpace
     from igc_nas.study.defaults import default_recipe, new_spec
     from igc_nas.study.lookup import load_architecture
     from igc_nas.study.records import Candidate, Latency, Score, Trial
-    from igc_nas.study.spec import Budget, Recipe, StudySpec
+    from igc_nas.study.spec import Recipe, StudySpec
     from igc_nas.study.study import Study, load_study
 
 _HOME = {
     "ArchConfig": "arch.config",
-    "Budget": "study.spec",
+    "Budget": "space.budget",
     "Candidate": "study.records",
     "Cost": "arch.cost",
     "IgcNasError": "errors",

@@ -1,7 +1,7 @@
-"""How many paths join a unit's channels, and the papers' complementary conditions: another reading of the plan.
+"""The number of paths that join a unit's channels, and the papers' complementary conditions, from the plan.
 
-A path leads from an input to an output channel through one channel of every layer between them. It is counted in a
-unit that keeps its width, for the condition is about the form of a unit, not about where a stage widens.
+A path leads from an input to an output channel through one channel of every layer between them. Paths are counted in a
+unit that keeps its width: the condition is about the unit, not about where a stage widens.
 
     strict: exactly one path joins each (input, output) pair   (IGCV2, section 3: the complementary condition)
     loose:  at least one does                                  (IGCV3, section 3: the same over super-channels)
@@ -20,15 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igc_nas.arch.config import Igcv3Stage, StageConfig, describe_stage
-from igc_nas.arch.plan import Conv, Interleave, Layer, chain, igcv3_layers
+from igc_nas.arch.plan import Conv, Interleave, Layer, igcv3_layers, unit_layers
 
 Condition = Literal["strict", "loose", "any"]
-AT_ONCE = 2**20
-"""Entries of a path matrix that are held at a time (8 MB)."""
+MAX_ENTRIES = 2**20
+"""Entries of a path matrix in memory at a time (8 MB)."""
 
 
 def complementary(stage: StageConfig) -> Literal["strict", "loose"] | None:
-    """The strongest condition that a stage's unit meets; a strict one is loose as well."""
+    """The strongest condition that a stage's unit meets; strict implies loose."""
     least, most = path_counts(stage)
     if least == most == 1:
         return "strict"
@@ -41,15 +41,17 @@ def unmet(stage: StageConfig, condition: Condition) -> str | None:
         return None
     least, most = path_counts(stage)
     found = f"{least}" if least == most else f"{least} to {most}"
-    asked = "exactly 1" if condition == "strict" else "at least 1"
-    return f"{describe_stage(stage)} has {found} paths per channel pair; complementary = {condition!r} asks for {asked}"
+    required = "exactly 1" if condition == "strict" else "at least 1"
+    return (
+        f"{describe_stage(stage)} has {found} paths per channel pair; complementary = {condition!r} requires {required}"
+    )
 
 
 def path_counts(stage: StageConfig) -> tuple[int, int]:
     """(least, most) paths that join an input with an output channel of the stage's unit where it keeps its width.
 
-    IGCV3's paths go through the whole unit: BN and the activation join no channels. (0, 0) where a unit of IGCV3 cannot
-    keep its width, as G1 does not divide it.
+    An IGCV3 unit's paths go through all of its layers: BN and the activation join no channels. (0, 0) where G1 does not
+    divide the width, so that an IGCV3 unit cannot keep it.
     """
     return _path_counts(stage.model_copy(update={"kernel": 1, "stride": 1, "blocks": 1, "residual": False}))
 
@@ -59,10 +61,10 @@ def _path_counts(stage: StageConfig) -> tuple[int, int]:
     width = stage.width
     if stage.problem(width):
         return 0, 0
-    layers = igcv3_layers(stage, width, 1) if isinstance(stage, Igcv3Stage) else chain(stage, width, 1)
+    layers = igcv3_layers(stage, width, 1) if isinstance(stage, Igcv3Stage) else unit_layers(stage, width, 1)
     convs = [layer for layer in layers if isinstance(layer, Conv)]
-    columns = max(1, AT_ONCE // max(conv.out_channels for conv in convs))
-    # No output channel has more paths than this in all; past 64 bits numpy counts with Python's integers.
+    columns = max(1, MAX_ENTRIES // max(conv.out_channels for conv in convs))
+    # An upper bound of the paths to one output channel; beyond 64 bits numpy counts with Python's integers.
     exact = np.int64 if prod(conv.in_channels // conv.groups for conv in convs) < 2**63 else object
     least, most = [], []
     for first in range(0, width, columns):

@@ -1,4 +1,4 @@
-"""An architecture as a small frozen record: what a person writes, what a sampler draws, what a file keeps.
+"""An architecture as a small frozen record: it is written by hand, drawn by a sampler, stored in a file.
 
 The letters are the papers': `L` partitions of `M` channels (IGCV1, arXiv 1707.02725), a chain of `depth` convolutions
 with `K` channels per group (IGCV2, arXiv 1804.06202), `expand`, `G1` and `G2` (IGCV3, arXiv 1806.00178). `conv` is the
@@ -10,14 +10,13 @@ regular convolution that the papers compare with.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache, cached_property
-from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticKnownError
 
+from igc_nas.arch.factors import balanced_factors, prime_factors
 from igc_nas.io.files import read_text
 from igc_nas.io.records import Frozen, parse_toml
 
@@ -28,7 +27,7 @@ Groups = Annotated[int, Field(ge=1, le=65_536)]
 
 
 def _int(value: object) -> object:
-    """A `Literal` takes what is equal, True for 1 and 3.0 for 3: here as elsewhere a number is an int or refused."""
+    """Refuse what is no int: a `Literal` of numbers takes whatever is equal, True for 1 and 3.0 for 3."""
     if type(value) is not int:
         raise PydanticKnownError("int_type")
     return value
@@ -64,7 +63,7 @@ class Head(Frozen):
 
 
 class _Stage(Frozen):
-    """What all stages have: `blocks` blocks; the first has the stage's stride and changes the width."""
+    """The fields of all stages: `blocks` blocks, of which the first has the stage's stride and changes the width."""
 
     blocks: Annotated[int, Field(ge=1, le=256)]
     kernel: Kernel = 3
@@ -105,7 +104,7 @@ class Igcv2Stage(_Stage):
     """IGCV2 (section 3): a depthwise kxk convolution, then `depth - 1` 1x1 group convolutions, interleaved.
 
     Without `K` the channels per group are the balanced factors of `width` (strict complementary condition); with `K`
-    they are `K` in every layer (the paper's IGCV2*: K = 8) and the condition may be met only nearly.
+    they are `K` in every layer (the paper's IGCV2*: K = 8), and the condition need not hold.
     """
 
     unit: Literal["igcv2"] = "igcv2"
@@ -116,9 +115,9 @@ class Igcv2Stage(_Stage):
     @model_validator(mode="after")
     def _chain_exists(self) -> Self:
         if self.K is not None:
-            wrong = divides("K", self.K, "width", self.width)
-            if wrong:
-                raise ValueError(wrong)
+            reason = divides("K", self.K, "width", self.width)
+            if reason:
+                raise ValueError(reason)
         elif (most := len(prime_factors(self.width))) < self.depth - 1:
             raise ValueError(
                 f"depth (={self.depth}) needs width (={self.width}) to be a product of {self.depth - 1} factors; "
@@ -126,7 +125,7 @@ class Igcv2Stage(_Stage):
             )
         return self
 
-    @cached_property
+    @property
     def channels_per_group(self) -> tuple[int, ...]:
         """K_1 >= K_2 >= ... of the 1x1 layers, `depth - 1` of them."""
         if self.K is not None:
@@ -149,11 +148,11 @@ class Igcv3Stage(_Stage):
 
     @model_validator(mode="after")
     def _groups_divide(self) -> Self:
-        wrong = divides("G2", self.G2, "width", self.width)
-        if wrong is None and self.blocks > 1:
-            wrong = divides("G1", self.G1, "width", self.width)
-        if wrong:
-            raise ValueError(wrong)
+        reason = divides("G2", self.G2, "width", self.width)
+        if reason is None and self.blocks > 1:
+            reason = divides("G1", self.G1, "width", self.width)
+        if reason:
+            raise ValueError(reason)
         return self
 
     def problem(self, in_width: int) -> str | None:
@@ -171,7 +170,7 @@ class ConvStage(_Stage):
 
 
 def _has_unit(stage: object) -> object:
-    """pydantic's own message for a missing discriminator does not list what it may be."""
+    """Refuse a stage without a unit, listing the units: pydantic's own message does not."""
     if isinstance(stage, Mapping) and "unit" not in stage:
         raise ValueError(f"no unit; use one of {', '.join(UNITS)}")
     return stage
@@ -205,9 +204,9 @@ class ArchConfig(Frozen):
         if not self.stages:
             raise ValueError("an architecture has at least one [[stage]]")
         for number, stage, in_width in self.with_input_widths():
-            wrong = stage.problem(in_width)
-            if wrong:
-                raise ValueError(f"stage {number}: {wrong}")
+            reason = stage.problem(in_width)
+            if reason:
+                raise ValueError(f"stage {number}: {reason}")
         return self
 
     def with_input_widths(self) -> Iterator[tuple[int, StageConfig, int]]:
@@ -262,7 +261,7 @@ def describe_stage(stage: StageConfig) -> str:
 
 
 def divides(name: str, groups: int, of_what: str, width: int) -> str | None:
-    """None where `groups` divides `width`, else a message that hands over the nearest widths that work."""
+    """None where `groups` divides `width`, else a message with the nearest widths that it divides."""
     if width % groups == 0:
         return None
     below = width - width % groups
@@ -273,39 +272,3 @@ def divides(name: str, groups: int, of_what: str, width: int) -> str | None:
 def _check_width(width: int, what: str) -> None:
     if width > 65_536:
         raise ValueError(f"{what} is a width of {width}; at most 65536")
-
-
-def prime_factors(number: int) -> tuple[int, ...]:
-    """Prime factors with multiplicity, ascending: 48 -> (2, 2, 2, 2, 3)."""
-    found, divisor = [], 2
-    while divisor * divisor <= number:
-        while number % divisor == 0:
-            found.append(divisor)
-            number //= divisor
-        divisor += 1
-    return (*found, number) if number > 1 else tuple(found)
-
-
-@cache
-def balanced_factors(width: int, count: int) -> tuple[int, ...]:
-    """`count` factors >= 2 of `width`, descending, with the least sum: 48 -> (8, 6) or (4, 4, 3).
-
-    The sum is what the 1x1 layers cost per channel (IGCV2, section 3.3), so the least sum is the balance condition
-    as nearly as the width allows. `width` must have at least `count` prime factors.
-    """
-    best = min(_factorizations(width, count, width), key=lambda factors: (sum(factors), factors))
-    assert prod(best) == width
-    return best
-
-
-def _factorizations(width: int, count: int, largest: int) -> Iterator[tuple[int, ...]]:
-    if count == 1:
-        if 2 <= width <= largest:
-            yield (width,)
-        return
-    for first in range(min(largest, width // 2 ** (count - 1)), 1, -1):
-        if first**count < width:
-            return
-        if width % first == 0:
-            for rest in _factorizations(width // first, count - 1, first):
-                yield (first, *rest)

@@ -1,4 +1,4 @@
-"""What an architecture costs, as exact integers, before anything is built: one sum over the plan.
+"""The cost of an architecture in exact integers: one sum over its plan, no network is built.
 
 Conventions, as the papers count:
 
@@ -45,7 +45,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """One layer of the plan with the shape that it writes and what it costs: a row of `igc-nas show`."""
+    """One layer of the plan with its output shape and its cost: a row of `igc-nas show`."""
 
     block: str
     layer: Layer
@@ -73,7 +73,7 @@ def plan_cost(whole: Plan) -> Cost:
 
 
 def layers_cost(layers: Iterable[Layer], shape: Shape) -> tuple[Cost, Shape]:
-    """(cost, shape written) of a run of layers that reads `shape`."""
+    """(cost, output shape) of layers in a row behind the input `shape`."""
     params = macs = activations = 0
     for layer in layers:
         if isinstance(layer, Residual):
@@ -92,7 +92,7 @@ _FREE = Cost()
 
 
 def layer_cost(layer: Layer, shape: Shape) -> tuple[Cost, Shape]:
-    """(cost, shape written) of one layer, a `Residual` excepted, that reads `shape`."""
+    """(cost, output shape) of one layer, a `Residual` excepted, behind the input `shape`."""
     match layer:
         case Conv(_, c_in, c_out, kernel, stride, groups):
             _, height, width = shape

@@ -7,9 +7,9 @@
                            paper's own body was not available, so the layout is a hypothesis)
     igcv3-d-cifar, igcv3-d-imagenet    IGCV3-D 1.0x, G1 = G2 = 2 (released code)
 
-Printed accuracies are those of the papers' long trainings (400 epochs); a proxy's are not to be read beside them.
+Printed accuracies are those of the papers' long trainings (400 epochs), not comparable with a proxy's.
 
-`figures` has the figures in which the papers rank networks of equal size, point by point, as architectures to train:
+`figures` returns the figures in which the papers rank networks of equal size; each point is an architecture to train:
 
     IGCV1 Figure 3 (i), (ii)    plain IGCV1, (L, M) with blocks of about 4,672 and 17,536 weights; mean of 5 runs
     IGCV2 Figure 3              IGCV2*, (C, K, n): C channels, n pointwise layers of K channels per group; about 4,672
@@ -94,7 +94,7 @@ PATTERNS = (
 
 
 def is_reference(name: str) -> bool:
-    """Whether a name has the form of a reference network's."""
+    """Whether a name looks like that of a reference network."""
     return name.startswith(("igcv1-", "igcv2-", "igcv3-", "regconv-")) and not name.endswith(".toml")
 
 
@@ -159,10 +159,7 @@ def _igcv3_d(image: tuple[int, int, int], strides: tuple[int, ...]) -> ArchConfi
 
 
 DATASET = "cifar100"
-
-
 CLASSES = 100
-
 
 # IGCV2, Figure 3: accuracy (%) on CIFAR-100 by (C, K, n), read off the plot.
 _IGCV2_FIGURE_3 = {
@@ -173,7 +170,7 @@ _IGCV2_FIGURE_3 = {
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A network of a figure; `accuracy` is what the paper prints, 0 to 1. `label` has the paper's letters."""
+    """A network of a figure, with the accuracy that the paper prints (0 to 1); `label` uses the paper's letters."""
 
     label: str
     arch: ArchConfig

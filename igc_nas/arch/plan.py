@@ -1,6 +1,6 @@
-"""The plan: an architecture as layers in order. Everything else (cost, network, tables, exports) is a reading of it.
+"""The plan: an architecture as layers in order. Cost, network, tables and exports are computed from it.
 
-A new unit is one function here that returns layers; all readings follow. A convolution pads by kernel // 2 and has no
+A new unit needs one more function here, which returns its layers. A convolution pads by kernel // 2 and has no
 bias, so a side of H pixels becomes ceil(H / stride).
 
     Interleave(g): out[j*g + i] = in[i*(C/g) + j], 0 <= i < g, 0 <= j < C/g   (IGCV1 eq. 3; torch's ChannelShuffle(g))
@@ -48,7 +48,7 @@ class Interleave:
 
     @property
     def is_identity(self) -> bool:
-        """One group, or groups of one channel, move nothing."""
+        """One group, or groups of one channel: no channel moves."""
         return self.groups in (1, self.channels)
 
 
@@ -102,7 +102,7 @@ class BlockPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The blocks in order, for images of `input` = (channels, height, width) and `classes` classes."""
+    """The blocks in order of computation, for images of `input` = (channels, height, width) and `classes` classes."""
 
     input: tuple[int, int, int]
     classes: int
@@ -110,7 +110,7 @@ class Plan:
 
 
 def plan(arch: ArchConfig) -> Plan:
-    """The plan of an architecture. Blocks that are alike are one and the same tuple of layers."""
+    """The plan of an architecture. Equal blocks share one tuple of layers."""
     blocks = [BlockPlan("stem", stem_layers(arch.stem, arch.input[0]))]
     for number, stage, in_width in arch.with_input_widths():
         first, rest = stage_layers(stage, in_width)
@@ -134,19 +134,19 @@ def _block(stage: StageConfig, in_width: int, stride: int, first: bool) -> tuple
         body = igcv3_layers(stage, in_width, stride)
         return (Residual(body),) if stage.residual and not first else body
     if not stage.residual:
-        return (*chain(stage, in_width, stride), Norm("norm", stage.width), Act("relu"))
+        return (*unit_layers(stage, in_width, stride), Norm("norm", stage.width), Act("relu"))
     body = (
-        *chain(stage, in_width, stride, "1"),
+        *unit_layers(stage, in_width, stride, "1"),
         Norm("norm1", stage.width),
         Act("relu"),
-        *chain(stage, stage.width, 1, "2"),
+        *unit_layers(stage, stage.width, 1, "2"),
         Norm("norm2", stage.width),
     )
     return Residual(body, _shortcut(stage, in_width, stride)), Act("relu")
 
 
-def chain(stage: StageConfig, in_width: int, stride: int, suffix: str = "") -> tuple[Layer, ...]:
-    """The linear chain of one unit: convolutions and interleaves with nothing nonlinear between them."""
+def unit_layers(stage: StageConfig, in_width: int, stride: int, suffix: str = "") -> tuple[Layer, ...]:
+    """The layers of one IGCV1, IGCV2 or regular unit: convolutions and interleaves, nothing nonlinear between them."""
     match stage:
         case Igcv1Stage():
             return igcv1_layers(stage, in_width, stride, suffix)
@@ -220,7 +220,7 @@ def stem_layers(stem: Stem, in_channels: int) -> tuple[Layer, ...]:
 
 
 def end_blocks(features: int, head: Head | None, classes: int) -> tuple[BlockPlan, ...]:
-    """What follows the last stage's `features` channels: the head, where there is one, pooling and the classifier."""
+    """The blocks behind the last stage's `features` channels: the head, if there is one, pooling and the classifier."""
     blocks: tuple[BlockPlan, ...] = ()
     if head:
         conv = Conv("conv", features, head.width)
@@ -232,8 +232,8 @@ def end_blocks(features: int, head: Head | None, classes: int) -> tuple[BlockPla
 def arch_id(arch: ArchConfig) -> str:
     """The canonical id: 12 hex digits over the normalised plan, its input and its classes.
 
-    Names and identity interleaves do not count, so architectures that are written differently but build the same
-    network have one id; equal ids have equal parameters, MACs and training.
+    Names and identity interleaves are left out, so configurations that build the same network have the same id; equal
+    ids have equal parameters, MACs and training.
     """
     whole = plan(arch)
     layers = [normalised(block.layers) for block in whole.blocks]
@@ -243,7 +243,7 @@ def arch_id(arch: ArchConfig) -> str:
 
 @lru_cache(maxsize=65_536)
 def normalised(layers: tuple[Layer, ...]) -> tuple[object, ...]:
-    """Layers as plain nested tuples without names and without interleaves that move nothing."""
+    """Layers as plain nested tuples without names and without identity interleaves."""
     out: list[object] = []
     for layer in layers:
         match layer:

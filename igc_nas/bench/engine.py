@@ -35,8 +35,9 @@ from igc_nas.engine.executor import Message, RungReport
 from igc_nas.engine.progress import SearchDisplay
 from igc_nas.engine.store import Store
 from igc_nas.samplers.pruner import FinalErrorPrediction
+from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import new_spec
-from igc_nas.study.spec import Budget, SamplerName, StudySpec
+from igc_nas.study.spec import SamplerName, StudySpec
 from igc_nas.study.study import load_study
 
 MARKS = (100, 1_000, 10_000)

@@ -60,11 +60,12 @@ def bench_latency(
 
 
 def _architectures(count: int, seed: int) -> list[ArchConfig]:
+    from igc_nas.space.budget import Budget
     from igc_nas.space.feasible import Feasible
 
     space = SearchSpace.load("igc_cifar")
     rng = np.random.default_rng(seed)
-    feasible = Feasible(space, 2_000_000, None)
+    feasible = Feasible(space, Budget(params=2_000_000))
     return [feasible.draw(rng) for _ in range(count)]
 
 

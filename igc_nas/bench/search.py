@@ -16,8 +16,9 @@ from igc_nas.engine.events import Event, Opened
 from igc_nas.engine.search import Run, search
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.nn.device import Device
+from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import default_extent, new_spec
-from igc_nas.study.spec import Budget, StudySpec
+from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import load_study
 
 KINDS = ("factored", "fastest")

@@ -22,9 +22,10 @@ from igc_nas.engine.search import Run, search
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.nn.device import Device
+from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import new_spec
 from igc_nas.study.records import TimeBreakdown
-from igc_nas.study.spec import Budget, StudySpec
+from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import load_study
 
 KINDS = {"one": (1, 1), "two_workers": (2, 1), "two_threads": (1, 2)}

@@ -64,8 +64,8 @@ def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
     from igc_nas.engine.search import Run, search
     from igc_nas.errors import StudyError
     from igc_nas.nn.device import find_devices
+    from igc_nas.space.budget import Budget
     from igc_nas.study.defaults import default_extent
-    from igc_nas.study.spec import Budget
 
     if study.folder is None or study.spec.latency.remote:
         raise StudyError(f"the latencies of {study.spec.name} are another machine's", "train the figures there")

@@ -32,11 +32,12 @@ def space(name: str | None, classes: int, budget_params: int | None, budget_macs
         put_json(space_names()) if as_json else put(*space_names())
         return
     from igc_nas.arch.cost import cost_of
+    from igc_nas.space.budget import Budget
     from igc_nas.space.feasible import Feasible
     from igc_nas.space.search_space import METRICS, SearchSpace
 
     found = SearchSpace.load(name, classes)
-    feasible = Feasible(found, budget_params, budget_macs)
+    feasible = Feasible(found, Budget(params=budget_params, macs=budget_macs))
     facts: dict[str, Any] = {"architectures": found.size}
     if feasible.limits:
         try:

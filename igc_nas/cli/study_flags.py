@@ -10,14 +10,14 @@ from typing import Any
 from igc_nas.data.datasets import DatasetInfo, data_dir, locate
 from igc_nas.engine.search import begun
 from igc_nas.errors import ConfigError, StudyError, UsageError
-from igc_nas.io.files import read_text
 from igc_nas.io.records import differences, parse_toml, restricted
 from igc_nas.nn.device import Device
+from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SpaceFile, find_space
 from igc_nas.study.defaults import PRUNE_BELOW, new_spec
 from igc_nas.study.names import check_study_name
 from igc_nas.study.objectives import parse_objectives
-from igc_nas.study.spec import Budget, StudySpec, default_name
+from igc_nas.study.spec import StudySpec, default_name
 from igc_nas.study.study import Study
 
 
@@ -99,8 +99,7 @@ def explicit(flags: Mapping[str, Any]) -> dict[str, Any]:
         asked["latency"] = {key: value for key, value in latency.items() if value}
     if flags["space"] is not None:
         path = find_space(flags["space"])
-        file = SpaceFile.parse(parse_toml(read_text(path), path.name), path.name)
-        asked |= {"space_name": path.stem, "space": file.to_dict()}
+        asked |= {"space_name": path.stem, "space": SpaceFile.load(path).to_dict()}
     return asked
 
 

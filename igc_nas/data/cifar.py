@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: how their archives are laid out, and the hashes of the official files."""
+"""CIFAR-10 and CIFAR-100: the layout of their archives, and the hashes of the official files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Layout:
-    """How a CIFAR dataset lies on disk and where it comes from. Counts are images a file."""
+    """The files of a CIFAR dataset and their origin. `train_count` and `test_count` are images of a set."""
 
     name: str
     classes: int
@@ -36,11 +36,11 @@ class Layout:
 
     @property
     def url(self) -> str:
-        """Where its authors offer the binary archive."""
+        """The address of the authors' binary archive."""
         return f"https://www.cs.toronto.edu/~kriz/{self.archive}"
 
     def files(self) -> dict[str, int]:
-        """Every file with the number of images in it."""
+        """The number of images in each file."""
         each = self.train_count // len(self.train_files)
         return dict.fromkeys(self.train_files, each) | {self.test_file: self.test_count}
 

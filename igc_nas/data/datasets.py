@@ -1,4 +1,4 @@
-"""Datasets on disk: where they are, whether they are whole, what they are called. NumPy only.
+"""Datasets on disk: find, verify and read them, with NumPy only.
 
 CIFAR is read in the binary layout of its authors: a record is a label byte (CIFAR-100: a coarse and a fine one) and
 3,072 pixels, red, green, blue. Files that came out of an official archive have a manifest with their hashes
@@ -26,15 +26,13 @@ from igc_nas.io.text import nearest
 
 Bytes = NDArray[np.uint8]
 MANIFEST = "igc-nas.json"
-
-
 SHAPES = "shapes"
 NAMES = ("cifar10", "cifar100", SHAPES)
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A dataset that is there. `label` is what every record shows, `sha256` is over its training files.
+    """A dataset that was found. `label` stands in every record, `sha256` is over its training files.
 
     `mean` and `std` are per channel (red, green, blue), of pixels from 0 to 1.
     """
@@ -49,22 +47,22 @@ class DatasetInfo:
 
     @property
     def train_count(self) -> int:
-        """Images of the training set, from which held-out ones are taken."""
+        """Images of the training set, held-out ones included."""
         return LAYOUTS[self.name].train_count if self.name in LAYOUTS else TRAIN_COUNT
 
     @property
     def synthetic(self) -> bool:
-        """Whether the images are drawn by a program and say nothing about photographs."""
+        """Whether igc-nas draws the images itself, so that results say nothing about photographs."""
         return is_synthetic(self.name)
 
 
 def is_synthetic(label: str) -> bool:
-    """Whether a dataset of this name or label holds the images that igc-nas draws itself."""
+    """Whether this is the name or the label of the dataset that igc-nas draws itself."""
     return label.startswith(SHAPES)
 
 
 def normalisation(label: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """(mean, std) per channel that images of a dataset of this label are normalised by; None for one unknown here."""
+    """(mean, std) per channel by which images of a dataset are normalised; None for an unknown label."""
     layout = LAYOUTS.get(label.partition(" ")[0])
     if layout is not None:
         return layout.mean, layout.std
@@ -73,7 +71,7 @@ def normalisation(label: str) -> tuple[tuple[float, ...], tuple[float, ...]] | N
 
 
 def data_dir(flag: Path | None = None) -> Path:
-    """Where datasets are: the flag, `$IGC_NAS_DATA`, else the user's cache folder."""
+    """The folder of datasets: the flag, else `$IGC_NAS_DATA`, else the user's cache folder."""
     if flag is not None:
         return flag
     if os.environ.get("IGC_NAS_DATA"):
@@ -86,7 +84,7 @@ def data_dir(flag: Path | None = None) -> Path:
 def locate(name: str = "auto", folder: Path | None = None) -> DatasetInfo:
     """Find and verify a dataset; `auto` is CIFAR-10 where it is in `folder`, else `shapes`.
 
-    Without `folder` it is looked for in `data_dir()`. Raises `DataError` where it is missing (unless `auto`) or
+    Without `folder` it is searched in `data_dir()`. Raises `DataError` where it is missing (unless `auto`) or
     damaged, `UsageError` for an unknown name.
     """
     folder = data_dir(folder)
@@ -138,7 +136,7 @@ def read_test(info: DatasetInfo) -> tuple[Bytes, Bytes]:
 
 
 def split_held_out(labels: Bytes, held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of (the rest, `held_out` images): stratified by class, drawn by `seed`, together all of them.
+    """Indices of (all other images, `held_out` images), both ascending: stratified by class, drawn by `seed`.
 
     The classes' shares of the held-out images differ by one at most where classes are equally frequent. Raises
     `UsageError` unless 0 < held_out < n.
@@ -147,7 +145,7 @@ def split_held_out(labels: Bytes, held_out: int, seed: int) -> tuple[NDArray[np.
         raise UsageError(f"cannot hold {held_out} of {len(labels)} images out", f"use 1 to {len(labels) - 1}")
     rng = np.random.default_rng(np.random.SeedSequence([seed, len(labels)]))
     order = rng.permutation(len(labels))
-    # The k-th image of its class, in drawn order: taking by rank takes from all classes alike.
+    # rank: the image is the k-th of its class in drawn order. Those of least rank are of all classes in equal shares.
     rank = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         places = order[labels[order] == label]
@@ -159,7 +157,7 @@ def split_held_out(labels: Bytes, held_out: int, seed: int) -> tuple[NDArray[np.
 
 
 def auto_notice(info: DatasetInfo, folder: Path) -> str | None:
-    """What must not be overlooked where `auto` found no CIFAR-10; None where it did."""
+    """A warning where `auto` found no CIFAR-10; None where it did."""
     if not info.synthetic or any(_is_there(place) for place in _places(LAYOUTS["cifar10"], folder)):
         return None
     bar = "!" * 100
@@ -177,10 +175,7 @@ def auto_notice(info: DatasetInfo, folder: Path) -> str | None:
 
 
 def check_files(layout: Layout, files: Mapping[str, bytes], where: str) -> None:
-    """Check the bytes of all files: sizes, range of the labels, and that classes are equally frequent in either set.
-
-    Raises `DataError`.
-    """
+    """Check the bytes of all files: sizes, labels, and equally frequent classes in each set. Raises `DataError`."""
     for name, data in files.items():
         _check_size(layout, name, len(data))
         worst = int(_labels(layout, data).max())
@@ -194,7 +189,7 @@ def check_files(layout: Layout, files: Mapping[str, bytes], where: str) -> None:
         least, most = np.min(counts), np.max(counts)
         if least != most:
             raise DataError(
-                f"{where}: {names[0]}... classes have {least} to {most} images; in {layout.name} all have as many",
+                f"{where}: {names[0]}... classes have {least} to {most} images; {layout.name} has equally many of each",
                 f"igc-nas data {layout.name}",
             )
 
@@ -208,13 +203,13 @@ def _check_size(layout: Layout, name: str, size: int) -> None:
 
 
 def _places(layout: Layout, folder: Path) -> tuple[Path, ...]:
-    """Where the files may be: where `igc_nas.data.fetch` puts them, else in `folder` itself where it has their name."""
+    """Folders to search: where `igc_nas.data.fetch` installs, then `folder` itself where it has that name."""
     inside = folder / layout.folder
     return (inside, folder) if folder.name == layout.folder else (inside,)
 
 
 def _is_there(place: Path) -> bool:
-    """Whether anything has this name, be it a folder or not: what is damaged is not what is missing."""
+    """Whether anything has this name: a file where the folder should be is damaged data, not missing data."""
     try:
         place.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -234,7 +229,7 @@ def _shapes_info() -> DatasetInfo:
 def _read(layout: Layout, folder: Path, name: str) -> bytes:
     path = folder / name
     try:
-        # The size comes first: a pipe has no end, and a file that is far too large does not fit into memory.
+        # The size is checked first: a pipe has no end, and a file that is too large may not fit into memory.
         _check_size(layout, name, path.stat().st_size)
         data = path.read_bytes()
     except OSError as error:
@@ -248,7 +243,7 @@ def _labels(layout: Layout, data: bytes) -> Bytes:
 
 
 def _manifest(folder: Path) -> dict[str, str] | None:
-    """Hashes by file of an official installation; None where there is no manifest."""
+    """SHA-256 by file of an official installation; None where there is no manifest."""
     path = folder / MANIFEST
     try:
         if not path.exists() and not path.is_symlink():

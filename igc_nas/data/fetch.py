@@ -1,8 +1,8 @@
-"""Fetch a dataset: download or take what the user has, verify it, install it in the binary layout.
+"""Fetch a dataset: download it or read the user's copy, verify it, install it in the binary layout.
 
-Nothing half-written counts as installed: files are written whole, the manifest last. No archive is unpacked to disk,
-and nothing that is read runs code: the python layout is read by an unpickler that knows NumPy's arrays and nothing
-else, and only once its hash is the official one.
+An interrupted installation is not taken for a complete one: files are written whole, the manifest last. No archive is
+unpacked to disk, and no data can run code: the python layout is unpickled only where its hash is the official one, by
+an unpickler that builds NumPy arrays and nothing else.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ from igc_nas.data.cifar import LAYOUTS, Layout
 from igc_nas.data.datasets import MANIFEST, SHAPES, DatasetInfo, check_files, verify
 from igc_nas.errors import ConfigError, DataError, UsageError
 from igc_nas.io.files import read_bytes, read_text, write_whole
+from igc_nas.io.text import one_line
 
 TIMEOUT_S = 60
 CHUNK = 1 << 16
 MOST_BYTES = 3 * max(layout.train_count * layout.record for layout in LAYOUTS.values())
-"""Of an archive, packed and unpacked: twice what the largest holds, and room for more."""
+"""Of an archive, packed and unpacked: three times the largest training set, which no archive of these reaches."""
 
 Report = Callable[[int, int], None]
-"""Called with (bytes so far, bytes in all)."""
+"""Called with (bytes so far, total bytes)."""
 
 
 def fetch(
@@ -50,12 +51,13 @@ def fetch(
     source: Path | None = None,
     url: str | None = None,
     progress: Report = lambda done, total: None,
+    timeout_s: float = TIMEOUT_S,
 ) -> DatasetInfo:
     """Install a dataset into `folder` and return it.
 
-    Without `source` the official binary archive is downloaded (from `url`, else from its authors); a download that was
-    cut goes on where it stopped. `source` is an archive or a folder, in binary or python layout. Raises `DataError`,
-    and `UsageError` for `shapes`, which is built in.
+    Without `source` the official binary archive is downloaded (from `url`, else from its authors); an interrupted
+    download is resumed, and a server that is silent for `timeout_s` seconds ends it. `source` is an archive or a
+    folder, in binary or python layout. Raises `DataError`, and `UsageError` for `shapes`, which is built in.
     """
     if name == SHAPES:
         raise UsageError("shapes is built in; there is nothing to fetch", "igc-nas search --dataset shapes")
@@ -64,8 +66,8 @@ def fetch(
     layout = LAYOUTS[name]
     _make(folder)
     if source is None:
-        with _alone(layout, folder):
-            archive = download(layout, folder, url or layout.url, progress)
+        with download_lock(layout, folder):
+            archive = download(layout, folder, url or layout.url, progress, timeout_s)
             info = _install(layout, folder, archive, *_found(layout, archive))
             archive.unlink()
         return info
@@ -73,8 +75,8 @@ def fetch(
 
 
 @contextlib.contextmanager
-def _alone(layout: Layout, folder: Path) -> Iterator[None]:
-    """The right to download into `folder`; the system takes it from a process that dies. Raises `DataError`."""
+def download_lock(layout: Layout, folder: Path) -> Iterator[None]:
+    """Hold the lock on downloads into `folder`; the system frees it when the process dies. Raises `DataError`."""
     path, owner = (folder / f"{layout.archive}.{kind}" for kind in ("lock", "owner"))
     lock = FileLock(path, timeout=0)
     try:
@@ -96,15 +98,15 @@ def _alone(layout: Layout, folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def download(layout: Layout, folder: Path, url: str, progress: Report) -> Path:
-    """Download the official archive to `folder`, going on after what is there; verified by size and SHA-256."""
+def download(layout: Layout, folder: Path, url: str, progress: Report, timeout_s: float = TIMEOUT_S) -> Path:
+    """Download the official archive to `folder`, or resume its download; verified by size and SHA-256."""
     if not url.startswith(("https://", "http://")):
         raise UsageError(f"{url!r:.120} is no http or https address")
     part = folder / f"{layout.archive}.part"
     if part.exists() and not part.is_file():
         raise DataError(f"{part} is no file", "remove it and try again")
     if not part.exists() or part.stat().st_size != layout.archive_size:
-        _continue(layout, part, url, progress)
+        _continue(layout, part, url, progress, timeout_s)
     size = part.stat().st_size
     if size < layout.archive_size:
         raise DataError(
@@ -113,21 +115,19 @@ def download(layout: Layout, folder: Path, url: str, progress: Report) -> Path:
         )
     if size != layout.archive_size or _sha256(part) != layout.archive_sha256:
         part.unlink()
-        raise DataError(
-            f"{url} is not the official {layout.archive}: its SHA-256 is another", "try again, or use --from"
-        )
+        raise DataError(f"{url} is not the official {layout.archive}: its SHA-256 differs", "try again, or use --from")
     return part
 
 
-def _continue(layout: Layout, part: Path, url: str, progress: Report) -> None:
+def _continue(layout: Layout, part: Path, url: str, progress: Report, timeout_s: float) -> None:
     have = part.stat().st_size if part.exists() else 0
     if have > layout.archive_size:
         part.unlink()
         have = 0
     try:
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
-            # A server that does not know ranges answers 200 and starts over; what is here already is skipped.
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
+            # A server without ranges answers 200 and sends the whole archive: the bytes that are here are skipped.
             resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
             length = answer.headers.get("Content-Length", str(layout.archive_size))
             if not resumed and (answer.status != 200 or length != str(layout.archive_size)):
@@ -138,18 +138,16 @@ def _continue(layout: Layout, part: Path, url: str, progress: Report) -> None:
             _receive(answer, part, 0 if resumed else have, layout.archive_size, progress)
     except urllib.error.HTTPError as error:
         error.close()
-        phrase = http.client.responses.get(error.code, "")  # its own words might be anything
+        phrase = http.client.responses.get(error.code, "")  # the server's own phrase may hold anything
         raise DataError(f"{url} answered {error.code} {phrase}".rstrip(), "try again later, or use --from") from None
     except ValueError as error:
-        raise UsageError(f"{url!r:.120} is no http or https address: {_said(error)}") from None
+        raise UsageError(f"{url!r:.120} is no http or https address: {one_line(error, 120)}") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        has = part.stat().st_size if part.exists() else 0
+        has = f"{part.stat().st_size if part.exists() else 0:,} of {layout.archive_size:,} bytes"
         raise DataError(
-            f"the download of {layout.archive} was cut after {has:,} of {layout.archive_size:,} bytes: {_said(reason)}",
-            "the same command goes on from there; igc-nas data "
-            + layout.name
-            + " --from FILE takes an archive you have",
+            f"the download of {layout.archive} was cut after {has}: {one_line(reason, 120)}",
+            f"the same command goes on from there; igc-nas data {layout.name} --from FILE takes an archive you have",
         ) from None
 
 
@@ -164,7 +162,7 @@ def _receive(answer: IO[bytes], part: Path, skip: int, total: int, progress: Rep
                 return
 
 
-# Reading what the user has: the bytes of every file in binary layout, and whether they are the official ones.
+# Reading the user's copy: the bytes of every file in binary layout, and whether they are the official ones.
 
 Found = tuple[dict[str, bytes], bool]
 
@@ -175,7 +173,7 @@ def _found(layout: Layout, path: Path) -> Found:
     except ConfigError as error:
         raise DataError(error.message, error.hint) from None
     except OSError as error:
-        raise DataError(f"{error.filename or path!s:.200}: {_said(error.strerror or error)}") from None
+        raise DataError(f"{error.filename or path!s:.200}: {one_line(error.strerror or error, 120)}") from None
 
 
 def _from_archive(layout: Layout, path: Path) -> Found:
@@ -197,18 +195,18 @@ def _from_archive(layout: Layout, path: Path) -> Found:
         return _members(path, layout.files()), False
     except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path.name} ({size:,} bytes) is no readable {layout.name} archive: {_said(error)}",
+            f"{path.name} ({size:,} bytes) is no readable {layout.name} archive: {one_line(error, 120)}",
             f"the official one is {layout.archive}, {layout.archive_size:,} bytes",
         ) from None
 
 
 def _members(path: Path, names: Mapping[str, object]) -> dict[str, bytes]:
-    """The named members of a tar archive, read in memory, wherever in the archive they lie."""
+    """The members of a tar archive with these names, in any folder of it, read into memory."""
     found: dict[str, bytes] = {}
     limit = 2 * max(layout.train_count * layout.record for layout in LAYOUTS.values())
     with _unpacked(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
-            if member.size < 0:  # tarfile would go back and read it again, for ever
+            if member.size < 0:  # tarfile would seek back and read it for ever
                 raise tarfile.ReadError("a member of negative size")
             name = member.name.rpartition("/")[2]
             if name in names and member.isfile() and member.size <= limit:
@@ -233,7 +231,7 @@ def _unpacked(path: Path) -> _Limited:
 
 
 class _Limited(io.RawIOBase):
-    """What is read of `file` and skipped in it is at most `MOST_BYTES`: some kilobytes may unpack to terabytes."""
+    """`file`, refusing to read or seek beyond `MOST_BYTES`: a few kilobytes may unpack to terabytes."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -277,7 +275,7 @@ def _python_folder(layout: Layout, place: Path) -> dict[str, bytes]:
         data = read_bytes(place / theirs, MOST_BYTES)
         if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
             raise DataError(
-                f"{place / theirs} is not the official file (its MD5 is another), and a pickle is not read otherwise",
+                f"{place / theirs} is not the official file (its MD5 differs), and no other pickle is read",
                 "use the binary archive",
             )
         found[ours] = _converted(layout, data)
@@ -285,7 +283,7 @@ def _python_folder(layout: Layout, place: Path) -> dict[str, bytes]:
 
 
 def _manifest_is_of(place: Path, files: Mapping[str, bytes]) -> bool:
-    """Whether a folder is one that we installed from an official archive."""
+    """Whether igc-nas installed a folder from an official archive, by its manifest."""
     try:
         hashes = dict(json.loads(read_text(place / MANIFEST))["files"])
     except (ConfigError, ValueError, KeyError, TypeError, RecursionError):
@@ -294,7 +292,7 @@ def _manifest_is_of(place: Path, files: Mapping[str, bytes]) -> bool:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles what CIFAR's python files are made of: NumPy arrays, lists, strings. Anything else is refused."""
+    """Unpickles NumPy arrays, lists and strings, as in CIFAR's python files; anything else is refused."""
 
     _ALLOWED = (
         ("numpy.core.multiarray", "_reconstruct"),
@@ -313,14 +311,14 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _converted(layout: Layout, pickled: bytes) -> bytes:
-    """One file of the python layout in the binary one."""
+    """A file of the python layout, converted to the binary one."""
     try:
         batch = _ArraysOnly(io.BytesIO(pickled), encoding="bytes").load()
         keys = (b"labels",) if layout.label_bytes == 1 else (b"coarse_labels", b"fine_labels")
         labels = np.stack([np.asarray(batch[key], dtype=np.uint8) for key in keys], axis=1)
         return np.concatenate([labels, np.asarray(batch[b"data"], dtype=np.uint8)], axis=1).tobytes()
-    except Exception as error:  # unpickling raises what it likes, says its documentation
-        raise DataError(f"a python batch of {layout.name} cannot be read: {_said(error)}") from None
+    except Exception as error:  # unpickling may raise any exception (documentation of pickle.UnpicklingError)
+        raise DataError(f"a python batch of {layout.name} cannot be read: {one_line(error, 120)}") from None
 
 
 def _install(layout: Layout, folder: Path, source: Path, files: Mapping[str, bytes], official: bool) -> DatasetInfo:
@@ -345,12 +343,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror or error}", "choose another folder with --data-dir") from None
-
-
-def _said(error: object) -> str:
-    """The words of an error, or the beginning of them, on one line; a server or a file may have put anything there."""
-    words = " ".join(str(error).split())
-    return "".join(letter if letter.isprintable() else "?" for letter in words)[:120]
 
 
 def _sha256(path: Path) -> str:

@@ -1,9 +1,9 @@
-"""`shapes`: a small image set that igc-nas draws itself, for trying things out where CIFAR-10 is not at hand.
+"""`shapes`: a small image set that igc-nas draws itself, for trials without CIFAR-10.
 
 It is SYNTHETIC: ten kinds of figure (circle, ellipse, square, ...) of random place, size, rotation and colour, in low
 contrast on a textured ground, among fragments of other figures, partly covered, blurred and noisy. A figure's colour
-leans towards one of its class: as in photographs, colour is what a short training learns first, form later.
-The aim is that a larger network does better than a small one after a short training; it says nothing about CIFAR-10.
+leans towards one of its class: as with photographs, a short training learns colours first, forms later.
+A larger network does better than a small one after a short training; results say nothing about CIFAR-10.
 
 Figures are signed distance functions (negative inside) in their own frame, where the figure reaches about radius 1;
 see https://iquilezles.org/articles/distfunctions2d for the idea.
@@ -35,7 +35,7 @@ TRAIN_COUNT: Final = 20_000
 TEST_COUNT: Final = 4_000
 SEED: Final = 20_170_707
 VERSION: Final = "shapes-2"
-"""Name of this generator; any change that moves a pixel gives it another number."""
+"""Name of this generator; any change of a pixel needs another number."""
 
 _SIZE: Final = 32
 _CHUNK: Final = 250  # images at a time, so that the working arrays stay in a core's cache
@@ -47,8 +47,8 @@ Floats: TypeAlias = NDArray[np.float32]
 Bytes: TypeAlias = NDArray[np.uint8]
 
 
-class _Dice:
-    """Uniform numbers made from PCG64's raw bits: NumPy keeps those the same for ever, its distributions not."""
+class _Random:
+    """Random numbers from PCG64's raw bits, which NumPy keeps stable across versions, unlike its distributions."""
 
     def __init__(self, stream: int) -> None:
         self._bits = np.random.PCG64(np.random.SeedSequence((SEED, stream)))
@@ -152,20 +152,20 @@ def _column(values: Floats) -> Floats:
     return values[:, None, None]
 
 
-def _slope(dice: _Dice, n: int) -> Floats:
+def _slope(rng: _Random, n: int) -> Floats:
     """A plane of random direction over each image, pixels from its centre: (n, 32, 32)."""
-    angle = dice.uniform(0, 2 * np.pi, n)
+    angle = rng.uniform(0, 2 * np.pi, n)
     slope: Floats = np.cos(angle)[:, None, None] * _AXIS + np.sin(angle)[:, None, None] * _AXIS[:, None]
     return slope
 
 
-def _coverage(dice: _Dice, kinds: Bytes, reach: tuple[float, float], off: float) -> Floats:
-    """How far each pixel lies in a figure of the given kinds, 0..1: (n, 32, 32); `reach` and `off` in pixels."""
+def _coverage(rng: _Random, kinds: Bytes, reach: tuple[float, float], off: float) -> Floats:
+    """The share of each pixel that a figure of each kind covers, 0..1: (n, 32, 32); `reach` and `off` in pixels."""
     n = len(kinds)
-    radius, angle = dice.uniform(*reach, n), dice.uniform(0, 2 * np.pi, n)
-    stretch = dice.uniform(0.88, 1.14, n)
-    across = _AXIS - dice.uniform(-off, off, n)[:, None]
-    down = _AXIS - dice.uniform(-off, off, n)[:, None]
+    radius, angle = rng.uniform(*reach, n), rng.uniform(0, 2 * np.pi, n)
+    stretch = rng.uniform(0.88, 1.14, n)
+    across = _AXIS - rng.uniform(-off, off, n)[:, None]
+    down = _AXIS - rng.uniform(-off, off, n)[:, None]
     cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
     x = (cos * stretch)[:, None, None] * across[:, None, :] + (sin * stretch)[:, None, None] * down[:, :, None]
     y = (cos / stretch)[:, None, None] * down[:, :, None] - (sin / stretch)[:, None, None] * across[:, None, :]
@@ -173,28 +173,28 @@ def _coverage(dice: _Dice, kinds: Bytes, reach: tuple[float, float], off: float)
     for kind, figure in enumerate(_FIGURES):
         chosen = np.flatnonzero(kinds == kind)
         distance[chosen] = figure(x[chosen], y[chosen])
-    softness = dice.uniform(1.0, 2.6, n)
+    softness = rng.uniform(1.0, 2.6, n)
     coverage: Floats = np.clip(np.float32(0.5) - distance * _column(radius / softness), 0, 1)
     return coverage
 
 
-def _texture(dice: _Dice, n: int, strength: float) -> Floats:
+def _texture(rng: _Random, n: int, strength: float) -> Floats:
     """Waves of random direction, length and strength: (n, 32, 32)."""
-    phase = _slope(dice, n) * _column(dice.uniform(0.2, 1.6, n)) + _column(dice.uniform(0, 2 * np.pi, n))
-    waves: Floats = np.sin(phase) * _column(dice.uniform(0, strength, n))
+    phase = _slope(rng, n) * _column(rng.uniform(0.2, 1.6, n)) + _column(rng.uniform(0, 2 * np.pi, n))
+    waves: Floats = np.sin(phase) * _column(rng.uniform(0, strength, n))
     return waves
 
 
-def _tint(dice: _Dice, n: int, contrast: tuple[float, float], lean: Floats | float = 0.0) -> Floats:
+def _tint(rng: _Random, n: int, contrast: tuple[float, float], lean: Floats | float = 0.0) -> Floats:
     """A step in colour space, of a length in `contrast` and a random direction that leans to `lean` (n, 3): (n, 3)."""
-    step = dice.uniform(-1, 1, n, 3) + lean
+    step = rng.uniform(-1, 1, n, 3) + lean
     length = np.maximum(np.sqrt((step * step).sum(axis=1)), np.float32(0.1))
-    tint: Floats = step * (dice.uniform(*contrast, n) / length)[:, None]
+    tint: Floats = step * (rng.uniform(*contrast, n) / length)[:, None]
     return tint
 
 
 def _lean(labels: Bytes) -> Floats:
-    """Where the colour of each class leans, evenly around the colour circle: (n,) -> (n, 3)."""
+    """The direction to which the colour of each class leans, evenly around the colour circle: (n,) -> (n, 3)."""
     hue = labels.astype(np.float32)[:, None] * np.float32(2 * np.pi / len(CLASS_NAMES))
     third = np.float32(2 * np.pi / 3)
     return np.float32(_LEAN) * np.cos(hue - third * np.arange(3, dtype=np.float32))
@@ -206,30 +206,30 @@ def _lay(image: Floats, coverage: Floats, tint: Floats) -> None:
         image[:, channel] += coverage * _column(tint[:, channel])
 
 
-def _ground(dice: _Dice, n: int) -> Floats:
+def _ground(rng: _Random, n: int) -> Floats:
     """A plain colour, a gradient and waves: (n, 3, 32, 32)."""
     image = np.empty((n, 3, _SIZE, _SIZE), np.float32)
-    image[:] = (dice.uniform(0.25, 0.75, n, 3))[:, :, None, None]
-    _lay(image, _slope(dice, n), _tint(dice, n, (0.0, 0.015)))
-    _lay(image, _texture(dice, n, 1.0), _tint(dice, n, (0.02, 0.1)))
+    image[:] = (rng.uniform(0.25, 0.75, n, 3))[:, :, None, None]
+    _lay(image, _slope(rng, n), _tint(rng, n, (0.0, 0.015)))
+    _lay(image, _texture(rng, n, 1.0), _tint(rng, n, (0.02, 0.1)))
     return image
 
 
-def _draw(dice: _Dice, labels: Bytes) -> Bytes:
-    """One image a label: (n,) -> (n, 3, 32, 32)."""
+def _draw(rng: _Random, labels: Bytes) -> Bytes:
+    """One image per label: (n,) -> (n, 3, 32, 32)."""
     n = len(labels)
-    image = _ground(dice, n)
+    image = _ground(rng, n)
     for _ in range(2):  # fragments: other figures, each cut off by a line through it
-        others = (dice.raw(n) % np.uint64(len(CLASS_NAMES))).astype(np.uint8)
-        cut = np.clip(_slope(dice, n) + _column(dice.uniform(-8, 8, n)), 0, 1)
-        _lay(image, _coverage(dice, others, (4, 8), 14) * cut, _tint(dice, n, (0.1, 0.3)))
-    body = _coverage(dice, labels, (6, 11.5), 5.5)
-    _lay(image, body, _tint(dice, n, (0.25, 0.65), _lean(labels)))
-    _lay(image, body * _slope(dice, n), _tint(dice, n, (0.0, 0.02)))
-    _lay(image, body * _texture(dice, n, 1.0), _tint(dice, n, (0.02, 0.1)))
-    bar = np.abs(_slope(dice, n) + _column(dice.uniform(-14, 14, n)))
-    _lay(image, np.clip(_column(dice.uniform(0.5, 2.5, n)) - bar, 0, 1), _tint(dice, n, (0.1, 0.4)))
-    image += dice.noise(*image.shape) * dice.uniform(0.02, 0.16, n)[:, None, None, None]
+        others = (rng.raw(n) % np.uint64(len(CLASS_NAMES))).astype(np.uint8)
+        cut = np.clip(_slope(rng, n) + _column(rng.uniform(-8, 8, n)), 0, 1)
+        _lay(image, _coverage(rng, others, (4, 8), 14) * cut, _tint(rng, n, (0.1, 0.3)))
+    body = _coverage(rng, labels, (6, 11.5), 5.5)
+    _lay(image, body, _tint(rng, n, (0.25, 0.65), _lean(labels)))
+    _lay(image, body * _slope(rng, n), _tint(rng, n, (0.0, 0.02)))
+    _lay(image, body * _texture(rng, n, 1.0), _tint(rng, n, (0.02, 0.1)))
+    bar = np.abs(_slope(rng, n) + _column(rng.uniform(-14, 14, n)))
+    _lay(image, np.clip(_column(rng.uniform(0.5, 2.5, n)) - bar, 0, 1), _tint(rng, n, (0.1, 0.4)))
+    image += rng.noise(*image.shape) * rng.uniform(0.02, 0.16, n)[:, None, None, None]
     image *= np.float32(255)
     return np.clip(image, 0, 255, out=image).astype(np.uint8)
 
@@ -237,16 +237,16 @@ def _draw(dice: _Dice, labels: Bytes) -> Bytes:
 def make_shapes(split: Literal["train", "test"]) -> tuple[Bytes, Bytes]:
     """Draw a split: images (n, 3, 32, 32) and labels (n,), both uint8; n is 20,000 (train) or 4,000 (test).
 
-    Classes are equally frequent, in mixed order. The same numbers come out at every call on one machine; under another
-    NumPy or processor a pixel may differ in its last bit. Raises `UsageError` for another word.
+    Classes are equally frequent, in mixed order. Every call on one machine returns the same pixels; under another NumPy
+    or processor a pixel may differ in its last bit. Raises `UsageError` for another word.
     """
     if split not in _COUNT:
         raise UsageError(f"split {split!r} is not one of train, test")
-    dice = _Dice(_STREAM[split])
+    rng = _Random(_STREAM[split])
     count = _COUNT[split]
-    labels = (np.argsort(dice.raw(count), kind="stable") % len(CLASS_NAMES)).astype(np.uint8)
+    labels = (np.argsort(rng.raw(count), kind="stable") % len(CLASS_NAMES)).astype(np.uint8)
     images = np.empty((count, 3, _SIZE, _SIZE), np.uint8)
     for start in range(0, count, _CHUNK):
         part = slice(start, start + _CHUNK)
-        images[part] = _draw(dice, labels[part])
+        images[part] = _draw(rng, labels[part])
     return images, labels

@@ -174,7 +174,7 @@ class Coordinator:
             params = spec.search_space.encode(arch)
         except ConfigError:
             params = {}
-        violation = spec.feasible.violation(cost_of(arch))
+        violation = spec.budget.violation(cost_of(arch))
         trial = Trial(
             number=len(self.store.trials), state="running", params=params, arch=arch, violation=violation, enqueued=True
         )
@@ -194,11 +194,11 @@ class Coordinator:
             asked.set_constraint(BUDGET, 1.0)
             return _changed(trial, "infeasible", params=asked.params, reason=error.message, violation=1.0)
         cost, identity = cost_of(arch), arch_id(arch)
-        violation = spec.feasible.violation(cost)
+        violation = spec.budget.violation(cost)
         asked.set_constraint(BUDGET, violation)
         known = {"params": asked.params, "arch": arch, "violation": violation}
-        if reason := spec.over_budget(cost):
-            return _changed(trial, "infeasible", reason=reason, **known)
+        if violation > 0:
+            return _changed(trial, "infeasible", reason=spec.budget.excess_text(cost), **known)
         if identity in self.first_with_id:
             first = self.first_with_id[identity]
             return _changed(trial, "duplicate", reason=f"the architecture of trial {first}", same_as=first, **known)
@@ -268,9 +268,10 @@ class Coordinator:
         assert trial.arch is not None
         if isinstance(message, TrialPruned):
             return self._halted(trial, trial.arch, message)
-        limit, took = self.store.spec.budget.latency_ms or math.inf, message.latency.normalised_ms
-        if message.score is None or took > limit:
-            reason, violation = f"{took:.3f} ms; the budget is {limit:g} ms", took / limit - 1
+        budget, took = self.store.spec.budget, message.latency.normalised_ms
+        violation = budget.violation(latency_ms=took)
+        if message.score is None or violation > 0:
+            reason = f"{took:.3f} ms; the budget is {budget.latency_ms or math.inf:g} ms"
             return _changed(trial, "infeasible", reason=reason, violation=violation)
         candidate = Candidate(
             trial=trial.number,

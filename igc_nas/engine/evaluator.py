@@ -126,8 +126,7 @@ class Evaluator:
             with clock.runs("prepare"):
                 latency = self.latency(arch, self.spec.reference_ms)
             score = None
-            limit = self.spec.budget.latency_ms
-            if limit is None or latency.normalised_ms <= limit:
+            if self.spec.budget.violation(latency_ms=latency.normalised_ms) <= 0:
                 score = self._score(arch, seed, watch, lambda rung: watch.go_on(latency, rung))
         return Outcome(latency, score, clock.spent())
 

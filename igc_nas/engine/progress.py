@@ -59,7 +59,7 @@ class StudyProgress:
             self._join(trial.candidate)
 
     def _join(self, candidate: Candidate) -> None:
-        if self.spec.over_budget(candidate.cost) is None:
+        if self.spec.budget.violation(candidate.cost) <= 0:
             point = values(candidate, self.spec.objectives)
             self._front.add(point)
             if self._volume:

@@ -151,7 +151,7 @@ def continued(spec: StudySpec, run: Run) -> StudySpec:
     if study is None:
         return spec
     there = study.spec
-    different = list(differences(spec.question(), there.question()))
+    different = list(differences(spec.identity(), there.identity()))
     if different:
         raise StudyError(
             f"study {there.name} is there and asks another question: {'; '.join(different[:4])}",

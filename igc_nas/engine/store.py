@@ -78,9 +78,9 @@ class Store:
     def _agree(self) -> None:
         """Make sure that the database's study is of our question, and take over the scale that it has fixed."""
         theirs = self._database.spec()
-        if theirs is not None and theirs.question() != self.spec.question():
+        if theirs is not None and theirs.identity() != self.spec.identity():
             if self._database.has_trials():
-                different = "; ".join(list(differences(self.spec.question(), theirs.question()))[:4])
+                different = "; ".join(list(differences(self.spec.identity(), theirs.identity()))[:4])
                 raise StudyError(f"the database has another study {self.spec.name}: {different}", "use another --study")
         elif theirs is not None and theirs.bounds and not self.spec.bounds:
             self.spec = theirs

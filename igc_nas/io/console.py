@@ -16,17 +16,17 @@ WIDE = 200
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console for stdout (data) or stderr (progress); a pipe is wide, so that no cell is cut."""
+    """A console for stdout (data) or stderr (progress); into a pipe it is `WIDE`, so that no cell is cut."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else WIDE)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> Table:
-    """A plain table; numbers to the right, the columns named in `left` to the left."""
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    """A plain table, right-aligned but for the columns named in `left`."""
+    found = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         is_left = column in left
-        made.add_column(column, justify="left" if is_left else "right", no_wrap=not is_left, overflow="fold")
+        found.add_column(column, justify="left" if is_left else "right", no_wrap=not is_left, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(printable(cell)) for cell in row))
-    return made
+        found.add_row(*(Text(printable(cell)) for cell in row))
+    return found

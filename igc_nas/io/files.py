@@ -1,4 +1,4 @@
-"""Write a file or a folder whole or not at all: a reader never sees half of one, and a full disk leaves the old one."""
+"""Read files of limited size; write a file or a folder whole or not at all, so that no reader ever sees half of one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from igc_nas.errors import ConfigError, IgcNasError
 def write_whole(path: Path, data: str | bytes, *, durable: bool = True) -> None:
     """Replace the contents of `path` in one step: a temporary file beside it, flushed to the disk, then renamed.
 
-    What is not `durable` is not flushed: it may be gone after a power cut. Text is written as UTF-8, line ends as they
-    are. A symbolic link is followed; a device or a pipe is written to as it is. Raises `IgcNasError` where the file
-    cannot be written; then an older file of that name is still there, whole.
+    Unless `durable` it is not flushed, and may be lost in a power cut. Text is written as UTF-8, line ends unchanged. A
+    symbolic link is followed; a device or a pipe is written to directly. Raises `IgcNasError` where the file cannot be
+    written, on a full disk too; then an older file of that name is still there, whole.
     """
     content = data.encode() if isinstance(data, str) else data
     try:
@@ -50,9 +50,10 @@ def _replace(target: Path, content: bytes, durable: bool) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place, flushed, when the block ends well; else nothing changes.
+    """A temporary folder beside `path` that replaces it, flushed, when the block ends without an exception.
 
-    A folder that is there is replaced: the caller has made sure that it may be. Raises `IgcNasError` where that fails.
+    An existing folder is replaced: the caller has checked that it may be. Raises `IgcNasError` where that fails; then,
+    as after an exception in the block, the old folder is still there.
     """
     target = path.resolve()
     temporary, old = (target.with_name(f".igc-nas-{secrets.token_hex(8)}.{word}") for word in ("tmp", "old"))
@@ -87,7 +88,7 @@ def _take_place(temporary: Path, target: Path, old: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, or leave it as it was: half a line would spoil the next one. Raises `OSError`."""
+    """Add a line to a file, or leave the file unchanged: half a line would damage the next one. Raises `OSError`."""
     with path.open("ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         left = memoryview(line.encode() + b"\n")
@@ -100,7 +101,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the rename itself, where the system lets a folder be opened (POSIX)."""
+    """Flush a rename in `folder`, on systems that can open a folder (POSIX)."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -110,11 +111,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 MOST_TEXT, MOST_RECORDS = 4_000_000, 1 << 30
-"""Bytes of the largest configuration file, and of the largest file of records, that is read."""
+"""Bytes of the largest configuration file and of the largest file of records that are read."""
 
 
 def read_text(path: Path, most: int = MOST_TEXT) -> str:
-    """A UTF-8 text file of at most `most` bytes. Raises `ConfigError` where it cannot be read or is no such file."""
+    """A UTF-8 text file of at most `most` bytes. Raises `ConfigError` where it is none or cannot be read."""
     try:
         return read_bytes(path, most).decode()
     except UnicodeDecodeError:
@@ -122,9 +123,9 @@ def read_text(path: Path, most: int = MOST_TEXT) -> str:
 
 
 def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
-    """The contents of a file of at most `most` bytes. Raises `ConfigError` where it cannot be read or is none.
+    """The contents of a file of at most `most` bytes. Raises `ConfigError` where it is none or cannot be read.
 
-    A pipe may wait for ever and a device have no end: both are refused before they are opened.
+    Pipes and devices are refused before they are opened: reading one may never end.
     """
     try:
         status = path.stat()
@@ -133,12 +134,12 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
         if status.st_size > most:
             raise ConfigError(f"{path.name} is too large to be read ({status.st_size} bytes; at most {most})")
         return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a name that no file has
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise ConfigError(f"{path!s:.200}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def is_file(path: Path) -> bool:
-    """`path.is_file()`, and False for what no file can be called."""
+    """`path.is_file()`, but False for a name that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):

@@ -1,27 +1,25 @@
-"""Frozen records: validated when they are read, refused in one line, compared key by key."""
+"""Frozen records: validated when they are read, with errors of one line; plain data compared key by key."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from igc_nas.errors import ConfigError
 from igc_nas.io.text import printable
 
-M_ = TypeVar("M_", bound="Frozen")
-
 
 class Frozen(BaseModel):
-    """A strict, immutable record: unknown keys, inf, nan and look-alike types are refused."""
+    """A strict, immutable record: unknown keys, inf, nan and values of another type are refused, never converted."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], where: str = "") -> Self:
-        """Validate plain data (TOML, JSON) or raise `ConfigError` with the first place that is wrong."""
+        """Validate plain data (TOML, JSON). Raises `ConfigError` for the first wrong key."""
         try:
             return cls.model_validate(dict(value))
         except ValidationError as error:
@@ -59,7 +57,7 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
 
 
 def _check_size(data: object) -> None:
-    """What TOML leaves to the reader: integers are of 64 bits, and nesting ends somewhere."""
+    """Refuse what TOML leaves open: integers of more than 64 bits, and nesting deeper than 64 levels."""
     found = [("", data, 0)]
     while found:
         key, value, depth = found.pop()
@@ -77,24 +75,24 @@ def _is_huge(value: object) -> bool:
 
 
 def key_text(key: str) -> str:
-    """A key from a file for a message of one line: as it is, or quoted where it could be taken for something else."""
+    """A key from a file for a message of one line, quoted and cut where it is long or not printable."""
     return key if len(key) <= 60 and key.isprintable() else f"{key[:60]!r}"
 
 
 def differences(
     asked: Mapping[str, Any], has: Mapping[str, Any], prefix: str = "", where: str = "in the study"
 ) -> Iterator[str]:
-    """Each key whose values in `asked` and `has` differ, as `recipe.epochs: 3 asked for, 2 in the study`."""
+    """A line for each key whose values differ: `recipe.epochs: 3 asked for, 2 in the study`."""
     for key in [*asked, *(key for key in has if key not in asked)]:
-        wants, there = asked.get(key), has.get(key)
-        if isinstance(wants, Mapping) and isinstance(there, Mapping):
-            yield from differences(wants, there, f"{prefix}{key_text(key)}.", where)
-        elif wants != there:
-            yield f"{prefix}{key_text(key)}: {_shown(wants)} asked for, {_shown(there)} {where}"
+        wanted, found = asked.get(key), has.get(key)
+        if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+            yield from differences(wanted, found, f"{prefix}{key_text(key)}.", where)
+        elif wanted != found:
+            yield f"{prefix}{key_text(key)}: {_shown(wanted)} asked for, {_shown(found)} {where}"
 
 
 def restricted(record: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
-    """`record` with the keys of `keys` only, through all tables of both."""
+    """`record` with the keys of `keys` only, in nested tables too."""
     return {
         key: restricted(record[key], value)
         if isinstance(value, Mapping) and isinstance(record.get(key), Mapping)

@@ -1,4 +1,4 @@
-"""Text of strangers made safe to show: nothing in it moves the cursor, turns a line or opens a tag."""
+"""Text from files and servers made safe to show: its control characters, line breaks and tags have no effect."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ from collections.abc import Iterable
 
 
 def printable(text: str, *, lines: bool = True) -> str:
-    """Text in which nothing that a file holds moves the cursor or turns a line; `lines` keeps line ends."""
+    """Text for a terminal, with U+FFFD for each character that `str.isprintable` refuses; `lines` keeps line ends."""
     return "".join(c if c.isprintable() or (lines and c == "\n") else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def one_line(text: object, most: int) -> str:
+    """The first `most` characters of a text for a terminal, on one line."""
+    return printable(" ".join(str(text).split()))[:most]
+
+
 def visible(text: object) -> str:
-    """Text from a file without control characters and marks that turn its direction."""
+    """Text for a page, without control characters and marks of direction.
+
+    Unlike `printable` it keeps every kind of space, and characters that are newer than Python: a browser shows them.
+    """
     return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(text))
 
 
 def plain(text: object) -> str:
-    """Text from a file for HTML and for plotly: visible and escaped."""
+    """`visible` text with HTML escaped, for pages and for plotly."""
     return html.escape(visible(text), quote=False).replace('"', "&#34;").replace("'", "&#39;")
 
 

@@ -1,7 +1,7 @@
-"""Quantities as people write them: `2M`, `1.5k`, `5ms`, `2h`. One strict parser, one printer each; text made printable.
+"""Quantities as people write them: `2M`, `1.5k`, `5ms`, `2h`. One strict parser and one printer each.
 
-Inside the program a count is an int, a latency a float in milliseconds, a duration a float in seconds; text in other
-units exists only at the edge.
+Inside the program a count is an int, a latency a float in milliseconds, a duration a float in seconds; other units are
+read and printed at the command line only.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def parse_seconds(text: str, what: str = "duration") -> float:
 def format_count(value: int) -> str:
     """At most four significant digits: 2_000_000 -> `"2M"`, 549_652 -> `"549.7k"`."""
     for suffix, scale in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if value >= scale - scale // 20_000:  # from here on it is rounded up to 1 of these
+        if value >= scale - scale // 20_000:  # from here on four digits round up to 1 of this unit
             return f"{value / scale:.4g}{suffix}" if value / scale < 1000 else f"{value // scale}{suffix}"
     return str(value)
 
@@ -77,7 +77,7 @@ def format_ms(value: float) -> str:
 
 
 def format_seconds(value: float) -> str:
-    """A duration to read: 4.2 -> `"4.2 s"`, 95 -> `"1 min 35 s"`, 7300 -> `"2 h 1 min"`."""
+    """A duration for people: 4.2 -> `"4.2 s"`, 95 -> `"1 min 35 s"`, 7300 -> `"2 h 1 min"`."""
     if value < 10:
         return f"{value:.1f} s"
     seconds = round(value)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from igc_nas.space.encoding import Ints, SpaceEncoding
 from igc_nas.space.feasible import Feasible
@@ -71,15 +70,8 @@ class Mutator:
         """(codes, costs) of those that are architectures within the budget, each once."""
         codes = np.unique(codes, axis=0)
         valid, costs = self.encoding.price(codes)
-        valid &= self.within(costs)
+        valid &= self.feasible.budget.allows(costs)
         return codes[valid], costs[valid]
-
-    def within(self, costs: Ints) -> NDArray[np.bool_]:
-        """Which costs (n, metrics) keep within the budget."""
-        limits = self.feasible.limits
-        params, macs = limits.get("params", np.iinfo(np.int64).max), limits.get("macs", np.iinfo(np.int64).max)
-        found: NDArray[np.bool_] = (costs[:, 0] <= params) & (costs[:, 1] <= macs)
-        return found
 
 
 def _numbered(column: Sequence[object]) -> list[int]:

@@ -193,7 +193,7 @@ class Pruner:
         code = spec.feasible.encoding.code(candidate.arch)
         if code is not None:
             insort(self._known, _Known(number, code, score.error))
-        if len(score.rungs) == len(spec.recipe.rungs) and spec.over_budget(candidate.cost) is None:
+        if len(score.rungs) == len(spec.recipe.rungs) and spec.budget.violation(candidate.cost) <= 0:
             costs = known_values(candidate.cost, candidate.latency.normalised_ms, spec.objectives)
             ended = CompletedTraining(costs, tuple(rung.error for rung in score.rungs), score.error)
             insort(self._ended, (number, code, ended), key=lambda item: item[0])

@@ -1,7 +1,7 @@
 """A space as arrays: options and stems by number, an architecture as a row of numbers, its costs by lookup.
 
-A *code* is (number of the stem, number of the option of stage 1, of stage 2, ...). Thousands of codes are priced at
-once, which is what draws, mutations and counts are made of.
+A *code* is (number of the stem, number of the option of stage 1, of stage 2, ...). Thousands of codes are priced in one
+call; samplers, mutations and counts work on them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Code = tuple[int, ...]
 class StageTable:
     """A stage's options in order. Arrays are over (shapes that may enter the stage, options).
 
-    `fits` is where an option is a network of its own behind a shape; `costs` (metric first: params, macs, activations)
-    and `leaves` (the number of the shape that it leads to) mean something there only.
+    `fits`: the option fits behind the shape, and no earlier option builds the same network there. Only there `costs`
+    (metric first: params, macs, activations) and `leaves` (the number of the stage's output shape) are defined.
     """
 
     options: tuple[StageConfig, ...]
@@ -69,7 +69,7 @@ class SpaceEncoding:
         return tuple({option: n for n, option in enumerate(table.options)} for table in self.stages)
 
     def price(self, codes: Ints) -> tuple[NDArray[np.bool_], Ints]:
-        """(whether each of `codes` (n, 1 + stages) is an architecture of the space, its costs (n, metrics))."""
+        """(which of `codes` (n, 1 + stages) are architectures of the space (n,), their costs (n, metrics))."""
         shape, costs = self.stem_shape[codes[:, 0]], self.stem_costs[:, codes[:, 0]].copy()
         valid = np.ones(len(codes), dtype=bool)
         for table, option in zip(self.stages, codes[:, 1:].T, strict=True):
@@ -79,9 +79,9 @@ class SpaceEncoding:
         return valid, (costs + self.end_costs[:, shape]).T
 
     def architecture(self, code: Sequence[int]) -> ArchConfig:
-        """The architecture of a code that `price` calls one."""
+        """The architecture of a valid code (see `price`)."""
         stages = tuple(table.options[n] for table, n in zip(self.stages, code[1:], strict=True))
-        # Its parts are valid and fit together: building it without validation is what makes drawing fast.
+        # Its parts are valid and fit together; without validation a draw is much faster.
         return ArchConfig.model_construct(
             input=self.space.file.input,
             classes=self.space.classes,
@@ -91,7 +91,9 @@ class SpaceEncoding:
         )
 
     def code(self, arch: ArchConfig) -> Code | None:
-        """The code of an architecture, or of the network's other writing that the space counts; None: not of it."""
+        """The code of an architecture; None where it is not of the space.
+
+        Where several configurations build one network, the space counts the first, and all have its code."""
         file = self.space.file
         if (arch.input, arch.classes, arch.head) != (file.input, self.space.classes, file.head):
             return None

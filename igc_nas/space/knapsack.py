@@ -1,9 +1,9 @@
 """Draws within a budget from spaces too large to count exactly, and the heaviest architecture within one.
 
-Walking the stages backwards, a table holds for every shape that may enter a stage how many completions cost how much,
-with costs in cells of a 4,096th of the budget, rounded down. Rounding down makes the tables count a few architectures
-too many: those within a few cells above the budget. A draw walks the tables forwards, choice by choice in proportion to
-the completions left, and one that turns out over budget is thrown away by the caller; so what remains is uniform.
+Dynamic programming over the stages, from the last to the first: for every shape that may enter a stage, a table holds
+the number of completions up to each cost, with costs in cells of a 4,096th of the budget, rounded down. So the tables
+also count architectures up to a few cells over budget. A draw walks the tables forwards and takes each option with a
+probability in proportion to its completions; the caller rejects draws over budget, so accepted ones are uniform.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Level:
 
 
 class KnapsackSampler:
-    """The completions of `space` by their `metric`, up to `most` of it."""
+    """Tables of the completions of `space`, by their `metric` up to `most`."""
 
     def __init__(self, space: SearchSpace, metric: Metric, most: int) -> None:
         self.space = space
@@ -47,13 +47,13 @@ class KnapsackSampler:
         """Cost of one cell."""
 
     def propose(self, rng: np.random.Generator) -> ArchConfig:
-        """An architecture within `most`, or a few cells above; of those within, every one is equally likely."""
+        """An architecture within `most` or a few cells above; all within `most` are equally likely."""
         arch = self._walk(lambda table, shapes, left, macs: _pick(rng, table, shapes, left), self._completions)
         assert arch is not None
         return arch
 
     def heaviest(self) -> ArchConfig | None:
-        """The architecture within `most` with the most MACs, up to rounding: a knapsack, costs rounded up."""
+        """The architecture within `most` with the most MACs, up to rounding: a knapsack with costs rounded up."""
         best = [np.full((len(self.space.shapes[-1]), CELLS), -np.inf)]
         for row, last in zip(best[0], self.space.shapes[-1], strict=True):
             row[self._cells(self.space.end_cost(last)) + 1 :] = 0
@@ -91,7 +91,7 @@ class KnapsackSampler:
 
     @cached_property
     def _completions(self) -> list[Counts]:
-        """For each stage, and last for the end: (shapes, CELLS) completions that cost at most so many cells."""
+        """For each stage and for the end: (shapes, CELLS) the number of completions of at most 0, 1, ... cells."""
         tables = [np.zeros((len(self.space.shapes[-1]), CELLS))]
         for row, last in zip(tables[0], self.space.shapes[-1], strict=True):
             row[self._cells(self.space.end_cost(last)) :] = 1
@@ -106,9 +106,9 @@ class KnapsackSampler:
         return tables
 
     def _walk(self, choose: Choose, tables: list[Counts], round_up: int = 0) -> ArchConfig | None:
-        """Walk the stages forwards, taking the option that `choose` says; None where it finds none.
+        """Walk the stages forwards, taking the options that `choose` returns; None as soon as it returns None.
 
-        `round_up` is added to every cost in cells: 1 keeps the sum on the safe side of the budget.
+        `round_up` is added to every cost in cells: 1 keeps the sum within budget.
         """
         numbers = {shape: number for number, shape in enumerate(self.space.shapes[0])}
         costs = [self.space.stem_cost(stem) for stem in self.space.stems]
@@ -144,7 +144,7 @@ def _pick(rng: np.random.Generator, table: Counts, shapes: Ints, left: Ints) -> 
 
 
 def _best(table: Counts, shapes: Ints, left: Ints, macs: Ints) -> int | None:
-    """The index with the most MACs, its own and those behind it, that `left` cells leave room for."""
+    """The index with the most MACs, its own and those of its completion, among those that fit into `left` cells."""
     totals = np.where(left >= 0, macs + table[shapes, np.maximum(left, 0)], -np.inf)
     choice = int(np.argmax(totals))
     return choice if np.isfinite(totals[choice]) else None

@@ -1,4 +1,4 @@
-"""A search space: the choices per stage, the valid architectures among them, and how a sampler speaks of them.
+"""A search space: the choices per stage, the valid architectures among them, and their parameters for a sampler.
 
 A space file is TOML: a list is a choice, a scalar a constant, each `[[stage]]` a stage, each `[stage.UNIT]` a unit that
 the stage may be built of; keys of the stage hold for all its units. `complementary = "strict"` or `"loose"` leaves out
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -34,10 +34,11 @@ MOST_OPTIONS = 200_000
 Metric = Literal["params", "macs", "activations"]
 METRICS: tuple[Metric, ...] = ("params", "macs", "activations")
 Params = Mapping[str, int | str]
+Comparison = Callable[[int, int], bool]
 
 
 class Suggests(Protocol):
-    """What a space needs of an Optuna trial (a `Trial` or a `FixedTrial`)."""
+    """The methods of an Optuna `Trial` or `FixedTrial` that a space calls."""
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
         """An integer in [low, high]."""
@@ -47,24 +48,29 @@ class Suggests(Protocol):
 
 
 class SpaceFile(Frozen):
-    """A space file as it is written; a study keeps it whole."""
+    """The contents of a space file; a study keeps a copy. Raises `ConfigError` from `parse` and `load`."""
 
     paper: str = ""
     intent: str = ""
     input: Image = (3, 32, 32)
     complementary: Condition = "any"
-    """What the unit of every stage must meet; options that do not are left out."""
+    """The condition that the unit of every stage must meet; other options are left out."""
     stem: dict[str, Any]
     stages: Annotated[tuple[dict[str, Any], ...], Field(alias="stage", strict=False, min_length=1, max_length=32)]
     head: Head | None = None
 
     @model_serializer(mode="wrap")
     def _written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No condition is not written: so a space asks the same as in studies from before there were conditions."""
+        """Leave `complementary = "any"` out: studies are compared key by key, and older ones have no such key."""
         data: dict[str, Any] = dump(self)
         if self.complementary == "any":
             data.pop("complementary", None)
         return data
+
+    @classmethod
+    def load(cls, path: Path) -> SpaceFile:
+        """Read a space file."""
+        return cls.parse(parse_toml(read_text(path), path.name), path.name)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as the file holds it."""
@@ -132,6 +138,7 @@ class SearchSpace:
         self.file = file
         self.name = name
         self.classes = classes
+        self._extremes: dict[tuple[Metric, Comparison], ArchConfig] = {}
         self.stems = tuple(_each(Stem, file.stem, f"{name}: stem"))
         self._stem_choices = {key: _as_choice(value) for key, value in file.stem.items()}
         self.stages = tuple(
@@ -146,13 +153,13 @@ class SearchSpace:
     def load(cls, name: str | Path, classes: int = 10) -> SearchSpace:
         """A space by its name or path. Raises `ConfigError`."""
         path = find_space(str(name))
-        return cls(SpaceFile.parse(parse_toml(read_text(path), path.name), path.name), classes, path.stem)
+        return cls(SpaceFile.load(path), classes, path.stem)
 
-    # How a sampler speaks of the space: flat names, the same in every trial, values by index.
+    # The parameters of a sampler: flat names, the same in every trial, values by index.
 
     @cached_property
     def parameters(self) -> dict[str, int | tuple[str, ...]]:
-        """Name -> number of indices, or the names of the units. A name means the same choice in every trial."""
+        """Name -> number of indices, or the names of the units; the same in every trial."""
         found: dict[str, int | tuple[str, ...]] = {
             f"stem.{key}": len(values) for key, values in self._stem_choices.items() if len(values) > 1
         }
@@ -163,9 +170,9 @@ class SearchSpace:
         return found
 
     def suggest(self, trial: Suggests) -> ArchConfig:
-        """Ask a trial for every parameter and decode the answer.
+        """Ask a trial for every parameter and decode them.
 
-        Raises `ConfigError` where the choices are no valid architecture: nothing is repaired.
+        Raises `ConfigError` where the parameters make no valid architecture; they are not repaired.
         """
         params: dict[str, int | str] = {}
         for name, choice in self.parameters.items():
@@ -176,7 +183,7 @@ class SearchSpace:
         return self.decode(params)
 
     def decode(self, params: Params) -> ArchConfig:
-        """The architecture that `params` name. Raises `ConfigError` where they name none that meets the condition."""
+        """The architecture of `params`. Raises `ConfigError` where it is not valid or misses the condition."""
         stem = {key: _at(values, params, f"stem.{key}", len(values)) for key, values in self._stem_choices.items()}
         stages = []
         for stage in self.stages:
@@ -191,12 +198,12 @@ class SearchSpace:
             stages.append({"unit": unit, **chosen})
         arch = ArchConfig.parse(self._fixed() | {"stem": stem, "stage": stages})
         for number, config in enumerate(arch.stages, start=1):
-            if wrong := unmet(config, self.file.complementary):
-                raise ConfigError(f"stage {number}: {wrong}")
+            if reason := unmet(config, self.file.complementary):
+                raise ConfigError(f"stage {number}: {reason}")
         return arch
 
     def encode(self, arch: ArchConfig) -> dict[str, int | str]:
-        """The parameters that decode to `arch`; those that its units do not have are 0. Raises `ConfigError`."""
+        """The parameters that decode to `arch`; those of keys that its units lack are 0. Raises `ConfigError`."""
         params: dict[str, int | str] = dict.fromkeys(self.parameters, 0)
         parts: list[tuple[str, BaseModel, Mapping[str, tuple[Any, ...]], Mapping[str, int]]] = [
             ("stem", arch.stem, self._stem_choices, {k: len(v) for k, v in self._stem_choices.items()})
@@ -218,7 +225,7 @@ class SearchSpace:
             raise ConfigError(f"the architecture is not one of {self.name}")
         return params
 
-    # What the space holds: one backward walk over (stage, shape that enters it).
+    # Size, smallest and largest: dynamic programming over (stage, shape that enters it), from the last stage.
 
     def architecture(self, stem: Stem, stages: Sequence[StageConfig]) -> ArchConfig:
         """The architecture with this stem and these stages."""
@@ -240,7 +247,7 @@ class SearchSpace:
 
     @cached_property
     def size(self) -> int:
-        """Exact number of different valid networks (networks that two writings share within a stage count once)."""
+        """Exact number of different valid networks (options of a stage that build the same network count once)."""
         counts: dict[Shape, int] = dict.fromkeys(self.shapes[-1], 1)
         for stage, entering in zip(reversed(self.stages), reversed(self.shapes[:-1]), strict=True):
             counts = {
@@ -251,11 +258,11 @@ class SearchSpace:
 
     def smallest(self, metric: Metric) -> ArchConfig:
         """A valid architecture with the least `metric`."""
-        return self._once(metric, operator.lt)
+        return self._extreme(metric, operator.lt)
 
     def largest(self, metric: Metric) -> ArchConfig:
         """A valid architecture with the greatest `metric`."""
-        return self._once(metric, operator.gt)
+        return self._extreme(metric, operator.gt)
 
     def stem_cost(self, stem: Stem) -> Cost:
         """Cost of the stem."""
@@ -266,16 +273,12 @@ class SearchSpace:
         blocks = end_blocks(shape[0], self.file.head, self.classes)
         return layers_cost(itertools.chain.from_iterable(block.layers for block in blocks), shape)[0]
 
-    @cached_property
-    def _extremes(self) -> dict[tuple[Metric, Any], ArchConfig]:
-        return {}
-
-    def _once(self, metric: Metric, better: Any) -> ArchConfig:
+    def _extreme(self, metric: Metric, better: Comparison) -> ArchConfig:
         if (metric, better) not in self._extremes:
-            self._extremes[metric, better] = self._extreme(metric, better)
+            self._extremes[metric, better] = self._find_extreme(metric, better)
         return self._extremes[metric, better]
 
-    def _extreme(self, metric: Metric, better: Any) -> ArchConfig:
+    def _find_extreme(self, metric: Metric, better: Comparison) -> ArchConfig:
         best: dict[Shape, tuple[int, tuple[StageConfig, ...]]] = {
             shape: (getattr(self.end_cost(shape), metric), ()) for shape in self.shapes[-1]
         }
@@ -298,8 +301,55 @@ class SearchSpace:
         return {"input": self.file.input, "classes": self.classes, **head}
 
 
+def search_space(file: SpaceFile, classes: int, name: str) -> SearchSpace:
+    """`SearchSpace(file, classes, name)`, cached, so that all users of a study's space share what it has computed."""
+    return _search_space(_text_key(_Identity(file)), classes, name)
+
+
+@lru_cache(maxsize=8)
+def _search_space(key: _TextKey, classes: int, name: str) -> SearchSpace:
+    return SearchSpace(key.file, classes, name)
+
+
+@lru_cache(maxsize=64)
+def _text_key(file: _Identity) -> _TextKey:
+    """Writing the text takes 40 us, and copies of a study share one file: it is written once."""
+    return _TextKey(file.of)
+
+
+class _TextKey:
+    """A space file as a cache key, by its text: the records' `==` ignores the order of keys, and takes 1 for true."""
+
+    __slots__ = ("file", "text")
+
+    def __init__(self, file: SpaceFile) -> None:
+        self.file = file
+        self.text = file.model_dump_json()
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _TextKey) and self.text == other.text
+
+
+class _Identity:
+    """A space file as a cache key, by identity (its dicts have no hash)."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: SpaceFile) -> None:
+        self.of = of
+
+    def __hash__(self) -> int:
+        return id(self.of)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self.of is other.of
+
+
 def shape_after(stage: StageConfig, shape: Shape) -> Shape:
-    """The shape that a stage writes."""
+    """The output shape of a stage."""
     return (stage.width, -(-shape[1] // stage.stride), -(-shape[2] // stage.stride))
 
 
@@ -317,7 +367,7 @@ def _price(options: Sequence[StageConfig], shape: Shape) -> Iterator[tuple[Stage
 
 
 def _signatures(options: Sequence[StageConfig], in_width: int) -> Iterator[object]:
-    """What network an option builds behind `in_width` channels; equal signatures are one network."""
+    """The signature of each option behind `in_width` channels; equal signatures build the same network."""
     known: dict[object, tuple[int, int]] = {}
     numbers: dict[object, int] = {}
     for option in options:
@@ -334,7 +384,7 @@ def _as_choice(value: Any) -> tuple[Any, ...]:
 
 
 def _at(values: tuple[Any, ...], params: Params, name: str, count: int) -> Any:
-    """The value that an index in range(count) names: a shorter list is spread evenly over the indices."""
+    """The value for an index in range(count); a list of fewer values is spread evenly over the indices."""
     if len(values) == 1:
         return values[0]
     index = params.get(name)
@@ -344,7 +394,7 @@ def _at(values: tuple[Any, ...], params: Params, name: str, count: int) -> Any:
 
 
 def _each(model: type[BaseModel], table: Mapping[str, Any], where: str) -> Iterator[Any]:
-    """Every valid record of the product of choices. Wrong keys and types raise; misfits are left out."""
+    """Every valid record of the product of choices. Wrong keys and types raise; excluded combinations are skipped."""
     choices = {key: _as_choice(value) for key, value in table.items()}
     for key, values in choices.items():
         if not values or len(set(map(repr, values))) != len(values):
@@ -353,7 +403,7 @@ def _each(model: type[BaseModel], table: Mapping[str, Any], where: str) -> Itera
     for values in choices.values():
         total *= len(values)
     if total > MOST_OPTIONS:
-        raise ConfigError(f"{where}: {total} combinations in one stage; at most {MOST_OPTIONS}")
+        raise ConfigError(f"{where}: {total} combinations in one stage; at most {MOST_OPTIONS} are allowed")
     for combination in itertools.product(*choices.values()):
         try:
             yield model.model_validate(dict(zip(choices, combination, strict=True)))

@@ -1,4 +1,4 @@
-"""What fits a device where nothing is said: the proxy's recipe, the number of trials, the time limit, the workers."""
+"""Defaults by kind of device: the proxy's recipe, the number of trials, the time limit, the workers."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ import psutil
 
 from igc_nas.data.datasets import DatasetInfo
 from igc_nas.errors import ConfigError
-from igc_nas.io.files import read_text
-from igc_nas.io.records import parse_toml
+from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SpaceFile, find_space
 from igc_nas.study.names import check_study_name
-from igc_nas.study.spec import Budget, LatencySpec, Recipe, SamplerName, StudySpec, default_name
+from igc_nas.study.spec import LatencySpec, Recipe, SamplerName, StudySpec, default_name
 
 PRUNE_BELOW = 0.02
-"""The chance to end on the front below which a training is stopped at a rung."""
+"""A training is pruned at a rung where its probability to end on the front is below this."""
 MEMORY_PER_WORKER = 2 * 2**30
 MOST_WORKERS = 8
-"""Measuring is one at a time and pauses the others, so more workers mostly wait."""
+"""Latency is measured by one worker at a time, and the others pause: more workers would mostly wait."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     # One core trains a mid-sized network in about 10 s: few images, at half resolution. The command line
-    # takes the device's own dtype (`Device.dtype_for`) instead of this one.
+    # takes the device's dtype (`Device.dtype_for`) instead of this one.
     "cpu": {
         "epochs": 2,
         "train_size": 3000,
@@ -58,7 +57,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Extent:
-    """How much a default search does."""
+    """The length of a default search."""
 
     trials: int
     timeout_s: float
@@ -68,7 +67,7 @@ class Extent:
 def default_recipe(kind: str, **changes: Any) -> Recipe:
     """The proxy recipe for a kind of device (`cpu` or `cuda`), with changes. Raises `ConfigError`.
 
-    The default rungs are those before the end of the changed recipe.
+    Without `rungs` in the changes, the default rungs before the end of the changed recipe are kept.
     """
     if "rungs" in changes:
         return Recipe.parse(RECIPES[kind] | changes, "recipe")
@@ -80,12 +79,15 @@ def _with_rungs(recipe: Recipe, rungs: Iterable[int]) -> Recipe:
     return recipe.model_copy(update={"rungs": tuple(at for at in rungs if recipe.step_of(at) < recipe.steps)})
 
 
-def default_extent(kind: str, devices: int = 1) -> Extent:
-    """Trials, time limit and workers. A CPU search ends within ten minutes."""
+def default_extent(kind: str, devices: int = 1, *, cores: int | None = None, memory: int | None = None) -> Extent:
+    """Trials, time limit and workers. A CPU search ends within ten minutes.
+
+    `cores` and `memory` (bytes) default to what this process may use.
+    """
     if kind == "cuda":
         return Extent(trials=200 * devices, timeout_s=2 * 3600, workers=devices)
-    by_memory = psutil.virtual_memory().available // MEMORY_PER_WORKER
-    workers = int(max(1, min(usable_cores(), by_memory, MOST_WORKERS)))
+    memory = psutil.virtual_memory().available if memory is None else memory
+    workers = max(1, min(cores or usable_cores(), memory // MEMORY_PER_WORKER, MOST_WORKERS))
     return Extent(trials=max(24, 12 * workers), timeout_s=9 * 60, workers=workers)
 
 
@@ -114,13 +116,13 @@ def new_spec(
     recipe: Mapping[str, Any] | None = None,
     latency: Mapping[str, Any] | None = None,
 ) -> StudySpec:
-    """The spec of a new study: what is not given is the default for the kind of device.
+    """The spec of a new study, with the defaults for the kind of device.
 
     `info` comes from `igc_nas.data.datasets.locate`, the device's name and kind from `igc_nas.nn.device.find_devices`.
     Raises `ConfigError` for an unknown space or a wrong recipe, `InfeasibleError` where nothing fits the budget.
     """
     path = find_space(str(space))
-    file = SpaceFile.parse(parse_toml(read_text(path), path.name), path.name)
+    file = SpaceFile.load(path)
     if file.input[0] != 3 or file.input[1] != file.input[2]:
         raise ConfigError(f"{path.name}: input {list(file.input)} is not that of square colour images, [3, H, H]")
     budget = budget or Budget()
@@ -148,7 +150,7 @@ def new_spec(
 
 
 def _fitting_recipe(kind: str, info: DatasetInfo, changes: Mapping[str, Any]) -> Recipe:
-    """The default recipe with changes, its counts cut to what the dataset has. Raises for changes that ask for more."""
+    """The default recipe with changes, its images cut to the dataset's. Raises where the changes need more images."""
     recipe = default_recipe(kind, **changes)
     held_out = recipe.held_out if "held_out" in changes else min(recipe.held_out, info.train_count // 10)
     rest = info.train_count - held_out
@@ -160,5 +162,5 @@ def _fitting_recipe(kind: str, info: DatasetInfo, changes: Mapping[str, Any]) ->
         )
     fitting = recipe.model_copy(update={"held_out": held_out, "train_size": train_size})
     if "rungs" in changes:
-        return Recipe.parse(fitting.model_dump(), "recipe")  # the samples may have become fewer
+        return Recipe.parse(fitting.model_dump(), "recipe")  # a smaller train_size may bring the end before a rung
     return _with_rungs(fitting, recipe.rungs)

@@ -1,7 +1,7 @@
-"""The named objectives: all are minimised, all are read from a `Candidate`.
+"""The objectives by name: all are minimised, all are read from a `Candidate`.
 
-Hypervolume is taken over scaled objectives: the error linearly, everything else by its logarithm, each to [0, 1] by
-bounds that are fixed when a study is made; the reference point is (1, ..., 1).
+The hypervolume is that of scaled objectives: the error linearly, all others by their logarithm, each to [0, 1] by the
+study's fixed bounds; the reference point is (1, ..., 1).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from igc_nas.study.records import Candidate
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A number of a candidate that is to be small; `label` is its axis title, with the unit."""
+    """A number of a candidate to minimise; `label` is its axis title, with the unit."""
 
     name: str
     label: str
@@ -58,7 +58,7 @@ def parse_objectives(text: str) -> tuple[str, ...]:
 
 
 def known_values(cost: Cost, latency_ms: float, names: Sequence[str]) -> tuple[float, ...]:
-    """The objectives but the error, in the order of `names`: what is known before a network is trained."""
+    """The objectives other than the error, in the order of `names`: they are known before a network is trained."""
     known = cost.as_dict() | {"latency": latency_ms}
     return tuple(known[name] for name in names if name != "error")
 

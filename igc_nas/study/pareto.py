@@ -1,4 +1,4 @@
-"""Fronts of points where every coordinate is minimised: dominance, hypervolume, knee. Pure functions of numbers."""
+"""Pareto fronts of points, every coordinate minimised: dominance, hypervolume, knee."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ Points = Sequence[Point] | Floats
 
 
 def dominates(a: Point, b: Point) -> bool:
-    """Whether `a` is nowhere worse than `b` and somewhere better."""
+    """Whether `a` is at most `b` in every coordinate and below it in one."""
     return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
 
 
 def nondominated(points: Points) -> list[int]:
     """Indices of the points that no other point dominates, in order; of equal points the first.
 
-    In lexicographic order a point can only be dominated by one before it. In two and three dimensions what comes before
-    is a staircase of the other coordinates: O(n log n). In more the first that is left is of the front, and takes all
-    that it dominates away.
+    In lexicographic order a point can only be dominated by an earlier one. In two and three dimensions the earlier
+    points are kept as a staircase in the other coordinates (Kung, Luccio, Preparata 1975): O(n log n) but for the
+    insertion into a list. In more dimensions the first of the remaining points is on the front, and those that it
+    dominates are removed: O(n * front).
     """
     if not len(points):
         return []
     array = np.asarray(points, dtype=float)
     order = np.lexsort((np.arange(len(array)), *array.T[::-1]))
     if array.shape[1] in (2, 3):
-        # In two dimensions a coordinate that is the same for all stands for the third.
-        seen = _Staircase()
+        # Two dimensions are three with a constant third coordinate.
+        staircase = _Staircase()
         flat = [0.0] * len(array) if array.shape[1] == 2 else array[order, 2].tolist()
         steps = zip(order.tolist(), array[order, 1].tolist(), flat, strict=True)
-        return sorted(place for place, y, z in steps if seen.add(y, z))
+        return sorted(place for place, y, z in steps if staircase.add(y, z))
     front: list[int] = []
     while len(order):
         first = order[0]
@@ -45,17 +46,17 @@ def nondominated(points: Points) -> list[int]:
 
 
 class _Staircase:
-    """The front of points (x, y) that come one by one: `xs` ascend, `ys` descend."""
+    """The front of points (x, y) that are added one by one: `xs` ascend, `ys` descend."""
 
     def __init__(self, corner: Point = (math.inf, math.inf)) -> None:
-        """`corner` is where the area below the staircase ends."""
+        """`corner` is the reference point of `area`, which the points dominate."""
         self.corner = corner
         self.xs: list[float] = []
         self.ys: list[float] = []
         self.area = 0.0
 
     def add(self, x: float, y: float) -> bool:
-        """Add a point; False: one that is nowhere worse was there."""
+        """Add a point. False where an earlier one is at most as large in both coordinates."""
         xs, ys = self.xs, self.ys
         start = bisect_right(xs, x)
         if start and ys[start - 1] <= y:
@@ -69,7 +70,7 @@ class _Staircase:
         return True
 
     def _gain(self, x: float, y: float, start: int, end: int) -> float:
-        """The area below the corner that (x, y) adds, which takes the steps from `start` to `end` away."""
+        """The area that (x, y) adds; it replaces the steps from `start` to `end`."""
         if math.isinf(self.corner[0]):
             return 0.0
         gain, height = 0.0, self.ys[start - 1] if start else self.corner[1]
@@ -83,8 +84,8 @@ def hypervolume(points: Points, reference: Point) -> float:
     """The volume that `points` dominate below `reference`, for two or more coordinates (exact).
 
     Points that are not below the reference in every coordinate add nothing. O(n log n) in two and three dimensions, by
-    sweeping over the last one (Beume, Fonseca, Lopez-Ibanez, Paquete, Vahrenhold 2009), a factor n more for each
-    further one (Fonseca, Paquete, Lopez-Ibanez 2006 slice the same way).
+    a sweep over the last one (Beume, Fonseca, Lopez-Ibanez, Paquete, Vahrenhold 2009); a factor n more for each further
+    one, by slices (as Fonseca, Paquete, Lopez-Ibanez 2006).
     """
     if not len(points):
         return 0.0
@@ -112,18 +113,18 @@ def _slice_volume(points: list[tuple[float, ...]], reference: tuple[float, ...])
 
 
 def _sweep(points: Iterable[Point], reference: Point) -> float:
-    """The volume in three dimensions: the area below the staircase of what is passed, times the way to the next."""
-    passed = _Staircase(reference[:2])
+    """The volume in three dimensions: the area dominated by the points passed, times the distance to the next point."""
+    staircase = _Staircase(reference[:2])
     total, height = 0.0, reference[2]
     for x, y, z in sorted(points, key=lambda p: (p[2], p[0], p[1])):
-        total += passed.area * (z - height)
+        total += staircase.area * (z - height)
         height = z
-        passed.add(x, y)
-    return total + passed.area * (reference[2] - height)
+        staircase.add(x, y)
+    return total + staircase.area * (reference[2] - height)
 
 
 class Front:
-    """A front that points join one by one."""
+    """A Pareto front to which points are added one by one."""
 
     def __init__(self, dimensions: int) -> None:
         self.points: Floats = np.empty((0, dimensions))
@@ -132,7 +133,7 @@ class Front:
         return len(self.points)
 
     def add(self, point: Point) -> bool:
-        """Let a point join, and leave those that it dominates; False: one that is nowhere worse is there."""
+        """Add a point and remove those that it dominates. False where one is at most as large in every coordinate."""
         if (self.points <= point).all(axis=1).any():
             return False
         kept = self.points[(self.points < point).any(axis=1)]
@@ -141,9 +142,10 @@ class Front:
 
 
 class RunningVolume:
-    """The hypervolume below (1, ..., 1) of points that come one by one.
+    """The hypervolume below (1, ..., 1) of points that are added one by one.
 
-    A point adds its box less what the front covers of it: the front's members, cut to the box.
+    A point adds the volume of its box less the part that the front dominates: that of the front's points, clipped to
+    the box.
     """
 
     def __init__(self, dimensions: int) -> None:
@@ -152,7 +154,7 @@ class RunningVolume:
         self._ones = (1.0,) * dimensions
 
     def add(self, point: Point) -> float:
-        """The volume with a point."""
+        """Add a point; returns the volume."""
         before = self.front.points
         if all(x < 1 for x in point) and self.front.add(point):
             covered = hypervolume(np.maximum(before, point), self._ones)

@@ -1,6 +1,6 @@
-"""The question as frozen values: what is searched, on which data, by which recipe, for which objectives.
+"""What a study searches, on which data, by which recipe, for which objectives, as frozen records.
 
-A study's `study.toml` is a `StudySpec`; its trials answer it. Two runs belong to one study only where these are equal.
+A `StudySpec` is stored as the study's `study.toml`. Two searches are of one study only where their `identity` is equal.
 """
 
 from __future__ import annotations
@@ -8,19 +8,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from igc_nas.arch.config import Image
-from igc_nas.arch.cost import Cost, cost_of
+from igc_nas.arch.cost import cost_of
 from igc_nas.errors import ConfigError, IgcNasError, InfeasibleError, StudyError
 from igc_nas.io.records import Frozen, parse_toml
-from igc_nas.io.units import exact_count
-from igc_nas.space.feasible import Feasible
-from igc_nas.space.search_space import METRICS, SearchSpace, SpaceFile
+from igc_nas.space.budget import Budget
+from igc_nas.space.feasible import Feasible, feasible
+from igc_nas.space.search_space import METRICS, SearchSpace, SpaceFile, search_space
 from igc_nas.study.objectives import OBJECTIVES, parse_objectives
 from igc_nas.study.records import Latency, Ms
 from igc_nas.study.schema import SCHEMA, current_spec
@@ -32,25 +31,11 @@ LatencyForms = Literal["within-budget", "any", "factored"]
 Bound = Annotated[tuple[float, float], Field(strict=False)]
 
 
-class Budget(Frozen):
-    """Upper limits, all inclusive; None is no limit. `latency_ms` is a limit on the normalised latency."""
-
-    params: Annotated[int, Field(ge=1)] | None = None
-    macs: Annotated[int, Field(ge=1)] | None = None
-    latency_ms: Annotated[float, Field(gt=0)] | None = None
-
-    def __str__(self) -> str:
-        parts = [f"params{exact_count(self.params)}"] if self.params else []
-        parts += [f"macs{exact_count(self.macs)}"] if self.macs else []
-        parts += [f"latency{self.latency_ms:g}ms"] if self.latency_ms else []
-        return "-".join(parts) or "any"
-
-
 class Schedule(Frozen):
     """How a network is trained: SGD with Nesterov momentum and a one-cycle learning rate that peaks at `lr`.
 
-    `forms`: networks train in the form that the device runs fastest, or factored as they are written. The function, its
-    parameters and their gradients are the same; their rounding is not.
+    `forms`: networks train in the form that the device runs fastest, or in the factored one. Both compute the same
+    function of the same parameters; they differ in rounding.
     """
 
     epochs: Annotated[int, Field(ge=1, le=10_000)]
@@ -65,26 +50,26 @@ class Schedule(Frozen):
     """Pixels of padding for the random crop; 0 is no crop."""
     flip: bool = True
     dtype: DtypeName = "float32"
-    """What products run in; weights, BN statistics and the optimiser stay float32."""
+    """The type of convolutions and products; weights, BN statistics and the optimiser's state are float32."""
     forms: Literal["fastest", "factored"] = "factored"
 
 
 class Recipe(Schedule):
     """The proxy training, the same for every trial of a study.
 
-    `train_size` images (stratified, seeded) an epoch at `resolution` x `resolution` pixels; scored on `held_out` other
-    training images.
+    An epoch has `train_size` images (stratified, seeded) at `resolution` x `resolution` pixels; the score is the error
+    on `held_out` other images of the training set.
     """
 
     train_size: Annotated[int, Field(ge=1)]
     held_out: Annotated[int, Field(ge=1)]
     resolution: Annotated[int, Field(ge=4, le=1024)]
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """What is scored: an exponential average of the weights with this decay per step; 0: the weights themselves."""
+    """The scored weights are an exponential average with this decay per step; 0: no average."""
     rungs: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, max_length=16)] = ()
-    """Samples seen, ascending, at which a training is scored on its way (and may be stopped).
+    """Numbers of samples seen, ascending, at which a training is scored before its end (and may be pruned).
 
-    A training is scored after the batch that a rung falls into, which is not the last one and no other rung's.
+    The score is taken after the batch that the rung falls into: no other rung's batch, and not the last one.
     """
 
     @model_validator(mode="after")
@@ -100,28 +85,28 @@ class Recipe(Schedule):
 
     @property
     def steps(self) -> int:
-        """Whole batches that one training is made of; the images that an epoch has left over are not seen."""
+        """Batches of one training; images left over at the end of an epoch are skipped."""
         return self.epochs * max(1, self.train_size // self.batch)
 
     def step_of(self, samples: int) -> int:
-        """The number of steps after which so many samples have been seen."""
+        """The number of steps after which `samples` samples have been seen."""
         return math.ceil(samples / min(self.batch, self.train_size))
 
     @property
     def samples(self) -> int:
-        """Images that one training sees, repeats counted."""
+        """Images of all epochs of one training."""
         return self.epochs * self.train_size
 
 
 class LatencySpec(Frozen):
     """How latency is measured.
 
-    `forms`: a network may run in any form whose parameters obey the study's budget, in any at all, or only factored as
-    it is written. `remote`: another machine measures, by a command that is given with each run and never stands here.
+    `forms`: a network may run in any form whose parameters are within the study's budget, in any form at all, or only
+    in the factored one. `remote`: a command measures on another machine; it is given with each run and never stored.
     """
 
     device: str
-    """The name of the device that the study's times are of."""
+    """The name of the device that is measured."""
     batch: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1)] = 1
     runtime: RuntimeName = "eager"
@@ -131,13 +116,13 @@ class LatencySpec(Frozen):
     memory_format: Literal["contiguous", "channels_last"] = "channels_last"
     input: Image = (3, 32, 32)
     cuda_graph: bool = False
-    """On a GPU: replay a captured graph, so that the time is the device's and not that of launching from Python."""
+    """On a GPU: replay a captured graph, so that the time is that of the kernels, not of their launch from Python."""
     cold_cache: bool = False
     """On a GPU: overwrite its L2 cache before every pass."""
 
 
 class Calibration(Frozen):
-    """What is measured once, when a study is made, and never moved: the reference and the scale of latency."""
+    """Measured once, before a study's first trial, and then fixed: the reference time and the scale of latency."""
 
     reference_ms: Ms
     smallest: Latency
@@ -147,10 +132,10 @@ class Calibration(Frozen):
 
 
 class StudySpec(Frozen):
-    """A study: its question and the conditions that every trial shares.
+    """The settings that all trials of a study share.
 
-    `bounds` scale the objectives for the hypervolume (see `igc_nas.study.objectives`); latency's are there once the
-    machine has been calibrated. Raises `StudyError` from `from_toml`.
+    `bounds` scale the objectives for the hypervolume (see `igc_nas.study.objectives`); those of latency are set by the
+    calibration. Raises `StudyError` from `from_toml`.
     """
 
     schema_version: Annotated[int, Field(alias="schema", ge=1)] = SCHEMA
@@ -186,15 +171,15 @@ class StudySpec(Frozen):
                 raise ValueError(f"bounds of {name!r:.40}: ({low}, {high}) is no scale")
         return self
 
-    @cached_property
+    @property
     def search_space(self) -> SearchSpace:
-        """The space, as the study keeps it."""
-        return SearchSpace(self.space, self.classes, self.space_name)
+        """The search space of the study's own copy of the space file."""
+        return search_space(self.space, self.classes, self.space_name)
 
-    @cached_property
+    @property
     def feasible(self) -> Feasible:
         """The architectures within the budgets on params and MACs. Raises `InfeasibleError`."""
-        return Feasible(self.search_space, self.budget.params, self.budget.macs)
+        return feasible(self.search_space, self.budget)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as study.toml holds it."""
@@ -208,7 +193,7 @@ class StudySpec(Frozen):
 
     @classmethod
     def from_toml(cls, text: str, where: str = "study.toml") -> StudySpec:
-        """Read study.toml. Raises `StudyError`, also for one that a newer igc-nas has written."""
+        """Read study.toml. Raises `StudyError`, also for a file of a newer igc-nas."""
         try:
             return cls.from_dict(parse_toml(text, where), where)
         except ConfigError as error:
@@ -225,14 +210,14 @@ class StudySpec(Frozen):
             )
         return cls.parse(current_spec(data), where)
 
-    def question(self) -> dict[str, Any]:
-        """What the study asks, without what is fixed once it is calibrated: equal for equal studies."""
+    def identity(self) -> dict[str, Any]:
+        """The settings without those that the calibration fixes: equal for equal studies."""
         return {key: value for key, value in self.to_dict().items() if key not in ("bounds", "reference_ms")}
 
     def with_scale(self, calibration: Calibration) -> StudySpec:
         """This spec with the hypervolume's bounds and the reference time fixed.
 
-        Raises `InfeasibleError` where the latency budget is below half of what the network with the fewest MACs takes.
+        Raises `InfeasibleError` where the latency budget is below half the time of the network with the fewest MACs.
         """
         fast, slow = sorted((calibration.smallest.normalised_ms, calibration.largest.normalised_ms))
         limit = self.budget.latency_ms
@@ -251,7 +236,7 @@ class StudySpec(Frozen):
         )
 
     def known_bounds(self) -> dict[str, tuple[float, float]]:
-        """Bounds of everything that is known before measuring: chance level, smallest feasible to budget or largest."""
+        """Bounds of all objectives but latency: 0 to chance level; smallest cost to the budget or the largest cost."""
         space, heaviest = self.search_space, cost_of(self.feasible.heaviest())
         limits = {"params": self.budget.params, "macs": min(self.budget.macs or heaviest.macs, heaviest.macs)}
         bounds: dict[str, tuple[float, float]] = {"error": (0.0, 1 - 1 / self.classes)}
@@ -263,22 +248,12 @@ class StudySpec(Frozen):
         return bounds
 
     def scaled(self, values: Mapping[str, float]) -> tuple[float, ...]:
-        """Objective values on the study's fixed scale, never below 0; at or beyond 1 they add no hypervolume."""
+        """Objective values on the study's fixed scale, at least 0; a value of 1 or more adds no hypervolume."""
         return tuple(max(0.0, OBJECTIVES[name].scale(value, *self.bounds[name])) for name, value in values.items())
-
-    def over_budget(self, cost: Cost) -> str | None:
-        """Which budget a cost exceeds, in words; None within all."""
-        for what, value, limit in (
-            ("parameters", cost.params, self.budget.params),
-            ("MACs", cost.macs, self.budget.macs),
-        ):
-            if limit is not None and value > limit:
-                return f"{value:,} {what}; the budget is {limit:,}"
-        return None
 
 
 def default_name(space: str, dataset: str, budget: Budget, seed: int) -> str:
-    """A study's name where none is given: space-dataset-budgets-seed."""
+    """The name of a study without one: space-dataset-budgets-seed."""
     return f"{space}-{dataset}-{budget}-s{seed}"
 
 

@@ -38,7 +38,7 @@ class Study:
     @cached_property
     def feasible_candidates(self) -> tuple[Candidate, ...]:
         """The candidates that may be on the front: those within the budgets (a person may ask for others, too)."""
-        return tuple(c for c in self.candidates if self.spec.over_budget(c.cost) is None)
+        return tuple(c for c in self.candidates if self.spec.budget.violation(c.cost) <= 0)
 
     @property
     def ended(self) -> int:

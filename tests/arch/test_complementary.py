@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igc_nas.arch.complementary import Condition, complementary, path_counts, unmet
-from igc_nas.arch.config import ArchConfig, ConvStage, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig, balanced_factors
+from igc_nas.arch.config import ArchConfig, ConvStage, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
+from igc_nas.arch.factors import balanced_factors
 from igc_nas.arch.plan import Conv, Interleave, arch_id
 from igc_nas.cli import main
 from igc_nas.errors import ConfigError
 from igc_nas.io.records import differences
 from igc_nas.nn.network import Block, build
+from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, space_names
 from igc_nas.study.spec import StudySpec
@@ -38,7 +40,7 @@ def under(condition: str, text: str) -> str:
 
 
 def pushed(stage: StageConfig) -> tuple[int, int]:
-    """(least, most) that one-hots bring through the second block of the stage as it is built, every weight being one.
+    """(least, most) paths: one-hot inputs through the built second block of the stage with all weights one.
 
     On a map of one pixel only the centre tap of a kernel sees anything; BN and activations are taken out.
     """
@@ -115,7 +117,7 @@ def test_igcv3_whose_groups_do_not_multiply_to_a_divisor(
     assert path_counts(stage) == pushed(stage) == counts
 
 
-def test_igcv3_that_cannot_keep_its_width_joins_nothing() -> None:
+def test_igcv3_that_cannot_keep_its_width_has_no_paths() -> None:
     stage = Igcv3Stage(width=16, expand=4, G1=3, G2=2, blocks=1)
     assert stage.problem(12) is None
     assert path_counts(stage) == (0, 0)
@@ -128,7 +130,7 @@ def test_a_regular_convolution_is_strict() -> None:
 
 
 @given(st.sampled_from([2, 6, 12, 16, 30]).flatmap(stages_behind), st.data())
-def test_the_counts_are_what_the_built_unit_does(stage: StageConfig, data: st.DataObject) -> None:
+def test_path_counts_equal_those_of_the_built_unit(stage: StageConfig, data: st.DataObject) -> None:
     least, most = path_counts(stage)
     assert (least, most) == pushed(stage)
     for key, values in {"kernel": [1, 5], "stride": [1, 4], "blocks": [1, 9], "residual": [False, True]}.items():
@@ -146,7 +148,7 @@ def test_paths_are_shared_among_the_pairs(width: int, depth: int, data: st.DataO
         assert least == most == K ** (depth - 2)
 
 
-def test_wide_units_are_counted_at_once() -> None:
+def test_wide_units_are_counted_fast() -> None:
     start = process_time()
     assert path_counts(Igcv1Stage(L=1000, M=2, blocks=1)) == (1, 1)
     assert path_counts(Igcv2Stage(width=2000, depth=4, blocks=1)) == (1, 1)
@@ -167,7 +169,7 @@ def meets(stage: StageConfig, condition: Condition) -> bool:
 
 
 def every_meeting(space: SearchSpace) -> Iterator[ArchConfig]:
-    """All that the file says and whose stages meet its condition, by one-hots."""
+    """Every architecture of the file whose stages meet its condition, by one-hot inputs."""
     condition = space.file.complementary
     return (arch for arch in every_architecture(space) if all(meets(_bare(s), condition) for s in arch.stages))
 
@@ -205,7 +207,7 @@ TEXTS["unequal"] = UNEQUAL
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("name", TEXTS)
-def test_a_space_holds_what_meets_its_condition(name: str, condition: Condition) -> None:
+def test_a_space_holds_exactly_the_architectures_that_meet_its_condition(name: str, condition: Condition) -> None:
     space = space_of(under(condition, TEXTS[name]))
     meeting = list(every_meeting(space))
     assert space.size == len({arch_id(arch) for arch in meeting})
@@ -230,7 +232,7 @@ def test_a_shipped_space_under_the_strict_condition_holds_no_igcv3(name: str) ->
 
 
 @pytest.mark.parametrize("condition", ["strict", "loose"])
-def test_parameters_of_what_is_left_out_are_refused(condition: Condition) -> None:
+def test_parameters_of_excluded_architectures_are_refused(condition: Condition) -> None:
     space, every = space_of(under(condition, UNEQUAL)), space_of(UNEQUAL)
     held = {arch.model_dump_json() for arch in every_meeting(space)}
     left_out = [arch for arch in every_architecture(every) if arch.model_dump_json() not in held]
@@ -240,12 +242,12 @@ def test_parameters_of_what_is_left_out_are_refused(condition: Condition) -> Non
             with pytest.raises(ConfigError) as raised:
                 refuse()
             assert one_line(raised).startswith("stage 2: ")
-            assert f"complementary = '{condition}' asks for" in raised.value.message
+            assert f"complementary = '{condition}' requires" in raised.value.message
 
 
 def test_draws_meet_the_condition() -> None:
     space = space_of(under("strict", UNEQUAL))
-    feasible, rng = Feasible(space, params=4000), np.random.default_rng(0)
+    feasible, rng = Feasible(space, Budget(params=4000)), np.random.default_rng(0)
     drawn = [feasible.draw(rng) for _ in range(50)]
     assert all(complementary(stage) == "strict" for arch in drawn for stage in arch.stages)
     assert {stage.unit for arch in drawn for stage in arch.stages} == {"igcv1", "igcv2", "igcv3"}
@@ -258,7 +260,7 @@ def test_a_stage_with_no_option_left_is_refused() -> None:
         space_of(under("loose", text))
     assert one_line(raised) == (
         "small: stage 1: no option meets the loose complementary condition; igcv2 C128 d3 K2 k3 x1 has 0 to 1 paths "
-        "per channel pair; complementary = 'loose' asks for at least 1"
+        "per channel pair; complementary = 'loose' requires at least 1"
     )
     assert raised.value.hint == 'write complementary = "any", or choose other groups'
 
@@ -273,12 +275,12 @@ def test_another_condition_is_refused(value: str) -> None:
 # Studies.
 
 
-def test_a_space_without_a_condition_is_written_as_before_there_were_conditions() -> None:
+def test_a_space_without_a_condition_is_stored_without_the_key() -> None:
     before = spec()
     assert "complementary" not in before.to_toml()
     said = StudySpec.from_toml(before.to_toml().replace("[space]\n", '[space]\ncomplementary = "any"\n', 1))
     assert said.space.complementary == "any"
-    assert said.question() == before.question()
+    assert said.identity() == before.identity()
 
 
 def test_a_study_keeps_its_condition() -> None:
@@ -286,7 +288,7 @@ def test_a_study_keeps_its_condition() -> None:
     strict = StudySpec.parse(before | {"space": before["space"] | {"complementary": "strict"}})
     assert StudySpec.from_toml(strict.to_toml()) == strict
     assert strict.search_space.size < spec().search_space.size
-    found = list(differences(strict.question(), spec().question()))
+    found = list(differences(strict.identity(), spec().identity()))
     assert found == ["space.complementary: strict asked for, none in the study"]
 
 

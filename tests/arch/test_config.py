@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from igc_nas.arch.config import ArchConfig, Igcv2Stage, balanced_factors, prime_factors
+from igc_nas.arch.config import ArchConfig, Igcv2Stage
+from igc_nas.arch.factors import balanced_factors, prime_factors
 from igc_nas.errors import ConfigError
 from tests.support.builders import architectures, one_line, taken
 
@@ -48,7 +49,7 @@ def test_toml_round_trip(arch: ArchConfig) -> None:
     assert again.to_toml() == arch.to_toml()
 
 
-def test_load_reads_a_file_and_says_why_it_cannot(tmp_path: Path) -> None:
+def test_load_reads_a_file_or_gives_the_reason_of_the_failure(tmp_path: Path) -> None:
     good = tmp_path / "good.toml"
     good.write_text(TOML)
     assert ArchConfig.load(good) == ArchConfig.from_toml(TOML)
@@ -98,13 +99,13 @@ def test_load_reads_a_file_and_says_why_it_cannot(tmp_path: Path) -> None:
         ({"unit": "conv", "width": 8, "kernel": 4}, "stage.1.conv.kernel: Input should be 1, 3, 5, 7, 9 or 11 (got 4)"),
     ],
 )
-def test_a_message_says_where_what_and_what_to_use(stage: dict[str, Any], message: str) -> None:
+def test_a_message_names_the_place_the_problem_and_a_remedy(stage: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         ArchConfig.parse({"stem": {"width": 24}, "stage": [{"blocks": 2} | stage]}, "net.toml")
     assert one_line(raised).startswith(f"net.toml: {message}")
 
 
-def test_the_width_that_a_message_hands_over_works() -> None:
+def test_the_width_that_a_message_proposes_is_valid() -> None:
     for width in (28, 32):
         assert Igcv2Stage(width=width, depth=3, K=4, blocks=1).channels_per_group == (4, 4)
 
@@ -164,7 +165,7 @@ def test_bad_configs_are_refused_in_one_line(text: str) -> None:
     assert one_line(raised).startswith("net.toml: ")
 
 
-def test_the_stock_parts_of_those_bad_configs_are_good() -> None:
+def test_the_common_parts_of_the_bad_configs_are_valid() -> None:
     for stage in (CONV, V1, V2, V3):
         ArchConfig.from_toml(STEM + stage)
 

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage, prime_factors
+from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage
 from igc_nas.arch.cost import Cost, cost_of, layers_cost, plan_cost, rows
+from igc_nas.arch.factors import prime_factors
 from igc_nas.arch.papers import reference
 from igc_nas.arch.plan import Conv, Linear, Norm, igcv1_layers, igcv2_layers, igcv3_layers, plan, stage_layers
 from tests.support.builders import architectures
@@ -66,7 +67,7 @@ def test_rows_sum_to_the_cost(arch: ArchConfig) -> None:
 
 @given(architectures())
 def test_rows_follow_the_definitions(arch: ArchConfig) -> None:
-    """Parameters from the layer alone; MACs and activations from it and the shape that the row says it writes."""
+    """Parameters from the layer alone; MACs and activations from the layer and its output shape."""
     for row in rows(plan(arch)):
         match row.layer:
             case Conv(_, c_in, c_out, kernel, _, groups):

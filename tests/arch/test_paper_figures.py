@@ -59,7 +59,7 @@ def test_points_are_as_printed() -> None:
 
 
 @pytest.mark.parametrize("classes", [10, CLASSES])
-def test_every_network_is_another_one(classes: int) -> None:
+def test_all_networks_differ(classes: int) -> None:
     points = [point for figure in figures(classes) for point in figure.points]
     assert len({point.id for point in points}) == len(points) == 26
     assert {point.arch.classes for point in points} == {classes}

@@ -35,7 +35,7 @@ def test_names_follow_the_papers_letters() -> None:
     assert arch_id(reference("igcv3-d-cifar").arch) != arch_id(reference("igcv3-d-imagenet", 10).arch)
 
 
-def test_a_network_without_a_printed_accuracy_claims_none() -> None:
+def test_a_network_without_a_printed_accuracy_has_none() -> None:
     network = reference("igcv1-l24m2-d20")
     assert (dict(network.printed_error), network.source) == ({}, "")
 
@@ -73,7 +73,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, hint: str) -> No
         ("igcv2-c416-k8-d19", "use d17 or d20"),
     ],
 )
-def test_a_depth_that_no_network_has_is_refused_with_the_nearest(name: str, hint: str) -> None:
+def test_an_impossible_depth_is_refused_with_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(ConfigError, match="the depth is"):
         reference(name)
     with pytest.raises(ConfigError) as raised:
@@ -104,7 +104,7 @@ def test_a_depth_that_no_network_has_is_refused_with_the_nearest(name: str, hint
         "igcv1-l999999m1-d8",
     ],
 )
-def test_a_network_that_cannot_be_is_refused_in_one_line(name: str) -> None:
+def test_an_impossible_network_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ConfigError) as raised:
         reference(name)
     one_line(raised)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage, balanced_factors, prime_factors
+from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage
+from igc_nas.arch.factors import balanced_factors, prime_factors
 from igc_nas.arch.plan import (
     BlockPlan,
     Conv,
@@ -108,7 +109,7 @@ def test_strict_igcv2_with_unequal_factors(factors: tuple[int, ...]) -> None:
         (128, 8, 2, 0, 1),
     ],
 )
-def test_igcv2_with_a_given_k_meets_the_condition_as_far_as_the_width_allows(
+def test_igcv2_with_a_given_k_meets_the_condition_where_the_width_allows(
     C: int, K: int, n: int, least: int, most: int
 ) -> None:
     counts = paths(igcv2_layers(Igcv2Stage(width=C, depth=n + 1, K=K, blocks=1), C, 1))
@@ -151,7 +152,7 @@ def _width_after(layers: tuple[Layer, ...], width: int) -> int:
     return width
 
 
-def test_every_weight_has_a_name_of_its_own() -> None:
+def test_the_names_of_weights_are_unique() -> None:
     for residual in (False, True):
         stage = {"blocks": 2, "stride": 2, "residual": residual}
         arch = _arch(
@@ -212,7 +213,7 @@ V3 = {"unit": "igcv3", "width": 16, "expand": 2, "blocks": 1}
         (V3, V3 | {"G1": 2, "G2": 2, "kernel": 3, "stride": 1}),
     ],
 )
-def test_one_network_has_one_id_however_it_is_written(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_all_configurations_of_a_network_have_one_id(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert arch_id(_arch(one)) == arch_id(_arch(other))
 
 
@@ -267,6 +268,6 @@ def test_igcv1_is_igcv2_of_depth_2_where_m_is_1_and_only_there(L: int) -> None:
 
 
 @given(architectures())
-def test_the_id_is_of_the_network_not_of_its_text(arch: ArchConfig) -> None:
+def test_the_id_does_not_depend_on_the_text(arch: ArchConfig) -> None:
     assert arch_id(ArchConfig.from_toml(arch.to_toml())) == arch_id(arch)
     assert arch_id(arch.with_classes(arch.classes + 1)) != arch_id(arch)

@@ -1,4 +1,4 @@
-"""Dataset files and archives that are none, that unpack to terabytes, or that change nothing but their names."""
+"""Dataset files and archives that are pipes or devices, unpack to terabytes, or have members of hostile names."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def made(kind: str, path: Path) -> Path:
     return path
 
 
-def test_these_are_many() -> None:
+def test_there_are_enough_kinds_of_bad_files() -> None:
     assert len(DAMAGES) + len(BAD_ARCHIVES) + len(BROKEN_BATCHES) + len(BOMBS) + 5 * len(NO_FILES) >= 60
 
 
@@ -54,7 +54,7 @@ def test_an_archive_that_is_no_file_is_refused_at_once(cifar10: SmallCifar, tmp_
 
 @pytest.mark.parametrize("kind", NO_FILES)
 @pytest.mark.parametrize("name", OF_A_FOLDER)
-def test_a_folder_with_what_is_no_file_is_refused_at_once(
+def test_a_folder_with_a_member_that_is_no_file_is_refused_at_once(
     cifar10: SmallCifar, tmp_path: Path, name: str, kind: str
 ) -> None:
     source = in_folder(tmp_path / "mine", cifar10.files)
@@ -66,7 +66,7 @@ def test_a_folder_with_what_is_no_file_is_refused_at_once(
 
 @pytest.mark.parametrize("kind", NO_FILES)
 @pytest.mark.parametrize("name", [*OF_A_FOLDER, MANIFEST])
-def test_an_installation_with_what_is_no_file_is_refused_at_once(
+def test_an_installation_with_a_member_that_is_no_file_is_refused_at_once(
     cifar10: SmallCifar, tmp_path: Path, name: str, kind: str
 ) -> None:
     folder = cifar10.write(tmp_path)
@@ -78,17 +78,17 @@ def test_an_installation_with_what_is_no_file_is_refused_at_once(
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
-def test_a_download_that_is_no_file_is_refused_at_once(cifar10: SmallCifar, tmp_path: Path, kind: str) -> None:
+def test_a_partial_download_that_is_no_file_is_refused_at_once(cifar10: SmallCifar, tmp_path: Path, kind: str) -> None:
     made(kind, tmp_path / f"{cifar10.layout.archive}.part")
     with soon(), pytest.raises(DataError) as raised:
         fetch("cifar10", tmp_path, url="http://127.0.0.1:9/nobody")
     one_line(raised)
 
 
-# Small archives of very much.
+# Small archives that unpack to many bytes.
 
 ZEROS, ENOUGH = 50_000_000, 10_000_000
-"""Bytes that an archive unpacks to, and those that are read of it at most."""
+"""Bytes that an archive unpacks to, and the most that may be read of it."""
 
 
 def packed(opened: Callable[..., object], head: bytes) -> Callable[[Path], None]:
@@ -116,10 +116,10 @@ BOMBS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_an_archive_that_unpacks_to_very_much_is_left(
+def test_an_archive_that_unpacks_beyond_the_limit_is_refused(
     cifar10: SmallCifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """No more of it is read than twice what a dataset has."""
+    """Not more than the limit is read."""
     monkeypatch.setattr("igc_nas.data.fetch.MOST_BYTES", ENOUGH)
     source = tmp_path / "mine.tar.gz"
     BOMBS[kind](source)
@@ -130,7 +130,7 @@ def test_an_archive_that_unpacks_to_very_much_is_left(
 
 
 @pytest.mark.parametrize("opened", [gzip.open, bz2.open, lzma.open, open])
-def test_good_archives_of_all_kinds_are_read(
+def test_archives_of_all_compressions_are_read(
     cifar10: SmallCifar, tmp_path: Path, opened: Callable[..., object]
 ) -> None:
     source = tmp_path / "mine"
@@ -139,11 +139,11 @@ def test_good_archives_of_all_kinds_are_read(
     assert_whole(fetch("cifar10", tmp_path / "data", source=source), cifar10)
 
 
-# Spoiled.
+# Damaged.
 
 
 @sizes(60, 1000)
-def test_a_spoiled_manifest_is_refused_or_says_the_same(count: int, cifar10: SmallCifar, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_refused_or_equal(count: int, cifar10: SmallCifar, tmp_path: Path) -> None:
     folder, good = cifar10.write(tmp_path), {"dataset": "cifar10", "files": cifar10.hashes()}
 
     @settings(max_examples=count, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -195,7 +195,7 @@ def test_a_damaged_archive_is_one_line_or_harmless(mode: str) -> None:
     check()
 
 
-# Names that are chosen by whoever made the archive.
+# Names of members.
 
 
 @pytest.mark.parametrize(

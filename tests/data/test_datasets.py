@@ -29,7 +29,7 @@ COUNTS = {"cifar10": (100, 20), "cifar100": (200, 100)}
 
 @dataclass(frozen=True)
 class SmallCifar:
-    """A CIFAR of a few images, in both layouts; `layout` knows the hashes of its archives."""
+    """A CIFAR of a few images, in both layouts; `layout` has the hashes of its archives."""
 
     layout: Layout
     files: dict[str, bytes]
@@ -126,7 +126,7 @@ def cifar100(monkeypatch: pytest.MonkeyPatch) -> SmallCifar:
     return small
 
 
-def test_finds_what_is_installed_and_names_it(cifar10: SmallCifar, tmp_path: Path) -> None:
+def test_an_installed_dataset_is_found_and_named(cifar10: SmallCifar, tmp_path: Path) -> None:
     folder = cifar10.write(tmp_path)
     info = locate("cifar10", tmp_path)
     assert (info.name, info.label, info.classes, info.folder, info.synthetic) == (
@@ -155,20 +155,20 @@ def test_a_data_folder_may_be_the_dataset_itself(cifar10: SmallCifar, tmp_path: 
     assert locate("auto", folder).folder == folder
 
 
-def test_what_was_installed_inside_comes_first(cifar10: SmallCifar, tmp_path: Path) -> None:
+def test_an_installation_inside_the_folder_comes_first(cifar10: SmallCifar, tmp_path: Path) -> None:
     outer = tmp_path / cifar10.layout.folder
     assert locate("cifar10", cifar10.write(outer).parent).folder == outer / cifar10.layout.folder
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_insists_on_what_is_asked_for(tmp_path: Path, name: str) -> None:
+def test_a_named_dataset_that_is_missing_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=f"{name} is not in") as raised:
         locate(name, tmp_path)
     one_line(raised)
     assert f"igc-nas data {name}" in str(raised.value.hint)
 
 
-def test_auto_is_shapes_only_where_there_is_nothing(tmp_path: Path) -> None:
+def test_auto_is_shapes_only_where_cifar10_is_missing(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere", tmp_path / "nowhere" / "else"):
         info = locate("auto", folder)
         assert (info.label, info.synthetic, info.folder) == ("shapes", True, None)
@@ -192,13 +192,13 @@ def test_an_unknown_name_gets_a_hint(tmp_path: Path, name: str, hint: str) -> No
 
 
 @pytest.mark.parametrize("name", ["", "auto ", "\x1b[31m", "../cifar10", "cifar10\n", "x" * 5000, "<b>"])
-def test_any_other_name_is_one_line(tmp_path: Path, name: str) -> None:
+def test_an_unknown_name_is_one_line(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError) as raised:
         locate(name, tmp_path)
     one_line(raised)
 
 
-def test_reads_what_was_written(cifar10: SmallCifar, tmp_path: Path) -> None:
+def test_images_are_read_as_they_were_written(cifar10: SmallCifar, tmp_path: Path) -> None:
     cifar10.write(tmp_path)
     info = locate("cifar10", tmp_path)
     for (images, labels), names in (
@@ -238,7 +238,7 @@ def test_shapes_need_no_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# Damaged folders: what is there but not whole is an error, also for `auto`.
+# Damaged folders: an error, also for `auto`.
 
 Damage = Callable[[Path], object]
 CIFAR10 = LAYOUTS["cifar10"]
@@ -443,7 +443,7 @@ def test_a_failing_disk_is_one_line(cifar10: SmallCifar, tmp_path: Path, monkeyp
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read everything")
 @pytest.mark.parametrize("where", ["", "cifar-10-batches-bin", "cifar-10-batches-bin/test_batch.bin"])
-def test_what_may_not_be_read_is_one_line(cifar10: SmallCifar, tmp_path: Path, where: str) -> None:
+def test_a_file_without_read_permission_is_one_line(cifar10: SmallCifar, tmp_path: Path, where: str) -> None:
     cifar10.write(tmp_path / "data")
     closed = tmp_path / "data" / where
     mode = closed.stat().st_mode
@@ -456,7 +456,7 @@ def test_what_may_not_be_read_is_one_line(cifar10: SmallCifar, tmp_path: Path, w
 
 @pytest.mark.parametrize("name", ["x" * 300, "null\0byte"], ids=["too long", "null byte"])
 @pytest.mark.parametrize("dataset", ["cifar10", "auto"])
-def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path, name: str, dataset: str) -> None:
+def test_an_impossible_folder_is_one_line(tmp_path: Path, name: str, dataset: str) -> None:
     with pytest.raises(DataError):
         locate(dataset, tmp_path / name)
 
@@ -477,19 +477,19 @@ def test_damage_between_finding_and_reading(cifar10: SmallCifar, tmp_path: Path)
     share=st.floats(0, 1),
     seed=st.integers(0, 2**63 - 1),
 )
-def test_held_out_images_are_a_fair_share(labels: list[int], share: float, seed: int) -> None:
+def test_held_out_images_are_stratified(labels: list[int], share: float, seed: int) -> None:
     of = np.array(labels, dtype=np.uint8)
     count = min(len(of) - 1, max(1, round(share * len(of))))
     rest, held_out = split_held_out(of, count, seed)
     assert sorted([*rest, *held_out]) == list(range(len(of)))
     assert len(held_out) == count
     taken, left = np.bincount(of[held_out], minlength=10), np.bincount(of[rest], minlength=10)
-    # A class gives fewer than another one only where it has no more.
+    # A class has fewer held-out images than another only where all of its images are held out.
     assert all(taken[c] >= taken.max() - 1 for c in range(10) if left[c])
 
 
 @given(classes=st.integers(1, 100), each=st.integers(1, 20), data=st.data())
-def test_equal_classes_are_held_out_alike(classes: int, each: int, data: st.DataObject) -> None:
+def test_equal_classes_have_equal_shares_of_the_held_out_images(classes: int, each: int, data: st.DataObject) -> None:
     labels = (np.arange(classes * each) % classes).astype(np.uint8)
     if len(labels) < 2:
         return
@@ -506,16 +506,16 @@ def test_the_seed_decides_what_is_held_out() -> None:
 
 
 @pytest.mark.parametrize("count", [-1, 0, 10, 11])
-def test_some_images_are_held_out_and_some_are_not(count: int) -> None:
+def test_all_or_no_images_cannot_be_held_out(count: int) -> None:
     with pytest.raises(UsageError, match="use 1 to 9") as raised:
         split_held_out(np.arange(10, dtype=np.uint8), count, 0)
     assert one_line(raised) == f"cannot hold {count} of 10 images out"
 
 
-# Where data are, and what is said where there are none.
+# The folder of datasets, and the notice where there is none.
 
 
-def test_flag_before_environment_before_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flag_comes_before_environment_before_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path / "environment"))
     assert data_dir(tmp_path / "flag") == tmp_path / "flag"
     assert data_dir() == tmp_path / "environment"
@@ -524,7 +524,7 @@ def test_flag_before_environment_before_cache(tmp_path: Path, monkeypatch: pytes
         assert data_dir() == Path(platformdirs.user_cache_dir("igc-nas"))
 
 
-def test_the_notice_cannot_be_overlooked(cifar10: SmallCifar, tmp_path: Path) -> None:
+def test_the_notice_about_shapes_is_framed(cifar10: SmallCifar, tmp_path: Path) -> None:
     notice = auto_notice(locate("auto", tmp_path), tmp_path)
     assert notice is not None
     for words in (str(tmp_path), "SYNTHETIC", "igc-nas data cifar10\n", "--from", "nothing about CIFAR-10"):

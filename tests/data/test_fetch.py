@@ -91,7 +91,7 @@ def answer(request: Request, status: int, headers: dict[str, str], body: bytes) 
 
 
 def wanted(request: Request, content: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of an answer that is as it should be."""
+    """Status, headers and body of a correct answer."""
     asked = request.headers["Range"]
     start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
     if start >= len(content):
@@ -164,14 +164,14 @@ def part_of(folder: Path) -> Path:
 
 
 def assert_whole(info: DatasetInfo, small: SmallCifar) -> None:
-    """What is installed is what was made, pixel by pixel."""
+    """The installed dataset has the labels and pixels that were made."""
     layout = small.layout
     for (images, labels), names in ((read_train(info), layout.train_files), (read_test(info), (layout.test_file,))):
         np.testing.assert_array_equal(images, small.images(*names)[0])
         np.testing.assert_array_equal(labels, small.images(*names)[1])
 
 
-def test_downloads_verifies_and_installs(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
+def test_a_download_is_verified_and_installed(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
     info = fetch("cifar10", tmp_path / "data", url=origin.url)
     assert info == locate("auto", tmp_path / "data")
     assert info.label == "cifar10"
@@ -182,7 +182,7 @@ def test_downloads_verifies_and_installs(cifar10: SmallCifar, origin: Origin, tm
     assert origin.asked == [None]
 
 
-def test_a_cut_download_goes_on_where_it_stopped(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_resumed(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
     origin.behave = cut_after(100_000)
     for have in (100_000, 200_000):
         with pytest.raises(DataError, match=f"after {have:,} of") as raised:
@@ -204,19 +204,19 @@ def test_a_server_without_ranges(cifar10: SmallCifar, origin: Origin, tmp_path: 
     assert origin.asked == ["bytes=70001-"]
 
 
-def test_a_whole_part_is_not_asked_for_again(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
+def test_a_complete_part_is_not_downloaded_again(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
     part_of(tmp_path).write_bytes(origin.content)
     assert_whole(fetch("cifar10", tmp_path, url=origin.url), cifar10)
     assert origin.asked == []
 
 
-def test_a_part_that_is_too_long_is_thrown_away(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
+def test_a_part_that_is_too_long_is_discarded(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
     part_of(tmp_path).write_bytes(origin.content + b"x")
     assert_whole(fetch("cifar10", tmp_path, url=origin.url), cifar10)
     assert origin.asked == [None]
 
 
-def test_redirected(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
+def test_a_redirect_is_followed(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
     def once(request: Request, content: bytes) -> None:
         origin.behave = serve
         redirect_to("/elsewhere")(request, content)
@@ -267,7 +267,7 @@ def test_a_network_error_keeps_the_part(cifar10: SmallCifar, origin: Origin, tmp
         fetch("cifar10", tmp_path, url=origin.url)
     one_line(raised)
     del raised
-    with warnings.catch_warnings():  # http.client leaves an answer open that was cut before it began
+    with warnings.catch_warnings():  # http.client leaves an answer open that was cut before its first byte
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
     assert part_of(tmp_path).read_bytes() == origin.content[:50_000]
@@ -275,7 +275,7 @@ def test_a_network_error_keeps_the_part(cifar10: SmallCifar, origin: Origin, tmp
     assert_whole(fetch("cifar10", tmp_path, url=origin.url), cifar10)
 
 
-def test_nobody_answers(cifar10: SmallCifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_connection(cifar10: SmallCifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
@@ -287,14 +287,11 @@ def test_nobody_answers(cifar10: SmallCifar, tmp_path: Path, monkeypatch: pytest
     assert part_of(tmp_path).read_bytes() == b"begun"
 
 
-def test_a_server_that_falls_silent(
-    cifar10: SmallCifar, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_server_times_out(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
     tired = threading.Event()
     origin.behave = lambda request, content: tired.wait(10) and None
-    monkeypatch.setattr("igc_nas.data.fetch.TIMEOUT_S", 0.2)
     with pytest.raises(DataError, match="timed out") as raised:
-        fetch("cifar10", tmp_path, url=origin.url)
+        fetch("cifar10", tmp_path, url=origin.url, timeout_s=0.2)
     tired.set()
     one_line(raised)
 
@@ -309,7 +306,7 @@ def test_wrong_content_is_removed(cifar10: SmallCifar, origin: Origin, tmp_path:
             part_of(tmp_path).write_bytes(bytes(1000))
         case "longer":
             origin.behave = lambda request, content: answer(request, 200, {}, content + b"more")
-    with pytest.raises(DataError, match="SHA-256 is another") as raised:
+    with pytest.raises(DataError, match="SHA-256 differs") as raised:
         fetch("cifar10", tmp_path, url=origin.url)
     one_line(raised)
     assert list(tmp_path.iterdir()) == []
@@ -322,7 +319,7 @@ def test_wrong_content_is_removed(cifar10: SmallCifar, origin: Origin, tmp_path:
      "http://\x00/", "http://" + "x" * 5000, "http://ü\ud800/", "\x1b[31m"],
     ids=ascii,
 )  # fmt: skip
-def test_no_address(cifar10: SmallCifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_not_an_http_address(cifar10: SmallCifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(IgcNasError) as raised:
         fetch("cifar10", tmp_path, url=url)
@@ -330,7 +327,7 @@ def test_no_address(cifar10: SmallCifar, tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_goes_up_to_the_end(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
+def test_progress_ends_at_the_size_of_the_archive(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     for behave in (cut_after(150_000), ignore_range):
         origin.behave = behave
@@ -350,7 +347,7 @@ def test_only_cifar_is_fetched(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "data").exists()
 
 
-# From what the user has.
+# From the user's own archives and folders.
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -394,7 +391,7 @@ SOURCES: dict[str, tuple[bool, Callable[[Path, SmallCifar], Path]]] = {
 
 
 @pytest.mark.parametrize(("official", "make"), SOURCES.values(), ids=SOURCES)
-def test_takes(either: SmallCifar, tmp_path: Path, official: bool, make: Callable[[Path, SmallCifar], Path]) -> None:
+def test_installs(either: SmallCifar, tmp_path: Path, official: bool, make: Callable[[Path, SmallCifar], Path]) -> None:
     name = either.layout.name
     info = fetch(name, tmp_path / "data", source=make(tmp_path / "source", either))
     assert info.label == (name if official else f"{name} (unofficial, sha256:{info.sha256[:12]})")
@@ -402,7 +399,7 @@ def test_takes(either: SmallCifar, tmp_path: Path, official: bool, make: Callabl
     assert_whole(info, either)
 
 
-def test_takes_its_own_folder(cifar10: SmallCifar, tmp_path: Path) -> None:
+def test_its_own_folder_is_installed(cifar10: SmallCifar, tmp_path: Path) -> None:
     folder = cifar10.write(tmp_path)
     assert fetch("cifar10", tmp_path, source=folder).label == "cifar10"
 
@@ -449,7 +446,7 @@ def tar_with(files: dict[str, bytes], *more: Callable[[tarfile.TarFile], None]) 
 
 
 def negative_size(name: str) -> bytes:
-    """A tar archive whose first member says that it has -512 bytes (CVE-2025-8194)."""
+    """A tar archive whose first member has a size of -512 bytes in its header (CVE-2025-8194)."""
     data = bytearray(tar_of({name: b""}, "w"))
     data[124:136] = b"\xff" * 10 + b"\xfe\x00"
     data[148:156] = b" " * 8
@@ -510,7 +507,7 @@ def tarfile_header(name: str, size: int, kind: bytes = b"0") -> bytes:
 
 
 @pytest.mark.parametrize("make", BAD_ARCHIVES.values(), ids=BAD_ARCHIVES)
-def test_refuses_an_archive(cifar10: SmallCifar, tmp_path: Path, make: Callable[[SmallCifar], bytes]) -> None:
+def test_a_bad_archive_is_refused(cifar10: SmallCifar, tmp_path: Path, make: Callable[[SmallCifar], bytes]) -> None:
     source = write(tmp_path / "mine.tar.gz", make(cifar10))
     with pytest.raises(DataError) as raised:
         fetch("cifar10", tmp_path / "data", source=source)
@@ -521,8 +518,8 @@ def test_refuses_an_archive(cifar10: SmallCifar, tmp_path: Path, make: Callable[
 
 
 @pytest.mark.parametrize("start", ["../../", "/", "../../../../../../tmp/", "data/../../"])
-def test_writes_nothing_outside(cifar10: SmallCifar, tmp_path: Path, start: str) -> None:
-    """A member is known by the last part of its name, and its path is never used."""
+def test_no_member_is_written_outside_the_folder(cifar10: SmallCifar, tmp_path: Path, start: str) -> None:
+    """A member is identified by the last part of its name; its path is never used."""
     absolute = str(tmp_path / "outside") + "/" if start == "/" else start
     archive = tar_of({absolute + name: data for name, data in cifar10.files.items()} | {absolute + "evil": b"evil"})
     info = fetch("cifar10", tmp_path / "a" / "b" / "data", source=write(tmp_path / "mine", archive))
@@ -561,7 +558,7 @@ def plain_archive(mode: str) -> bytes:
     return tar_of(small_cifar("cifar10", plain=True).files, mode)
 
 
-def test_refuses_a_source_that_is_not_there(cifar10: SmallCifar, tmp_path: Path) -> None:
+def test_a_missing_source_is_refused(cifar10: SmallCifar, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "empty").mkdir()
     in_folder(tmp_path / "some", {"data_batch_1.bin": b"", "test_batch": b""})
@@ -581,7 +578,7 @@ def test_a_python_folder_is_read_only_where_its_hashes_are_official(cifar10: Sma
 
 
 @pytest.mark.parametrize("blocked", ["data", "cifar-10-batches-bin", MANIFEST])
-def test_a_place_that_is_taken(cifar10: SmallCifar, tmp_path: Path, blocked: str) -> None:
+def test_an_obstructed_folder_is_refused(cifar10: SmallCifar, tmp_path: Path, blocked: str) -> None:
     data = tmp_path / "data"
     match blocked:
         case "data":
@@ -596,7 +593,7 @@ def test_a_place_that_is_taken(cifar10: SmallCifar, tmp_path: Path, blocked: str
     one_line(raised)
 
 
-# Nothing half-written counts.
+# An interrupted installation does not count.
 
 
 @pytest.mark.parametrize("writes", range(13))
@@ -639,18 +636,18 @@ def test_a_full_disk_keeps_the_download(
 
 
 @pytest.mark.parametrize("bad", ["a file is short", "unbalanced", "a wrong label", "cut in the middle"])
-def test_what_is_refused_leaves_what_is_there(cifar10: SmallCifar, tmp_path: Path, bad: str) -> None:
+def test_a_refused_source_leaves_the_installation(cifar10: SmallCifar, tmp_path: Path, bad: str) -> None:
     cifar10.write(tmp_path)
     with pytest.raises(DataError):
         fetch("cifar10", tmp_path, source=write(tmp_path / "mine", BAD_ARCHIVES[bad](cifar10)))
     assert locate("cifar10", tmp_path).label == "cifar10"
 
 
-# Pickles that do something else, in an archive whose hash passes for the official one.
+# Pickles that would run code, in an archive whose hash passes for the official one.
 
 
 class Call:
-    """Pickles as a call of `function`; what is called may be the result of another call."""
+    """Pickles as a call of `function`, which may be the result of another call."""
 
     def __init__(self, function: Callable[..., Any] | Call, *args: object) -> None:
         self.parts = (function, args)
@@ -699,7 +696,7 @@ def bad_pickles(marker: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", bad_pickles(Path("marker")))
 @pytest.mark.parametrize("where", ["archive", "folder"])
-def test_no_pickle_runs_anything(
+def test_no_pickle_runs_code(
     cifar10: SmallCifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: str
 ) -> None:
     marker = tmp_path / "ran"
@@ -716,7 +713,7 @@ NOT_ALONE = {"open": "leaves a file open", "in a batch": "NumPy warns of it", "b
 
 
 @pytest.mark.parametrize("kind", [kind for kind in bad_pickles(Path("marker")) if kind not in NOT_ALONE])
-def test_these_pickles_do_run_elsewhere(tmp_path: Path, kind: str) -> None:
+def test_the_standard_unpickler_would_run_the_code(tmp_path: Path, kind: str) -> None:
     marker = tmp_path / "ran"
     pickle.loads(bad_pickles(marker)[kind])  # noqa: S301
     assert list(tmp_path.iterdir())
@@ -777,7 +774,7 @@ def test_a_broken_batch_is_one_line(
     assert locate("auto", tmp_path / "data").synthetic
 
 
-def test_a_batch_pickled_today_is_read_as_well(
+def test_a_batch_of_todays_pickle_format_is_read(
     cifar10: SmallCifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, labels = cifar10.images("data_batch_1.bin")
@@ -789,7 +786,7 @@ def test_a_batch_pickled_today_is_read_as_well(
 # Two at a time.
 
 
-def test_a_second_download_is_refused_and_told_who(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
+def test_a_second_download_is_refused_naming_the_first(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
     """Both would write the same file; afterwards nothing is left behind."""
     refusals: list[DataError] = []
 
@@ -810,14 +807,12 @@ def test_a_second_download_is_refused_and_told_who(cifar10: SmallCifar, origin: 
     assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-bin"]
 
 
-def test_a_download_whose_process_was_killed_may_be_taken_up(
-    cifar10: SmallCifar, origin: Origin, tmp_path: Path
-) -> None:
+def test_a_download_of_a_killed_process_can_be_resumed(cifar10: SmallCifar, origin: Origin, tmp_path: Path) -> None:
     """The system has freed the lock; its file, the owner's and half of the archive are still there."""
     child = (
         "import sys, time\nfrom pathlib import Path\n"
         "from igc_nas.data import fetch\nfrom igc_nas.data.cifar import LAYOUTS\n"
-        "with fetch._alone(LAYOUTS['cifar10'], Path(sys.argv[1])):\n"
+        "with fetch.download_lock(LAYOUTS['cifar10'], Path(sys.argv[1])):\n"
         "    print('alone', flush=True)\n    time.sleep(60)\n"
     )
     part_of(tmp_path).write_bytes(origin.content[:100_000])

@@ -42,13 +42,13 @@ def test_classes_are_equally_frequent_and_mixed(split: Split) -> None:
         assert np.bincount(tenth, minlength=10).min() > 0.7 * len(tenth) / 10
 
 
-def test_every_call_draws_the_same() -> None:
+def test_every_call_returns_the_same_images() -> None:
     for first, again in zip(once("test"), make_shapes("test"), strict=True):
         np.testing.assert_array_equal(first, again)
 
 
 def test_the_labels_are_those_of_every_version() -> None:
-    """Labels are drawn in whole numbers, so they are the same on every machine; no version has moved them."""
+    """Labels are drawn in whole numbers, so they are the same on every machine and in every version."""
     digests = {split: hashlib.sha256(once(split)[1].tobytes()).hexdigest()[:16] for split in SPLITS}
     assert digests == {"train": "156f91b92b41e72a", "test": "ee61a2fb4551cfa0"}
 
@@ -58,7 +58,7 @@ def test_no_image_is_in_both_sets_or_twice() -> None:
     assert len(seen) == TRAIN_COUNT + TEST_COUNT
 
 
-def test_the_statistics_are_those_that_normalise_it(tmp_path: Path) -> None:
+def test_mean_and_std_are_those_of_the_images(tmp_path: Path) -> None:
     info = locate("shapes", tmp_path)
     assert (info.classes, info.synthetic) == (len(CLASS_NAMES), True)
     values = np.arange(256) / 255

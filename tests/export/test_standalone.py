@@ -26,6 +26,7 @@ from igc_nas.export.source import Source, Trained
 from igc_nas.export.standalone import _OF_UNIT, standalone_text
 from igc_nas.export.verify import prove
 from igc_nas.nn.network import Network, build
+from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.lookup import load_architecture
@@ -130,7 +131,7 @@ def test_any_architecture_is_printed_as_it_is(config: ArchConfig) -> None:
 
 @pytest.mark.parametrize("space", ["igc_cifar", "tiny"])
 def test_architectures_of_the_spaces_are_printed(space: str) -> None:
-    feasible, rng = Feasible(SearchSpace.load(space), 300_000), np.random.default_rng(3)
+    feasible, rng = Feasible(SearchSpace.load(space), Budget(params=300_000)), np.random.default_rng(3)
     for _ in range(4):
         same_gradients(feasible.draw(rng))
 

@@ -11,7 +11,7 @@ from igc_nas.errors import IgcNasError
 from igc_nas.io.files import whole_folder, write_whole
 
 
-def test_writes_text_and_bytes_as_they_are(tmp_path: Path) -> None:
+def test_text_and_bytes_are_written_unchanged(tmp_path: Path) -> None:
     write_whole(tmp_path / "a", "größer\r\n")
     write_whole(tmp_path / "b", b"\x00\xff")
     assert (tmp_path / "a").read_bytes() == "größer\r\n".encode()
@@ -19,7 +19,7 @@ def test_writes_text_and_bytes_as_they_are(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
 
-def test_replaces_an_older_file(tmp_path: Path) -> None:
+def test_an_older_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("a much longer old text")
     write_whole(path, "new")
@@ -79,7 +79,7 @@ def test_a_link_is_followed_and_a_pipe_written_to(tmp_path: Path) -> None:
 # Folders.
 
 
-def test_a_folder_takes_its_place_whole(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     for text in ("first", "second"):
         with whole_folder(tmp_path / "out") as folder:
             assert folder.parent == tmp_path
@@ -106,9 +106,7 @@ def test_a_block_that_fails_leaves_the_old_folder(there: bool, tmp_path: Path) -
     assert not there or (tmp_path / "out" / "a").read_text() == "old"
 
 
-def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_replacement_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").write_text("old")
     rename = Path.rename
@@ -125,6 +123,6 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
     assert (tmp_path / "out" / "a").read_text() == "old"
 
 
-def test_a_folder_beside_nothing_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_in_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IgcNasError, match="cannot write"), whole_folder(tmp_path / "nowhere" / "out"):
         pass

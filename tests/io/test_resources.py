@@ -40,7 +40,7 @@ def test_hostile_names_are_refused_in_one_line(name: str, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("name", ["a", "A1", "igc_cifar-cifar10-params2M-s0", "2", "a.b", "a+b", "x" * 100, "a--b"])
-def test_names_that_a_study_may_have(name: str) -> None:
+def test_valid_names_of_studies(name: str) -> None:
     assert check_study_name(name) == name
 
 
@@ -75,24 +75,19 @@ def test_a_study_by_name_and_by_path(tmp_path: Path) -> None:
     assert study_names(tmp_path / "none") == study_names(tmp_path / "none at all")
 
 
-def test_the_users_own_study_comes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "package" / "igc_nas"
-    monkeypatch.setattr("igc_nas.io.resources._PACKAGE", package)
-    theirs = make(package / "studies" / "same")
-    assert find_study("same", tmp_path / "studies") == theirs
-    own = make(tmp_path / "studies" / "same")
-    assert find_study("same", tmp_path / "studies") == own
-    assert study_names(tmp_path / "studies") == ["same"]
+def test_the_users_own_study_comes_before_a_shipped_one(tmp_path: Path) -> None:
+    names = study_names(tmp_path / "studies")
+    assert find_study(names[0], tmp_path / "studies") == shipped("studies") / names[0]
+    own = make(tmp_path / "studies" / names[0])
+    assert find_study(names[0], tmp_path / "studies") == own
+    assert study_names(tmp_path / "studies") == names
 
 
-def test_a_checkout_and_a_wheel_have_the_folders_in_other_places(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shipped_folders_of_a_checkout_and_of_a_wheel(tmp_path: Path) -> None:
     package = tmp_path / "igc_nas"
-    monkeypatch.setattr("igc_nas.io.resources._PACKAGE", package)
-    assert shipped("search_spaces") == tmp_path / "search_spaces"
+    assert shipped("search_spaces", package) == tmp_path / "search_spaces"
     (package / "search_spaces").mkdir(parents=True)
-    assert shipped("search_spaces") == package / "search_spaces"
+    assert shipped("search_spaces", package) == package / "search_spaces"
 
 
 def test_an_unknown_study_is_refused_with_the_nearest(tmp_path: Path) -> None:

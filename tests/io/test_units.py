@@ -67,7 +67,7 @@ NO_QUANTITY = [
 
 @pytest.mark.parametrize("parse", PARSERS)
 @pytest.mark.parametrize("text", NO_QUANTITY, ids=lambda text: ascii(text)[:12])
-def test_no_quantity(parse: Callable[..., float], text: str) -> None:
+def test_text_that_is_no_quantity_is_refused(parse: Callable[..., float], text: str) -> None:
     with pytest.raises(UsageError) as raised:
         parse(text, "--budget")
     assert one_line(raised).startswith("--budget ")
@@ -147,8 +147,8 @@ def test_a_count_that_rounds_up_has_the_next_suffix(value: int, text: str) -> No
 
 
 @pytest.mark.parametrize("text", ["9223372036854776k", "10000000000G", "999999999999999999G"])
-def test_a_count_that_no_file_holds_is_refused(text: str) -> None:
-    """A study.toml has integers of 64 bits: it could be written with a larger one and not be read again."""
+def test_a_count_beyond_64_bits_is_refused(text: str) -> None:
+    """A study.toml with a larger integer could be written, but not read again."""
     with pytest.raises(UsageError, match="is more than a study can hold") as raised:
         parse_count(text, "--budget-params")
     one_line(raised)
@@ -156,14 +156,14 @@ def test_a_count_that_no_file_holds_is_refused(text: str) -> None:
 
 @given(st.integers(1, 10**12 - 1))
 @example(999_999)
-def test_format_count_is_right_to_four_digits(value: int) -> None:
+def test_format_count_has_four_correct_digits(value: int) -> None:
     text = format_count(value)
     assert sum(c.isdigit() for c in text.strip("0.")) <= 4
     assert float(text.rstrip("kMG")) * {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[-1], 1) == pytest.approx(value, rel=6e-4)
 
 
 @given(st.floats(1e-6, 1e7))
-def test_format_ms_is_right_to_three_digits(value: float) -> None:
+def test_format_ms_has_three_correct_digits(value: float) -> None:
     number, unit = format_ms(value).split(" ")
     assert unit == "ms"
     assert float(number) == pytest.approx(value, rel=6e-3)

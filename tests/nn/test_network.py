@@ -15,6 +15,7 @@ from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.training import LoweredNetwork
 from igc_nas.nn.lowering.variants import uniform_variants
 from igc_nas.nn.network import build, interleave
+from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.lookup import load_architecture
@@ -32,7 +33,7 @@ SMALL = {
 
 
 def drawn(space: str, count: int, seed: int) -> list[ArchConfig]:
-    feasible, rng = Feasible(SearchSpace.load(space)), np.random.default_rng(seed)
+    feasible, rng = Feasible(SearchSpace.load(space), Budget()), np.random.default_rng(seed)
     return [feasible.draw(rng) for _ in range(count)]
 
 

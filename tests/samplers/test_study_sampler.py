@@ -47,7 +47,7 @@ TWO = spec(space="igc_cifar", objectives=("error", "params"), budget=Budget(para
 
 def question(base: StudySpec, sampler: SamplerName, seed: int = 0) -> StudySpec:
     """`base` with another sampler; what it has counted is shared."""
-    assert base.feasible.sums is not None
+    assert base.feasible.counter is not None
     return base.model_copy(update={"sampler": sampler, "seed": seed})
 
 

@@ -23,19 +23,19 @@ def encoding(name: str) -> SpaceEncoding:
 
 
 def choices(encoding: SpaceEncoding) -> list[int]:
-    """How many values each place of a code has."""
+    """The number of values of each place of a code."""
     return [len(encoding.space.stems), *(len(table.options) for table in encoding.stages)]
 
 
 def built(encoding: SpaceEncoding, code: Code) -> ArchConfig | None:
-    """What a code says, fitting or not, built with validation."""
+    """The architecture of a code, built with validation; None where it is not valid."""
     stages = [table.options[n] for table, n in zip(encoding.stages, code[1:], strict=True)]
     return taken(lambda: encoding.space.architecture(encoding.space.stems[code[0]], stages))
 
 
 @pytest.mark.parametrize("name", SPACES)
 @given(data=st.data())
-def test_a_code_is_priced_as_what_it_says_or_is_none(name: str, data: st.DataObject) -> None:
+def test_price_equals_the_cost_of_the_architecture_or_the_code_is_invalid(name: str, data: st.DataObject) -> None:
     numbers = encoding(name)
     code = tuple(data.draw(st.integers(0, n - 1)) for n in choices(numbers))
     (valid,), costs = numbers.price(np.array([code]))
@@ -44,14 +44,14 @@ def test_a_code_is_priced_as_what_it_says_or_is_none(name: str, data: st.DataObj
         assert arch == numbers.architecture(code)
         assert tuple(costs[0]) == tuple(getattr(cost_of(arch), metric) for metric in METRICS)
         assert numbers.code(arch) == code
-    elif arch is not None:  # another writing of a network that is counted elsewhere
+    elif arch is not None:  # another configuration of a network whose first one is counted
         counted = numbers.code(arch)
         assert counted not in (None, code)
         assert arch_id(numbers.architecture(counted)) == arch_id(arch)
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_as_many_codes_are_valid_as_the_space_has_networks(name: str) -> None:
+def test_the_number_of_valid_codes_is_the_size_of_the_space(name: str) -> None:
     codes = np.array(list(itertools.product(*map(range, choices(encoding(name))))))
     valid, _ = encoding(name).price(codes)
     assert valid.sum() == SPACES[name].size
@@ -59,7 +59,7 @@ def test_as_many_codes_are_valid_as_the_space_has_networks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_every_writing_of_a_network_has_the_code_of_the_counted_one(name: str) -> None:
+def test_all_configurations_of_a_network_have_one_code(name: str) -> None:
     counted: dict[str, Code | None] = {}
     for arch in every_architecture(SPACES[name]):
         code = encoding(name).code(arch)

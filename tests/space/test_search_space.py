@@ -31,7 +31,7 @@ def test_the_shipped_spaces() -> None:
 
 
 @pytest.mark.parametrize("name", space_names())
-def test_the_header_of_a_shipped_space_says_its_size(name: str) -> None:
+def test_the_header_of_a_shipped_space_gives_its_size(name: str) -> None:
     space = shipped_space(name)
     least, most = (cost_of(arch).params for arch in (space.smallest("params"), space.largest("params")))
     header = re.match(r"(#.*\n)+", find_space(name).read_text(encoding="utf-8"))
@@ -68,7 +68,7 @@ def test_every_value_of_a_shipped_space_is_used_by_some_architecture(name: str) 
 
 
 @pytest.mark.parametrize("name", space_names())
-def test_a_shipped_space_answers_at_once(name: str) -> None:
+def test_a_shipped_space_is_fast(name: str) -> None:
     start = time.process_time()
     space = SearchSpace.load(name)
     assert space.size > 0
@@ -82,7 +82,7 @@ def test_the_size_is_the_number_of_different_networks(small: SearchSpace) -> Non
     assert small.size == len({arch_id(arch) for arch in every_architecture(small)})
 
 
-def test_the_small_spaces_are_what_they_say() -> None:
+def test_the_small_spaces_have_the_properties_of_their_names() -> None:
     written = {name: list(every_architecture(space)) for name, space in SPACES.items()}
     assert all(len(written[name]) > SPACES[name].size for name in ("merging", "merging-by-width", "tiny"))
     fitting, every = len(written["clashing"]), 1
@@ -98,7 +98,7 @@ def test_smallest_and_largest(small: SearchSpace, metric: Metric) -> None:
     assert getattr(cost_of(small.largest(metric)), metric) == max(costs)
 
 
-def test_every_architecture_can_be_said_in_parameters(small: SearchSpace) -> None:
+def test_every_architecture_can_be_encoded_in_parameters(small: SearchSpace) -> None:
     for arch in every_architecture(small):
         params = small.encode(arch)
         assert params.keys() == small.parameters.keys()
@@ -116,7 +116,7 @@ def assignments(draw: st.DrawFn, space: SearchSpace) -> dict[str, int | str]:
 
 @pytest.mark.parametrize("name", SPACES)
 @given(data=st.data())
-def test_parameters_name_an_architecture_or_are_refused(name: str, data: st.DataObject) -> None:
+def test_parameters_decode_to_an_architecture_or_are_refused(name: str, data: st.DataObject) -> None:
     space = SPACES[name]
     params = data.draw(assignments(space))
     arch = taken(lambda: space.decode(params))

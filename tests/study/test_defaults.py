@@ -1,10 +1,10 @@
-"""What is taken where nothing is said: recipes, extents, a new study's spec."""
+"""Defaults: recipes, extents, a new study's spec."""
 
 import pytest
 
 from igc_nas.data.datasets import locate
 from igc_nas.errors import ConfigError, InfeasibleError, UsageError
-from igc_nas.study import defaults
+from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import (
     MEMORY_PER_WORKER,
     RECIPES,
@@ -14,7 +14,7 @@ from igc_nas.study.defaults import (
     new_spec,
     usable_cores,
 )
-from igc_nas.study.spec import Budget, StudySpec
+from igc_nas.study.spec import StudySpec
 
 CIFAR_TRAIN = 50_000
 
@@ -27,14 +27,14 @@ def test_a_default_recipe_fits_the_training_set(kind: str) -> None:
     assert recipe.samples == recipe.epochs * recipe.train_size
 
 
-def test_a_gpu_has_more_time_than_a_cpu() -> None:
+def test_the_default_recipe_of_a_gpu_is_longer() -> None:
     cpu, cuda = default_recipe("cpu"), default_recipe("cuda")
     assert cpu.samples * cpu.resolution**2 < cuda.samples * cuda.resolution**2
     assert (cpu.dtype, cuda.dtype) == ("float32", "bfloat16")
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_a_change_changes_one_thing(kind: str) -> None:
+def test_a_change_of_the_recipe_changes_one_key(kind: str) -> None:
     usual, changed = default_recipe(kind).model_dump(), default_recipe(kind, epochs=7).model_dump()
     assert changed == usual | {"epochs": 7}
     assert default_recipe(kind).model_dump() == usual
@@ -59,14 +59,9 @@ def test_a_wrong_change_is_refused_by_name(changes: dict[str, object]) -> None:
     ],
 )
 def test_a_cpu_search_uses_the_cores_that_memory_allows_and_ends_in_ten_minutes(
-    cores: int, gigabytes: int, extent: Extent, monkeypatch: pytest.MonkeyPatch
+    cores: int, gigabytes: int, extent: Extent
 ) -> None:
-    class Memory:
-        available = gigabytes * 2**30
-
-    monkeypatch.setattr(defaults, "usable_cores", lambda: cores)
-    monkeypatch.setattr(defaults.psutil, "virtual_memory", Memory)
-    assert default_extent("cpu") == extent
+    assert default_extent("cpu", cores=cores, memory=gigabytes * 2**30) == extent
     assert MEMORY_PER_WORKER == 2 * 2**30
 
 
@@ -75,11 +70,11 @@ def test_a_gpu_search_has_one_worker_per_gpu(devices: int) -> None:
     assert default_extent("cuda", devices) == Extent(trials=200 * devices, timeout_s=7200, workers=devices)
 
 
-def test_there_is_a_core_to_use() -> None:
+def test_there_is_at_least_one_usable_core() -> None:
     assert usable_cores() >= 1
 
 
-def test_a_new_spec_is_a_whole_question() -> None:
+def test_a_new_spec_is_complete() -> None:
     info = locate("shapes", None)
     made = new_spec(info, "a device")
     assert made == StudySpec.from_toml(made.to_toml())
@@ -117,12 +112,12 @@ def test_a_new_spec_takes_changes() -> None:
         ({"recipe": {"epoch": 3}}, ConfigError),
     ],
 )
-def test_a_new_spec_refuses_what_cannot_be_searched(changes: dict[str, object], error: type[Exception]) -> None:
+def test_a_new_spec_refuses_invalid_settings(changes: dict[str, object], error: type[Exception]) -> None:
     with pytest.raises(error):
         new_spec(locate("shapes", None), "a device", **({"space": "tiny"} | changes))
 
 
-def test_a_recipe_is_cut_to_a_dataset_that_has_less() -> None:
+def test_a_recipe_is_cut_to_a_smaller_dataset() -> None:
     recipe = new_spec(locate("shapes", None), "some GPU", "cuda", space="tiny").recipe
     assert (recipe.held_out, recipe.train_size) == (2000, 18_000)
     with pytest.raises(ConfigError, match="shapes has 20000 images"):

@@ -30,7 +30,7 @@ def clouds(draw: st.DrawFn, most: int = 8) -> list[tuple[float, ...]]:
 
 
 @given(clouds(20))
-def test_nondominated_is_what_no_other_point_dominates(points: list[Point]) -> None:
+def test_nondominated_points_are_dominated_by_no_other(points: list[Point]) -> None:
     brute = [
         i
         for i, p in enumerate(points)
@@ -68,7 +68,7 @@ def test_hypervolume_is_the_volume_of_the_union(points: list[tuple[float, ...]],
 
 
 @given(clouds(), st.randoms(use_true_random=False))
-def test_hypervolume_does_not_know_the_order(points: list[Point], rng: random.Random) -> None:
+def test_hypervolume_does_not_depend_on_the_order(points: list[Point], rng: random.Random) -> None:
     reference = [1.0] * len(points[0])
     volume = hypervolume(points, reference)
     rng.shuffle(points)
@@ -76,7 +76,7 @@ def test_hypervolume_does_not_know_the_order(points: list[Point], rng: random.Ra
 
 
 @given(clouds())
-def test_a_point_adds_volume_where_nothing_reached_and_only_there(points: list[Point]) -> None:
+def test_a_point_adds_volume_only_where_no_point_dominated(points: list[Point]) -> None:
     *before, new = points
     reference = [1.0] * len(new)
     gain = hypervolume(points, reference) - hypervolume(before, reference)
@@ -123,11 +123,11 @@ def test_the_knee_does_not_depend_on_units() -> None:
         knee([])
 
 
-# Fronts that points join one by one.
+# Fronts of points that are added one by one.
 
 
 @given(clouds(20))
-def test_a_front_joined_one_by_one_is_that_of_all(points: list[tuple[float, ...]]) -> None:
+def test_points_added_one_by_one_make_the_front_of_all(points: list[tuple[float, ...]]) -> None:
     front = Front(len(points[0]))
     for count, point in enumerate(points, start=1):
         there = [points[i] for i in nondominated(points[: count - 1])]

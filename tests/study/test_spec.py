@@ -1,4 +1,5 @@
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -6,10 +7,11 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igc_nas.arch.cost import Cost, cost_of
-from igc_nas.errors import InfeasibleError, StudyError
+from igc_nas.arch.cost import cost_of
+from igc_nas.errors import ConfigError, InfeasibleError, StudyError
 from igc_nas.io.records import differences, restricted
-from igc_nas.study.spec import SCHEMA, Budget, Calibration, StudySpec, default_name
+from igc_nas.space.budget import Budget
+from igc_nas.study.spec import SCHEMA, Calibration, StudySpec, default_name
 from tests.support.builders import SMALL_SPACES, one_line, space_of, taken
 from tests.support.studies import make_spec, make_study
 
@@ -56,7 +58,7 @@ def test_the_space_is_kept_whole() -> None:
 
 
 @pytest.mark.parametrize("schema", [SCHEMA + 1, 99, 2**62])
-def test_a_newer_schema_is_refused_with_what_to_install(schema: int) -> None:
+def test_a_newer_schema_is_refused_with_the_command_to_upgrade(schema: int) -> None:
     text = SPEC.to_toml().replace(f"schema = {SCHEMA}", f"schema = {schema}\nnew_key = 3")
     with pytest.raises(StudyError, match=f"written by a newer igc-nas .schema {schema}; this one reads") as raised:
         StudySpec.from_toml(text, "old/study.toml")
@@ -126,7 +128,7 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
     ],
     ids=lambda value: ascii(value)[:30],
 )
-def test_a_study_that_asks_for_what_cannot_be_is_refused(path: str, value: Any) -> None:
+def test_a_study_with_an_invalid_value_is_refused(path: str, value: Any) -> None:
     data = with_value(path, value) if value is not None else SPEC.to_dict() | {"latency": {}}
     with pytest.raises(StudyError) as raised:
         StudySpec.from_toml(tomli_w.dumps(data), "s/study.toml")
@@ -142,7 +144,7 @@ def test_a_damaged_study_is_read_or_refused(start: int, length: int, put: str) -
     assert spec is None or StudySpec.from_toml(spec.to_toml()) == spec
 
 
-def test_differences_name_what_was_asked_and_what_is_there() -> None:
+def test_differences_name_both_values() -> None:
     other = make_spec(
         seed=1,
         objectives=["error", "params"],
@@ -158,7 +160,7 @@ def test_differences_name_what_was_asked_and_what_is_there() -> None:
     assert [line for line in found if line.startswith(("name", "space", "dataset", "latency"))] == []
 
 
-def test_what_was_not_asked_makes_no_difference() -> None:
+def test_keys_that_are_not_asked_for_make_no_difference() -> None:
     asked = {"recipe": {"epochs": 2}}
     assert list(differences(asked, restricted(SPEC.to_dict(), asked))) == []
     assert list(differences({}, SPEC.to_dict())) != []
@@ -212,14 +214,50 @@ def test_the_scale_is_linear_in_the_error_and_logarithmic_in_costs() -> None:
     assert spec.scaled({"params": 10**6})[0] == pytest.approx(2.0)
 
 
-def test_over_budget_says_which() -> None:
-    spec = small_spec(budget={"params": 2000, "macs": 10**6})
-    assert spec.over_budget(Cost(2000, 10**6)) is None
-    assert spec.over_budget(Cost(2001, 10**6)) == "2,001 parameters; the budget is 2,000"
-    assert spec.over_budget(Cost(2000, 10**6 + 1)) == "1,000,001 MACs; the budget is 1,000,000"
+def test_a_copy_with_another_budget_or_other_classes_has_its_own_counts() -> None:
+    spec = small_spec()
+    counted, least = spec.feasible.count, cost_of(spec.search_space.smallest("params")).params
+    limited = spec.model_copy(update={"budget": Budget(params=least + 100)})
+    assert counted == spec.search_space.size
+    assert (limited.feasible.budget, limited.feasible.limits) == (limited.budget, {"params": least + 100})
+    assert 0 < limited.feasible.count < counted
+    again = limited.model_copy(update={"budget": Budget()})
+    assert (again.feasible.limits, again.feasible.count) == ({}, counted)
+    hundred = spec.model_copy(update={"classes": 100})
+    assert (hundred.search_space.classes, spec.search_space.classes) == (100, 10)
+    assert cost_of(hundred.search_space.smallest("params")).params > least
 
 
-def test_an_impossible_budget_is_found_when_the_study_is_asked_for_architectures() -> None:
+def test_a_copy_with_the_same_space_and_budget_shares_the_counts() -> None:
+    spec = small_spec()
+    copy = spec.model_copy(update={"seed": 3, "sampler": "random"})
+    again = StudySpec.from_toml(spec.to_toml())
+    assert spec.feasible is copy.feasible is again.feasible
+    assert pickle.dumps(spec) == pickle.dumps(small_spec())  # the counts are not sent to workers
+
+
+def test_equal_spaces_with_their_keys_in_another_order_number_their_parameters_otherwise() -> None:
+    keys = {"blocks": [1, 2], "kernel": [3, 5], "conv": {"width": 8}}
+    orders = (keys, dict(reversed(keys.items())))
+    one, other = (make_spec(space={"stem": {"width": 8}, "stage": [each]}, budget={}, bounds={}) for each in orders)
+    assert one.space == other.space
+    assert list(one.search_space.parameters) == ["stage1.blocks", "stage1.kernel"]
+    assert list(other.search_space.parameters) == ["stage1.kernel", "stage1.blocks"]
+
+
+def test_a_space_with_0_for_false_is_refused_after_an_equal_one_was_read() -> None:
+    stage = {"conv": {"width": 8}, "blocks": 1}
+    right, wrong = (
+        make_spec(space={"stem": {"width": 8}, "stage": [stage | {"residual": no}]}, budget={}, bounds={})
+        for no in (False, 0)
+    )
+    assert right.space == wrong.space
+    assert right.search_space.size == 1
+    with pytest.raises(ConfigError, match="residual"):
+        _ = wrong.search_space
+
+
+def test_feasible_refuses_an_impossible_budget() -> None:
     with pytest.raises(InfeasibleError, match="the smallest architecture in clashing has"):
         _ = small_spec(budget={"params": 1}).feasible
 

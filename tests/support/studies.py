@@ -11,10 +11,11 @@ import numpy as np
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.plan import arch_id
+from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.records import Candidate, Conditions, Epoch, Latency, Score, Trial, TrialState
-from igc_nas.study.spec import Budget, StudySpec
+from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import Study
 
 CONDITIONS = Conditions(device="Test CPU", threads=1, torch="2.13.0", igc_nas="0.1.0", load=0.1)
@@ -71,7 +72,7 @@ def make_spec(**changes: Any) -> StudySpec:
 
 def make_candidates(spec: StudySpec, n: int, rng: np.random.Generator) -> Iterator[Candidate]:
     """Trials 0 to n - 1, within the spec's budgets on params and MACs."""
-    feasible = _feasible(spec.classes, spec.budget.params, spec.budget.macs)
+    feasible = _feasible(spec.classes, Budget(params=spec.budget.params, macs=spec.budget.macs))
     drawn = [_identified(feasible.draw(rng)) for _ in range(min(n, MOST_DRAWN))]
     for trial in range(n):
         name, arch, cost = drawn[trial % len(drawn)]
@@ -134,8 +135,8 @@ def _space(classes: int) -> SearchSpace:
 
 
 @cache
-def _feasible(classes: int, params: int | None, macs: int | None) -> Feasible:
-    return Feasible(_space(classes), params, macs)
+def _feasible(classes: int, budget: Budget) -> Feasible:
+    return Feasible(_space(classes), budget)
 
 
 def _identified(arch: ArchConfig) -> tuple[str, ArchConfig, Cost]:

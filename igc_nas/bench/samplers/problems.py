@@ -22,13 +22,12 @@ from igc_nas.arch.config import ArchConfig, StageConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import StudyError
-from igc_nas.io.files import read_text
-from igc_nas.io.records import parse_toml
+from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SpaceFile, find_space
 from igc_nas.study.defaults import PRUNE_BELOW, default_recipe
 from igc_nas.study.objectives import known_values, values
 from igc_nas.study.records import Candidate
-from igc_nas.study.spec import Budget, LatencySpec, StudySpec
+from igc_nas.study.spec import LatencySpec, StudySpec
 from igc_nas.study.study import Study
 
 NOISE = 0.01
@@ -85,7 +84,7 @@ class Problem:
     def fingerprint(self) -> str:
         """Equal for problems that answer alike: a hash of the question and of answers."""
         question = {
-            k: v for k, v in self.spec.question().items() if k not in ("name", "sampler", "seed", "prune_below")
+            k: v for k, v in self.spec.identity().items() if k not in ("name", "sampler", "seed", "prune_below")
         }
         text = json.dumps([question, self.spec.to_dict()["bounds"], self.stop, list(self._sample())], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -107,7 +106,7 @@ class TabularBenchmark(Problem):
     @cached_property
     def answers(self) -> dict[str, Answer]:
         """By id, the completed trials within the budget."""
-        found = {c.id: self._answer(c) for c in self.study.candidates if self.spec.feasible.contains(c.cost)}
+        found = {c.id: self._answer(c) for c in self.study.candidates if self.spec.budget.violation(c.cost) <= 0}
         if not found:
             raise StudyError(f"{self.name} has no completed trial to replay", f"igc-nas search --study {self.name}")
         return found
@@ -139,7 +138,7 @@ class TabularBenchmark(Problem):
         slow = {
             arch_id(t.arch)
             for t in self.study.trials
-            if t.state == "infeasible" and t.arch and self.spec.feasible.contains(cost_of(t.arch))
+            if t.state == "infeasible" and t.arch and self.spec.budget.violation(cost_of(t.arch)) <= 0
         }
         return max(0, (self.spec.feasible.count or 0) - len(self.answers.keys() | slow))
 
@@ -226,7 +225,7 @@ def _spec(space: str, budget: Budget) -> StudySpec:
         budget=budget,
         recipe=default_recipe("cpu", rungs=()),
         latency=LatencySpec(device="none"),
-        space=SpaceFile.parse(parse_toml(read_text(path), path.name), path.name),
+        space=SpaceFile.load(path),
     )
     return spec.model_copy(update={"bounds": spec.known_bounds()})
 

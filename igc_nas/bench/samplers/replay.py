@@ -92,7 +92,6 @@ class _Replayed:
     """One run: asks the sampler, answers at once."""
 
     def __init__(self, problem: Problem, sampler: SamplerName, seed: int, stop: float) -> None:
-        # A copy keeps what the spec has worked out of its space: counting it takes seconds.
         self.spec = problem.spec.model_copy(update={"sampler": sampler, "seed": seed})
         self.problem = problem
         self.stop = stop
@@ -125,7 +124,7 @@ class _Replayed:
             self._infeasible(trial, 1.0)
             return None
         cost, identity = cost_of(arch), arch_id(arch)
-        violation = self.spec.feasible.violation(cost)
+        violation = self.spec.budget.violation(cost)
         if violation > 0:
             self._infeasible(trial, violation)
             return None
