@@ -37,11 +37,11 @@ def study() -> Study:
     return make_study(60, others=["failed", "infeasible", "infeasible", "running"])
 
 
-def on_the_way(n: int = 30, stopped: int = 6) -> Study:
-    """A study with rungs, the last `stopped` of its trainings given up at one."""
+def on_the_way(n: int = 30, pruned: int = 6) -> Study:
+    """A study with rungs, the last `pruned` of its trainings pruned at one."""
     rungs = {at: blurred(by_size, 0.02, at) for at in RUNGS}
     study = make(n, blurred(by_size, 0.01, 0), rungs, recipe=RECIPE | {"rungs": RUNGS}, prune_below=0.05)
-    return stop(study, n - stopped)
+    return stop(study, n - pruned)
 
 
 # views
@@ -77,12 +77,12 @@ def test_of_a_trial_that_did_not_complete_is_told_what_is_known() -> None:
     nothing = Trial(number=31, state="infeasible", params={}, reason="no network")
     view = trials_view(Study(study.spec, (*study.trials, over, nothing)))
     for row in range(24, 30):
-        stopped = study.trials[row].stopped
-        assert stopped
+        pruned = study.trials[row].pruned
+        assert pruned
         assert view.columns["error"][row] is None
-        assert view.expected[row] == pytest.approx(stopped.expected_error, rel=1e-4)
-        assert view.columns["macs"][row] == stopped.cost.macs
-        assert view.columns["latency"][row] == pytest.approx(stopped.latency.normalised_ms, rel=1e-4)
+        assert view.expected[row] == pytest.approx(pruned.expected_error, rel=1e-4)
+        assert view.columns["macs"][row] == pruned.cost.macs
+        assert view.columns["latency"][row] == pytest.approx(pruned.latency.normalised_ms, rel=1e-4)
     assert (view.columns["params"][30], view.columns["latency"][30]) == (study.candidates[0].cost.params, None)
     assert view.id[30] == study.candidates[0].id
     assert (view.id[31], view.units[31], view.columns["params"][31]) == ("", "", None)
@@ -175,7 +175,7 @@ def test_curves_are_the_rungs_and_the_end() -> None:
     study = on_the_way()
     view = curves_view(study)
     assert view.trial == tuple(range(30))
-    assert view.stopped == tuple(range(24, 30))
+    assert view.pruned == tuple(range(24, 30))
     assert [view.trial[row] for row in view.members] == sorted(c.trial for c in study.front())
     for row, trial in enumerate(study.trials):
         if trial.candidate:
@@ -203,7 +203,7 @@ def test_what_is_known_is_what_knowledge_says(study: Study) -> None:
     assert view.trial == known.trials == tuple(c.trial for c in study.candidates)
     assert view.observed == pytest.approx([c.score.error for c in study.candidates], rel=1e-4)
     assert view.expected == pytest.approx(known.expected, rel=1e-4)
-    assert view.deviation == pytest.approx(known.deviation, rel=1e-4)
+    assert view.std == pytest.approx(known.deviation, rel=1e-4)
     assert view.sentence == known.sentence()
 
 
@@ -271,10 +271,9 @@ def test_a_picture_needs_its_extra(study: Study, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["front.PNG", "front.svg"])
-def test_a_picture_is_titled(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_picture_is_titled(study: Study, tmp_path: Path, name: str) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr("igc_nas.analysis.plots._image", lambda figure, kind: drawn.append(figure) or kind.encode())
-    front_picture(study, tmp_path / name)
+    front_picture(study, tmp_path / name, lambda figure, kind: drawn.append(figure) or kind.encode())
     title = drawn[0].layout.title.text
     for expected in ("cifar10", "at most 2M parameters", "60 trials", "Test CPU"):
         assert expected in title

@@ -1,4 +1,4 @@
-"""The stand-alone file: the same parameters, function and gradients, neat, and of no use for igc_nas."""
+"""The stand-alone file: the same parameters, function and gradients, formatted, and without importing igc_nas."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from igc_nas.arch.config import UNITS, ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.latency import randomize_batchnorm_
-from igc_nas.export import verify as proof
-from igc_nas.export.source import Source, Trained
-from igc_nas.export.standalone import _OF_UNIT, standalone_text
-from igc_nas.export.verify import prove
+from igc_nas.export.source import Source, TrainingResult
+from igc_nas.export.standalone import UNIT_CLASSES, standalone_text
+from igc_nas.export.verify import verify_standalone
 from igc_nas.nn.network import Network, build
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.lookup import load_architecture
-from tests.export.test_source import HOSTILE, STUDY, hostile
 from tests.support.builders import architectures, one_line
+from tests.support.exports import STUDY, hostile
+from tests.support.hostile import COMMENTS
 
 PAPERS = (
     "igcv1-l24m2-d20", "igcv1-l4m8-d8-res", "igcv2-c48-k8-d8", "igcv2-c416-k8-d20", "igcv3-d-cifar", "regconv-w16-d8",
@@ -144,7 +144,7 @@ def test_any_architecture_is_printed_as_it_is_hundreds_of_times(config: ArchConf
 
 
 def test_every_unit_has_its_classes() -> None:
-    assert set(_OF_UNIT) == {f"{unit}{residual}" for unit in UNITS for residual in ("", "-res")}
+    assert set(UNIT_CLASSES) == {f"{unit}{residual}" for unit in UNITS for residual in ("", "-res")}
 
 
 def test_a_fresh_network_starts_as_ours_does() -> None:
@@ -177,11 +177,15 @@ def many() -> list[str]:
     ]  # fmt: skip
     texts = [standalone_text(Source(config, "x" * 300)) for config in configs]
     trained = Source.of_trial(STUDY, STUDY.trial(0))
-    return [*texts, standalone_text(trained), standalone_text(replace(trained, trained=Trained(0.1, 100, "cifar10")))]
+    return [
+        *texts,
+        standalone_text(trained),
+        standalone_text(replace(trained, trained=TrainingResult(0.1, 100, "cifar10"))),
+    ]
 
 
 def test_the_file_is_laid_out_as_ruff_does_and_has_nothing_unused(tmp_path: Path) -> None:
-    for number, text in enumerate([*many(), *(standalone_text(hostile(name)) for name in HOSTILE)]):
+    for number, text in enumerate([*many(), *(standalone_text(hostile(name)) for name in COMMENTS)]):
         (tmp_path / f"model{number}.py").write_text(text, encoding="utf-8")
     for command in (["format", "--diff"], ["check"]):
         ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", str(tmp_path)]
@@ -208,7 +212,7 @@ def test_the_file_says_where_it_comes_from_and_how_images_are_normalised() -> No
     assert "MEAN" not in standalone_text(Source(candidate.arch, "x"))
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", COMMENTS)
 def test_a_hostile_name_stays_in_its_comment(name: str) -> None:
     _check_hostile(name)
 
@@ -236,10 +240,10 @@ def network() -> Network:
     return randomize_batchnorm_(build(SMALL, 0)).eval()
 
 
-def test_the_file_is_proved_where_igc_nas_cannot_be_imported(network: Network, tmp_path: Path) -> None:
+def test_the_file_is_verified_where_igc_nas_cannot_be_imported(network: Network, tmp_path: Path) -> None:
     path = tmp_path / "model.py"
     path.write_text(standalone_text(Source(SMALL, "x")))
-    assert prove(path, network) < 1e-6
+    assert verify_standalone(path, network) < 1e-6
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.py"]
 
 
@@ -261,18 +265,15 @@ def test_a_file_that_is_not_the_network_is_found_out(
     assert change[0] in text
     path.write_text(text.replace(*change))
     with pytest.raises(IgcNasError, match=message) as raised:
-        prove(path, network)
+        verify_standalone(path, network)
     one_line(raised)
 
 
-def test_a_file_that_does_not_answer_is_found_out(
-    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_does_not_answer_is_found_out(network: Network, tmp_path: Path) -> None:
     path = tmp_path / "model.py"
     path.write_text("while True:\n    pass\n")
-    monkeypatch.setattr(proof, "PATIENCE_S", 1)
     with pytest.raises(IgcNasError, match="did not answer within 1 s"):
-        prove(path, network)
+        verify_standalone(path, network, timeout_s=1)
 
 
 def test_the_file_runs_as_a_script(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""A study as one HTML page, which opens from a file without a network or is served on this machine while it grows.
+"""A study as one HTML page: a file that opens offline, or served on this machine while the search runs.
 
     Study -> views -> payload (plain data) -> document (a file, or what `server` serves)
 
-The page keeps every number once, in columns; its script draws them for whichever axes are chosen.
+The page holds every number once, in columns; its script draws them over the axes that the user chooses.
 """

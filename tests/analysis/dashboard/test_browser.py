@@ -128,9 +128,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def several(name: str = "browsed", n: int = 40) -> Study:
-    """A study with everything there is to draw: forms, rungs, stops, and trials in other states."""
+    """A study with everything there is to draw: forms, rungs, pruned trainings, and trials in other states."""
     rungs = {at: blurred(by_size, 0.02, at) for at in RUNGS}
-    question = {"recipe": RECIPE | {"rungs": RUNGS}, "stop": 0.05, "name": name}
+    question = {"recipe": RECIPE | {"rungs": RUNGS}, "prune_below": 0.05, "name": name}
     whole = stop(make(n, blurred(by_size, 0.01, 0), rungs, **question), n - 4)
     arch = whole.trials[-1].arch
     over = Trial(number=n, state="infeasible", params={}, arch=arch, reason="2,345,678 parameters")
@@ -188,7 +188,7 @@ def page(browser: Browser, address: str) -> Iterator[Browser]:
 def test_it_opens_silently_and_asks_nobody(page: Browser, address: str) -> None:
     assert [url for url in page.requested if not url.startswith("data:")] == [address]
     assert page.run("return performance.getEntriesByType('resource').length") == 0
-    for name in ("front", "volume", "forms", "curves", "knowledge"):
+    for name in ("front", "volume", "forms", "curves", "surrogate-plot"):
         assert page.run("return document.querySelectorAll(`#igc-${arguments[0]} .trace`).length", name) > 0, name
         assert len(page.find(f"#igc-{name}").get_attribute("aria-label")) > 20
     assert len(page.texts("#igc-choices table")) == 4
@@ -336,7 +336,7 @@ def test_ten_thousand_trials_are_drawn(browser: Browser, tmp_path: Path, monkeyp
     points = browser.run("return document.querySelectorAll('#igc-front .points path').length")
     assert 3000 < points < 5000
     assert "an even sample of 3,000 of the others" in browser.find("#igc-front-note").text
-    assert "kept for 2,000 of 9,996 candidates" in browser.find("#igc-forms-note").text
+    assert "stored for 2,000 of 9,996 candidates" in browser.find("#igc-forms-note").text
     assert browser.complaints == []
 
 
@@ -390,7 +390,7 @@ def test_a_served_page_follows_the_study(browser: Browser, tmp_path: Path) -> No
     try:
         assert server.stdout
         browser.open(server.stdout.readline().strip(), until="return document.getElementById('igc-live').textContent")
-        assert "Nobody searches now" in browser.find("#igc-live").text
+        assert "No search is running" in browser.find("#igc-live").text
         assert browser.find(".empty").is_displayed()
         browser.run("window.same = true")
         for before, count in ((0, 5), (5, 8)):

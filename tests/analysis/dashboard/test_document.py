@@ -9,7 +9,6 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -26,58 +25,11 @@ from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import FormTime, Trial
 from igc_nas.study.study import Study
 from tests.support.families import RECIPE, RUNGS, blurred, by_size, make, stop
+from tests.support.hostile import MARKUP
+from tests.support.pages import Page
 from tests.support.studies import make_candidates, make_spec, make_study
 
-HOSTILE = (
-    "</script><script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "' onfocus=alert(1) autofocus='",
-    "<!-- <script>",
-    "&lt;b&gt; &amp;",
-    "\u202egnp.exe\u2066 \u200f",
-    "\x1b[31mred\x07\x00\ud800",
-    "שלום עולם",
-    "${alert(1)} %{x} {{7*7}}",
-    "\u2028\u2029",
-)
 TURNING = "[\x00-\x08\x0b-\x1f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-
-
-class Page(HTMLParser):
-    """What a browser would take from a page: elements with their attributes, and the text of scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.words: list[str] = []
-        self._inside = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._inside = tag
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside == "script":
-            self.scripts[-1] += data
-        else:
-            self.words.append(data)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = json.loads(self.scripts[0])
-        return loaded
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +42,11 @@ def page(study: Study) -> Page:
     return Page(dashboard([study]))
 
 
-def on_the_way(n: int = 30, stopped: int = 6) -> Study:
-    """A study with rungs, the last `stopped` of its trainings given up at one."""
+def on_the_way(n: int = 30, pruned: int = 6) -> Study:
+    """A study with rungs, the last `pruned` of its trainings pruned at one."""
     rungs = {at: blurred(by_size, 0.02, at) for at in RUNGS}
     study = make(n, blurred(by_size, 0.01, 0), rungs, recipe=RECIPE | {"rungs": RUNGS}, prune_below=0.05)
-    return stop(study, n - stopped)
+    return stop(study, n - pruned)
 
 
 @pytest.fixture
@@ -175,7 +127,7 @@ def test_the_front_can_be_read_without_a_script(study: Study) -> None:
 
 
 @pytest.mark.usefixtures("_small")
-@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("hostile", MARKUP)
 def test_hostile_names_stay_text(hostile: str) -> None:
     """Everything that a study file can name: itself, its data, its space, devices, forms, ids, reasons."""
     shown = make_study(2, name="x", space_name="x", latency={"device": "x"}, others=["failed"])
@@ -243,13 +195,13 @@ def test_a_study_without_a_trial_names_the_command() -> None:
 def test_rungs_are_told() -> None:
     text = Page(dashboard([on_the_way()])).text
     assert (
-        "after 2,000 and 4,000 images of 8,000; a training is stopped there where its chance to end on the front is "
-        "below 0.05: 6 of 30 were"
+        "after 2,000 and 4,000 images of 8,000; a training is pruned there if its probability of reaching the front "
+        "is below 0.05: 6 of 30 were pruned"
     ) in text
-    assert "6 stopped" in text
+    assert "6 pruned" in text
     assert "24 completed trials" in text
     nothing = dashboard([make(2, by_size, {2000: by_size}, recipe=RECIPE | {"rungs": [2000]})])
-    assert "after 2,000 images of 8,000; nothing is stopped there" in nothing
+    assert "after 2,000 images of 8,000; no training is pruned" in nothing
     assert "Rungs" not in dashboard([make_study(3)])
 
 
@@ -325,7 +277,7 @@ def test_curves_are_kept_with_their_rungs() -> None:
         assert len(errors) == len(samples)
     known = surrogate_view(study)
     assert known
-    assert found["knowledge"]["sentence"] == known.sentence
+    assert found["surrogate"]["sentence"] == known.sentence
 
 
 def test_an_architecture_is_its_plan() -> None:
@@ -401,7 +353,7 @@ def test_ten_thousand_trials_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found["trials"]["error"]) == 10_000
     assert len(found["curves"]["trial"]) == 10_000
     assert found["detailed"] == len(found["epochs"]) == MOST_DETAILED
-    assert len(found["knowledge"]["trial"]) == 400
+    assert len(found["surrogate"]["trial"]) == 400
 
 
 def test_what_is_kept_in_full_holds_the_front() -> None:

@@ -1,4 +1,4 @@
-"""The served page: who is answered, what with, that it follows the study, and that asking costs little."""
+"""The served page: which requests are answered, with what, that it follows the study, and that polling is cheap."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from igc_nas.analysis.dashboard.server import REST, Page, Watched, application
+from igc_nas.analysis.dashboard.server import Page, WatchedStudy, application
 from igc_nas.io.files import append_line
-from igc_nas.study.lock import Running, StudyLock, now
+from igc_nas.study.lock import OWNER_FILE, LockHolder, Running, now
 from igc_nas.study.process import Process
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study, load_study
@@ -32,8 +32,8 @@ PORT = "8321"
 class Client:
     """Asks an application without a socket."""
 
-    def __init__(self, *watched: Watched) -> None:
-        self._app = application(Page(watched))
+    def __init__(self, *watched: WatchedStudy, **pause: float) -> None:
+        self.app = application(Page(watched, **pause))
 
     def ask(
         self, path: str = "/data.json", method: str = "GET", host: str | None = f"127.0.0.1:{PORT}", **more: str
@@ -43,7 +43,7 @@ class Client:
         if host is not None:
             environ["HTTP_HOST"] = host
         told: list[Any] = []
-        body = b"".join(self._app(environ, lambda status, headers, _=None: told.append((status, dict(headers)))))
+        body = b"".join(self.app(environ, lambda status, headers, _=None: told.append((status, dict(headers)))))
         (status, headers) = told[0]
         return int(status[:3]), headers, body
 
@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "/* plotly.js v0 */")
-    return Client(Watched(load_study(folder)))
+    return Client(WatchedStudy(load_study(folder)))
 
 
 def data(client: Client, **more: str) -> Any:
@@ -151,8 +151,8 @@ def test_asking_again_costs_nothing(client: Client) -> None:
     assert json.loads(client.ask("/data.json?have=other")[2])["page"] is not None
 
 
-def test_a_finished_trial_is_there_at_once(client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igc_nas.analysis.dashboard.server.REST", 0.0)
+def test_a_finished_trial_is_there_at_once(folder: Path) -> None:
+    client = Client(WatchedStudy(load_study(folder)), rebuild_pause=0.0)
     before = data(client)
     trial = make_study(8, name="served").trials[6]
     line = trial.to_json()
@@ -167,13 +167,12 @@ def test_a_finished_trial_is_there_at_once(client: Client, folder: Path, monkeyp
 
 
 def test_a_large_page_is_not_made_all_the_time(folder: Path) -> None:
-    page = Page([Watched(load_study(folder))])
-    first = page.news()
-    page._took_s = 1000 / REST
+    patient, eager = (Page([WatchedStudy(load_study(folder))], pause) for pause in (1e9, 0.0))
+    first = patient.snapshot()
+    assert eager.snapshot() == first
     append_line(folder / "trials.jsonl", make_study(8).trials[6].to_json())
-    assert page.news().tag == first.tag
-    page._took_s = 0
-    assert page.news().tag != first.tag
+    assert patient.snapshot().tag == first.tag
+    assert eager.snapshot().tag != first.tag
 
 
 def test_a_study_that_cannot_be_read_for_a_while_stays(client: Client, folder: Path) -> None:
@@ -191,41 +190,37 @@ def test_a_study_that_cannot_be_read_for_a_while_stays(client: Client, folder: P
 def test_what_runs_is_told(client: Client, folder: Path) -> None:
     assert data(client)["live"]["studies"] == [{"owner": None, "since": None, "waiting": 0, "running": []}]
     here, arch = Process.here(), make_study(8).candidates[7].arch
-    owner = StudyLock(folder)
-    try:
-        begun = Trial(number=6, state="running", params={}, arch=arch, started=now(), process=here)
-        append_line(folder / "trials.jsonl", begun.to_json())
-        owner._shown_at = -1e9
-        owner.show([Running(number=6, doing="training", since=now(), samples=1000, train_error=0.75)])
-        (state,) = data(client)["live"]["studies"]
-    finally:
-        owner.release()
+    begun = Trial(number=6, state="running", params={}, arch=arch, started=now(), process=here)
+    append_line(folder / "trials.jsonl", begun.to_json())
+    running = Running(number=6, doing="training", since=now(), samples=1000, train_error=0.75)
+    holder = LockHolder(process=here, since=now(), seen=now(), running=(running,))
+    (folder / OWNER_FILE).write_text(holder.model_dump_json(exclude_none=True), encoding="utf-8")
+    (state,) = data(client)["live"]["studies"]
     assert state["owner"] == str(here)
-    (running,) = state["running"]
-    assert (running["trial"], running["doing"], running["samples"], running["train_error"]) == (
+    (shown,) = state["running"]
+    assert (shown["trial"], shown["doing"], shown["samples"], shown["train_error"]) == (
         6,
         "training",
         1000,
         0.75,
     )
-    assert running["arch"] == str(arch)
+    assert shown["arch"] == str(arch)
 
 
 def test_a_page_begins_before_its_study_has_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "/* plotly.js v0 */")
-    client = Client(Watched(load_study(write(tmp_path / "new", make_study(0, name="new")))))
+    client = Client(WatchedStudy(load_study(write(tmp_path / "new", make_study(0, name="new")))))
     text = client.ask("/")[2].decode()
     assert "No completed trial yet" in text
     assert text.count("<script>") == 2
 
 
-def test_a_database_is_read_at_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    states = iter([make_study(3), make_study(4)])
-    watched = Watched(make_study(2), lambda: next(states))
-    assert watched.refresh() is False
-    monkeypatch.setattr("igc_nas.analysis.dashboard.server.DATABASE_EVERY_S", 0.0)
-    assert watched.refresh() is True
-    assert len(watched.study.trials) == 3
+def test_a_database_is_read_only_every_so_many_seconds() -> None:
+    seldom, always = (WatchedStudy(make_study(2), lambda: make_study(3), every_s) for every_s in (1e9, 0.0))
+    assert seldom.refresh() is False
+    assert len(seldom.study.trials) == 2
+    assert always.refresh() is True
+    assert len(always.study.trials) == 3
 
 
 # The command.
