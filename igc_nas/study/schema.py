@@ -19,7 +19,7 @@ _PRUNED = {"chance": "p_front", "deviation": "std"}
 
 
 def current_spec(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec of any version up to `SCHEMA`, converted to the newest."""
+    """A spec of any version up to `SCHEMA`, as the newest has it."""
     if data.get("schema", SCHEMA) != 1:
         return dict(data)
     spec = _renamed(data, {"stop": "prune_below"}) | {"schema": SCHEMA}

@@ -70,7 +70,7 @@ def test_columns_are_the_trials(study: Study) -> None:
         assert (row in view.noisy) == candidate.latency.noisy
 
 
-def test_of_a_trial_that_did_not_complete_is_told_what_is_known() -> None:
+def test_a_trial_that_did_not_complete_has_its_known_values() -> None:
     study = on_the_way()
     arch = study.candidates[0].arch
     over = Trial(number=30, state="infeasible", params={}, arch=arch, reason="over")
@@ -88,7 +88,7 @@ def test_of_a_trial_that_did_not_complete_is_told_what_is_known() -> None:
     assert (view.id[31], view.units[31], view.columns["params"][31]) == ("", "", None)
 
 
-def test_an_interval_is_brought_to_the_normalised_time(study: Study) -> None:
+def test_an_interval_is_scaled_to_the_normalised_time(study: Study) -> None:
     latency = study.candidates[0].latency
     low, high = latency.normalised_interval_ms
     assert low / latency.low_ms == pytest.approx(latency.normalised_ms / latency.median_ms)
@@ -140,7 +140,7 @@ def test_hypervolume_without_a_scale() -> None:
     assert (view.trials, view.volumes, view.busy_s, view.reference) == ((), (), (), ())
 
 
-def test_time_is_that_in_which_trials_ran() -> None:
+def test_busy_time_leaves_out_gaps_between_runs() -> None:
     """Three trials: two beside each other, then a night, then one that ends before the trial begun ahead of it."""
     at = ("2026-01-01T10:00:00+00:00", "2026-01-01T10:00:30+00:00", "2026-01-02T08:00:00+00:00")
     began = (*at, "2026-01-02T08:00:10+00:00")
@@ -186,7 +186,7 @@ def test_curves_are_the_rungs_and_the_end() -> None:
             assert view.samples[row] == RUNGS
 
 
-def test_curves_leave_out_what_has_no_rungs(study: Study) -> None:
+def test_trainings_without_rungs_have_no_curve(study: Study) -> None:
     assert curves_view(study).trial == ()
     mixed = on_the_way(4, 0)
     candidate = mixed.candidates[2]
@@ -196,7 +196,7 @@ def test_curves_leave_out_what_has_no_rungs(study: Study) -> None:
     assert curves_view(Study(mixed.spec, tuple(trials))).trial == (0, 1, 3)
 
 
-def test_what_is_known_is_what_knowledge_says(study: Study) -> None:
+def test_the_surrogate_view_is_its_leave_one_out_quality(study: Study) -> None:
     view, known = surrogate_view(study), surrogate_quality(study)
     assert view
     assert known
@@ -207,14 +207,14 @@ def test_what_is_known_is_what_knowledge_says(study: Study) -> None:
     assert view.sentence == known.sentence()
 
 
-def test_little_is_known_of_few_trials() -> None:
+def test_few_trials_have_no_surrogate_view() -> None:
     assert surrogate_view(make_study(15)) is None
 
 
 # what studies share
 
 
-def test_equal_questions_agree() -> None:
+def test_equal_specs_have_no_disagreements() -> None:
     assert disagreements([make_spec(name="a"), make_spec(name="b", seed=1)]) == ()
 
 

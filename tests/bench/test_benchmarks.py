@@ -97,13 +97,13 @@ def test_geomean_and_min_are_over_the_main_groups() -> None:
     assert (both["geomean"], both["min"]) == (pytest.approx(2.0), 0.5)
 
 
-def test_what_a_bench_adds_stands_beside_it() -> None:
+def test_extra_figures_are_reported() -> None:
     found = Report("title", ROWS, {}, extra={"overall_ratio": 1.5}).to_dict()
     assert found["overall_ratio"] == 1.5
     assert list(found)[-2:] == ["rows", "conditions"]
 
 
-def test_a_report_for_people_is_a_table_with_its_means_and_conditions() -> None:
+def test_a_report_as_text_has_a_table_its_means_and_conditions() -> None:
     report = Report("title", ROWS, {"device": "here", "load": None, "batch": 4}, ("x",), {"overall_ratio": 1.2345})
     lines = report.lines()
     assert lines[:2] == ["title", ""]
@@ -308,7 +308,7 @@ def test_both_searches_of_bench_search_see_the_same_architectures() -> None:
     assert specs["factored"].recipe.dtype == "float32"
 
 
-def test_bench_search_goes_on_until_all_trials_are_done() -> None:
+def test_bench_search_runs_until_all_trials_are_complete() -> None:
     found = as_json(bench_search(CPU, trials=5, chunk=2, space="tiny", run_search=Searches()))
     assert found["rows"][-1]["trials"] == 5
 
@@ -321,7 +321,7 @@ def tiny_workers_bench(searches: Searches, **arguments: Any) -> Report:
     return bench_workers(CPU, dataset="shapes", space="tiny", run_search=searches, **arguments)
 
 
-def test_bench_workers_gives_all_kinds_the_same_trials_in_turns() -> None:
+def test_bench_workers_evaluates_the_same_trials_with_every_kind() -> None:
     searches = Searches()
     said: list[str] = []
     found = as_json(tiny_workers_bench(searches, trials=5, chunk=2, say=said.append))
@@ -340,7 +340,7 @@ def test_bench_workers_gives_all_kinds_the_same_trials_in_turns() -> None:
     assert timed >= {identity for archs in given for identity in archs}
 
 
-def test_bench_workers_runs_the_default_recipe_without_stopping() -> None:
+def test_bench_workers_runs_the_default_recipe_without_pruning() -> None:
     searches = Searches()
     tiny_workers_bench(searches, trials=2, chunk=2)
     short, *_, spec = searches.specs
@@ -356,7 +356,7 @@ def test_bench_workers_runs_the_default_recipe_without_stopping() -> None:
     assert spec.bounds
 
 
-def test_bench_workers_tells_rates_ratios_and_shares() -> None:
+def test_bench_workers_reports_rates_ratios_and_shares() -> None:
     searches = Searches()
     found = as_json(tiny_workers_bench(searches, trials=4, chunk=2))
     for name in (*(f"{kind}_trials_per_hour" for kind in KINDS), "two_workers_ratio", "two_threads_ratio"):
@@ -396,13 +396,13 @@ def test_ratios_are_those_of_the_trials_an_hour() -> None:
     assert speedup(rounds, "two_workers") == pytest.approx(per_hour[1] / per_hour[0])
 
 
-def test_twice_as_many_of_the_same_are_twice_as_fast() -> None:
+def test_two_workers_that_share_the_trials_are_twice_as_fast() -> None:
     one = chunk_run(1, ("w", 0, 1), *((str(i), 1 + i, 2 + i) for i in range(10)))
     two = chunk_run(2, ("v", 0, 1), ("w", 0, 1), *((str(i), 1 + i // 2, 2 + i // 2) for i in range(10)))
     assert speed([{"one": one, "two_workers": two}], "two_workers") == pytest.approx(2)
 
 
-def test_what_was_spent_is_told_in_shares_of_a_trial() -> None:
+def test_activities_are_reported_as_shares_of_a_trial() -> None:
     one = chunk_run(1, ("w", 0, 1), ("a", 1, 11), ("b", 11, 21))
     one.spent["w"] = TimeBreakdown(prepare_s=9, measure_s=9, choose_s=9, train_s=9, wait_s=9)
     one.spent["a"] = TimeBreakdown(prepare_s=0.5, measure_s=1, choose_s=0.5, train_s=8, wait_s=0)
@@ -419,7 +419,7 @@ def test_a_trial_that_fails_ends_the_bench() -> None:
         watched.watch(Ended(trial))
 
 
-def test_a_turn_that_is_too_short_to_compare_is_told() -> None:
+def test_a_chunk_that_is_too_short_is_an_error() -> None:
     searches = Searches()
     with pytest.raises(IgcNasError, match="one worker was done before the other was warm"):
         tiny_workers_bench(searches, trials=1, chunk=1)

@@ -31,7 +31,7 @@ SOME = [
     "<!-- <script>", "</bdi></title></textarea></style>", "\x1b[31mred\x07", "=1+1", "\u202egnp.exe\u2066", "a\nb",
     "../../a", "x" * 5000,
 ]  # fmt: skip
-"""Of each kind one, for every run."""
+"""One name of each kind, for every run."""
 
 
 def names(short: list[str]) -> list[Any]:
@@ -43,7 +43,7 @@ GOOD = make_study(3, others=("failed", "infeasible"), dataset="other")
 
 
 def write(folder: Path, name: str, study: Study = GOOD, ids: bool = True) -> Path:
-    """A study that says `name` wherever a file may say anything; `ids` of networks, too."""
+    """A study with `name` in every text field of its files; `ids`: as ids of networks, too."""
     question, records = study.spec.to_dict(), [json.loads(trial.to_json()) for trial in study.trials]
     question |= {"name": name, "space_name": name, "dataset": name, "dataset_sha256": name}
     question["latency"] |= {"device": name}
@@ -71,7 +71,7 @@ def write(folder: Path, name: str, study: Study = GOOD, ids: bool = True) -> Pat
 
 @pytest.fixture
 def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a hostile study goes, in an empty working folder."""
+    """The folder of a hostile study, in an empty working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path / "studies" / "s"
 
@@ -81,7 +81,7 @@ def test_there_are_many_names() -> None:
 
 
 def harmless(answer: Answer) -> str:
-    """Done, and nothing that was said moves a cursor."""
+    """The command succeeded and printed no control characters."""
     assert answer.status == 0, answer.err
     assert (answer.out + answer.err).replace("\n", "").isprintable()
     return answer.out
@@ -122,7 +122,7 @@ def found_arch(folder: Path) -> dict[str, Any]:
 
 
 def cell_of(name: str) -> str:
-    """What stands in a CSV for a name: the name, unless it moves a cursor or begins a formula."""
+    """The CSV cell of a name: the name, made printable, with an apostrophe before a formula."""
     shown = printable(name, lines=False)
     return f"'{shown}" if shown.strip()[:1] in ("=", "+", "-", "@") and shown.strip() else shown
 

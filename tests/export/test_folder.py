@@ -1,4 +1,4 @@
-"""An exported folder: whole or not at all, its card with every number, its weights the network's; others' stay."""
+"""An exported folder: written atomically, with a complete model card and the network's weights."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def names(path: Path) -> set[str]:
 # The folder.
 
 
-def test_a_folder_of_trained_weights_is_whole(network: Network, tmp_path: Path) -> None:
+def test_a_folder_with_trained_weights_has_all_files(network: Network, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_folder(out, replace(SOURCE, trained=TRAINED), network, True, GRAPH)
     assert names(out) == {"config.toml", "model.py", "weights.safetensors", "model.onnx", "README.md"}
@@ -104,8 +104,8 @@ def fails(*_: object) -> float:
 
 
 @pytest.mark.parametrize("at", ["model.py", "README.md"])
-def test_what_fails_leaves_nothing_or_the_old_folder(at: str, network: Network, tmp_path: Path) -> None:
-    """Whether the first file or the last one cannot be written."""
+def test_a_failure_leaves_nothing_or_the_old_folder(at: str, network: Network, tmp_path: Path) -> None:
+    """At the verification of model.py, and at the last file."""
     out = tmp_path / "out"
     timing = Unprintable(1.0, 1.0, 1.0, 9, 1, "", CONDITIONS, ())
     write = write_unverified if at == "README.md" else partial(write_folder, verify=fails)
@@ -118,7 +118,7 @@ def test_what_fails_leaves_nothing_or_the_old_folder(at: str, network: Network, 
     assert (out / "model.onnx").read_bytes() == GRAPH.data
 
 
-def test_weights_that_read_back_differently_are_found_out(network: Network, tmp_path: Path) -> None:
+def test_weights_that_read_back_differently_are_refused(network: Network, tmp_path: Path) -> None:
     right = weights_bytes(network)
     path = tmp_path / "weights.safetensors"
     path.write_bytes(right)
@@ -129,7 +129,7 @@ def test_weights_that_read_back_differently_are_found_out(network: Network, tmp_
             check_weights(path, network)
 
 
-def test_a_folder_of_ours_is_replaced_and_no_other(network: Network, tmp_path: Path) -> None:
+def test_an_exported_folder_is_replaced_and_no_other(network: Network, tmp_path: Path) -> None:
     out = tmp_path / "out"
     check_destination(out, False)
     write_unverified(out, SOURCE, network, True, GRAPH)
@@ -144,7 +144,7 @@ def test_a_folder_of_ours_is_replaced_and_no_other(network: Network, tmp_path: P
     refused(out, True, "no folder of igc-nas export")
 
 
-def test_other_things_stay(tmp_path: Path) -> None:
+def test_other_files_and_folders_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     refused(tmp_path / "file", True, "is no folder")
     (tmp_path / "empty").mkdir()
@@ -178,7 +178,7 @@ def contents(**changes: Any) -> Contents:
     return replace(Contents({"config.toml": 9}, {"model.py": 0.0}, True), **changes)
 
 
-def test_a_card_keeps_the_search_s_numbers_apart_from_the_weights_own() -> None:
+def test_a_card_separates_the_search_s_numbers_from_those_of_the_weights() -> None:
     trial = STUDY.trial(1)
     candidate = trial.candidate
     card = card_text(Source.of_trial(STUDY, trial), contents())
@@ -194,7 +194,7 @@ def test_a_card_keeps_the_search_s_numbers_apart_from_the_weights_own() -> None:
 
 
 @pytest.mark.parametrize("name", COMMENTS)
-def test_a_hostile_name_is_no_mark_up(name: str) -> None:
+def test_a_hostile_name_is_escaped_in_the_card(name: str) -> None:
     card = card_text(hostile(name), contents())
     plain = card_text(hostile("x"), contents())
     assert len(card.splitlines()) == len(plain.splitlines())
@@ -212,7 +212,7 @@ def test_a_card_warns_of_synthetic_images() -> None:
 
 @pytest.fixture
 def training(tmp_path: Path, network: Network) -> Path:
-    """What a long training leaves."""
+    """The folder of a training."""
     where = tmp_path / "training"
     where.mkdir()
     save_file(network.state_dict(), where / WEIGHTS_FILE)
@@ -227,14 +227,14 @@ def result(where: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["", WEIGHTS_FILE])
-def test_weights_come_with_what_the_training_says(name: str, training: Path, network: Network) -> None:
+def test_weights_come_with_the_result_of_their_training(name: str, training: Path, network: Network) -> None:
     source, found = loaded(SOURCE, training / name, 0)
     assert source.trained == TRAINED
     assert not found.training
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), network.parameters(), strict=True))
 
 
-def test_weights_of_another_name_say_nothing(training: Path) -> None:
+def test_a_weights_file_of_another_name_has_no_result(training: Path) -> None:
     (training / WEIGHTS_FILE).rename(training / "mine.safetensors")
     assert loaded(SOURCE, training / "mine.safetensors", 0)[0].trained is None
     with pytest.raises(StudyError, match=r"has no weights\.safetensors") as raised:
@@ -243,7 +243,7 @@ def test_weights_of_another_name_say_nothing(training: Path) -> None:
     assert "continues it" in raised.value.hint
 
 
-def test_without_weights_the_seed_decides() -> None:
+def test_without_weights_the_network_is_initialised_from_the_seed() -> None:
     assert torch.equal(next(loaded(SOURCE, None, 7)[1].parameters()), next(build(ARCH, 7).parameters()))
 
 
@@ -271,7 +271,7 @@ def test_a_wrong_result_is_refused(changes: dict[str, Any], training: Path) -> N
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(value: float, training: Path) -> None:
+def test_weights_that_are_not_finite_are_refused(value: float, training: Path) -> None:
     tensors = load_file(training / WEIGHTS_FILE)
     tensors["stage1.block1.norm1.bias"][0] = value
     save_file(tensors, training / WEIGHTS_FILE)

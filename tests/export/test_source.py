@@ -1,4 +1,4 @@
-"""What is exported, and the config that says where it comes from: of whatever became of a trial."""
+"""Sources to export, and the config file with its comments, for trials in every state."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_an_exported_file_is_the_architecture(pick: str, tmp_path: Path) -> None
     assert cost_of(load_architecture(path)) == candidate.cost
 
 
-def test_an_exported_file_says_what_it_was_chosen_for() -> None:
+def test_an_exported_file_states_its_trial_costs_and_measurements() -> None:
     candidate = STUDY.pick("knee")
     comment, _, _ = config_text(picked("knee")).partition("\n\n")
     for fact in (
@@ -50,7 +50,7 @@ def test_an_exported_file_says_what_it_was_chosen_for() -> None:
         assert fact in comment
 
 
-def test_a_noisy_latency_is_called_so() -> None:
+def test_a_noisy_latency_is_marked() -> None:
     source = picked("knee")
     candidate = source.trial.candidate
     for noisy in (False, True):
@@ -102,7 +102,7 @@ def test_a_pruned_trial_says_that_it_has_no_final_error() -> None:
     assert unfinished_text(picked("trial:0", study)) is None
 
 
-def test_a_failed_trial_is_its_architecture_alone() -> None:
+def test_a_failed_trial_exports_only_its_architecture() -> None:
     failed = Trial(number=5, state="failed", params={}, arch=STUDY.trial(1).arch, reason="the loss is not finite")
     source = picked("trial:5", with_trial(failed))
     text = config_text(source)
@@ -126,7 +126,7 @@ def test_a_trial_without_an_architecture_is_refused_and_the_nearest_named() -> N
         study.pick_trial("trial:1e3")
 
 
-def test_other_classes_are_another_network_and_said_so() -> None:
+def test_another_number_of_classes_changes_the_id_and_is_stated() -> None:
     source = Source.of_trial(STUDY, STUDY.trial(0), classes=77)
     assert (source.arch.classes, source.id) == (77, arch_id(source.arch))
     first, second, *_ = facts(source)
@@ -134,7 +134,7 @@ def test_other_classes_are_another_network_and_said_so() -> None:
     assert second == f"here with 77 classes: id {source.id}"
 
 
-def test_the_weights_say_how_well_they_do() -> None:
+def test_trained_weights_are_exported_with_their_test_error() -> None:
     source = Source(
         load_architecture("igcv1-l4m2-d8"), "igcv1-l4m2-d8", trained=TrainingResult(0.0621, 10000, "cifar10", 30, 4)
     )

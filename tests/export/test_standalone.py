@@ -90,7 +90,7 @@ def same_gradients(config: ArchConfig) -> None:
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("unit", UNIT)
-def test_a_unit_is_printed_as_it_is(unit: str, residual: bool) -> None:
+def test_every_unit_computes_the_same(unit: str, residual: bool) -> None:
     stage = UNIT[unit] | {"residual": residual}
     config = arch(stage | {"blocks": 2}, stage | {"blocks": 2, "stride": 2}, stage | {"blocks": 1})
     same(config)
@@ -100,13 +100,13 @@ def test_a_unit_is_printed_as_it_is(unit: str, residual: bool) -> None:
 @pytest.mark.parametrize(
     "more", [{"head": {"width": 20}}, {"head": {"width": 7, "activation": "relu"}}, {"classes": 1}]
 )
-def test_stem_and_head_are_printed_as_they_are(more: dict[str, Any]) -> None:
+def test_stem_and_head_compute_the_same(more: dict[str, Any]) -> None:
     stem = {"width": 8, "kernel": 5, "stride": 2, "activation": "relu6"}
     same(arch(UNIT["igcv1"] | {"blocks": 1}, UNIT["igcv3"] | {"blocks": 3}, stem=stem, **more))
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_the_papers_networks_are_printed(name: str) -> None:
+def test_the_papers_networks_have_the_same_parameters(name: str) -> None:
     config = load_architecture(name, classes=100)
     module = printed(config)[1]
     with torch.device("meta"):
@@ -123,13 +123,13 @@ def test_the_papers_networks_compute_the_same(name: str) -> None:
 
 @settings(max_examples=25)
 @given(architectures())
-def test_any_architecture_is_printed_as_it_is(config: ArchConfig) -> None:
+def test_any_architecture_computes_the_same(config: ArchConfig) -> None:
     assume(cost_of(config).macs < 20_000_000)
     same(config)
 
 
 @pytest.mark.parametrize("space", ["igc_cifar", "tiny"])
-def test_architectures_of_the_spaces_are_printed(space: str) -> None:
+def test_architectures_of_the_spaces_compute_the_same(space: str) -> None:
     feasible, rng = Feasible(SearchSpace.load(space), 300_000), np.random.default_rng(3)
     for _ in range(4):
         same_gradients(feasible.draw(rng))
@@ -138,7 +138,7 @@ def test_architectures_of_the_spaces_are_printed(space: str) -> None:
 @pytest.mark.slow
 @settings(max_examples=300)
 @given(architectures())
-def test_any_architecture_is_printed_as_it_is_hundreds_of_times(config: ArchConfig) -> None:
+def test_hundreds_of_architectures_compute_the_same(config: ArchConfig) -> None:
     assume(cost_of(config).macs < 20_000_000)
     same(config)
 
@@ -147,7 +147,7 @@ def test_every_unit_has_its_classes() -> None:
     assert set(UNIT_CLASSES) == {f"{unit}{residual}" for unit in UNITS for residual in ("", "-res")}
 
 
-def test_a_fresh_network_starts_as_ours_does() -> None:
+def test_a_fresh_network_is_initialised_alike() -> None:
     """He's normal for convolutions, torch's own for the rest; by their spread, over some thousand weights."""
     torch.manual_seed(0)
     config = arch({"unit": "conv", "width": 64, "blocks": 2}, stem={"width": 64}, classes=200)
@@ -202,7 +202,7 @@ def test_the_file_holds_the_classes_that_it_uses() -> None:
     assert "interleave" not in plain.partition("\nINPUT")[2]
 
 
-def test_the_file_says_where_it_comes_from_and_how_images_are_normalised() -> None:
+def test_the_file_states_its_origin_and_the_normalisation() -> None:
     candidate = STUDY.trial(2).candidate
     text = standalone_text(Source.of_trial(STUDY, STUDY.trial(2)))
     assert text.startswith(f"# trial 2 of test-study, id {candidate.id}\n")
@@ -257,7 +257,7 @@ def test_the_file_is_verified_where_igc_nas_cannot_be_imported(network: Network,
     ],
     ids=["imports", "no Python", "another function", "other parameters"],
 )
-def test_a_file_that_is_not_the_network_is_found_out(
+def test_a_file_of_another_network_is_refused(
     change: tuple[str, str], message: str, network: Network, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.py"
@@ -269,7 +269,7 @@ def test_a_file_that_is_not_the_network_is_found_out(
     one_line(raised)
 
 
-def test_a_file_that_does_not_answer_is_found_out(network: Network, tmp_path: Path) -> None:
+def test_a_file_that_takes_too_long_is_refused(network: Network, tmp_path: Path) -> None:
     path = tmp_path / "model.py"
     path.write_text("while True:\n    pass\n")
     with pytest.raises(IgcNasError, match="did not answer within 1 s"):

@@ -1,6 +1,5 @@
-"""A study as one HTML page: a file that opens offline, or served on this machine while the search runs.
+"""A study as one HTML page, which opens from a file without a network or is served on this machine while it grows.
 
-    Study -> views -> payload (plain data) -> document (a file, or what `server` serves)
-
-The page holds every number once, in columns; its script draws them over the axes that the user chooses.
+Study -> views -> payload (every number once, in columns) -> document (a file, or what `server` serves); its script
+draws the axes that are chosen. Imported by `cli` and `bench`.
 """

@@ -1,6 +1,6 @@
-"""The page in a browser: that it draws without a word on the console or the network, and does what people ask of it.
+"""The page in a browser: it draws without console messages or requests, and its controls work.
 
-Needs Chromium and its driver, as Debian's packages chromium and chromium-driver bring them; else it is skipped.
+Needs Chromium and its driver (Debian packages chromium and chromium-driver); else the tests are skipped.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ pytestmark = [
     pytest.mark.skipif(not (PROGRAM and DRIVER), reason="needs Chromium (or Chrome) and chromedriver"),
 ]
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 DRAWN = "return document.body.dataset.drawn === 'all'"
 HOSTILE = "<img src=x onerror='window.hit=1'>\u202e<b>"
 
 
 class Browser:
-    """Chromium without a window, and what people do in it."""
+    """Headless Chromium, and the actions of a user."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
@@ -69,7 +69,7 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def until(self, script: str) -> Any:
-        return WebDriverWait(self.driver, PATIENCE_S, 0.05).until(lambda _: self.run(script), script)
+        return WebDriverWait(self.driver, TIMEOUT_S, 0.05).until(lambda _: self.run(script), script)
 
     def find(self, selector: str) -> Any:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
@@ -139,7 +139,7 @@ def several(name: str = "browsed", n: int = 40) -> Study:
 
 
 def _timed(trial: Trial) -> Trial:
-    """The trial with two forms: the one with more MACs is faster, and is the one that it runs in."""
+    """The trial with two forms, of which the one with more MACs is faster and chosen."""
     if trial.candidate is None:
         return trial
     cost, latency = trial.candidate.cost, trial.candidate.latency
@@ -185,7 +185,7 @@ def page(browser: Browser, address: str) -> Iterator[Browser]:
     assert browser.complaints == []
 
 
-def test_it_opens_silently_and_asks_nobody(page: Browser, address: str) -> None:
+def test_it_opens_without_errors_and_requests(page: Browser, address: str) -> None:
     assert [url for url in page.requested if not url.startswith("data:")] == [address]
     assert page.run("return performance.getEntriesByType('resource').length") == 0
     for name in ("front", "volume", "forms", "curves", "surrogate-plot"):
@@ -219,7 +219,7 @@ def test_axes_are_chosen(page: Browser) -> None:
     page.until("return document.querySelectorAll('#igc-front .xtitle').length === 1")
 
 
-def test_what_did_not_complete_stands_at_the_end_of_its_axis(page: Browser) -> None:
+def test_trials_with_unknown_values_are_drawn_at_the_end_of_the_axis(page: Browser) -> None:
     drawn = "return document.getElementById('igc-front').data.map(t => [t.name, t.yaxis ?? 'y', t.x.length])"
     shown = page.run(drawn)
     assert ["pruned", "y", 4] in shown
@@ -231,7 +231,7 @@ def test_what_did_not_complete_stands_at_the_end_of_its_axis(page: Browser) -> N
     assert any("papers" in name for name, *_ in page.run(drawn))
 
 
-def test_a_key_switches_what_it_names(page: Browser) -> None:
+def test_a_legend_entry_switches_its_traces(page: Browser) -> None:
     button = page.find("#front .legend button")
     name = button.text
     visible = (
@@ -287,7 +287,7 @@ def test_the_table_is_sorted_and_searched(page: Browser, study: Study) -> None:
     assert sorted(page.texts(numbers)) == ["36", "37", "38", "39"]
 
 
-def test_it_is_used_by_keys_alone(page: Browser) -> None:
+def test_it_works_with_the_keyboard_alone(page: Browser) -> None:
     page.run("document.querySelector('#igc-table tbody tr').focus()")
     page.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_UP)
     row = "return document.activeElement.sectionRowIndex"

@@ -1,4 +1,4 @@
-"""The page as a document: what it says, what it holds, and that no name in it is more than text."""
+"""The HTML document: its text, its data, and that names from a study stay text."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 # The document.
 
 
-def test_one_plotly_and_nothing_from_outside(page: Page) -> None:
+def test_one_plotly_and_no_external_resources(page: Page) -> None:
     assert len(page.scripts) == 3
     assert sum("plotly.js v" in script[:200] for script in page.scripts) == 1
     for tag, attributes in page.elements:
@@ -100,7 +100,7 @@ def test_elements_are_named_once_and_controls_labelled(page: Page) -> None:
     assert links <= set(ids)
 
 
-def test_the_question_and_the_counts(page: Page) -> None:
+def test_the_conditions_and_the_counts(page: Page) -> None:
     for expected in (
         "igc_cifar",
         "at most 2M parameters",
@@ -129,7 +129,7 @@ def test_the_front_can_be_read_without_a_script(study: Study) -> None:
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("hostile", MARKUP)
 def test_hostile_names_stay_text(hostile: str) -> None:
-    """Everything that a study file can name: itself, its data, its space, devices, forms, ids, reasons."""
+    """All texts of a study's files: its name, data, space, devices, forms, ids, reasons."""
     shown = make_study(2, name="x", space_name="x", latency={"device": "x"}, others=["failed"])
     spec = shown.spec.model_copy(
         update={
@@ -192,7 +192,7 @@ def test_a_study_without_a_trial_names_the_command() -> None:
 
 
 @pytest.mark.usefixtures("_small")
-def test_rungs_are_told() -> None:
+def test_rungs_and_pruned_trainings_are_stated() -> None:
     text = Page(dashboard([on_the_way()])).text
     assert (
         "after 2,000 and 4,000 images of 8,000; a training is pruned there if its probability of reaching the front "
@@ -212,7 +212,7 @@ def test_a_study_without_a_scale_says_so() -> None:
     assert found.data["studies"][0]["volume"] == {"trials": [], "volumes": [], "busy_s": []}
 
 
-def test_written_whole(study: Study, tmp_path: Path) -> None:
+def test_the_page_is_written_atomically(study: Study, tmp_path: Path) -> None:
     write_dashboard([study], tmp_path / "page.html")
     assert (tmp_path / "page.html").read_bytes() == dashboard([study]).encode()
     assert len(list(tmp_path.iterdir())) == 1
@@ -231,7 +231,7 @@ def test_importing_is_light() -> None:
 
 
 @pytest.mark.usefixtures("_small")
-def test_studies_that_differ_are_not_silently_compared() -> None:
+def test_differences_between_studies_are_stated() -> None:
     one, other = make_study(4, name="one"), make_study(3, name="other", dataset="shapes", latency={"device": "GPU"})
     found = Page(dashboard([one, other]))
     assert "Not everything here can be compared" in found.text
@@ -254,7 +254,7 @@ def test_a_study_without_trials_beside_one_with() -> None:
 # The payload.
 
 
-def test_every_trial_is_there_with_what_is_known_of_it(study: Study, page: Page) -> None:
+def test_every_trial_is_there_with_its_known_values(study: Study, page: Page) -> None:
     (found,) = page.data["studies"]
     columns = found["trials"]
     states = [columns["state"]["of"][at] for at in columns["state"]["at"]]
@@ -266,7 +266,7 @@ def test_every_trial_is_there_with_what_is_known_of_it(study: Study, page: Page)
 
 
 @pytest.mark.usefixtures("_small")
-def test_curves_are_kept_with_their_rungs() -> None:
+def test_curves_have_their_rungs() -> None:
     study = on_the_way()
     (found,) = Page(dashboard([study])).data["studies"]
     curves = found["curves"]
@@ -356,7 +356,7 @@ def test_ten_thousand_trials_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found["surrogate"]["trial"]) == 400
 
 
-def test_what_is_kept_in_full_holds_the_front() -> None:
+def test_the_detailed_candidates_include_the_front() -> None:
     study = make_study(60)
     found = payload([study])["studies"][0]
     kept = set(found["forms"]["trial"])

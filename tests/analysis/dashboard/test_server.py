@@ -106,7 +106,7 @@ def test_nothing_else_is_there(client: Client, path: str) -> None:
     assert client.ask(path)[0] == 404
 
 
-def test_every_answer_is_guarded(client: Client) -> None:
+def test_every_response_has_security_headers(client: Client) -> None:
     asked = [client.ask("/"), client.ask(), client.ask("/no"), client.ask(method="POST"), client.ask(host="evil")]
     for _, headers, body in asked:
         assert headers["X-Content-Type-Options"] == "nosniff"
@@ -130,7 +130,7 @@ def test_a_head_is_the_headers_of_a_get(client: Client) -> None:
 # What is answered.
 
 
-def test_the_page_asks_its_server_and_nobody_else(client: Client) -> None:
+def test_the_page_connects_to_its_server_only(client: Client) -> None:
     _, headers, body = client.ask("/")
     text = body.decode()
     assert headers["Content-Type"] == "text/html; charset=utf-8"
@@ -140,7 +140,7 @@ def test_the_page_asks_its_server_and_nobody_else(client: Client) -> None:
     assert "served" in text
 
 
-def test_asking_again_costs_nothing(client: Client) -> None:
+def test_polling_an_unchanged_page_has_no_body(client: Client) -> None:
     _, headers, body = client.ask()
     assert client.ask(HTTP_IF_NONE_MATCH=headers["ETag"])[::2] == (304, b"")
     assert client.ask(HTTP_IF_NONE_MATCH=f'"x", W/{headers["ETag"]}')[0] == 304
@@ -166,7 +166,7 @@ def test_a_finished_trial_is_there_at_once(folder: Path) -> None:
     assert after["page"]["studies"][0]["trials"]["trial"] == list(range(7))
 
 
-def test_a_large_page_is_not_made_all_the_time(folder: Path) -> None:
+def test_a_slow_page_is_not_rebuilt_at_once(folder: Path) -> None:
     patient, eager = (Page([WatchedStudy(load_study(folder))], pause) for pause in (1e9, 0.0))
     first = patient.snapshot()
     assert eager.snapshot() == first
@@ -175,7 +175,7 @@ def test_a_large_page_is_not_made_all_the_time(folder: Path) -> None:
     assert eager.snapshot().tag != first.tag
 
 
-def test_a_study_that_cannot_be_read_for_a_while_stays(client: Client, folder: Path) -> None:
+def test_a_study_that_becomes_unreadable_keeps_its_last_page(client: Client, folder: Path) -> None:
     before = data(client)
     (folder / "trials.jsonl").write_text("{}\nnonsense\n")
     after = data(client)
@@ -187,7 +187,7 @@ def test_a_study_that_cannot_be_read_for_a_while_stays(client: Client, folder: P
     assert data(client)["live"]["problems"] == []
 
 
-def test_what_runs_is_told(client: Client, folder: Path) -> None:
+def test_running_trials_are_listed(client: Client, folder: Path) -> None:
     assert data(client)["live"]["studies"] == [{"owner": None, "since": None, "waiting": 0, "running": []}]
     here, arch = Process.here(), make_study(8).candidates[7].arch
     begun = Trial(number=6, state="running", params={}, arch=arch, started=now(), process=here)
