@@ -71,7 +71,7 @@ def card_text(source: Source, contents: Contents) -> str:
         *_use(source, contents),
         "Parameters are convolution weights, normalisation's gamma and beta, the classifier's weight and bias; MACs "
         "are multiply-adds of convolutions and the classifier for one image. The code in this folder is under "
-        "igc-nas's licence, MIT; the licence of the training data applies to the weights.",
+        "igc-nas's licence, MIT; for data and weights see the licence of the training data.",
     ]
     return "\n\n".join(parts) + "\n"
 
