@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from igc_nas.io.units import format_count, format_ms
 from igc_nas.study.records import Candidate, Latency, Pruned
-from igc_nas.study.spec import LatencySpec, Recipe
+from igc_nas.study.spec import LatencyForms, LatencySpec, Recipe
 
-FORMS = {
+LATENCY_FORMS: dict[LatencyForms, str] = {
     "within-budget": "each network in its fastest form within the parameter budget",
     "any": "each network in its fastest form",
     "factored": "networks in factored form",

@@ -204,7 +204,7 @@ def _measured_elsewhere(spec: StudySpec, flags: Mapping[str, Any], *, new: bool)
 
 def _announce(spec: StudySpec, run: Run, devices: tuple[Device, ...], notice: str | None, *, continued: bool) -> None:
     """What a long command says first: what it does, where it writes, how to stop and to resume."""
-    from igc_nas.analysis.words import FORMS, conditions_words, recipe_words
+    from igc_nas.analysis.words import LATENCY_FORMS, conditions_words, recipe_words
     from igc_nas.cli.display import data_label
     from igc_nas.engine.database import masked, parse_url
 
@@ -219,7 +219,7 @@ def _announce(spec: StudySpec, run: Run, devices: tuple[Device, ...], notice: st
         f"recipe    {recipe_words(recipe, held_out=True)}",
         *([f"rungs     {_rungs(spec)}"] if recipe.rungs else []),
         f"device    {devices[0].name}" + _devices_in_words(run, devices),
-        f"latency   {FORMS[spec.latency.forms]}, {conditions_words(spec.latency)}"
+        f"latency   {LATENCY_FORMS[spec.latency.forms]}, {conditions_words(spec.latency)}"
         + (", by a command" if spec.latency.remote else ""),
         f"extent    {_extent(run)}; {run.workers} worker(s) of {run.threads} thread(s)",
         "stop      Ctrl-C; the same command continues",

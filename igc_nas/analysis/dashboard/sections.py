@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from igc_nas.analysis.views import budget_text, disagreements, format_value
-from igc_nas.analysis.words import FORMS, candidate_words, conditions_words, recipe_words
+from igc_nas.analysis.words import LATENCY_FORMS, candidate_words, conditions_words, recipe_words
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.io.text import plain
 from igc_nas.study.names import search_command, study_argument
@@ -94,7 +94,7 @@ def _question(study: Study) -> list[tuple[str, str]]:
         ("Objectives", ", ".join(spec.objectives)),
         ("Data", f"<bdi>{plain(spec.dataset)}</bdi>, {spec.classes} classes"),
         ("Proxy training", recipe_words(recipe, held_out=True)),
-        ("Latency", f"<bdi>{plain(conditions_words(latency))}</bdi>; images of {size}; {FORMS[latency.forms]}"),
+        ("Latency", f"<bdi>{plain(conditions_words(latency))}</bdi>; images of {size}; {LATENCY_FORMS[latency.forms]}"),
     ]
     if recipe.rungs:
         facts.insert(5, ("Rungs", _rungs_text(study)))
