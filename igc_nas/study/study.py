@@ -100,7 +100,7 @@ class Study:
             candidate = self.trial(number).candidate
             if candidate is None:
                 raise StudyError(
-                    f"trial {number} of {self.spec.name} is {self.trial(number).state}; it has no architecture to pick"
+                    f"trial {number} of {self.spec.name} is {self.trial(number).state}, and has no measured candidate"
                 )
             return candidate
         kind, _, rest = rule.partition(":")
