@@ -1,4 +1,4 @@
-"""The front as a picture for a README: a plotly figure, and kaleido's drawing of it.
+"""The front as a picture file: a plotly figure, rendered by kaleido.
 
 Study -> front_view -> FrontView -> front_figure -> plotly figure -> .png or .svg
 """
@@ -6,7 +6,7 @@ Study -> front_view -> FrontView -> front_figure -> plotly figure -> .png or .sv
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,11 @@ SCALE = [[0, "#2563eb"], [0.5, "#c026d3"], [1, "#f59e0b"]]
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
 
-def front_picture(study: Study, path: Path) -> None:
-    """The front of error against parameters, coloured by latency, as a .png or .svg.
+def front_picture(study: Study, path: Path, render: Callable[[go.Figure, str], bytes] | None = None) -> None:
+    """Write the front of error against parameters, coloured by latency, as a .png or .svg file.
 
-    Raises `UsageError` for another ending and where kaleido or its browser is missing, `StudyError` for a study
-    without a completed trial.
+    `render` turns a figure into an image of kind `png` or `svg`; None: by kaleido. Raises `UsageError` for another
+    file ending and if kaleido or its browser is missing, `StudyError` for a study without a completed trial.
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg"):
@@ -42,25 +42,25 @@ def front_picture(study: Study, path: Path) -> None:
     figure = front_figure(front_view(study, ("params", "error")), "latency")
     title, conditions = caption(study)
     figure.update_layout(title={"text": f"<b>{title}</b><br><sub>{conditions}</sub>", "x": 0.02, "xanchor": "left"})
-    write_whole(path, _image(figure, kind))
+    write_whole(path, (render or kaleido_image)(figure, kind))
 
 
 def front_figure(view: FrontView, colour: str) -> go.Figure:
-    """A front over two objectives, every completed trial coloured by the objective `colour`."""
+    """A front over two objectives; completed trials are coloured by the objective `colour`."""
     import plotly.graph_objects as go
 
     x, y = view.objectives
-    every = [_shade(colour, value) for value in _column(view, colour, view.trials.complete)]
-    dot = {"size": 8, "opacity": 0.7, "line": {"width": 0}, "color": every, "coloraxis": "coloraxis"}
+    shades = [_shade(colour, value) for value in _column(view, colour, view.trials.complete)]
+    dot = {"size": 8, "opacity": 0.7, "line": {"width": 0}, "color": shades, "coloraxis": "coloraxis"}
     ring = {"symbol": "circle-open", "size": 11, "color": ACCENT, "line": {"width": 1.5}}
     cross = {"symbol": "x-thin", "size": 7, "line": {"width": 1.5, "color": ACCENT}}
     line = {"shape": "hv", "color": ACCENT, "width": 1.5}
     noisy = view.trials.noisy if "latency" in view.objectives else ()
-    own = f"front over {', '.join(view.member_objectives)}"
+    study_front = f"front over {', '.join(view.member_objectives)}"
     drawn = [
         _trace(view, "completed trials", view.trials.complete, mode="markers", marker=dot, showlegend=False),
         _trace(view, "front of these two axes", view.front, mode="lines", line=line),
-        _trace(view, own, view.members, mode="markers", marker=ring),
+        _trace(view, study_front, view.members, mode="markers", marker=ring),
         _trace(view, "noisy latency", noisy, mode="markers", marker=cross),
     ]
     layout = {
@@ -75,19 +75,20 @@ def front_figure(view: FrontView, colour: str) -> go.Figure:
         "shapes": [
             _budget_line(at, view.limits[name], name) for at, name in (("x", x), ("y", y)) if name in view.limits
         ],
-        "coloraxis": _colour_axis(colour, every),
+        "coloraxis": _colour_axis(colour, shades),
     }
     return go.Figure(data=[trace for trace in drawn if trace["x"]], layout=layout)
 
 
-def _image(figure: go.Figure, kind: str) -> bytes:
+def kaleido_image(figure: go.Figure, kind: str) -> bytes:
+    """A figure as a `png` or `svg` image. Raises `UsageError` if kaleido or its browser is missing."""
     from importlib.util import find_spec
 
     if find_spec("kaleido") is None:
         raise UsageError("a picture needs kaleido, which is not installed", "pip install 'igc-nas[png]'")
     try:
         image: bytes = figure.to_image(format=kind, width=1000, height=640, scale=2)
-    except (RuntimeError, ValueError) as error:  # plotly's words for a missing browser
+    except (RuntimeError, ValueError) as error:  # plotly raises these if there is no browser
         reason = str(error.args[0] if error.args else error).strip().partition("\n")[0]
         raise UsageError(f"the picture could not be drawn: {reason:.200}", "kaleido needs Chrome or Chromium") from None
     return image
@@ -129,11 +130,12 @@ def _budget_line(axis: str, value: float, name: str) -> dict[str, Any]:
 
 
 def _shade(name: str, value: float) -> float:
+    """An objective's value on the colour scale: its logarithm if the objective has a log axis."""
     return math.log10(value) if OBJECTIVES[name].log else value
 
 
 def _colour_axis(name: str, shades: Sequence[float]) -> dict[str, Any]:
-    """A colour scale over `shades`, by the logarithm for all but the error, with its ticks in words."""
+    """A colour scale over `shades` (see `_shade`), with five ticks labelled by the objective's value."""
     low, high = min(shades), max(shades)
     ticks = [low + (high - low) * part / 4 for part in range(5)]
     values = [10**tick if OBJECTIVES[name].log else tick for tick in ticks]

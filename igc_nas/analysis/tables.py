@@ -1,4 +1,4 @@
-"""Candidates as a pandas table: one flat row each, for notebooks, CSV and whatever pandas writes."""
+"""Candidates as a pandas table with one flat row each, for notebooks and CSV."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def frame(candidates: Iterable[Candidate]) -> pd.DataFrame:
-    """A row for each candidate, as `front --json` has it, less the nested architecture.
+    """One row per candidate with the keys of `candidate_row` except `arch`; for no candidates the columns alone.
 
-    `igc_nas.frame(igc_nas.load_study("igc_cifar10").candidates)`; columns are there for no candidates, too.
+    `igc_nas.frame(igc_nas.load_study("igc_cifar10_2m").candidates)`
     """
     import pandas as pd
 
@@ -24,7 +24,7 @@ def frame(candidates: Iterable[Candidate]) -> pd.DataFrame:
 
 
 def csv_text(candidates: Iterable[Candidate]) -> str:
-    """The table as CSV. Text from a study's files is made printable, and no cell is a spreadsheet's formula."""
+    """The table as CSV. Text from a study's files is made printable and cannot start a spreadsheet formula."""
     table = frame(candidates)
     for name in ("id", "form", "dataset", "summary"):
         table[name] = [_cell(text) for text in table[name]]
@@ -32,7 +32,7 @@ def csv_text(candidates: Iterable[Candidate]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that a spreadsheet takes for text: what would begin a formula there has an apostrophe before it."""
+    """Text for a CSV cell: an apostrophe before what a spreadsheet would read as a formula (CSV injection, OWASP)."""
     shown = printable(text, lines=False)
     return f"'{shown}" if shown.lstrip().startswith(("=", "+", "-", "@")) else shown
 
@@ -61,7 +61,7 @@ COLUMNS = [
 
 
 def candidate_row(candidate: Candidate) -> dict[str, Any]:
-    """A candidate as one flat row: what `front --json`, `--csv` and the page's table show."""
+    """A candidate as one flat row, for `front --json` and `--csv`."""
     return {
         "trial": candidate.trial,
         "id": candidate.id,

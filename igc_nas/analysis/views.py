@@ -1,4 +1,4 @@
-"""What a study shows, as plain numbers and text: the views that figures and the page draw."""
+"""A study as plain numbers and text: the views from which figures and the page are drawn."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import Study
 
 Column = tuple[float | None, ...]
-"""A number for each trial; None where it is not known of one."""
+"""One number per trial; None where it is unknown."""
 
 
 @dataclass(frozen=True)
 class TrialsView:
-    """Every trial of a study as columns, in the order of their numbers, whatever became of it.
+    """Every trial of a study as columns, in any state, in the order of their numbers.
 
-    `columns` holds every objective by name. `low_ms` to `high_ms` is the 95 % interval of the latency, brought to the
-    normalised time; `expected` is the error that a stopped training was expected to end with; `units` is the mix of
-    units ("igcv1+igcv3"). A trial of which no architecture is known has no id, no units and no numbers.
+    `columns` holds every objective by name. `low_ms` to `high_ms` is the 95 % interval of the normalised latency;
+    `expected` is the final error predicted for a pruned training; `units` is the mix of units ("igcv1+igcv3"). A trial
+    whose architecture is unknown has an empty id, no units and no numbers.
     """
 
     trial: tuple[int, ...]
@@ -54,7 +54,7 @@ class TrialsView:
 
 @dataclass(frozen=True)
 class PapersView:
-    """The papers' networks with the test errors that they print, as columns; they have no latency."""
+    """The papers' networks with their printed test errors, as columns; they have no latency."""
 
     name: tuple[str, ...]
     source: tuple[str, ...]
@@ -79,10 +79,10 @@ class FrontView:
 
 @dataclass(frozen=True)
 class FormsView:
-    """Candidates in each of the forms that were timed: a row for each form of each, the one that it runs in marked.
+    """The timed forms of candidates: one row per candidate and form.
 
-    `macs` and `params` are what the form executes for one image and holds. Times are of the rounds in which the form
-    was chosen; a candidate without such rounds has the one form that its latency is of.
+    `macs` (for one image) and `params` are the form's own. Times are from the rounds in which the form was chosen; a
+    candidate without such rounds has one row, for the form whose latency was measured.
     """
 
     trial: tuple[int, ...]
@@ -93,15 +93,15 @@ class FormsView:
     low_ms: tuple[float, ...]
     high_ms: tuple[float, ...]
     chosen: tuple[int, ...]
-    """Rows that are the form in which the candidate runs."""
+    """Rows with the form that was chosen for the candidate."""
 
 
 @dataclass(frozen=True)
 class HypervolumeView:
     """Hypervolume after each completed trial; `reference` is the reference point in the objectives' own units.
 
-    `busy_s` is the time in which trials ran until that one and all before it had ended, gaps between runs left out;
-    None where no time is recorded. All are empty where the study has no bounds yet.
+    `busy_s` is the time during which trials ran until that trial and all earlier ones had ended, without the gaps
+    between runs; None where no time is recorded. All columns are empty before the study has bounds.
     """
 
     objectives: tuple[str, ...]
@@ -113,10 +113,10 @@ class HypervolumeView:
 
 @dataclass(frozen=True)
 class CurvesView:
-    """Held-out errors on the way: a row for each training that has rungs, complete or stopped at one.
+    """Learning curves of held-out error: one row for each complete or pruned training with rungs.
 
-    A row of `samples` and `errors` is of the rungs, and of the end where there is one. `members` are the rows of the
-    study's front, `stopped` those that were stopped.
+    A row of `samples` and `errors` has the rungs and, for a complete training, the end. `members` are the rows on the
+    study's front, `pruned` those of pruned trainings.
     """
 
     trial: tuple[int, ...]
@@ -129,12 +129,12 @@ class CurvesView:
 
 @dataclass(frozen=True)
 class SurrogateView:
-    """What the sampler's surrogate says of each trial's error without having seen it: mean, standard deviation."""
+    """Leave-one-out predictions of each trial's error by the sampler's surrogate: mean and standard deviation."""
 
     trial: tuple[int, ...]
     observed: tuple[float, ...]
     expected: tuple[float, ...]
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
     sentence: str
 
 
@@ -146,16 +146,16 @@ def unit_mix(arch: ArchConfig) -> str:
 
 def trials_view(study: Study) -> TrialsView:
     """Every trial of a study as columns."""
-    found = [_Known.of(trial) for trial in study.trials]
-    columns: dict[str, Column] = {"error": tuple(k.error for k in found)}
+    facts = [_TrialFacts.of(trial) for trial in study.trials]
+    columns: dict[str, Column] = {"error": tuple(k.error for k in facts)}
     for metric in ("params", "macs", "flops", "activations"):
-        columns[metric] = tuple(None if k.cost is None else getattr(k.cost, metric) for k in found)
-    columns["latency"] = tuple(shortened(k.latency.normalised_ms) if k.latency else None for k in found)
-    intervals = [k.latency.normalised_interval_ms if k.latency else (None, None) for k in found]
+        columns[metric] = tuple(None if k.cost is None else getattr(k.cost, metric) for k in facts)
+    columns["latency"] = tuple(shortened(k.latency.normalised_ms) if k.latency else None for k in facts)
+    intervals = [k.latency.normalised_interval_ms if k.latency else (None, None) for k in facts]
     return TrialsView(
         trial=tuple(trial.number for trial in study.trials),
         state=tuple(trial.state for trial in study.trials),
-        id=tuple(k.id for k in found),
+        id=tuple(k.id for k in facts),
         units=tuple(unit_mix(trial.arch) if trial.arch else "" for trial in study.trials),
         columns=columns,
         low_ms=tuple(low and shortened(low) for low, _ in intervals),
@@ -163,13 +163,13 @@ def trials_view(study: Study) -> TrialsView:
         expected=tuple(
             shortened(t.pruned.expected_error) if t.pruned and t.state == "pruned" else None for t in study.trials
         ),
-        noisy=tuple(row for row, k in enumerate(found) if k.latency and k.latency.noisy),
+        noisy=tuple(row for row, k in enumerate(facts) if k.latency and k.latency.noisy),
     )
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What is known of a trial, whatever became of it."""
+class _TrialFacts:
+    """The known facts of a trial, in any state."""
 
     id: str = ""
     cost: Cost | None = None
@@ -177,7 +177,7 @@ class _Known:
     error: float | None = None
 
     @classmethod
-    def of(cls, trial: Trial) -> _Known:
+    def of(cls, trial: Trial) -> _TrialFacts:
         if trial.candidate and trial.state == "complete":
             c = trial.candidate
             return cls(c.id, c.cost, c.latency, shortened(c.score.error))
@@ -220,7 +220,7 @@ def _only_form(candidate: Candidate) -> FormTime:
 
 
 def papers_view(study: Study) -> PapersView:
-    """The papers' networks with a printed error for the study's dataset; none where it is neither of CIFAR."""
+    """The papers' networks with a printed error for the study's dataset; none for a dataset other than CIFAR."""
     found = re.match(r"cifar100?(?![0-9])", study.spec.dataset)
     printed = {name: p for name, p in PRINTED.items() if found and found[0] in p.error}
     costs = [cost_of(reference(name, study.spec.classes).arch).as_dict() for name in printed]
@@ -234,7 +234,7 @@ def papers_view(study: Study) -> PapersView:
 
 
 def front_view(study: Study, objectives: Sequence[str] | None = None) -> FrontView:
-    """The front over two or three objectives (the study's own by default) with all there is to draw around it."""
+    """The front over two or three objectives (the study's own by default), with all trials and the budgets."""
     names = tuple(objectives or study.spec.objectives)
     return FrontView(
         objectives=names,
@@ -267,10 +267,13 @@ def hypervolume_view(study: Study) -> HypervolumeView:
 
 
 def _busy_until(study: Study) -> dict[int, float | None]:
-    """For each trial how long trials had run when it and all before it had ended; None where it is not recorded."""
+    """For each trial, the seconds during which trials had run when it and all earlier ones had ended.
+
+    None where no time is recorded.
+    """
     spans: dict[int, tuple[float, float] | None] = {t.number: _span(t) for t in study.trials if t.state in FINISHED}
     moments = sorted(span for span in spans.values() if span)
-    ends, before = [], []  # of each uninterrupted stretch: its end, and the gaps before it
+    ends, before = [], []  # of each uninterrupted run: its end, and the total of the gaps before it
     end, gaps = (moments[0][0], moments[0][0]) if moments else (0.0, 0.0)
     for begun, ended in moments:
         if begun > end:
@@ -292,7 +295,7 @@ def _busy_until(study: Study) -> dict[int, float | None]:
 
 
 def _span(trial: Trial) -> tuple[float, float] | None:
-    """When a trial began and ended, in seconds since 1970; None where it is not recorded."""
+    """(start, end) of a trial in seconds since 1970; None if it is not recorded."""
     if trial.started is None or trial.wall_s is None:
         return None
     try:
@@ -306,41 +309,41 @@ def curves_view(study: Study) -> CurvesView:
     """The errors of a study's trainings at their rungs and ends, in the order of the trials."""
     front = {candidate.trial for candidate in study.front()}
     rows: list[tuple[int, list[tuple[int, float]]]] = []
-    stopped = []
+    pruned = []
     for trial in study.trials:
         if trial.candidate and trial.state == "complete" and trial.candidate.score.rungs:
             score = trial.candidate.score
             end = (score.samples, score.error)
             rows.append((trial.number, [*((rung.samples, rung.error) for rung in score.rungs), end]))
         elif trial.pruned and trial.state == "pruned":
-            stopped.append(len(rows))
+            pruned.append(len(rows))
             rows.append((trial.number, [(rung.samples, rung.error) for rung in trial.pruned.training.rungs]))
     return CurvesView(
         trial=tuple(number for number, _ in rows),
         samples=tuple(tuple(samples for samples, _ in points) for _, points in rows),
         errors=tuple(tuple(shortened(error) for _, error in points) for _, points in rows),
         members=tuple(row for row, (number, _) in enumerate(rows) if number in front),
-        pruned=tuple(stopped),
+        pruned=tuple(pruned),
         member_objectives=study.spec.objectives,
     )
 
 
 def surrogate_view(study: Study) -> SurrogateView | None:
-    """What the surrogate knows of a study's errors; None where too few trials are complete to tell."""
-    known = surrogate_quality(study)
-    if known is None:
+    """The surrogate's leave-one-out predictions; None if too few trials are complete."""
+    quality = surrogate_quality(study)
+    if quality is None:
         return None
     return SurrogateView(
-        trial=known.trials,
-        observed=tuple(shortened(error) for error in known.errors),
-        expected=tuple(shortened(error) for error in known.expected),
-        deviation=tuple(shortened(deviation) for deviation in known.deviation),
-        sentence=known.sentence(),
+        trial=quality.trials,
+        observed=tuple(shortened(error) for error in quality.errors),
+        expected=tuple(shortened(error) for error in quality.expected),
+        std=tuple(shortened(std) for std in quality.deviation),
+        sentence=quality.sentence(),
     )
 
 
 def limits(study: Study) -> dict[str, float]:
-    """The budgets by the objective that they limit."""
+    """The budgets, by objective."""
     budget = study.spec.budget
     known = {
         "params": budget.params,
@@ -352,25 +355,19 @@ def limits(study: Study) -> dict[str, float]:
 
 
 def format_value(name: str, value: float) -> str:
-    """A value of an objective, to read: `12.50 %`, `502.0k`, `1.46 ms`."""
+    """An objective's value with its unit: `12.50 %`, `502.0k`, `1.46 ms`."""
     if name == "error":
         return f"{100 * value:.2f} %"
     return format_ms(value) if name == "latency" else format_count(round(value))
 
 
 def shortened(value: float) -> float:
-    """Five significant digits are enough for a pixel; counts stay whole."""
+    """Rounded to five significant digits, enough for a pixel; ints are unchanged."""
     return value if isinstance(value, int) else float(f"{value:.5g}")
 
 
-def latency_text(candidate: Candidate) -> str:
-    """The normalised latency with its interval: `1.46 ms [1.44–1.49]`."""
-    low, high = candidate.latency.normalised_interval_ms
-    return f"{format_ms(candidate.latency.normalised_ms)} [{format_ms(low)[:-3]}–{format_ms(high)[:-3]}]"
-
-
 def caption(study: Study) -> tuple[str, str]:
-    """(what a picture shows, under which conditions), escaped."""
+    """(title, conditions) of a picture, escaped for plotly."""
     spec, n = study.spec, len(study.candidates)
     title = (
         f"{plain(spec.dataset)}{', SYNTHETIC' if is_synthetic(study.spec.dataset) else ''}: {plain(spec.space_name)}"
@@ -387,7 +384,7 @@ def budget_text(study: Study) -> str:
 
 
 def disagreements(specs: Sequence[StudySpec]) -> tuple[str, ...]:
-    """What studies that are shown side by side do not share, in sentences: which numbers cannot be compared."""
+    """Sentences on what differs between studies shown side by side, and which numbers cannot be compared."""
     found = []
     if len({(spec.dataset, spec.dataset_sha256, spec.classes) for spec in specs}) > 1:
         names = "; ".join(dict.fromkeys(visible(spec.dataset) for spec in specs))
@@ -407,5 +404,5 @@ def disagreements(specs: Sequence[StudySpec]) -> tuple[str, ...]:
 
 
 def _differing(records: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The keys whose values are not the same in all records."""
+    """Keys whose values differ between the records."""
     return (key for key in records[0] if any(record[key] != records[0][key] for record in records))

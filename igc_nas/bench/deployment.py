@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import geometric_mean
 
 import torch
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
-from igc_nas.bench.report import Report, Row, architectures, geomean
+from igc_nas.bench.report import Report, Row, architectures
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.evaluation.runtimes import prepare
@@ -44,7 +45,7 @@ def bench_deploy(
         tuple(rows),
         {**conditions_of(device).model_dump(exclude_none=True), "runtime": runtime},
         extra={
-            f"geomean_against_the_faster_format_batch_{batch}": geomean(
+            f"geomean_against_the_faster_format_batch_{batch}": geometric_mean(
                 [row["times_faster_format"] for row in rows if row["batch"] == batch]
             )
             for batch in batches

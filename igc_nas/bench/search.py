@@ -1,4 +1,4 @@
-"""bench search: trials per hour of a search in the fastest forms against one in the factored forms."""
+"""bench search: trials per hour with networks in their fastest forms, compared with the factored form."""
 
 from __future__ import annotations
 
@@ -18,30 +18,39 @@ from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.nn.device import Device
 from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import default_extent, new_spec
+from igc_nas.study.records import Candidate
 from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import load_study
 
 KINDS = ("factored", "fastest")
+Search = Callable[..., Iterator[Candidate]]
+"""`igc_nas.engine.search.search`, or a function with its signature."""
 
 
 def bench_search(
-    device: Device, trials: int = 24, chunk: int = 6, seed: int = 0, say: Callable[[str], None] = lambda _: None
+    device: Device,
+    trials: int = 24,
+    chunk: int = 6,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+    space: str = "igc_cifar",
+    run_search: Search = search,
 ) -> Report:
-    """Two default searches within 2 M parameters, `chunk` trials of each in turns, until each has `trials`.
+    """Two searches of `space` within 2 M parameters, alternating every `chunk` trials until each has `trials`.
 
-    They draw at random from one seed, so they evaluate the same architectures. Time is counted from when the workers
-    stand ready; choosing forms and measuring latency are included.
+    Both draw at random from the same seed, so they evaluate the same architectures. Time counts from when the workers
+    are ready; choosing forms and measuring latency are included.
     """
     extent = default_extent(device.kind)
     workers = extent.workers
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as folder, cold_cache(Path(folder) / "cache"):
-        specs = {kind: _spec(kind, device, seed) for kind in KINDS}
+        specs = {kind: _spec(kind, device, seed, space) for kind in KINDS}
         spent = dict.fromkeys(KINDS, 0.0)
         for done in [*range(chunk, trials, chunk), trials]:
             took = {}
             for kind in KINDS:
-                took[kind] = _searched(specs[kind], Path(folder) / kind, done, workers, device)
+                took[kind] = _searched(specs[kind], Path(folder) / kind, done, workers, device, run_search)
                 spent[kind] += took[kind]
             rows.append(_row(done, took))
             say(f"{done} trials each: {rows[-1]['ratio']:.2f}x")
@@ -59,7 +68,7 @@ def bench_search(
 
 @contextlib.contextmanager
 def cold_cache(folder: Path) -> Iterator[None]:
-    """Nothing that was timed before is known, as in a first search."""
+    """An empty timing cache in `folder`, as in a first search."""
     before = os.environ.get("IGC_NAS_CACHE")
     os.environ["IGC_NAS_CACHE"] = str(folder)
     try:
@@ -71,13 +80,14 @@ def cold_cache(folder: Path) -> Iterator[None]:
             os.environ["IGC_NAS_CACHE"] = before
 
 
-def _spec(kind: str, device: Device, seed: int) -> StudySpec:
+def _spec(kind: str, device: Device, seed: int, space: str) -> StudySpec:
     info = locate("auto", data_dir(None))
     return new_spec(
         info,
         device.name,
         device.kind,
         name=kind,
+        space=space,
         budget=Budget(params=2_000_000),
         sampler="random",
         seed=seed,
@@ -86,23 +96,23 @@ def _spec(kind: str, device: Device, seed: int) -> StudySpec:
     )
 
 
-def _searched(spec: StudySpec, folder: Path, trials: int, workers: int, device: Device) -> float:
-    """Seconds from when the workers stand ready until `trials` are complete in all."""
+def _searched(spec: StudySpec, folder: Path, trials: int, workers: int, device: Device, run_search: Search) -> float:
+    """Seconds from when the workers are ready until the study has `trials` complete trials."""
     opened: list[float] = []
 
-    def watch(event: Event) -> None:
+    def note_start(event: Event) -> None:
         if isinstance(event, Opened):
             opened.append(time.perf_counter())
 
     run = Run(folder, trials=trials, workers=workers, devices=(device.torch_name,))
     last = 0.0
-    for _ in search(spec, run, on_event=watch):
+    for _ in run_search(spec, run, on_event=note_start):
         last = time.perf_counter()
     return last - opened[0]
 
 
 def _shares(folder: Path) -> dict[str, Any]:
-    """How the time of a trial divides: training, and everything else (choosing, measuring, waiting)."""
+    """Seconds of training, and of whole trials (with choosing forms, measuring and waiting)."""
     study = load_study(folder)
     trained = sum(candidate.score.train_s for candidate in study.candidates)
     wall = sum(trial.wall_s or 0.0 for trial in study.trials if trial.candidate)

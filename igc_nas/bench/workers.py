@@ -1,4 +1,4 @@
-"""bench workers: trials per hour of one worker, of two, and of one with two threads, on the same trials in turns."""
+"""bench workers: trials per hour of one worker, two workers, and one worker with two threads, on the same trials."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from igc_nas.analysis.words import recipe_words
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.bench.report import Report, Row
-from igc_nas.bench.search import cold_cache
+from igc_nas.bench.search import Search, cold_cache
 from igc_nas.data.datasets import data_dir, is_synthetic, locate
 from igc_nas.engine.events import Ended, Event, Started
 from igc_nas.engine.search import Run, search
@@ -29,18 +30,18 @@ from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import load_study
 
 KINDS = {"one": (1, 1), "two_workers": (2, 1), "two_threads": (1, 2)}
-"""(workers, threads of each); the first is what the others are compared with."""
+"""(workers, threads of each); the others are compared with the first."""
 BUDGET = Budget(params=2_000_000)
-WARMED: dict[str, Any] = {"epochs": 1, "train_size": 256, "held_out": 256, "rungs": []}
-"""A training so short that a trial is hardly more than measuring and choosing; the forms' times are the same."""
+WARM_UP_RECIPE: dict[str, Any] = {"epochs": 1, "train_size": 256, "held_out": 256, "rungs": []}
+"""A very short training to fill the timing cache: the forms' times do not depend on these settings."""
 
 
 @dataclass
-class Shift:
-    """What some workers did with some trials: when each began and ended, by the architecture's id.
+class ChunkRun:
+    """A chunk of trials evaluated by `workers` workers: start and end of each in seconds, by the architecture's id.
 
-    The first trial of each worker warms its process up. It counts from when these have ended, and until the first
-    worker has nothing left to do: with two workers one is always the last.
+    The first trial of each worker is its warm-up. Time counts from the end of the last warm-up until the first worker
+    is idle, as at the end of a chunk one of two workers waits for the other.
     """
 
     workers: int
@@ -49,7 +50,7 @@ class Shift:
     spent: dict[str, TimeBreakdown] = field(default_factory=dict)
 
     def watch(self, event: Event) -> None:
-        """Note a begin or an end. Raises `IgcNasError` for a trial that failed: there is nothing to compare then."""
+        """Record the start or end of a trial. Raises `IgcNasError` if it failed: chunks are then not comparable."""
         if isinstance(event, Started):
             self.began[arch_id(event.job.arch)] = time.perf_counter()
         if isinstance(event, Ended) and event.trial.arch:
@@ -62,38 +63,38 @@ class Shift:
 
     @property
     def counted(self) -> tuple[str, ...]:
-        """The trials that are not to warm up, in the order in which they began."""
+        """The trials after the warm-up, in the order in which they began."""
         return tuple(self.began)[self.workers :]
 
     @property
     def window(self) -> tuple[float, float]:
-        """From when to when all workers were at work, warm."""
+        """(start, end) of the time in which all workers were warm and busy."""
         warm = max(self.ended[identity] for identity in tuple(self.began)[: self.workers])
         return warm, sorted(self.ended.values())[-self.workers]
 
     @property
     def window_s(self) -> float:
-        """Seconds of it."""
+        """Length of `window` in seconds."""
         start, end = self.window
         return end - start
 
-    def took_s(self, identity: str) -> float:
+    def trial_s(self, identity: str) -> float:
         """Seconds of one trial."""
         return self.ended[identity] - self.began[identity]
 
-    def done(self, identity: str) -> float:
+    def share_in_window(self, identity: str) -> float:
         """The share of a trial that lies within the window."""
         start, end = self.window
         within = min(self.ended[identity], end) - max(self.began[identity], start)
-        return max(0.0, within) / self.took_s(identity)
+        return max(0.0, within) / self.trial_s(identity)
 
-    def work_s(self, standard: Shift) -> float:
-        """Seconds that `standard` took for what was done within the window."""
-        return sum(self.done(identity) * standard.took_s(identity) for identity in self.counted)
+    def work_s(self, baseline: ChunkRun) -> float:
+        """Seconds that `baseline` needed for the work done within the window."""
+        return sum(self.share_in_window(identity) * baseline.trial_s(identity) for identity in self.counted)
 
 
-Turn = Mapping[str, Shift]
-"""The shifts of one chunk of trials, by kind."""
+Round = Mapping[str, ChunkRun]
+"""One chunk of trials, evaluated by each kind."""
 
 
 def bench_workers(
@@ -103,38 +104,46 @@ def bench_workers(
     dataset: str = "auto",
     seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
+    space: str = "igc_cifar",
+    run_search: Search = search,
 ) -> Report:
-    """`trials` architectures of igc_cifar within 2 M parameters, at least `chunk` of them by each kind in turns.
+    """`trials` architectures of `space` within 2 M parameters, evaluated by each kind in rounds of at least `chunk`.
 
-    Stopping is off, the trials are the same. What the forms' parts take is known beforehand to all alike. A row's ratio
-    is two workers' work in a second against one worker's.
+    All kinds evaluate the same trials, without pruning, with a timing cache that is filled before. The ratio of a row
+    is the speed of two workers over that of one.
     """
-    turns: list[Turn] = []
+    rounds: list[Round] = []
     with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as name, cold_cache(Path(name) / "cache"):
         folder = Path(name)
-        spec = _spec(device, dataset, seed)
+        spec = _spec(device, dataset, seed, space)
         archs = _architectures(spec, trials + 2, seed)
         small, rest = archs[:2], archs[2:]
-        spec = _warmed(spec, archs, folder, device)
-        say("the forms' times are known")
+        spec = _warmed(spec, archs, folder, device, run_search)
+        say("the timing cache is filled")
         for part in np.array_split(np.arange(trials), max(1, trials // chunk)):
             archs = [rest[i] for i in part]
-            turns.append(
-                {kind: _shift(spec, kind, (*small[: KINDS[kind][0]], *archs), folder, device) for kind in KINDS}
-            )
-            say(f"{part[-1] + 1} trials each: {_ratio(turns, 'two_workers'):.2f}x with two workers")
-    return _report(turns, spec, device)
+            warmed_up = {kind: (*small[:workers], *archs) for kind, (workers, _) in KINDS.items()}
+            rounds.append({kind: _run_chunk(spec, kind, warmed_up[kind], folder, device, run_search) for kind in KINDS})
+            say(f"{part[-1] + 1} trials each: {speedup(rounds, 'two_workers'):.2f}x with two workers")
+    return _report(rounds, spec, device)
 
 
-def _spec(device: Device, dataset: str, seed: int) -> StudySpec:
-    info, recipe = locate(dataset, data_dir(None)), {"dtype": device.fast_dtype}
+def _spec(device: Device, dataset: str, seed: int, space: str) -> StudySpec:
     return new_spec(
-        info, device.name, device.kind, budget=BUDGET, sampler="random", seed=seed, prune_below=0.0, recipe=recipe
+        locate(dataset, data_dir(None)),
+        device.name,
+        device.kind,
+        space=space,
+        budget=BUDGET,
+        sampler="random",
+        seed=seed,
+        prune_below=0.0,
+        recipe={"dtype": device.fast_dtype},
     )
 
 
 def _architectures(spec: StudySpec, count: int, seed: int) -> list[ArchConfig]:
-    """Different ones of all sizes and units; the two of fewest MACs, to warm up with, first."""
+    """`count` distinct architectures of all sizes and units; the two with the fewest MACs, for the warm-up, first."""
     rng = np.random.default_rng(seed)
     found: dict[str, ArchConfig] = {}
     while len(found) < count:
@@ -144,22 +153,26 @@ def _architectures(spec: StudySpec, count: int, seed: int) -> list[ArchConfig]:
     return [found[identity] for identity in dict.fromkeys((*small, *found))]
 
 
-def _warmed(spec: StudySpec, archs: Sequence[ArchConfig], folder: Path, device: Device) -> StudySpec:
-    """The spec with its latency scale; all forms of the architectures are timed, for either number of threads."""
-    changes = {name: min(most, getattr(spec.recipe, name)) for name, most in WARMED.items() if name != "rungs"}
+def _warmed(
+    spec: StudySpec, archs: Sequence[ArchConfig], folder: Path, device: Device, run_search: Search
+) -> StudySpec:
+    """The spec with its latency scale. Fills the timing cache for these architectures and both numbers of threads."""
+    changes = {name: min(most, getattr(spec.recipe, name)) for name, most in WARM_UP_RECIPE.items() if name != "rungs"}
     short = spec.model_copy(update={"recipe": spec.recipe.model_copy(update=changes | {"rungs": ()})})
     for threads in sorted({threads for _, threads in KINDS.values()}, reverse=True):
         place = folder / f"warm-up-{threads}"
         run = Run(place, trials=len(archs), threads=threads, devices=(device.torch_name,), enqueue=tuple(archs))
-        for _ in search(short, run):
+        for _ in run_search(short, run):
             pass
     scaled = load_study(place).spec
     return spec.model_copy(update={"reference_ms": scaled.reference_ms, "bounds": scaled.bounds})
 
 
-def _shift(spec: StudySpec, kind: str, archs: Sequence[ArchConfig], folder: Path, device: Device) -> Shift:
+def _run_chunk(
+    spec: StudySpec, kind: str, archs: Sequence[ArchConfig], folder: Path, device: Device, run_search: Search
+) -> ChunkRun:
     workers, threads = KINDS[kind]
-    shift = Shift(workers)
+    done = ChunkRun(workers)
     place = Path(tempfile.mkdtemp(prefix=kind, dir=folder))
     run = Run(
         place / "study",
@@ -169,73 +182,73 @@ def _shift(spec: StudySpec, kind: str, archs: Sequence[ArchConfig], folder: Path
         devices=(device.torch_name,),
         enqueue=tuple(archs),
     )
-    for _ in search(spec, run, on_event=shift.watch):
+    for _ in run_search(spec, run, on_event=done.watch):
         pass
-    if shift.window_s <= 0:
+    if done.window_s <= 0:
         raise IgcNasError("one worker was done before the other was warm", "raise --chunk")
-    return shift
+    return done
 
 
-def _speed(turns: Sequence[Turn], kind: str) -> float:
-    """Seconds of one worker's trials that are done in a second; of its own less than one, by what is between trials."""
-    work = sum(turn[kind].work_s(turn["one"]) for turn in turns)
-    return work / sum(turn[kind].window_s for turn in turns)
+def speed(rounds: Sequence[Round], kind: str) -> float:
+    """Work done per second, in seconds of one worker's trials (below 1 for one worker: it waits between trials)."""
+    work = sum(each[kind].work_s(each["one"]) for each in rounds)
+    return work / sum(each[kind].window_s for each in rounds)
 
 
-def _ratio(turns: Sequence[Turn], kind: str) -> float:
-    """How many times the trials of one worker a kind does in an hour."""
-    return _speed(turns, kind) / _speed(turns, "one")
+def speedup(rounds: Sequence[Round], kind: str) -> float:
+    """Trials per hour over those of one worker."""
+    return speed(rounds, kind) / speed(rounds, "one")
 
 
-def _per_hour(turns: Sequence[Turn], kind: str) -> float:
-    """Trials an hour, of the mixture that all were given."""
-    took = [turn["one"].took_s(identity) for turn in turns for identity in turn["one"].counted]
-    return 3600 * len(took) / sum(took) * _speed(turns, kind)
+def trials_per_hour(rounds: Sequence[Round], kind: str) -> float:
+    """Trials per hour, for the mix of trials of these rounds."""
+    took = [each["one"].trial_s(identity) for each in rounds for identity in each["one"].counted]
+    return 3600 * len(took) / sum(took) * speed(rounds, kind)
 
 
-def _with_interval(turns: Sequence[Turn], of: Callable[[Sequence[Turn]], float], resamples: int = 1000) -> Row:
-    """A number with its 95 % percentile bootstrap interval over turns; of a single turn there is none."""
-    found: dict[str, Any] = {"value": of(turns), "low": None, "high": None}
-    if len(turns) > 1:
+def _with_interval(rounds: Sequence[Round], of: Callable[[Sequence[Round]], float], resamples: int = 1000) -> Row:
+    """A statistic with its 95 % percentile bootstrap interval over rounds; no interval for a single round."""
+    found: dict[str, Any] = {"value": of(rounds), "low": None, "high": None}
+    if len(rounds) > 1:
         rng = np.random.default_rng(0)
-        samples = [of([turns[i] for i in rng.integers(len(turns), size=len(turns))]) for _ in range(resamples)]
+        samples = [of([rounds[i] for i in rng.integers(len(rounds), size=len(rounds))]) for _ in range(resamples)]
         found["low"], found["high"] = (float(q) for q in np.quantile(samples, [0.025, 0.975]))
     return found
 
 
-def _shares(turns: Sequence[Turn], kind: str) -> dict[str, float]:
-    """Where the time of a trial goes."""
-    spent = [turn[kind].spent[i] for turn in turns for i in turn[kind].counted if i in turn[kind].spent]
+def activity_shares(rounds: Sequence[Round], kind: str) -> dict[str, float]:
+    """Share of a trial's time by activity."""
+    spent = [each[kind].spent[i] for each in rounds for i in each[kind].counted if i in each[kind].spent]
     seconds = {name: sum(getattr(one, name) for one in spent) for name in TimeBreakdown.model_fields}
     whole = sum(seconds.values())
     return {name.removesuffix("_s"): round(s / whole, 4) for name, s in seconds.items()} if whole else {}
 
 
-def _report(turns: Sequence[Turn], spec: StudySpec, device: Device) -> Report:
+def _report(rounds: Sequence[Round], spec: StudySpec, device: Device) -> Report:
     extra: dict[str, Any] = {
-        f"{kind}_trials_per_hour": _with_interval(turns, lambda some, kind=kind: _per_hour(some, kind))  # type: ignore[misc]
+        f"{kind}_trials_per_hour": _with_interval(rounds, lambda some, kind=kind: trials_per_hour(some, kind))  # type: ignore[misc]
         for kind in KINDS
     }
     for kind in ("two_workers", "two_threads"):
-        extra[f"{kind}_ratio"] = _with_interval(turns, lambda some, kind=kind: _ratio(some, kind))  # type: ignore[misc]
-    shares = {kind: _shares(turns, kind) for kind in KINDS}
+        extra[f"{kind}_ratio"] = _with_interval(rounds, lambda some, kind=kind: speedup(some, kind))  # type: ignore[misc]
+    shares = {kind: activity_shares(rounds, kind) for kind in KINDS}
     extra["shares"] = shares
     extra["measuring_share"] = sum(shares["one"].get(name, 0.0) for name in ("prepare", "measure", "choose"))
     conditions = {
         **conditions_of(device).model_dump(exclude_none=True),
         "data": spec.dataset + (" (SYNTHETIC)" if is_synthetic(spec.dataset) else ""),
-        "recipe": f"{spec.recipe.dtype}, {spec.recipe.epochs} epochs of {spec.recipe.train_size} images",
+        "recipe": recipe_words(spec.recipe),
     }
     title = "workers: trials by two one-thread workers, and by one two-thread worker, against one one-thread worker"
-    return Report(title, tuple(_row(turn, place) for place, turn in enumerate(turns, 1)), conditions, extra=extra)
+    return Report(title, tuple(_row(each, place) for place, each in enumerate(rounds, 1)), conditions, extra=extra)
 
 
-def _row(turn: Turn, place: int) -> Row:
+def _row(each: Round, place: int) -> Row:
     return {
-        "name": f"turn {place}",
+        "name": f"round {place}",
         "group": "workers",
-        "trials": len(turn["one"].counted),
-        **{f"{kind}_s": shift.window_s for kind, shift in turn.items()},
-        "threads_ratio": _ratio([turn], "two_threads"),
-        "ratio": _ratio([turn], "two_workers"),
+        "trials": len(each["one"].counted),
+        **{f"{kind}_s": done.window_s for kind, done in each.items()},
+        "threads_ratio": speedup([each], "two_threads"),
+        "ratio": speedup([each], "two_workers"),
     }

@@ -68,11 +68,12 @@ def _serve(names: Sequence[str], studies: Sequence[Study], port: int, storage: s
     """Serve the page until Ctrl-C."""
     from functools import partial
 
-    from igc_nas.analysis.dashboard.server import Page, Server, Watched
+    from igc_nas.analysis.dashboard.server import Page, Server, WatchedStudy
 
     stored = storage is not None
     watched = [
-        Watched(s, partial(load, n, root, storage) if stored else None) for n, s in zip(names, studies, strict=True)
+        WatchedStudy(s, partial(load, n, root, storage) if stored else None)
+        for n, s in zip(names, studies, strict=True)
     ]
     server = Server(Page(watched), port)
     put(server.url)

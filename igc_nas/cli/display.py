@@ -7,33 +7,28 @@ from collections.abc import Iterable, Sequence
 from rich.console import Group
 from rich.text import Text
 
+from igc_nas.analysis.words import candidate_words, conditions_words
 from igc_nas.arch.cost import LayerCost
 from igc_nas.arch.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.engine.progress import trial_line
 from igc_nas.io.console import table
 from igc_nas.io.text import printable
-from igc_nas.io.units import format_count, format_ms
 from igc_nas.study.lock import LockHolder, Running
 from igc_nas.study.names import search_command, study_argument
-from igc_nas.study.records import Candidate, Trial, deployed_text
+from igc_nas.study.records import Candidate, Trial
 from igc_nas.study.status import Status
 from igc_nas.study.study import Study
 
 
 def candidate_cells(candidate: Candidate) -> list[str]:
     """A candidate as the cells of `CANDIDATE_COLUMNS`."""
-    latency = candidate.latency
-    low, high = latency.normalised_interval_ms
+    words = candidate_words(candidate)
+    error, latency = words.error.removesuffix(" %"), words.latency.removesuffix(" ms")
+    noisy = f" {words.noisy}" if words.noisy else ""
     return [
-        str(candidate.trial),
-        f"{100 * candidate.score.error:.2f}",
-        format_count(candidate.cost.params),
-        format_count(candidate.cost.macs),
-        format_ms(latency.normalised_ms).removesuffix(" ms") + (" noisy" if latency.noisy else ""),
-        f"{low:.3g}-{high:.3g}",
-        deployed_text(candidate),
-        str(candidate.arch),
+        *(words.trial, error, words.params, words.macs),
+        *(latency + noisy, words.interval, words.form, words.architecture),
     ]
 
 
@@ -57,8 +52,7 @@ def front_table(study: Study, front: Sequence[Candidate], objectives: Sequence[s
         f"{spec.name}: front of {len(front)} of {len(study.candidates)} candidates by {', '.join(objectives)}"
         f"; data: {data_label(spec.dataset)}"
         + ("" if volume is None else f"; hypervolume {volume:.4f}")
-        + f"\nlatency: {spec.latency.runtime}, batch {spec.latency.batch}, {spec.latency.threads} thread(s), "
-        f"{spec.latency.dtype}, on {spec.latency.device}; runs as: form, its parameters, MACs and weights"
+        + f"\nlatency: {conditions_words(spec.latency)}; runs as: form, its parameters, MACs and weights"
     )
     cells = map(candidate_cells, front)
     return Group(Text(printable(title)), table(CANDIDATE_COLUMNS, cells, left=("runs as", "architecture")))

@@ -12,7 +12,7 @@ from igc_nas.cli.loading import load, quiet_threads
 from igc_nas.cli.options import FILE, classes_option, storage_option, studies_dir
 from igc_nas.cli.output import put, say
 from igc_nas.errors import ConfigError, UsageError
-from igc_nas.export.destination import FORMATS, FORMS, may_write
+from igc_nas.export.destination import FORMATS, FORMS, check_destination
 
 if TYPE_CHECKING:
     from igc_nas.export.graph import Exporter, Graph
@@ -128,7 +128,7 @@ def _check_flags(kind: str, weights: Path | None, out: Path | None, flags: dict[
 
 def _check_place(kind: str, out: Path, force: bool) -> None:
     if kind == "dir":
-        may_write(out, force)
+        check_destination(out, force)
     elif out.exists() and not force:
         raise UsageError(f"{out} exists", "choose another -o, or add --force")
     elif out.is_dir():
@@ -173,13 +173,13 @@ def _checked_config(source: Source, text: str) -> str:
 
 def _write_standalone(source: Source, network: Network, out: Path | None) -> float:
     from igc_nas.export.standalone import standalone_text
-    from igc_nas.export.verify import prove
+    from igc_nas.export.verify import verify_standalone
 
     text = standalone_text(source)
     with tempfile.TemporaryDirectory(prefix="igc-nas-") as folder:
         place = Path(folder) / "model.py"
         place.write_text(text, encoding="utf-8")
-        error = prove(place, network)
+        error = verify_standalone(place, network)
     _deliver(text, out)
     return error
 

@@ -115,14 +115,15 @@ def _facts(latency: Latency, config: ArchConfig) -> dict[str, Any]:
 
 
 def _lines(latency: Latency, config: ArchConfig) -> list[str]:
+    from igc_nas.analysis.words import conditions_words, interval_words, noise_words
     from igc_nas.arch.cost import cost_of
     from igc_nas.evaluation.latency import REFERENCE
     from igc_nas.io.units import format_count
 
     cost, c = cost_of(config), latency.conditions
     lines = [
-        f"{latency.median_ms:.3f} ms  (95 % interval {latency.low_ms:.3f} to {latency.high_ms:.3f}, n = {latency.n})",
-        *([f"NOISY: {'; '.join(latency.noise)}; measure again when the machine is quiet"] if latency.noisy else []),
+        f"{latency.median_ms:.3f} ms  ({interval_words(latency.low_ms, latency.high_ms, latency.n)})",
+        *([f"{noise_words(latency.noise)}; measure again when the machine is quiet"] if latency.noisy else []),
         f"form {latency.form}; {cost.macs:,} MACs and {cost.params:,} parameters as it is written",
         "",
     ]
@@ -148,8 +149,7 @@ def _lines(latency: Latency, config: ArchConfig) -> list[str]:
     return [
         *lines,
         f"reference network {REFERENCE}: {latency.reference_ms:.3f} ms in the same rounds",
-        f"{latency.runtime}, batch {latency.batch}, {c.threads} thread(s), {latency.dtype}, {latency.memory_format}, "
-        f"on {c.device}, torch {c.torch}" + "".join(f", {word}" for word in state),
+        f"{conditions_words(latency)}, torch {c.torch}" + "".join(f", {word}" for word in state),
     ]
 
 

@@ -171,7 +171,7 @@ def _compared(found: ProxyReport) -> Iterator[str]:
         )
         if study.pruned:
             yield (
-                f"       {study.pruned} trainings were stopped at a rung and have no end: what is ranked here are "
+                f"       {study.pruned} trainings were pruned at a rung and have no end: what is ranked here are "
                 f"those that looked better"
             )
         return
@@ -182,19 +182,19 @@ def _compared(found: ProxyReport) -> Iterator[str]:
     elif study.seed == truth.seed:
         yield "       both have the same seed, so they are not independent"
     if study.pruned:
-        yield f"       {study.pruned} trainings were stopped at a rung: they count there, and not at the end"
+        yield f"       {study.pruned} trainings were pruned at a rung: they count there, and not at the end"
 
 
 def _conditions(study: Trained) -> str:
+    from igc_nas.analysis.words import recipe_words
     from igc_nas.cli.display import data_label
+    from igc_nas.study.spec import Recipe
 
-    recipe = study.recipe
-    stopped = f" and {study.pruned} stopped" if study.pruned else ""
+    pruned = f" and {study.pruned} pruned" if study.pruned else ""
     return (
-        f"{study.name}: {data_label(study.dataset)}; {recipe['epochs']} epochs of {recipe['train_size']:,} images = "
-        f"{study.samples:,}, {recipe['resolution']} pixels, batch {recipe['batch']}, lr {recipe['lr']:g}, "
-        f"{recipe['dtype']}; error of {study.held_out:,} held-out images; seed {study.seed}; "
-        f"{study.completed} trained{stopped}"
+        f"{study.name}: {data_label(study.dataset)}; {study.samples:,} images: "
+        f"{recipe_words(Recipe.model_validate(study.recipe), held_out=True)}; seed {study.seed}; "
+        f"{study.completed} trained{pruned}"
     )
 
 

@@ -204,6 +204,7 @@ def _measured_elsewhere(spec: StudySpec, flags: Mapping[str, Any], *, new: bool)
 
 def _announce(spec: StudySpec, run: Run, devices: tuple[Device, ...], notice: str | None, *, continued: bool) -> None:
     """What a long command says first: what it does, where it writes, how to stop and to resume."""
+    from igc_nas.analysis.words import LATENCY_FORMS, conditions_words, recipe_words
     from igc_nas.cli.display import data_label
     from igc_nas.engine.database import masked, parse_url
 
@@ -215,12 +216,11 @@ def _announce(spec: StudySpec, run: Run, devices: tuple[Device, ...], notice: st
         f"space     {spec.space_name}, {spec.search_space.size:,} architectures; budget {spec.budget}",
         f"data      {data_label(spec.dataset)}",
         f"goal      least {', '.join(spec.objectives)}; sampler {spec.sampler}, seed {spec.seed}",
-        f"recipe    {recipe.epochs} epoch(s) of {recipe.train_size:,} images at {recipe.resolution} px, batch "
-        f"{recipe.batch}, lr {recipe.lr:g}, {recipe.dtype}, {recipe.forms} forms; "
-        f"scored on {recipe.held_out:,} held-out images",
+        f"recipe    {recipe_words(recipe, held_out=True)}",
         *([f"rungs     {_rungs(spec)}"] if recipe.rungs else []),
         f"device    {devices[0].name}" + _devices_in_words(run, devices),
-        f"latency   {_latency_words(spec)}",
+        f"latency   {LATENCY_FORMS[spec.latency.forms]}, {conditions_words(spec.latency)}"
+        + (", by a command" if spec.latency.remote else ""),
         f"extent    {_extent(run)}; {run.workers} worker(s) of {run.threads} thread(s)",
         "stop      Ctrl-C; the same command continues",
         "",
@@ -238,13 +238,6 @@ def _rungs(spec: StudySpec) -> str:
     if not spec.prune_below:
         return f"{at}; none is pruned there"
     return f"{at}; one is pruned there where its chance to end on the front is below {spec.prune_below:g}"
-
-
-def _latency_words(spec: StudySpec) -> str:
-    latency = spec.latency
-    forms = {"within-budget": "fastest form within the budget", "any": "fastest form", "factored": "as it is written"}
-    where = f" on {latency.device}, by a command" if latency.remote else ""
-    return f"{forms[latency.forms]}, {latency.runtime}, batch {latency.batch}, {latency.threads} thread(s){where}"
 
 
 def _extent(run: Run) -> str:

@@ -12,11 +12,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from igc_nas.analysis.words import candidate_words
 from igc_nas.arch.cost import cost_of
 from igc_nas.engine.events import Ended, Event, Exhausted, Notice, Opened, Progress, Started
 from igc_nas.io.console import console
 from igc_nas.io.text import printable
-from igc_nas.io.units import format_count, format_ms, format_seconds
+from igc_nas.io.units import format_count, format_seconds
 from igc_nas.study.objectives import values
 from igc_nas.study.pareto import Front, RunningVolume
 from igc_nas.study.records import Candidate, Epoch, Trial
@@ -30,12 +31,11 @@ def trial_line(trial: Trial) -> str:
     """One line for a trial that has ended."""
     head = f"trial {trial.number:>4}  {trial.state:<10}"
     if trial.candidate:
-        c = trial.candidate
-        noisy = " noisy" if c.latency.noisy else ""
+        c = candidate_words(trial.candidate)
+        noisy = f" {c.noisy}" if c.noisy else ""
         return (
-            f"{head} error {100 * c.score.error:5.2f} %  params {format_count(c.cost.params):>7}  "
-            f"MACs {format_count(c.cost.macs):>7}  latency {format_ms(c.latency.normalised_ms):>8}{noisy} "
-            f"{c.latency.form}  {trial.wall_s or 0:5.1f} s  {c.arch}"
+            f"{head} error {c.error:>7}  params {c.params:>7}  MACs {c.macs:>7}  latency {c.latency:>8}{noisy} "
+            f"{trial.candidate.latency.form}  {trial.wall_s or 0:5.1f} s  {c.architecture}"
         )
     return f"{head} {trial.reason or ''}"
 

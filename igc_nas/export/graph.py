@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from igc_nas.analysis.words import interval_words, noise_words, runtime_words
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.host import NoiseMonitor
@@ -53,12 +54,9 @@ class Timing:
     noise: tuple[str, ...]
 
     def __str__(self) -> str:
-        noisy = f", NOISY: {'; '.join(self.noise)}" if self.noise else ""
-        return (
-            f"{format_ms(self.median_ms)} (95 % interval {self.low_ms:.3g} to {self.high_ms:.3g}, n = {self.n}) in "
-            f"{self.runtime}, batch {self.batch}, {self.conditions.threads} thread(s), on "
-            f"{self.conditions.device}{noisy}"
-        )
+        noisy = f", {noise_words(self.noise)}" if self.noise else ""
+        ran = runtime_words(self.runtime, self.batch, self.conditions.threads, self.conditions.device)
+        return f"{format_ms(self.median_ms)} ({interval_words(self.low_ms, self.high_ms, self.n)}) in {ran}{noisy}"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""An architecture as one PyTorch file that a person can read, keep and train, and that needs nothing of ours.
+"""An architecture as one readable, trainable PyTorch file that does not import igc_nas.
 
-The file holds the architecture as data and the classes of those blocks that it uses. Its modules have the names, the
-shapes and the order of our network's, so weights go from one to the other; `igc_nas.export.verify` runs it to see that
-they do. A unit needs its class here as it needs its function in `igc_nas.arch.plan`; a test holds the two together.
+The file holds the architecture as data and the classes of the blocks it uses. Its modules have the names, shapes and
+order of `igc_nas.nn.network`, so the two share weights files; `igc_nas.export.verify` runs the file to check that.
+Every unit has its classes here, as it has its function in `igc_nas.arch.plan`; a test compares the two lists.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from igc_nas.export.source import Source, comments, facts
 from igc_nas.io.text import printable
 
 WIDTH = 88
-"""Of a line, as ruff and black have it where nobody tells them otherwise."""
+"""Line length: the default of ruff and black."""
 
 
 def standalone_text(source: Source) -> str:
-    """The file. It is laid out as `ruff format` would."""
+    """The file's text, formatted as `ruff format` would."""
     arch = source.arch
     units = [_unit(stage) for stage in arch.stages]
     classes = [name for name in _CLASSES if name in _used(arch, units)]
@@ -52,7 +52,7 @@ def _header(source: Source) -> str:
         + "#\n"
         + comments((f"Written by igc-nas {__version__}, under igc-nas's own licence, MIT.",))
         + f'"""Network {source.id}: images of {channels} x {height} x {width} to {source.arch.classes} classes.\n\n'
-        + "PyTorch is all it needs (and safetensors, to read weights):\n\n"
+        + "It needs PyTorch only (and safetensors, to read weights):\n\n"
         + '    model = load_weights(Network(), "weights.safetensors").eval()\n'
         + '"""'
     )
@@ -61,12 +61,12 @@ def _header(source: Source) -> str:
 def _data(source: Source, units: list[str]) -> str:
     arch = source.arch
     lines = [f"INPUT = {arch.input!r}  # channels, height, width of an image", f"NUM_CLASSES = {arch.classes}"]
-    about = source.trained.dataset if source.trained else source.study.spec.dataset if source.study else ""
-    statistics = normalisation(about)
+    dataset = source.trained.dataset if source.trained else source.study.spec.dataset if source.study else ""
+    statistics = normalisation(dataset)
     if statistics is not None and arch.input[0] == len(statistics[0]):
-        name = printable(about, lines=False).partition(" ")[0]
+        name = printable(dataset, lines=False).partition(" ")[0]
         lines += [
-            f"# Images are normalised by these, per channel, of pixels from 0 to 1 ({name}).",
+            f"# Inputs have values from 0 to 1, normalised per channel with these statistics of {name}.",
             f"MEAN, STD = {statistics[0]!r}, {statistics[1]!r}",
         ]
     return "\n".join(
@@ -74,7 +74,7 @@ def _data(source: Source, units: list[str]) -> str:
             *lines,
             "",
             f"STEM = {_stem(arch.stem)}",
-            "# unit, blocks, stride of the first one (it changes the width, too), kernel, widths and groups",
+            "# unit, blocks, stride of the first block (which also changes the width), kernel, options",
             "STAGES = [",
             *(_row(unit, stage) for unit, stage in zip(units, arch.stages, strict=True)),
             "]",
@@ -96,29 +96,29 @@ _ACTS = {"relu": "nn.ReLU", "relu6": "nn.ReLU6"}
 
 
 def _row(unit: str, stage: StageConfig) -> str:
-    """A stage as a tuple, on one line or, as ruff breaks it, a line for each."""
-    own: dict[str, object]
+    """A stage as a tuple, on one line or, if that is too long for `ruff format`, one line per item."""
+    options: dict[str, object]
     match stage:
         case Igcv1Stage():
-            own = {"L": stage.L, "M": stage.M}
+            options = {"L": stage.L, "M": stage.M}
         case Igcv2Stage():
-            own = {"width": stage.width, "K": stage.channels_per_group}
+            options = {"width": stage.width, "K": stage.channels_per_group}
         case Igcv3Stage():
-            own = {"width": stage.width, "expand": stage.expand, "G1": stage.G1, "G2": stage.G2}
+            options = {"width": stage.width, "expand": stage.expand, "G1": stage.G1, "G2": stage.G2}
         case _:
-            own = {"width": stage.width}
-    words = (f'"{unit}"', str(stage.blocks), str(stage.stride), str(stage.kernel), repr(own).replace("'", '"'))
-    line = f"    ({', '.join(words)}),"
-    return line if len(line) <= WIDTH else "    (\n" + "".join(f"        {word},\n" for word in words) + "    ),"
+            options = {"width": stage.width}
+    items = (f'"{unit}"', str(stage.blocks), str(stage.stride), str(stage.kernel), repr(options).replace("'", '"'))
+    line = f"    ({', '.join(items)}),"
+    return line if len(line) <= WIDTH else "    (\n" + "".join(f"        {item},\n" for item in items) + "    ),"
 
 
 def _unit(stage: StageConfig) -> str:
-    """The word for a stage's blocks. An IGCV3 stage adds its input in every block but the first."""
+    """The key of a stage in `BLOCKS`. In a residual IGCV3 stage every block but the first adds its input."""
     residual = stage.residual and not (isinstance(stage, Igcv3Stage) and stage.blocks == 1)
     return f"{stage.unit}-res" if residual else stage.unit
 
 
-_OF_UNIT: dict[str, tuple[str, str]] = {
+UNIT_CLASSES: dict[str, tuple[str, str]] = {
     "igcv1": ("Igcv1Block", "Igcv1Block"),
     "igcv1-res": ("Igcv1ResidualBlock", "Igcv1ResidualBlock"),
     "igcv2": ("Igcv2Block", "Igcv2Block"),
@@ -128,7 +128,7 @@ _OF_UNIT: dict[str, tuple[str, str]] = {
     "conv": ("ConvBlock", "ConvBlock"),
     "conv-res": ("ConvResidualBlock", "ConvResidualBlock"),
 }
-"""The classes of a stage's first block and of the others."""
+"""(class of a stage's first block, class of its other blocks)."""
 
 
 def _used(arch: ArchConfig, units: list[str]) -> set[str]:
@@ -136,7 +136,7 @@ def _used(arch: ArchConfig, units: list[str]) -> set[str]:
 
 
 def _needed(unit: str) -> Iterator[str]:
-    yield from _OF_UNIT[unit]
+    yield from UNIT_CLASSES[unit]
     if unit.endswith("-res") and unit != "igcv3-res":
         yield "Shortcut"
 
@@ -146,8 +146,8 @@ def _needs_gcd(units: list[str]) -> bool:
 
 
 def _blocks(units: list[str]) -> str:
-    used = [unit for unit in _OF_UNIT if unit in units]
-    lines = "".join(f'    "{unit}": ({_OF_UNIT[unit][0]}, {_OF_UNIT[unit][1]}),\n' for unit in used)
+    used = [unit for unit in UNIT_CLASSES if unit in units]
+    lines = "".join(f'    "{unit}": ({UNIT_CLASSES[unit][0]}, {UNIT_CLASSES[unit][1]}),\n' for unit in used)
     return f"BLOCKS = {{  # the first block of a stage, the others\n{lines}}}\n\n\n{_STAGE.strip()}"
 
 

@@ -1,4 +1,4 @@
-"""The weights that go with an architecture: a safetensors file or a training's folder, and what that says of them."""
+"""The weights for an architecture, from a safetensors file or a training's folder, with the recorded test error."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pydantic import ConfigDict, Field
 
 from igc_nas.errors import ConfigError, StudyError
 from igc_nas.evaluation.retraining import RESULT_FILE, WEIGHTS_FILE
-from igc_nas.export.source import Source, Trained
+from igc_nas.export.source import Source, TrainingResult
 from igc_nas.io.files import read_text
 from igc_nas.io.records import Frozen
 from igc_nas.nn.factory import load_weights
 from igc_nas.nn.network import Network, build
 
 
-class Result(Frozen):
-    """What is read of a training's result.json; it says more."""
+class ResultFile(Frozen):
+    """The keys that are read from a training's result.json; others are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -33,19 +33,19 @@ class Result(Frozen):
 
 
 def loaded(source: Source, weights: Path | None, seed: int) -> tuple[Source, Network]:
-    """(the source with what is known of the weights, its network with them, evaluating).
+    """(the source with the training's result, its network in evaluation mode with these weights).
 
     `weights` is a safetensors file or a training's folder; None initialises the network from `seed`. Raises
-    `ConfigError` where they do not fit, `StudyError` where the folder holds none.
+    `ConfigError` if they do not fit the architecture, `StudyError` if the folder has none.
     """
     network = build(source.arch, seed).eval()
     if weights is None:
         return source, network
-    file, result = _find(weights)
+    file, result = _weights_and_result(weights)
     load_weights(network, file)
-    broken = [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise ConfigError(f"{file.name} holds numbers that are not finite, the first in {broken[0]}")
+    not_finite = [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]
+    if not_finite:
+        raise ConfigError(f"{file.name} holds numbers that are not finite, the first in {not_finite[0]}")
     if result is None:
         return source, network
     if result.id != source.id:
@@ -54,12 +54,12 @@ def loaded(source: Source, weights: Path | None, seed: int) -> tuple[Source, Net
             "its tensors have the same shapes, but it computes another function",
             f"export {file.parent / 'arch.toml'} instead",
         )
-    trained = Trained(result.test_error, result.test_images, result.dataset, result.epochs, result.seed)
+    trained = TrainingResult(result.test_error, result.test_images, result.dataset, result.epochs, result.seed)
     return replace(source, trained=trained), network
 
 
-def _find(path: Path) -> tuple[Path, Result | None]:
-    """(the file, the result that a training has put beside it)."""
+def _weights_and_result(path: Path) -> tuple[Path, ResultFile | None]:
+    """(the weights file, the content of the training's result.json beside it, if there is one)."""
     if path.is_dir():
         file = path / WEIGHTS_FILE
         if not file.is_file():
@@ -72,10 +72,10 @@ def _find(path: Path) -> tuple[Path, Result | None]:
     return file, _read(result) if file.name == WEIGHTS_FILE and result.is_file() else None
 
 
-def _read(path: Path) -> Result:
+def _read(path: Path) -> ResultFile:
     try:
         data = json.loads(read_text(path))
-        return Result.parse(data if isinstance(data, dict) else {}, path.name)
+        return ResultFile.parse(data if isinstance(data, dict) else {}, path.name)
     except (ValueError, RecursionError, ConfigError) as error:
         why = error.message if isinstance(error, ConfigError) else "not valid JSON"
-        raise StudyError(f"{path} is damaged: {why}", "move it away, and no test error is told") from None
+        raise StudyError(f"{path} is damaged: {why}", "remove it to export without a test error") from None

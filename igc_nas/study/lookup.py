@@ -1,4 +1,4 @@
-"""What a person may write where an architecture is asked for: a file, a paper's network, or a trial of a study."""
+"""Architectures by name: a TOML file, a paper's network, or a trial of a study (`STUDY:N`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TRIAL = re.compile(r"(?P<study>.+):(?P<trial>[0-9]{1,9})", re.ASCII)
 def load_architecture(name: str | Path, classes: int | None = None, root: Path | str = "studies") -> ArchConfig:
     """An architecture by the path of its TOML file, a reference name, or `STUDY:N` (trial N of a study).
 
-    `classes` replaces the number of classes. Raises `ConfigError`, or `StudyError` for a trial that has none.
+    `classes` replaces the number of classes. Raises `ConfigError`, or `StudyError` if the trial has no architecture.
     """
     arch = _load(str(name), Path(root), classes)
     return arch if classes is None else arch.with_classes(classes)
@@ -28,7 +28,7 @@ def load_architecture(name: str | Path, classes: int | None = None, root: Path |
 def named_trial(
     name: str, root: Path | str = "studies", read: Callable[[str, Path], Study] = load_study
 ) -> tuple[Study, Trial] | None:
-    """The trial that `STUDY:N` names, with its study; None for what names a file or a network. Raises `StudyError`."""
+    """The study and trial that `STUDY:N` names; None for the name of a file or a network. Raises `StudyError`."""
     match = _TRIAL.fullmatch(name)
     if match is None or is_named(name):
         return None
@@ -37,7 +37,7 @@ def named_trial(
 
 
 def is_named(name: str) -> bool:
-    """Whether a name can only be that of an architecture's file or of a paper's network, and of no study."""
+    """Whether a name is that of an architecture's file or of a paper's network, and therefore of no study."""
     return name.endswith(".toml") or is_file(Path(name)) or is_reference(name)
 
 

@@ -1,4 +1,4 @@
-"""The names of studies: which are allowed, where each is found, what to type for one."""
+"""The names of studies: which are allowed, where each is found, and how to refer to one in a command."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ def study_names(root: Path) -> list[str]:
 
 
 def check_study_name(name: str) -> str:
-    """`name`, if it can be a folder's name on every system. Raises `UsageError`."""
+    """`name`, if it is a valid folder name on every operating system; else raises `UsageError`."""
     if not STUDY_NAME.fullmatch(name) or name.endswith("."):
         raise UsageError(
             f"{name!r:.120} cannot be the name of a study",
-            "use at most 100 letters, digits and . _ + - from the start on",
+            "use at most 100 letters, digits and . _ + -, a letter or a digit first",
         )
     return name
 
 
 def find_study(name: str | Path, root: Path) -> Path:
-    """The folder of a study: a `Path` is one, and so is text with a separator; else `root`/name, or a shipped one.
+    """The folder of a study.
 
-    Raises `StudyError` listing the names.
+    A `Path`, or text with a separator, is the folder; a name is looked up in `root`, then among the shipped studies.
+    Raises `StudyError` that lists the known names.
     """
     path = Path(name)
     if isinstance(name, Path) or len(path.parts) > 1:
@@ -49,7 +50,7 @@ def find_study(name: str | Path, root: Path) -> Path:
 
 
 def study_argument(folder: Path | None, name: str) -> str:
-    """What to type for a study: its name where that finds its folder, else the folder; quoted for a shell."""
+    """The command line argument for a study: its name if that finds its folder, else the folder; shell-quoted."""
     if folder is None:
         return shlex.quote(name)
     named = (Path("studies") / folder.name, shipped("studies") / folder.name)

@@ -1,6 +1,6 @@
-"""What a trial leaves behind: `ArchConfig -> Cost -> Latency -> Score -> Candidate`, each made from the one before.
+"""The records of a trial: `ArchConfig -> Cost -> Latency -> Score -> Candidate`, each made from the one before.
 
-All records are frozen and go through JSON without loss (floats by their shortest exact text).
+All records are frozen and round-trip through JSON exactly (floats by their shortest exact decimal).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from igc_nas.arch.cost import Cost
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import StudyError
 from igc_nas.io.records import Frozen, first_problem
-from igc_nas.io.units import format_count
 from igc_nas.study.process import Process
 from igc_nas.study.schema import current_trial
 
@@ -24,42 +23,42 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Samples = Annotated[tuple[Ms, ...], Field(strict=False)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
 
-# complete: trained and scored. pruned: given up at a rung, as one that would hardly reach the front.
+# complete: trained and scored. pruned: its training was stopped at a rung, as it was unlikely to reach the front.
 # infeasible: the sampler's suggestion is no valid architecture, or is over budget.
-# duplicate: an architecture that the study has already. failed: building, measuring or training went wrong.
-# running and waiting: under way, or to be taken up by the next search.
+# duplicate: its architecture is already in the study. failed: an error in building, measuring or training.
+# running: being evaluated. waiting: to be evaluated by the next search.
 TrialState = Literal["complete", "pruned", "infeasible", "duplicate", "failed", "running", "waiting"]
 FINISHED: frozenset[TrialState] = frozenset(("complete", "pruned", "infeasible", "duplicate", "failed"))
 
-# diverged: a loss or a result that is not finite. memory: there was not enough. timeout: it took longer than a trial
-# may. died: the process that evaluated it ended. lost: a record of it is missing. refused: what was asked cannot be
-# done here, in words of our own. error: anything else that was raised.
+# diverged: a loss or a result is not finite. memory: out of memory. timeout: the trial exceeded its time limit.
+# died: the process that evaluated it ended. lost: its record is missing. refused: an `IgcNasError`, which says why this
+# machine or installation cannot evaluate it. error: any other exception.
 FailureKind = Literal["diverged", "memory", "timeout", "died", "lost", "refused", "error"]
 
 
 class Conditions(Frozen):
-    """The machine and software under which a number was taken. None is what this machine does not tell."""
+    """The machine and software on which something was measured. None: this machine does not report it."""
 
     device: str
     threads: int
     torch: str
     igc_nas: str
     load: float | None = None
-    """Load average of the machine over the last minute, where the system says it."""
+    """Load average of the machine over the last minute."""
     clock_mhz: float | None = None
-    """Clock of the processor, or of the GPU's multiprocessors."""
+    """Clock of the CPU, or of the GPU's multiprocessors."""
     memory_clock_mhz: float | None = None
     temperature_c: float | None = None
     power_w: float | None = None
     """Power of the whole GPU board."""
     throttle: Texts | None = None
-    """What holds the clocks down; empty: nothing does."""
+    """Reasons for which the clocks are throttled; empty: none."""
     tf32: bool | None = None
-    """Whether float32 products may run in TF32 on a GPU."""
+    """Whether float32 matrix products may use TF32 on a GPU."""
 
 
 class FormTime(Frozen):
-    """One form of a network, measured: what it holds, what it executes for one image, and its time."""
+    """A timed form of a network: its parameters, MACs for one image, bytes of weights, and time."""
 
     params: Count
     macs: Count
@@ -70,14 +69,15 @@ class FormTime(Frozen):
 
 
 class Latency(Frozen):
-    """Time of one forward pass, in milliseconds, with the state of the machine cancelled out.
+    """Time of one forward pass in milliseconds, normalised by a reference network timed in the same rounds.
 
-    Rounds of the network and of a fixed reference network alternate. `normalised_ms` is the median over rounds of
-    network / reference, times the study's `reference_ms`: the objective, with the 95 % bootstrap interval of that
-    median. `median_ms` is the plain median, `low_ms` to `high_ms` its interval.
+    `normalised_ms` is the objective: the median over rounds of network / reference, times the study's `reference_ms`,
+    with the 95 % interval of that median. `median_ms` is the median of the network's own times, `low_ms` to `high_ms`
+    its interval.
 
-    The network ran as `form`, the fastest of `forms` that the study allows; `deployed_params`, `deployed_macs` and
-    `weight_bytes` are that form's. `forms` are the times of the rounds in which it was chosen; these samples are fresh.
+    The network ran as `form`, the fastest of the forms that the study allows; `deployed_params`, `deployed_macs` and
+    `weight_bytes` are that form's. `forms` has the times of the rounds in which it was chosen; `samples_ms` were
+    measured after that.
     """
 
     median_ms: Ms
@@ -89,13 +89,13 @@ class Latency(Frozen):
     reference_ms: Ms
     noisy: bool
     noise: Texts = ()
-    """Why it is noisy, in words."""
+    """Reasons why it is noisy."""
     samples_ms: Samples
     reference_samples_ms: Samples
     runtime: str
     form: str = "factored"
     deployed_params: Count | None = None
-    """None in records that know of no other form than the factored, which holds the parameters of the cost."""
+    """None in old records, which have the factored form only: its parameters are those of the cost."""
     deployed_macs: Count | None = None
     weight_bytes: Count | None = None
     forms: dict[str, FormTime] = Field(default_factory=dict)
@@ -106,7 +106,7 @@ class Latency(Frozen):
     cold_cache: bool = False
     input: Annotated[tuple[int, int, int], Field(strict=False)]
     energy_mj: Ms | None = None
-    """Energy of one pass above idle, in millijoules, where it was asked for and can be measured."""
+    """Energy of one pass above idle, in millijoules; None if not requested or not measurable."""
     conditions: Conditions
 
     @property
@@ -116,7 +116,7 @@ class Latency(Frozen):
 
     @property
     def normalised_interval_ms(self) -> tuple[float, float]:
-        """The 95 % interval of `normalised_ms`; where a record has none, the raw one scaled to it."""
+        """The 95 % interval of `normalised_ms`; in old records without one, the interval of `median_ms`, scaled."""
         if self.normalised_low_ms is not None and self.normalised_high_ms is not None:
             return self.normalised_low_ms, self.normalised_high_ms
         ratio = self.normalised_ms / self.median_ms
@@ -132,9 +132,9 @@ class Epoch(Frozen):
 
 
 class Rung(Frozen):
-    """What a training said on its way, after `samples` images: `error` and `loss` on (the first) held-out images.
+    """An intermediate score after `samples` training images: `error` and `loss` on (the first) held-out images.
 
-    The network is scored as it would be at the end (see `igc_nas.evaluation.training`), and goes on from where it was.
+    The network is scored as at the end (see `igc_nas.evaluation.training`); the training then continues unchanged.
     """
 
     samples: Annotated[int, Field(ge=1)]
@@ -143,7 +143,7 @@ class Rung(Frozen):
 
 
 class Score(Frozen):
-    """What the proxy training said: `error` is the share of `held_out` images that are classified wrongly."""
+    """The result of the proxy training: `error` is the share of `held_out` images that are classified wrongly."""
 
     error: Fraction
     loss: float
@@ -151,11 +151,11 @@ class Score(Frozen):
     samples: int
     curve: Annotated[tuple[Epoch, ...], Field(strict=False)]
     rungs: Annotated[tuple[Rung, ...], Field(strict=False)] = ()
-    """The scores at the recipe's rungs, ascending; the end, which `error` is of, is not among them."""
+    """The scores at the recipe's rungs, ascending; the final score is not among them."""
     train_s: Annotated[float, Field(ge=0)]
     dtype: str
     form: str = "factored"
-    """How the network was run while it was trained: `lowered`, `native` (by kernels of our own, too) or `factored`."""
+    """Form in which it was trained: `lowered`, `native` (lowered, with igc_nas's own kernels) or `factored`."""
     dataset: str
     dataset_sha256: str
     conditions: Conditions
@@ -181,7 +181,7 @@ class Candidate(Frozen):
 
 
 class Unfinished(Frozen):
-    """A training that was told to stop at the last of `rungs`."""
+    """A training that was stopped at the last of `rungs`."""
 
     rungs: Annotated[tuple[Rung, ...], Field(strict=False, min_length=1)]
     curve: Annotated[tuple[Epoch, ...], Field(strict=False)]
@@ -189,7 +189,7 @@ class Unfinished(Frozen):
 
 
 class Pruned(Frozen):
-    """What is known of an architecture whose training was given up.
+    """What is known about an architecture whose training was pruned.
 
     `expected_error` with `std` is the final error that was predicted at the rung, `p_front` the probability that it
     would have ended on the front.
@@ -206,24 +206,24 @@ class Pruned(Frozen):
 
 
 class TimeBreakdown(Frozen):
-    """Where the time of a trial went, in seconds; what is spent waiting for others is in `wait_s` alone."""
+    """The seconds of a trial by activity; waiting for other workers counts in `wait_s` only."""
 
     prepare_s: Annotated[float, Field(ge=0)]
-    """Building the forms of the network that is measured, and comparing what they compute; beside others."""
+    """Building the forms to be timed and checking that they compute the same; other workers may run."""
     measure_s: Annotated[float, Field(ge=0)]
-    """Measuring, alone on the device."""
+    """Measuring, while no other worker runs."""
     choose_s: Annotated[float, Field(ge=0)]
-    """Choosing the forms to train in."""
+    """Timing and choosing the forms for training."""
     train_s: Annotated[float, Field(ge=0)]
     """Training and scoring."""
     wait_s: Annotated[float, Field(ge=0)]
-    """Waiting for others who measured, or to be alone."""
+    """Waiting for the device: for another worker's measurement, or for exclusive use."""
 
 
 class Failure(Frozen):
-    """Why a trial failed, beside its `reason` in words: of which kind, and where.
+    """The kind of a trial's failure and where it happened; `Trial.reason` has the message.
 
-    `where` is what was being done and, where an error was raised, the place: `training (train.py:101 in epoch)`.
+    `where` is the activity and, if an exception was raised, its place: `training (train.py:101 in epoch)`.
     """
 
     kind: FailureKind
@@ -231,7 +231,7 @@ class Failure(Frozen):
 
 
 class Trial(Frozen):
-    """One trial of a study, whatever became of it. `params` is what the sampler chose, as Optuna holds it."""
+    """One trial of a study, in any state. `params` is the sampler's suggestion, as Optuna stores it."""
 
     number: Annotated[int, Field(ge=0)]
     state: TrialState
@@ -243,24 +243,24 @@ class Trial(Frozen):
     """Why it is infeasible, failed, or a duplicate ("the architecture of trial 3")."""
     failure: Failure | None = None
     enqueued: bool | None = None
-    """True where a person asked for this architecture, and no sampler."""
+    """True if a user enqueued this architecture; a sampler did not suggest it."""
     same_as: int | None = None
     """The trial that a duplicate repeats."""
     violation: float | None = None
-    """How far over the budget, relative (0.5: half as much again); 1 where the suggestion is no network at all."""
+    """Relative excess over the budget (0.5: 50 % too much); 1 if the suggestion is no valid architecture."""
     started: str | None = None
     """UTC, ISO 8601."""
     wall_s: float | None = None
     spent: TimeBreakdown | None = None
-    """None where it did not end, and in records that do not know."""
+    """None if the trial did not end, and in old records."""
     process: Process | None = None
-    """Whose it is while it runs: for no longer than the study's lock is held (see `igc_nas.study.lock`)."""
+    """The searching process of a running trial; meaningful only while it holds the lock (`igc_nas.study.lock`)."""
     notes: dict[str, Any] | None = None
-    """What a sampler of Optuna's keeps beside a trial, such as NSGA-II's generation."""
+    """Attributes that an Optuna sampler stores with a trial, such as NSGA-II's generation."""
 
     @property
     def id(self) -> str | None:
-        """The canonical id of its network; None where it has none."""
+        """The canonical id of its network; None if it has no architecture."""
         known = self.candidate or self.pruned
         if known:
             return known.id
@@ -282,12 +282,3 @@ class Trial(Frozen):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise StudyError(first_problem(error, where)) from None
-
-
-def deployed_text(candidate: Candidate | Pruned) -> str:
-    """The form that a candidate's latency is of, and what it holds and executes: `mixed 237.2k 35.64M 0.95 MB`."""
-    latency = candidate.latency
-    if latency.deployed_params is None or latency.deployed_macs is None or latency.weight_bytes is None:
-        return latency.form
-    counts = f"{format_count(latency.deployed_params)} {format_count(latency.deployed_macs)}"
-    return f"{latency.form} {counts} {latency.weight_bytes / 1e6:.2f} MB"

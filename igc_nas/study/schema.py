@@ -1,10 +1,10 @@
-"""The version of a study's files, and how the records of older versions are read.
+"""The schema version of a study's files, and the conversion of older records.
 
     1    the spec's `stop` and the sampler `all`; trials that were `stopped` (with `chance` and `deviation`) or `given`;
          the oldest have host and pid in the trial itself
     2    `prune_below`, `brute-force`, `pruned` (with `p_front` and `std`), `enqueued`, `process`
 
-A line of trials.jsonl names no version: a key that only version 1 has tells it.
+A line of trials.jsonl has no version; its keys show which it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def current_spec(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def current_trial(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's record of any version up to `SCHEMA`, as the newest has it."""
+    """A trial's record of any version up to `SCHEMA`, converted to the newest."""
     trial = _renamed(data, _TRIAL)
     if trial.get("state") == "stopped":
         trial["state"] = "pruned"
@@ -41,5 +41,5 @@ def current_trial(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _renamed(record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A record that has the new key already keeps the old one, and is refused for it."""
+    """The record with its keys renamed. If it has the new key too, the old one stays, and parsing refuses it."""
     return {names[key] if key in names and names[key] not in record else key: value for key, value in record.items()}

@@ -1,6 +1,6 @@
-"""A study as it can be read: its question, its trials, its front. Needs no torch and no Optuna.
+"""A study read from its files: its spec, its trials, its front. Needs no torch and no Optuna.
 
-`study.toml` and `trials.jsonl` are the evidence; everything here follows from them.
+`study.toml` and `trials.jsonl` are the only sources; everything here is derived from them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STUDY_FILE, TRIALS_FILE, PAGE_FILE = "study.toml", "trials.jsonl", "dashboard.ht
 
 @dataclass(frozen=True)
 class Study:
-    """What a study's folder says. `trials` are in the order of their numbers."""
+    """The content of a study's folder. `trials` are in the order of their numbers."""
 
     spec: StudySpec
     trials: tuple[Trial, ...]
@@ -32,22 +32,22 @@ class Study:
 
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
-        """The completed trials, each architecture once."""
+        """The candidates of the completed trials."""
         return tuple(t.candidate for t in self.trials if t.state == "complete" and t.candidate)
 
     @cached_property
     def feasible_candidates(self) -> tuple[Candidate, ...]:
-        """The candidates that may be on the front: those within the budgets (a person may ask for others, too)."""
+        """The candidates within the budgets, from which the front is taken; an enqueued one may exceed them."""
         return tuple(c for c in self.candidates if self.spec.budget.violation(c.cost) <= 0)
 
     @property
     def ended(self) -> int:
-        """How many trials are complete, or were stopped at a rung."""
+        """Number of complete and pruned trials."""
         return sum(trial.state in ("complete", "pruned") for trial in self.trials)
 
     @property
     def is_begun(self) -> bool:
-        """Whether it has trials or a scale; without, its question may still be another one."""
+        """Whether it has trials or calibrated bounds; before that its spec may still be replaced."""
         return bool(self.trials or self.spec.bounds)
 
     def trial(self, number: int) -> Trial:
@@ -65,19 +65,19 @@ class Study:
         return tuple(self.feasible_candidates[i] for i in sorted(nondominated(points), key=lambda i: points[i]))
 
     def scaled(self, candidate: Candidate, objectives: Sequence[str] | None = None) -> tuple[float, ...]:
-        """A candidate's objectives on the study's fixed [0, 1] scale."""
+        """A candidate's objectives, scaled to [0, 1] by the study's fixed bounds."""
         names = tuple(objectives or self.spec.objectives)
         return self.spec.scaled(dict(zip(names, values(candidate, names), strict=True)))
 
     def hypervolume(self, objectives: Sequence[str] | None = None) -> float | None:
-        """Hypervolume of the front below (1, ..., 1) on the study's scale; None before the study is calibrated."""
+        """Hypervolume of the scaled front for the reference point (1, ..., 1); None before the study is calibrated."""
         names = tuple(objectives or self.spec.objectives)
         if any(name not in self.spec.bounds for name in names):
             return None
         return hypervolume([self.scaled(c, names) for c in self.front(names)], (1.0,) * len(names))
 
     def hypervolume_curve(self, objectives: Sequence[str] | None = None) -> list[tuple[int, float]]:
-        """(completed trials, hypervolume so far), a point for each completed trial within the budgets."""
+        """(number of feasible candidates, their hypervolume) after each of them; empty before calibration."""
         names = tuple(objectives or self.spec.objectives)
         if any(name not in self.spec.bounds for name in names):
             return []
@@ -85,9 +85,9 @@ class Study:
         return list(enumerate(running_hypervolume(points), start=1))
 
     def pick(self, rule: str) -> Candidate:
-        """A candidate by `knee`, `best-error`, `trial:N` or `under:params=500k[,macs=...]` (least error within).
+        """A candidate by `knee`, `best-error`, `trial:N` or `under:params=500k[,macs=...]` (least error within limits).
 
-        Raises `UsageError` for another rule, `StudyError` where nothing matches, naming the nearest.
+        Raises `UsageError` for another rule, `StudyError` if no candidate matches; it names the nearest one.
         """
         if not self.candidates:
             raise StudyError(f"{self.spec.name} has no completed trial yet", f"igc-nas search --study {self.spec.name}")
@@ -100,7 +100,7 @@ class Study:
             candidate = self.trial(number).candidate
             if candidate is None:
                 raise StudyError(
-                    f"trial {number} of {self.spec.name} is {self.trial(number).state}; it has no architecture to pick"
+                    f"trial {number} of {self.spec.name} is {self.trial(number).state}, and has no measured candidate"
                 )
             return candidate
         kind, _, rest = rule.partition(":")
@@ -109,7 +109,7 @@ class Study:
         raise UsageError(f"unknown pick {rule!r:.80}", "use knee, best-error, trial:N or under:params=500k")
 
     def pick_trial(self, rule: str) -> Trial:
-        """The trial that `pick` names; by `trial:N` any that has an architecture, completed or not.
+        """The trial of the candidate that `pick` finds; `trial:N` may be any trial that has an architecture.
 
         Raises as `pick`.
         """
@@ -127,19 +127,19 @@ class Study:
         return trial
 
     def _comparable(self, candidate: Candidate) -> tuple[float, ...]:
-        """Scaled objectives where the study has bounds, else the plain ones: what a knee is found among."""
+        """The objectives among which the knee is found: scaled if the study has bounds, else as they are."""
         if all(name in self.spec.bounds for name in self.spec.objectives):
             return self.scaled(candidate)
         return values(candidate, self.spec.objectives)
 
     def _best_under(self, limits: dict[str, float]) -> Candidate:
-        def excess(candidate: Candidate) -> float:
+        def relative_size(candidate: Candidate) -> float:
             return max(OBJECTIVES[name].of(candidate) / limit for name, limit in limits.items())
 
-        within = [c for c in self.candidates if excess(c) <= 1]
+        within = [c for c in self.candidates if relative_size(c) <= 1]
         if within:
             return min(within, key=lambda c: (c.score.error, c.cost.params))
-        near = min(self.candidates, key=excess)
+        near = min(self.candidates, key=relative_size)
         has = ", ".join(f"{name} {OBJECTIVES[name].of(near):,.6g}" for name in limits)
         raise StudyError(
             f"no completed trial of {self.spec.name} is within that", f"the nearest is trial:{near.trial} ({has})"
@@ -147,7 +147,7 @@ class Study:
 
 
 def _trial_number(rule: str) -> int | None:
-    """N of `trial:N`; None for another rule."""
+    """N for `trial:N`; None for another rule."""
     kind, _, number = rule.partition(":")
     return int(number) if kind == "trial" and number.isascii() and number.isdigit() and len(number) < 10 else None
 
@@ -168,7 +168,7 @@ def parse_limits(text: str) -> dict[str, float]:
 def load_study(name: str | Path, root: Path | str = "studies") -> Study:
     """Read a study: a `Path` is its folder, text its path or name (`root`/name, else a shipped one).
 
-    Raises `StudyError`. A last line of trials.jsonl that is cut short (a search is writing it) is left out.
+    Raises `StudyError`. An incomplete last line of trials.jsonl (a search is writing it) is ignored.
     """
     folder = find_study(name, Path(root))
     try:
@@ -179,7 +179,7 @@ def load_study(name: str | Path, root: Path | str = "studies") -> Study:
 
 
 def read_trials(path: Path) -> tuple[Trial, ...]:
-    """The trials of a trials.jsonl, by number; of several lines for one number the last counts."""
+    """The trials of a trials.jsonl in the order of their numbers; of several lines for one number the last counts."""
     try:
         lines = read_bytes(path, MOST_RECORDS).split(b"\n") if path.exists() or path.is_symlink() else []
     except ConfigError as error:
@@ -195,5 +195,5 @@ def read_trials(path: Path) -> tuple[Trial, ...]:
             trial = Trial.from_json(lines[-1])
             found[trial.number] = trial
         except StudyError:
-            pass  # the writer is in the middle of this line
+            pass  # a search is still writing this line
     return tuple(found[number] for number in sorted(found))

@@ -37,11 +37,11 @@ def study() -> Study:
     return make_study(60, others=["failed", "infeasible", "infeasible", "running"])
 
 
-def on_the_way(n: int = 30, stopped: int = 6) -> Study:
-    """A study with rungs, the last `stopped` of its trainings given up at one."""
+def on_the_way(n: int = 30, pruned: int = 6) -> Study:
+    """A study with rungs, the last `pruned` of its trainings pruned at one."""
     rungs = {at: blurred(by_size, 0.02, at) for at in RUNGS}
     study = make(n, blurred(by_size, 0.01, 0), rungs, recipe=RECIPE | {"rungs": RUNGS}, prune_below=0.05)
-    return stop(study, n - stopped)
+    return stop(study, n - pruned)
 
 
 # views
@@ -70,25 +70,25 @@ def test_columns_are_the_trials(study: Study) -> None:
         assert (row in view.noisy) == candidate.latency.noisy
 
 
-def test_of_a_trial_that_did_not_complete_is_told_what_is_known() -> None:
+def test_a_trial_that_did_not_complete_has_its_known_values() -> None:
     study = on_the_way()
     arch = study.candidates[0].arch
     over = Trial(number=30, state="infeasible", params={}, arch=arch, reason="over")
     nothing = Trial(number=31, state="infeasible", params={}, reason="no network")
     view = trials_view(Study(study.spec, (*study.trials, over, nothing)))
     for row in range(24, 30):
-        stopped = study.trials[row].stopped
-        assert stopped
+        pruned = study.trials[row].pruned
+        assert pruned
         assert view.columns["error"][row] is None
-        assert view.expected[row] == pytest.approx(stopped.expected_error, rel=1e-4)
-        assert view.columns["macs"][row] == stopped.cost.macs
-        assert view.columns["latency"][row] == pytest.approx(stopped.latency.normalised_ms, rel=1e-4)
+        assert view.expected[row] == pytest.approx(pruned.expected_error, rel=1e-4)
+        assert view.columns["macs"][row] == pruned.cost.macs
+        assert view.columns["latency"][row] == pytest.approx(pruned.latency.normalised_ms, rel=1e-4)
     assert (view.columns["params"][30], view.columns["latency"][30]) == (study.candidates[0].cost.params, None)
     assert view.id[30] == study.candidates[0].id
     assert (view.id[31], view.units[31], view.columns["params"][31]) == ("", "", None)
 
 
-def test_an_interval_is_brought_to_the_normalised_time(study: Study) -> None:
+def test_an_interval_is_scaled_to_the_normalised_time(study: Study) -> None:
     latency = study.candidates[0].latency
     low, high = latency.normalised_interval_ms
     assert low / latency.low_ms == pytest.approx(latency.normalised_ms / latency.median_ms)
@@ -140,7 +140,7 @@ def test_hypervolume_without_a_scale() -> None:
     assert (view.trials, view.volumes, view.busy_s, view.reference) == ((), (), (), ())
 
 
-def test_time_is_that_in_which_trials_ran() -> None:
+def test_busy_time_leaves_out_gaps_between_runs() -> None:
     """Three trials: two beside each other, then a night, then one that ends before the trial begun ahead of it."""
     at = ("2026-01-01T10:00:00+00:00", "2026-01-01T10:00:30+00:00", "2026-01-02T08:00:00+00:00")
     began = (*at, "2026-01-02T08:00:10+00:00")
@@ -175,7 +175,7 @@ def test_curves_are_the_rungs_and_the_end() -> None:
     study = on_the_way()
     view = curves_view(study)
     assert view.trial == tuple(range(30))
-    assert view.stopped == tuple(range(24, 30))
+    assert view.pruned == tuple(range(24, 30))
     assert [view.trial[row] for row in view.members] == sorted(c.trial for c in study.front())
     for row, trial in enumerate(study.trials):
         if trial.candidate:
@@ -186,7 +186,7 @@ def test_curves_are_the_rungs_and_the_end() -> None:
             assert view.samples[row] == RUNGS
 
 
-def test_curves_leave_out_what_has_no_rungs(study: Study) -> None:
+def test_trainings_without_rungs_have_no_curve(study: Study) -> None:
     assert curves_view(study).trial == ()
     mixed = on_the_way(4, 0)
     candidate = mixed.candidates[2]
@@ -196,25 +196,25 @@ def test_curves_leave_out_what_has_no_rungs(study: Study) -> None:
     assert curves_view(Study(mixed.spec, tuple(trials))).trial == (0, 1, 3)
 
 
-def test_what_is_known_is_what_knowledge_says(study: Study) -> None:
+def test_the_surrogate_view_is_its_leave_one_out_quality(study: Study) -> None:
     view, known = surrogate_view(study), surrogate_quality(study)
     assert view
     assert known
     assert view.trial == known.trials == tuple(c.trial for c in study.candidates)
     assert view.observed == pytest.approx([c.score.error for c in study.candidates], rel=1e-4)
     assert view.expected == pytest.approx(known.expected, rel=1e-4)
-    assert view.deviation == pytest.approx(known.deviation, rel=1e-4)
+    assert view.std == pytest.approx(known.deviation, rel=1e-4)
     assert view.sentence == known.sentence()
 
 
-def test_little_is_known_of_few_trials() -> None:
+def test_few_trials_have_no_surrogate_view() -> None:
     assert surrogate_view(make_study(15)) is None
 
 
 # what studies share
 
 
-def test_equal_questions_agree() -> None:
+def test_equal_specs_have_no_disagreements() -> None:
     assert disagreements([make_spec(name="a"), make_spec(name="b", seed=1)]) == ()
 
 
@@ -271,10 +271,9 @@ def test_a_picture_needs_its_extra(study: Study, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["front.PNG", "front.svg"])
-def test_a_picture_is_titled(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_picture_is_titled(study: Study, tmp_path: Path, name: str) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr("igc_nas.analysis.plots._image", lambda figure, kind: drawn.append(figure) or kind.encode())
-    front_picture(study, tmp_path / name)
+    front_picture(study, tmp_path / name, lambda figure, kind: drawn.append(figure) or kind.encode())
     title = drawn[0].layout.title.text
     for expected in ("cifar10", "at most 2M parameters", "60 trials", "Test CPU"):
         assert expected in title

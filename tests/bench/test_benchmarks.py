@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,21 @@ from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.bench import deployment, training
 from igc_nas.bench import latency as latencies
-from igc_nas.bench import search as searching
-from igc_nas.bench import workers as workers_bench
 from igc_nas.bench.deployment import bench_deploy
 from igc_nas.bench.latency import bench_latency
 from igc_nas.bench.report import Report, Row, architectures
+from igc_nas.bench.search import KINDS as FORMS
 from igc_nas.bench.search import bench_search
 from igc_nas.bench.training import bench_train
-from igc_nas.bench.workers import KINDS, Shift, bench_workers
+from igc_nas.bench.workers import KINDS, ChunkRun, activity_shares, bench_workers, speed, speedup, trials_per_hour
 from igc_nas.engine.events import Ended, Job, Started
-from igc_nas.engine.search import search
+from igc_nas.engine.search import Run, search
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation import latency as latency_module
 from igc_nas.nn.device import Device, cpu_name
 from igc_nas.nn.lowering import variants
-from igc_nas.study.defaults import new_spec
-from igc_nas.study.records import TimeBreakdown, Trial
+from igc_nas.study.records import Candidate, TimeBreakdown, Trial
+from igc_nas.study.spec import StudySpec
 from tests.support.searches import evaluate
 from tests.support.searches import latency as stub_latency
 
@@ -88,7 +88,7 @@ def test_a_report_says_the_geometric_mean_and_the_least_of_its_rows() -> None:
     assert found["conditions"] == {"device": "here", "threads": 1}
 
 
-def test_only_the_main_groups_are_judged() -> None:
+def test_geomean_and_min_are_over_the_main_groups() -> None:
     found = Report("title", ROWS, {}, main=("x",)).to_dict()
     assert (found["geomean"], found["min"]) == (pytest.approx(4.0), 2.0)
     assert len(found["rows"]) == 3
@@ -97,13 +97,13 @@ def test_only_the_main_groups_are_judged() -> None:
     assert (both["geomean"], both["min"]) == (pytest.approx(2.0), 0.5)
 
 
-def test_what_a_bench_adds_stands_beside_it() -> None:
+def test_extra_figures_are_reported() -> None:
     found = Report("title", ROWS, {}, extra={"overall_ratio": 1.5}).to_dict()
     assert found["overall_ratio"] == 1.5
     assert list(found)[-2:] == ["rows", "conditions"]
 
 
-def test_a_report_for_people_is_a_table_with_its_means_and_conditions() -> None:
+def test_a_report_as_text_has_a_table_its_means_and_conditions() -> None:
     report = Report("title", ROWS, {"device": "here", "load": None, "batch": 4}, ("x",), {"overall_ratio": 1.2345})
     lines = report.lines()
     assert lines[:2] == ["title", ""]
@@ -118,7 +118,7 @@ def test_a_report_for_people_is_a_table_with_its_means_and_conditions() -> None:
     assert words[:3] == [
         "x geometric mean 4.00 least 2.00 n 2",
         "y geometric mean 0.50 least 0.50 n 1",
-        "judged geometric mean 4.00 least 2.00 n 2",
+        "main groups geometric mean 4.00 least 2.00 n 2",
     ]
     assert "overall_ratio: 1.23" in words
     assert words[-1] == "device here, batch 4"
@@ -264,99 +264,86 @@ def test_the_architectures_of_bench_latency_are_drawn_by_the_seed() -> None:
     assert all(cost_of(arch).params <= 2_000_000 for arch in again)
 
 
-@pytest.fixture
-def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches of the tiny space that invent what they measure."""
+class Searches:
+    """Searches in this process with invented latencies and errors; records their specs, runs and candidates."""
 
-    def tiny(*arguments: Any, **changes: Any) -> Any:
-        return new_spec(*arguments, **{**changes, "space": "tiny"})
+    def __init__(self) -> None:
+        self.specs: list[StudySpec] = []
+        self.runs: list[Run] = []
+        self.candidates: dict[str, list[str]] = defaultdict(list)
+        """Canonical ids by the name of the study."""
 
-    monkeypatch.setattr(searching, "new_spec", tiny)
-    monkeypatch.setattr(searching, "search", lambda spec, run, **more: search(spec, run, evaluate=evaluate, **more))
+    def __call__(self, spec: StudySpec, run: Run, **more: Any) -> Iterator[Candidate]:
+        self.specs.append(spec)
+        self.runs.append(run)
+        for candidate in search(spec, run, evaluate=evaluate, **more):
+            self.candidates[spec.name].append(candidate.id)
+            yield candidate
 
 
-def test_bench_search(stubbed: None) -> None:
+def test_bench_search() -> None:
     said: list[str] = []
-    found = as_json(bench_search(CPU, trials=4, chunk=2, say=said.append))
+    found = as_json(bench_search(CPU, trials=4, chunk=2, say=said.append, space="tiny", run_search=Searches()))
     consistent(found)
     assert [row["trials"] for row in found["rows"]] == [2, 4]
     for row in found["rows"]:
         assert row["ratio"] == pytest.approx(row["factored_s"] / row["fastest_s"])
-    totals = {kind: sum(row[f"{kind}_s"] for row in found["rows"]) for kind in searching.KINDS}
+    totals = {kind: sum(row[f"{kind}_s"] for row in found["rows"]) for kind in FORMS}
     assert found["overall_ratio"] == pytest.approx(totals["factored"] / totals["fastest"])
-    for kind in searching.KINDS:
+    for kind in FORMS:
         assert found[f"{kind}_trials_per_hour"] == pytest.approx(3600 * 4 / totals[kind])
         assert found["shares"][kind]["trials"] == 4
     assert found["conditions"]["data"].startswith("shapes")
     assert len(said) == 2
 
 
-def test_both_searches_of_bench_search_see_the_same_architectures(
-    stubbed: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: dict[str, list[str]] = {}
-
-    def noted(spec: Any, run: Any, **more: Any) -> Any:
-        for candidate in search(spec, run, evaluate=evaluate, **more):
-            seen.setdefault(spec.name, []).append(candidate.id)
-            yield candidate
-
-    monkeypatch.setattr(searching, "search", noted)
-    bench_search(CPU, trials=4, chunk=4)
-    assert seen["factored"] == seen["fastest"]
-    assert len(seen["factored"]) == 4
-    specs = {kind: searching._spec(kind, CPU, 0) for kind in searching.KINDS}
-    assert [specs[kind].recipe.forms for kind in searching.KINDS] == ["factored", "fastest"]
-    assert [specs[kind].latency.forms for kind in searching.KINDS] == ["factored", "within-budget"]
+def test_both_searches_of_bench_search_see_the_same_architectures() -> None:
+    searches = Searches()
+    bench_search(CPU, trials=4, chunk=4, space="tiny", run_search=searches)
+    assert searches.candidates["factored"] == searches.candidates["fastest"]
+    assert len(searches.candidates["factored"]) == 4
+    specs = {spec.name: spec for spec in searches.specs}
+    assert [specs[kind].recipe.forms for kind in FORMS] == ["factored", "fastest"]
+    assert [specs[kind].latency.forms for kind in FORMS] == ["factored", "within-budget"]
     assert specs["factored"].recipe.dtype == "float32"
 
 
-def test_bench_search_goes_on_until_all_trials_are_done(stubbed: None) -> None:
-    assert as_json(bench_search(CPU, trials=5, chunk=2))["rows"][-1]["trials"] == 5
+def test_bench_search_runs_until_all_trials_are_complete() -> None:
+    found = as_json(bench_search(CPU, trials=5, chunk=2, space="tiny", run_search=Searches()))
+    assert found["rows"][-1]["trials"] == 5
 
 
 # Workers.
 
 
-@pytest.fixture
-def crew(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
-    """Searches of the tiny space in this process, whose trials are made up; the runs that were asked for."""
-    asked: dict[str, list[Any]] = {"specs": [], "runs": []}
-
-    def tiny(*arguments: Any, **changes: Any) -> Any:
-        return new_spec(*arguments, **{**changes, "space": "tiny"})
-
-    def noted(spec: Any, run: Any, **more: Any) -> Any:
-        asked["specs"].append(spec)
-        asked["runs"].append(run)
-        return search(spec, run, evaluate=evaluate, **more)
-
-    monkeypatch.setattr(workers_bench, "new_spec", tiny)
-    monkeypatch.setattr(workers_bench, "search", noted)
-    return asked
+def tiny_workers_bench(searches: Searches, **arguments: Any) -> Report:
+    """bench workers on the tiny space and synthetic images."""
+    return bench_workers(CPU, dataset="shapes", space="tiny", run_search=searches, **arguments)
 
 
-def test_bench_workers_gives_all_kinds_the_same_trials_in_turns(crew: dict[str, list[Any]]) -> None:
+def test_bench_workers_evaluates_the_same_trials_with_every_kind() -> None:
+    searches = Searches()
     said: list[str] = []
-    found = as_json(bench_workers(CPU, trials=5, chunk=2, dataset="shapes", say=said.append))
+    found = as_json(tiny_workers_bench(searches, trials=5, chunk=2, say=said.append))
     consistent(found)
     assert [row["trials"] for row in found["rows"]] == [3, 2], "none is too short"
     assert len(said) == 1 + 2
-    *warming, runs = [run.threads for run in crew["runs"][:2]], crew["runs"][2:]
+    *warming, runs = [run.threads for run in searches.runs[:2]], searches.runs[2:]
     assert warming == [[2, 1]], "the forms are timed for either number of threads beforehand"
     assert [(run.workers, run.threads) for run in runs] == [*KINDS.values()] * 2
-    given = [[arch_id(arch) for arch in run.first] for run in runs]
+    given = [[arch_id(arch) for arch in run.enqueue] for run in runs]
     for turn in (given[:3], given[3:]):
         after = [archs[workers:] for archs, (workers, _) in zip(turn, KINDS.values(), strict=True)]
         assert after[0] == after[1] == after[2], "after one to warm each worker up"
     assert len({identity for archs in given[::3] for identity in archs[1:]}) == 5
-    timed = {arch_id(arch) for arch in crew["runs"][0].first}
+    timed = {arch_id(arch) for arch in searches.runs[0].enqueue}
     assert timed >= {identity for archs in given for identity in archs}
 
 
-def test_bench_workers_runs_the_default_recipe_without_stopping(crew: dict[str, list[Any]]) -> None:
-    bench_workers(CPU, trials=2, chunk=2, dataset="shapes")
-    short, *_, spec = crew["specs"]
+def test_bench_workers_runs_the_default_recipe_without_pruning() -> None:
+    searches = Searches()
+    tiny_workers_bench(searches, trials=2, chunk=2)
+    short, *_, spec = searches.specs
     assert (spec.prune_below, spec.budget.params, spec.recipe.epochs, spec.recipe.train_size) == (
         0.0,
         2_000_000,
@@ -369,68 +356,70 @@ def test_bench_workers_runs_the_default_recipe_without_stopping(crew: dict[str, 
     assert spec.bounds
 
 
-def test_bench_workers_tells_rates_ratios_and_shares(crew: dict[str, list[Any]]) -> None:
-    found = as_json(bench_workers(CPU, trials=4, chunk=2, dataset="shapes"))
+def test_bench_workers_reports_rates_ratios_and_shares() -> None:
+    searches = Searches()
+    found = as_json(tiny_workers_bench(searches, trials=4, chunk=2))
     for name in (*(f"{kind}_trials_per_hour" for kind in KINDS), "two_workers_ratio", "two_threads_ratio"):
         assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
-    alone = as_json(bench_workers(CPU, trials=2, chunk=2, dataset="shapes"))
+    alone = as_json(tiny_workers_bench(searches, trials=2, chunk=2))
     assert alone["two_workers_ratio"]["low"] is None, "a single turn has no interval"
     assert found["conditions"]["data"].startswith("shapes")
 
 
-def shift(workers: int, *times: tuple[str, float, float]) -> Shift:
+def chunk_run(workers: int, *times: tuple[str, float, float]) -> ChunkRun:
     """The names of trials, when they began and when they ended."""
-    return Shift(workers, {name: at for name, at, _ in times}, {name: at for name, _, at in times})
+    return ChunkRun(workers, {name: at for name, at, _ in times}, {name: at for name, _, at in times})
 
 
-def test_a_shift_counts_while_all_its_workers_work_warm() -> None:
-    one = shift(1, ("w", 0, 5), ("a", 5, 15), ("b", 15, 25), ("c", 25, 45))
+def test_a_chunk_counts_while_all_workers_are_warm_and_busy() -> None:
+    one = chunk_run(1, ("w", 0, 5), ("a", 5, 15), ("b", 15, 25), ("c", 25, 45))
     assert (one.window, one.counted) == ((5, 45), ("a", "b", "c"))
     assert one.work_s(one) == one.window_s == 40
-    two = shift(2, ("v", 0, 4), ("w", 0, 5), ("a", 4, 16), ("b", 5, 17), ("c", 16, 40))
+    two = chunk_run(2, ("v", 0, 4), ("w", 0, 5), ("a", 4, 16), ("b", 5, 17), ("c", 16, 40))
     assert two.counted == ("a", "b", "c")
     assert two.window == (5, 17), "from then on one worker has nothing left"
-    assert [two.done(name) for name in "abc"] == [pytest.approx(11 / 12), 1.0, pytest.approx(1 / 24)]
+    assert [two.share_in_window(name) for name in "abc"] == [pytest.approx(11 / 12), 1.0, pytest.approx(1 / 24)]
     assert two.work_s(one) == pytest.approx(10 * 11 / 12 + 10 + 20 / 24)
-    turns = [{"one": one, "two_workers": two}]
-    assert workers_bench._speed(turns, "one") == 1
-    assert workers_bench._speed(turns, "two_workers") == pytest.approx(20 / 12)
-    assert workers_bench._per_hour(turns, "one") == pytest.approx(3600 * 3 / 40)
+    rounds = [{"one": one, "two_workers": two}]
+    assert speed(rounds, "one") == 1
+    assert speed(rounds, "two_workers") == pytest.approx(20 / 12)
+    assert trials_per_hour(rounds, "one") == pytest.approx(3600 * 3 / 40)
 
 
 def test_ratios_are_those_of_the_trials_an_hour() -> None:
     """Also where a worker waits for its next trial."""
-    one = shift(1, ("w", 0, 5), ("a", 6, 15), ("b", 17, 25))
-    two = shift(2, ("v", 0, 4), ("w", 0, 5), ("a", 5, 15), ("b", 5, 15))
-    turns = [{"one": one, "two_workers": two}]
-    per_hour = [workers_bench._per_hour(turns, kind) for kind in ("one", "two_workers")]
+    one = chunk_run(1, ("w", 0, 5), ("a", 6, 15), ("b", 17, 25))
+    two = chunk_run(2, ("v", 0, 4), ("w", 0, 5), ("a", 5, 15), ("b", 5, 15))
+    rounds = [{"one": one, "two_workers": two}]
+    per_hour = [trials_per_hour(rounds, kind) for kind in ("one", "two_workers")]
     assert per_hour[0] == pytest.approx(3600 * 2 / 20)
-    assert workers_bench._ratio(turns, "two_workers") == pytest.approx(per_hour[1] / per_hour[0])
+    assert speedup(rounds, "two_workers") == pytest.approx(per_hour[1] / per_hour[0])
 
 
-def test_twice_as_many_of_the_same_are_twice_as_fast() -> None:
-    one = shift(1, ("w", 0, 1), *((str(i), 1 + i, 2 + i) for i in range(10)))
-    two = shift(2, ("v", 0, 1), ("w", 0, 1), *((str(i), 1 + i // 2, 2 + i // 2) for i in range(10)))
-    assert workers_bench._speed([{"one": one, "two_workers": two}], "two_workers") == pytest.approx(2)
+def test_two_workers_that_share_the_trials_are_twice_as_fast() -> None:
+    one = chunk_run(1, ("w", 0, 1), *((str(i), 1 + i, 2 + i) for i in range(10)))
+    two = chunk_run(2, ("v", 0, 1), ("w", 0, 1), *((str(i), 1 + i // 2, 2 + i // 2) for i in range(10)))
+    assert speed([{"one": one, "two_workers": two}], "two_workers") == pytest.approx(2)
 
 
-def test_what_was_spent_is_told_in_shares_of_a_trial() -> None:
-    one = shift(1, ("w", 0, 1), ("a", 1, 11), ("b", 11, 21))
+def test_activities_are_reported_as_shares_of_a_trial() -> None:
+    one = chunk_run(1, ("w", 0, 1), ("a", 1, 11), ("b", 11, 21))
     one.spent["w"] = TimeBreakdown(prepare_s=9, measure_s=9, choose_s=9, train_s=9, wait_s=9)
     one.spent["a"] = TimeBreakdown(prepare_s=0.5, measure_s=1, choose_s=0.5, train_s=8, wait_s=0)
     one.spent["b"] = TimeBreakdown(prepare_s=0.5, measure_s=1, choose_s=0.5, train_s=6, wait_s=2)
-    shares = workers_bench._shares([{"one": one}], "one")
+    shares = activity_shares([{"one": one}], "one")
     assert shares == {"prepare": 0.05, "measure": 0.1, "choose": 0.05, "train": 0.7, "wait": 0.1}
 
 
 def test_a_trial_that_fails_ends_the_bench() -> None:
-    watched = Shift(1)
+    watched = ChunkRun(1)
     trial = Trial(number=3, state="failed", params={}, arch=TINY["one"], reason="it broke")
     watched.watch(Started(Job(3, TINY["one"], 0)))
     with pytest.raises(IgcNasError, match="trial 3 is failed: it broke"):
         watched.watch(Ended(trial))
 
 
-def test_a_turn_that_is_too_short_to_compare_is_told(crew: dict[str, list[Any]]) -> None:
+def test_a_chunk_that_is_too_short_is_an_error() -> None:
+    searches = Searches()
     with pytest.raises(IgcNasError, match="one worker was done before the other was warm"):
-        bench_workers(CPU, trials=1, chunk=1, dataset="shapes")
+        tiny_workers_bench(searches, trials=1, chunk=1)

@@ -117,7 +117,7 @@ def test_a_front_says_what_its_numbers_are_of() -> None:
     text = shown(front_table(STUDY, front, STUDY.spec.objectives))
     assert f"test-study: front of {len(front)} of 8 candidates by error, params, latency; data: cifar10" in text
     assert f"hypervolume {STUDY.hypervolume():.4f}" in text
-    assert "latency: eager, batch 1, 1 thread(s), float32, on Test CPU" in text
+    assert "latency: eager, batch 1, 1 thread, float32, channels_last, on Test CPU" in text
     for candidate in front:
         assert str(candidate.arch) in text
 

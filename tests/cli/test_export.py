@@ -65,9 +65,9 @@ def a_folder_with_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def unproved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the process that proves the stand-alone file."""
+    """Without the process that runs the stand-alone file."""
     for module in (folder, proof):
-        monkeypatch.setattr(module, "prove", lambda *_: 0.0)
+        monkeypatch.setattr(module, "verify_standalone", lambda *_: 0.0)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_other_classes(cli: Command) -> None:
     assert ArchConfig.from_toml(cli("export", "made:0", "--classes", "33").out).classes == 33
 
 
-@pytest.mark.parametrize(("number", "words"), [(4, "stopped, no final error"), (5, "is failed: the loss is not")])
+@pytest.mark.parametrize(("number", "words"), [(4, "pruned, no final error"), (5, "is failed: the loss is not")])
 def test_a_trial_that_did_not_end_well_is_exported_and_called_so(number: int, words: str, cli: Command) -> None:
     for command in (("made", "--pick", f"trial:{number}"), (f"made:{number}",)):
         answer = cli("export", *command)
@@ -265,7 +265,7 @@ BAD: list[tuple[str, int, tuple[str, ...]]] = [
     ("export arch.toml --format dir -o out --form dense", 2, ("--form is of model.onnx",)),
     ("export arch.toml -o m.pt2 --untrained --form fast", 2, ("fast",)),
     ("export arch.toml --format dir -o models", 2, ("models exists", "--force")),
-    ("export arch.toml --format dir -o models --force", 2, ("'mine', which is not of an export",)),
+    ("export arch.toml --format dir -o models --force", 2, ("'mine', which igc-nas export does not write",)),
     ("export arch.toml --format dir -o unfinished --force", 2, ("no folder of igc-nas export",)),
     ("export arch.toml --format dir -o arch.toml --force", 2, ("arch.toml is no folder",)),
     ("export arch.toml -o models --force", 2, ("models is a folder",)),
@@ -302,7 +302,7 @@ def test_a_file_that_is_wrong_is_not_written(cli: Command, monkeypatch: pytest.M
         raise UsageError("the stand-alone file does not run by itself")
 
     for module in (folder, proof):
-        monkeypatch.setattr(module, "prove", wrong)
+        monkeypatch.setattr(module, "verify_standalone", wrong)
     Path("old.py").write_text("mine")
     refused(cli("export", "arch.toml", "-o", "old.py", "--force"), 2, "does not run by itself")
     assert Path("old.py").read_text() == "mine"

@@ -1,4 +1,4 @@
-"""Whoever sends a study or a space chooses its names, labels and reasons: they stay text wherever they are shown."""
+"""Names, labels and reasons in the files of a study or a space from elsewhere stay text wherever they are shown."""
 
 from __future__ import annotations
 
@@ -20,44 +20,18 @@ from igc_nas.io.resources import shipped
 from igc_nas.io.text import printable
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study, load_study
-from tests.analysis.dashboard import test_document as test_page
-from tests.cli import test_program as test_cli
-from tests.export import test_source as test_export
 from tests.support.commands import Answer, Command
+from tests.support.hostile import FORMULAS, NAMES
 from tests.support.mutations import as_json, as_toml
+from tests.support.pages import Page
 from tests.support.studies import make_study
 
-FORMULAS = [
-    "=1+1", "=cmd|' /C calc'!A0", '=HYPERLINK("http://x","click")', "+1+1", "-1+1", "@SUM(1)", "\t=1+1", "\r=1+1",
-    "\n=1+1", " =1+1", "\u00a0=1+1", "\u200b=1+1", "=", "-", "'=1+1", '"=1+1"', "=1,2", "a,b", "a;b", 'a"b', "a\nb",
-    "a\r\nb", "NaN", "NA", "", "None", "1e5", "007", "TRUE",
-]  # fmt: skip
-MORE = [
-    "]]>", "<!--", "-->", "<![CDATA[", "<svg onload=alert(1)>", "javascript:alert(1)", "<a href='javascript:1'>x</a>",
-    "<style>*{display:none}</style>", "</bdi></title></textarea></style>", "<base href=//x>",
-    "<meta http-equiv=refresh>", "&#60;script&#62;", "\\u003cscript\\u003e", "';alert(1);//", "${7*7}", "#{7*7}",
-    "<%= 7*7 %>", "[link=http://x]a[/link]", "[/]", "[bold", "\\[red]", "\x1b]8;;http://x\x07a\x1b]8;;\x07", "\x1b[6n",
-    "\x1bP+q544e\x1b\\", "\x9b2J", "\x08" * 50, "\r" * 50, "\x0c", "\x0b", "\ufff9\ufffb", "\u2029", "\U000e0041",
-    "\u0430dmin", "ﷺ" * 300, "a\u0300" * 500, "العربية", "Z\u0351\u036b\u0343", "x" * 256, "é" * 200,
-    "\U0001f468\u200d\U0001f469" * 100, "a/../../../../etc/passwd", "C:\\Windows\\x", "CON", "NUL.txt",
-    "'; DROP TABLE trials; --", "1; ATTACH 'x'", "%00", "%0d%0aSet-Cookie:x", "{{constructor.constructor('x')()}}",
-]  # fmt: skip
-
-
-def is_text(name: str) -> bool:
-    """No lone surrogate: neither TOML nor JSON can hold one."""
-    return name.encode("utf-8", "replace").decode() == name
-
-
-NAMES = sorted(
-    {n for n in (*test_cli.HOSTILE, *test_export.HOSTILE, *test_page.HOSTILE, *FORMULAS, *MORE) if is_text(n)}
-)
 SOME = [
     "</script><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onfocus=alert(1) autofocus='",
     "<!-- <script>", "</bdi></title></textarea></style>", "\x1b[31mred\x07", "=1+1", "\u202egnp.exe\u2066", "a\nb",
     "../../a", "x" * 5000,
 ]  # fmt: skip
-"""Of each kind one, for every run."""
+"""One name of each kind, for every run."""
 
 
 def names(short: list[str]) -> list[Any]:
@@ -69,13 +43,13 @@ GOOD = make_study(3, others=("failed", "infeasible"), dataset="other")
 
 
 def write(folder: Path, name: str, study: Study = GOOD, ids: bool = True) -> Path:
-    """A study that says `name` wherever a file may say anything; `ids` of networks, too."""
+    """A study with `name` in every text field of its files; `ids`: as ids of networks, too."""
     question, records = study.spec.to_dict(), [json.loads(trial.to_json()) for trial in study.trials]
     question |= {"name": name, "space_name": name, "dataset": name, "dataset_sha256": name}
     question["latency"] |= {"device": name}
     question["space"] |= {"paper": name, "intent": name}
     for record in records:
-        record |= {"reason": name, "host": name, "started": name, "params": {name: name}}
+        record |= {"reason": name, "started": name, "params": {name: name}, "process": {"host": name, "pid": 1}}
         if candidate := record.get("candidate"):
             candidate["id"] = name if ids else candidate["id"]
             candidate["score"] |= {"dataset": name, "dataset_sha256": name, "form": name, "dtype": name}
@@ -97,7 +71,7 @@ def write(folder: Path, name: str, study: Study = GOOD, ids: bool = True) -> Pat
 
 @pytest.fixture
 def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a hostile study goes, in an empty working folder."""
+    """The folder of a hostile study, in an empty working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path / "studies" / "s"
 
@@ -107,7 +81,7 @@ def test_there_are_many_names() -> None:
 
 
 def harmless(answer: Answer) -> str:
-    """Done, and nothing that was said moves a cursor."""
+    """The command succeeded and printed no control characters."""
     assert answer.status == 0, answer.err
     assert (answer.out + answer.err).replace("\n", "").isprintable()
     return answer.out
@@ -148,7 +122,7 @@ def found_arch(folder: Path) -> dict[str, Any]:
 
 
 def cell_of(name: str) -> str:
-    """What stands in a CSV for a name: the name, unless it moves a cursor or begins a formula."""
+    """The CSV cell of a name: the name, made printable, with an apostrophe before a formula."""
     shown = printable(name, lines=False)
     return f"'{shown}" if shown.strip()[:1] in ("=", "+", "-", "@") and shown.strip() else shown
 
@@ -170,7 +144,7 @@ def test_a_name_stays_text_in_the_page(name: str, hostile: Path, cli: Command) -
     harmless(cli("dashboard", "s"))
     write(Path("studies/t"), "plain" if not name.startswith("shapes") else "shapes")
     harmless(cli("dashboard", "t"))
-    found, usual = (test_page.Page((Path("studies") / s / "dashboard.html").read_text()) for s in "st")
+    found, usual = (Page((Path("studies") / s / "dashboard.html").read_text()) for s in "st")
     assert [tag for tag, _ in found.elements] == [tag for tag, _ in usual.elements]
     assert [set(attributes) for _, attributes in found.elements] == [
         set(attributes) for _, attributes in usual.elements

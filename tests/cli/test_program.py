@@ -25,6 +25,7 @@ from igc_nas.nn.device import cpu_name
 from igc_nas.study.spec import Budget, Calibration
 from igc_nas.study.study import load_study
 from tests.support.commands import Answer, Command, refused
+from tests.support.hostile import PATHS
 from tests.support.searches import evaluate, evaluate_on_the_way, latency, spec
 
 PAPERS_NETWORK = "igcv1-l24m2-d62"
@@ -508,23 +509,12 @@ def test_counts_are_written_as_people_do(text: str, value: int, cli: Command) ->
 
 # Hostile names.
 
-HOSTILE = [
-    "", " ", "  ", ".", "..", "...", "a.", "a..", "a...", " a", "a ", ".hidden", "-", "--", "-rf", "_a", "+a", "~",
-    "~root", "/", "//", "/etc", "/etc/passwd", "a/b", "a/../b", "../a", "../../a", "./a", "a/", "a/.", "a//b", "..\\a",
-    "a\\b", "C:\\a", "C:", "\\\\host\\share", "file:///etc", "a:b", "a|b", "a;b", "a&b", "$(id)", "`id`", "$HOME",
-    "%2e%2e%2f", "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "&lt;", "{{7*7}}", "${jndi:ldap://x}",
-    "%s%s%n", "'; DROP TABLE studies; --", '" OR 1=1 --', "a'b", 'a"b', "*", "a?b", "[a]", "[bold red]a[/]",
-    "\x1b[31mred", "\x1b]0;title\x07", "\x1b[2J", "a\x1b", "\x9b31m", "a\nb", "a\rb", "a\tb", "a\x07", "a\x08\x08b",
-    "a\x7f", "a\x85b", "\u202eabc", "a\u2066b", "a\u200bb", "\ufeffa", "a\u2028b", "naïve", "研究", "☃", "\U0001f600",
-    "a\u0301", "\udcff", "a" * 101, "a" * 255, "a" * 256, "a" * 5000, "é" * 128, "\n", "\x1b" * 300,
-]  # fmt: skip
-
 
 def test_there_are_many_hostile_names() -> None:
-    assert len(set(HOSTILE)) == len(HOSTILE) >= 60
+    assert len(set(PATHS)) == len(PATHS) >= 60
 
 
-@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+@pytest.mark.parametrize("name", PATHS, ids=ascii)
 def test_a_hostile_study_name_is_refused_and_makes_nothing(name: str, cli: Command, tmp_path: Path) -> None:
     # Were the name taken, the budget would end the search with status 3.
     (tmp_path / "inner").mkdir()
@@ -538,7 +528,7 @@ def test_a_hostile_study_name_is_refused_and_makes_nothing(name: str, cli: Comma
     assert list(tmp_path.rglob("*")) == [tmp_path / "inner"]
 
 
-@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+@pytest.mark.parametrize("name", PATHS, ids=ascii)
 def test_a_hostile_name_of_a_network_or_a_space_is_refused(name: str, cli: Command, tmp_path: Path) -> None:
     for command in ("cost", "show", "space"):
         answer = cli(command, "--", name)

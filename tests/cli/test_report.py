@@ -39,8 +39,8 @@ def test_a_report_says_what_was_compared_and_what_came_out(short: Path, cli: Com
     said = cli("report", "short").text
     for words in (
         "short against short/long: 40 architectures in both",
-        "2 epochs of 4,000 images = 8,000, 32 pixels, batch 64, lr 0.1, float32",
-        "20 epochs of 4,000 images = 80,000",
+        "8,000 images: 2 epochs of 4,000 images at 32 x 32 pixels, batch 64, lr 0.1, float32",
+        "80,000 images: 20 epochs of 4,000 images",
         "10 times the images of the proxy",
         "both have the same seed, so they are not independent",
         "The rung (2,000 images)",
@@ -89,14 +89,14 @@ def test_a_study_alone_is_held_against_its_own_end(tmp_path: Path, cli: Command)
     for words in (
         "short against its own end: 30 architectures",
         "no study in its folder trains longer",
-        "10 trainings were stopped at a rung and have no end",
+        "10 trainings were pruned at a rung and have no end",
         "The rung (2,000 images)",
         "short/* has no study of another seed",
         "IGCV2 Figure 3: none of its 6 networks is trained by this recipe",
     ):
         assert words in said
     write(tmp_path / "studies" / "short" / "long", make(N, by_quality, recipe=LONG))
-    assert "10 trainings were stopped at a rung: they count there, and not at the end" in cli("report", "short").text
+    assert "10 trainings were pruned at a rung: they count there, and not at the end" in cli("report", "short").text
     write(tmp_path / "studies" / "bare", make(N, by_quality, name="bare"))
     assert "only params and MACs can be judged" in cli("report", "bare").text
 

@@ -1,10 +1,11 @@
-"""An exported folder: whole or not at all, its card with every number, its weights the network's; others' stay."""
+"""An exported folder: written atomically, with a complete model card and the network's weights."""
 
 from __future__ import annotations
 
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,17 @@ from igc_nas.arch.plan import arch_id
 from igc_nas.errors import ConfigError, IgcNasError, StudyError, UsageError
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.evaluation.retraining import RESULT_FILE, WEIGHTS_FILE
-from igc_nas.export import folder
-from igc_nas.export.destination import MARKER, may_write
-from igc_nas.export.folder import write_folder
-from igc_nas.export.graph import Graph
-from igc_nas.export.model_card import Contents, Deployed, card_text
-from igc_nas.export.source import Source, Trained
+from igc_nas.export.destination import MARKER, check_destination
+from igc_nas.export.folder import check_weights, weights_bytes, write_folder
+from igc_nas.export.graph import Graph, Timing
+from igc_nas.export.model_card import Contents, OnnxSummary, card_text
+from igc_nas.export.source import Source, TrainingResult
 from igc_nas.export.weights import loaded
 from igc_nas.nn.network import Network, build
-from tests.export.test_source import HOSTILE, STUDY, hostile
 from tests.support.builders import one_line
+from tests.support.exports import STUDY, hostile
+from tests.support.hostile import COMMENTS
+from tests.support.studies import CONDITIONS
 
 ARCH = ArchConfig.parse(
     {
@@ -36,7 +38,7 @@ ARCH = ArchConfig.parse(
         "stage": [{"unit": "igcv1", "L": 4, "M": 2, "blocks": 2, "residual": True}],
     }
 )
-TRAINED = Trained(0.0621, 10_000, "cifar10", 30, 4)
+TRAINED = TrainingResult(0.0621, 10_000, "cifar10", 30, 4)
 SOURCE = Source(ARCH, "arch.toml")
 GRAPH = Graph("onnx", b"a graph", "dense", 9_876, 765_432, 3.2e-7, None, 20)
 
@@ -46,10 +48,8 @@ def network() -> Network:
     return randomize_batchnorm_(build(ARCH, 0)).eval()
 
 
-@pytest.fixture
-def unproved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the process that proves the stand-alone file."""
-    monkeypatch.setattr(folder, "prove", lambda *_: 0.0)
+write_unverified = partial(write_folder, verify=lambda *_: 0.0)
+"""Without the process that runs the stand-alone file."""
 
 
 def names(path: Path) -> set[str]:
@@ -59,7 +59,7 @@ def names(path: Path) -> set[str]:
 # The folder.
 
 
-def test_a_folder_of_trained_weights_is_whole(network: Network, tmp_path: Path) -> None:
+def test_a_folder_with_trained_weights_has_all_files(network: Network, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_folder(out, replace(SOURCE, trained=TRAINED), network, True, GRAPH)
     assert names(out) == {"config.toml", "model.py", "weights.safetensors", "model.onnx", "README.md"}
@@ -71,72 +71,80 @@ def test_a_folder_of_trained_weights_is_whole(network: Network, tmp_path: Path) 
     card = (out / "README.md").read_text()
     for fact in (
         f"# Network {arch_id(ARCH)}",
-        "| test error | 6.21 % | on 10,000 images of cifar10 after 30 epoch(s), seed 4 |",
+        "| test error | 6.21 % | on 10,000 images of cifar10 after 30 epochs, seed 4 |",
         "| `model.onnx`: parameters | 9,876 |",
         "`model.py` equal",
         "`model.onnx` relative error 3.2e-07",
-        "less the mean (0.4914, 0.4822, 0.4465)",
+        "normalised per channel with the mean (0.4914, 0.4822, 0.4465)",
         'load_weights(Network(), "weights.safetensors")',
     ):
         assert fact in card
     assert "UNTRAINED" not in card
 
 
-def test_a_folder_without_weights_says_so(unproved: None, network: Network, tmp_path: Path) -> None:
+def test_a_folder_without_weights_says_so(network: Network, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    write_folder(out, SOURCE, network, False, None, "the extra is missing (pip install 'igc-nas[onnx]')")
+    write_unverified(out, SOURCE, network, False, None, "the extra is missing (pip install 'igc-nas[onnx]')")
     assert names(out) == {"config.toml", "model.py", "README.md"}
     card = (out / "README.md").read_text()
-    assert "**UNTRAINED: nobody has trained this network's weights." in card
+    assert "**UNTRAINED: the weights are random; predictions are meaningless.**" in card
     assert "There is no `model.onnx`: the extra is missing (pip install 'igc-nas\\[onnx\\]')." in card
     assert "igc-nas train config.toml" in card
 
 
-@pytest.mark.parametrize("broken", ["prove", "weights_bytes", "card_text"])
-def test_what_fails_leaves_nothing_or_the_old_folder(
-    broken: str, unproved: None, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: object) -> None:
+class Unprintable(Timing):
+    """A time that the card cannot show."""
+
+    def __str__(self) -> str:
         raise IgcNasError("the disk is full")
 
+
+def fails(*_: object) -> float:
+    raise IgcNasError("the disk is full")
+
+
+@pytest.mark.parametrize("at", ["model.py", "README.md"])
+def test_a_failure_leaves_nothing_or_the_old_folder(at: str, network: Network, tmp_path: Path) -> None:
+    """At the verification of model.py, and at the last file."""
     out = tmp_path / "out"
+    timing = Unprintable(1.0, 1.0, 1.0, 9, 1, "", CONDITIONS, ())
+    write = write_unverified if at == "README.md" else partial(write_folder, verify=fails)
     for old in (False, True):
-        with monkeypatch.context() as patch:
-            patch.setattr(folder, broken, fails)
-            with pytest.raises(IgcNasError, match="the disk is full"):
-                write_folder(out, SOURCE, network, True, None)
+        with pytest.raises(IgcNasError, match="the disk is full"):
+            write(out, SOURCE, network, True, replace(GRAPH, timing=timing, data=b"new"))
         assert names(tmp_path) == ({"out"} if old else set())
         if not old:
-            write_folder(out, SOURCE, network, True, GRAPH)
-    assert "model.onnx" in names(out)
+            write_unverified(out, SOURCE, network, True, GRAPH)
+    assert (out / "model.onnx").read_bytes() == GRAPH.data
 
 
-def test_weights_that_read_back_differently_are_found_out(
-    unproved: None, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = folder.weights_bytes(network)
-    for wrong in (right[:-4] + b"\x00\x00\x80?", folder.weights_bytes(build(ARCH, 9))):
-        monkeypatch.setattr(folder, "weights_bytes", lambda _, wrong=wrong: wrong)
+def test_weights_that_read_back_differently_are_refused(network: Network, tmp_path: Path) -> None:
+    right = weights_bytes(network)
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(right)
+    check_weights(path, network)
+    for wrong in (right[:-4] + b"\x00\x00\x80?", weights_bytes(build(ARCH, 9))):
+        path.write_bytes(wrong)
         with pytest.raises(IgcNasError, match="reads back as another tensor"):
-            write_folder(tmp_path / "out", SOURCE, network, True, None)
+            check_weights(path, network)
 
 
-def test_a_folder_of_ours_is_replaced_and_no_other(unproved: None, network: Network, tmp_path: Path) -> None:
+def test_an_exported_folder_is_replaced_and_no_other(network: Network, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    may_write(out, False)
-    write_folder(out, SOURCE, network, True, GRAPH)
+    check_destination(out, False)
+    write_unverified(out, SOURCE, network, True, GRAPH)
     refused(out, False, "exists")
-    may_write(out, True)
-    write_folder(out, SOURCE, network, False, None)
+    check_destination(out, True)
+    write_unverified(out, SOURCE, network, False, None)
     assert names(out) == {"config.toml", "model.py", "README.md"}
     (out / "thesis.tex").write_text("mine")
-    refused(out, True, "'thesis.tex', which is not of an export")
+    refused(out, True, "'thesis.tex', which igc-nas export does not write")
     (out / "thesis.tex").unlink()
     (out / "config.toml").write_text("mine")
     refused(out, True, "no folder of igc-nas export")
 
 
-def test_other_things_stay(tmp_path: Path) -> None:
+def test_other_files_and_folders_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     refused(tmp_path / "file", True, "is no folder")
     (tmp_path / "empty").mkdir()
@@ -153,13 +161,13 @@ def test_other_things_stay(tmp_path: Path) -> None:
 def refused(path: Path, force: bool, message: str) -> None:
     before = sorted(path.rglob("*")) if path.is_dir() else None
     with pytest.raises(UsageError, match=re.escape(message)) as raised:
-        may_write(path, force)
+        check_destination(path, force)
     one_line(raised)
     assert before is None or sorted(path.rglob("*")) == before
 
 
-def test_the_marker_is_the_config_s_first_line(unproved: None, network: Network, tmp_path: Path) -> None:
-    write_folder(tmp_path / "out", SOURCE, network, False, None)
+def test_the_marker_is_the_config_s_first_line(network: Network, tmp_path: Path) -> None:
+    write_unverified(tmp_path / "out", SOURCE, network, False, None)
     assert (tmp_path / "out" / "config.toml").read_text().startswith(f"{MARKER}\n# arch.toml, id ")
 
 
@@ -170,7 +178,7 @@ def contents(**changes: Any) -> Contents:
     return replace(Contents({"config.toml": 9}, {"model.py": 0.0}, True), **changes)
 
 
-def test_a_card_keeps_the_search_s_numbers_apart_from_the_weights_own() -> None:
+def test_a_card_separates_the_search_s_numbers_from_those_of_the_weights() -> None:
     trial = STUDY.trial(1)
     candidate = trial.candidate
     card = card_text(Source.of_trial(STUDY, trial), contents())
@@ -180,15 +188,13 @@ def test_a_card_keeps_the_search_s_numbers_apart_from_the_weights_own() -> None:
     assert "of the search, not of these weights: on 2,000 held-out images of cifar10" in rows["held-out error"]
     assert f"{candidate.latency.normalised_ms:.3f} ms" in rows["latency"]
     assert "on Test CPU" in rows["latency"]
-    timing = "1.50 ms (95 % interval 1.4 to 1.6, n = 51) in ONNX Runtime 1.31, batch 1, 1 thread(s), on a CPU"
-    card = card_text(SOURCE, contents(onnx=Deployed("dense", 1, 2, timing, 20)))
-    assert (
-        "| 1.50 ms | 95 % interval 1.4 to 1.6, n = 51, in ONNX Runtime 1.31, batch 1, 1 thread(s), on a CPU |" in card
-    )
+    timing = "1.50 ms (95 % interval 1.4 to 1.6, n = 51) in ONNX Runtime 1.31, batch 1, 1 thread, on a CPU"
+    card = card_text(SOURCE, contents(onnx=OnnxSummary("dense", 1, 2, timing, 20)))
+    assert "| 1.50 ms | 95 % interval 1.4 to 1.6, n = 51, in ONNX Runtime 1.31, batch 1, 1 thread, on a CPU |" in card
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_name_is_no_mark_up(name: str) -> None:
+@pytest.mark.parametrize("name", COMMENTS)
+def test_a_hostile_name_is_escaped_in_the_card(name: str) -> None:
     card = card_text(hostile(name), contents())
     plain = card_text(hostile("x"), contents())
     assert len(card.splitlines()) == len(plain.splitlines())
@@ -206,7 +212,7 @@ def test_a_card_warns_of_synthetic_images() -> None:
 
 @pytest.fixture
 def training(tmp_path: Path, network: Network) -> Path:
-    """What a long training leaves."""
+    """The folder of a training."""
     where = tmp_path / "training"
     where.mkdir()
     save_file(network.state_dict(), where / WEIGHTS_FILE)
@@ -221,14 +227,14 @@ def result(where: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["", WEIGHTS_FILE])
-def test_weights_come_with_what_the_training_says(name: str, training: Path, network: Network) -> None:
+def test_weights_come_with_the_result_of_their_training(name: str, training: Path, network: Network) -> None:
     source, found = loaded(SOURCE, training / name, 0)
     assert source.trained == TRAINED
     assert not found.training
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), network.parameters(), strict=True))
 
 
-def test_weights_of_another_name_say_nothing(training: Path) -> None:
+def test_a_weights_file_of_another_name_has_no_result(training: Path) -> None:
     (training / WEIGHTS_FILE).rename(training / "mine.safetensors")
     assert loaded(SOURCE, training / "mine.safetensors", 0)[0].trained is None
     with pytest.raises(StudyError, match=r"has no weights\.safetensors") as raised:
@@ -237,7 +243,7 @@ def test_weights_of_another_name_say_nothing(training: Path) -> None:
     assert "continues it" in raised.value.hint
 
 
-def test_without_weights_the_seed_decides() -> None:
+def test_without_weights_the_network_is_initialised_from_the_seed() -> None:
     assert torch.equal(next(loaded(SOURCE, None, 7)[1].parameters()), next(build(ARCH, 7).parameters()))
 
 
@@ -265,7 +271,7 @@ def test_a_wrong_result_is_refused(changes: dict[str, Any], training: Path) -> N
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(value: float, training: Path) -> None:
+def test_weights_that_are_not_finite_are_refused(value: float, training: Path) -> None:
     tensors = load_file(training / WEIGHTS_FILE)
     tensors["stage1.block1.norm1.bias"][0] = value
     save_file(tensors, training / WEIGHTS_FILE)

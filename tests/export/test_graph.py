@@ -296,6 +296,6 @@ def test_noise_is_said() -> None:
     conditions: Any = SimpleNamespace(threads=1, device="a CPU")
     text = str(graph.Timing(1.5, 1.4, 1.6, 51, 1, "ONNX Runtime", conditions, ("its processor was shared",)))
     assert text == (
-        "1.50 ms (95 % interval 1.4 to 1.6, n = 51) in ONNX Runtime, batch 1, 1 thread(s), on a CPU, "
+        "1.50 ms (95 % interval 1.400 to 1.600, n = 51) in ONNX Runtime, batch 1, 1 thread, on a CPU, "
         "NOISY: its processor was shared"
     )

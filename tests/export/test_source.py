@@ -1,4 +1,4 @@
-"""What is exported, and the config that says where it comes from: of whatever became of a trial."""
+"""Sources to export, and the config file with its comments, for trials in every state."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,35 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from igc_nas.analysis.words import recipe_words
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import StudyError, UsageError
-from igc_nas.export.source import Source, Trained, config_text, facts, recipe_text, unfinished_text
+from igc_nas.export.source import Source, TrainingResult, config_text, facts, unfinished_text
 from igc_nas.study.lookup import load_architecture
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study
 from tests.support.builders import one_line
+from tests.support.exports import STUDY, hostile
 from tests.support.families import by_size, make, stop
-from tests.support.studies import make_study
-
-STUDY = make_study(5)
-HOSTILE = [
-    "a\nclasses = 3",
-    "a\r\nclasses = 3",
-    "a\rb",
-    "a\u2028b",
-    "a\x85b",
-    "\x1b[2J\x1b]0;title\x07",
-    "\u202egnp.exe",
-    "<script>alert(1)</script>",
-    '"""',
-    "\x00",
-    "\ud800",
-    "#",
-    "[stem]",
-    "",
-]
+from tests.support.hostile import COMMENTS
 
 
 def picked(rule: str, study: Study = STUDY) -> Source:
@@ -51,7 +35,7 @@ def test_an_exported_file_is_the_architecture(pick: str, tmp_path: Path) -> None
     assert cost_of(load_architecture(path)) == candidate.cost
 
 
-def test_an_exported_file_says_what_it_was_chosen_for() -> None:
+def test_an_exported_file_states_its_trial_costs_and_measurements() -> None:
     candidate = STUDY.pick("knee")
     comment, _, _ = config_text(picked("knee")).partition("\n\n")
     for fact in (
@@ -59,14 +43,14 @@ def test_an_exported_file_says_what_it_was_chosen_for() -> None:
         str(candidate.arch),
         f"{candidate.cost.params:,} parameters",
         f"{100 * candidate.score.error:.2f} % on 2,000 images of cifar10",
-        recipe_text(STUDY.spec.recipe),
+        recipe_words(STUDY.spec.recipe),
         f"n = {candidate.latency.n}",
-        "eager, batch 1, 1 thread(s), float32, channels_last, on Test CPU",
+        "eager, batch 1, 1 thread, float32, channels_last, on Test CPU",
     ):
         assert fact in comment
 
 
-def test_a_noisy_latency_is_called_so() -> None:
+def test_a_noisy_latency_is_marked() -> None:
     source = picked("knee")
     candidate = source.trial.candidate
     for noisy in (False, True):
@@ -75,7 +59,7 @@ def test_a_noisy_latency_is_called_so() -> None:
         assert ("(noisy)" in config_text(replace(source, trial=trial))) is noisy
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", COMMENTS)
 def test_a_hostile_name_stays_in_its_comment(name: str) -> None:
     _check_hostile(name)
 
@@ -83,20 +67,6 @@ def test_a_hostile_name_stays_in_its_comment(name: str) -> None:
 @given(st.text(max_size=80))
 def test_any_name_stays_in_its_comment(name: str) -> None:
     _check_hostile(name)
-
-
-def hostile(name: str) -> Source:
-    """The study's name, the dataset and the device come from files that anybody may have written."""
-    trial = STUDY.trial(0)
-    conditions = trial.candidate.latency.conditions.model_copy(update={"device": name})
-    candidate = trial.candidate.model_copy(
-        update={
-            "latency": trial.candidate.latency.model_copy(update={"conditions": conditions}),
-            "score": trial.candidate.score.model_copy(update={"dataset": name}),
-        }
-    )
-    study = replace(STUDY, spec=STUDY.spec.model_copy(update={"name": name, "dataset": name}))
-    return Source.of_trial(study, trial.model_copy(update={"candidate": candidate}))
 
 
 def _check_hostile(name: str) -> None:
@@ -119,20 +89,20 @@ def with_trial(trial: Trial) -> Study:
     return Study(STUDY.spec, (*STUDY.trials, trial))
 
 
-def test_a_stopped_trial_says_that_it_has_no_final_error() -> None:
+def test_a_pruned_trial_says_that_it_has_no_final_error() -> None:
     study = stop(make(4, by_size, {2000: by_size, 4000: by_size}), at=2)
     source = picked("trial:3", study)
-    stopped = study.trial(3).stopped
+    pruned = study.trial(3).pruned
     text = config_text(source)
     assert ArchConfig.from_toml(text) == study.trial(3).arch
-    assert f"stopped, no final error: {100 * stopped.training.rungs[-1].error:.2f} % held-out error after 4,000" in text
-    assert "a chance of 1.0 % to reach the front" in text
-    assert f"latency {stopped.latency.normalised_ms:.3f} ms" in text
-    assert unfinished_text(source).startswith("stopped, no final error")
+    assert f"pruned, no final error: {100 * pruned.training.rungs[-1].error:.2f} % held-out error after 4,000" in text
+    assert "probability of reaching the front 1.0 %" in text
+    assert f"latency {pruned.latency.normalised_ms:.3f} ms" in text
+    assert unfinished_text(source).startswith("pruned, no final error")
     assert unfinished_text(picked("trial:0", study)) is None
 
 
-def test_a_failed_trial_is_its_architecture_alone() -> None:
+def test_a_failed_trial_exports_only_its_architecture() -> None:
     failed = Trial(number=5, state="failed", params={}, arch=STUDY.trial(1).arch, reason="the loss is not finite")
     source = picked("trial:5", with_trial(failed))
     text = config_text(source)
@@ -156,7 +126,7 @@ def test_a_trial_without_an_architecture_is_refused_and_the_nearest_named() -> N
         study.pick_trial("trial:1e3")
 
 
-def test_other_classes_are_another_network_and_said_so() -> None:
+def test_another_number_of_classes_changes_the_id_and_is_stated() -> None:
     source = Source.of_trial(STUDY, STUDY.trial(0), classes=77)
     assert (source.arch.classes, source.id) == (77, arch_id(source.arch))
     first, second, *_ = facts(source)
@@ -164,10 +134,10 @@ def test_other_classes_are_another_network_and_said_so() -> None:
     assert second == f"here with 77 classes: id {source.id}"
 
 
-def test_the_weights_say_how_well_they_do() -> None:
+def test_trained_weights_are_exported_with_their_test_error() -> None:
     source = Source(
-        load_architecture("igcv1-l4m2-d8"), "igcv1-l4m2-d8", trained=Trained(0.0621, 10000, "cifar10", 30, 4)
+        load_architecture("igcv1-l4m2-d8"), "igcv1-l4m2-d8", trained=TrainingResult(0.0621, 10000, "cifar10", 30, 4)
     )
-    assert "weights: test error 6.21 % on 10,000 images of cifar10 after 30 epoch(s), seed 4" in config_text(source)
+    assert "weights: test error 6.21 % on 10,000 images of cifar10 after 30 epochs, seed 4" in config_text(source)
     assert source.metadata["params"] == str(source.cost.params)
     assert "study" not in source.metadata

@@ -1,4 +1,4 @@
-"""The stand-alone file: the same parameters, function and gradients, neat, and of no use for igc_nas."""
+"""The stand-alone file: the same parameters, function and gradients, formatted, and without importing igc_nas."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from igc_nas.arch.config import UNITS, ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.latency import randomize_batchnorm_
-from igc_nas.export import verify as proof
-from igc_nas.export.source import Source, Trained
-from igc_nas.export.standalone import _OF_UNIT, standalone_text
-from igc_nas.export.verify import prove
+from igc_nas.export.source import Source, TrainingResult
+from igc_nas.export.standalone import UNIT_CLASSES, standalone_text
+from igc_nas.export.verify import verify_standalone
 from igc_nas.nn.network import Network, build
 from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.lookup import load_architecture
-from tests.export.test_source import HOSTILE, STUDY, hostile
 from tests.support.builders import architectures, one_line
+from tests.support.exports import STUDY, hostile
+from tests.support.hostile import COMMENTS
 
 PAPERS = (
     "igcv1-l24m2-d20", "igcv1-l4m8-d8-res", "igcv2-c48-k8-d8", "igcv2-c416-k8-d20", "igcv3-d-cifar", "regconv-w16-d8",
@@ -91,7 +91,7 @@ def same_gradients(config: ArchConfig) -> None:
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("unit", UNIT)
-def test_a_unit_is_printed_as_it_is(unit: str, residual: bool) -> None:
+def test_every_unit_computes_the_same(unit: str, residual: bool) -> None:
     stage = UNIT[unit] | {"residual": residual}
     config = arch(stage | {"blocks": 2}, stage | {"blocks": 2, "stride": 2}, stage | {"blocks": 1})
     same(config)
@@ -101,13 +101,13 @@ def test_a_unit_is_printed_as_it_is(unit: str, residual: bool) -> None:
 @pytest.mark.parametrize(
     "more", [{"head": {"width": 20}}, {"head": {"width": 7, "activation": "relu"}}, {"classes": 1}]
 )
-def test_stem_and_head_are_printed_as_they_are(more: dict[str, Any]) -> None:
+def test_stem_and_head_compute_the_same(more: dict[str, Any]) -> None:
     stem = {"width": 8, "kernel": 5, "stride": 2, "activation": "relu6"}
     same(arch(UNIT["igcv1"] | {"blocks": 1}, UNIT["igcv3"] | {"blocks": 3}, stem=stem, **more))
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_the_papers_networks_are_printed(name: str) -> None:
+def test_the_papers_networks_have_the_same_parameters(name: str) -> None:
     config = load_architecture(name, classes=100)
     module = printed(config)[1]
     with torch.device("meta"):
@@ -124,13 +124,13 @@ def test_the_papers_networks_compute_the_same(name: str) -> None:
 
 @settings(max_examples=25)
 @given(architectures())
-def test_any_architecture_is_printed_as_it_is(config: ArchConfig) -> None:
+def test_any_architecture_computes_the_same(config: ArchConfig) -> None:
     assume(cost_of(config).macs < 20_000_000)
     same(config)
 
 
 @pytest.mark.parametrize("space", ["igc_cifar", "tiny"])
-def test_architectures_of_the_spaces_are_printed(space: str) -> None:
+def test_architectures_of_the_spaces_compute_the_same(space: str) -> None:
     feasible, rng = Feasible(SearchSpace.load(space), Budget(params=300_000)), np.random.default_rng(3)
     for _ in range(4):
         same_gradients(feasible.draw(rng))
@@ -139,16 +139,16 @@ def test_architectures_of_the_spaces_are_printed(space: str) -> None:
 @pytest.mark.slow
 @settings(max_examples=300)
 @given(architectures())
-def test_any_architecture_is_printed_as_it_is_hundreds_of_times(config: ArchConfig) -> None:
+def test_hundreds_of_architectures_compute_the_same(config: ArchConfig) -> None:
     assume(cost_of(config).macs < 20_000_000)
     same(config)
 
 
 def test_every_unit_has_its_classes() -> None:
-    assert set(_OF_UNIT) == {f"{unit}{residual}" for unit in UNITS for residual in ("", "-res")}
+    assert set(UNIT_CLASSES) == {f"{unit}{residual}" for unit in UNITS for residual in ("", "-res")}
 
 
-def test_a_fresh_network_starts_as_ours_does() -> None:
+def test_a_fresh_network_is_initialised_alike() -> None:
     """He's normal for convolutions, torch's own for the rest; by their spread, over some thousand weights."""
     torch.manual_seed(0)
     config = arch({"unit": "conv", "width": 64, "blocks": 2}, stem={"width": 64}, classes=200)
@@ -178,11 +178,15 @@ def many() -> list[str]:
     ]  # fmt: skip
     texts = [standalone_text(Source(config, "x" * 300)) for config in configs]
     trained = Source.of_trial(STUDY, STUDY.trial(0))
-    return [*texts, standalone_text(trained), standalone_text(replace(trained, trained=Trained(0.1, 100, "cifar10")))]
+    return [
+        *texts,
+        standalone_text(trained),
+        standalone_text(replace(trained, trained=TrainingResult(0.1, 100, "cifar10"))),
+    ]
 
 
 def test_the_file_is_laid_out_as_ruff_does_and_has_nothing_unused(tmp_path: Path) -> None:
-    for number, text in enumerate([*many(), *(standalone_text(hostile(name)) for name in HOSTILE)]):
+    for number, text in enumerate([*many(), *(standalone_text(hostile(name)) for name in COMMENTS)]):
         (tmp_path / f"model{number}.py").write_text(text, encoding="utf-8")
     for command in (["format", "--diff"], ["check"]):
         ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", str(tmp_path)]
@@ -199,7 +203,7 @@ def test_the_file_holds_the_classes_that_it_uses() -> None:
     assert "interleave" not in plain.partition("\nINPUT")[2]
 
 
-def test_the_file_says_where_it_comes_from_and_how_images_are_normalised() -> None:
+def test_the_file_states_its_origin_and_the_normalisation() -> None:
     candidate = STUDY.trial(2).candidate
     text = standalone_text(Source.of_trial(STUDY, STUDY.trial(2)))
     assert text.startswith(f"# trial 2 of test-study, id {candidate.id}\n")
@@ -209,7 +213,7 @@ def test_the_file_says_where_it_comes_from_and_how_images_are_normalised() -> No
     assert "MEAN" not in standalone_text(Source(candidate.arch, "x"))
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", COMMENTS)
 def test_a_hostile_name_stays_in_its_comment(name: str) -> None:
     _check_hostile(name)
 
@@ -237,10 +241,10 @@ def network() -> Network:
     return randomize_batchnorm_(build(SMALL, 0)).eval()
 
 
-def test_the_file_is_proved_where_igc_nas_cannot_be_imported(network: Network, tmp_path: Path) -> None:
+def test_the_file_is_verified_where_igc_nas_cannot_be_imported(network: Network, tmp_path: Path) -> None:
     path = tmp_path / "model.py"
     path.write_text(standalone_text(Source(SMALL, "x")))
-    assert prove(path, network) < 1e-6
+    assert verify_standalone(path, network) < 1e-6
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.py"]
 
 
@@ -254,7 +258,7 @@ def test_the_file_is_proved_where_igc_nas_cannot_be_imported(network: Network, t
     ],
     ids=["imports", "no Python", "another function", "other parameters"],
 )
-def test_a_file_that_is_not_the_network_is_found_out(
+def test_a_file_of_another_network_is_refused(
     change: tuple[str, str], message: str, network: Network, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.py"
@@ -262,18 +266,15 @@ def test_a_file_that_is_not_the_network_is_found_out(
     assert change[0] in text
     path.write_text(text.replace(*change))
     with pytest.raises(IgcNasError, match=message) as raised:
-        prove(path, network)
+        verify_standalone(path, network)
     one_line(raised)
 
 
-def test_a_file_that_does_not_answer_is_found_out(
-    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_takes_too_long_is_refused(network: Network, tmp_path: Path) -> None:
     path = tmp_path / "model.py"
     path.write_text("while True:\n    pass\n")
-    monkeypatch.setattr(proof, "PATIENCE_S", 1)
     with pytest.raises(IgcNasError, match="did not answer within 1 s"):
-        prove(path, network)
+        verify_standalone(path, network, timeout_s=1)
 
 
 def test_the_file_runs_as_a_script(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igc_nas.bench.report import geomean
 from igc_nas.nn import timing
 from igc_nas.nn.timing import median, median_interval, raced, round_robin, timed
 
@@ -165,14 +164,3 @@ def test_an_interval_holds_the_true_median_as_often_as_it_says() -> None:
 @given(st.floats(0.1, 1e3), st.integers(1, 20))
 def test_samples_that_agree_leave_no_doubt(value: float, n: int) -> None:
     assert median_interval([value] * n) == (value, value)
-
-
-@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20))
-def test_a_geometric_mean_turns_with_its_ratios(ratios: list[float]) -> None:
-    assert geomean(ratios) == pytest.approx(np.prod(np.array(ratios) ** (1 / len(ratios))))
-    assert geomean([1 / ratio for ratio in ratios]) == pytest.approx(1 / geomean(ratios))
-    assert type(geomean(ratios)) is float
-
-
-def test_twice_and_half_as_fast_are_even() -> None:
-    assert geomean([2.0, 0.5]) == pytest.approx(1.0)

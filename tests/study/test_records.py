@@ -21,7 +21,7 @@ FLOATS = st.floats(min_value=1e-9, max_value=1e12)
 
 
 def changed(**latency: Any) -> Trial:
-    """The trial with other numbers in its latency, through the same door as a file."""
+    """The trial with other numbers in its latency, parsed as from a file."""
     data = json.loads(TRIAL.to_json())
     data["candidate"]["latency"] |= latency
     return Trial.from_json(json.dumps(data))
@@ -122,7 +122,7 @@ def test_a_cost_is_counts(bad: dict[str, Any]) -> None:
     ],
     ids=lambda text: ascii(text)[:20],
 )
-def test_what_is_no_trial_is_refused_in_one_line(text: str | bytes) -> None:
+def test_an_invalid_trial_is_refused_in_one_line(text: str | bytes) -> None:
     with pytest.raises(StudyError) as raised:
         Trial.from_json(text, "line 1")
     assert one_line(raised).startswith("line 1: ")

@@ -242,8 +242,8 @@ def test_scales_put_low_at_0_and_high_at_1_and_keep_the_order(a: float, b: float
         assert 0 <= objective.scale(middle, low, high) <= 1 + 1e-9
 
 
-def test_what_is_over_budget_is_no_contender() -> None:
-    """A person may ask for any network; it stands among the candidates, and not on the front."""
+def test_a_candidate_over_the_budget_is_not_feasible() -> None:
+    """An enqueued network may exceed the budget; it is a candidate, but not on the front."""
     whole = make_study(20)
     limit = sorted(c.cost.params for c in whole.candidates)[9]
     budget = whole.spec.budget.model_copy(update={"params": limit})

@@ -1,4 +1,4 @@
-// The studies: columns decoded to one record for each trial, and the fronts among them.
+// The studies: columns decoded to one object per trial, and the fronts over any objectives.
 
 const OBJECTIVES = new Map();  // name -> {label, log}
 let studies = [], plans = {};
@@ -33,7 +33,7 @@ function decodeStudy(raw, place) {
   return study;
 }
 
-// The forms' columns as a list for each trial that has them; the trial without any keeps none.
+// The forms' columns as a list for each trial that has them.
 function decodeForms(study, raw) {
   const names = texts(raw.form), chosen = new Set(raw.chosen);
   raw.trial.forEach((number, row) => {
@@ -46,7 +46,7 @@ function decodeForms(study, raw) {
 }
 
 // The trials that no other one dominates, by the first objective; of equal ones the first. In lexicographic order a
-// trial can only be dominated by one before it.
+// trial can only be dominated by an earlier one.
 function frontOf(trials, names) {
   const known = trials.filter(trial => trial.state === "complete" && !trial.over);
   known.sort((a, b) => {
@@ -68,7 +68,7 @@ function frontOf(trials, names) {
 const isMany = () => studies.length > 1;
 const allTrials = () => studies.flatMap(study => study.trials);
 
-// The architecture in words, as `str` of it: stem | stages | head.
+// The architecture as text, as Python's `str` gives it: stem | stages | head.
 function archText(arch) {
   if (!arch) return "";
   const words = [channelsOut(arch[1])];

@@ -1,4 +1,4 @@
-// One trial in full: costs, forms, training, diagram, and the command that takes it out.
+// The detail dialog of a trial: costs, forms, training, diagram, and the command that exports it.
 
 let opener = null, shownTrial = null;
 
@@ -38,7 +38,7 @@ function detailOf(trial) {
 function factsOf(trial) {
   const facts = [
     ["id", trial.id], ["held-out error", trial.error != null && percentText(trial.error)],
-    ["error expected when it was pruned", trial.expected != null && percentText(trial.expected)],
+    ["predicted final error when pruned", trial.expected != null && percentText(trial.expected)],
     ["parameters", trial.params != null && exactText(trial.params)], ["MACs", trial.macs != null && exactText(trial.macs)],
     ["activations", trial.activations != null && exactText(trial.activations)],
     ["latency [95 %]", latencyText(trial)], ["runs as", formText(trial)], ["noisy because", trial.noise],
@@ -54,10 +54,10 @@ function commandOf(trial) {
   const words = text.split(" ").flatMap((word, i) => [...(i ? [" "] : []), el("span", {}, word)]);  // a line ends between words
   const code = el("code", {tabindex: 0}, ...words), said = el("span", {class: "note", role: "status"});
   const button = el("button", {type: "button", onclick: async () => { said.textContent = await copied(text, code); }}, "Copy");
-  return [el("h3", {}, complete ? "Take it out" : "Look at it"), el("div", {class: "command"}, el("pre", {}, code), button), said];
+  return [el("h3", {}, complete ? "Export" : "Show"), el("div", {class: "command"}, el("pre", {}, code), button), said];
 }
 
-// Put text on the clipboard; where a browser does not let us, leave it selected.
+// Copy text to the clipboard; if the browser refuses, select it.
 async function copied(text, code) {
   try {
     await navigator.clipboard.writeText(text);
@@ -71,7 +71,7 @@ async function copied(text, code) {
 function formsOf(trial) {
   if (!trial.forms && trial.state === "complete") {
     const command = `igc-nas show ${trial.study.argument}:${trial.trial} --json`;
-    return [el("p", {class: "note"}, "The times of its forms are left out of this page; ", el("code", {}, command), " has them.")];
+    return [el("p", {class: "note"}, "This page does not include the times of its forms; ", el("code", {}, command), " prints them.")];
   }
   if (!trial.forms) return [];
   if (trial.forms.length < 2) return [];
@@ -85,12 +85,12 @@ function formsOf(trial) {
   const table = el("table", {class: "forms"}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...rows));
   return [
     el("h3", {}, "Forms"),
-    el("p", {class: "note"}, "Raw times of the rounds in which the form was chosen; the latency above is of fresh rounds, normalised."),
+    el("p", {class: "note"}, "Times, not normalised, of the rounds in which the form was chosen; the latency above was measured after that and is normalised."),
     el("div", {class: "table", tabindex: 0, role: "region", "aria-label": "Forms"}, table),
   ];
 }
 
-// The training: its error on the images that it is trained on, and the held-out one at rungs and end.
+// The training: its error on the training images, and the held-out error at the rungs and at the end.
 function trainingOf(trial) {
   const {curves, samples} = trial.study, row = curves ? curves.trial.indexOf(trial.trial) : -1;
   const held = row < 0 ? (trial.error == null ? [] : [[samples, trial.error]])

@@ -40,17 +40,17 @@ const LAYERS = {
   Linear: ([, , from, to], y) => [24, [band(y, 20, "point", 60)], `linear ${from}→${to}`],
 };
 
-// Layers downwards from y: [elements, y below them]. What is small and follows is told on one line.
+// Layers downwards from y: [elements, y below them]. Small consecutive layers share one line of text.
 function stack(layers, from) {
   const nodes = [];
   let y = from, words = [], at = 0;
-  const tell = () => {
+  const flush = () => {
     if (words.length) nodes.push(svg("text", {x: DRAWN.label, y: at}, words.join(", ")));
     words = [];
   };
   for (const layer of layers) {
     if (layer.body) {
-      tell();
+      flush();
       const [inside, below] = stack(layer.body, y + 4);
       const [conv] = layer.shortcut.filter(inner => inner[0] === "Conv");
       const short = conv ? `shortcut ${LAYERS.Conv(conv, 0)[2]}` : "identity added";
@@ -65,12 +65,12 @@ function stack(layers, from) {
     const [height, drawn, text] = LAYERS[layer[0]](layer, y);
     if (!height) continue;
     const small = height < 16 && words.length && words.at(-1).length < 14;
-    if (!small) { tell(); at = y + height / 2 + 4; }
+    if (!small) { flush(); at = y + height / 2 + 4; }
     words.push(text);
     nodes.push(...drawn);
     y += height;
   }
-  tell();
+  flush();
   return [nodes, y];
 }
 
@@ -79,7 +79,7 @@ function blockDrawing(layers, label) {
   return svg("svg", {viewBox: `0 0 ${DRAWN.full} ${y + 4}`, role: "img", "aria-label": label, class: "block"}, ...nodes);
 }
 
-// The layers in words, for those who do not see the drawing.
+// The layers in words, for screen readers.
 function layersText(layers) {
   const text = layer => layer.body ? `residual of (${layersText(layer.body)})` : LAYERS[layer[0]](layer, 0)[2];
   return layers.map(text).filter(Boolean).join("; ");

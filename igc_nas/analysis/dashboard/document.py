@@ -1,7 +1,7 @@
-"""The document: what the studies ask and found in words, the places that the script draws into, the scripts, the data.
+"""The HTML document: the studies in words, the elements that the script fills, the scripts, and their data.
 
-Its content security policy lets only the two scripts run that are in it (plotly.js and the page's own), named by their
-hashes. Without JavaScript the table of the front is there still.
+Its content security policy allows only the two scripts in it (plotly.js and the page's own), by their hashes. Without
+JavaScript the page still shows the front as a table.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from igc_nas.analysis.dashboard.payload import Shown, payload
-from igc_nas.analysis.dashboard.sections import banners, cards, front_table, heading, nothing_yet, question, warnings
+from igc_nas.analysis.dashboard.payload import CachedStudy, payload
+from igc_nas.analysis.dashboard.sections import banners, cards, front_html, heading, nothing_yet, question, warnings
 from igc_nas.io.files import write_whole
 from igc_nas.io.text import plain
 from igc_nas.study.study import Study
 
-SCRIPTS = ("data", "theme", "points", "front", "figures", "choices", "diagram", "detail", "table", "live", "main")
-"""The parts of the page's own script, in order: one file for each."""
+SCRIPTS = ("data", "theme", "points", "front", "figures", "importance", "diagram", "detail", "table", "live", "main")
+"""The files of the page's own script, in the order in which they are joined."""
 
 
 def write_dashboard(studies: Sequence[Study], path: Path) -> None:
-    """Write the page of one or more studies, whole. Raises `IgcNasError` where it cannot be written."""
+    """Write the page of one or more studies atomically. Raises `IgcNasError` if the file cannot be written."""
     write_whole(path, dashboard(studies))
 
 
 def dashboard(studies: Sequence[Study]) -> str:
     """One or more studies as one HTML page that opens from a file, without a network."""
-    studies = [Shown.of(study) for study in studies]
+    studies = [CachedStudy.of(study) for study in studies]
     if any(study.candidates for study in studies):
         return document(studies, data_element(as_json(payload(studies))), scripts())
     return document(studies, "", ())
 
 
 def document(studies: Sequence[Study], data: str, scripts: Sequence[str], *, live: bool = False) -> str:
-    """The whole page. `data` is the element that its script reads; a `live` one asks its server for news."""
+    """The HTML page. `data` is the element that its script reads; a `live` page polls its server for changes."""
     title = ", ".join(plain(study.spec.name) for study in studies)
     summaries = "".join(
         f'<section class="study" data-study="{place}">\n{heading(study) if len(studies) > 1 else ""}'
         f"{cards(study)}{question(study)}{'' if study.candidates else nothing_yet(study)}</section>\n"
         for place, study in enumerate(studies)
     )
-    tables = "".join(front_table(study) for study in studies if study.candidates)
+    tables = "".join(front_html(study) for study in studies if study.candidates)
     body = (
         f"{asset('body.htm')}<noscript>\n<p>The plots need JavaScript; these tables do not.</p>\n{tables}</noscript>\n"
         if scripts
@@ -66,26 +66,26 @@ def document(studies: Sequence[Study], data: str, scripts: Sequence[str], *, liv
     )
 
 
-ICON = '<link rel="icon" href="data:,">\n'  # else a browser asks the server for /favicon.ico
+ICON = '<link rel="icon" href="data:,">\n'  # without it browsers request /favicon.ico
 
 
 def policy(scripts: Iterable[str], *, live: bool = False) -> str:
-    """Only these scripts run, by their hashes; nothing is loaded but, of a `live` page, its own server's data."""
+    """The content security policy: only these scripts run, and only a `live` page may fetch, from its own server."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{value}'" for value in hashes) or "'none'"
     rules = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
-    asks = "; connect-src 'self'" if live else ""
-    return f"{rules}{asks}; base-uri 'none'; form-action 'none'"
+    connect = "; connect-src 'self'" if live else ""
+    return f"{rules}{connect}; base-uri 'none'; form-action 'none'"
 
 
 def data_element(data: str) -> str:
-    """What the script draws: JSON that cannot end the element it stands in."""
+    """The element with the script's data: JSON, escaped so that it cannot close the element."""
     text = data.replace("<", "\\u003c")
     return f'<script type="application/json" id="igc-data">{text}</script>\n'
 
 
 def as_json(data: Any) -> str:
-    """JSON on one line. A number that is none is an error of ours."""
+    """JSON on one line. Raises `ValueError` for NaN or infinity, which are not valid JSON."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
 
@@ -98,5 +98,5 @@ def scripts() -> tuple[str, ...]:
 
 
 def asset(name: str) -> str:
-    """The text of a file that lies beside this one."""
+    """The text of a file in this folder."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-// The other plots: hypervolume, forms, trainings, surrogate. Those of one study follow the study that is chosen.
+// The other plots: hypervolume, forms, trainings, surrogate. All but the first show the selected study.
 
 const MOST_LINES = 300;
 const chosenStudy = () => studies[Number(part("study").value) || 0];
@@ -21,8 +21,8 @@ function drawVolume() {
   const known = traces.some(trace => trace.x.length);
   part("volume").hidden = !known;
   const note = known ? "" : timed && studies.some(study => study.volume.trials.length)
-    ? "These trials were recorded without their times."
-    : "The study has no scale yet: it is fixed when its machine has been calibrated.";
+    ? "The times of these trials were not recorded."
+    : "The study has no bounds yet: they are fixed when the latency scale is calibrated.";
   part("volume-note").textContent = note;
   if (!known) return;
   draw("volume", traces, {
@@ -62,27 +62,27 @@ function drawForms() {
   const lines = all.length ? speedLines(all, batch) : {traces: [], annotations: []};
   const slower = trials.filter(trial => trial.forms.length > 1).map(fewestMacsSlower).filter(value => value != null);
   const inverted = slower.filter(ratio => ratio > 1).length;
-  part("forms-text").textContent = "Each candidate in each of its forms: what the form executes for one image against its time. "
+  part("forms-text").textContent = "Each candidate in each of its forms: the form’s MACs for one image against its time. "
     + (slower.length
       ? `In ${exactText(inverted)} of ${plural(slower.length, "candidate")} the form with the fewest MACs is not the fastest.`
       : "These candidates were timed in one form only.");
   part("forms-note").textContent = study.detailed < study.complete.length
-    ? `The times of all forms are kept for ${exactText(study.detailed)} of ${exactText(study.complete.length)} candidates: `
+    ? `The times of all forms are stored for ${exactText(study.detailed)} of ${exactText(study.complete.length)} candidates: `
       + "the front, and an even sample of the others." : "";
   draw("forms", [...lines.traces, ...traces], {
-    xaxis: {...axisOf("macs", all.map(form => form.macs)), title: {text: "MACs that the form executes"}},
+    xaxis: {...axisOf("macs", all.map(form => form.macs)), title: {text: "MACs of the form"}},
     yaxis: {...axisOf("latency", all.map(form => form.median)), title: {text: `time of a pass${batch > 1 ? ` of ${batch}` : ""} (ms)`}},
     annotations: lines.annotations,
   }, `Times of ${plural(trials.length, "candidate")} in ${plural(names.length, "form")} over their MACs. ${part("forms-text").textContent}`);
 }
 
-// How many times slower than the fastest form the one with the fewest MACs is.
+// Time of the form with the fewest MACs over the time of the fastest form.
 function fewestMacsSlower({forms}) {
   const least = Math.min(...forms.map(form => form.macs)), best = Math.min(...forms.map(form => form.median));
   return Math.min(...forms.filter(form => form.macs === least).map(form => form.median)) / best;
 }
 
-// Lines of equal speed, a decade apart, across what is shown.
+// Lines of equal speed (MACs per second) across the plotted range, one or two per decade.
 function speedLines(forms, batch) {
   let [[few, most], [fast, slow]] = [extent(forms.map(form => form.macs)), extent(forms.map(form => form.median))];
   [few, most, fast, slow] = [few / 1.3, most * 1.3, fast / 1.3, slow * 1.3];
@@ -122,14 +122,14 @@ function drawCurves() {
     yaxis: {title: {text: OBJECTIVES.get("error").label}, automargin: true, tickformat: ".0%"},
   }, `Held-out error over the images seen: ${plural(usual.length + front.length, "complete training")}, `
     + `${plural(rows.length - usual.length - front.length, "pruned one")}.`);
-  const ends = pruned.length ? " A dotted one that ends in a cross was pruned there." : "";
+  const ends = pruned.length ? " A dotted line that ends in a cross was pruned there." : "";
   part("curves-text").textContent = `The held-out error of each training at its rungs and at its end.${ends} `
     + "A rung may be scored on fewer images than the end.";
   part("curves-note").textContent = some.length < usual.length
     ? `Drawn are the front and an even sample of ${exactText(some.length)} of ${exactText(usual.length)} other complete trainings.` : "";
 }
 
-// Many trainings as one trace: each one's points, with a gap after it.
+// Many trainings as one trace: the points of each, then a gap.
 function curveTrace(rows, name, style) {
   const x = [], y = [], customdata = [], text = [];
   for (const {trial, samples, errors} of rows) {
@@ -142,26 +142,26 @@ function curveTrace(rows, name, style) {
   return {type: "scatter", name, legendgroup: name, x, y, customdata, text, hoverinfo: "text", ...style};
 }
 
-function drawKnowledge() {
-  const study = chosenStudy(), known = study.knowledge;
-  part("knowledge").hidden = !known;
-  part("knowledge-text").textContent = known
-    ? `The model of the errors that --sampler known-cost asks, judged by the completed trials: ${known.sentence}.`
-    : `${plural(study.complete.length, "completed trial")}: too few to tell how well the errors can be predicted.`;
-  if (!known) return;
-  const both = [...known.observed, ...known.expected], ends = [Math.min(...both), Math.max(...both)];
-  draw("knowledge", [{
-    type: "scatter", mode: "markers", name: "left out, with its 95 % interval", x: known.observed, y: known.expected,
-    customdata: known.trial.map(number => keyOf(study.byNumber.get(number))), hoverinfo: "text",
-    text: known.trial.map((number, i) => `<b>trial ${number}</b><br>observed ${percentText(known.observed[i])}, expected `
-      + `${percentText(known.expected[i])} ± ${percentText(1.96 * known.deviation[i])}`),
-    error_y: {type: "data", thickness: 1, width: 0, color: QUIET, array: known.deviation.map(d => 1.96 * d)},
+function drawSurrogate() {
+  const study = chosenStudy(), {surrogate} = study;
+  part("surrogate-plot").hidden = !surrogate;
+  part("surrogate-text").textContent = surrogate
+    ? `The surrogate of --sampler known-cost, evaluated on the completed trials: ${surrogate.sentence}.`
+    : `${plural(study.complete.length, "completed trial")}: too few to evaluate how well the surrogate predicts errors.`;
+  if (!surrogate) return;
+  const both = [...surrogate.observed, ...surrogate.expected], ends = [Math.min(...both), Math.max(...both)];
+  draw("surrogate-plot", [{
+    type: "scatter", mode: "markers", name: "leave-one-out prediction with its 95 % interval", x: surrogate.observed, y: surrogate.expected,
+    customdata: surrogate.trial.map(number => keyOf(study.byNumber.get(number))), hoverinfo: "text",
+    text: surrogate.trial.map((number, i) => `<b>trial ${number}</b><br>observed ${percentText(surrogate.observed[i])}, predicted `
+      + `${percentText(surrogate.expected[i])} ± ${percentText(1.96 * surrogate.std[i])}`),
+    error_y: {type: "data", thickness: 1, width: 0, color: QUIET, array: surrogate.std.map(std => 1.96 * std)},
     marker: {color: COLOURS[0], size: 6, opacity: 0.8},
   }, {
-    type: "scatter", mode: "lines", name: "expected = observed", x: ends, y: ends, hoverinfo: "skip",
+    type: "scatter", mode: "lines", name: "predicted = observed", x: ends, y: ends, hoverinfo: "skip",
     line: {color: ACCENT, width: 1.5, dash: "dash"},
   }], {
     xaxis: {title: {text: "observed held-out error"}, automargin: true, tickformat: ".0%"},
-    yaxis: {title: {text: "expected error"}, automargin: true, tickformat: ".0%"},
-  }, `Expected against observed error. ${known.sentence}`);
+    yaxis: {title: {text: "predicted error"}, automargin: true, tickformat: ".0%"},
+  }, `Predicted against observed error. ${surrogate.sentence}`);
 }

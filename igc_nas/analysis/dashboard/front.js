@@ -8,7 +8,7 @@ const UNFINISHED = {
   failed: {symbol: "cross-thin", words: "failed"},
 };
 
-// What is chosen above the plot.
+// The settings above the plot.
 function frontChoices() {
   const axes = [part("x").value, part("y").value, part("z").value].filter(Boolean);
   return {
@@ -17,7 +17,7 @@ function frontChoices() {
   };
 }
 
-// A trial's place on an axis: of a pruned one the error that was expected of its end.
+// A trial's value on an axis; for the error of a pruned trial, the predicted final error.
 const placed = (trial, name) => name === "error" ? trial.error ?? trial.expected : trial[name];
 
 function mixColour(mix) {
@@ -95,7 +95,7 @@ function memberRings(axes) {
   return withBars({...pointTrace(trials, axes, {name, marker}), hoverinfo: "skip"}, trials, axes);
 }
 
-// Trials that did not complete: where both axes are known, there; where one is not, at its end; else nowhere.
+// Trials that did not complete: at their values; if one of them is unknown, at the end of that axis; else left out.
 function unfinishedTraces(axes) {
   const traces = [], left = {sampled: 0, unknown: 0}, solid = axes.length === 3;
   for (const [state, {symbol, words}] of Object.entries(UNFINISHED)) {
@@ -213,16 +213,16 @@ function drawFront() {
   const drawn = draw("front", traces, layout, label);
   const missing = [];
   if (dominated && rest.length < complete.length - kept.length) {
-    missing.push(`Of ${exactText(complete.length)} completed trials all of the fronts are drawn, and an even sample of `
+    missing.push(`Of ${exactText(complete.length)} completed trials the fronts are drawn, and an even sample of `
       + `${exactText(rest.length)} of the others.`);
   }
-  if (left.sampled) missing.push(`Of those that did not complete an even sample is drawn, without ${exactText(left.sampled)}.`);
-  if (left.unknown) missing.push(`${plural(left.unknown, "trial")} that did not complete: no place is known on these axes.`);
+  if (left.sampled) missing.push(`Of the trials that did not complete an even sample is drawn; ${exactText(left.sampled)} are left out.`);
+  if (left.unknown) missing.push(`${plural(left.unknown, "trial")} that did not complete: values on these axes are unknown.`);
   part("front-note").textContent = missing.join(" ");
   return drawn;
 }
 
-// Which point is the trial that is shown in full.
+// An annotation at the point of the trial that is open in the detail dialog.
 function pointer(axes) {
   const at = shownTrial && axes.length === 2 ? axes.map(name => placed(shownTrial, name)) : [null];
   if (at.some(value => value == null)) return [];
@@ -245,7 +245,7 @@ function fillFrontControls() {
   part("papers-label").hidden = !studies.some(study => study.papers.name.length);
   let before = {x: second, y: first, z: ""};
   for (const axis of "xyz") part(axis).addEventListener("change", event => {
-    const value = event.target.value;  // an axis that shows it already takes what this one showed before
+    const value = event.target.value;  // if another axis shows this value, the two axes swap values
     const twin = [..."xyz"].find(other => other !== axis && value && part(other).value === value);
     if (twin) part(twin).value = before[axis] || names.map(([name]) => name).find(name => ![..."xyz"].some(a => part(a).value === name));
     before = {x: part("x").value, y: part("y").value, z: part("z").value};
@@ -259,7 +259,7 @@ function options(select, pairs, chosen) {
   select.value = chosen;
 }
 
-// A plot of another kind (two or three dimensions) is begun anew.
+// Switching between two and three dimensions needs a new plot.
 let wasSolid = false;
 function redrawFront() {
   const solid = part("z").value !== "";

@@ -1,35 +1,35 @@
-// A served page asks for news: what runs, and the trials where they have changed. Nothing is asked of a page in a file.
+// A served page polls its server for the running trials and for changed data. A page in a file sends no requests.
 
-const ASK_EVERY_MS = 2000, ASK_RARELY_MS = 10000;
-let have = "", etag = "", asked = null;
+const POLL_MS = 2000, RETRY_MS = 10000;
+let have = "", etag = "";
 
-async function ask() {
-  let wait = ASK_EVERY_MS;
+async function poll() {
+  let wait = POLL_MS;
   try {
     if (!document.hidden) {
       const answer = await fetch(`data.json?have=${have}`, {headers: etag ? {"If-None-Match": etag} : {}, cache: "no-store"});
-      if (answer.status === 200) take(await answer.json(), answer.headers.get("ETag"));
+      if (answer.status === 200) update(await answer.json(), answer.headers.get("ETag"));
       else if (answer.status !== 304) throw new Error(String(answer.status));
       document.body.classList.remove("lost");
     }
   } catch {
     document.body.classList.add("lost");
-    const words = "No answer from igc-nas dashboard --serve; what is here stays. Asking again.";
+    const words = "No answer from igc-nas dashboard --serve; this page shows the last data and keeps asking.";
     part("live").replaceChildren(el("p", {role: "alert"}, words));
     etag = "";
-    wait = ASK_RARELY_MS;
+    wait = RETRY_MS;
   }
-  asked = setTimeout(ask, wait);
+  setTimeout(poll, wait);
 }
 
-function take(news, tag) {
+function update(snapshot, tag) {
   etag = tag;
-  if (news.page) {
-    have = news.tag;
-    decode(news.page);
+  if (snapshot.page) {
+    have = snapshot.tag;
+    decode(snapshot.page);
     redrawAll();
   }
-  drawRunning(news.live);
+  drawRunning(snapshot.live);
 }
 
 function drawRunning(live) {
@@ -37,12 +37,12 @@ function drawRunning(live) {
   live.studies.forEach((state, i) => {
     if (isMany() && (state.owner || state.running.length)) cards.push(el("h3", {}, named(studies[i].name)));
     for (const trial of state.running) cards.push(runningCard(trial, studies[i]));
-    if (state.waiting) cards.push(el("p", {class: "note"}, `${plural(state.waiting, "trial")} will be taken up by the next search.`));
+    if (state.waiting) cards.push(el("p", {class: "note"}, `${plural(state.waiting, "trial")} will be continued by the next search.`));
   });
   const owners = live.studies.filter(state => state.owner);
   const processes = [...new Set(owners.map(state => state.owner))].join(", ");
-  const who = owners.length ? `Searched by ${processes} since ${localTime(owners[0].since)}.` : "Nobody searches now.";
-  const words = [...live.problems, who, `This page follows; last change ${new Date().toLocaleTimeString()}.`].join(" ");
+  const who = owners.length ? `Searched by ${processes} since ${localTime(owners[0].since)}.` : "No search is running.";
+  const words = [...live.problems, who, `This page updates itself; last change ${new Date().toLocaleTimeString()}.`].join(" ");
   const running = cards.length ? [el("div", {class: "running"}, ...cards)] : [];
   place.replaceChildren(el("p", {class: owners.length ? "on" : ""}, words), ...running);
 }

@@ -1,4 +1,4 @@
-// The page: decode, draw the front first, the rest when there is time; draw again when colours, width or data change.
+// The page: decode, draw the front first, then the other figures; redraw when colours, width or data change.
 
 function drawCards() {
   studies.forEach((study, i) => {
@@ -10,9 +10,9 @@ function drawCards() {
   });
 }
 
-const FIGURES = [drawVolume, drawChoices, drawForms, drawCurves, drawKnowledge];
+const FIGURES = [drawVolume, drawImportance, drawForms, drawCurves, drawSurrogate];
 
-// One figure after the other; between them the page answers.
+// One figure after the other; the page stays responsive in between.
 async function inTurn() {
   for (const figure of FIGURES) {
     await new Promise(next => setTimeout(next));
@@ -22,7 +22,7 @@ async function inTurn() {
 
 let isBegun = false;
 
-// With the first completed trial the page begins.
+// Called once, as soon as there is a completed trial.
 function begin() {
   isBegun = true;
   part("app").hidden = false;
@@ -57,4 +57,4 @@ let wasNarrow = isNarrow();
 const redrawPlots = () => { if (isBegun) { redrawFront(); inTurn(); } };
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawPlots);
 addEventListener("resize", () => { if (wasNarrow !== isNarrow()) { wasNarrow = isNarrow(); redrawPlots(); } });
-if ("live" in document.body.dataset) ask();
+if ("live" in document.body.dataset) poll();

@@ -1,8 +1,8 @@
-"""What the page's script draws, as plain data: the views of each study in columns, everything that repeats kept once.
+"""The data of the page's script: the views of each study in columns, with repeated values stored once.
 
-Ten thousand trials are to fit into a page of 10 MB. Texts that repeat are kept by number, and so are layers and blocks
-(blocks are few, architectures are many); the times of all forms and the training curves, which are long, are kept for
-the front and an even sample of the rest. No text leaves here with a control character in it.
+A page with ten thousand trials must stay below 10 MB. Repeated texts, layers and blocks are stored once and referred
+to by index (blocks are few, architectures many); the times of all forms and the training curves, which are long, are
+stored for the front and an even sample of the other candidates. Control characters in texts are replaced.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from igc_nas.study.status import Status
 from igc_nas.study.study import Study
 
 MOST_DETAILED = 2_000
-"""Candidates with the times of all their forms and their training curves: the front, and an even sample of others."""
+"""Most candidates for which form times and training curves are stored: the front, and an even sample of others."""
 LONGEST_REASON = 200
 
 Json = dict[str, Any]
 
 
-class Shown(Study):
-    """A study whose fronts are found once, however many parts of a page ask for them."""
+class CachedStudy(Study):
+    """A study that computes each front once, as several parts of a page need it."""
 
     @classmethod
-    def of(cls, study: Study) -> Shown:
+    def of(cls, study: Study) -> CachedStudy:
         """The same study."""
         return cls(study.spec, study.trials, study.folder)
 
@@ -66,32 +66,32 @@ class Shown(Study):
         return self._fronts[names]
 
 
-class Numbered:
-    """Values, each kept once, as `shown` makes it, by the number in which it was first seen."""
+class Interned:
+    """Distinct values in the order of first use, converted by `convert`, and the index of each."""
 
-    def __init__(self, shown: Callable[[Any], Any] = lambda value: value) -> None:
+    def __init__(self, convert: Callable[[Any], Any] = lambda value: value) -> None:
         self.values: list[Any] = []
-        self._numbers: dict[Hashable, int] = {}
-        self._shown = shown
+        self._indices: dict[Hashable, int] = {}
+        self._convert = convert
 
-    def of(self, value: Hashable) -> int:
-        """The number of `value`."""
-        number = self._numbers.setdefault(value, len(self._numbers))
-        if number == len(self.values):
-            self.values.append(None)  # `shown` may number other values of this kind meanwhile
-            self.values[number] = self._shown(value)
-        return number
+    def index(self, value: Hashable) -> int:
+        """The index of `value` in `values`."""
+        index = self._indices.setdefault(value, len(self._indices))
+        if index == len(self.values):
+            self.values.append(None)  # reserved: `convert` may intern further values (a block within a block)
+            self.values[index] = self._convert(value)
+        return index
 
 
 def payload(studies: Sequence[Study]) -> Json:
-    """All that a page of `studies` draws."""
-    with _uncollected():
+    """The data of a page of `studies`, as JSON."""
+    with _gc_paused():
         return _payload(studies, Plans())
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """No search for garbage meanwhile: among the millions of objects of a large study it takes as long as the page."""
+def _gc_paused() -> Iterator[None]:
+    """Pause the garbage collector: with the millions of objects of a large study it doubles the time of a page."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -113,7 +113,7 @@ def _payload(studies: Sequence[Study], plans: Plans) -> Json:
 def _study(study: Study, plans: Plans) -> Json:
     spec, view = study.spec, trials_view(study)
     detailed = _detailed(study)
-    knowledge = surrogate_view(study)
+    surrogate = surrogate_view(study)
     return {
         "name": visible(spec.name),
         "argument": visible(study_argument(study.folder, spec.name)),
@@ -134,13 +134,13 @@ def _study(study: Study, plans: Plans) -> Json:
         "curves": _curves(study),
         "epochs": [_epochs(candidate) for candidate in detailed],
         "choices": [_choice(choice) for choice in choices_of(study)],
-        "knowledge": None if knowledge is None else asdict(knowledge) | {"sentence": visible(knowledge.sentence)},
+        "surrogate": None if surrogate is None else asdict(surrogate) | {"sentence": visible(surrogate.sentence)},
         "papers": asdict(papers_view(study)),
     }
 
 
 def _trials(study: Study, view: TrialsView, plans: Plans) -> Json:
-    """Every trial, as columns; a text column is {"of": texts, "at": number of each row's text}."""
+    """Every trial, as columns; a text column is {"of": texts, "at": index of each row's text}."""
     latencies = [_latency(trial) for trial in study.trials]
     within = {candidate.trial for candidate in study.feasible_candidates}
     return {
@@ -170,7 +170,7 @@ def _trials(study: Study, view: TrialsView, plans: Plans) -> Json:
 
 
 def _volume(study: Study) -> Json:
-    """The hypervolume where it changes, and at its end."""
+    """The hypervolume at its first and last trial and wherever it changes."""
     view = hypervolume_view(study)
     last = len(view.trials) - 1
     kept = [i for i in range(last + 1) if i in (0, last) or view.volumes[i] != view.volumes[i - 1]]
@@ -188,7 +188,7 @@ def _latency(trial: Trial) -> Latency | None:
 
 
 def _detailed(study: Study) -> list[Candidate]:
-    """The candidates that are kept in full."""
+    """The candidates whose form times and training curves are stored."""
     members = study.front()
     front = {candidate.trial for candidate in members}
     others = [candidate for candidate in study.candidates if candidate.trial not in front]
@@ -203,12 +203,12 @@ def _forms(detailed: Iterable[Candidate]) -> Json:
 
 
 def _curves(study: Study) -> Json | None:
-    """The trainings at their rungs; which images the rungs are at is kept once. None without rungs."""
+    """The learning curves of held-out error, with each distinct list of rungs stored once; None without rungs."""
     view = curves_view(study)
     if not view.trial:
         return None
-    samples = Numbered()
-    at = [samples.of(row) for row in view.samples]
+    samples = Interned()
+    at = [samples.index(row) for row in view.samples]
     return {"trial": view.trial, "samples": {"of": samples.values, "at": at}, "errors": view.errors}
 
 
@@ -231,60 +231,66 @@ def _choice(choice: Choice) -> Json:
 
 
 def _texts(column: Iterable[str]) -> Json:
-    known = Numbered(visible)
-    at = [known.of(text) for text in column]
-    return {"of": known.values, "at": at}
+    interned = Interned(visible)
+    at = [interned.index(text) for text in column]
+    return {"of": interned.values, "at": at}
 
 
 class Plans:
-    """Architectures as numbers of the stages' texts and of blocks: what the table says and the diagram draws.
+    """Architectures as indices of stage texts and blocks, from which the page's table and diagram are drawn.
 
-    An architecture is [side, stem, (text, first, further, count) of each stage, ..., end]: the side of its images and
-    numbers of blocks. A block is a list of numbers of layers; a residual one holds [body, shortcut]. A layer is its
-    kind, then its fields.
+    An architecture is [side, stem, (text, first, further, count) of each stage, ..., end]: the side of its images, then
+    indices of stage texts and blocks. A block is a list of indices of layers; a residual one is [body, shortcut]. A
+    layer is its kind, then its fields.
     """
 
     def __init__(self) -> None:
-        self.stages = Numbered()
-        self.layers = Numbered(lambda layer: [type(layer).__name__, *(getattr(layer, f.name) for f in fields(layer))])
-        self.blocks = Numbered(self._numbers)
-        self._known: dict[Hashable, tuple[int, ...]] = {}
+        self.stages = Interned()
+        self.layers = Interned(lambda layer: [type(layer).__name__, *(getattr(layer, f.name) for f in fields(layer))])
+        self.blocks = Interned(self._layer_indices)
+        self._cache: dict[Hashable, tuple[int, ...]] = {}
 
     def of(self, arch: ArchConfig) -> list[int]:
-        """An architecture by its numbers."""
-        found = [arch.input[1], *self._once(arch.stem, arch.input[0], self._stem)]
+        """An architecture as indices."""
+        encoded = [arch.input[1], *self._cached(arch.stem, arch.input[0], self._stem)]
         for _, stage, in_width in arch.with_input_widths():
-            found += self._once(stage, in_width, self._stage)
-        return [*found, *self._once(arch.head, (arch.stages[-1].width, arch.classes), self._end)]
+            encoded += self._cached(stage, in_width, self._stage)
+        return [*encoded, *self._cached(arch.head, (arch.stages[-1].width, arch.classes), self._end)]
 
-    def _once(self, part: Any, beside: Any, numbers: Callable[[Any, Any], tuple[int, ...]]) -> tuple[int, ...]:
-        key = (part, beside)
-        if key not in self._known:
-            self._known[key] = numbers(part, beside)
-        return self._known[key]
+    def _cached(self, part: Any, context: Any, encode: Callable[[Any, Any], tuple[int, ...]]) -> tuple[int, ...]:
+        key = (part, context)
+        if key not in self._cache:
+            self._cache[key] = encode(part, context)
+        return self._cache[key]
 
     def _stem(self, stem: Stem, in_channels: int) -> tuple[int, ...]:
-        return (self.blocks.of(stem_layers(stem, in_channels)),)
+        return (self.blocks.index(stem_layers(stem, in_channels)),)
 
     def _stage(self, stage: StageConfig, in_width: int) -> tuple[int, ...]:
         first, further = stage_layers(stage, in_width)
-        return self.stages.of(describe_stage(stage)), self.blocks.of(first), self.blocks.of(further), stage.blocks
+        return (
+            self.stages.index(describe_stage(stage)),
+            self.blocks.index(first),
+            self.blocks.index(further),
+            stage.blocks,
+        )
 
-    def _end(self, head: Head | None, ends: tuple[int, int]) -> tuple[int, ...]:
-        layers = (layer for block in end_blocks(ends[0], head, ends[1]) for layer in block.layers)
-        return (self.blocks.of(tuple(layers)),)
+    def _end(self, head: Head | None, width_and_classes: tuple[int, int]) -> tuple[int, ...]:
+        width, classes = width_and_classes
+        layers = (layer for block in end_blocks(width, head, classes) for layer in block.layers)
+        return (self.blocks.index(tuple(layers)),)
 
-    def _numbers(self, layers: tuple[Layer, ...]) -> list[Any]:
+    def _layer_indices(self, layers: tuple[Layer, ...]) -> list[Any]:
         return [
-            [self._numbers(layer.body), self._numbers(layer.shortcut)]
+            [self._layer_indices(layer.body), self._layer_indices(layer.shortcut)]
             if isinstance(layer, Residual)
-            else self.layers.of(layer)
+            else self.layers.index(layer)
             for layer in layers
         ]
 
 
 def live_payload(statuses: Sequence[Status]) -> Json:
-    """Who searches each study, and what runs."""
+    """The process that searches each study, and its running trials."""
     return {"studies": [_live(status) for status in statuses]}
 
 
@@ -294,16 +300,16 @@ def _live(status: Status) -> Json:
         "owner": None if owner is None else visible(owner.process),
         "since": None if owner is None else visible(owner.since),
         "waiting": len(status.interrupted),
-        "running": [_running(trial, far) for trial, far in status.running],
+        "running": [_running(trial, progress) for trial, progress in status.running],
     }
 
 
-def _running(trial: Trial, far: Running | None) -> Json:
+def _running(trial: Trial, progress: Running | None) -> Json:
     return {
         "trial": trial.number,
-        "doing": visible(far.doing) if far else "running",
-        "samples": far.samples if far else None,
-        "train_error": far.train_error if far else None,
+        "doing": visible(progress.doing) if progress else "running",
+        "samples": progress.samples if progress else None,
+        "train_error": progress.train_error if progress else None,
         "since": visible(trial.started or ""),
         "by": visible(trial.process or ""),
         "arch": visible(trial.arch or ""),

@@ -1,4 +1,4 @@
-// What a trial says of itself where a pointer rests on it, and which one is chosen.
+// The text shown when the pointer is over a trial, and the selection of a trial.
 
 const stateText = trial => trial.state === "complete" && trial.over ? "complete, over budget" : trial.state;
 const nameText = trial => `trial ${trial.trial}` + (isMany() ? ` of ${trial.study.name}` : "");
@@ -20,7 +20,7 @@ function hoverText(trial) {
   if (trial.arch) lines.push(...archText(trial.arch).split(" | ").map((word, i) => (i ? "  | " : "") + escaped(word)));
   const facts = [];
   if (trial.error != null) facts.push(`error ${percentText(trial.error)}`);
-  if (trial.expected != null) facts.push(`expected to end at ${percentText(trial.expected)}`);
+  if (trial.expected != null) facts.push(`predicted final error ${percentText(trial.expected)}`);
   if (trial.params != null) facts.push(`${exactText(trial.params)} parameters`, `${countText(trial.macs)} MACs`);
   if (facts.length) lines.push(facts.join(" · "));
   if (trial.latency != null) lines.push(`latency ${latencyText(trial)}${trial.noisy ? " · noisy" : ""}`, `as ${escaped(formText(trial))}`);

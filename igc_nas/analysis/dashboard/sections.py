@@ -1,24 +1,24 @@
-"""What a study asked and found, in words: the parts of the page that need no script."""
+"""A study's spec and results as HTML: the parts of the page that need no script."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from igc_nas.analysis.views import budget_text, disagreements, format_value, latency_text
+from igc_nas.analysis.views import budget_text, disagreements, format_value
+from igc_nas.analysis.words import LATENCY_FORMS, candidate_words, conditions_words, recipe_words
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.io.text import plain
-from igc_nas.io.units import format_count
 from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.objectives import OBJECTIVES
-from igc_nas.study.records import Candidate, deployed_text
+from igc_nas.study.records import Candidate
 from igc_nas.study.study import Study
 
 OFFICIAL = ("cifar10", "cifar100")
 
 
 def banners(studies: Sequence[Study]) -> str:
-    """What must be known of the data before anything is read; each dataset once."""
+    """Warnings about synthetic or unofficial data, at the top of the page; each once."""
     return "".join(dict.fromkeys(_banner(study) for study in studies))
 
 
@@ -26,7 +26,7 @@ def _banner(study: Study) -> str:
     if is_synthetic(study.spec.dataset):
         return (
             '<p class="banner" role="alert"><strong>SYNTHETIC shapes: these errors say nothing about CIFAR-10.'
-            "</strong> The images are drawn by igc-nas itself, for trying things out.</p>\n"
+            "</strong> igc-nas draws these images itself, so that it can be tried without a dataset.</p>\n"
         )
     if study.spec.dataset not in OFFICIAL:
         return (
@@ -37,7 +37,7 @@ def _banner(study: Study) -> str:
 
 
 def warnings(studies: Sequence[Study]) -> str:
-    """What the studies of one page do not share."""
+    """What differs between the studies of one page."""
     found = disagreements([study.spec for study in studies])
     if not found:
         return ""
@@ -48,18 +48,18 @@ def warnings(studies: Sequence[Study]) -> str:
 
 
 def heading(study: Study) -> str:
-    """A study's name over its numbers, where there are several."""
+    """A study's name above its numbers, on a page of several studies."""
     return f'<h2><span class="dot" aria-hidden="true"></span><bdi>{plain(study.spec.name)}</bdi></h2>\n'
 
 
 def cards(study: Study) -> str:
-    """The numbers on top."""
+    """The key numbers at the top of the page, as HTML."""
     found = "".join(f"<li><strong>{value}</strong><span>{name}</span></li>\n" for name, value in numbers(study))
     return f'<ul class="cards">\n{found}</ul>\n'
 
 
 def numbers(study: Study) -> list[tuple[str, str]]:
-    """The numbers on top: (what, value)."""
+    """The key numbers at the top of the page: (label, value)."""
     states = Counter(trial.state for trial in study.trials)
     others = {state: count for state, count in states.items() if state != "complete"}
     found = [("completed trials", f"{len(study.candidates):,}")]
@@ -72,40 +72,29 @@ def numbers(study: Study) -> list[tuple[str, str]]:
 
 
 def question(study: Study) -> str:
-    """What the study asks, to unfold: one line, then all its conditions."""
+    """The study's spec, collapsed: a line of summary, then all its conditions."""
     facts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>\n" for name, value in _question(study))
     spec = study.spec
     return (
-        f"<details>\n<summary><b>The question:</b> {budget_text(study)}, over {', '.join(spec.objectives)}; "
+        f"<details>\n<summary><b>Conditions:</b> {budget_text(study)}, over {', '.join(spec.objectives)}; "
         f"<bdi>{plain(spec.dataset)}</bdi>, <bdi>{plain(spec.latency.device)}</bdi></summary>\n"
-        f"<p>Errors are those of a short proxy training on <bdi>{plain(spec.dataset)}</bdi>"
-        f"{' (synthetic)' if is_synthetic(spec.dataset) else ''}, on held-out training images.</p>\n"
+        f"<p>Errors come from a short proxy training on <bdi>{plain(spec.dataset)}</bdi>"
+        f"{' (synthetic)' if is_synthetic(spec.dataset) else ''}, measured on held-out training images.</p>\n"
         f"<dl>\n{facts}</dl>\n</details>\n"
     )
 
 
 def _question(study: Study) -> list[tuple[str, str]]:
-    """The question in brief: (what, value as HTML)."""
+    """The study's conditions: (label, value as HTML)."""
     spec, recipe, latency = study.spec, study.spec.recipe, study.spec.latency
     size = "×".join(str(side) for side in latency.input)
-    threads = f"{latency.threads} thread{'s' * (latency.threads != 1)}"
     facts = [
         ("Space", f"<bdi>{plain(spec.space_name)}</bdi>"),
         ("Budget", budget_text(study)),
         ("Objectives", ", ".join(spec.objectives)),
         ("Data", f"<bdi>{plain(spec.dataset)}</bdi>, {spec.classes} classes"),
-        (
-            "Proxy training",
-            f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)} of {recipe.train_size:,} images at {recipe.resolution}×"
-            f"{recipe.resolution}, batch {recipe.batch}, lr {recipe.lr:g} (one cycle), {recipe.dtype}; scored on "
-            f"{recipe.held_out:,} held-out images",
-        ),
-        (
-            "Latency",
-            f"batch {latency.batch}, {threads}, {size}, {latency.runtime}, {latency.dtype}, "
-            f"{latency.memory_format.replace('_', ' ')}; {FORMS[latency.forms]}",
-        ),
-        ("Latency device", f"<bdi>{plain(latency.device)}</bdi>"),
+        ("Proxy training", recipe_words(recipe, held_out=True)),
+        ("Latency", f"<bdi>{plain(conditions_words(latency))}</bdi>; images of {size}; {LATENCY_FORMS[latency.forms]}"),
     ]
     if recipe.rungs:
         facts.insert(5, ("Rungs", _rungs_text(study)))
@@ -119,28 +108,21 @@ def _question(study: Study) -> list[tuple[str, str]]:
     return facts
 
 
-FORMS = {
-    "within-budget": "each network in its fastest form whose parameters obey the budget",
-    "any": "each network in its fastest form",
-    "factored": "networks factored, as they are written",
-}
-
-
 def _rungs_text(study: Study) -> str:
-    """Where trainings are looked at on their way, and how many were stopped there."""
-    recipe, stop = study.spec.recipe, study.spec.prune_below
+    """The rungs of the recipe, and how many trainings were pruned there."""
+    recipe, threshold = study.spec.recipe, study.spec.prune_below
     *firsts, last = (f"{samples:,}" for samples in recipe.rungs)
     at = f"after {' and '.join(filter(None, (', '.join(firsts), last)))} images of {recipe.samples:,}"
-    if not stop:
-        return f"{at}; nothing is stopped there"
+    if not threshold:
+        return f"{at}; no training is pruned"
     return (
-        f"{at}; a training is stopped there where its chance to end on the front is below {stop:g}: "
-        f"{study.ended - len(study.candidates):,} of {study.ended:,} were"
+        f"{at}; a training is pruned there if its probability of reaching the front is below {threshold:g}: "
+        f"{study.ended - len(study.candidates):,} of {study.ended:,} were pruned"
     )
 
 
 def _scale_text(study: Study) -> str:
-    """What the hypervolume is of."""
+    """Definition of the hypervolume: scale and reference point; empty before the study has bounds."""
     spec = study.spec
     if any(name not in spec.bounds for name in spec.objectives):
         return ""
@@ -150,13 +132,13 @@ def _scale_text(study: Study) -> str:
     )
     point = ", ".join(format_value(name, spec.bounds[name][1]) for name in spec.objectives)
     return (
-        f"the share of the scaled box that the front dominates; each objective is scaled to [0, 1] by bounds that were "
-        f"fixed when the study was made ({spans}); the reference point is (1, …, 1), that is ({point})"
+        f"share of the unit box that the front dominates; each objective is scaled to [0, 1] by bounds fixed when the "
+        f"study was created ({spans}); the reference point is (1, …, 1), that is ({point})"
     )
 
 
-def front_table(study: Study) -> str:
-    """The front as a table, for a page without its script."""
+def front_html(study: Study) -> str:
+    """The front as an HTML table, for browsers without JavaScript."""
     pick = study.pick("knee")
     rows = "".join(_table_row(candidate, candidate.trial == pick.trial) for candidate in study.front())
     heads = ("trial", "id", "error", "parameters", "MACs", "latency [95 %]", "runs as", "architecture")
@@ -170,23 +152,24 @@ def front_table(study: Study) -> str:
 
 
 def _table_row(candidate: Candidate, is_knee: bool) -> str:
+    words = candidate_words(candidate)
     knee = ' <span class="tag">knee</span>' if is_knee else ""
-    noisy = ' <span class="tag">noisy</span>' if candidate.latency.noisy else ""
+    noisy = f' <span class="tag">{words.noisy}</span>' if words.noisy else ""
     cells = (
-        f"{candidate.trial}{knee}",
-        f"<code>{plain(candidate.id)}</code>",
-        format_value("error", candidate.score.error),
+        f"{words.trial}{knee}",
+        f"<code>{plain(words.id)}</code>",
+        words.error,
         f"{candidate.cost.params:,}",
-        format_count(candidate.cost.macs),
-        latency_text(candidate) + noisy,
-        plain(deployed_text(candidate)),
-        f"<code>{plain(candidate.arch)}</code>",
+        words.macs,
+        f"{words.latency} [{words.interval}]{noisy}",
+        plain(words.form),
+        f"<code>{plain(words.architecture)}</code>",
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
 
 
 def nothing_yet(study: Study) -> str:
-    """What a study without a completed trial has to show."""
+    """What the page shows of a study without a completed trial."""
     return (
         '<div class="empty">\n<h2>No completed trial yet</h2>\n'
         "<p>There is nothing to draw. Start or continue the search with</p>\n"

@@ -1,4 +1,4 @@
-// The table of all trials: found, sorted, page by page; its rows are walked with the arrow keys.
+// The table of trials: search, sorting, pages, and arrow keys to move between rows.
 
 const PAGE = 50;
 const COLUMNS = [
@@ -33,7 +33,7 @@ function sortedTrials(trials) {
   if (tableState.by === "arch") trials.forEach(wordsOf);
   return [...trials].sort((a, b) => {
     const [x, y] = [of(a), of(b)];
-    if (isMissing(x) || isMissing(y)) return isMissing(x) - isMissing(y);  // what is not known comes last
+    if (isMissing(x) || isMissing(y)) return isMissing(x) - isMissing(y);  // unknown values last
     return sign * (typeof x === "string" ? x.localeCompare(y, "en", {numeric: true}) : x - y) || a.trial - b.trial;
   });
 }
@@ -85,7 +85,7 @@ function rowOf(trial, place) {
   return el("tr", {"data-key": keyOf(trial), tabindex: place === tableState.focus ? 0 : -1}, ...cells);
 }
 
-// The row of the trial that is shown stands out.
+// Highlight the row of the trial that is open in the detail dialog.
 function mark(trial) {
   for (const row of part("table").tBodies[0].rows) {
     if (trial && row.dataset.key === keyOf(trial)) row.setAttribute("aria-current", "true");

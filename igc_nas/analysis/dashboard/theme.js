@@ -1,15 +1,15 @@
-// How things look: elements, colours, numbers as people read them, what all plots share.
+// Elements, colours, number formats, and what all plots share.
 
 const COLOURS = ["#3b82f6", "#f59e0b", "#10b981", "#8b5cf6", "#06b6d4", "#a16207", "#84cc16", "#94a3b8"];
 const ACCENT = "#e11d48", QUIET = "#8b93a1";
 const SCALE = [[0, "#2563eb"], [0.5, "#c026d3"], [1, "#f59e0b"]];
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
-const touched = matchMedia("(pointer: coarse)").matches;  // there a drag is to scroll the page, not to zoom
+const touched = matchMedia("(pointer: coarse)").matches;  // on touch screens a drag scrolls the page
 const isNarrow = () => innerWidth < 640;
 
 const part = name => document.getElementById("igc-" + name);
 
-// An element with its attributes and children. Text is text: nothing here is ever parsed as HTML.
+// An element with its attributes and children. Children that are text become text nodes and are never parsed as HTML.
 function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -22,7 +22,7 @@ function el(tag, attributes = {}, ...children) {
 
 const named = text => el("bdi", {}, text);
 
-// Text for plotly, which reads a little HTML in its labels.
+// Text for plotly, which interprets some HTML tags in its labels.
 const escaped = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
 function countText(value) {
@@ -69,7 +69,7 @@ function themed(layout) {
   return out;
 }
 
-// An objective's axis for `values`: a logarithmic one has ticks at 1, 2, 5, or at the decades where those are many.
+// An objective's axis for `values`: a logarithmic one has ticks at 1, 2, 5, or at decades if the range is wide.
 function axisOf(name, values = []) {
   const {label, log} = OBJECTIVES.get(name);
   const axis = {title: {text: label}, automargin: true};
@@ -78,7 +78,7 @@ function axisOf(name, values = []) {
   return {...axis, type: "log", dtick: decades < (isNarrow() ? 2 : 4) ? "D2" : 1, tickformat: name === "latency" ? "~g" : "~s"};
 }
 
-// The least and the greatest of some numbers; what is not known does not count.
+// Minimum and maximum of some numbers; null is ignored.
 const extent = values => values.reduce(
   ([low, high], value) => value == null ? [low, high] : [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
 
@@ -95,13 +95,13 @@ function draw(name, traces, layout, label) {
   return drawn;
 }
 
-const hidden = new Map();  // the names in a plot's key that are switched off
+const hidden = new Map();  // trace names that are hidden, by plot
 const SYMBOLS = {
   circle: "M3 8a5 5 0 1 0 10 0a5 5 0 1 0 -10 0", square: "M4 4h8v8h-8z", diamond: "M8 2l6 6l-6 6l-6 -6z",
   triangle: "M3 4h10l-5 9z", x: "M4 4l8 8m0 -8l-8 8", cross: "M8 3v10m-5 -5h10", line: "M0 8h16",
 };
 
-// What the colours and marks of a plot mean: above it, for fingers and keys too, where plotly's own legend is not.
+// A plot's legend above it, usable by touch and keyboard, which plotly's own legend is not.
 function drawKey(place, traces) {
   let key = place.previousElementSibling;
   if (!key?.classList.contains("legend")) {
@@ -141,7 +141,7 @@ function svg(tag, attributes = {}, ...children) {
   return node;
 }
 
-// A list by what `key` says of each: key -> those of it, in order.
+// A list grouped by `key`: Map from key to its items, in order.
 function grouped(list, key) {
   const groups = new Map();
   for (const item of list) {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igc_nas.analysis.plots import ACCENT, FONT, PALETTE, _image
+from igc_nas.analysis.plots import ACCENT, FONT, PALETTE, kaleido_image
 from igc_nas.bench.samplers.report import GRID, JUDGED, SAMPLERS, Band, SamplerReport
 from igc_nas.errors import UsageError
 from igc_nas.io.files import write_whole
@@ -102,4 +102,4 @@ def figure_kind(path: Path) -> str:
 def write_figure(report: SamplerReport, path: Path) -> None:
     """The figure as a page of its own (.html), or as a picture (.png, .svg). Raises `UsageError`."""
     kind, figure = figure_kind(path), sampler_figure(report)
-    write_whole(path, figure.to_html(include_plotlyjs=True) if kind == "html" else _image(figure, kind))
+    write_whole(path, figure.to_html(include_plotlyjs=True) if kind == "html" else kaleido_image(figure, kind))

@@ -1,6 +1,6 @@
-"""The page in a browser: that it draws without a word on the console or the network, and does what people ask of it.
+"""The page in a browser: it draws without console messages or requests, and its controls work.
 
-Needs Chromium and its driver, as Debian's packages chromium and chromium-driver bring them; else it is skipped.
+Needs Chromium and its driver (Debian packages chromium and chromium-driver); else the tests are skipped.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ pytestmark = [
     pytest.mark.skipif(not (PROGRAM and DRIVER), reason="needs Chromium (or Chrome) and chromedriver"),
 ]
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 DRAWN = "return document.body.dataset.drawn === 'all'"
 HOSTILE = "<img src=x onerror='window.hit=1'>\u202e<b>"
 
 
 class Browser:
-    """Chromium without a window, and what people do in it."""
+    """Headless Chromium, and the actions of a user."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
@@ -69,7 +69,7 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def until(self, script: str) -> Any:
-        return WebDriverWait(self.driver, PATIENCE_S, 0.05).until(lambda _: self.run(script), script)
+        return WebDriverWait(self.driver, TIMEOUT_S, 0.05).until(lambda _: self.run(script), script)
 
     def find(self, selector: str) -> Any:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
@@ -128,9 +128,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def several(name: str = "browsed", n: int = 40) -> Study:
-    """A study with everything there is to draw: forms, rungs, stops, and trials in other states."""
+    """A study with everything there is to draw: forms, rungs, pruned trainings, and trials in other states."""
     rungs = {at: blurred(by_size, 0.02, at) for at in RUNGS}
-    question = {"recipe": RECIPE | {"rungs": RUNGS}, "stop": 0.05, "name": name}
+    question = {"recipe": RECIPE | {"rungs": RUNGS}, "prune_below": 0.05, "name": name}
     whole = stop(make(n, blurred(by_size, 0.01, 0), rungs, **question), n - 4)
     arch = whole.trials[-1].arch
     over = Trial(number=n, state="infeasible", params={}, arch=arch, reason="2,345,678 parameters")
@@ -139,7 +139,7 @@ def several(name: str = "browsed", n: int = 40) -> Study:
 
 
 def _timed(trial: Trial) -> Trial:
-    """The trial with two forms: the one with more MACs is faster, and is the one that it runs in."""
+    """The trial with two forms, of which the one with more MACs is faster and chosen."""
     if trial.candidate is None:
         return trial
     cost, latency = trial.candidate.cost, trial.candidate.latency
@@ -185,10 +185,10 @@ def page(browser: Browser, address: str) -> Iterator[Browser]:
     assert browser.complaints == []
 
 
-def test_it_opens_silently_and_asks_nobody(page: Browser, address: str) -> None:
+def test_it_opens_without_errors_and_requests(page: Browser, address: str) -> None:
     assert [url for url in page.requested if not url.startswith("data:")] == [address]
     assert page.run("return performance.getEntriesByType('resource').length") == 0
-    for name in ("front", "volume", "forms", "curves", "knowledge"):
+    for name in ("front", "volume", "forms", "curves", "surrogate-plot"):
         assert page.run("return document.querySelectorAll(`#igc-${arguments[0]} .trace`).length", name) > 0, name
         assert len(page.find(f"#igc-{name}").get_attribute("aria-label")) > 20
     assert len(page.texts("#igc-choices table")) == 4
@@ -219,7 +219,7 @@ def test_axes_are_chosen(page: Browser) -> None:
     page.until("return document.querySelectorAll('#igc-front .xtitle').length === 1")
 
 
-def test_what_did_not_complete_stands_at_the_end_of_its_axis(page: Browser) -> None:
+def test_trials_with_unknown_values_are_drawn_at_the_end_of_the_axis(page: Browser) -> None:
     drawn = "return document.getElementById('igc-front').data.map(t => [t.name, t.yaxis ?? 'y', t.x.length])"
     shown = page.run(drawn)
     assert ["pruned", "y", 4] in shown
@@ -231,7 +231,7 @@ def test_what_did_not_complete_stands_at_the_end_of_its_axis(page: Browser) -> N
     assert any("papers" in name for name, *_ in page.run(drawn))
 
 
-def test_a_key_switches_what_it_names(page: Browser) -> None:
+def test_a_legend_entry_switches_its_traces(page: Browser) -> None:
     button = page.find("#front .legend button")
     name = button.text
     visible = (
@@ -287,7 +287,7 @@ def test_the_table_is_sorted_and_searched(page: Browser, study: Study) -> None:
     assert sorted(page.texts(numbers)) == ["36", "37", "38", "39"]
 
 
-def test_it_is_used_by_keys_alone(page: Browser) -> None:
+def test_it_works_with_the_keyboard_alone(page: Browser) -> None:
     page.run("document.querySelector('#igc-table tbody tr').focus()")
     page.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_UP)
     row = "return document.activeElement.sectionRowIndex"
@@ -336,7 +336,7 @@ def test_ten_thousand_trials_are_drawn(browser: Browser, tmp_path: Path, monkeyp
     points = browser.run("return document.querySelectorAll('#igc-front .points path').length")
     assert 3000 < points < 5000
     assert "an even sample of 3,000 of the others" in browser.find("#igc-front-note").text
-    assert "kept for 2,000 of 9,996 candidates" in browser.find("#igc-forms-note").text
+    assert "stored for 2,000 of 9,996 candidates" in browser.find("#igc-forms-note").text
     assert browser.complaints == []
 
 
@@ -390,7 +390,7 @@ def test_a_served_page_follows_the_study(browser: Browser, tmp_path: Path) -> No
     try:
         assert server.stdout
         browser.open(server.stdout.readline().strip(), until="return document.getElementById('igc-live').textContent")
-        assert "Nobody searches now" in browser.find("#igc-live").text
+        assert "No search is running" in browser.find("#igc-live").text
         assert browser.find(".empty").is_displayed()
         browser.run("window.same = true")
         for before, count in ((0, 5), (5, 8)):

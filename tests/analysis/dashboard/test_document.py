@@ -1,4 +1,4 @@
-"""The page as a document: what it says, what it holds, and that no name in it is more than text."""
+"""The HTML document: its text, its data, and that names from a study stay text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -26,58 +25,11 @@ from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import FormTime, Trial
 from igc_nas.study.study import Study
 from tests.support.families import RECIPE, RUNGS, blurred, by_size, make, stop
+from tests.support.hostile import MARKUP
+from tests.support.pages import Page
 from tests.support.studies import make_candidates, make_spec, make_study
 
-HOSTILE = (
-    "</script><script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "' onfocus=alert(1) autofocus='",
-    "<!-- <script>",
-    "&lt;b&gt; &amp;",
-    "\u202egnp.exe\u2066 \u200f",
-    "\x1b[31mred\x07\x00\ud800",
-    "שלום עולם",
-    "${alert(1)} %{x} {{7*7}}",
-    "\u2028\u2029",
-)
 TURNING = "[\x00-\x08\x0b-\x1f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-
-
-class Page(HTMLParser):
-    """What a browser would take from a page: elements with their attributes, and the text of scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.words: list[str] = []
-        self._inside = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._inside = tag
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside == "script":
-            self.scripts[-1] += data
-        else:
-            self.words.append(data)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = json.loads(self.scripts[0])
-        return loaded
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +42,11 @@ def page(study: Study) -> Page:
     return Page(dashboard([study]))
 
 
-def on_the_way(n: int = 30, stopped: int = 6) -> Study:
-    """A study with rungs, the last `stopped` of its trainings given up at one."""
+def on_the_way(n: int = 30, pruned: int = 6) -> Study:
+    """A study with rungs, the last `pruned` of its trainings pruned at one."""
     rungs = {at: blurred(by_size, 0.02, at) for at in RUNGS}
     study = make(n, blurred(by_size, 0.01, 0), rungs, recipe=RECIPE | {"rungs": RUNGS}, prune_below=0.05)
-    return stop(study, n - stopped)
+    return stop(study, n - pruned)
 
 
 @pytest.fixture
@@ -106,7 +58,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 # The document.
 
 
-def test_one_plotly_and_nothing_from_outside(page: Page) -> None:
+def test_one_plotly_and_no_external_resources(page: Page) -> None:
     assert len(page.scripts) == 3
     assert sum("plotly.js v" in script[:200] for script in page.scripts) == 1
     for tag, attributes in page.elements:
@@ -148,7 +100,7 @@ def test_elements_are_named_once_and_controls_labelled(page: Page) -> None:
     assert links <= set(ids)
 
 
-def test_the_question_and_the_counts(page: Page) -> None:
+def test_the_conditions_and_the_counts(page: Page) -> None:
     for expected in (
         "igc_cifar",
         "at most 2M parameters",
@@ -175,9 +127,9 @@ def test_the_front_can_be_read_without_a_script(study: Study) -> None:
 
 
 @pytest.mark.usefixtures("_small")
-@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("hostile", MARKUP)
 def test_hostile_names_stay_text(hostile: str) -> None:
-    """Everything that a study file can name: itself, its data, its space, devices, forms, ids, reasons."""
+    """All texts of a study's files: its name, data, space, devices, forms, ids, reasons."""
     shown = make_study(2, name="x", space_name="x", latency={"device": "x"}, others=["failed"])
     spec = shown.spec.model_copy(
         update={
@@ -240,16 +192,16 @@ def test_a_study_without_a_trial_names_the_command() -> None:
 
 
 @pytest.mark.usefixtures("_small")
-def test_rungs_are_told() -> None:
+def test_rungs_and_pruned_trainings_are_stated() -> None:
     text = Page(dashboard([on_the_way()])).text
     assert (
-        "after 2,000 and 4,000 images of 8,000; a training is stopped there where its chance to end on the front is "
-        "below 0.05: 6 of 30 were"
+        "after 2,000 and 4,000 images of 8,000; a training is pruned there if its probability of reaching the front "
+        "is below 0.05: 6 of 30 were pruned"
     ) in text
-    assert "6 stopped" in text
+    assert "6 pruned" in text
     assert "24 completed trials" in text
     nothing = dashboard([make(2, by_size, {2000: by_size}, recipe=RECIPE | {"rungs": [2000]})])
-    assert "after 2,000 images of 8,000; nothing is stopped there" in nothing
+    assert "after 2,000 images of 8,000; no training is pruned" in nothing
     assert "Rungs" not in dashboard([make_study(3)])
 
 
@@ -260,7 +212,7 @@ def test_a_study_without_a_scale_says_so() -> None:
     assert found.data["studies"][0]["volume"] == {"trials": [], "volumes": [], "busy_s": []}
 
 
-def test_written_whole(study: Study, tmp_path: Path) -> None:
+def test_the_page_is_written_atomically(study: Study, tmp_path: Path) -> None:
     write_dashboard([study], tmp_path / "page.html")
     assert (tmp_path / "page.html").read_bytes() == dashboard([study]).encode()
     assert len(list(tmp_path.iterdir())) == 1
@@ -279,7 +231,7 @@ def test_importing_is_light() -> None:
 
 
 @pytest.mark.usefixtures("_small")
-def test_studies_that_differ_are_not_silently_compared() -> None:
+def test_differences_between_studies_are_stated() -> None:
     one, other = make_study(4, name="one"), make_study(3, name="other", dataset="shapes", latency={"device": "GPU"})
     found = Page(dashboard([one, other]))
     assert "Not everything here can be compared" in found.text
@@ -302,7 +254,7 @@ def test_a_study_without_trials_beside_one_with() -> None:
 # The payload.
 
 
-def test_every_trial_is_there_with_what_is_known_of_it(study: Study, page: Page) -> None:
+def test_every_trial_is_there_with_its_known_values(study: Study, page: Page) -> None:
     (found,) = page.data["studies"]
     columns = found["trials"]
     states = [columns["state"]["of"][at] for at in columns["state"]["at"]]
@@ -314,7 +266,7 @@ def test_every_trial_is_there_with_what_is_known_of_it(study: Study, page: Page)
 
 
 @pytest.mark.usefixtures("_small")
-def test_curves_are_kept_with_their_rungs() -> None:
+def test_curves_have_their_rungs() -> None:
     study = on_the_way()
     (found,) = Page(dashboard([study])).data["studies"]
     curves = found["curves"]
@@ -325,7 +277,7 @@ def test_curves_are_kept_with_their_rungs() -> None:
         assert len(errors) == len(samples)
     known = surrogate_view(study)
     assert known
-    assert found["knowledge"]["sentence"] == known.sentence
+    assert found["surrogate"]["sentence"] == known.sentence
 
 
 def test_an_architecture_is_its_plan() -> None:
@@ -401,10 +353,10 @@ def test_ten_thousand_trials_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found["trials"]["error"]) == 10_000
     assert len(found["curves"]["trial"]) == 10_000
     assert found["detailed"] == len(found["epochs"]) == MOST_DETAILED
-    assert len(found["knowledge"]["trial"]) == 400
+    assert len(found["surrogate"]["trial"]) == 400
 
 
-def test_what_is_kept_in_full_holds_the_front() -> None:
+def test_the_detailed_candidates_include_the_front() -> None:
     study = make_study(60)
     found = payload([study])["studies"][0]
     kept = set(found["forms"]["trial"])

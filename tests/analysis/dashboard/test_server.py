@@ -1,4 +1,4 @@
-"""The served page: who is answered, what with, that it follows the study, and that asking costs little."""
+"""The served page: which requests are answered, with what, that it follows the study, and that polling is cheap."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from igc_nas.analysis.dashboard.server import REST, Page, Watched, application
+from igc_nas.analysis.dashboard.server import Page, WatchedStudy, application
 from igc_nas.io.files import append_line
-from igc_nas.study.lock import Running, StudyLock, now
+from igc_nas.study.lock import OWNER_FILE, LockHolder, Running, now
 from igc_nas.study.process import Process
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study, load_study
@@ -32,8 +32,8 @@ PORT = "8321"
 class Client:
     """Asks an application without a socket."""
 
-    def __init__(self, *watched: Watched) -> None:
-        self._app = application(Page(watched))
+    def __init__(self, *watched: WatchedStudy, **pause: float) -> None:
+        self.app = application(Page(watched, **pause))
 
     def ask(
         self, path: str = "/data.json", method: str = "GET", host: str | None = f"127.0.0.1:{PORT}", **more: str
@@ -43,7 +43,7 @@ class Client:
         if host is not None:
             environ["HTTP_HOST"] = host
         told: list[Any] = []
-        body = b"".join(self._app(environ, lambda status, headers, _=None: told.append((status, dict(headers)))))
+        body = b"".join(self.app(environ, lambda status, headers, _=None: told.append((status, dict(headers)))))
         (status, headers) = told[0]
         return int(status[:3]), headers, body
 
@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "/* plotly.js v0 */")
-    return Client(Watched(load_study(folder)))
+    return Client(WatchedStudy(load_study(folder)))
 
 
 def data(client: Client, **more: str) -> Any:
@@ -106,7 +106,7 @@ def test_nothing_else_is_there(client: Client, path: str) -> None:
     assert client.ask(path)[0] == 404
 
 
-def test_every_answer_is_guarded(client: Client) -> None:
+def test_every_response_has_security_headers(client: Client) -> None:
     asked = [client.ask("/"), client.ask(), client.ask("/no"), client.ask(method="POST"), client.ask(host="evil")]
     for _, headers, body in asked:
         assert headers["X-Content-Type-Options"] == "nosniff"
@@ -130,7 +130,7 @@ def test_a_head_is_the_headers_of_a_get(client: Client) -> None:
 # What is answered.
 
 
-def test_the_page_asks_its_server_and_nobody_else(client: Client) -> None:
+def test_the_page_connects_to_its_server_only(client: Client) -> None:
     _, headers, body = client.ask("/")
     text = body.decode()
     assert headers["Content-Type"] == "text/html; charset=utf-8"
@@ -140,7 +140,7 @@ def test_the_page_asks_its_server_and_nobody_else(client: Client) -> None:
     assert "served" in text
 
 
-def test_asking_again_costs_nothing(client: Client) -> None:
+def test_polling_an_unchanged_page_has_no_body(client: Client) -> None:
     _, headers, body = client.ask()
     assert client.ask(HTTP_IF_NONE_MATCH=headers["ETag"])[::2] == (304, b"")
     assert client.ask(HTTP_IF_NONE_MATCH=f'"x", W/{headers["ETag"]}')[0] == 304
@@ -151,8 +151,8 @@ def test_asking_again_costs_nothing(client: Client) -> None:
     assert json.loads(client.ask("/data.json?have=other")[2])["page"] is not None
 
 
-def test_a_finished_trial_is_there_at_once(client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igc_nas.analysis.dashboard.server.REST", 0.0)
+def test_a_finished_trial_is_there_at_once(folder: Path) -> None:
+    client = Client(WatchedStudy(load_study(folder)), rebuild_pause=0.0)
     before = data(client)
     trial = make_study(8, name="served").trials[6]
     line = trial.to_json()
@@ -166,17 +166,16 @@ def test_a_finished_trial_is_there_at_once(client: Client, folder: Path, monkeyp
     assert after["page"]["studies"][0]["trials"]["trial"] == list(range(7))
 
 
-def test_a_large_page_is_not_made_all_the_time(folder: Path) -> None:
-    page = Page([Watched(load_study(folder))])
-    first = page.news()
-    page._took_s = 1000 / REST
+def test_a_slow_page_is_not_rebuilt_at_once(folder: Path) -> None:
+    patient, eager = (Page([WatchedStudy(load_study(folder))], pause) for pause in (1e9, 0.0))
+    first = patient.snapshot()
+    assert eager.snapshot() == first
     append_line(folder / "trials.jsonl", make_study(8).trials[6].to_json())
-    assert page.news().tag == first.tag
-    page._took_s = 0
-    assert page.news().tag != first.tag
+    assert patient.snapshot().tag == first.tag
+    assert eager.snapshot().tag != first.tag
 
 
-def test_a_study_that_cannot_be_read_for_a_while_stays(client: Client, folder: Path) -> None:
+def test_a_study_that_becomes_unreadable_keeps_its_last_page(client: Client, folder: Path) -> None:
     before = data(client)
     (folder / "trials.jsonl").write_text("{}\nnonsense\n")
     after = data(client)
@@ -188,44 +187,40 @@ def test_a_study_that_cannot_be_read_for_a_while_stays(client: Client, folder: P
     assert data(client)["live"]["problems"] == []
 
 
-def test_what_runs_is_told(client: Client, folder: Path) -> None:
+def test_running_trials_are_listed(client: Client, folder: Path) -> None:
     assert data(client)["live"]["studies"] == [{"owner": None, "since": None, "waiting": 0, "running": []}]
     here, arch = Process.here(), make_study(8).candidates[7].arch
-    owner = StudyLock(folder)
-    try:
-        begun = Trial(number=6, state="running", params={}, arch=arch, started=now(), process=here)
-        append_line(folder / "trials.jsonl", begun.to_json())
-        owner._shown_at = -1e9
-        owner.show([Running(number=6, doing="training", since=now(), samples=1000, train_error=0.75)])
-        (state,) = data(client)["live"]["studies"]
-    finally:
-        owner.release()
+    begun = Trial(number=6, state="running", params={}, arch=arch, started=now(), process=here)
+    append_line(folder / "trials.jsonl", begun.to_json())
+    running = Running(number=6, doing="training", since=now(), samples=1000, train_error=0.75)
+    holder = LockHolder(process=here, since=now(), seen=now(), running=(running,))
+    (folder / OWNER_FILE).write_text(holder.model_dump_json(exclude_none=True), encoding="utf-8")
+    (state,) = data(client)["live"]["studies"]
     assert state["owner"] == str(here)
-    (running,) = state["running"]
-    assert (running["trial"], running["doing"], running["samples"], running["train_error"]) == (
+    (shown,) = state["running"]
+    assert (shown["trial"], shown["doing"], shown["samples"], shown["train_error"]) == (
         6,
         "training",
         1000,
         0.75,
     )
-    assert running["arch"] == str(arch)
+    assert shown["arch"] == str(arch)
 
 
 def test_a_page_begins_before_its_study_has_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "/* plotly.js v0 */")
-    client = Client(Watched(load_study(write(tmp_path / "new", make_study(0, name="new")))))
+    client = Client(WatchedStudy(load_study(write(tmp_path / "new", make_study(0, name="new")))))
     text = client.ask("/")[2].decode()
     assert "No completed trial yet" in text
     assert text.count("<script>") == 2
 
 
-def test_a_database_is_read_at_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    states = iter([make_study(3), make_study(4)])
-    watched = Watched(make_study(2), lambda: next(states))
-    assert watched.refresh() is False
-    monkeypatch.setattr("igc_nas.analysis.dashboard.server.DATABASE_EVERY_S", 0.0)
-    assert watched.refresh() is True
-    assert len(watched.study.trials) == 3
+def test_a_database_is_read_only_every_so_many_seconds() -> None:
+    seldom, always = (WatchedStudy(make_study(2), lambda: make_study(3), every_s) for every_s in (1e9, 0.0))
+    assert seldom.refresh() is False
+    assert len(seldom.study.trials) == 2
+    assert always.refresh() is True
+    assert len(always.study.trials) == 3
 
 
 # The command.

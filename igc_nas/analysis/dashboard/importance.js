@@ -1,4 +1,4 @@
-// Which choices the front prefers, and what each explains by itself: tables with bars in them.
+// Importance of the choices: which values the front prefers, and how much of the variance each choice explains.
 
 const UNLIKELY = 0.01;
 
@@ -8,18 +8,19 @@ function bar(share, kind) {
   return node;
 }
 
-function drawChoices() {
+function drawImportance() {
   const study = chosenStudy(), {choices} = study;
   const values = choices.reduce((sum, choice) => sum + choice.shares.length, 0);
   part("choices-note").textContent = choices.length
     ? `Grey: the share of ${plural(study.complete.length, "completed trial")} with that value; red: of the `
-      + `${plural(study.members.length, "trial")} on the front. Bold is what a front drawn by lot would show less than once in `
-      + `${Math.round(1 / UNLIKELY)} times; of ${values} values about ${Math.max(1, Math.round(values * UNLIKELY))} would be bold by chance. `
-      + "The letters of a unit count among the trials that have it. A search is no balanced experiment: it tries more often what it likes."
-    : "Nothing varies among the completed trials.";
+      + `${plural(study.members.length, "trial")} on the front. A bold share would occur in fewer than 1 of `
+      + `${Math.round(1 / UNLIKELY)} fronts drawn at random; of ${values} values about ${Math.max(1, Math.round(values * UNLIKELY))} would be bold by chance. `
+      + "A unit’s own options (L, M, K, ...) are counted among the trials with that unit. A search is not a balanced experiment: "
+      + "the sampler tries some values more often than others."
+    : "All completed trials have the same values.";
   const parts = grouped(choices, choice => choice.name.split(".")[0]);
   part("choices").replaceChildren(...[...parts].map(([name, own]) => stageTable(name, own)));
-  drawWeights(study);
+  drawEffects(study);
 }
 
 function stageTable(name, choices) {
@@ -39,22 +40,22 @@ function stageTable(name, choices) {
     el("tbody", {}, ...rows));
 }
 
-function drawWeights(study) {
-  const told = study.choices.filter(choice => choice.error || choice.latency);
-  part("weights-note").textContent = told.length
-    ? "The share of the variance of the error, and of the latency’s logarithm, that a choice explains alone "
-      + "(epsilon squared: eta squared less what chance explains), with the p of its F test. "
-      + "Choices that lean on each other share what they explain; the rows do not add up to 100 %."
-    : "Too few completed trials to tell.";
+function drawEffects(study) {
+  const shown = study.choices.filter(choice => choice.error || choice.latency);
+  part("effects-note").textContent = shown.length
+    ? "Share of the variance of the error, and of the logarithm of the latency, that each choice explains alone "
+      + "(epsilon squared: eta squared corrected for chance), with the p value of its F test. "
+      + "Correlated choices explain the same variance, so the rows do not add up to 100 %."
+    : "Too few completed trials.";
   const share = choice => choice.error?.[0] ?? 0;
   const cell = effect => effect ? el("td", {class: "bars"}, bar(effect[0], effect[1] < UNLIKELY ? "front" : "all"),
     el("span", {class: effect[1] < UNLIKELY ? "strong" : null}, shareText(effect[0])),
     el("small", {}, effect[1] < 0.001 ? "p < .001" : `p ${effect[1].toFixed(3).replace(/^0/, "")}`)) : el("td", {}, "–");
   const head = ["choice", "n", "values", "error", "latency"].map(
     (text, i) => el("th", {scope: "col", class: [1, 2].includes(i) ? null : "left"}, text));
-  const rows = [...told].sort((a, b) => share(b) - share(a)).map(choice => el("tr", {},
+  const rows = [...shown].sort((a, b) => share(b) - share(a)).map(choice => el("tr", {},
     el("th", {scope: "row"}, choice.name.replace("stage", "stage ").replace(".", " · ")), el("td", {}, exactText(choice.evaluated)),
     el("td", {}, String(choice.shares.length)), cell(choice.error), cell(choice.latency)));
-  part("weights").replaceChildren(el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...rows));
-  part("weights").closest(".table").hidden = !told.length;
+  part("effects").replaceChildren(el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...rows));
+  part("effects").closest(".table").hidden = !shown.length;
 }

@@ -1,0 +1,106 @@
+"""Recipes, measurement conditions and candidates as text, for the terminal, the page and exported files alike.
+
+Names from a study's files are not escaped here; the caller does that for its medium (`igc_nas.io.text`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from igc_nas.io.units import format_count, format_ms
+from igc_nas.study.records import Candidate, Latency, Pruned
+from igc_nas.study.spec import LatencyForms, LatencySpec, Recipe
+
+LATENCY_FORMS: dict[LatencyForms, str] = {
+    "within-budget": "each network in its fastest form within the parameter budget",
+    "any": "each network in its fastest form",
+    "factored": "networks in factored form",
+}
+"""The form in which networks are timed, by `LatencySpec.forms`."""
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 epoch`, `3,000 images`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def recipe_words(recipe: Recipe, *, held_out: bool = False) -> str:
+    """A proxy training: `2 epochs of 3,000 images at 16 x 16 pixels, batch 128, lr 0.2, float32, fastest forms`.
+
+    `held_out` adds the number of images that it is scored on.
+    """
+    scored = f"; scored on {counted(recipe.held_out, 'held-out image')}" if held_out else ""
+    return (
+        f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.train_size, 'image')} at {recipe.resolution} x "
+        f"{recipe.resolution} pixels, batch {recipe.batch}, lr {recipe.lr:g}, {recipe.dtype}, {recipe.forms} "
+        f"forms{scored}"
+    )
+
+
+def runtime_words(runtime: str, batch: int, threads: int, device: str, *, layout: str = "") -> str:
+    """Runtime and machine of a forward pass: `eager, batch 1, 1 thread, on Intel Xeon`; `layout` before `on`."""
+    return f"{runtime}, batch {batch}, {counted(threads, 'thread')}, {f'{layout}, ' if layout else ''}on {device}"
+
+
+def conditions_words(of: Latency | LatencySpec) -> str:
+    """The conditions of a latency: `eager, batch 1, 1 thread, float32, channels_last, on Intel Xeon`."""
+    machine = of.conditions if isinstance(of, Latency) else of
+    layout = f"{of.dtype}, {of.memory_format}"
+    return runtime_words(of.runtime, of.batch, machine.threads, machine.device, layout=layout)
+
+
+def interval_words(low_ms: float, high_ms: float, n: int) -> str:
+    """The interval of a median of `n` rounds, in ms: `95 % interval 1.441 to 1.493, n = 31`."""
+    return f"95 % interval {low_ms:.3f} to {high_ms:.3f}, n = {n}"
+
+
+def noise_words(noise: tuple[str, ...]) -> str:
+    """The reasons why a latency is noisy: `NOISY: load 2.1; the processor throttled`."""
+    return f"NOISY: {'; '.join(noise) or 'no reason recorded'}"
+
+
+def form_words(measured: Candidate | Pruned) -> str:
+    """The form whose latency was measured, its parameters, MACs and weights: `mixed 237.2k 35.64M 0.95 MB`."""
+    latency = measured.latency
+    if latency.deployed_params is None or latency.deployed_macs is None or latency.weight_bytes is None:
+        return latency.form
+    counts = f"{format_count(latency.deployed_params)} {format_count(latency.deployed_macs)}"
+    return f"{latency.form} {counts} {latency.weight_bytes / 1e6:.2f} MB"
+
+
+class CandidateWords(NamedTuple):
+    """A candidate as text, a field for each column of a table."""
+
+    trial: str
+    id: str
+    error: str
+    """`12.50 %`"""
+    params: str
+    macs: str
+    latency: str
+    """The normalised latency: `1.46 ms`."""
+    interval: str
+    """Its 95 % interval, in ms: `1.44-1.49`."""
+    noisy: str
+    """`noisy`, or empty."""
+    form: str
+    """As `form_words` has it."""
+    architecture: str
+
+
+def candidate_words(candidate: Candidate) -> CandidateWords:
+    """A candidate's numbers with their units, for a row of a table or a line of a log."""
+    latency = candidate.latency
+    low, high = (format_ms(bound).removesuffix(" ms") for bound in latency.normalised_interval_ms)
+    return CandidateWords(
+        trial=str(candidate.trial),
+        id=candidate.id,
+        error=f"{100 * candidate.score.error:.2f} %",
+        params=format_count(candidate.cost.params),
+        macs=format_count(candidate.cost.macs),
+        latency=format_ms(latency.normalised_ms),
+        interval=f"{low}-{high}",
+        noisy="noisy" if latency.noisy else "",
+        form=form_words(candidate),
+        architecture=str(candidate.arch),
+    )

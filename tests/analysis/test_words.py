@@ -1,0 +1,57 @@
+"""Recipes, conditions and candidates in words."""
+
+import pytest
+
+from igc_nas.analysis.words import candidate_words, conditions_words, form_words, noise_words, recipe_words
+from igc_nas.io.units import format_count
+from tests.support.studies import make_study
+
+STUDY = make_study(3)
+
+
+def test_a_recipe_has_all_that_the_error_depends_on() -> None:
+    recipe = STUDY.spec.recipe
+    assert recipe_words(recipe) == (
+        "2 epochs of 4,000 images at 32 x 32 pixels, batch 64, lr 0.1, float32, factored forms"
+    )
+    assert recipe_words(recipe, held_out=True) == f"{recipe_words(recipe)}; scored on 2,000 held-out images"
+    assert recipe_words(recipe.model_copy(update={"epochs": 1})).startswith("1 epoch of")
+
+
+def test_a_latency_and_its_spec_have_the_same_conditions() -> None:
+    words = "eager, batch 1, 1 thread, float32, channels_last, on Test CPU"
+    assert conditions_words(STUDY.spec.latency) == words
+    assert conditions_words(STUDY.candidates[0].latency) == words
+    two = STUDY.spec.latency.model_copy(update={"threads": 2})
+    assert "2 threads" in conditions_words(two)
+
+
+def test_noise_has_its_reasons() -> None:
+    assert noise_words(("load 2.1", "throttled")) == "NOISY: load 2.1; throttled"
+    assert noise_words(()) == "NOISY: no reason recorded"
+
+
+def test_a_candidate_has_its_numbers_with_their_units() -> None:
+    candidate = STUDY.candidates[0]
+    words = candidate_words(candidate)
+    assert (words.trial, words.id, words.architecture) == ("0", candidate.id, str(candidate.arch))
+    assert words.error == f"{100 * candidate.score.error:.2f} %"
+    assert (words.params, words.macs) == (format_count(candidate.cost.params), format_count(candidate.cost.macs))
+    assert words.latency.endswith(" ms")
+    low, high = map(float, words.interval.split("-"))
+    assert (low, high) == pytest.approx(candidate.latency.normalised_interval_ms, rel=1e-2)
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_noisy_candidate_is_called_so(noisy: bool) -> None:
+    candidate = STUDY.candidates[0]
+    changed = candidate.model_copy(update={"latency": candidate.latency.model_copy(update={"noisy": noisy})})
+    assert candidate_words(changed).noisy == ("noisy" if noisy else "")
+
+
+def test_a_form_has_what_it_costs_where_that_is_recorded() -> None:
+    candidate = STUDY.candidates[0]
+    assert form_words(candidate) == "factored"
+    deployed = {"form": "mixed", "deployed_params": 237_200, "deployed_macs": 35_640_000, "weight_bytes": 950_000}
+    changed = candidate.model_copy(update={"latency": candidate.latency.model_copy(update=deployed)})
+    assert form_words(changed) == "mixed 237.2k 35.64M 0.95 MB"
