@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from igc_nas.samplers.cross_validation import spearman
+
 Floats = NDArray[np.float64]
 Values = Sequence[float] | Floats
 Bins = Sequence[int] | NDArray[np.int64]
@@ -156,11 +158,8 @@ def _chances(values: Values, k: int) -> Floats:
 def agreement(first: list[float], second: list[float]) -> tuple[float, float | None]:
     """(median relative difference, Spearman's rank correlation) of two measurements of the same things.
 
-    The correlation is None for fewer than three things.
+    The correlation is None for fewer than three things, and where one measurement has the same value for all.
     """
     a, b = np.asarray(first), np.asarray(second)
     difference = float(np.median(np.abs(a - b) / ((a + b) / 2)))
-    if len(a) < 3:
-        return difference, None
-    ranks = np.stack([np.argsort(np.argsort(values)).astype(float) for values in (a, b)])
-    return difference, float(np.corrcoef(ranks)[0, 1])
+    return difference, spearman(a, b) if len(a) >= 3 else None

@@ -40,19 +40,18 @@ def leave_one_out(surrogate: Surrogate, values: Floats, params: Ints) -> LeaveOn
     z = np.abs(values - mean) / deviation
     return LeaveOneOut(
         n=len(values),
-        rank=spearman(mean, values),
-        rank_by_params=spearman(-np.log(params), values),
+        rank=spearman(mean, values) or 0.0,  # a constant ranks nothing: 0, so `is_better` is False
+        rank_by_params=spearman(-np.log(params), values) or 0.0,
         within_68=float((z <= 0.9945).mean()),
         within_95=float((z <= 1.96).mean()),
         rmse=float(np.sqrt(np.mean((values - mean) ** 2))),
     )
 
 
-def spearman(a: Floats, b: Floats) -> float:
-    """Spearman's rank correlation, ties at their mean rank; 0 where one of the two is constant."""
-    from scipy.stats import rankdata
+def spearman(a: Floats, b: Floats) -> float | None:
+    """Spearman's rank correlation of two arrays (n,), ties at their mean rank; None where one of them is constant."""
+    from scipy.stats import spearmanr
 
-    x, y = rankdata(a), rankdata(b)
-    if x.std() == 0 or y.std() == 0:
-        return 0.0
-    return float(np.corrcoef(x, y)[0, 1])
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None  # the correlation is not defined; scipy would warn and return nan
+    return float(spearmanr(a, b).statistic)

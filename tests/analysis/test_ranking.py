@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, spearmanr
 
 from igc_nas.analysis.ranking import (
     RESAMPLES,
+    agreement,
     chance_tau,
     interval,
     kendall,
@@ -267,3 +268,35 @@ def test_a_random_order_lies_where_it_is_said_to(bins: list[int] | None) -> None
 def test_one_thing_has_no_order() -> None:
     assert chance_tau(1).tau is None
     assert chance_tau(2).high == 1
+
+
+# Two measurements of the same things.
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rank"),
+    [
+        ([1, 1, 1, 2], [3, 2, 1, 4], 0.7746),
+        ([1, 1, 1, 1], [1, 2, 3, 4], None),
+        ([1, 2, 3, 4], [5, 5, 5, 5], None),
+        ([1, 2, 3, 4], [1, 2, 3, 4], 1.0),
+        ([1, 2, 3, 4], [4, 3, 2, 1], -1.0),
+        ([1, 2], [1, 2], None),
+    ],
+)
+def test_the_rank_correlation_gives_ties_their_mean_rank(
+    first: list[float], second: list[float], rank: float | None
+) -> None:
+    assert agreement(first, second)[1] == pytest.approx(rank, abs=1e-4)
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=3, max_size=25))
+def test_agreement_is_scipys_spearman(pairs: list[tuple[int, int]]) -> None:
+    a, b = sides(pairs)
+    expected = None if len(set(a)) == 1 or len(set(b)) == 1 else float(spearmanr(a, b).statistic)
+    assert agree(agreement(a, b)[1], expected)
+
+
+def test_the_difference_is_the_median_of_the_relative_ones() -> None:
+    assert agreement([1.0, 2.0, 3.0], [1.0, 3.0, 3.0])[0] == 0
+    assert agreement([1.0, 2.0], [3.0, 2.0])[0] == pytest.approx(0.5)

@@ -74,5 +74,14 @@ def test_better_is_better_than_the_parameter_count_and_than_nothing(
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=30))
 def test_spearman_is_scipys(pairs: list[tuple[int, int]]) -> None:
     a, b = np.array(pairs, dtype=float).T
-    expected = 0.0 if len(set(a)) == 1 or len(set(b)) == 1 else spearmanr(a, b).statistic
+    expected = None if len(set(a)) == 1 or len(set(b)) == 1 else spearmanr(a, b).statistic
     assert spearman(a, b) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_surrogate_of_constant_errors_ranks_nothing() -> None:
+    """Spearman's correlation with a constant is undefined: it is reported as 0, and no better than the parameters."""
+    rng = np.random.default_rng(0)
+    inputs = Inputs(rng.normal(size=(20, 3)), rng.normal(size=(20, 5)))
+    values = np.full(20, 0.9)
+    found = leave_one_out(Surrogate(inputs, values), values, np.arange(1, 21))
+    assert (found.rank, found.rank_by_params, found.is_better) == (0.0, 0.0, False)
