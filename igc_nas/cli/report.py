@@ -50,7 +50,7 @@ def report(
     found = proxy_report(loaded, load(truth, root) if truth is not None else None)
     knowledge = surrogate_quality(loaded)
     if as_json:
-        put_json(asdict(found) | {"surrogate": asdict(knowledge.trust) if knowledge else None})
+        put_json(asdict(found) | {"surrogate": asdict(knowledge.validation) if knowledge else None})
         return
     _print(found)
     if knowledge:
