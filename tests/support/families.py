@@ -60,24 +60,24 @@ def scored(candidate: Candidate, error: Error, rungs: Mapping[int, Error] | None
 
 
 def stop(study: Study, at: int) -> Study:
-    """The study with trials from number `at` on stopped at their last rung."""
+    """The study with trials from number `at` on pruned at their last rung."""
     trials = []
     for trial in study.trials:
         c = trial.candidate
         if trial.number < at or c is None:
             trials.append(trial)
             continue
-        stopped = Pruned(
+        pruned = Pruned(
             id=c.id,
             cost=c.cost,
             latency=c.latency,
             training=Unfinished(rungs=c.score.rungs, curve=(), train_s=1.0),
-            chance=0.01,
+            p_front=0.01,
             expected_error=c.score.error,
-            deviation=0.01,
+            std=0.01,
             seed=0,
         )
-        trials.append(Trial(number=trial.number, state="pruned", params={}, arch=c.arch, pruned=stopped))
+        trials.append(Trial(number=trial.number, state="pruned", params={}, arch=c.arch, pruned=pruned))
     return Study(study.spec, tuple(trials))
 
 
