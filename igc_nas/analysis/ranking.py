@@ -123,7 +123,7 @@ def chance_tau(n: int, bins: Bins | None = None) -> Tau:
 
 
 def _taus(a: Values, b: Values, bins: Bins | None, times: Floats) -> Floats:
-    """(rows,) tau-b for each row of `times` (rows, n), the number of times that each item is drawn; NaN if undefined."""
+    """(rows,) tau-b for each row of `times` (rows, n), the number of times that each item is drawn; else NaN."""
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     assert x.shape == y.shape == times.shape[1:], (x.shape, y.shape, times.shape)
     difference, untied_x, untied_y = (np.zeros(len(times)) for _ in range(3))

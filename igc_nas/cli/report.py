@@ -208,7 +208,8 @@ def _verdicts(found: ProxyReport) -> Iterator[str]:
     """What the numbers say, each rung beside the parameter count; then what the seed alone does."""
     yield (
         f"tau-b: 1 is the reference's order, 0 none, -1 the reverse; inside bins ({found.bins}, of like parameters) "
-        "only pairs of one bin count; 95 % bootstrap intervals over architectures (random: where 95 % of random orders lie)"
+        "only pairs of one bin count; 95 % bootstrap intervals over architectures (random: where 95 % of random orders "
+        "lie)"
     )
     proxies = [row for row in found.predictors if row.is_proxy]
     for row in proxies:
