@@ -1,4 +1,4 @@
-"""What a sampler knows of a study: the codes of its trials with their exact costs, and their measured objectives."""
+"""A study as its samplers see it: the codes of the trials with their exact costs, and their measured objectives."""
 
 from __future__ import annotations
 

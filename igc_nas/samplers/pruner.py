@@ -1,8 +1,8 @@
 """Pruning: a training is ended early, at a rung, where it has become unlikely to reach the Pareto front.
 
-1. The final error is predicted from the error at the rung and, where the surrogate knows the space well enough, from
-   the error that it predicted before the training began (`prior_error`): least squares with non-negative slopes over
-   the completed trainings. The residuals give the standard deviation of a normal distribution.
+1. The final error is predicted from the error at the rung and, with enough completed trials, from the error that the
+   surrogate predicts for the architecture (`prior_error`): least squares with non-negative slopes over the completed
+   trainings. The residuals give the standard deviation of a normal distribution.
 2. A candidate competes only with completed trials whose known costs are all at most its own: no other trial can
    dominate it. `p_front` is the probability that its final error is below the lowest of theirs.
 3. It is pruned where `p_front` is below the bound of the rule. The bound is what the study asks for
@@ -96,7 +96,7 @@ class _Regression:
 
 
 class PruningRule:
-    """What a study's `completed` trainings say of one that is at a rung. All of them have the same number of rungs.
+    """Predicts the end of a training at a rung from a study's `completed` ones, which all have the same rungs.
 
     Prior errors are used where at least `MIN_COMPLETED` of the trainings have one.
     """

@@ -212,7 +212,7 @@ def landscapes() -> tuple[Landscape, ...]:
     """Three synthetic landscapes over igc_cifar within 2 M parameters; objectives error, parameters, MACs."""
     spec = _spec("igc_cifar", Budget(params=2_000_000))
     return tuple(
-        Landscape(name, f"SYNTHETIC, truth known, noise {NOISE:g}: {about}", spec, error)
+        Landscape(name, f"SYNTHETIC, true errors known, noise {NOISE:g}: {about}", spec, error)
         for name, about, error in (
             ("capacity", "smooth; size with diminishing returns, balance of the stages, units", capacity),
             ("rugged", "as much from interactions of single choices as from size", rugged),

@@ -282,10 +282,12 @@ def bench_sampler(
 
 
 def _goal_at(problem: Problem) -> int:
+    """`GOAL_AT`, on a tabular benchmark at most half of its size."""
     return GOAL_AT if problem.size is None else min(GOAL_AT, max(1, problem.size // 2))
 
 
 def _most(problem: Problem) -> int:
+    """The most evaluations that are replayed."""
     if problem.size is None:
         return sys.maxsize
     return min(problem.size, max(_goal_at(problem), *CHECKPOINTS))
