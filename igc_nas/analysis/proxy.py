@@ -1,11 +1,13 @@
-"""What a proxy's errors are worth: how far their order is that of a longer training, and of the papers' figures.
+"""The quality of a proxy: how well a study's short trainings rank architectures as longer ones and the papers do.
 
-A study's folder may hold related studies, each in a folder of its own: the same architectures by a longer recipe, by
-the same recipe from another seed, or the papers' networks by the same recipe. Architectures are matched by canonical
-id. Every predictor is an error, or stands for one: more parameters or MACs promise less error, so theirs are -log.
+The ranking is compared with a reference: a longer training of the same architectures. A study's folder may hold related
+studies, each in a folder of its own: the same architectures with a longer recipe, the same recipe with another seed, or
+the papers' networks with the same recipe. Architectures are matched by canonical id. Every predictor is an error or
+replaces one: params and MACs as -log, since larger networks tend to have lower errors.
 
-A proxy is judged beside what costs nothing (params, MACs, chance) and inside bins of like params, because under a
-parameter budget that is where a search has to choose (see `igc_nas.analysis.ranking` for the numbers).
+A proxy is compared with predictors that need no training (params, MACs, chance), overall and inside bins of similar
+params: under a parameter budget a search has to choose among networks of similar size. The statistics are in
+`igc_nas.analysis.ranking`.
 """
 
 from __future__ import annotations
@@ -26,22 +28,23 @@ from igc_nas.analysis.ranking import (
     within_bins,
 )
 from igc_nas.analysis.surrogate_quality import predicted_errors
-from igc_nas.arch.papers import Figure, figures
+from igc_nas.arch.papers import figures
 from igc_nas.errors import StudyError
 from igc_nas.study.records import Candidate
 from igc_nas.study.study import STUDY_FILE, Study, load_study
 
-FEWEST = 5
-"""Fewer architectures than these are not ranked."""
+MIN_SHARED = 5
+"""Rankings of fewer architectures are not compared."""
 
-Kind = Literal["rung", "end", "loss", "belief", "seed", "params", "macs", "random"]
+Kind = Literal["rung", "end", "loss", "surrogate", "seed", "params", "macs", "random"]
 Versus = Literal["above", "overlaps", "below"]
-By = Mapping[str, float]  # a value by canonical id
+ById = Mapping[str, float]
+"""A value of each architecture, by canonical id."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """A study as what it trained: `samples` images for each of `completed` networks; `stopped` ones have no end."""
+class StudySummary:
+    """The conditions of a study: `completed` networks were trained with `samples` images each, `pruned` with fewer."""
 
     name: str
     dataset: str
@@ -57,14 +60,14 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """How well one predictor orders the architectures as the truth does.
+    """How well one predictor ranks the architectures as the reference does: tau-b `overall` and `inside` bins.
 
-    `end` is the error at the end, `loss` the held-out loss there, `belief` the error that a surrogate of all the
-    study's ends believes of it. `samples` are the images that it costs, None where it costs none; `study` names the
-    study of another seed. `params` is the parameter count's tau on the same architectures, `over_params` the
-    difference to it, paired; `versus_params` says whether the interval lies above, overlaps or lies below the parameter
-    count's. Recall is of the truth's best 10 and 25 %. For `random` the taus are expected values, their intervals where
-    95 % of random orders lie.
+    Of the kinds, `end` is the final error, `loss` the final held-out loss, `surrogate` the final error as predicted by
+    the surrogate of the study's final errors. `samples` is the number of training images that the predictor needs,
+    None for none; `study` names the study of another seed. `params` is the parameter count's tau on the same
+    architectures, `over_params` the paired difference to it; `versus_params` says whether the interval lies above,
+    overlaps or lies below the parameter count's. Recall is of the reference's best 10 and 25 %. For `random` the taus
+    are expected values, and 95 % of random orders lie in their intervals.
     """
 
     kind: Kind
@@ -80,15 +83,15 @@ class Predictor:
 
     @property
     def is_proxy(self) -> bool:
-        """Whether it is the study's own training, at a rung or at the end."""
-        return self.kind in ("rung", "end", "loss", "belief")
+        """Whether it comes from the study's own trainings."""
+        return self.kind in ("rung", "end", "loss", "surrogate")
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """The ends of the proxy from two seeds: what the noise of the seed leaves of its order.
+    """tau between the proxy's final errors with two seeds: how reproducible its ranking is.
 
-    Not a strict limit: a truth with less noise than the proxy's may be agreed with somewhat better than that.
+    It is no strict upper bound of the tau with a reference, whose errors may have less noise than the proxy's.
     """
 
     study: str
@@ -108,7 +111,7 @@ class FigureTau:
 
 @dataclass(frozen=True, slots=True)
 class FigurePoint:
-    """A figure's network as printed and as the proxy found it (None: not trained). All from 0 to 1."""
+    """A network of a figure: the printed accuracy, and the proxy's error (None: not trained), both from 0 to 1."""
 
     label: str
     printed_accuracy: float
@@ -118,12 +121,15 @@ class FigurePoint:
 
 @dataclass(frozen=True, slots=True)
 class FigureAgreement:
-    """A figure of the papers against the proxy, trained in `study` (None: in no study of this recipe)."""
+    """A figure of the papers against the proxy.
+
+    `trained` is the number of its networks that were trained in `study` (None: no study of this recipe has any).
+    """
 
     figure: str
     paper: str
     note: str
-    study: Trained | None
+    study: StudySummary | None
     trained: int
     points: tuple[FigurePoint, ...]
     taus: tuple[FigureTau, ...]
@@ -131,14 +137,14 @@ class FigureAgreement:
 
 @dataclass(frozen=True, slots=True)
 class ProxyReport:
-    """A study against its truth. `own_end`: the truth is the study's own end, of the same trainings.
+    """A study against its reference. `own_end`: the reference is the study itself, that is its rungs' final errors.
 
-    `shared` architectures are in both, in `bins` bins of like params. `longer` is the samples of truth / those of the
-    study.
+    `shared` architectures are in both, in `bins` bins of similar params. `longer` is the ratio of the reference's
+    training samples to the study's.
     """
 
-    study: Trained
-    truth: Trained
+    study: StudySummary
+    reference: StudySummary
     own_end: bool
     shared: int
     bins: int
@@ -153,100 +159,123 @@ class ProxyReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Evidence:
-    """What a study knows of its architectures, each by canonical id. `rungs` by samples; stopped ones have no end."""
+class _StudyValues:
+    """The values of a study's architectures; `rungs` by samples. Pruned architectures have no final error and loss."""
 
-    params: By
-    macs: By
-    ends: By
-    losses: By
-    rungs: Mapping[int, By]
+    params: ById
+    macs: ById
+    ends: ById
+    losses: ById
+    rungs: Mapping[int, ById]
 
 
-def proxy_report(study: Study, truth: Study | None = None) -> ProxyReport:
-    """Hold a study against `truth`, else against the longest training among it and its related studies.
+@dataclass(frozen=True, slots=True)
+class _Ranking:
+    """The values by which a predictor ranks architectures; see `Predictor` for the other fields."""
 
-    Raises `StudyError` where they share fewer than `FEWEST` architectures, or where a related study cannot be read.
+    kind: Kind
+    samples: int | None
+    values: ById
+    study: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The ranking to predict: the reference's `errors` of the architectures `ids`, and their params for the bins."""
+
+    ids: Sequence[str]
+    errors: ById
+    params: ById
+
+
+def proxy_report(study: Study, reference: Study | None = None) -> ProxyReport:
+    """Compare a study with `reference`, by default the longest training among itself and its related studies.
+
+    Raises `StudyError` if they share fewer than `MIN_SHARED` architectures, or if a related study cannot be read.
     """
     others = related(study)
-    against = truth or longest(study, others)
-    own_end = is_same(study, against)
-    own, ends = _evidence(study), _evidence(against).ends
-    shared = [name for name in own.params if name in ends]
-    if len(shared) < FEWEST:
-        raise _too_few(study, against, len(shared), own_end)
+    reference = reference or longest(study, others)
+    own_end = is_same(study, reference)
+    own, ends = _values_of(study), _values_of(reference).ends
+    target = _Target([id_ for id_ in own.params if id_ in ends], ends, own.params)
+    if len(target.ids) < MIN_SHARED:
+        raise _too_few(study, reference, len(target.ids), own_end)
     repeats = [other for other in others if is_repeat(study, other)]
-    values: list[tuple[Kind, int | None, str | None, By]] = [("rung", at, None, by) for at, by in own.rungs.items()]
-    if not own_end:
-        samples = study.spec.recipe.samples
-        values += [("end", samples, None, own.ends), ("loss", samples, None, own.losses)]
-        values += [("belief", samples, None, found)] if (found := predicted_errors(study)) else []
-    values += [
-        ("seed", other.spec.recipe.samples, label(study, other), _evidence(other).ends)
-        for other in repeats
-        if not is_same(other, against)
-    ]
-    values += [("params", None, None, _promise(own.params)), ("macs", None, None, _promise(own.macs))]
-    bins = quantile_bins([own.params[name] for name in shared])
+    rankings = _rankings(study, own, own_end, [other for other in repeats if not is_same(other, reference)])
+    sizes = [own.params[id_] for id_ in target.ids]
     return ProxyReport(
-        study=trained(study, study.spec.name),
-        truth=trained(against, label(study, against)),
+        study=summary(study, study.spec.name),
+        reference=summary(reference, label(study, reference)),
         own_end=own_end,
-        shared=len(shared),
-        bins=len(set(bins.tolist())),
-        longer=against.spec.recipe.samples / study.spec.recipe.samples,
-        predictors=(
-            *(_predictor(*value, ends, shared, own.params) for value in values),
-            _random([own.params[name] for name in shared]),
-        ),
+        shared=len(target.ids),
+        bins=len(set(quantile_bins(sizes).tolist())),
+        longer=reference.spec.recipe.samples / study.spec.recipe.samples,
+        predictors=(*(_predictor(ranking, target) for ranking in rankings), _random(sizes)),
         repeats=tuple(_repeat(study, own, other) for other in repeats),
-        figures=tuple(_agreement(study, others, number) for number in range(len(figures()))),
+        figures=tuple(_figure_agreement(study, others, number) for number in range(len(figures()))),
     )
 
 
+def _rankings(study: Study, own: _StudyValues, own_end: bool, repeats: Sequence[Study]) -> list[_Ranking]:
+    """The predictors, in the order of the report. With `own_end` the final errors are what is to be predicted."""
+    found = [_Ranking("rung", samples, errors) for samples, errors in own.rungs.items()]
+    if not own_end:
+        samples = study.spec.recipe.samples
+        found += [_Ranking("end", samples, own.ends), _Ranking("loss", samples, own.losses)]
+        if predicted := predicted_errors(study):
+            found.append(_Ranking("surrogate", samples, predicted))
+    for other in repeats:
+        found.append(_Ranking("seed", other.spec.recipe.samples, _values_of(other).ends, label(study, other)))
+    return [
+        *found,
+        _Ranking("params", None, _negative_log(own.params)),
+        _Ranking("macs", None, _negative_log(own.macs)),
+    ]
+
+
 def related(study: Study) -> tuple[Study, ...]:
-    """The studies in the folders inside a study's folder, by name. Raises `StudyError`."""
+    """The studies in the folders inside a study's folder, in order of the folders' names. Raises `StudyError`."""
     if study.folder is None:
         return ()
     return tuple(load_study(path.parent) for path in sorted(study.folder.glob(f"*/{STUDY_FILE}")))
 
 
 def longest(study: Study, others: Sequence[Study]) -> Study:
-    """Of `others` that see more images than the study the one that sees the most; the study where none does.
+    """The one of `others` with the most training samples, if more than the study's; else the study itself.
 
-    Those with too few architectures in common come last, so that a long training of other networks is not taken.
+    One with too few architectures in common is chosen last, since it may be a long training of other networks.
     """
-    own = _evidence(study).params.keys()
+    own = _values_of(study).params.keys()
 
     def rank(other: Study) -> tuple[bool, int, int]:
-        shared = len(own & _evidence(other).ends.keys())
-        return shared >= FEWEST, other.spec.recipe.samples, shared
+        shared = len(own & _values_of(other).ends.keys())
+        return shared >= MIN_SHARED, other.spec.recipe.samples, shared
 
     longer = [other for other in others if other.spec.recipe.samples > study.spec.recipe.samples]
     return max(longer, key=rank, default=study)
 
 
 def is_same(one: Study, other: Study) -> bool:
-    """Whether two are one study: by their folders where they have any."""
+    """Whether two are the same study: by their folders if both have one."""
     if one.folder is None or other.folder is None:
         return one is other
     return one.folder.resolve() == other.folder.resolve()
 
 
-def is_alike(one: Study, other: Study) -> bool:
-    """Whether two studies train by one recipe; where it is scored on the way does not count."""
+def has_same_recipe(one: Study, other: Study) -> bool:
+    """Whether two studies have the same recipe, apart from its rungs."""
     recipes = (study.spec.recipe.model_dump(exclude={"rungs"}) for study in (one, other))
     return next(recipes) == next(recipes)
 
 
 def is_repeat(one: Study, other: Study) -> bool:
-    """Whether two studies train alike, on the same data, from different seeds."""
+    """Whether two studies have the same recipe and data, and different seeds."""
     same_data = one.spec.dataset_sha256 == other.spec.dataset_sha256
-    return same_data and one.spec.seed != other.spec.seed and is_alike(one, other)
+    return same_data and one.spec.seed != other.spec.seed and has_same_recipe(one, other)
 
 
 def label(study: Study, other: Study) -> str:
-    """What to call another study: by its folder where that is inside the study's, else by its name."""
+    """A name for another study: the path of its folder if that is inside the study's, else its own name."""
     if (
         study.folder is not None
         and other.folder is not None
@@ -256,10 +285,10 @@ def label(study: Study, other: Study) -> str:
     return other.spec.name
 
 
-def trained(study: Study, name: str) -> Trained:
-    """A study's conditions."""
+def summary(study: Study, name: str) -> StudySummary:
+    """A study's conditions, under this name."""
     spec = study.spec
-    return Trained(
+    return StudySummary(
         name=name,
         dataset=spec.dataset,
         dataset_sha256=spec.dataset_sha256,
@@ -273,7 +302,8 @@ def trained(study: Study, name: str) -> Trained:
     )
 
 
-def _evidence(study: Study) -> _Evidence:
+def _values_of(study: Study) -> _StudyValues:
+    """The values of a study; of an architecture with several trials those of the first one."""
     params: dict[str, float] = {}
     macs: dict[str, float] = {}
     ends: dict[str, float] = {}
@@ -288,40 +318,40 @@ def _evidence(study: Study) -> _Evidence:
             ends[known.id], losses[known.id] = known.score.error, known.score.loss
         for rung in known.score.rungs if isinstance(known, Candidate) else known.training.rungs:
             rungs.setdefault(rung.samples, {})[known.id] = rung.error
-    return _Evidence(params, macs, ends, losses, dict(sorted(rungs.items())))
+    return _StudyValues(params, macs, ends, losses, dict(sorted(rungs.items())))
 
 
-def _promise(counts: By) -> By:
-    return {name: -math.log(count) for name, count in counts.items()}
+def _negative_log(counts: ById) -> ById:
+    return {id_: -math.log(count) for id_, count in counts.items()}
 
 
-def _predictor(
-    kind: Kind, samples: int | None, study: str | None, by: By, ends: By, shared: Sequence[str], params: By
-) -> Predictor:
-    names = [name for name in shared if name in by]
-    if len(names) < FEWEST:
-        few = Tau(len(names))
+def _predictor(ranking: _Ranking, target: _Target) -> Predictor:
+    """The statistics of a ranking on the architectures that it has values of."""
+    kind, samples, study = ranking.kind, ranking.samples, ranking.study
+    ids = [id_ for id_ in target.ids if id_ in ranking.values]
+    if len(ids) < MIN_SHARED:
+        few = Tau(len(ids))
         return Predictor(kind, samples, study, few, few, None, None)
-    values, truth = [by[name] for name in names], [ends[name] for name in names]
-    sizes = [params[name] for name in names]
-    small = [-math.log(size) for size in sizes]
-    overall, beside = tau(values, truth), tau(small, truth)
+    values, errors = [ranking.values[id_] for id_ in ids], [target.errors[id_] for id_ in ids]
+    sizes = [target.params[id_] for id_ in ids]
+    by_params = [-math.log(size) for size in sizes]
+    overall, tau_of_params = tau(values, errors), tau(by_params, errors)
     return Predictor(
         kind=kind,
         samples=samples,
         study=study,
         overall=overall,
-        inside=within_bins(values, truth, sizes),
-        recall_10=top_recall(values, truth, share_of(len(names), 0.10)),
-        recall_25=top_recall(values, truth, share_of(len(names), 0.25)),
-        over_params=None if kind == "params" else tau_difference(values, small, truth),
-        params=None if kind == "params" else beside,
-        versus_params=None if kind == "params" else versus(overall, beside),
+        inside=within_bins(values, errors, sizes),
+        recall_10=top_recall(values, errors, share_of(len(ids), 0.10)),
+        recall_25=top_recall(values, errors, share_of(len(ids), 0.25)),
+        over_params=None if kind == "params" else tau_difference(values, by_params, errors),
+        params=None if kind == "params" else tau_of_params,
+        versus_params=None if kind == "params" else versus(overall, tau_of_params),
     )
 
 
 def versus(one: Tau, other: Tau) -> Versus | None:
-    """Where one interval lies to another; None where either has none."""
+    """Where one interval lies relative to another; None if either has no interval."""
     if one.low is None or one.high is None or other.low is None or other.high is None:
         return None
     return "above" if one.low > other.high else "below" if one.high < other.low else "overlaps"
@@ -340,77 +370,78 @@ def _random(params: Sequence[float]) -> Predictor:
     )
 
 
-def _repeat(study: Study, own: _Evidence, other: Study) -> Repeat:
-    theirs = _evidence(other).ends
-    names = [name for name in own.ends if name in theirs]
-    if len(names) < FEWEST:
-        few = Tau(len(names))
+def _repeat(study: Study, own: _StudyValues, other: Study) -> Repeat:
+    ends = _values_of(other).ends
+    ids = [id_ for id_ in own.ends if id_ in ends]
+    if len(ids) < MIN_SHARED:
+        few = Tau(len(ids))
         return Repeat(label(study, other), other.spec.seed, few, few)
-    one, two = [own.ends[name] for name in names], [theirs[name] for name in names]
-    inside = within_bins(one, two, [own.params[name] for name in names])
+    one, two = [own.ends[id_] for id_ in ids], [ends[id_] for id_ in ids]
+    inside = within_bins(one, two, [own.params[id_] for id_ in ids])
     return Repeat(label(study, other), other.spec.seed, tau(one, two), inside)
 
 
-def _agreement(study: Study, others: Sequence[Study], number: int) -> FigureAgreement:
-    """Figure `number` against the study of this recipe, on whatever data, that trained the most of its networks."""
-    alike = [study, *(other for other in others if is_alike(study, other))]
-    held = [(one, _evidence(one), figures(one.spec.classes)[number]) for one in alike]
-    best, evidence, figure = max(held, key=lambda found: len(_ids(found[2]).keys() & found[1].ends.keys()))
-    by_id = _ids(figure)
-    names = [name for name in by_id if name in evidence.ends]
-    printed = {name: 1 - figure.points[at].accuracy for name, at in by_id.items()}
-    rows: list[tuple[Kind, int | None, By]] = [("rung", at, by) for at, by in evidence.rungs.items()]
-    rows += [("end", study.spec.recipe.samples, evidence.ends)]
-    rows += [("params", None, _promise(evidence.params)), ("macs", None, _promise(evidence.macs))]
+def _figure_agreement(study: Study, others: Sequence[Study], number: int) -> FigureAgreement:
+    """Figure `number` against the study of this recipe, on any dataset, that trained the most of its networks."""
+    with_recipe = [study, *(other for other in others if has_same_recipe(study, other))]
+    found = [(one, _values_of(one), figures(one.spec.classes)[number]) for one in with_recipe]
+    best, known, figure = max(found, key=lambda item: len({point.id for point in item[2].points} & item[1].ends.keys()))
+    points = {point.id: point for point in figure.points}
+    trained = [id_ for id_ in points if id_ in known.ends]
+    printed = {id_: 1 - point.accuracy for id_, point in points.items()}
+    rankings = [
+        *(_Ranking("rung", samples, errors) for samples, errors in known.rungs.items()),
+        _Ranking("end", study.spec.recipe.samples, known.ends),
+        _Ranking("params", None, _negative_log(known.params)),
+        _Ranking("macs", None, _negative_log(known.macs)),
+    ]
     return FigureAgreement(
         figure=figure.name,
         paper=figure.paper,
         note=figure.note,
-        study=trained(best, label(study, best)) if names else None,
-        trained=len(names),
+        study=summary(best, label(study, best)) if trained else None,
+        trained=len(trained),
         points=tuple(
             FigurePoint(
                 point.label,
                 point.accuracy,
-                evidence.ends.get(name),
-                int(evidence.params[name]) if name in evidence.params else None,
+                known.ends.get(id_),
+                int(known.params[id_]) if id_ in known.params else None,
             )
-            for name, point in zip(by_id, figure.points, strict=True)
+            for id_, point in points.items()
         ),
-        taus=tuple(FigureTau(kind, samples, _tau_of(by, printed, names)) for kind, samples, by in rows),
+        taus=tuple(_figure_tau(ranking, printed, trained) for ranking in rankings),
     )
 
 
-def _ids(figure: Figure) -> dict[str, int]:
-    return {point.id: at for at, point in enumerate(figure.points)}
+def _figure_tau(ranking: _Ranking, printed: ById, trained: Sequence[str]) -> FigureTau:
+    ids = [id_ for id_ in trained if id_ in ranking.values]
+    overall = Tau(len(ids))
+    if len(ids) >= MIN_SHARED:
+        overall = tau([ranking.values[id_] for id_ in ids], [printed[id_] for id_ in ids])
+    return FigureTau(ranking.kind, ranking.samples, overall)
 
 
-def _tau_of(by: By, truth: By, among: Sequence[str]) -> Tau:
-    names = [name for name in among if name in by]
-    if len(names) < FEWEST:
-        return Tau(len(names))
-    return tau([by[name] for name in names], [truth[name] for name in names])
-
-
-def _too_few(study: Study, truth: Study, shared: int, own_end: bool) -> StudyError:
+def _too_few(study: Study, reference: Study, shared: int, own_end: bool) -> StudyError:
     name = study.spec.name
     if own_end:
         return StudyError(
-            f"{name} has {shared} completed trials; ranks are compared from {FEWEST} architectures on",
-            f"igc-nas search {_place(study)} --trials {FEWEST}",
+            f"{name} has {shared} completed trials; rankings need at least {MIN_SHARED} architectures",
+            f"igc-nas search {_options(study)} --trials {MIN_SHARED}",
         )
-    other = label(study, truth)
-    if study.spec.classes != truth.spec.classes:
-        why = f"{name} has {study.spec.classes} classes and {other} {truth.spec.classes}: no network is the same"
-        hint = f"{why}; name another study with --truth"
+    other = label(study, reference)
+    if study.spec.classes != reference.spec.classes:
+        why = f"{name} has {study.spec.classes} classes and {other} {reference.spec.classes}: no network is the same"
+        hint = f"{why}; name another study with --reference"
     else:
-        hint = f"train more of them: igc-nas search {_place(truth)}; or name another study with --truth"
+        hint = f"train more of them: igc-nas search {_options(reference)}; or name another study with --reference"
     return StudyError(
-        f"{name} and {other} have {shared} architectures in common; ranks are compared from {FEWEST} on", hint
+        f"{name} and {other} have {shared} architectures in common; rankings need at least {MIN_SHARED}", hint
     )
 
 
-def _place(study: Study) -> str:
+def _options(study: Study) -> str:
+    """The options by which commands find a study."""
     if study.folder is None:
         return f"--study {study.spec.name}"
-    return f"--studies {study.folder.parent} --study {study.folder.name}"
+    return f"--studies-dir {study.folder.parent} --study {study.folder.name}"

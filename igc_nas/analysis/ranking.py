@@ -1,11 +1,11 @@
-"""How well one order of things tells another: Kendall's tau-b with its interval, overall and inside bins; top-k recall.
+"""Rank correlation: Kendall's tau-b with an interval, overall and inside bins; recall of the best k; Spearman's rho.
 
     tau_b = (concordant - discordant) / sqrt(pairs untied in a * pairs untied in b)         (Kendall 1945)
 
-Inside bins only pairs with both things in one bin count, in all three numbers: without ties that is the mean of the
-bins' taus, weighted by their pairs. Intervals are 95 % percentile bootstrap over the things (Efron 1979): both
-values of a thing are drawn together, and a thing that is drawn twice is tied with itself in both. Low is good
-everywhere: what is ranked are errors, or what predicts them.
+Inside bins only pairs with both items in the same bin are counted, in all three numbers: without ties that is the mean
+of the bins' taus, weighted by their pairs. Intervals are 95 % percentile bootstrap over the items (Efron 1979): the two
+values of an item are drawn together, and an item that is drawn twice is tied with itself in both. Lower values are
+better everywhere: errors, or predictors of errors.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from igc_nas.samplers.cross_validation import spearman
+
 Floats = NDArray[np.float64]
 Values = Sequence[float] | Floats
 Bins = Sequence[int] | NDArray[np.int64]
 
 RESAMPLES = 1000
 LEVEL = 0.95
-_ROWS = 256  # rows of the pairs' matrix at a time: memory stays small for thousands of things
+_ROWS = 256  # rows of the matrix of pairs at a time, to limit the memory for thousands of items
 
 
 @dataclass(frozen=True, slots=True)
 class Tau:
-    """tau-b over `n` things and its 95 % interval; None where there is nothing to rank (all tied, or too few)."""
+    """tau-b over `n` items and its 95 % interval; None where it is undefined (all tied, or too few items)."""
 
     n: int
     tau: float | None = None
@@ -37,13 +39,13 @@ class Tau:
 
 
 def kendall(a: Values, b: Values, bins: Bins | None = None) -> float | None:
-    """tau-b of two lists of equal length, of the pairs inside `bins` where given; None where a side is all tied."""
+    """tau-b of two lists (n,), of the pairs inside `bins` (n,) if given; None where one of the lists is all tied."""
     value = _taus(a, b, bins, np.ones((1, len(a))))[0]
     return None if math.isnan(value) else float(value)
 
 
 def resampled(a: Values, b: Values, bins: Bins | None = None) -> Floats:
-    """The taus of `RESAMPLES` resamples, NaN where one has none; the same resamples for the same number of things."""
+    """(RESAMPLES,) the taus of bootstrap resamples, NaN where undefined; the resamples depend on n only."""
     rng = np.random.default_rng(0)
     n = len(a)
     drawn = rng.integers(n, size=(RESAMPLES, n)) + n * np.arange(RESAMPLES)[:, None]
@@ -52,7 +54,7 @@ def resampled(a: Values, b: Values, bins: Bins | None = None) -> Floats:
 
 
 def interval(taus: Floats) -> tuple[float, float] | None:
-    """The 95 % percentile interval of resampled numbers; None where more than one in ten has no value."""
+    """The 95 % percentile interval of resampled numbers; None where more than one in ten is NaN."""
     known = taus[~np.isnan(taus)]
     if len(known) < 0.9 * len(taus):
         return None
@@ -69,7 +71,7 @@ def tau(a: Values, b: Values, bins: Bins | None = None) -> Tau:
 
 
 def tau_difference(a: Values, other: Values, b: Values) -> Tau:
-    """tau(a, b) - tau(other, b) with its interval: paired, so what both share of the luck of the draw cancels."""
+    """tau(a, b) - tau(other, b) with its interval. Both use the same resamples, so their common variation cancels."""
     first, second = (kendall(a, b), kendall(other, b)) if len(a) else (None, None)
     if first is None or second is None:
         return Tau(len(a))
@@ -77,9 +79,9 @@ def tau_difference(a: Values, other: Values, b: Values) -> Tau:
 
 
 def quantile_bins(sizes: Values) -> NDArray[np.int64]:
-    """The bin of each thing by quantiles of log(size): one bin for every 20 things, 3 at least, 5 at most.
+    """(n,) the bin of each item by quantiles of log(size): one bin for every 20 items, at least 3, at most 5.
 
-    Sizes are counts from 1 on; equal ones share a bin.
+    Sizes are 1 or more; equal ones share a bin.
     """
     logs = np.log(np.asarray(sizes, dtype=np.float64))
     count = min(5, max(3, len(logs) // 20))
@@ -88,26 +90,26 @@ def quantile_bins(sizes: Values) -> NDArray[np.int64]:
 
 
 def within_bins(a: Values, b: Values, sizes: Values) -> Tau:
-    """tau-b of the pairs inside bins of like size (see `quantile_bins`), with its interval."""
+    """tau-b of the pairs inside bins of similar size (see `quantile_bins`), with its interval."""
     return tau(a, b, quantile_bins(sizes))
 
 
 def share_of(n: int, share: float) -> int:
-    """k for the best `share` of n things: rounded half up, at least 1."""
+    """k for the best `share` of n items: rounded half up, at least 1."""
     return max(1, math.floor(share * n + 0.5))
 
 
-def top_recall(predicted: Values, truth: Values, k: int) -> float:
-    """Share of the truth's k least that are among the predicted k least, 1 <= k <= n.
+def top_recall(predicted: Values, reference: Values, k: int) -> float:
+    """The share of the k lowest of the reference that are among the k lowest predicted, 1 <= k <= n.
 
-    Where values are tied at the k-th place, ties are broken at random, in both lists: this is the expected share.
+    With ties at the k-th place, in either list, it is the expected share if ties are broken at random.
     """
-    assert 1 <= k <= len(truth) == len(predicted)
-    return float(_chances(predicted, k) @ _chances(truth, k)) / k
+    assert 1 <= k <= len(reference) == len(predicted)
+    return float(_p_among_lowest(predicted, k) @ _p_among_lowest(reference, k)) / k
 
 
 def chance_tau(n: int, bins: Bins | None = None) -> Tau:
-    """tau of a random order with no ties: 0, and the range in which 95 % of random orders lie.
+    """tau of a random order without ties: 0, and the range that contains 95 % of random orders.
 
     The variance of concordant - discordant over n things is n (n - 1) (2 n + 5) / 18 (Kendall 1938); bins are
     independent, and their variances add.
@@ -121,7 +123,7 @@ def chance_tau(n: int, bins: Bins | None = None) -> Tau:
 
 
 def _taus(a: Values, b: Values, bins: Bins | None, times: Floats) -> Floats:
-    """tau-b for each row of `times` (rows, n), which says how often each thing is drawn. NaN where there is none."""
+    """(rows,) tau-b for each row of `times` (rows, n), the number of times that each item is drawn; else NaN."""
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     assert x.shape == y.shape == times.shape[1:], (x.shape, y.shape, times.shape)
     difference, untied_x, untied_y = (np.zeros(len(times)) for _ in range(3))
@@ -144,8 +146,8 @@ def _taus(a: Values, b: Values, bins: Bins | None, times: Floats) -> Floats:
     return found
 
 
-def _chances(values: Values, k: int) -> Floats:
-    """For each thing the probability that it is among the k least, ties broken at random."""
+def _p_among_lowest(values: Values, k: int) -> Floats:
+    """(n,) the probability that each item is among the k lowest, with ties broken at random."""
     x = np.asarray(values, dtype=np.float64)
     last = np.partition(x, k - 1)[k - 1]
     below, tied = (x < last).astype(np.float64), (x == last).astype(np.float64)
@@ -154,13 +156,10 @@ def _chances(values: Values, k: int) -> Floats:
 
 
 def agreement(first: list[float], second: list[float]) -> tuple[float, float | None]:
-    """(median relative difference, Spearman's rank correlation) of two measurements of the same things.
+    """(median relative difference, Spearman's rank correlation) of two measurements of the same items.
 
-    The correlation is None for fewer than three things.
+    The correlation is None for fewer than three items, and where one measurement has the same value for all.
     """
     a, b = np.asarray(first), np.asarray(second)
     difference = float(np.median(np.abs(a - b) / ((a + b) / 2)))
-    if len(a) < 3:
-        return difference, None
-    ranks = np.stack([np.argsort(np.argsort(values)).astype(float) for values in (a, b)])
-    return difference, float(np.corrcoef(ranks)[0, 1])
+    return difference, spearman(a, b) if len(a) >= 3 else None

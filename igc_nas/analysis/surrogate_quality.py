@@ -1,8 +1,4 @@
-"""What the sampler's surrogate knows of a study's errors: how well it ranks and how surely, told to people.
-
-The surrogate is the one that `--sampler known-cost` asks, fitted to the completed trials; each is predicted from all
-others (leave-one-out).
-"""
+"""How well the known-cost sampler's surrogate predicts a study's errors: leave-one-out over the completed trials."""
 
 from __future__ import annotations
 
@@ -17,63 +13,66 @@ from igc_nas.study.study import Study
 
 @dataclass(frozen=True)
 class SurrogateQuality:
-    """For each of `trials`: the error, and what the surrogate would have said (`expected`, `deviation`) without it."""
+    """For each of `trials` its error, and the `expected` error with its `deviation`, predicted from all other trials.
 
-    trust: LeaveOneOut
+    `validation` sums them up.
+    """
+
+    validation: LeaveOneOut
     trials: tuple[int, ...]
     errors: tuple[float, ...]
     expected: tuple[float, ...]
     deviation: tuple[float, ...]
 
     def sentence(self) -> str:
-        """What is to be said of it, in one sentence."""
-        t = self.trust
-        verdict = "" if t.is_better else "; no better than the parameter count, so it is not followed"
+        """The result in one sentence: rank correlations, and the coverage of the intervals."""
+        v = self.validation
+        verdict = "" if v.is_better else "; no better than the parameter count, so it is not used"
         return (
-            f"left out one by one, {t.n} errors are ranked with correlation {t.rank:.2f} by the surrogate, "
-            f"{t.rank_by_params:.2f} by the parameter count{verdict}; its 68 % intervals hold {t.within_68:.0%}, "
-            f"its 95 % intervals {t.within_95:.0%}"
+            f"leave-one-out over {v.n} errors: rank correlation {v.rank:.2f} by the surrogate, "
+            f"{v.rank_by_params:.2f} by the parameter count{verdict}; its 68 % intervals hold {v.within_68:.0%}, "
+            f"its 95 % intervals {v.within_95:.0%}"
         )
 
 
-def _fitted(study: Study) -> tuple[ErrorPredictor, list[Candidate]] | None:
-    """The forecast with the candidates that it was fitted to."""
-    if len(study.candidates) < MIN_TRIALS:
-        return None  # the catalog takes a second
-    encoding = study.spec.feasible.encoding
-    known = [(c, code) for c in study.candidates if (code := encoding.code(c.arch)) is not None][-MOST_POINTS:]
-    if len(known) < MIN_TRIALS:
-        return None
-    candidates = [candidate for candidate, _ in known]
-    return ErrorPredictor(encoding, [code for _, code in known], [c.score.error for c in candidates]), candidates
+def surrogate_quality(study: Study, most_points: int = MOST_POINTS) -> SurrogateQuality | None:
+    """Cross-validate the surrogate on the newest `most_points` completed trials of the study's own space.
 
-
-def surrogate_quality(study: Study) -> SurrogateQuality | None:
-    """The knowledge of a study; None below `MIN_TRIALS` completed trials of its own space.
-
-    Of more than `MOST_POINTS` the newest are judged.
+    None with fewer than `MIN_TRIALS` of them.
     """
-    fitted = _fitted(study)
+    fitted = _fit(study, most_points)
     if fitted is None:
         return None
-    forecast, candidates = fitted
+    predictor, candidates = fitted
     return SurrogateQuality(
-        trust=leave_one_out(forecast.surrogate, forecast.errors, forecast.params),
+        validation=leave_one_out(predictor.surrogate, predictor.errors, predictor.params),
         trials=tuple(candidate.trial for candidate in candidates),
-        errors=tuple(map(float, forecast.errors)),
-        expected=tuple(map(float, forecast.expected)),
-        deviation=tuple(map(float, forecast.deviation)),
+        errors=tuple(map(float, predictor.errors)),
+        expected=tuple(map(float, predictor.expected)),
+        deviation=tuple(map(float, predictor.deviation)),
     )
 
 
 def predicted_errors(study: Study) -> dict[str, float]:
-    """By canonical id the error that the surrogate believes of each candidate, its own measured one taken in.
+    """By canonical id the surrogate's prediction for each candidate, fitted to all errors including its own.
 
-    What a network shares with others speaks for it, so a belief carries less of one training's noise than an error
-    does. Empty below `MIN_TRIALS` completed trials.
+    It also draws on similar networks, so it has less of the noise of a single training than the measured error has.
+    Empty with fewer than `MIN_TRIALS` completed trials.
     """
-    fitted = _fitted(study)
+    fitted = _fit(study, MOST_POINTS)
     if fitted is None:
         return {}
-    forecast, candidates = fitted
-    return {c.id: float(value) for c, value in zip(candidates, forecast.of_measured(), strict=True)}
+    predictor, candidates = fitted
+    return {c.id: float(value) for c, value in zip(candidates, predictor.predict_fitted(), strict=True)}
+
+
+def _fit(study: Study, most_points: int) -> tuple[ErrorPredictor, list[Candidate]] | None:
+    """The predictor, with the candidates that it was fitted to."""
+    if len(study.candidates) < MIN_TRIALS:
+        return None  # before the encoding is made: that takes a second
+    encoding = study.spec.feasible.encoding
+    known = [(c, code) for c in study.candidates if (code := encoding.code(c.arch)) is not None][-most_points:]
+    if len(known) < MIN_TRIALS:
+        return None
+    candidates = [candidate for candidate, _ in known]
+    return ErrorPredictor(encoding, [code for _, code in known], [c.score.error for c in candidates]), candidates

@@ -8,7 +8,7 @@ import click
 
 from igc_nas.cli.output import say
 
-OPTIONS = {"--stop": "--prune-below", "--first": "--enqueue", "--studies": "--studies-dir"}
+OPTIONS = {"--stop": "--prune-below", "--first": "--enqueue", "--studies": "--studies-dir", "--truth": "--reference"}
 
 
 class Program(click.Group):

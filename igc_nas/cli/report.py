@@ -13,7 +13,7 @@ from igc_nas.cli.options import as_json, data_dir_option, device_option, studies
 from igc_nas.cli.output import put, put_json
 
 if TYPE_CHECKING:
-    from igc_nas.analysis.proxy import FigureAgreement, FigureTau, Predictor, ProxyReport, Trained
+    from igc_nas.analysis.proxy import FigureAgreement, FigureTau, Predictor, ProxyReport, StudySummary
     from igc_nas.analysis.ranking import Tau
     from igc_nas.study.study import Study
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("study")
 @click.option(
-    "--truth", metavar="STUDY2", help="Hold it against this study. [default: the longest training in STUDY/*]"
+    "--reference", metavar="STUDY2", help="Compare it with this study. [default: the longest training in STUDY/*]"
 )
 @click.option(
     "--figures", "train_figures", is_flag=True, help="First train the networks of the papers' figures, in STUDY/papers."
@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 @as_json
 @studies_dir
 def report(
-    study: str, truth: str | None, train_figures: bool, data_dir: Path | None, device: str, as_json: bool, root: Path
+    study: str,
+    reference: str | None,
+    train_figures: bool,
+    data_dir: Path | None,
+    device: str,
+    as_json: bool,
+    root: Path,
 ) -> None:
     """Print how far STUDY's short trainings rank architectures as longer ones do, and as the papers' figures do.
 
@@ -47,10 +53,10 @@ def report(
     loaded = load(study, root)
     if train_figures:
         _train_figures(loaded, data_dir, device)
-    found = proxy_report(loaded, load(truth, root) if truth is not None else None)
+    found = proxy_report(loaded, load(reference, root) if reference is not None else None)
     knowledge = surrogate_quality(loaded)
     if as_json:
-        put_json(asdict(found) | {"surrogate": asdict(knowledge.trust) if knowledge else None})
+        put_json(asdict(found) | {"surrogate": asdict(knowledge.validation) if knowledge else None})
         return
     _print(found)
     if knowledge:
@@ -135,7 +141,7 @@ def _cells(row: Predictor) -> list[str]:
 
 
 NAMES = {
-    "rung": "rung", "end": "end", "loss": "loss at the end", "belief": "surrogate of the ends", "params": "params",
+    "rung": "rung", "end": "end", "loss": "loss at the end", "surrogate": "surrogate of the ends", "params": "params",
     "macs": "MACs", "random": "random (expected)",
 }  # fmt: skip
 
@@ -160,14 +166,14 @@ def _text(found: Tau, sign: str = "-") -> str:
 
 def _compared(found: ProxyReport) -> Iterator[str]:
     """What is held against what, and what to know of it."""
-    study, truth = found.study, found.truth
-    against = "its own end" if found.own_end else truth.name
+    study, reference = found.study, found.reference
+    against = "its own end" if found.own_end else reference.name
     yield f"{study.name} against {against}: {found.shared} architectures" + ("" if found.own_end else " in both")
     yield f"proxy  {_conditions(study)}"
     if found.own_end:
         yield (
-            "truth  its own end: no study in its folder trains longer. The rungs are of the same trainings (same seed, "
-            "same held-out images), so they agree with it more than with an independent training"
+            "reference  its own end: no study in its folder trains longer. The rungs are of the same trainings (same "
+            "seed, same held-out images), so they agree with it more than with an independent training"
         )
         if study.pruned:
             yield (
@@ -175,17 +181,17 @@ def _compared(found: ProxyReport) -> Iterator[str]:
                 f"those that looked better"
             )
         return
-    yield f"truth  {_conditions(truth)}"
+    yield f"reference  {_conditions(reference)}"
     yield f"       {found.longer:.3g} times the images of the proxy" + ("" if found.longer > 1 else ": NOT longer")
-    if study.dataset_sha256 != truth.dataset_sha256:
+    if study.dataset_sha256 != reference.dataset_sha256:
         yield "       the two are on DIFFERENT DATA"
-    elif study.seed == truth.seed:
+    elif study.seed == reference.seed:
         yield "       both have the same seed, so they are not independent"
     if study.pruned:
         yield f"       {study.pruned} trainings were pruned at a rung: they count there, and not at the end"
 
 
-def _conditions(study: Trained) -> str:
+def _conditions(study: StudySummary) -> str:
     from igc_nas.analysis.words import recipe_words
     from igc_nas.cli.display import data_label
     from igc_nas.study.spec import Recipe
@@ -201,8 +207,9 @@ def _conditions(study: Trained) -> str:
 def _verdicts(found: ProxyReport) -> Iterator[str]:
     """What the numbers say, each rung beside the parameter count; then what the seed alone does."""
     yield (
-        f"tau-b: 1 is the truth's order, 0 none, -1 the reverse; inside bins ({found.bins}, of like parameters) only "
-        "pairs of one bin count; 95 % bootstrap intervals over architectures (random: where 95 % of random orders lie)"
+        f"tau-b: 1 is the reference's order, 0 none, -1 the reverse; inside bins ({found.bins}, of like parameters) "
+        "only pairs of one bin count; 95 % bootstrap intervals over architectures (random: where 95 % of random orders "
+        "lie)"
     )
     proxies = [row for row in found.predictors if row.is_proxy]
     for row in proxies:

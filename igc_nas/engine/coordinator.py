@@ -213,7 +213,7 @@ class Coordinator:
         if trial.arch is None or not self.store.spec.prune_below:
             return None
         self._judge = self._judge or Pruner(self.store.spec, self.store.study.candidates)
-        return self._judge.prediction(trial.arch, at.latency, at.rung)
+        return self._judge.prune(trial.arch, at.latency, at.rung)
 
     def go_on(self, at: RungReport) -> bool:
         """Whether a training at a rung goes on."""
@@ -249,7 +249,7 @@ class Coordinator:
         self.failures.clear()
         if trial.candidate:
             if self._judge:
-                self._judge.learn(trial.candidate)
+                self._judge.add(trial.candidate)
             yield trial.candidate
 
     def _progress(self, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Every architecture of a small space, once, in an order that a seed shuffles."""
+"""Exhaustive search of a small space: every architecture once, in an order shuffled by the seed."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ MOST_LISTED = 100_000
 
 
 class BruteForce:
-    """Proposes all codes of a study's space within its budget. Raises `UsageError` where they are too many to list."""
+    """Proposes all codes of a study's space within its budget.
+
+    Raises `UsageError` for a space of more than `MOST_LISTED` architectures.
+    """
 
     def __init__(self, spec: StudySpec) -> None:
         self.spec = spec
         size = spec.search_space.size
         if size > MOST_LISTED:
             raise UsageError(
-                f"{spec.space_name} holds {size:,} architectures; all of up to {MOST_LISTED:,} can be searched",
+                f"{spec.space_name} holds {size:,} architectures; brute-force takes at most {MOST_LISTED:,}",
                 "choose another --sampler, or a smaller space",
             )
 
     @cached_property
     def _order(self) -> Ints:
-        """All codes within the budget, shuffled: each stem with the options that fit behind it, stage by stage."""
+        """All codes within the budget, shuffled. Built stage by stage from the options that fit the shape before."""
         encoding = self.spec.feasible.encoding
         codes, shapes = np.arange(len(encoding.stem_shape))[:, None], encoding.stem_shape
         for table in encoding.stages:
@@ -44,7 +47,7 @@ class BruteForce:
         return len(self._order)
 
     def propose(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
-        """The codes that the study does not have, in order."""
+        """The codes that the study has not tried, in order."""
         seen = history.seen
         for row in self._order:
             code = tuple(map(int, row))

@@ -1,4 +1,4 @@
-"""How well a surrogate knows: each value held against what all others say of it (leave-one-out)."""
+"""Leave-one-out cross-validation of a surrogate: how well it ranks, and whether its intervals are calibrated."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from igc_nas.samplers.surrogate import Surrogate
 from igc_nas.space.encoding import Ints
 
 MIN_TRIALS = 16
+"""A surrogate of fewer trials is not cross-validated."""
 
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """Of `n` values: Spearman's rank correlation of the left-out predictions with them, and of the parameter count.
+    """Each of `n` values against its prediction from all other ones.
 
-    `within_68` and `within_95` are the shares of values inside the central intervals of so many percent: a calibrated
-    surrogate has them at .68 and .95. `rmse` is of the left-out means, in the units of the values.
+    `rank` is Spearman's correlation of the predictions with the values, `rank_by_params` that of -log(params).
+    `within_68` and `within_95` are the shares of values inside the central 68 % and 95 % intervals: about .68 and .95
+    for a calibrated surrogate. `rmse` is that of the predicted means, in the units of the values.
     """
 
     n: int
@@ -30,29 +32,32 @@ class LeaveOneOut:
 
     @property
     def is_better(self) -> bool:
-        """Whether the surrogate ranks better than the parameter count does, or at all."""
+        """Whether the surrogate ranks the values better than the parameter count does, and better than chance."""
         return self.rank > max(0.0, self.rank_by_params)
 
 
 def leave_one_out(surrogate: Surrogate, values: Floats, params: Ints) -> LeaveOneOut:
-    """Judge the surrogate of errors by the first of its rows, whose `values` (n,) and `params` (n,) are given."""
+    """Cross-validate a surrogate of errors on its first n rows, whose `values` (n,) and `params` (n,) are given.
+
+    The rows after them are those of pruned trials: they have no measured value. The predictions are in closed form
+    (see `Surrogate.left_out`), so nothing is fitted again.
+    """
     mean, deviation = (column[: len(values)] for column in surrogate.left_out())
     z = np.abs(values - mean) / deviation
     return LeaveOneOut(
         n=len(values),
-        rank=spearman(mean, values),
-        rank_by_params=spearman(-np.log(params), values),
-        within_68=float((z <= 0.9945).mean()),
+        rank=spearman(mean, values) or 0.0,  # a constant ranks nothing: 0, so `is_better` is False
+        rank_by_params=spearman(-np.log(params), values) or 0.0,
+        within_68=float((z <= 0.9945).mean()),  # the normal distribution's quantiles of 84 % and 97.5 %
         within_95=float((z <= 1.96).mean()),
         rmse=float(np.sqrt(np.mean((values - mean) ** 2))),
     )
 
 
-def spearman(a: Floats, b: Floats) -> float:
-    """Spearman's rank correlation, ties at their mean rank; 0 where one of the two is constant."""
-    from scipy.stats import rankdata
+def spearman(a: Floats, b: Floats) -> float | None:
+    """Spearman's rank correlation of two arrays (n,), ties at their mean rank; None where one of them is constant."""
+    from scipy.stats import spearmanr
 
-    x, y = rankdata(a), rankdata(b)
-    if x.std() == 0 or y.std() == 0:
-        return 0.0
-    return float(np.corrcoef(x, y)[0, 1])
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None  # the correlation is not defined; scipy would warn and return nan
+    return float(spearmanr(a, b).statistic)

@@ -1,4 +1,4 @@
-"""The surrogate fitted to a study's measured errors: what it predicts of networks that were not trained."""
+"""A predictor of final errors (White et al. 2021, performance predictors): the surrogate fitted to a study's errors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from igc_nas.space.encoding import Code, SpaceEncoding
 
 
 class ErrorPredictor:
-    """The surrogate fitted to measured `errors` (n,) of `codes`, n of 2 or more; of many the newest `MOST_POINTS`.
+    """Fitted to the measured `errors` (n,) of `codes` (n of them), n >= 2; from more than `MOST_POINTS` to the newest.
 
-    `left_out` is what all others let believe of each code; `expected` with `deviation` (n,) the same in their order.
+    `expected` and `deviation` (n,) are the leave-one-out mean and standard deviation of each error, predicted from all
+    other ones; `left_out` maps each code to that mean.
     """
 
     def __init__(self, encoding: SpaceEncoding, codes: Sequence[Code], errors: Sequence[float]) -> None:
@@ -29,12 +30,12 @@ class ErrorPredictor:
         self.expected, self.deviation = self.surrogate.left_out()
         self.left_out = dict(zip(map(tuple, array.tolist()), map(float, self.expected), strict=True))
 
-    def of(self, code: Code) -> float:
-        """The error that is believed of a network."""
+    def predict(self, code: Code) -> float:
+        """The expected error of a network."""
         array = np.array([code], dtype=np.int64)
         mean, _ = self.surrogate.predict(self._features.of(array, self.encoding.price(array)[1]))
         return float(mean[0])
 
-    def of_measured(self) -> Floats:
-        """(n,) the errors that are believed of the codes, their own measurements taken in."""
+    def predict_fitted(self) -> Floats:
+        """(n,) the expected errors of the codes that it was fitted to, each from all errors, its own included."""
         return self.surrogate.predict(self._inputs)[0]

@@ -1,7 +1,7 @@
-"""Regularised evolution for several objectives: a tournament among the youngest, and one mutation of its winner.
+"""Regularised evolution for several objectives: a tournament among the newest trials; its winner is mutated.
 
-Aging and tournaments are those of Real et al. 2019 (arXiv 1802.01548, algorithm 1); the winner is the member of the
-tournament that the fewest of the population dominate, for several objectives have no single best.
+Aging and tournaments follow Real et al. 2019 (arXiv 1802.01548, algorithm 1). With several objectives there is no
+single best, so the winner is the member of the tournament that the fewest members of the population dominate.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ POPULATION, TOURNAMENT, ATTEMPTS = 30, 8, 200
 
 
 class Evolution:
-    """Proposes codes for a study by its history; the first `POPULATION` are uniform draws."""
+    """Proposes codes for a study from its history; the first `POPULATION` are uniform draws."""
 
     def __init__(self, spec: StudySpec) -> None:
         self.spec = spec
-        self.moves = Mutator(spec.feasible)
+        self.mutator = Mutator(spec.feasible)
 
     def propose(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
-        """Codes in the order in which they should be tried; some may have been."""
+        """Codes in the order in which to try them; some may have been tried before."""
         if len(history.complete) >= POPULATION:
             codes, points = history.complete.codes[-POPULATION:], history.values[-POPULATION:].tolist()
             for _ in range(ATTEMPTS):
                 rivals = rng.choice(POPULATION, size=TOURNAMENT, replace=False)
-                beaten = [sum(dominates(other, points[i]) for other in points) for i in rivals]
-                winner = rivals[int(np.argmin(beaten))]
-                children, _ = self.moves.kept(self.moves.mutate(codes[winner : winner + 1], 1, rng))
+                dominators = [sum(dominates(other, points[i]) for other in points) for i in rivals]
+                winner = rivals[int(np.argmin(dominators))]
+                children, _ = self.mutator.kept(self.mutator.mutate(codes[winner : winner + 1], 1, rng))
                 yield from (tuple(map(int, child)) for child in children)
         while True:
             code = self.spec.feasible.encoding.code(self.spec.feasible.draw(rng))

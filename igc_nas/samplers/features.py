@@ -1,4 +1,4 @@
-"""What a surrogate sees of an architecture: numbers that are known exactly before anything is built."""
+"""Features of an architecture for a surrogate: numbers that are known exactly before the network is built."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows of features of n architectures: `whole` (n, few) of the network, `parts` (n, many) of its stages."""
+    """Features of n architectures: `whole` (n, features of the network), `parts` (n, features of its stages)."""
 
     whole: Floats
     parts: Floats
@@ -31,10 +31,11 @@ class Inputs:
 
 
 class Features:
-    """Features of the codes of a catalog.
+    """Features of the codes of a space.
 
-    Of the whole network: log params, log MACs, log activations, log number of convolutions (a kernel each, at least).
-    Of each stage: its unit (one-hot), log width, blocks, kernel, residual, log channels per group, log of its MACs.
+    Of the whole network: log params, log MACs, log activations, log number of convolutions (each is at least one
+    kernel launch, so it predicts latency). Of each stage: its unit (one-hot), log width, blocks, kernel, residual, log
+    channels per group, log of its MACs.
     """
 
     def __init__(self, encoding: SpaceEncoding) -> None:
@@ -53,7 +54,7 @@ class Features:
         return np.log([stem.width for stem in self.encoding.space.stems])
 
     def of(self, codes: Ints, costs: Ints) -> Inputs:
-        """The features of `codes` (n, 1 + stages), whose `costs` (n, metrics) are known."""
+        """The features of `codes` (n, 1 + stages) with their `costs` (n, metrics)."""
         whole, parts = [np.log(costs)], [self._stems[codes[:, :1]]]
         convolutions = np.ones(len(codes))
         shape = self.encoding.stem_shape[codes[:, 0]]
@@ -68,17 +69,18 @@ class Features:
 
 @lru_cache(maxsize=4)
 def features_of(encoding: SpaceEncoding) -> Features:
-    """The features of a catalog's codes; what they need of its options is computed once (some tenths of a second)."""
+    """The `Features` of an encoding, cached: the tables of its options take some tenths of a second."""
     return Features(encoding)
 
 
 def _of_stage(stage: StageConfig) -> list[float]:
     unit = [float(stage.unit == name) for name in UNITS]
-    return [*unit, np.log(stage.width), np.log2(stage.blocks), stage.kernel / 2, float(stage.residual), *_own(stage)]
+    common = [*unit, np.log(stage.width), np.log2(stage.blocks), stage.kernel / 2, float(stage.residual)]
+    return [*common, *_of_unit(stage)]
 
 
-def _own(stage: StageConfig) -> tuple[float, float]:
-    """What else its unit chooses: (log channels per group, log of the inner width or the depth of the chain)."""
+def _of_unit(stage: StageConfig) -> tuple[float, float]:
+    """Of the unit's own parameters: (log channels per group, log of the inner width or of the chain's depth)."""
     match stage:
         case Igcv1Stage():
             return np.log(stage.M), np.log(stage.L)

@@ -1,4 +1,4 @@
-"""What a sampler knows of a study: rows of codes with their exact costs, and what was measured of them."""
+"""A study as its samplers see it: the codes of the trials with their exact costs, and their measured objectives."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from igc_nas.space.encoding import Code, Ints, SpaceEncoding
 from igc_nas.space.search_space import SearchSpace
 
 EXPECTED = "igc_nas:expected"
-"""User attribute of a trial that was stopped: (mean, standard deviation) of the objective `error` at the end."""
+"""User attribute of a pruned trial: (mean, standard deviation) of its predicted final error."""
 CONSTRAINTS = "constraints:"
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Some trials: `codes` (n, 1 + stages), `costs` (n, metrics)."""
+class PricedCodes:
+    """Architectures as `codes` (n, 1 + stages), with their `costs` (n, metrics)."""
 
     codes: Ints
     costs: Ints
@@ -33,99 +33,100 @@ class Rows:
 
 @dataclass(frozen=True)
 class History:
-    """The trials of a study that stand for an architecture of its space, each group in order of their numbers.
+    """The trials of a study that stand for an architecture of its space, each state in order of the trials' numbers.
 
-    `values` (complete, objectives) in the objectives' own units. `expected` (stopped, 2) is mean and standard deviation
-    of the error that they would have had.
+    `values` (complete, objectives) are in the objectives' own units; `expected` (pruned, 2) are the mean and the
+    standard deviation of the predicted final error.
     """
 
-    complete: Rows
+    complete: PricedCodes
     values: Floats
-    pruned: Rows
+    pruned: PricedCodes
     expected: Floats
-    running: Rows
+    running: PricedCodes
 
     @property
     def seen(self) -> frozenset[Code]:
-        """Every code that the study has tried, or tries."""
-        rows = (self.complete, self.pruned, self.running)
-        return frozenset(tuple(code) for part in rows for code in part.codes.tolist())
+        """Every code that the study has tried or is trying."""
+        states = (self.complete, self.pruned, self.running)
+        return frozenset(tuple(code) for state in states for code in state.codes.tolist())
 
 
-class _Group:
-    """Trials that have ended, by number, each architecture once (its first trial): codes, costs, a row of values."""
+class _FinishedTrials:
+    """Finished trials of one state, by number, each architecture once (its first trial), with a row of values each."""
 
-    def __init__(self, encoding: SpaceEncoding, width: int) -> None:
-        self._catalog = encoding
+    def __init__(self, encoding: SpaceEncoding, columns: int) -> None:
+        self._encoding = encoding
         self._numbers: list[int] = []
         self._first: dict[Code, int] = {}
-        self.rows = price(encoding, [])
-        self.values: Floats = np.empty((0, width))
+        self.archs = price(encoding, [])
+        self.values: Floats = np.empty((0, columns))
 
-    def add(self, number: int, code: Code, row: Sequence[float]) -> None:
-        """Take a trial in, which may have ended before one of a lower number."""
+    def add(self, number: int, code: Code, values: Sequence[float]) -> None:
+        """Add a trial, which may have finished before one of a lower number."""
         if self._first.get(code, number) < number:
             return
         if code in self._first:
             self._drop(bisect_left(self._numbers, self._first[code]))
         self._first[code] = number
-        place = bisect_left(self._numbers, number)
-        self._numbers.insert(place, number)
-        one = price(self._catalog, [code])
-        codes, costs = np.insert(self.rows.codes, place, one.codes, 0), np.insert(self.rows.costs, place, one.costs, 0)
-        self.rows, self.values = Rows(codes, costs), np.insert(self.values, place, row, 0)
+        row = bisect_left(self._numbers, number)
+        self._numbers.insert(row, number)
+        new = price(self._encoding, [code])
+        codes, costs = np.insert(self.archs.codes, row, new.codes, 0), np.insert(self.archs.costs, row, new.costs, 0)
+        self.archs, self.values = PricedCodes(codes, costs), np.insert(self.values, row, values, 0)
 
-    def _drop(self, place: int) -> None:
-        del self._numbers[place]
-        codes, costs = np.delete(self.rows.codes, place, 0), np.delete(self.rows.costs, place, 0)
-        self.rows, self.values = Rows(codes, costs), np.delete(self.values, place, 0)
+    def _drop(self, row: int) -> None:
+        del self._numbers[row]
+        codes, costs = np.delete(self.archs.codes, row, 0), np.delete(self.archs.costs, row, 0)
+        self.archs, self.values = PricedCodes(codes, costs), np.delete(self.values, row, 0)
 
 
 class Memory:
-    """Reads one Optuna study again and again; a trial that has ended, which does not change, once."""
+    """Reads the history of one Optuna study repeatedly. A finished trial does not change, so it is read once."""
 
     def __init__(self, space: SearchSpace, encoding: SpaceEncoding) -> None:
         self.space = space
         self.encoding = encoding
         self._codes: dict[int, Code | None] = {}
-        self._groups: tuple[_Group, _Group] | None = None
-        """Complete, stopped."""
+        self._finished: tuple[_FinishedTrials, _FinishedTrials] | None = None
+        """Complete, pruned."""
         self._read = 0
-        """Trials that have been looked at."""
-        self._open: dict[int, None] = {}
-        """Those among them that had not ended, ascending."""
+        """The number of trials read so far."""
+        self._unfinished: dict[int, None] = {}
+        """The numbers of those that were not finished when last read, ascending."""
 
     def history(self, study: optuna.Study, asking: int) -> History:
-        """The study as it stands for the trial `asking`."""
+        """The history for a suggestion to the trial `asking`, which is itself left out."""
         trials = study.get_trials(deepcopy=False)
-        complete, stopped = self._groups = self._groups or (
-            _Group(self.encoding, len(study.directions)),
-            _Group(self.encoding, 2),
+        complete, pruned = self._finished = self._finished or (
+            _FinishedTrials(self.encoding, len(study.directions)),
+            _FinishedTrials(self.encoding, 2),
         )
-        self._open |= dict.fromkeys(range(self._read, len(trials)))
+        self._unfinished |= dict.fromkeys(range(self._read, len(trials)))
         self._read = len(trials)
-        for number in [number for number in self._open if trials[number].state.is_finished()]:
-            del self._open[number]
-            self._take(trials[number])
-        running = [self._code(trials[number]) for number in self._open if number != asking]
+        for number in [number for number in self._unfinished if trials[number].state.is_finished()]:
+            del self._unfinished[number]
+            self._add(trials[number])
+        running = [self._code(trials[number]) for number in self._unfinished if number != asking]
         codes = [*dict.fromkeys(code for code in running if code is not None)]
-        return History(complete.rows, complete.values, stopped.rows, stopped.values, price(self.encoding, codes))
+        return History(complete.archs, complete.values, pruned.archs, pruned.values, price(self.encoding, codes))
 
-    def _take(self, trial: FrozenTrial) -> None:
-        """Put a trial that has ended where it belongs."""
-        assert self._groups is not None
-        complete, stopped = self._groups
+    def _add(self, trial: FrozenTrial) -> None:
+        """Add a finished trial to those of its state; failed and infeasible ones are left out."""
+        assert self._finished is not None
+        complete, pruned = self._finished
         if trial.state == TrialState.COMPLETE and _is_feasible(trial):
-            group, row = complete, trial.values
+            of_state, values = complete, trial.values
         elif trial.state == TrialState.PRUNED and EXPECTED in trial.user_attrs:
-            group, row = stopped, trial.user_attrs[EXPECTED]
+            of_state, values = pruned, trial.user_attrs[EXPECTED]
         else:
             return
         code = self._code(trial)
         if code is not None:
-            group.add(trial.number, code, row)
+            of_state.add(trial.number, code, values)
 
     def _code(self, trial: FrozenTrial) -> Code | None:
+        """The code of a trial's architecture; None: its parameters are none of this space."""
         if trial.number not in self._codes:
             try:
                 self._codes[trial.number] = self.encoding.code(self.space.decode(trial.params))
@@ -134,10 +135,10 @@ class Memory:
         return self._codes[trial.number]
 
 
-def price(encoding: SpaceEncoding, codes: Sequence[Code]) -> Rows:
+def price(encoding: SpaceEncoding, codes: Sequence[Code]) -> PricedCodes:
     """Codes with their costs."""
     array = np.array(codes, dtype=np.int64).reshape(len(codes), 1 + len(encoding.stages))
-    return Rows(array, encoding.price(array)[1])
+    return PricedCodes(array, encoding.price(array)[1])
 
 
 def _is_feasible(trial: FrozenTrial) -> bool:

@@ -1,23 +1,25 @@
-"""The sampler that knows the costs: expected hypervolume improvement where only the error has to be guessed.
+"""The known-cost sampler: expected hypervolume improvement where only the measured objectives are uncertain.
 
-Parameters, MACs and activations of every candidate are exact; the error is a Gaussian process's belief, the latency the
-mean of another one's over exact features. Candidates are mutations and crossings of the front's members and stratified
-draws, all within the budget and none tried before, improved for a few rounds by mutation. Where the belief ranks no
-better than the parameter count does, it is not followed: then come stratified draws and mutations in turn.
+Parameters, MACs and activations of every candidate are known exactly. The error is predicted by a Gaussian process, the
+latency by the mean of another one. Candidates are mutations and crossovers of the front's members and stratified draws,
+all within the budget and not tried before; the best of them are mutated again for a few rounds.
+
+Where cross-validation finds that the surrogate ranks errors no better than the parameter count does, it is not used:
+then suggestions are mutations of the front's members or stratified draws, with equal probability.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from igc_nas.samplers.acquisition import SURE, expected_hypervolume_improvement
+from igc_nas.samplers.acquisition import MIN_STD, expected_hypervolume_improvement
 from igc_nas.samplers.cross_validation import MIN_TRIALS, LeaveOneOut, leave_one_out
 from igc_nas.samplers.features import Features, Floats, features_of
-from igc_nas.samplers.history import History
+from igc_nas.samplers.history import History, PricedCodes
 from igc_nas.samplers.mutation import Mutator
 from igc_nas.samplers.surrogate import Surrogate, subset
 from igc_nas.space.encoding import Code, Ints
@@ -26,24 +28,28 @@ from igc_nas.study.pareto import nondominated
 from igc_nas.study.spec import StudySpec
 
 STARTUP = 8
-DRAWS, MUTATIONS, CROSSINGS, ROUNDS, BEST = 64, 128, 48, 3, 12
+"""The first suggestions of a study are stratified draws."""
+DRAWS, MUTATIONS, CROSSOVERS, ROUNDS, BEST = 64, 128, 48, 3, 12
 
 
 @dataclass(frozen=True)
-class _Posterior:
-    """The surrogates of what is measured, by the objective's name, and whether the error's is worth following."""
+class Posterior:
+    """The fitted surrogates by the objective's name; `validation` of the error's, None with too few trials."""
 
     surrogates: dict[str, Surrogate]
-    trust: LeaveOneOut | None
+    validation: LeaveOneOut | None
 
 
 class KnownCost:
-    """Proposes codes for a study by its history."""
+    """Proposes codes for a study from its history. `validate` cross-validates the surrogate of the error."""
 
-    def __init__(self, spec: StudySpec) -> None:
+    def __init__(
+        self, spec: StudySpec, validate: Callable[[Surrogate, Floats, Ints], LeaveOneOut] = leave_one_out
+    ) -> None:
         self.spec = spec
+        self.validate = validate
         self.encoding = spec.feasible.encoding
-        self.moves = Mutator(spec.feasible)
+        self.mutator = Mutator(spec.feasible)
         self._bounds = dict(spec.bounds)
         self.measured = tuple(name for name in spec.objectives if name in ("error", "latency"))
 
@@ -53,14 +59,13 @@ class KnownCost:
         return features_of(self.encoding)
 
     def propose(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
-        """Codes in the order in which they should be tried; some may have been."""
+        """Codes in the order in which to try them; some may have been tried before."""
         if len(history.complete) >= STARTUP:
-            self._bounds = self._scale(history)
-            beliefs = self._beliefs(history)
-            if beliefs.trust is None or beliefs.trust.is_better:
-                yield from self._by_improvement(history, beliefs, rng)
+            posterior = self.fit(history)
+            if posterior.validation is None or posterior.validation.is_better:
+                yield from self.propose_by_acquisition(history, posterior, rng)
             elif rng.random() < 0.5:
-                yield from self._by_mutation(history, rng)
+                yield from self._mutations_of_front(history, rng)
         while True:
             yield self._draw(rng)
 
@@ -69,33 +74,35 @@ class KnownCost:
         assert code is not None
         return code
 
-    def _scale(self, history: History) -> dict[str, tuple[float, float]]:
-        """The study's bounds; what it has none for (a latency that was never calibrated) spans what was measured."""
-        found = dict(self.spec.bounds)
-        for column, name in zip(history.values.T, self.spec.objectives, strict=True):
-            if name not in found:
-                found[name] = (float(column.min()), float(column.max()) * 1.01)
-        return found
+    # The surrogates. Values of objectives are scaled to the study's bounds, 0 to 1; all but the error by logarithm.
 
-    # Beliefs.
-
-    def _beliefs(self, history: History) -> _Posterior:
+    def fit(self, history: History) -> Posterior:
+        """Fit a surrogate to each measured objective of the history."""
+        self._bounds = self._bounds_from(history)
         inputs = self.features.of(history.complete.codes, history.complete.costs)
         columns = {name: self._column(history.values, name) for name in self.measured}
         front = np.array(nondominated(self._points(history)), dtype=np.int64)
-        found, trust = {}, None
+        surrogates, validation = {}, None
         for name, values in columns.items():
             rows = subset(values, front)
             if name == "error" and len(history.pruned):
-                found[name] = self._with_stopped(history, rows)
+                surrogates[name] = self._fit_with_pruned(history, rows)
             else:
-                found[name] = Surrogate(inputs.rows(rows), values[rows])
+                surrogates[name] = Surrogate(inputs.rows(rows), values[rows])
             if name == "error" and len(rows) >= MIN_TRIALS:
-                trust = leave_one_out(found[name], values[rows], history.complete.costs[rows, 0])
-        return _Posterior(found, trust)
+                validation = self.validate(surrogates[name], values[rows], history.complete.costs[rows, 0])
+        return Posterior(surrogates, validation)
 
-    def _with_stopped(self, history: History, rows: Ints) -> Surrogate:
-        """The belief about the error from complete trials and, less surely, from those that were stopped."""
+    def _bounds_from(self, history: History) -> dict[str, tuple[float, float]]:
+        """The study's bounds; of an objective without them (a latency before its calibration) the measured range."""
+        bounds = dict(self.spec.bounds)
+        for column, name in zip(history.values.T, self.spec.objectives, strict=True):
+            if name not in bounds:
+                bounds[name] = (float(column.min()), float(column.max()) * 1.01)
+        return bounds
+
+    def _fit_with_pruned(self, history: History, rows: Ints) -> Surrogate:
+        """The error's surrogate from complete trials and, with the noise of their prediction, from pruned ones."""
         codes = np.concatenate([history.complete.codes[rows], history.pruned.codes])
         costs = np.concatenate([history.complete.costs[rows], history.pruned.costs])
         low, high = self._bounds["error"]
@@ -108,7 +115,7 @@ class KnownCost:
         return self._scaled(values[:, self.spec.objectives.index(name)], name)
 
     def _scaled(self, values: Floats, name: str) -> Floats:
-        """Values of an objective on the study's scale."""
+        """Values of an objective, scaled by its bounds."""
         low, high = self._bounds[name]
         if name == "error":
             return (values - low) / (high - low)
@@ -119,97 +126,106 @@ class KnownCost:
         return np.stack([self._column(history.values, name) for name in self.spec.objectives], axis=1)
 
     def _known(self, costs: Ints, name: str) -> Floats:
-        """An exact objective of candidates, on the study's scale."""
+        """An exact objective of candidates, scaled."""
         metrics: tuple[str, ...] = METRICS
         values = 2 * costs[:, metrics.index("macs")] if name == "flops" else costs[:, metrics.index(name)]
         return self._scaled(values.astype(float), name)
 
-    # By improvement.
+    # Maximising the acquisition function.
 
-    def _by_improvement(self, history: History, beliefs: _Posterior, rng: np.random.Generator) -> Iterator[Code]:
-        front = self._front(history, beliefs)
-        parents = self._parents(history)
-        codes, costs = self._first(parents, rng)
-        worth = self._worth(codes, costs, front, beliefs)
+    def propose_by_acquisition(
+        self, history: History, posterior: Posterior, rng: np.random.Generator
+    ) -> Iterator[Code]:
+        """New codes by descending acquisition. The best are mutated in `ROUNDS` rounds, and join the candidates."""
+        front = self._front(history, posterior)
+        codes, costs = self._first_candidates(self.front_codes(history), rng)
+        worth = self._acquisition(codes, costs, front, posterior)
         for _ in range(ROUNDS):
             best = codes[np.argsort(-worth, kind="stable")[:BEST]]
-            more, more_costs = self.moves.kept(self.moves.mutate(best, MUTATIONS // 2, rng))
+            more, more_costs = self.mutator.kept(self.mutator.mutate(best, MUTATIONS // 2, rng))
             codes, costs = np.concatenate([codes, more]), np.concatenate([costs, more_costs])
-            worth = np.concatenate([worth, self._worth(more, more_costs, front, beliefs)])
+            worth = np.concatenate([worth, self._acquisition(more, more_costs, front, posterior)])
         seen = set(history.seen)
-        for place in np.argsort(-worth, kind="stable"):
-            code = tuple(map(int, codes[place]))
+        for row in np.argsort(-worth, kind="stable"):
+            code = tuple(map(int, codes[row]))
             if code not in seen:
                 seen.add(code)
                 yield code
 
-    def _parents(self, history: History) -> Ints:
-        """The codes of the front's members."""
+    def acquisition(self, candidates: PricedCodes, history: History, posterior: Posterior) -> Floats:
+        """(n,) expected hypervolume improvement of candidates x probability of keeping the latency budget."""
+        return self._acquisition(candidates.codes, candidates.costs, self._front(history, posterior), posterior)
+
+    def _acquisition(self, codes: Ints, costs: Ints, front: Floats, posterior: Posterior) -> Floats:
+        if not len(codes):
+            return np.zeros(0)
+        mean, deviation, known = self._predict(codes, costs, posterior)
+        gain = expected_hypervolume_improvement(mean, deviation, known, front)
+        return gain * self._p_within_latency(codes, costs, posterior)
+
+    def front_codes(self, history: History) -> Ints:
+        """(n, 1 + stages) the codes of the front's members."""
         return history.complete.codes[nondominated(self._points(history))]
 
-    def _first(self, parents: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    def _first_candidates(self, parents: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
         drawn = np.array([self._draw(rng) for _ in range(DRAWS)], dtype=np.int64)
-        mutate, crossover = self.moves.mutate(parents, MUTATIONS, rng), self.moves.crossover(parents, CROSSINGS, rng)
-        return self.moves.kept(np.concatenate([drawn, mutate, crossover]))
+        mutations = self.mutator.mutate(parents, MUTATIONS, rng)
+        crossovers = self.mutator.crossover(parents, CROSSOVERS, rng)
+        return self.mutator.kept(np.concatenate([drawn, mutations, crossovers]))
 
-    def _front(self, history: History, beliefs: _Posterior) -> Floats:
-        """What is to be improved on, the uncertain coordinate first; a running trial stands where it is expected."""
+    def _front(self, history: History, posterior: Posterior) -> Floats:
+        """The front to improve on, the uncertain objective first; running trials count with their predicted means.
+
+        Without the running trials, parallel suggestions would all be near the same best candidate.
+        """
         points = self._points(history)
         if len(history.running):
-            mean, _, known = self._expected(history.running.codes, history.running.costs, beliefs)
-            points = np.concatenate([self._ordered(points), np.column_stack([mean, known])])
+            mean, _, known = self._predict(history.running.codes, history.running.costs, posterior)
+            points = np.concatenate([self._uncertain_first(points), np.column_stack([mean, known])])
         else:
-            points = self._ordered(points)
+            points = self._uncertain_first(points)
         return points[nondominated(points)]
 
     @property
     def _uncertain(self) -> str:
-        """The objective that is believed rather than known: the error, else the latency, else none in earnest."""
+        """The objective whose standard deviation is used: the error, else the latency, else the first one (with 0)."""
         return next((name for name in ("error", "latency") if name in self.spec.objectives), self.spec.objectives[0])
 
-    def _ordered(self, points: Floats) -> Floats:
-        """Columns with the uncertain objective first."""
+    def _uncertain_first(self, points: Floats) -> Floats:
         names = self.spec.objectives
         first = names.index(self._uncertain)
         return points[:, [first, *(i for i in range(len(names)) if i != first)]]
 
-    def _expected(self, codes: Ints, costs: Ints, beliefs: _Posterior) -> tuple[Floats, Floats, Floats]:
-        """(mean, deviation of the uncertain objective, (n, others) the other ones), on the study's scale."""
+    def _predict(self, codes: Ints, costs: Ints, posterior: Posterior) -> tuple[Floats, Floats, Floats]:
+        """(mean (n,), deviation (n,) of the uncertain objective, the other ones (n, others)), scaled."""
         inputs = self.features.of(codes, costs)
-        believed = {name: surrogate.predict(inputs) for name, surrogate in beliefs.surrogates.items()}
+        predicted = {name: surrogate.predict(inputs) for name, surrogate in posterior.surrogates.items()}
         names = [name for name in self.spec.objectives if name != self._uncertain]
-        known = [believed[name][0] if name in believed else self._known(costs, name) for name in names]
-        if self._uncertain in believed:
-            mean, deviation = believed[self._uncertain]
+        known = [predicted[name][0] if name in predicted else self._known(costs, name) for name in names]
+        if self._uncertain in predicted:
+            mean, deviation = predicted[self._uncertain]
         else:
-            mean, deviation = self._known(costs, self._uncertain), np.full(len(costs), SURE)
+            mean, deviation = self._known(costs, self._uncertain), np.full(len(costs), MIN_STD)
         return mean, deviation, np.maximum(0.0, np.stack(known, axis=1))
 
-    def _worth(self, codes: Ints, costs: Ints, front: Floats, beliefs: _Posterior) -> Floats:
-        if not len(codes):
-            return np.zeros(0)
-        mean, deviation, known = self._expected(codes, costs, beliefs)
-        gain = expected_hypervolume_improvement(mean, deviation, known, front)
-        return gain * self._within_latency(codes, costs, beliefs)
-
-    def _within_latency(self, codes: Ints, costs: Ints, beliefs: _Posterior) -> Floats:
-        """The probability that candidates keep within the latency budget; 1 where there is none, or no belief."""
+    def _p_within_latency(self, codes: Ints, costs: Ints, posterior: Posterior) -> Floats:
+        """The probability of keeping the latency budget; 1 without such a budget or a surrogate of the latency."""
         from scipy.special import ndtr
 
-        limit, belief = self.spec.budget.latency_ms, beliefs.surrogates.get("latency")
-        if limit is None or belief is None:
+        limit, surrogate = self.spec.budget.latency_ms, posterior.surrogates.get("latency")
+        if limit is None or surrogate is None:
             return np.ones(len(codes))
-        mean, deviation = belief.predict(self.features.of(codes, costs))
+        mean, deviation = surrogate.predict(self.features.of(codes, costs))
         at = self._scaled(np.array([limit]), "latency")[0]
-        found: Floats = ndtr((at - mean) / np.maximum(deviation, SURE))
+        found: Floats = ndtr((at - mean) / np.maximum(deviation, MIN_STD))
         return found
 
-    # Where the belief is not followed.
+    # Without the surrogate.
 
-    def _by_mutation(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
-        codes, _ = self.moves.kept(self.moves.mutate(self._parents(history), MUTATIONS, rng))
+    def _mutations_of_front(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
+        codes, _ = self.mutator.kept(self.mutator.mutate(self.front_codes(history), MUTATIONS, rng))
         seen = history.seen
-        for place in rng.permutation(len(codes)):
-            code = tuple(map(int, codes[place]))
+        for row in rng.permutation(len(codes)):
+            code = tuple(map(int, codes[row]))
             if code not in seen:
                 yield code

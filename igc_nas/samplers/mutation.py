@@ -1,4 +1,4 @@
-"""Small changes of architectures, as codes: what evolution and the search for the best acquisition are made of."""
+"""Mutation and crossover of architectures, as codes: used by evolution and to maximise the acquisition function."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from igc_nas.space.encoding import Ints, SpaceEncoding
 from igc_nas.space.feasible import Feasible
 
 NEAR = 0.6
-"""Share of the mutations that change one key of a stage; the others take any option of the stage."""
+"""Share of the mutations that change one parameter of a stage; the others draw any option of the stage."""
+SECOND = 0.3
+"""Probability of a second mutation of the same child."""
 
 
 class Mutator:
-    """Mutations and crossings of codes that keep within `feasible`."""
+    """Mutates and recombines codes of a space, and keeps those within the budget."""
 
     def __init__(self, feasible: Feasible) -> None:
         self.feasible = feasible
@@ -23,7 +25,7 @@ class Mutator:
 
     @cached_property
     def _keys(self) -> list[Ints]:
-        """For each stage (options, keys) its options' values by number, the unit among them."""
+        """For each stage (options, parameters): the values of its options as numbers, the unit first."""
         tables = []
         for table in self.encoding.stages:
             rows = [[("unit", option.unit), *sorted(option.model_dump().items())] for option in table.options]
@@ -33,16 +35,16 @@ class Mutator:
         return tables
 
     def neighbours(self, level: int, option: int) -> Ints:
-        """The options of a stage that differ from one in a single key, of the same unit."""
+        """The options of a stage that have the same unit as `option` and differ from it in one parameter."""
         keys = self._keys[level]
         same = (keys[:, 0] == keys[option, 0]) & ((keys != keys[option]).sum(axis=1) == 1)
         return np.flatnonzero(same)
 
     def mutate(self, codes: Ints, count: int, rng: np.random.Generator) -> Ints:
-        """(count, 1 + stages) mutations of rows of `codes` drawn at random; valid or not."""
+        """(count, 1 + stages) mutations of rows of `codes` drawn at random; some may be invalid."""
         children = codes[rng.integers(len(codes), size=count)].copy()
         for child in children:
-            for _ in range(1 + int(rng.random() < 0.3)):
+            for _ in range(1 + int(rng.random() < SECOND)):
                 self._mutate(child, rng)
         return children
 
@@ -58,16 +60,16 @@ class Mutator:
             child[place] = near[rng.integers(len(near))]
         else:
             unit = self.encoding.stages[place - 1].unit
-            alike = np.flatnonzero(unit == rng.choice(np.unique(unit)))
-            child[place] = alike[rng.integers(len(alike))]
+            of_unit = np.flatnonzero(unit == rng.choice(np.unique(unit)))
+            child[place] = of_unit[rng.integers(len(of_unit))]
 
     def crossover(self, codes: Ints, count: int, rng: np.random.Generator) -> Ints:
-        """(count, 1 + stages) rows that take each place from one of two rows of `codes`; valid or not."""
+        """(count, 1 + stages) uniform crossover of two random rows of `codes` each; some may be invalid."""
         one, other = (codes[rng.integers(len(codes), size=count)] for _ in range(2))
         return np.where(rng.random(one.shape) < 0.5, one, other)
 
     def kept(self, codes: Ints) -> tuple[Ints, Ints]:
-        """(codes, costs) of those that are architectures within the budget, each once."""
+        """(codes, costs) of the rows that are valid and within the budget, sorted, without duplicates."""
         codes = np.unique(codes, axis=0)
         valid, costs = self.encoding.price(codes)
         valid &= self.feasible.budget.allows(costs)

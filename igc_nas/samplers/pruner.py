@@ -1,13 +1,15 @@
-"""When a training may be given up: at a rung, where its chance to end on the front has become small.
+"""Pruning: a training is ended early, at a rung, where it has become unlikely to reach the Pareto front.
 
-The end is predicted from the rung, and from what the surrogate believed before the training began, by a plane through
-the trials that have ended; what that leaves over is the uncertainty. A candidate competes only with trials whose known
-costs are all no greater than its own: it ends on the front if it beats the best of these, for any other one it cannot
-be dominated by. So among candidates at one rung, of which as much is believed, a dominated one never has the better
-chance.
+1. The final error is predicted from the error at the rung and, with enough completed trials, from the error that the
+   surrogate predicts for the architecture (`prior_error`): least squares with non-negative slopes over the completed
+   trainings. The residuals give the standard deviation of a normal distribution.
+2. A candidate competes only with completed trials whose known costs are all at most its own: no other trial can
+   dominate it. `p_front` is the probability that its final error is below the lowest of theirs.
+3. It is pruned where `p_front` is below the bound of the rule. The bound is what the study asks for
+   (`prune_below`), lowered until a replay of the recorded rungs would have pruned no member of the current front.
 
-Before the rule may stop anything it is replayed on the recorded rungs: where it would have stopped a member of the
-front, its bound is lowered until it would not.
+If two candidates have the same rung error and the same prior error, the one with the higher costs is never likelier
+to reach the front.
 """
 
 from __future__ import annotations
@@ -33,29 +35,28 @@ from igc_nas.study.records import Candidate, Latency, Rung
 from igc_nas.study.spec import StudySpec
 
 MIN_COMPLETED = 12
-"""Trials that must have ended before anything is stopped."""
-BELOW = 0.999
-LEAST_DEVIATION = 1e-4
-SINGULAR = 1e-12
-"""Two columns of evidence whose determinant is below this share of their squares say the same."""
+"""No training is pruned before this number of trainings is complete."""
+MARGIN = 0.999
+"""The bound is at most this factor times the lowest `p_front` of a member of the front."""
+MIN_STD = 1e-4
 
 
 @dataclass(frozen=True)
 class CompletedTraining:
-    """A trial that was trained to the end: its known `costs` (any scale), its errors at the rungs, and at the end.
+    """A training that ran to its end: its known `costs` (on any scale), its errors at the rungs, its final error.
 
-    `belief` is what the other trials let expect of its error before it was trained; None: not known.
+    `prior_error` is what a surrogate fitted to the other trials predicts; None: there is no such prediction.
     """
 
     costs: tuple[float, ...]
-    rungs: tuple[float, ...]
+    rung_errors: tuple[float, ...]
     error: float
-    belief: float | None = None
+    prior_error: float | None = None
 
 
 @dataclass(frozen=True)
 class FinalErrorPrediction:
-    """What a rung lets expect: the error at the end with its standard std, and the chance to reach the front."""
+    """Predicted final error (mean, standard deviation) and the probability of ending on the front."""
 
     expected_error: float
     std: float
@@ -63,172 +64,162 @@ class FinalErrorPrediction:
 
 
 @dataclass(frozen=True)
-class _Plane:
-    """end = offset + weights . (rung, and belief where there is one), leaving a standard std."""
+class _Regression:
+    """final error = intercept + slopes . (rung error[, prior error]), with the standard deviation of a prediction."""
 
-    offset: float
-    weights: Floats
+    intercept: float
+    slopes: Floats
     std: float
 
-    def prediction(self, evidence: Sequence[float], best: float) -> FinalErrorPrediction:
-        """What to expect, and the probability that the end is below `best`."""
-        expected = self.offset + float(self.weights @ np.asarray(evidence))
-        p_front = 0.5 * math.erfc((expected - best) / self.std / math.sqrt(2))
+    @classmethod
+    def fit(cls, predictors: Floats, finals: Floats) -> _Regression:
+        """Least squares with non-negative slopes of `finals` (n,) on `predictors` (n, 1 or 2).
+
+        A negative slope would mean that a worse rung promises a better end; then a dominated candidate could be
+        likelier to reach the front than the one that dominates it.
+        """
+        from scipy.optimize import nnls
+
+        n, k = predictors.shape
+        centre, mean = predictors.mean(axis=0), finals.mean()
+        # A constant column is exactly 0, whatever its mean was rounded to.
+        columns = np.where((predictors != predictors[0]).any(axis=0), predictors - centre, 0.0)
+        slopes, residual_norm = nnls(columns, finals - mean)
+        std = residual_norm * math.sqrt((1 + (k + 1) / n) / max(1, n - 1 - k))
+        return cls(float(mean) - float(slopes @ centre), slopes, max(MIN_STD, std))
+
+    def predict(self, predictors: Sequence[float], best_rival: float) -> FinalErrorPrediction:
+        """The final error, and the probability that it is below `best_rival`."""
+        expected = self.intercept + float(self.slopes @ np.asarray(predictors))
+        p_front = 0.5 * math.erfc((expected - best_rival) / self.std / math.sqrt(2))
         return FinalErrorPrediction(expected, self.std, p_front)
 
 
 class PruningRule:
-    """The rule of a study, from the trials that have `ended`; a chance below `asked` (loosened: `bound`) stops.
+    """Predicts the end of a training at a rung from a study's `completed` ones, which all have the same rungs.
 
-    All of `ended` have the same number of rungs. Beliefs count where at least `MIN_COMPLETED` of them have one.
+    Prior errors are used where at least `MIN_COMPLETED` of the trainings have one.
     """
 
-    def __init__(self, ended: Sequence[CompletedTraining], asked: float) -> None:
-        self.ended = ended
-        self.asked = asked
-        self._errors = np.array([trial.error for trial in ended])
-        self._rungs = np.array([trial.rungs for trial in ended])
-        self._costs = np.array([trial.costs for trial in ended])
-        self._beliefs = np.array([math.nan if trial.belief is None else trial.belief for trial in ended])
+    def __init__(self, completed: Sequence[CompletedTraining], prune_below: float) -> None:
+        self.completed = completed
+        self.prune_below = prune_below
+        self._errors = np.array([training.error for training in completed])
+        self._rung_errors = np.array([training.rung_errors for training in completed])
+        self._costs = np.array([training.costs for training in completed])
+        priors = [math.nan if training.prior_error is None else training.prior_error for training in completed]
+        self._prior_errors = np.array(priors)
 
     @cached_property
     def bound(self) -> float:
-        """The chance below which a training is stopped; 0 where too few trials have ended to tell."""
-        if len(self.ended) < MIN_COMPLETED:
+        """A training whose `p_front` is below this is pruned; 0 with fewer than `MIN_COMPLETED` trainings."""
+        if len(self.completed) < MIN_COMPLETED:
             return 0.0
-        members = nondominated([(trial.error, *trial.costs) for trial in self.ended])
-        return min([self.asked, *(BELOW * self._replayed(member) for member in members)])
+        front = nondominated([(training.error, *training.costs) for training in self.completed])
+        return min([self.prune_below, *(MARGIN * self._lowest_p_front(member) for member in front)])
 
-    def _replayed(self, member: int) -> float:
-        """The least chance that a trial would have been given on its way, had all others ended before it."""
-        others = np.delete(np.arange(len(self.ended)), member)
-        trial = self.ended[member]
-        looks = (self._prediction(trial.costs, n, error, trial.belief, others) for n, error in enumerate(trial.rungs))
-        return min((look.p_front for look in looks), default=1.0)
+    def _lowest_p_front(self, row: int) -> float:
+        """The lowest `p_front` of a completed training over its rungs, predicted from all other ones."""
+        others = np.delete(np.arange(len(self.completed)), row)
+        training = self.completed[row]
+        predictions = (
+            self._predict(training.costs, rung, error, training.prior_error, others)
+            for rung, error in enumerate(training.rung_errors)
+        )
+        return min((prediction.p_front for prediction in predictions), default=1.0)
 
-    def prediction(
-        self, costs: Sequence[float], rung: int, error: float, belief: float | None = None
+    def predict(
+        self, costs: Sequence[float], rung: int, error: float, prior_error: float | None = None
     ) -> FinalErrorPrediction | None:
-        """What to expect of a candidate with these known costs and this error at the `rung`-th rung (from 0).
+        """The end of a training with these known costs and this `error` at the `rung`-th rung (counted from 0).
 
-        `belief` is what was expected of it before it was trained. None where too few trials have ended to tell.
+        None with fewer than `MIN_COMPLETED` completed trainings.
         """
-        if len(self.ended) < MIN_COMPLETED:
+        if len(self.completed) < MIN_COMPLETED:
             return None
-        return self._prediction(costs, rung, error, belief, np.arange(len(self.ended)))
+        return self._predict(costs, rung, error, prior_error, np.arange(len(self.completed)))
 
-    def _prediction(
-        self, costs: Sequence[float], rung: int, error: float, belief: float | None, among: Ints
+    def _predict(
+        self, costs: Sequence[float], rung: int, error: float, prior_error: float | None, rows: Ints
     ) -> FinalErrorPrediction:
-        rivals = among[(self._costs[among] <= np.asarray(costs)).all(axis=1)]
-        best = float(self._errors[rivals].min()) if len(rivals) else math.inf
-        believed = among[~np.isnan(self._beliefs[among])]
-        if belief is None or len(believed) < MIN_COMPLETED:
-            return _plane(self._rungs[among, rung][:, None], self._errors[among]).prediction([error], best)
-        evidence = np.column_stack([self._rungs[believed, rung], self._beliefs[believed]])
-        return _plane(evidence, self._errors[believed]).prediction([error, belief], best)
+        """`predict` from some of the completed trainings."""
+        rivals = rows[(self._costs[rows] <= np.asarray(costs)).all(axis=1)]
+        best_rival = float(self._errors[rivals].min()) if len(rivals) else math.inf
+        with_prior = rows[~np.isnan(self._prior_errors[rows])]
+        if prior_error is None or len(with_prior) < MIN_COMPLETED:
+            regression = _Regression.fit(self._rung_errors[rows, rung][:, None], self._errors[rows])
+            return regression.predict([error], best_rival)
+        predictors = np.column_stack([self._rung_errors[with_prior, rung], self._prior_errors[with_prior]])
+        return _Regression.fit(predictors, self._errors[with_prior]).predict([error, prior_error], best_rival)
 
 
-def _plane(evidence: Floats, ends: Floats) -> _Plane:
-    """The least-squares plane over (n, 1 or 2) evidence, falling nowhere; its std is that of a prediction."""
-    n, k = evidence.shape
-    centre, mean = evidence.mean(axis=0), ends.mean()
-    columns = np.where((evidence != evidence[0]).any(axis=0), evidence - centre, 0.0)
-    weights, left = _rising(columns, ends - mean)
-    std = math.sqrt(left / max(1, n - 1 - k) * (1 + (k + 1) / n))
-    return _Plane(float(mean) - float(weights @ centre), weights, max(LEAST_DEVIATION, std))
+@dataclass(frozen=True)
+class _Trial:
+    """A completed trial. `code` is None for a network of another space.
 
-
-def _rising(columns: Floats, ends: Floats) -> tuple[Floats, float]:
-    """Weights (1 or 2), none below 0, of the least squares, and the sum of the squares that they leave.
-
-    Where the free solution has a weight below 0, the best one has a weight of 0.
+    `training` is None over the budget, or where the trial lacks the error of a rung.
     """
-    squares, across = columns.T @ columns, columns.T @ ends
-    found = [_alone(squares, across, column) for column in range(len(across))]
-    if len(across) == 2 and np.linalg.det(squares) > SINGULAR * squares[0, 0] * squares[1, 1]:
-        both: Floats = np.linalg.solve(squares, across).astype(np.float64)
-        found = [both] if (both >= 0).all() else found
-    return min(((weights, _left(columns, ends, weights)) for weights in found), key=lambda pair: pair[1])
 
-
-def _alone(squares: Floats, across: Floats, column: int) -> Floats:
-    weights = np.zeros(len(across))
-    if squares[column, column] > 0:
-        weights[column] = max(0.0, across[column] / squares[column, column])
-    return weights
-
-
-def _left(columns: Floats, ends: Floats, weights: Floats) -> float:
-    over = ends - columns @ weights
-    return float(over @ over)
-
-
-@dataclass(frozen=True, order=True)
-class _Known:
-    """An ended trial of the study's own space: its number, what names its network, its error."""
-
-    trial: int
-    code: Code
+    number: int
+    code: Code | None
     error: float
+    training: CompletedTraining | None
 
 
 class Pruner:
-    """Judges by the completed trials that it has been told of, in whichever order."""
+    """Decides for a study which trainings are pruned. Completed trials may be added in any order."""
 
     def __init__(self, spec: StudySpec, candidates: Iterable[Candidate] = ()) -> None:
         self.spec = spec
-        self._known: list[_Known] = []
-        self._ended: list[tuple[int, Code | None, CompletedTraining]] = []
-        """The contenders that have a score at every rung, by number."""
+        self._trials: list[_Trial] = []
+        """Ascending by number."""
         self._rule: PruningRule | None = None
-        self._forecast: ErrorPredictor | None = None
+        self._error_predictor: ErrorPredictor | None = None
         for candidate in candidates:
-            self.learn(candidate)
+            self.add(candidate)
 
-    def learn(self, candidate: Candidate) -> None:
-        """Take a completed trial in."""
-        self._rule = self._forecast = None
-        spec, number, score = self.spec, candidate.trial, candidate.score
-        code = spec.feasible.encoding.code(candidate.arch)
-        if code is not None:
-            insort(self._known, _Known(number, code, score.error))
+    def add(self, candidate: Candidate) -> None:
+        """Add a completed trial."""
+        self._rule = self._error_predictor = None
+        spec, score, training = self.spec, candidate.score, None
         if len(score.rungs) == len(spec.recipe.rungs) and spec.budget.violation(candidate.cost) <= 0:
             costs = known_values(candidate.cost, candidate.latency.normalised_ms, spec.objectives)
-            ended = CompletedTraining(costs, tuple(rung.error for rung in score.rungs), score.error)
-            insort(self._ended, (number, code, ended), key=lambda item: item[0])
+            training = CompletedTraining(costs, tuple(rung.error for rung in score.rungs), score.error)
+        code = spec.feasible.encoding.code(candidate.arch)
+        insort(self._trials, _Trial(candidate.trial, code, score.error, training), key=lambda trial: trial.number)
 
     @property
-    def forecast(self) -> ErrorPredictor | None:
-        """What the surrogate expects of the study's space; None below `MIN_TRIALS` completed trials of it."""
-        if self._forecast is None and len(self._known) >= MIN_TRIALS:
-            newest = self._known[-MOST_POINTS:]
-            encoding = self.spec.feasible.encoding
-            self._forecast = ErrorPredictor(encoding, [k.code for k in newest], [k.error for k in newest])
-        return self._forecast
+    def error_predictor(self) -> ErrorPredictor | None:
+        """Fitted to the study's errors; None with fewer than `MIN_TRIALS` completed trials of its space."""
+        if self._error_predictor is None:
+            known = [(trial.code, trial.error) for trial in self._trials if trial.code is not None][-MOST_POINTS:]
+            if len(known) >= MIN_TRIALS:
+                codes, errors = zip(*known, strict=True)
+                self._error_predictor = ErrorPredictor(self.spec.feasible.encoding, codes, errors)
+        return self._error_predictor
 
     @property
     def rule(self) -> PruningRule:
-        """When trainings may be stopped, from those that have ended with a score at every rung."""
+        """The rule of the completed trials that are within the budget and have an error at every rung."""
         if self._rule is None:
-            beliefs = self.forecast.left_out if self.forecast else {}
-            ended = [_with_belief(ended, beliefs.get(code or ())) for _, code, ended in self._ended]
-            self._rule = PruningRule(ended, self.spec.prune_below)
+            priors = self.error_predictor.left_out if self.error_predictor else {}
+            completed = [
+                replace(trial.training, prior_error=priors.get(trial.code or ()))
+                for trial in self._trials
+                if trial.training
+            ]
+            self._rule = PruningRule(completed, self.spec.prune_below)
         return self._rule
 
-    def prediction(self, arch: ArchConfig, latency: Latency, rung: Rung) -> FinalErrorPrediction | None:
-        """Why a training at a rung is to be given up; None: it goes on."""
+    def prune(self, arch: ArchConfig, latency: Latency, rung: Rung) -> FinalErrorPrediction | None:
+        """The prediction for which a training at a rung is pruned; None: the training continues."""
         spec = self.spec
         if not spec.prune_below or "error" not in spec.objectives:
             return None
         if rung.samples not in spec.recipe.rungs:
-            return None  # an evaluator of one's own may look where nobody else does
+            return None  # a user's own evaluator may report at other points than the recipe's rungs
         costs = known_values(cost_of(arch), latency.normalised_ms, spec.objectives)
-        code = spec.feasible.encoding.code(arch) if self.forecast else None
-        belief = self.forecast.of(code) if self.forecast and code else None
-        prediction = self.rule.prediction(costs, spec.recipe.rungs.index(rung.samples), rung.error, belief)
+        code = spec.feasible.encoding.code(arch) if self.error_predictor else None
+        prior_error = self.error_predictor.predict(code) if self.error_predictor and code else None
+        prediction = self.rule.predict(costs, spec.recipe.rungs.index(rung.samples), rung.error, prior_error)
         return prediction if prediction and prediction.p_front < self.rule.bound else None
-
-
-def _with_belief(ended: CompletedTraining, belief: float | None) -> CompletedTraining:
-    return ended if belief is None else replace(ended, belief=belief)

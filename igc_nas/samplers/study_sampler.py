@@ -1,7 +1,7 @@
-"""The sampler of a study, as Optuna knows samplers: over the space's flat parameters, never over budget twice.
+"""The sampler of a study as an Optuna `BaseSampler`, over the flat parameters of the space.
 
-A suggestion is a function of (study seed, trial number, recorded history): everything random in it is drawn from the
-first two. So a resumed study goes on as one that was never stopped.
+A suggestion is a function of (study seed, trial number, recorded history): its random numbers come from the first two
+only. So a resumed study continues exactly as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ from igc_nas.study.spec import SamplerName, StudySpec
 STARTUP_TRIALS = 10
 POPULATION = 20
 MOST_REPEATS = 2_000
-MOST_IN_VAIN = 50
+"""A sampler that has proposed this number of known architectures in a row is exhausted."""
+MOST_FAILURES = 50
+"""After this number of infeasible or known suggestions in a row, uniform draws replace Optuna's sampler for a trial."""
 
 Propose = Callable[[History, np.random.Generator], Iterable[Code]]
-"""Codes in the order in which they should be tried."""
+"""Codes in the order in which to try them."""
 
 
 class ExhaustedError(IgcNasError):
-    """The sampler finds no architecture that the study does not have already."""
+    """The sampler finds no architecture that is new to the study."""
 
 
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """The space's parameters for Optuna: the same names with the same values in every trial."""
+    """The space's parameters for Optuna, with the same names and choices in every trial."""
     return {
         name: IntDistribution(0, choice - 1) if isinstance(choice, int) else CategoricalDistribution(choice)
         for name, choice in space.parameters.items()
@@ -49,11 +51,12 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 
 class StudySampler(BaseSampler):
-    """The sampler that a spec names. `known` are the ids of what the study has: no such architecture is proposed.
+    """The sampler that a spec names. An architecture whose id is in `known` is not proposed again.
 
-    Our own samplers propose whole architectures, always valid and within the budget. One of Optuna's is asked first
-    where the spec names it, and need not be; wherever it would draw each parameter at random (TPE's start, the first
-    generation of NSGA-II) a uniform feasible draw takes its place.
+    The samplers of this package propose whole architectures that are valid and within the budget. Optuna's TPE and
+    NSGA-II know neither the budget nor `known`, so their suggestions may be infeasible or known; where they would draw
+    each parameter at random (TPE's start, the first generation of NSGA-II), a uniform draw of a feasible architecture
+    replaces it. `consecutive_failures` counts their infeasible or known suggestions since the last new one.
     """
 
     def __init__(
@@ -61,49 +64,50 @@ class StudySampler(BaseSampler):
     ) -> None:
         self._spec = spec
         self._known = known
-        self._in_vain = consecutive_failures
-        self._catalog = spec.feasible.encoding
-        self._memory = Memory(spec.search_space, self._catalog)
+        self._consecutive_failures = consecutive_failures
+        self._encoding = spec.feasible.encoding
+        self._memory = Memory(spec.search_space, self._encoding)
         self._propose = _proposer(spec)
-        self._inner: BaseSampler | None = None
+        self._optuna: BaseSampler | None = None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All parameters of the space."""
         return distributions(self._spec.search_space)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Seed what is random for this trial."""
+        """Make the random generators of this trial."""
         streams = np.random.SeedSequence([self._spec.seed, trial.number]).spawn(2)
         self._rng = np.random.default_rng(streams[0])
-        consecutive_failures = self._in_vain() >= MOST_IN_VAIN
-        self._inner = (
-            None if consecutive_failures else _optuna_sampler(self._spec.sampler, int(streams[1].generate_state(1)[0]))
-        )
-        if self._inner:
-            self._inner.before_trial(study, trial)
+        seed = int(streams[1].generate_state(1)[0])
+        has_failed = self._consecutive_failures() >= MOST_FAILURES
+        self._optuna = None if has_failed else _optuna_sampler(self._spec.sampler, seed)
+        if self._optuna:
+            self._optuna.before_trial(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Parameters of a whole architecture. Raises `ExhaustedError`."""
-        if isinstance(self._inner, NSGAIISampler):
-            # Asked once, parents come in the order of their choice; again, in that of their numbers. Resumed is again.
-            self._inner.get_parent_population(study, self._inner.get_trial_generation(study, trial))
-        chosen = self._inner.sample_relative(study, trial, search_space) if self._inner else {}
+        if isinstance(self._optuna, NSGAIISampler):
+            # The first call for a generation selects its parents and returns them in the order of selection; later
+            # calls read them from the study, in the order of their numbers. A resumed study only has later calls, so
+            # the first one is made here and its result dropped.
+            self._optuna.get_parent_population(study, self._optuna.get_trial_generation(study, trial))
+        chosen = self._optuna.sample_relative(study, trial, search_space) if self._optuna else {}
         return chosen or self._new(study, trial)
 
     def _new(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
         history = self._memory.history(study, trial.number)
         for code in self._proposals(history):
-            arch = self._catalog.architecture(code)
+            arch = self._encoding.architecture(code)
             if arch_id(arch) not in self._known:
                 return self._spec.search_space.encode(arch)
         raise ExhaustedError(
-            f"{self._spec.sampler} finds nothing in {self._spec.space_name} that the study does not have"
+            f"{self._spec.sampler} finds no architecture in {self._spec.space_name} that is new to the study"
         )
 
     def _proposals(self, history: History) -> Iterator[Code]:
-        """What is proposed, and in the end all that a small space holds."""
+        """Up to `MOST_REPEATS` proposals of the sampler, then every architecture of a small space."""
         yield from itertools.islice(self._propose(history, self._rng), MOST_REPEATS)
         if self._spec.search_space.size <= MOST_LISTED:
             yield from BruteForce(self._spec).propose(history, self._rng)
@@ -111,18 +115,18 @@ class StudySampler(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """What Optuna's sampler draws for a parameter that it left out of a relative sample."""
-        assert self._inner is not None
-        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+        """A parameter that Optuna's sampler left out of its relative sample, drawn by that sampler."""
+        assert self._optuna is not None
+        return self._optuna.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        """Pass on to Optuna's sampler."""
-        if self._inner:
-            self._inner.after_trial(study, trial, state, values)
+        """Tell Optuna's sampler that the trial is finished."""
+        if self._optuna:
+            self._optuna.after_trial(study, trial, state, values)
 
 
 def _proposer(spec: StudySpec) -> Propose:
-    """Where architectures come from; for Optuna's samplers, where they start from."""
+    """The sampler that proposes architectures; for Optuna's samplers, uniform draws for their first trials."""
     match spec.sampler:
         case "known-cost":
             return KnownCost(spec).propose
@@ -143,15 +147,15 @@ def _draws(spec: StudySpec, draw: Callable[[np.random.Generator], Any], rng: np.
         yield code
 
 
-_OPTUNA: dict[SamplerName, Callable[[int], BaseSampler]] = {
+_OPTUNA_SAMPLERS: dict[SamplerName, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True),
     "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=POPULATION),
 }
 
 
 def _optuna_sampler(name: SamplerName, seed: int) -> BaseSampler | None:
-    if name not in _OPTUNA:
+    if name not in _OPTUNA_SAMPLERS:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return _OPTUNA[name](seed)
+        return _OPTUNA_SAMPLERS[name](seed)

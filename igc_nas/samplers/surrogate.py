@@ -1,8 +1,9 @@
-"""A Gaussian process over architectures: what is believed of an objective that has to be measured, and how surely.
+"""A Gaussian process over architectures: predicts an objective that has to be measured (error, latency).
 
-The mean is linear in the features of the whole network (log params, log MACs, ...); a Matern 5/2 kernel over all
-features carries what that leaves over (Rasmussen and Williams 2006, chapters 2, 4 and 5). Length scales, the weight of
-the parts and the noise are those of the highest marginal likelihood on a grid; scales of the outputs are profiled out.
+The kernel is a linear one over the features of the whole network (log params, log MACs, ...) plus a Matern 5/2 kernel
+over all features, which fits the residuals of the linear part (Rasmussen and Williams 2006, chapters 2, 4 and 5). The
+length scale, the weights of the two parts and the noise maximise the marginal likelihood on a grid; the variance of
+the outputs is profiled out.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ LENGTHS = (0.7, 1.5, 3.5)
 PARTS = (0.4, 1.0)
 LINEAR = (0.3, 3.0)
 NOISES = np.geomspace(1e-4, 3.0, 14)
-"""Noise variance, of that of the kernel."""
-MOST_FOR_CHOICE, MOST_POINTS = 96, 400
+"""Noise variance relative to the kernel's."""
+MOST_FOR_CHOICE = 96
+"""The kernel is chosen on at most this number of rows: each setting of the grid costs an eigendecomposition."""
+MOST_POINTS = 400
+"""A surrogate is fitted to about this number of trials at most."""
 
 
 @dataclass(frozen=True)
-class _Kernel:
-    """A covariance of standardised inputs: `linear` times the linear one, plus Matern 5/2 with `length` per feature.
+class Kernel:
+    """A covariance of standardised inputs: `linear` times the linear kernel, plus Matern 5/2 of scale `length`.
 
-    `parts` weighs the features of the stages against those of the whole.
+    `parts` is the weight of the stages' features in the distance, where that of the network's features is 1.
     """
 
     length: float
@@ -35,10 +39,12 @@ class _Kernel:
     linear: float
 
     def __call__(self, a: Inputs, b: Inputs) -> Floats:
+        """(rows of a, rows of b) the covariance of each pair of rows."""
         linear: Floats = self.linear * (1 + a.whole @ b.whole.T) / (1 + a.whole.shape[1])
         return linear + self._matern(a, b)
 
     def diagonal(self, a: Inputs) -> Floats:
+        """(n,) the variance of each row: the diagonal of `kernel(a, a)`."""
         found: Floats = 1 + self.linear * (1 + (a.whole**2).sum(axis=1)) / (1 + a.whole.shape[1])
         return found
 
@@ -52,27 +58,29 @@ class _Kernel:
 
 
 class Surrogate:
-    """Fitted to `values` (n,) at `inputs` (n rows); n of 2 or more. `noises` (n,) is variance known beforehand.
+    """A Gaussian process fitted to `values` (n,) at `inputs` (n rows), n >= 2.
 
-    Predictions are of the objective itself, without the noise of a measurement.
+    `noises` (n,) are known variances of the values, added to the noise that is fitted. Predictions are of the objective
+    itself, without the noise of a measurement. `inputs` are kept standardised; the covariance of the standardised
+    values is `variance * (kernel(inputs, inputs) + noise * identity)` plus the known noise.
     """
 
     def __init__(self, inputs: Inputs, values: Floats, noises: Floats | None = None) -> None:
         self._centre = Inputs(inputs.whole.mean(axis=0), inputs.parts.mean(axis=0))
         self._spread = Inputs(_spread(inputs.whole), _spread(inputs.parts))
-        self._inputs = self._standard(inputs)
+        self.inputs = self._standardised(inputs)
         self._mean, self._scale = float(values.mean()), float(values.std()) or 1.0
         targets = (values - self._mean) / self._scale
-        self._kernel, noise = _choose(self._inputs, targets)
-        own = np.zeros(len(values)) if noises is None else noises / self._scale**2
-        covariance = self._kernel(self._inputs, self._inputs)
-        self._variance = _profiled(covariance + noise * np.eye(len(values)), targets)
-        covariance[np.diag_indices_from(covariance)] += noise + own / self._variance
+        self.kernel, self.noise = _choose(self.inputs, targets)
+        known_noise = np.zeros(len(values)) if noises is None else noises / self._scale**2
+        covariance = self.kernel(self.inputs, self.inputs)
+        self.variance = _profiled_variance(covariance + self.noise * np.eye(len(values)), targets)
+        covariance[np.diag_indices_from(covariance)] += self.noise + known_noise / self.variance
         self._factor: Floats = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
         self._targets = targets
         self._weights = _solve(self._factor, targets)
 
-    def _standard(self, inputs: Inputs) -> Inputs:
+    def _standardised(self, inputs: Inputs) -> Inputs:
         return Inputs(
             (inputs.whole - self._centre.whole) / self._spread.whole,
             (inputs.parts - self._centre.parts) / self._spread.parts,
@@ -82,22 +90,28 @@ class Surrogate:
         """(mean, standard deviation), in the units of the values."""
         from scipy.linalg import solve_triangular
 
-        standard = self._standard(inputs)
-        across = self._kernel(standard, self._inputs)
+        standard = self._standardised(inputs)
+        across = self.kernel(standard, self.inputs)
         half = solve_triangular(self._factor, across.T, lower=True, check_finite=False)
-        variance = np.maximum(1e-9, self._kernel.diagonal(standard) - (half**2).sum(axis=0)) * self._variance
+        variance = np.maximum(1e-9, self.kernel.diagonal(standard) - (half**2).sum(axis=0)) * self.variance
         return self._mean + self._scale * (across @ self._weights), self._scale * np.sqrt(variance)
 
     def left_out(self) -> tuple[Floats, Floats]:
-        """(mean, standard deviation) of each value from all others, measuring noise included (section 5.4.2)."""
+        """(mean, standard deviation) of each value from all other ones, with the noise of a measurement.
+
+        Leave-one-out in closed form: Rasmussen and Williams 2006, section 5.4.2.
+        """
         inverse = _solve(self._factor, np.eye(len(self._targets)))
         diagonal = np.diag(inverse)
         mean = self._targets - self._weights / diagonal
-        return self._mean + self._scale * mean, self._scale * np.sqrt(self._variance / diagonal)
+        return self._mean + self._scale * mean, self._scale * np.sqrt(self.variance / diagonal)
 
 
 def subset(values: Floats, keep: Ints, most: int = MOST_POINTS) -> Ints:
-    """At most about `most` rows to fit to, ascending: `keep`, the newest quarter, and others evenly spread by value."""
+    """At most about `most` rows to fit to, ascending.
+
+    They are up to `most / 4` of `keep`, the `most / 4` newest, and others evenly spread over the sorted values.
+    """
     n = len(values)
     if n <= most:
         return np.arange(n)
@@ -108,27 +122,29 @@ def subset(values: Floats, keep: Ints, most: int = MOST_POINTS) -> Ints:
     return np.union1d(chosen, even)
 
 
-def _choose(inputs: Inputs, targets: Floats) -> tuple[_Kernel, float]:
-    """The kernel and the noise of the highest marginal likelihood, on an even subset of the rows."""
+def _choose(inputs: Inputs, targets: Floats) -> tuple[Kernel, float]:
+    """The kernel and the noise of the highest marginal likelihood on the grid, from evenly spaced rows."""
     if len(targets) > MOST_FOR_CHOICE:
         rows = np.linspace(0, len(targets) - 1, MOST_FOR_CHOICE).astype(int)
         inputs, targets = inputs.rows(rows), targets[rows]
-    best: tuple[float, _Kernel, float] | None = None
-    for setting in product(LENGTHS, PARTS, LINEAR):
-        kernel = _Kernel(*setting)
-        roots, vectors = np.linalg.eigh(kernel(inputs, inputs))
-        turned = (vectors.T @ targets) ** 2
-        spectrum = np.maximum(roots, 0)[:, None] + NOISES
-        variance = np.maximum((turned[:, None] / spectrum).mean(axis=0), 1e-9)  # 0 where all values are one
-        costs = np.log(spectrum).sum(axis=0) + len(targets) * np.log(variance)
-        at = int(np.argmin(costs))
-        if best is None or costs[at] < best[0]:
-            best = (float(costs[at]), kernel, float(NOISES[at]))
+    best: tuple[float, Kernel, float] | None = None
+    for length, parts, linear in product(LENGTHS, PARTS, LINEAR):
+        kernel = Kernel(length, parts, linear)
+        # One eigendecomposition serves all noises: they only shift the eigenvalues.
+        eigenvalues, vectors = np.linalg.eigh(kernel(inputs, inputs))
+        rotated = (vectors.T @ targets) ** 2
+        spectrum = np.maximum(eigenvalues, 0)[:, None] + NOISES
+        variance = np.maximum((rotated[:, None] / spectrum).mean(axis=0), 1e-9)  # 0 where all values are equal
+        losses = np.log(spectrum).sum(axis=0) + len(targets) * np.log(variance)
+        at = int(np.argmin(losses))
+        if best is None or losses[at] < best[0]:
+            best = (float(losses[at]), kernel, float(NOISES[at]))
     assert best is not None
     return best[1], best[2]
 
 
-def _profiled(covariance: Floats, targets: Floats) -> float:
+def _profiled_variance(covariance: Floats, targets: Floats) -> float:
+    """The output variance of the highest likelihood, in closed form."""
     return max(1e-9, float(targets @ np.linalg.solve(covariance, targets)) / len(targets))
 
 

@@ -17,7 +17,7 @@ N = 60
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study whose rungs come nearer to the truth, with a longer training, another seed and the papers' networks."""
+    """A study with rungs of falling noise, a longer training, another seed and the papers' networks."""
     folder = tmp_path_factory.mktemp("family") / "short"
     rungs = {at: blurred(by_quality, noise, at) for at, noise in zip(RUNGS, (0.6, 0.25), strict=True)}
     write(folder, make(N, blurred(by_quality, 0.1, 0), rungs, name="short"))
@@ -42,7 +42,7 @@ def only(found: ProxyReport, kind: str) -> Predictor:
     return row
 
 
-def judged(folder: Path, **studies: Study) -> ProxyReport:
+def report_of(folder: Path, **studies: Study) -> ProxyReport:
     """A study `short` with others in its folder."""
     write(folder / "short", studies.pop("short"))
     for name, study in studies.items():
@@ -53,12 +53,12 @@ def judged(folder: Path, **studies: Study) -> ProxyReport:
 # What is compared with what.
 
 
-def test_the_truth_is_the_longest_training_in_the_folder(found: ProxyReport) -> None:
-    assert (found.study.name, found.truth.name, found.own_end) == ("short", "short/long", False)
-    assert (found.study.samples, found.truth.samples, found.longer) == (8000, 80_000, 10)
+def test_the_reference_is_the_longest_training_in_the_folder(found: ProxyReport) -> None:
+    assert (found.study.name, found.reference.name, found.own_end) == ("short", "short/long", False)
+    assert (found.study.samples, found.reference.samples, found.longer) == (8000, 80_000, 10)
     assert (found.shared, found.bins) == (N, 3)
     assert found.study.recipe["epochs"] == 2
-    assert found.truth.recipe["epochs"] == 20
+    assert found.reference.recipe["epochs"] == 20
 
 
 def test_every_predictor_is_there_in_order(found: ProxyReport) -> None:
@@ -67,7 +67,7 @@ def test_every_predictor_is_there_in_order(found: ProxyReport) -> None:
         ("rung", 4000),
         ("end", 8000),
         ("loss", 8000),
-        ("belief", 8000),
+        ("surrogate", 8000),
         ("seed", 8000),
         ("params", None),
         ("macs", None),
@@ -104,7 +104,7 @@ def test_a_proxy_that_sees_quality_beats_the_parameter_count(found: ProxyReport)
     assert (end.recall_25 or 0) > 0.6
 
 
-def test_random_is_what_chance_gives(found: ProxyReport) -> None:
+def test_the_random_predictor_has_the_values_expected_by_chance(found: ProxyReport) -> None:
     row = only(found, "random")
     assert (row.overall.tau, row.inside.tau) == (0, 0)
     assert (row.recall_10, row.recall_25) == (6 / 60, 15 / 60)
@@ -119,19 +119,19 @@ def test_everything_goes_into_json(found: ProxyReport) -> None:
 def test_the_order_of_trials_does_not_matter(tmp_path: Path) -> None:
     rungs = {2000: blurred(by_quality, 0.3, 5)}
     short, long = make(30, blurred(by_quality, 0.1, 0), rungs), make(30, by_quality, recipe=LONG)
-    forward = judged(tmp_path / "a", short=short, long=long)
+    forward = report_of(tmp_path / "a", short=short, long=long)
     mixed = Study(short.spec, tuple(t.model_copy(update={"number": 29 - t.number}) for t in short.trials))
-    backward = judged(tmp_path / "b", short=mixed, long=long)
+    backward = report_of(tmp_path / "b", short=mixed, long=long)
     for one, other in zip(forward.predictors, backward.predictors, strict=True):
         assert (one.overall.tau, one.inside.tau) == pytest.approx((other.overall.tau, other.inside.tau))
         assert (one.recall_10, one.recall_25) == pytest.approx((other.recall_10, other.recall_25))
 
 
-# A proxy that is worth nothing is said to be.
+# A proxy without value is reported as such.
 
 
 def test_a_proxy_that_only_sees_size_is_no_better_than_the_parameter_count(tmp_path: Path) -> None:
-    found = judged(tmp_path, short=make(N, by_size), long=make(N, blurred(by_size, 0.02, 0), recipe=LONG))
+    found = report_of(tmp_path, short=make(N, by_size), long=make(N, blurred(by_size, 0.02, 0), recipe=LONG))
     end = only(found, "end")
     assert (end.versus_params, end.overall.tau) == ("overlaps", only(found, "params").overall.tau)
     assert end.over_params is not None
@@ -139,14 +139,14 @@ def test_a_proxy_that_only_sees_size_is_no_better_than_the_parameter_count(tmp_p
 
 
 def test_a_proxy_that_is_worse_than_the_parameter_count(tmp_path: Path) -> None:
-    found = judged(tmp_path, short=make(N, by_quality), long=make(N, by_size, recipe=LONG))
+    found = report_of(tmp_path, short=make(N, by_quality), long=make(N, by_size, recipe=LONG))
     assert only(found, "end").versus_params == "below"
     assert only(found, "params").overall.tau == 1
     assert only(found, "params").recall_10 == 1
 
 
-def test_a_proxy_that_is_the_truth(tmp_path: Path) -> None:
-    found = judged(tmp_path, short=make(20, by_quality), long=make(20, by_quality, recipe=LONG))
+def test_a_proxy_with_the_errors_of_the_reference(tmp_path: Path) -> None:
+    found = report_of(tmp_path, short=make(20, by_quality), long=make(20, by_quality, recipe=LONG))
     end = only(found, "end")
     assert end.overall == end.inside == Tau(20, 1, 1, 1)
     assert end.recall_10 == end.recall_25 == 1
@@ -166,14 +166,14 @@ def test_where_intervals_lie(one: Tau, other: Tau, word: str | None) -> None:
     assert versus(one, other) == word
 
 
-# Which truth.
+# Which reference.
 
 
-def test_without_a_longer_training_the_truth_is_the_own_end(tmp_path: Path) -> None:
+def test_without_a_longer_training_the_reference_is_the_own_end(tmp_path: Path) -> None:
     rungs = {2000: blurred(by_quality, 0.1, 3)}
-    found = judged(tmp_path, short=make(20, by_quality, rungs), papers=make_papers(lambda a: 1 - a), again=_seeded())
+    found = report_of(tmp_path, short=make(20, by_quality, rungs), papers=make_papers(lambda a: 1 - a), again=_seeded())
     assert found.own_end
-    assert (found.truth.name, found.longer) == ("short", 1)
+    assert (found.reference.name, found.longer) == ("short", 1)
     assert [row.kind for row in found.predictors] == ["rung", "seed", "params", "macs", "random"]
     assert only(found, "seed").overall == found.repeats[0].overall
 
@@ -184,13 +184,13 @@ def test_a_study_without_a_folder_has_no_relatives() -> None:
     assert [row.kind for row in found.predictors] == ["params", "macs", "random"]
 
 
-def test_a_truth_that_is_named_comes_before_the_longest(tmp_path: Path, family: Path) -> None:
+def test_a_given_reference_comes_before_the_longest(tmp_path: Path, family: Path) -> None:
     other = write(tmp_path / "other", make(40, by_size, recipe=RECIPE | {"epochs": 1}, name="other"))
     found = proxy_report(load_study(family), load_study(other))
-    assert (found.truth.name, found.shared, found.longer) == ("other", 40, 0.5)
+    assert (found.reference.name, found.shared, found.longer) == ("other", 40, 0.5)
     again = proxy_report(load_study(family), load_study(family / "seed1"))
     assert [row.kind for row in again.predictors] == [
-        "rung", "rung", "end", "loss", "belief", "params", "macs", "random",
+        "rung", "rung", "end", "loss", "surrogate", "params", "macs", "random",
     ]  # fmt: skip
     own = proxy_report(load_study(family), load_study(family / ".." / "short"))
     assert own.own_end
@@ -199,8 +199,8 @@ def test_a_truth_that_is_named_comes_before_the_longest(tmp_path: Path, family: 
 def test_of_longer_trainings_the_longest_with_enough_in_common(tmp_path: Path) -> None:
     recipes = {"a": LONG, "b": RECIPE | {"epochs": 50}, "c": RECIPE | {"epochs": 100}}
     others = {name: make(20 if name != "c" else 4, by_quality, recipe=recipe) for name, recipe in recipes.items()}
-    found = judged(tmp_path, short=make(20, by_quality), **others)
-    assert found.truth.name == "short/b"
+    found = report_of(tmp_path, short=make(20, by_quality), **others)
+    assert found.reference.name == "short/b"
 
 
 def test_a_study_of_other_data_or_recipe_is_no_repeat(tmp_path: Path) -> None:
@@ -211,16 +211,16 @@ def test_a_study_of_other_data_or_recipe_is_no_repeat(tmp_path: Path) -> None:
         "seed": spec.model_copy(update={"seed": 0}),
     }
     related = {name: Study(other, _seeded().trials) for name, other in others.items()}
-    assert judged(tmp_path, short=make(20, by_quality), **related).repeats == ()
+    assert report_of(tmp_path, short=make(20, by_quality), **related).repeats == ()
 
 
-def test_stopped_trainings_count_at_their_rungs(tmp_path: Path) -> None:
+def test_pruned_trainings_count_at_their_rungs(tmp_path: Path) -> None:
     rungs = {at: blurred(by_quality, 0.1, at) for at in RUNGS}
     short = stop(make(30, by_quality, rungs), at=18)
-    found = judged(tmp_path, short=short, long=make(30, by_quality, recipe=LONG))
+    found = report_of(tmp_path, short=short, long=make(30, by_quality, recipe=LONG))
     assert (found.study.completed, found.study.pruned, found.shared) == (18, 12, 30)
     assert {row.kind: row.overall.n for row in found.predictors} == {
-        "rung": 30, "end": 18, "loss": 18, "belief": 18, "params": 30, "macs": 30, "random": 30,
+        "rung": 30, "end": 18, "loss": 18, "surrogate": 18, "params": 30, "macs": 30, "random": 30,
     }  # fmt: skip
     assert proxy_report(load_study(tmp_path / "short"), load_study(tmp_path / "short")).shared == 18
 
@@ -228,7 +228,7 @@ def test_stopped_trainings_count_at_their_rungs(tmp_path: Path) -> None:
 def test_a_rung_of_few_architectures_is_counted_and_not_ranked(tmp_path: Path) -> None:
     short, few = make(20, by_quality), make(4, by_quality, {2000: by_quality})
     mixed = Study(short.spec, (*few.trials, *short.trials[4:]))
-    (rung,) = judged(tmp_path, short=mixed, long=make(20, by_quality, recipe=LONG)).of("rung")
+    (rung,) = report_of(tmp_path, short=mixed, long=make(20, by_quality, recipe=LONG)).of("rung")
     assert (rung.overall, rung.recall_10, rung.versus_params) == (Tau(4), None, None)
 
 
@@ -247,7 +247,7 @@ def test_a_proxy_that_agrees_with_the_figures(found: ProxyReport) -> None:
 
 
 def test_a_proxy_that_ranks_a_figure_in_reverse(tmp_path: Path) -> None:
-    found = judged(tmp_path, short=make(20, by_quality), papers=make_papers(lambda accuracy: accuracy))
+    found = report_of(tmp_path, short=make(20, by_quality), papers=make_papers(lambda accuracy: accuracy))
     for figure in found.figures:
         (end,) = (row.overall.tau for row in figure.taus if row.kind == "end")
         assert end == -1
@@ -256,14 +256,14 @@ def test_a_proxy_that_ranks_a_figure_in_reverse(tmp_path: Path) -> None:
 def test_the_papers_networks_may_be_trained_on_other_data(tmp_path: Path) -> None:
     papers = make_papers(lambda a: 1 - a, classes=100)
     hundred = papers.spec.model_copy(update={"classes": 100, "dataset": "cifar100", "dataset_sha256": "2" * 64})
-    found = judged(tmp_path, short=make(20, by_quality), papers=Study(hundred, papers.trials))
+    found = report_of(tmp_path, short=make(20, by_quality), papers=Study(hundred, papers.trials))
     assert [figure.trained for figure in found.figures] == [9, 11, 6]
     assert {figure.study.dataset for figure in found.figures if figure.study} == {"cifar100"}
 
 
 def test_figures_of_another_recipe_do_not_count(tmp_path: Path) -> None:
     papers = make_papers(lambda a: 1 - a, recipe=RECIPE | {"lr": 0.2})
-    found = judged(tmp_path, short=make(20, by_quality), papers=papers)
+    found = report_of(tmp_path, short=make(20, by_quality), papers=papers)
     assert [(figure.study, figure.trained) for figure in found.figures] == [(None, 0)] * 3
     assert all(row.overall.tau is None for figure in found.figures for row in figure.taus)
 
@@ -277,9 +277,9 @@ def refused(study: Study, truth: Study | None = None) -> tuple[str, str]:
     return one_line(raised), raised.value.hint or ""
 
 
-def test_too_few_trials_of_ones_own(tmp_path: Path) -> None:
+def test_too_few_trials_in_the_study(tmp_path: Path) -> None:
     message, hint = refused(load_study(write(tmp_path / "short", make(4, by_quality, name="tiny"))))
-    assert message == "tiny has 4 completed trials; ranks are compared from 5 architectures on"
+    assert message == "tiny has 4 completed trials; rankings need at least 5 architectures"
     assert hint == f"igc-nas search --studies-dir {tmp_path} --study short --trials 5"
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, spearmanr
 
 from igc_nas.analysis.ranking import (
     RESAMPLES,
+    agreement,
     chance_tau,
     interval,
     kendall,
@@ -60,7 +61,7 @@ def test_tau_is_scipys_and_that_of_all_pairs_one_by_one(pairs: list[tuple[int, i
 
 
 @given(PAIRS, st.randoms(use_true_random=False))
-def test_the_order_in_which_things_are_given_does_not_matter(pairs: list[tuple[int, int]], random: object) -> None:
+def test_the_order_of_the_items_does_not_matter(pairs: list[tuple[int, int]], random: object) -> None:
     shuffled = list(pairs)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert agree(kendall(*sides(pairs)), kendall(*sides(shuffled)))
@@ -68,7 +69,7 @@ def test_the_order_in_which_things_are_given_does_not_matter(pairs: list[tuple[i
 
 
 @given(PAIRS)
-def test_only_order_counts_and_its_reverse_has_the_other_sign(pairs: list[tuple[int, int]]) -> None:
+def test_tau_depends_on_ranks_only_and_changes_sign_when_reversed(pairs: list[tuple[int, int]]) -> None:
     a, b = sides(pairs)
     found = kendall(a, b)
     assert agree(kendall([math.exp(x) for x in a], b), found)
@@ -77,12 +78,12 @@ def test_only_order_counts_and_its_reverse_has_the_other_sign(pairs: list[tuple[
 
 
 @pytest.mark.parametrize(("a", "b"), [([1], [1]), ([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [5, 5, 5]), ([], [])])
-def test_where_nothing_is_ranked_there_is_no_tau(a: list[float], b: list[float]) -> None:
+def test_tied_or_single_items_have_no_tau(a: list[float], b: list[float]) -> None:
     found = tau(a, b)
     assert (found.n, found.tau, found.low, found.high) == (len(a), None, None, None)
 
 
-def test_more_things_than_fit_a_block_of_the_matrix() -> None:
+def test_more_items_than_rows_of_the_matrix_at_a_time() -> None:
     rng = np.random.default_rng(3)
     a, b = rng.integers(0, 300, (2, 700)).astype(float)
     assert kendall(a, b) == pytest.approx(kendalltau(a, b).statistic, abs=1e-12)
@@ -124,8 +125,8 @@ def test_equal_sizes_share_a_bin() -> None:
     assert len(quantile_bins([])) == 0
 
 
-def test_what_only_follows_size_is_worth_nothing_inside_bins() -> None:
-    """Simpson's: size explains all of the agreement, and inside a bin there is only noise."""
+def test_a_correlation_by_size_alone_disappears_inside_bins() -> None:
+    """As in Simpson's paradox: size explains all of the agreement, and inside a bin there is only noise."""
     rng = np.random.default_rng(1)
     size = np.repeat([1e3, 1e4, 1e5], 40)
     a, b = (-np.log(size) + rng.normal(size=120) for _ in range(2))
@@ -140,7 +141,7 @@ def test_what_only_follows_size_is_worth_nothing_inside_bins() -> None:
 # Intervals.
 
 
-def test_the_interval_covers_the_true_tau_as_often_as_it_says() -> None:
+def test_the_interval_has_its_nominal_coverage() -> None:
     """Of a bivariate normal tau is 2/pi * arcsin(rho); 300 samples of 40."""
     rng, rho = np.random.default_rng(0), 0.6
     true, covered = 2 / math.pi * math.asin(rho), 0
@@ -167,7 +168,7 @@ def test_the_same_numbers_have_the_same_interval_and_more_of_them_a_narrower_one
     assert whole.high - whole.low < 0.6 * (part.high - part.low)
 
 
-def test_resamples_are_those_of_the_things_drawn_with_their_values() -> None:
+def test_resamples_draw_items_with_both_their_values() -> None:
     a, b = [3.0, 1.0, 2.0, 2.0, 5.0], [1.0, 1.0, 4.0, 2.0, 3.0]
     drawn = np.random.default_rng(0).integers(5, size=(RESAMPLES, 5))
     found = resampled(a, b)
@@ -183,7 +184,7 @@ def test_an_interval_needs_numbers() -> None:
 
 
 def test_a_difference_is_paired() -> None:
-    """Two predictors with the same error: what they share cancels, so the difference is known better than either."""
+    """Two predictors with a common error: it cancels, so the difference has a narrower interval than either tau."""
     rng = np.random.default_rng(2)
     truth, shared = rng.normal(size=(2, 80))
     a = truth + shared
@@ -199,7 +200,7 @@ def test_a_difference_is_paired() -> None:
     assert tau_difference(a, np.zeros(80), truth).tau is None
 
 
-def test_300_things_take_less_than_a_second() -> None:
+def test_300_items_take_less_than_a_second() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 300))
     tau(a, b)
@@ -253,7 +254,7 @@ def test_a_share_is_rounded_and_at_least_one(n: int, share: float, k: int) -> No
 
 
 @pytest.mark.parametrize("bins", [None, [0] * 6 + [1] * 14])
-def test_a_random_order_lies_where_it_is_said_to(bins: list[int] | None) -> None:
+def test_95_percent_of_random_orders_lie_in_the_range(bins: list[int] | None) -> None:
     rng = np.random.default_rng(0)
     found = chance_tau(20, bins)
     drawn = np.array([kendall(np.arange(20), rng.permutation(20), bins) for _ in range(4000)])
@@ -264,6 +265,38 @@ def test_a_random_order_lies_where_it_is_said_to(bins: list[int] | None) -> None
     assert 0.93 < np.mean(np.abs(drawn) <= found.high) < 0.97
 
 
-def test_one_thing_has_no_order() -> None:
+def test_one_item_has_no_order() -> None:
     assert chance_tau(1).tau is None
     assert chance_tau(2).high == 1
+
+
+# Two measurements of the same items.
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rank"),
+    [
+        ([1, 1, 1, 2], [3, 2, 1, 4], 0.7746),
+        ([1, 1, 1, 1], [1, 2, 3, 4], None),
+        ([1, 2, 3, 4], [5, 5, 5, 5], None),
+        ([1, 2, 3, 4], [1, 2, 3, 4], 1.0),
+        ([1, 2, 3, 4], [4, 3, 2, 1], -1.0),
+        ([1, 2], [1, 2], None),
+    ],
+)
+def test_the_rank_correlation_gives_ties_their_mean_rank(
+    first: list[float], second: list[float], rank: float | None
+) -> None:
+    assert agreement(first, second)[1] == pytest.approx(rank, abs=1e-4)
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=3, max_size=25))
+def test_agreement_is_scipys_spearman(pairs: list[tuple[int, int]]) -> None:
+    a, b = sides(pairs)
+    expected = None if len(set(a)) == 1 or len(set(b)) == 1 else float(spearmanr(a, b).statistic)
+    assert agree(agreement(a, b)[1], expected)
+
+
+def test_the_difference_is_the_median_of_the_relative_ones() -> None:
+    assert agreement([1.0, 2.0, 3.0], [1.0, 3.0, 3.0])[0] == 0
+    assert agreement([1.0, 2.0], [3.0, 2.0])[0] == pytest.approx(0.5)

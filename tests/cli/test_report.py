@@ -59,9 +59,9 @@ def test_a_report_says_what_was_compared_and_what_came_out(short: Path, cli: Com
 
 def test_the_same_as_json(short: Path, cli: Command) -> None:
     found = cli("report", "short", "--json").json
-    assert (found["study"]["name"], found["truth"]["name"], found["shared"]) == ("short", "short/long", N)
+    assert (found["study"]["name"], found["reference"]["name"], found["shared"]) == ("short", "short/long", N)
     kinds = [row["kind"] for row in found["predictors"]]
-    assert kinds == ["rung", "rung", "end", "loss", "belief", "seed", "params", "macs", "random"]
+    assert kinds == ["rung", "rung", "end", "loss", "surrogate", "seed", "params", "macs", "random"]
     end = found["predictors"][2]
     assert end["overall"]["low"] < end["overall"]["tau"] < end["overall"]["high"]
     assert end["versus_params"] == "above"
@@ -75,10 +75,10 @@ def test_no_better_than_the_parameter_count_is_said_plainly(tmp_path: Path, cli:
     write(tmp_path / "studies" / "short", make(N, by_size))
     write(tmp_path / "studies" / "same", make(N, blurred(by_size, 0.02, 0), recipe=LONG, name="same"))
     write(tmp_path / "studies" / "other", make(N, by_quality, name="other"))
-    said = cli("report", "short", "--truth", "same").text
+    said = cli("report", "short", "--reference", "same").text
     assert "The end (8,000 images) is no better than the parameter count by these intervals: tau 0." in said
     assert "paired, the difference is +0.00 [+0.00, +0.00]" in said
-    said = cli("report", "other", "--truth", "same").text
+    said = cli("report", "other", "--reference", "same").text
     assert "The end (8,000 images) is no better than the parameter count; it is worse: tau " in said
     assert "Inside bins of like parameters: tau" in said
 
@@ -104,7 +104,7 @@ def test_a_study_alone_is_held_against_its_own_end(tmp_path: Path, cli: Command)
 def test_what_is_unlike_is_said(short: Path, cli: Command) -> None:
     other = make(N, by_quality, recipe=RECIPE | {"epochs": 1}, name="brief", dataset_sha256="1" * 64, dataset="shapes")
     write(short.parent / "brief", other)
-    said = cli("report", "short", "--truth", "brief").text
+    said = cli("report", "short", "--reference", "brief").text
     assert "0.5 times the images of the proxy: NOT longer" in said
     assert "DIFFERENT DATA" in said
     assert "SYNTHETIC" in said
@@ -133,9 +133,9 @@ def test_a_hostile_name_cannot_write_on_the_terminal(short: Path, cli: Command) 
         ("report", 2, ("Missing argument",)),
         ("report nothing", 4, ("unknown study 'nothing'",)),
         ("report shrt", 4, ("did you mean short?",)),
-        ("report short --truth nothing", 4, ("unknown study 'nothing'",)),
-        ("report short --truth nowhere/long", 4, ("it has no study.toml",)),
-        ("report short --truth", 2, ("--truth",)),
+        ("report short --reference nothing", 4, ("unknown study 'nothing'",)),
+        ("report short --reference nowhere/long", 4, ("it has no study.toml",)),
+        ("report short --reference", 2, ("--reference",)),
         ("report short extra", 2, ("unexpected extra argument",)),
         ("report short --studies-dir nowhere", 4, ("unknown study",)),
         (
@@ -143,8 +143,8 @@ def test_a_hostile_name_cannot_write_on_the_terminal(short: Path, cli: Command) 
             4,
             ("few has 4 completed trials", "igc-nas search --studies-dir studies --study few --trials 5"),
         ),
-        ("report short --truth few", 4, ("short and few have 4 architectures in common", "--study few")),
-        ("report short --truth studies/short/papers", 4, ("0 architectures in common",)),
+        ("report short --reference few", 4, ("short and few have 4 architectures in common", "--study few")),
+        ("report short --reference studies/short/papers", 4, ("0 architectures in common",)),
         ("report broken", 4, ("study.toml",)),
     ],
 )

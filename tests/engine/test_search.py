@@ -245,14 +245,14 @@ def test_a_stop_is_what_the_rule_says_of_those_that_ended_before(tmp_path: Path)
     question = load_study(tmp_path / "s").spec
     for trial in trials:
         before = Study(question, trials[: trial.number])
-        judge = Pruner(question, before.candidates)
-        forecast, rule, belief = judge.forecast, judge.rule, None
-        if forecast:
-            belief = forecast.of(forecast.encoding.code(trial.arch))
-            assert all(ended.belief is not None for ended in rule.ended)
+        pruner = Pruner(question, before.candidates)
+        predictor, rule, prior_error = pruner.error_predictor, pruner.rule, None
+        if predictor:
+            prior_error = predictor.predict(predictor.encoding.code(trial.arch))
+            assert all(training.prior_error is not None for training in rule.completed)
         latency, score = evaluate_on_the_way(trial.arch, 0)
         costs = known_values(cost_of(trial.arch), latency.normalised_ms, question.objectives)
-        looks = [rule.outlook(costs, place, rung.error, belief) for place, rung in enumerate(score.rungs)]
+        looks = [rule.predict(costs, place, rung.error, prior_error) for place, rung in enumerate(score.rungs)]
         below = [look for look in looks if look and look.chance < rule.bound]
         assert (trial.state == "pruned") == bool(below)
         if trial.pruned:
@@ -285,7 +285,7 @@ def test_nothing_is_stopped_unasked(question: StudySpec, tmp_path: Path) -> None
 def test_stopped_trials_do_not_teach_the_rule(tmp_path: Path) -> None:
     run_on_the_way(tmp_path / "s", 30, stopping(prune_below=0.5))
     study = load_study(tmp_path / "s")
-    assert len(Pruner(study.spec, study.candidates).rule.ended) == len(study.candidates) < 30
+    assert len(Pruner(study.spec, study.candidates).rule.completed) == len(study.candidates) < 30
     ends = [c.model_copy(update={"score": c.score.model_copy(update={"rungs": ()})}) for c in study.candidates]
     assert Pruner(study.spec, ends).rule.bound == 0.0
 

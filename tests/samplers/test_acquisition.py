@@ -8,8 +8,6 @@ from igc_nas.samplers.acquisition import expected_hypervolume_improvement, expec
 from igc_nas.samplers.features import Floats
 from igc_nas.study.pareto import dominates, hypervolume, nondominated
 
-SURELY = 0.0
-
 
 @st.composite
 def clouds(draw: st.DrawFn, objectives: int, low: float = 0.0, high: float = 1.3, most: int = 12) -> Floats:
@@ -20,22 +18,22 @@ def clouds(draw: st.DrawFn, objectives: int, low: float = 0.0, high: float = 1.3
 
 
 def growth(front: Floats, point: Floats) -> float:
-    """What a point adds to the hypervolume, by `igc_nas.study.pareto`."""
+    """The hypervolume that a point adds, by `igc_nas.study.pareto`."""
     reference = [1.0] * front.shape[1]
     return hypervolume([*front.tolist(), point.tolist()], reference) - hypervolume(front.tolist(), reference)
 
 
 @pytest.mark.parametrize("objectives", [2, 3])
 @given(data=st.data())
-def test_where_nothing_is_uncertain_it_is_what_the_hypervolume_grows_by(objectives: int, data: st.DataObject) -> None:
+def test_without_uncertainty_it_is_the_growth_of_the_hypervolume(objectives: int, data: st.DataObject) -> None:
     front, points = data.draw(clouds(objectives)), data.draw(clouds(objectives))
-    found = expected_hypervolume_improvement(points[:, 0], np.full(len(points), SURELY), points[:, 1:], front)
+    found = expected_hypervolume_improvement(points[:, 0], np.zeros(len(points)), points[:, 1:], front)
     assert found == pytest.approx(np.array([growth(front, point) for point in points]), abs=1e-5)
 
 
 @pytest.mark.parametrize("objectives", [2, 3])
 @pytest.mark.parametrize("size", [0, 1, 4, 15])
-def test_it_is_the_mean_growth_over_what_may_come_out(objectives: int, size: int) -> None:
+def test_it_is_the_mean_growth_over_the_possible_outcomes(objectives: int, size: int) -> None:
     """Against sums over 2,000 equally likely outcomes of each point."""
     rng = np.random.default_rng(size)
     front, points = rng.uniform(0, 1.1, (size, objectives)), rng.uniform(0, 1, (6, objectives))
@@ -90,7 +88,7 @@ def test_a_better_or_less_certain_point_is_worth_no_less(
 
 
 @given(st.floats(-2, 2), st.floats(0, 2), st.floats(-2, 2))
-def test_expected_improvement_is_the_mean_of_what_lies_below(mean: float, deviation: float, level: float) -> None:
+def test_expected_improvement_is_the_mean_over_the_outcomes(mean: float, deviation: float, level: float) -> None:
     found = expected_improvement(np.array([mean]), np.array([deviation]), np.array([level]))[0]
     outcomes = mean + deviation * norm.ppf((np.arange(4000) + 0.5) / 4000)
     assert found == pytest.approx(np.maximum(0, level - outcomes).mean(), abs=2e-3 * deviation + 1e-6)
@@ -99,7 +97,7 @@ def test_expected_improvement_is_the_mean_of_what_lies_below(mean: float, deviat
 
 @pytest.mark.parametrize("objectives", [2, 3])
 @given(data=st.data())
-def test_the_rows_of_a_front_are_those_that_nothing_dominates(objectives: int, data: st.DataObject) -> None:
+def test_the_rows_of_a_front_are_the_nondominated_ones(objectives: int, data: st.DataObject) -> None:
     points = data.draw(clouds(objectives, most=40))
     rows = points.tolist()
     first = [i for i, row in enumerate(rows) if row not in rows[:i]]

@@ -1,4 +1,4 @@
-"""What is suggested next, in an Optuna study in memory, with errors that are invented from the architecture."""
+"""The suggestions of every sampler, in an Optuna study in memory, with errors computed from the architecture."""
 
 import random
 from collections.abc import Callable
@@ -45,8 +45,8 @@ TINY, LARGE = spec(budget=Budget(params=3000)), spec(space="igc_cifar", budget=B
 TWO = spec(space="igc_cifar", objectives=("error", "params"), budget=Budget(params=650_000))
 
 
-def question(base: StudySpec, sampler: SamplerName, seed: int = 0) -> StudySpec:
-    """`base` with another sampler; what it has counted is shared."""
+def with_sampler(base: StudySpec, sampler: SamplerName, seed: int = 0) -> StudySpec:
+    """`base` with another sampler and seed."""
     assert base.feasible.counter is not None
     return base.model_copy(update={"sampler": sampler, "seed": seed})
 
@@ -61,25 +61,25 @@ def smooth(arch: ArchConfig) -> float:
 
 
 class Loop:
-    """A study in memory of `question`; `known` are the ids of what it has."""
+    """A study of `spec` in memory; `known` are the ids of its architectures."""
 
-    def __init__(self, question: StudySpec, error: Error = smooth) -> None:
-        self.question = question
+    def __init__(self, spec: StudySpec, error: Error = smooth) -> None:
+        self.spec = spec
         self.error = error
         self.known: set[str] = set()
-        self.study = optuna.create_study(directions=["minimize"] * len(question.objectives))
-        self.study.sampler = StudySampler(question, self.known)
+        self.study = optuna.create_study(directions=["minimize"] * len(spec.objectives))
+        self.study.sampler = StudySampler(spec, self.known)
 
     def ask(self) -> tuple[optuna.Trial, ArchConfig]:
         trial = self.study.ask()
-        arch = self.question.search_space.suggest(trial)
+        arch = self.spec.search_space.suggest(trial)
         self.known.add(arch_id(arch))
         return trial, arch
 
     def tell(self, trial: optuna.Trial, arch: ArchConfig) -> None:
         cost = cost_of(arch)
         values = cost.as_dict() | {"error": self.error(arch), "latency": cost.macs / 5e5}
-        self.study.tell(trial, [float(values[name]) for name in self.question.objectives])
+        self.study.tell(trial, [float(values[name]) for name in self.spec.objectives])
 
     def go(self, count: int) -> list[ArchConfig]:
         found = []
@@ -91,7 +91,7 @@ class Loop:
 
     @property
     def history(self) -> History:
-        return Memory(self.question.search_space, self.question.feasible.encoding).history(self.study, -1)
+        return Memory(self.spec.search_space, self.spec.feasible.encoding).history(self.study, -1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,7 +110,7 @@ def test_the_command_line_offers_every_sampler() -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_ours_suggest_valid_new_architectures_within_the_budget(name: SamplerName) -> None:
-    loop = Loop(question(TINY, name))
+    loop = Loop(with_sampler(TINY, name))
     found = loop.go(40)
     assert len({arch_id(arch) for arch in found}) == 40
     for arch in found:
@@ -119,8 +119,8 @@ def test_ours_suggest_valid_new_architectures_within_the_budget(name: SamplerNam
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name != "brute-force"])
-def test_ours_do_so_in_the_default_space_with_two_budgets(name: SamplerName) -> None:
-    loop = Loop(question(LARGE, name))
+def test_ours_suggest_them_in_the_default_space_with_two_budgets(name: SamplerName) -> None:
+    loop = Loop(with_sampler(LARGE, name))
     found = loop.go(36)
     assert len({arch_id(arch) for arch in found}) == 36
     assert all(LARGE.feasible.contains(cost_of(arch)) for arch in found)
@@ -129,7 +129,7 @@ def test_ours_do_so_in_the_default_space_with_two_budgets(name: SamplerName) -> 
 @pytest.mark.parametrize("name", ["tpe", "nsga2"])
 @pytest.mark.parametrize("base", [TINY, LARGE], ids=["tiny", "igc_cifar"])
 def test_optunas_start_from_feasible_draws(name: SamplerName, base: StudySpec) -> None:
-    found = Loop(question(base, name)).go(9)
+    found = Loop(with_sampler(base, name)).go(9)
     assert len({arch_id(arch) for arch in found}) == 9
     assert all(base.feasible.contains(cost_of(arch)) for arch in found)
 
@@ -137,8 +137,8 @@ def test_optunas_start_from_feasible_draws(name: SamplerName, base: StudySpec) -
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("told", [0, 5, 20, 35])
 def test_a_suggestion_follows_from_seed_number_and_history(name: SamplerName, told: int) -> None:
-    loop = Loop(question(TINY, name, seed=4))
-    while len(loop.study.trials) < told:  # Optuna's own may suggest what is no network, or known
+    loop = Loop(with_sampler(TINY, name, seed=4))
+    while len(loop.study.trials) < told:  # Optuna's samplers may suggest an invalid or a known architecture
         trial = loop.study.ask()
         try:
             arch = TINY.search_space.suggest(trial)
@@ -148,15 +148,15 @@ def test_a_suggestion_follows_from_seed_number_and_history(name: SamplerName, to
         loop.known.add(arch_id(arch))
         loop.tell(trial, arch)
     following = loop.study.ask(distributions(TINY.search_space)).params
-    other = Loop(loop.question)
+    other = Loop(loop.spec)
     other.known |= loop.known
     other.study.add_trials(loop.study.get_trials()[:-1])
     assert other.study.ask(distributions(TINY.search_space)).params == following
 
 
 @pytest.mark.parametrize("name", ["known-cost", "evolution", "stratified", "random", "brute-force"])
-def test_seeds_suggest_different_things(name: SamplerName) -> None:
-    one, other = (Loop(question(TINY, name, seed)).go(12) for seed in (0, 1))
+def test_different_seeds_suggest_different_architectures(name: SamplerName) -> None:
+    one, other = (Loop(with_sampler(TINY, name, seed)).go(12) for seed in (0, 1))
     assert one != other
 
 
@@ -164,7 +164,7 @@ def test_seeds_suggest_different_things(name: SamplerName) -> None:
 @settings(max_examples=15)
 @given(order=st.permutations(range(14)))
 def test_the_order_in_which_trials_end_does_not_matter(name: SamplerName, order: list[int]) -> None:
-    in_turn, shuffled = (Loop(question(TINY, name, seed=2)) for _ in range(2))
+    in_turn, shuffled = (Loop(with_sampler(TINY, name, seed=2)) for _ in range(2))
     asked = [[loop.ask() for _ in range(14)] for loop in (in_turn, shuffled)]
     assert [arch for _, arch in asked[0]] == [arch for _, arch in asked[1]]
     for trial, arch in asked[0]:
@@ -175,20 +175,20 @@ def test_the_order_in_which_trials_end_does_not_matter(name: SamplerName, order:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_what_runs_is_not_suggested_again(name: SamplerName) -> None:
-    loop = Loop(question(TINY, name))
+def test_a_running_architecture_is_not_suggested_again(name: SamplerName) -> None:
+    loop = Loop(with_sampler(TINY, name))
     loop.go(20)
     found = [loop.ask()[1] for _ in range(10)]
     assert len({arch_id(arch) for arch in found}) == 10
 
 
-def test_trials_that_say_nothing_are_passed_over() -> None:
-    """A trial without parameters, one of another space, one that failed, one that was infeasible after all."""
-    loop = Loop(question(TINY, "known-cost"))
+def test_trials_without_a_feasible_result_are_no_part_of_the_history() -> None:
+    """A failed one without parameters, one of another space, a pruned one without a prediction, an infeasible one."""
+    loop = Loop(with_sampler(TINY, "known-cost"))
     loop.go(15)
     before, of_tiny = loop.history, distributions(TINY.search_space)
     params = next(
-        TINY.search_space.encode(loop.question.feasible.encoding.architecture(code))
+        TINY.search_space.encode(loop.spec.feasible.encoding.architecture(code))
         for code in codes_of(TINY)
         if code not in before.seen
     )
@@ -206,25 +206,25 @@ def test_trials_that_say_nothing_are_passed_over() -> None:
     loop.ask()
 
 
-# All of them.
+# Brute force.
 
 
-def test_all_is_every_architecture_once_and_then_no_more() -> None:
-    loop = Loop(question(spec(), "brute-force"))
+def test_brute_force_suggests_every_architecture_once_and_is_exhausted() -> None:
+    loop = Loop(with_sampler(spec(), "brute-force"))
     found = loop.go(160)
-    assert len({arch_id(arch) for arch in found}) == 160 == loop.question.search_space.size
+    assert len({arch_id(arch) for arch in found}) == 160 == loop.spec.search_space.size
     with pytest.raises(ExhaustedError) as raised:
         loop.ask()
     one_line(raised)
 
 
-def test_all_within_a_budget_are_those_within_it() -> None:
-    assert len(BruteForce(question(TINY, "brute-force"))) == TINY.feasible.count == 138
+def test_brute_force_keeps_within_the_budget() -> None:
+    assert len(BruteForce(with_sampler(TINY, "brute-force"))) == TINY.feasible.count == 138
 
 
-def test_a_search_of_all_ends_by_itself(tmp_path: Path) -> None:
+def test_a_brute_force_search_ends_by_itself(tmp_path: Path) -> None:
     events: list[Event] = []
-    small = question(spec(budget=Budget(params=1200)), "brute-force")
+    small = with_sampler(spec(budget=Budget(params=1200)), "brute-force")
     found = list(search(small, Run(tmp_path / "s"), evaluate=evaluate, on_event=events.append))
     assert len(found) == small.feasible.count
     assert len({candidate.id for candidate in found}) == len(found)
@@ -232,16 +232,16 @@ def test_a_search_of_all_ends_by_itself(tmp_path: Path) -> None:
     assert {trial.state for trial in load_study(tmp_path / "s").trials} == {"complete"}
 
 
-def test_all_of_a_large_space_is_refused() -> None:
+def test_brute_force_refuses_a_large_space() -> None:
     with pytest.raises(UsageError) as raised:
-        StudySampler(question(LARGE, "brute-force"), ())
-    assert one_line(raised) == ("igc_cifar holds 26,238,069,504 architectures; all of up to 100,000 can be searched")
+        StudySampler(with_sampler(LARGE, "brute-force"), ())
+    assert one_line(raised) == ("igc_cifar holds 26,238,069,504 architectures; brute-force takes at most 100,000")
 
 
 @pytest.mark.parametrize("name", ["known-cost", "evolution", "stratified", "random"])
-def test_a_space_that_is_used_up_is_said_to_be(name: SamplerName, tmp_path: Path) -> None:
+def test_a_search_reports_an_exhausted_space(name: SamplerName, tmp_path: Path) -> None:
     events: list[Event] = []
-    small = question(spec(budget=Budget(params=1000)), name)
+    small = with_sampler(spec(budget=Budget(params=1000)), name)
     found = list(search(small, Run(tmp_path / "s", trials=50), evaluate=evaluate, on_event=events.append))
     assert len(found) == small.feasible.count < 50
     assert isinstance(events[-1], Exhausted)
@@ -262,19 +262,19 @@ def test_a_space_that_is_used_up_is_said_to_be(name: SamplerName, tmp_path: Path
         ("activations", "flops", "latency"),
     ],
 )
-def test_known_costs_serve_any_objectives(objectives: tuple[str, ...]) -> None:
+def test_known_cost_takes_any_objectives(objectives: tuple[str, ...]) -> None:
     base = spec(objectives=objectives, budget=Budget(params=3000, latency_ms=0.6))
-    found = Loop(question(base, "known-cost")).go(24)
+    found = Loop(with_sampler(base, "known-cost")).go(24)
     assert len({arch_id(arch) for arch in found}) == 24
 
 
-def test_a_latency_budget_is_kept_to_where_latency_can_be_believed() -> None:
-    """It is known by measuring only; suggestions learn where it ends."""
+def test_known_cost_learns_to_keep_a_latency_budget() -> None:
+    """A latency is known only by measuring, so the first suggestions may exceed the budget."""
     limited = spec(budget=Budget(params=5090, latency_ms=0.4))
-    loop = Loop(question(limited, "known-cost"))
+    loop = Loop(with_sampler(limited, "known-cost"))
     loop.go(STARTUP + 16)
     later = loop.go(20)
-    free = sum(cost_of(arch).macs / 5e5 <= 0.4 for arch in Loop(question(limited, "random")).go(100)) / 100
+    free = sum(cost_of(arch).macs / 5e5 <= 0.4 for arch in Loop(with_sampler(limited, "random")).go(100)) / 100
     assert free < 0.8
     assert sum(cost_of(arch).macs / 5e5 <= 0.4 for arch in later) >= 19
 
@@ -284,9 +284,9 @@ def scaled_hypervolume(base: StudySpec, archs: list[ArchConfig], error: Error) -
     return hypervolume(points, (1.0, 1.0))
 
 
-def test_knowing_the_costs_finds_better_fronts_than_draws_do() -> None:
+def test_known_cost_finds_better_fronts_than_random_draws() -> None:
     volumes: dict[str, list[float]] = {
-        name: [scaled_hypervolume(TWO, Loop(question(TWO, name, seed)).go(40), smooth) for seed in range(5)]
+        name: [scaled_hypervolume(TWO, Loop(with_sampler(TWO, name, seed)).go(40), smooth) for seed in range(5)]
         for name in ("known-cost", "stratified", "random")
     }
     assert min(volumes["known-cost"]) > 1.1 * max(volumes["stratified"])
@@ -296,7 +296,7 @@ def test_knowing_the_costs_finds_better_fronts_than_draws_do() -> None:
 @pytest.fixture
 def begun() -> Loop:
     """A study of the default space with 24 completed trials."""
-    loop = Loop(question(TWO, "known-cost"))
+    loop = Loop(with_sampler(TWO, "known-cost"))
     loop.study.add_trials(first_24())
     loop.known |= {arch_id(TWO.search_space.decode(trial.params)) for trial in first_24()}
     return loop
@@ -304,24 +304,21 @@ def begun() -> Loop:
 
 @cache
 def first_24() -> list[optuna.trial.FrozenTrial]:
-    loop = Loop(question(TWO, "known-cost"))
+    loop = Loop(with_sampler(TWO, "known-cost"))
     loop.go(24)
     return loop.study.get_trials()
 
 
-def test_what_runs_is_taken_for_what_it_is_expected_to_be(begun: Loop) -> None:
-    """Else suggestions in a row would crowd where the first of them is."""
-    sampler, history = KnownCost(begun.question), begun.history
-    beliefs = sampler._beliefs(history)
-    first = next(iter(sampler._by_improvement(history, beliefs, np.random.default_rng(0))))
-    rows = price(sampler.encoding, [first])
-    running = History(history.complete, history.values, history.pruned, history.expected, rows)
-    before, after = (
-        sampler._worth(rows.codes, rows.costs, sampler._front(now, beliefs), beliefs)[0] for now in (history, running)
-    )
+def test_a_running_trial_counts_with_its_predicted_error(begun: Loop) -> None:
+    """Otherwise suggestions in a row would all be near the first of them."""
+    sampler, history = KnownCost(begun.spec), begun.history
+    posterior = sampler.fit(history)
+    first = next(sampler.propose_by_acquisition(history, posterior, np.random.default_rng(0)))
+    candidate = price(sampler.encoding, [first])
+    running = History(history.complete, history.values, history.pruned, history.expected, candidate)
+    before, after = (sampler.acquisition(candidate, now, posterior)[0] for now in (history, running))
     assert after < 0.75 * before
-    again = next(iter(sampler._by_improvement(running, beliefs, np.random.default_rng(0))))
-    assert again != first
+    assert next(sampler.propose_by_acquisition(running, posterior, np.random.default_rng(0))) != first
 
 
 def test_suggestions_in_a_row_are_spread(begun: Loop) -> None:
@@ -334,43 +331,42 @@ def test_suggestions_in_a_row_are_spread(begun: Loop) -> None:
 NO_BETTER = LeaveOneOut(n=20, rank=0.3, rank_by_params=0.4, within_68=0.7, within_95=0.9, rmse=0.1)
 
 
-def test_a_belief_that_is_no_better_than_the_parameter_count_is_not_followed(
-    begun: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("igc_nas.samplers.known_cost.trust_in", lambda *_: NO_BETTER)
-    monkeypatch.setattr(KnownCost, "_by_improvement", lambda *_: pytest.fail("the belief was followed"))
-    codes = begun.history.complete.codes
-    parents = KnownCost(begun.question)._parents(begun.history)
-    mutations = 0
+def test_a_surrogate_that_ranks_no_better_than_the_parameter_count_is_not_used(begun: Loop) -> None:
+    sampler, history = KnownCost(begun.spec, validate=lambda *_: NO_BETTER), begun.history
+    posterior = sampler.fit(history)
+    parents = sampler.front_codes(history)
+    mutations = used = 0
     for seed in range(30):
-        code = next(iter(KnownCost(begun.question).propose(begun.history, np.random.default_rng(seed))))
-        assert not (codes == code).all(axis=1).any()
+        code = next(sampler.propose(history, np.random.default_rng(seed)))
+        assert not (history.complete.codes == code).all(axis=1).any()
         mutations += int((parents != code).sum(axis=1).min() <= 2)
-    assert 7 <= mutations <= 23  # one in two, and a stratified draw is hardly ever so near to the front
+        used += code == next(sampler.propose_by_acquisition(history, posterior, np.random.default_rng(seed)))
+    assert 7 <= mutations <= 23  # one in two; a stratified draw is hardly ever this near to the front
+    assert used <= 1
 
 
-def test_a_belief_that_is_better_is_followed(begun: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igc_nas.samplers.known_cost.trust_in", lambda *_: LeaveOneOut(20, 0.9, 0.4, 0.7, 0.9, 0.1))
-    monkeypatch.setattr(KnownCost, "_by_mutation", lambda *_: pytest.fail("mutated without looking"))
-    monkeypatch.setattr(KnownCost, "_by_improvement", lambda *_: iter([(0, 0, 0, 0)]))
-    assert next(iter(KnownCost(begun.question).propose(begun.history, np.random.default_rng(0)))) == (0, 0, 0, 0)
+def test_a_surrogate_that_ranks_better_is_used(begun: Loop) -> None:
+    sampler = KnownCost(begun.spec, validate=lambda *_: LeaveOneOut(20, 0.9, 0.4, 0.7, 0.9, 0.1))
+    posterior = sampler.fit(begun.history)
+    for seed in range(3):
+        best = next(sampler.propose_by_acquisition(begun.history, posterior, np.random.default_rng(seed)))
+        assert next(sampler.propose(begun.history, np.random.default_rng(seed))) == best
 
 
-def test_the_first_suggestions_are_stratified_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(KnownCost, "_beliefs", lambda *_: pytest.fail("believed too early"))
-    one, other = (Loop(question(TINY, name, seed=8)).go(STARTUP) for name in ("known-cost", "stratified"))
+def test_the_first_suggestions_are_stratified_draws() -> None:
+    one, other = (Loop(with_sampler(TINY, name, seed=8)).go(STARTUP) for name in ("known-cost", "stratified"))
     assert one == other
 
 
 def test_errors_that_are_all_at_chance_do_not_stop_a_search() -> None:
-    assert len(Loop(question(TINY, "known-cost"), error=lambda _: 0.9).go(24)) == 24
+    assert len(Loop(with_sampler(TINY, "known-cost"), error=lambda _: 0.9).go(24)) == 24
 
 
-def test_a_stopped_trial_is_believed_as_far_as_it_went() -> None:
-    """Told surely that an architecture would be bad, its kin are worth less; told vaguely, hardly."""
-    loop = Loop(question(TINY, "known-cost"), error=lambda arch: 0.5)
+def test_a_pruned_trial_counts_by_the_standard_deviation_of_its_prediction() -> None:
+    """A certain prediction of a high error raises the surrogate's there; an uncertain one hardly does."""
+    loop = Loop(with_sampler(TINY, "known-cost"), error=lambda arch: 0.5)
     loop.go(20)
-    sampler = KnownCost(loop.question)
+    sampler = KnownCost(loop.spec)
     trial, arch = loop.ask()
     at = sampler.features.of(*_row(sampler, arch))
     means = []
@@ -383,12 +379,12 @@ def test_a_stopped_trial_is_believed_as_far_as_it_went() -> None:
         )
         other = optuna.create_study(directions=["minimize"] * 3)
         other.add_trials([*loop.study.get_trials()[:-1], stopped])
-        memory = Memory(loop.question.search_space, sampler.encoding)
+        memory = Memory(loop.spec.search_space, sampler.encoding)
         history = memory.history(other, -1)
         assert len(history.pruned) == 1
         assert tuple(history.pruned.codes[0]) in history.seen
-        means.append(sampler._beliefs(history).surrogates["error"].predict(at)[0][0])
-    scale = loop.question.bounds["error"][1]
+        means.append(sampler.fit(history).surrogates["error"].predict(at)[0][0])
+    scale = loop.spec.bounds["error"][1]
     assert means[0] > means[1]
     assert means[1] == pytest.approx(0.5 / scale, abs=0.02)
 
@@ -398,17 +394,17 @@ def _row(sampler: KnownCost, arch: ArchConfig) -> tuple[Any, Any]:
     return codes, sampler.encoding.price(codes)[1]
 
 
-def test_a_study_whose_scale_is_fixed_as_it_opens_is_sampled_on_that_scale(tmp_path: Path) -> None:
-    """A new study has no bounds when it is made; they are there before its first trial."""
+def test_a_new_study_has_its_bounds_before_its_first_trial(tmp_path: Path) -> None:
+    """A new spec has none: the search fixes them, and known-cost needs them."""
     fixed = spec(objectives=("error", "params"))
     new = fixed.model_copy(update={"bounds": {}, "reference_ms": None})
     assert len(list(search(new, Run(tmp_path / "s", trials=STARTUP + 4), evaluate=evaluate))) == STARTUP + 4
 
 
-# Features and moves.
+# Features and mutations.
 
 
-def test_features_tell_architectures_apart_and_say_the_costs() -> None:
+def test_features_distinguish_architectures_and_hold_their_costs() -> None:
     encoding = TINY.feasible.encoding
     archs = [encoding.architecture(code) for code in codes_of(TINY)]
     codes = np.array(codes_of(TINY))
@@ -423,104 +419,99 @@ def test_features_tell_architectures_apart_and_say_the_costs() -> None:
 def codes_of(base: StudySpec) -> list[Code]:
     """Every code within the budget of a small space."""
     return list(
-        BruteForce(question(base, "brute-force")).propose(
-            Loop(question(base, "brute-force")).history, np.random.default_rng()
+        BruteForce(with_sampler(base, "brute-force")).propose(
+            Loop(with_sampler(base, "brute-force")).history, np.random.default_rng()
         )
     )
 
 
 @given(st.integers(0, 2**32))
 def test_mutations_change_one_place_or_two(seed: int) -> None:
-    moves, parents = Mutator(TINY.feasible), np.array(codes_of(TINY)[:5])
-    children = moves.mutate(parents, 40, np.random.default_rng(seed))
+    mutator, parents = Mutator(TINY.feasible), np.array(codes_of(TINY)[:5])
+    children = mutator.mutate(parents, 40, np.random.default_rng(seed))
     distances = (children[:, None, :] != parents[None, :, :]).sum(axis=2).min(axis=1)
     assert (distances <= 2).all()
     assert (distances > 0).any()
 
 
 @given(st.integers(0, 2**32))
-def test_crossings_take_each_place_from_a_parent(seed: int) -> None:
-    moves, parents = Mutator(TINY.feasible), np.array(codes_of(TINY)[:4])
-    for child in moves.crossover(parents, 20, np.random.default_rng(seed)):
+def test_a_crossover_takes_each_place_from_a_parent(seed: int) -> None:
+    mutator, parents = Mutator(TINY.feasible), np.array(codes_of(TINY)[:4])
+    for child in mutator.crossover(parents, 20, np.random.default_rng(seed)):
         assert all(value in parents[:, place] for place, value in enumerate(child))
 
 
-def test_neighbours_differ_in_one_key_and_are_each_others() -> None:
-    moves = Mutator(LARGE.feasible)
-    for level, table in enumerate(moves.encoding.stages):
+def test_neighbours_differ_in_one_parameter_and_are_symmetric() -> None:
+    mutator = Mutator(LARGE.feasible)
+    for level, table in enumerate(mutator.encoding.stages):
         for option in range(0, len(table.options), 37):
-            for near in map(int, moves.neighbours(level, option)):
+            for near in map(int, mutator.neighbours(level, option)):
                 one, other = table.options[option].model_dump(), table.options[near].model_dump()
                 assert sum(one[key] != other[key] for key in one) == 1
-                assert option in moves.neighbours(level, near)
+                assert option in mutator.neighbours(level, near)
 
 
 @given(st.integers(0, 2**32))
-def test_what_is_kept_is_valid_within_the_budget_and_there_once(seed: int) -> None:
-    moves, rng = Mutator(TINY.feasible), np.random.default_rng(seed)
-    tables = moves.encoding.stages
+def test_kept_codes_are_valid_within_the_budget_and_unique(seed: int) -> None:
+    mutator, rng = Mutator(TINY.feasible), np.random.default_rng(seed)
+    tables = mutator.encoding.stages
     codes = np.column_stack([np.zeros(60, dtype=np.int64), *(rng.integers(len(t.options), size=60) for t in tables)])
-    kept, costs = moves.kept(codes)
+    kept, costs = mutator.kept(codes)
     inside = {tuple(code) for code in codes.tolist()} & set(codes_of(TINY))
     assert sorted(map(tuple, kept.tolist())) == sorted(inside)
     for code, cost in zip(kept, costs, strict=True):
-        assert cost[0] == cost_of(moves.encoding.architecture(code)).params
+        assert cost[0] == cost_of(mutator.encoding.architecture(code)).params
 
 
 def test_evolution_mutates_those_that_few_dominate() -> None:
-    loop = Loop(question(LARGE, "evolution"))
+    loop = Loop(with_sampler(LARGE, "evolution"))
     loop.go(POPULATION)
-    history, evolution = loop.history, Evolution(loop.question)
+    history, evolution = loop.history, Evolution(loop.spec)
     points = history.values.tolist()
-    beaten = np.array([sum(dominates(other, point) for other in points) for point in points])
+    dominators = np.array([sum(dominates(other, point) for other in points) for point in points])
     ranks = []
     for seed in range(40):
         child = next(iter(evolution.propose(history, np.random.default_rng(seed))))
         distances = (history.complete.codes != child).sum(axis=1)
         assert distances.min() <= 2
-        ranks.append(beaten[distances == distances.min()].min())
-    assert np.mean(ranks) < 0.5 * beaten.mean()
+        ranks.append(dominators[distances == distances.min()].min())
+    assert np.mean(ranks) < 0.5 * dominators.mean()
 
 
-# What is remembered of a study.
+# The memory of a study.
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.sampled_from(["ask", "ask", "complete", "stop", "fail", "infeasible", "look"]), max_size=40),
+    st.lists(st.sampled_from(["ask", "ask", "complete", "prune", "fail", "infeasible", "read"]), max_size=40),
     st.randoms(use_true_random=False),
 )
-def test_what_is_remembered_is_what_the_trials_say(steps: list[str], rng: random.Random) -> None:
-    """Trials end in any order, some of them are of one architecture, and the memory has looked before or has not."""
+def test_the_memory_agrees_with_a_walk_over_all_trials(steps: list[str], rng: random.Random) -> None:
+    """Trials end in any order, some share an architecture, and the history may have been read between two of them."""
     space, archs = TINY.search_space, [TINY.feasible.draw(np.random.default_rng(n)) for n in range(6)]
-    study = optuna.create_study(directions=["minimize"] * 3)
+    study = optuna.create_study(directions=["minimize"] * 3, sampler=optuna.samplers.RandomSampler())
     memory, running = Memory(space, TINY.feasible.encoding), []
-    for step in [*steps, "look"]:
+    for step in [*steps, "read"]:
         if step == "ask":
-            running.append(_begun(study, space.encode(rng.choice(archs))))
-        elif step == "look":
+            study.enqueue_trial(space.encode(rng.choice(archs)))
+            running.append(study.ask(distributions(space)))
+        elif step == "read":
             _compare(memory.history(study, -1), study)
         elif running:
             _end(study, running.pop(rng.randrange(len(running))), step, rng)
 
 
-def _begun(study: optuna.Study, params: dict[str, Any]) -> int:
-    all_of_space = distributions(TINY.search_space)
-    template = optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=all_of_space)
-    return study._storage.create_new_trial(study._study_id, template)
-
-
-def _end(study: optuna.Study, trial_id: int, step: str, rng: random.Random) -> None:
-    states = {"stop": TrialState.PRUNED, "fail": TrialState.FAIL}
-    if step == "stop":
-        study._storage.set_trial_user_attr(trial_id, EXPECTED, [rng.random(), rng.random()])
-    study._storage.set_trial_system_attr(trial_id, "constraints:budget", 1.0 if step == "infeasible" else -0.5)
+def _end(study: optuna.Study, trial: optuna.Trial, step: str, rng: random.Random) -> None:
+    states = {"prune": TrialState.PRUNED, "fail": TrialState.FAIL}
+    if step == "prune":
+        trial.set_user_attr(EXPECTED, [rng.random(), rng.random()])
+    trial.set_constraint("budget", 1.0 if step == "infeasible" else -0.5)
     values = None if step in states else [rng.random(), 1000.0, rng.random()]
-    study._storage.set_trial_state_values(trial_id, states.get(step, TrialState.COMPLETE), values)
+    study.tell(trial, values, state=states.get(step, TrialState.COMPLETE))
 
 
 def _compare(found: History, study: optuna.Study) -> None:
-    """With what a walk over all trials finds: each group in order of the numbers, each architecture once."""
+    """With a walk over all trials: each state in order of the numbers, each architecture once."""
     groups: dict[str, dict[Code, Any]] = {"complete": {}, "pruned": {}, "running": {}}
     for trial in study.trials:
         code = TINY.feasible.encoding.code(TINY.search_space.decode(trial.params))

@@ -1,10 +1,22 @@
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from igc_nas.samplers.features import Floats, Inputs
-from igc_nas.samplers.surrogate import MOST_FOR_CHOICE, MOST_POINTS, Surrogate, _choose, _solve, subset
+from igc_nas.samplers.surrogate import (
+    LENGTHS,
+    LINEAR,
+    MOST_FOR_CHOICE,
+    MOST_POINTS,
+    NOISES,
+    PARTS,
+    Kernel,
+    Surrogate,
+    subset,
+)
 
 NEW = 20
 
@@ -25,7 +37,7 @@ def noisy(inputs: Inputs, seed: int, deviation: float = 0.05) -> Floats:
     return smooth(inputs) + np.random.default_rng(seed).normal(0, deviation, len(inputs))
 
 
-def test_a_smooth_function_is_followed_through_what_was_measured_and_beyond() -> None:
+def test_a_smooth_function_is_interpolated_and_predicted_elsewhere() -> None:
     inputs, new = cloud(80, 0), cloud(200, 1)
     surrogate = Surrogate(inputs, smooth(inputs))
     spread = smooth(new).std()
@@ -33,8 +45,8 @@ def test_a_smooth_function_is_followed_through_what_was_measured_and_beyond() ->
     assert np.sqrt(np.mean((surrogate.predict(new)[0] - smooth(new)) ** 2)) < 0.5 * spread
 
 
-def test_what_is_linear_in_the_whole_network_is_followed_far_away() -> None:
-    """As an error that falls with log params does: the best networks are at the ends of what has been tried."""
+def test_a_function_linear_in_the_networks_features_is_extrapolated() -> None:
+    """An error that falls with log params is one: the best networks are at the edge of those evaluated."""
     inputs, far = cloud(40, 0), cloud(20, 1)
     far = Inputs(far.whole + 15, far.parts)
     mean, _ = Surrogate(inputs, 0.9 - 0.05 * inputs.whole[:, 1]).predict(far)
@@ -42,12 +54,13 @@ def test_what_is_linear_in_the_whole_network_is_followed_far_away() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_uncertainty_grows_away_from_what_was_measured(seed: int) -> None:
+def test_the_standard_deviation_grows_away_from_the_measured_points(seed: int) -> None:
     inputs = cloud(40, seed)
     surrogate = Surrogate(inputs, noisy(inputs, seed))
-    ways = [surrogate.predict(Inputs(inputs.whole + step, inputs.parts + step))[1] for step in (0, 0.5, 1, 2, 4)]
-    assert (ways[0] < ways[-1]).all()
-    means = [way.mean() for way in ways]
+    steps = (0, 0.5, 1, 2, 4)
+    deviations = [surrogate.predict(Inputs(inputs.whole + step, inputs.parts + step))[1] for step in steps]
+    assert (deviations[0] < deviations[-1]).all()
+    means = [deviation.mean() for deviation in deviations]
     assert means == sorted(means)
 
 
@@ -62,7 +75,7 @@ def test_the_order_of_the_rows_does_not_matter(order: list[int]) -> None:
 
 
 @given(st.floats(0.01, 100), st.floats(-10, 10), st.integers(0, 10))
-def test_units_of_the_values_are_those_of_the_answer(factor: float, shift: float, seed: int) -> None:
+def test_predictions_are_in_the_units_of_the_values(factor: float, shift: float, seed: int) -> None:
     inputs, new = cloud(25, seed), cloud(NEW, seed + 1)
     values = noisy(inputs, seed)
     mean, deviation = Surrogate(inputs, values).predict(new)
@@ -73,7 +86,7 @@ def test_units_of_the_values_are_those_of_the_answer(factor: float, shift: float
 
 @pytest.mark.parametrize("n", [2, 3, 10, 120])
 @pytest.mark.parametrize("value", [0.0, 0.9, -1e6])
-def test_values_that_are_all_one_are_believed(n: int, value: float) -> None:
+def test_equal_values_are_predicted_everywhere(n: int, value: float) -> None:
     """At chance level every network has the same error."""
     surrogate = Surrogate(cloud(n, 0), np.full(n, value))
     mean, deviation = surrogate.predict(cloud(NEW, 1))
@@ -82,8 +95,8 @@ def test_values_that_are_all_one_are_believed(n: int, value: float) -> None:
     assert surrogate.left_out()[0] == pytest.approx(np.full(n, value))
 
 
-def test_rows_that_are_all_one_are_their_mean() -> None:
-    """Features that do not vary say nothing, and a row may come twice."""
+def test_equal_rows_predict_their_mean() -> None:
+    """Features without variance have no influence, and a row may be given twice."""
     one = cloud(1, 0)
     inputs = one.rows(np.zeros(12, dtype=np.int64))
     values = np.array([0.3, 0.5] * 6)
@@ -99,7 +112,8 @@ def test_leaving_a_row_out_is_fitting_without_it(with_noises: bool) -> None:
     values = noisy(inputs, 2)
     noises = rng.uniform(0, 0.05, n) ** 2 if with_noises else None
     surrogate = Surrogate(inputs, values, noises)
-    covariance = surrogate._factor @ surrogate._factor.T
+    noise = surrogate.variance * surrogate.noise + (0 if noises is None else noises / values.var())
+    covariance = surrogate.variance * surrogate.kernel(surrogate.inputs, surrogate.inputs) + np.diag(np.full(n, noise))
     targets = (values - values.mean()) / values.std()
     mean, deviation = surrogate.left_out()
     for row in range(n):
@@ -107,53 +121,45 @@ def test_leaving_a_row_out_is_fitting_without_it(with_noises: bool) -> None:
         weights = np.linalg.solve(covariance[np.ix_(rest, rest)], covariance[rest, row])
         left = covariance[row, row] - covariance[row, rest] @ weights
         assert mean[row] == pytest.approx(values.mean() + values.std() * weights @ targets[rest], rel=1e-6)
-        assert deviation[row] == pytest.approx(values.std() * np.sqrt(surrogate._variance * left), rel=1e-6)
+        assert deviation[row] == pytest.approx(values.std() * np.sqrt(left), rel=1e-6)
 
 
-def test_a_value_that_is_known_less_surely_is_followed_less() -> None:
+def test_a_value_with_a_higher_known_noise_has_less_influence() -> None:
     inputs = cloud(30, 5)
     values = smooth(inputs)
     values[7] += 0.5
-    surely, hardly = np.full(30, 1e-8), np.full(30, 1e-8)
-    hardly[7] = 1.0
+    low, high = np.full(30, 1e-8), np.full(30, 1e-8)
+    high[7] = 1.0
     at = inputs.rows(np.array([7]))
-    away = [abs(Surrogate(inputs, values, noises).predict(at)[0][0] - values[7]) for noises in (surely, hardly)]
+    away = [abs(Surrogate(inputs, values, noises).predict(at)[0][0] - values[7]) for noises in (low, high)]
     assert away[0] < away[1]
     assert away[1] > 0.3
 
 
-def test_more_noise_is_seen_in_noisier_values() -> None:
+def test_the_fitted_noise_is_higher_for_noisier_values() -> None:
     inputs = cloud(80, 6)
-    standard = Inputs(*((part - part.mean(axis=0)) / part.std(axis=0) for part in (inputs.whole, inputs.parts)))
-    noises = []
-    for deviation in (0.0, 0.3, 3.0):
-        values = noisy(inputs, 6, deviation)
-        noises.append(_choose(standard, (values - values.mean()) / values.std())[1])
+    noises = [Surrogate(inputs, noisy(inputs, 6, deviation)).noise for deviation in (0.0, 0.3, 3.0)]
     assert noises[0] < noises[1] < noises[2]
 
 
 def test_the_kernel_of_the_highest_likelihood_is_chosen() -> None:
     """By brute force: the density of the values at every setting."""
-    from itertools import product
-
-    from igc_nas.samplers.surrogate import LENGTHS, LINEAR, NOISES, PARTS, _Kernel
-
     inputs = cloud(24, 8)
-    standard = Inputs(*((part - part.mean(axis=0)) / part.std(axis=0) for part in (inputs.whole, inputs.parts)))
     values = noisy(inputs, 8)
+    surrogate = Surrogate(inputs, values)
     targets = (values - values.mean()) / values.std()
 
-    def unlikelihood(kernel: _Kernel, noise: float) -> float:
-        covariance = kernel(standard, standard) + noise * np.eye(24)
-        factor = np.linalg.cholesky(covariance)
-        variance = targets @ _solve(factor, targets) / 24
-        return float(2 * np.log(np.diag(factor)).sum() + 24 * np.log(variance))
+    def negative_log_likelihood(kernel: Kernel, noise: float) -> float:
+        covariance = kernel(surrogate.inputs, surrogate.inputs) + noise * np.eye(24)
+        variance = targets @ np.linalg.solve(covariance, targets) / 24
+        return float(np.linalg.slogdet(covariance).logabsdet + 24 * np.log(variance))
 
-    settings = [(_Kernel(*setting), float(noise)) for *setting, noise in product(LENGTHS, PARTS, LINEAR, NOISES)]
-    assert _choose(standard, targets) == min(settings, key=lambda setting: unlikelihood(*setting))
+    settings = [(Kernel(*setting), float(noise)) for *setting, noise in product(LENGTHS, PARTS, LINEAR, NOISES)]
+    best = min(settings, key=lambda setting: negative_log_likelihood(*setting))
+    assert (surrogate.kernel, surrogate.noise) == best
 
 
-def test_a_choice_from_many_rows_is_made_from_some() -> None:
+def test_a_kernel_chosen_on_some_of_many_rows_fits_all() -> None:
     inputs = cloud(3 * MOST_FOR_CHOICE, 9)
     values = noisy(inputs, 9)
     mean, _ = Surrogate(inputs, values).predict(inputs)
@@ -161,7 +167,7 @@ def test_a_choice_from_many_rows_is_made_from_some() -> None:
 
 
 @given(st.integers(1, 900), st.integers(10, 400), st.integers(0, 2**32))
-def test_a_subset_keeps_what_it_must(n: int, most: int, seed: int) -> None:
+def test_a_subset_has_the_rows_to_keep_the_newest_and_both_extremes(n: int, most: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 50, n) / 50
     keep = np.sort(rng.choice(n, size=rng.integers(n + 1), replace=False))

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from igc_nas.analysis.dashboard.sections import numbers
-from igc_nas.analysis.importance import Choice, choices_of
+from igc_nas.analysis.importance import ParameterImportance, parameter_importances
 from igc_nas.analysis.views import (
     TrialsView,
     curves_view,
@@ -133,7 +133,7 @@ def _study(study: Study, plans: Plans) -> Json:
         "detailed": len(detailed),
         "curves": _curves(study),
         "epochs": [_epochs(candidate) for candidate in detailed],
-        "choices": [_choice(choice) for choice in choices_of(study)],
+        "choices": [_choice(choice) for choice in parameter_importances(study)],
         "surrogate": None if surrogate is None else asdict(surrogate) | {"sentence": visible(surrogate.sentence)},
         "papers": asdict(papers_view(study)),
     }
@@ -217,7 +217,7 @@ def _epochs(candidate: Candidate) -> list[float]:
     return [number for epoch in candidate.score.curve for number in (epoch.samples, shortened(epoch.train_error))]
 
 
-def _choice(choice: Choice) -> Json:
+def _choice(choice: ParameterImportance) -> Json:
     found = {
         "name": choice.name,
         "evaluated": choice.evaluated,

@@ -1,4 +1,4 @@
-"""The curves of bench sampler drawn: a report's numbers as a plotly figure."""
+"""The curves of a `SamplerReport` as a plotly figure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igc_nas.analysis.plots import ACCENT, FONT, PALETTE, kaleido_image
-from igc_nas.bench.samplers.report import GRID, JUDGED, SAMPLERS, Band, SamplerReport
+from igc_nas.bench.samplers.report import GRID, SAMPLERS, TESTED, Band, SamplerReport
 from igc_nas.errors import UsageError
 from igc_nas.io.files import write_whole
 
@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 FEW = 4
-"""Up to so many panels stand in two columns, more in three."""
+"""Up to this number of panels are drawn in two columns, more in three."""
 
 
 def sampler_figure(report: SamplerReport) -> go.Figure:
-    """A panel for each problem: mean hypervolume over evaluations with its band; then one for each table's rungs."""
+    """For each problem a panel with the mean hypervolume over evaluations and its band.
+
+    Then for each tabular benchmark with rungs a panel with the hypervolume over compute, with and without pruning.
+    """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -45,21 +48,18 @@ Panel = tuple[str, str, dict[str, tuple[list[float], Band]]]
 
 
 def _panels(report: SamplerReport) -> Iterator[Panel]:
-    """(title, what goes across, the bands by name)."""
-    for compared in report.results:
-        synthetic = " (synthetic)" if compared.size is None else ""
-        bands = {s: ([float(n) for n in range(1, len(b.mean) + 1)], b) for s, b in compared.curves.items()}
-        yield f"{compared.problem}{synthetic}", "evaluations", bands
-    for compared in report.results:
+    """(title, title of the x axis, the bands by name)."""
+    for comparison in report.results:
+        synthetic = " (synthetic)" if comparison.size is None else ""
+        bands = {s: ([float(n) for n in range(1, len(b.mean) + 1)], b) for s, b in comparison.curves.items()}
+        yield f"{comparison.problem}{synthetic}", "evaluations", bands
+    for comparison in report.results:
         shares = [n / GRID for n in range(1, GRID + 1)]
         bands = {}
-        for sparing in compared.sparing:
-            bands |= {
-                sparing.sampler: (shares, sparing.full),
-                f"{sparing.sampler}, stopping": (shares, sparing.pruned),
-            }
+        for effect in comparison.pruning:
+            bands |= {effect.sampler: (shares, effect.full), f"{effect.sampler}, pruning": (shares, effect.pruned)}
         if bands:
-            yield f"{compared.problem}: stopping at rungs", "share of the compute of full training", bands
+            yield f"{comparison.problem}: pruning at rungs", "share of the compute of full training", bands
 
 
 def _band_traces(name: str, xs: list[float], band: Band, is_new: bool) -> Iterator[dict[str, Any]]:
@@ -68,7 +68,7 @@ def _band_traces(name: str, xs: list[float], band: Band, is_new: bool) -> Iterat
     edge = {"x": [*xs, *reversed(xs)], "y": [*band.high, *reversed(band.low)], "line": {"width": 0}}
     fill = {"fill": "toself", "fillcolor": colour, "opacity": 0.2, "hoverinfo": "skip", "showlegend": False}
     yield common | edge | fill
-    dash = "dash" if name.endswith("stopping") else "solid"
+    dash = "dash" if name.endswith("pruning") else "solid"
     line = {"x": xs, "y": list(band.mean), "line": {"color": colour, "width": 2, "dash": dash}}
     hover = {"hovertemplate": f"{name}: %{{y:.4f}} at %{{x}}<extra></extra>"}
     yield common | line | hover | {"name": name, "showlegend": is_new}
@@ -76,8 +76,8 @@ def _band_traces(name: str, xs: list[float], band: Band, is_new: bool) -> Iterat
 
 def _colour(name: str) -> str:
     sampler = name.partition(",")[0]
-    others = [s for s in SAMPLERS if s != JUDGED]
-    return ACCENT if sampler == JUDGED else PALETTE[others.index(sampler) % len(PALETTE)]  # type: ignore[arg-type]
+    others = [s for s in SAMPLERS if s != TESTED]
+    return ACCENT if sampler == TESTED else PALETTE[others.index(sampler) % len(PALETTE)]  # type: ignore[arg-type]
 
 
 def _layout(report: SamplerReport, rows: int) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _layout(report: SamplerReport, rows: int) -> dict[str, Any]:
 
 
 def figure_kind(path: Path) -> str:
-    """`html`, `png` or `svg`, by the ending. Raises `UsageError` for another one."""
+    """`html`, `png` or `svg`, by the file's ending. Raises `UsageError` for another ending."""
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("html", "png", "svg"):
         raise UsageError(f"{path.name!r:.120} is neither .html, .png nor .svg", "name it samplers.html or samplers.png")
@@ -100,6 +100,6 @@ def figure_kind(path: Path) -> str:
 
 
 def write_figure(report: SamplerReport, path: Path) -> None:
-    """The figure as a page of its own (.html), or as a picture (.png, .svg). Raises `UsageError`."""
+    """Write the figure as a self-contained page (.html) or an image (.png, .svg). Raises `UsageError`."""
     kind, figure = figure_kind(path), sampler_figure(report)
     write_whole(path, figure.to_html(include_plotlyjs=True) if kind == "html" else kaleido_image(figure, kind))

@@ -1,8 +1,8 @@
-"""A search in virtual time: any sampler on a problem whose answers are there already, so nothing trains.
+"""A search in virtual time: any sampler on a problem whose outcomes are known already, so nothing is trained.
 
-What the coordinator of a search does with a suggestion is done here too (see `igc_nas.engine.search`): one that is no
-architecture, over budget or without an answer is told as infeasible, one that is known is told again, and neither
-counts as an evaluation. So no sampler pays for duplicates or infeasible suggestions.
+Suggestions are treated as by the coordinator of a search (see `igc_nas.engine.search`). A suggestion that is no valid
+architecture, is over the budget or has no outcome is reported to the sampler as infeasible; a known one is reported
+again with its values. Neither counts as an evaluation, so duplicates and infeasible suggestions cost a sampler nothing.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
+from pydantic import AliasChoices, Field
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
-from igc_nas.bench.samplers.problems import Answer, Problem
+from igc_nas.bench.samplers.problems import Outcome, Problem
 from igc_nas.engine.store import BUDGET
 from igc_nas.errors import ConfigError
 from igc_nas.samplers.cross_validation import MIN_TRIALS
@@ -32,11 +34,14 @@ from igc_nas.study.spec import SamplerName
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """One evaluation: what was evaluated, what it took (samples x MACs), and why it was stopped, if it was."""
+class Evaluation:
+    """One evaluation: the architecture, its outcome, the compute spent (samples x MACs).
+
+    `pruned` is the prediction for which it was pruned; None: it was trained to the end.
+    """
 
     id: str
-    answer: Answer
+    outcome: Outcome
     compute: float
     pruned: FinalErrorPrediction | None = None
 
@@ -45,27 +50,36 @@ class Evaluated:
 class Replay:
     """After each evaluation the hypervolume of the true values found so far and the compute spent so far.
 
-    `lost` are the ids of the problem's front that were stopped; `stopped` counts all that were.
+    `pruned` is the number of pruned trainings; `lost` are the ids of those among them on the problem's front.
     """
 
     volumes: tuple[float, ...]
     compute: tuple[float, ...]
-    pruned: int = 0
+    pruned: Annotated[int, Field(validation_alias=AliasChoices("pruned", "stopped"))] = 0  # `stopped`: files of 0.1
     lost: tuple[str, ...] = ()
 
 
 def replay(
-    problem: Problem, sampler: SamplerName, seed: int, evaluations: int, *, stop: float = 0.0, compute: float = 0.0
+    problem: Problem,
+    sampler: SamplerName,
+    seed: int,
+    evaluations: int,
+    *,
+    prune_below: float = 0.0,
+    compute: float = 0.0,
 ) -> Replay:
-    """Search `problem` by a sampler: `evaluations` of them, or with `compute` until so much is spent.
+    """Search `problem` with a sampler for `evaluations`, or, with `compute`, until that is spent (samples x MACs).
 
-    With `stop` a training is given up at a rung where its chance to end on the front is below it. A sampler that finds
-    nothing new ends earlier.
+    With `prune_below` a training is pruned at a rung where its probability of ending on the front is lower. The search
+    ends early where the sampler finds no new architecture.
     """
-    steps: Iterable[Evaluated] = _Replayed(problem, sampler, seed, stop).steps()
+    steps: Iterable[Evaluation] = _VirtualSearch(problem, sampler, seed, prune_below).steps()
     steps = _until_spent(steps, compute) if compute else itertools.islice(steps, evaluations)
     done = list(steps)
-    points = [None if e.pruned else problem.spec.scaled(_named(problem, e.answer)) for e in done]
+    objectives = problem.spec.objectives
+    points = [
+        None if e.pruned else problem.spec.scaled(dict(zip(objectives, e.outcome.true, strict=True))) for e in done
+    ]
     front = problem.front()
     return Replay(
         tuple(running_hypervolume(points)),
@@ -75,7 +89,7 @@ def replay(
     )
 
 
-def _until_spent(steps: Iterable[Evaluated], compute: float) -> Iterator[Evaluated]:
+def _until_spent(steps: Iterable[Evaluation], compute: float) -> Iterator[Evaluation]:
     spent = 0.0
     for step in steps:
         yield step
@@ -84,28 +98,24 @@ def _until_spent(steps: Iterable[Evaluated], compute: float) -> Iterator[Evaluat
             return
 
 
-def _named(problem: Problem, answer: Answer) -> dict[str, float]:
-    return dict(zip(problem.spec.objectives, answer.true, strict=True))
+class _VirtualSearch:
+    """One run: asks the sampler for an architecture and tells it the known outcome at once."""
 
-
-class _Replayed:
-    """One run: asks the sampler, answers at once."""
-
-    def __init__(self, problem: Problem, sampler: SamplerName, seed: int, stop: float) -> None:
+    def __init__(self, problem: Problem, sampler: SamplerName, seed: int, prune_below: float) -> None:
         self.spec = problem.spec.model_copy(update={"sampler": sampler, "seed": seed})
         self.problem = problem
-        self.stop = stop
-        self.known: dict[str, Evaluated | None] = {}
-        """By id; None: no answer."""
-        self.ended: dict[Code, CompletedTraining] = {}
+        self.prune_below = prune_below
+        self.known: dict[str, Evaluation | None] = {}
+        """By id; None: it has no outcome."""
+        self.completed: dict[Code, CompletedTraining] = {}
         self.consecutive_failures = 0
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         directions = [StudyDirection.MINIMIZE] * len(self.spec.objectives)
         inner = StudySampler(self.spec, self.known.keys(), lambda: self.consecutive_failures)
         self.study = optuna.create_study(directions=directions, sampler=inner)
 
-    def steps(self) -> Iterator[Evaluated]:
-        """Evaluations, until the sampler finds no new one."""
+    def steps(self) -> Iterator[Evaluation]:
+        """Evaluations, until the sampler finds no new architecture."""
         while self.consecutive_failures < MOST_REPEATS:
             try:
                 found = self._next()
@@ -115,8 +125,8 @@ class _Replayed:
             if found:
                 yield found
 
-    def _next(self) -> Evaluated | None:
-        """Ask once; None: the suggestion was infeasible, or known."""
+    def _next(self) -> Evaluation | None:
+        """Evaluate one suggestion; None: it was infeasible or known."""
         trial = self.study.ask()
         try:
             arch = self.spec.search_space.suggest(trial)
@@ -130,8 +140,8 @@ class _Replayed:
             return None
         is_new = identity not in self.known
         if is_new:
-            answer = self.problem.answer(arch, identity, cost, self.spec.seed)
-            self.known[identity] = self._evaluated(arch, identity, answer) if answer else None
+            outcome = self.problem.evaluate(arch, identity, cost, self.spec.seed)
+            self.known[identity] = self._train(arch, identity, outcome) if outcome else None
         found = self.known[identity]
         if found is None:
             self._infeasible(trial, 1.0)
@@ -144,31 +154,32 @@ class _Replayed:
         trial.set_constraint(BUDGET, violation)
         self.study.tell(trial, [self.spec.bounds[name][1] for name in self.spec.objectives])
 
-    def _tell(self, trial: Trial, found: Evaluated, is_new: bool) -> None:
+    def _tell(self, trial: Trial, found: Evaluation, is_new: bool) -> None:
         if found.pruned is None:
-            self.study.tell(trial, found.answer.seen)
+            self.study.tell(trial, found.outcome.observed)
         elif is_new:
             trial.set_user_attr(EXPECTED, [found.pruned.expected_error, found.pruned.std])
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, state=TrialState.FAIL)
 
-    def _evaluated(self, arch: ArchConfig, identity: str, answer: Answer) -> Evaluated:
-        """Train to the end, or to the rung at which it is given up."""
-        if not self.stop:
-            return Evaluated(identity, answer, answer.compute[-1])
+    def _train(self, arch: ArchConfig, identity: str, outcome: Outcome) -> Evaluation:
+        """A training in virtual time, to its end or to the rung at which it is pruned."""
+        if not self.prune_below:
+            return Evaluation(identity, outcome, outcome.compute[-1])
         encoding = self.spec.feasible.encoding
         code = encoding.code(arch)
         assert code is not None
-        rule, belief = PruningRule(list(self.ended.values()), self.stop), None
-        if len(self.ended) >= MIN_TRIALS:
-            forecast = ErrorPredictor(encoding, list(self.ended), [trial.error for trial in self.ended.values()])
-            believed = [replace(trial, belief=forecast.left_out.get(of)) for of, trial in self.ended.items()]
-            rule, belief = PruningRule(believed, self.stop), forecast.of(code)
-        for place, error in enumerate(answer.rungs):
-            prediction = rule.prediction(answer.known, place, error, belief)
+        trainings, prior_error = list(self.completed.values()), None
+        if len(trainings) >= MIN_TRIALS:
+            predictor = ErrorPredictor(encoding, list(self.completed), [training.error for training in trainings])
+            trainings = [replace(t, prior_error=predictor.left_out.get(of)) for of, t in self.completed.items()]
+            prior_error = predictor.predict(code)
+        rule = PruningRule(trainings, self.prune_below)
+        for rung, error in enumerate(outcome.rung_errors):
+            prediction = rule.predict(outcome.known_costs, rung, error, prior_error)
             if prediction and prediction.p_front < rule.bound:
-                return Evaluated(identity, answer, answer.compute[place], prediction)
+                return Evaluation(identity, outcome, outcome.compute[rung], prediction)
         at = self.spec.objectives.index("error")
-        self.ended[code] = CompletedTraining(answer.known, answer.rungs, answer.seen[at])
-        return Evaluated(identity, answer, answer.compute[-1])
+        self.completed[code] = CompletedTraining(outcome.known_costs, outcome.rung_errors, outcome.observed[at])
+        return Evaluation(identity, outcome, outcome.compute[-1])

@@ -1,4 +1,4 @@
-"""bench sampler: hypervolume over evaluations of each sampler on each problem, and what must be reached, yes or no."""
+"""bench sampler: hypervolume over evaluations of each sampler on each problem, and whether known-cost meets goals."""
 
 from __future__ import annotations
 
@@ -20,22 +20,29 @@ from igc_nas.samplers.features import Floats
 from igc_nas.study.spec import SamplerName
 
 SAMPLERS: tuple[SamplerName, ...] = ("known-cost", "stratified", "random", "tpe", "nsga2", "evolution")
-JUDGED: SamplerName = "known-cost"
-BASE: SamplerName = "random"
-"""What it holds at `GOAL_AT` evaluations, or at half of a table, is what the judged sampler has to reach sooner."""
-STOPPING: tuple[SamplerName, ...] = ("known-cost", "stratified")
-"""Replayed with and without stopping at rungs."""
+TESTED: SamplerName = "known-cost"
+"""The sampler whose goals are checked; the others are its rivals."""
+BASELINE: SamplerName = "random"
+PRUNED_SAMPLERS: tuple[SamplerName, ...] = ("known-cost", "stratified")
+"""Replayed both with and without pruning at rungs."""
 CHECKPOINTS = (30, 60, 100)
+"""Evaluations at which the tested sampler's mean has to be the highest."""
 APART_AT = 60
+"""Evaluations at which its band has to be above every other band."""
 GOAL_AT = 200
-QUARTER = 4
-ENOUGH_COMPUTE = 0.7
-LEAST_SEEDS = 3
+"""The tested sampler has to reach the baseline's hypervolume at this number of evaluations `SPEED_UP` times sooner.
+
+On a tabular benchmark it is half of the table at most.
+"""
+SPEED_UP = 4
+MOST_COMPUTE = 0.7
+"""The share of the compute of full trainings in which pruned ones have to reach the same hypervolume."""
+MIN_SEEDS = 3
 GRID = 200
 DIGITS = 5
 FREE = (
-    "for every sampler infeasible and duplicate suggestions are free of charge: an evaluation is a new architecture "
-    "within the budget"
+    "an evaluation is a new architecture within the budget: infeasible and duplicate suggestions are not counted, for "
+    "any sampler"
 )
 
 
@@ -49,7 +56,7 @@ class Band:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[float]]) -> Band:
-        """Of (seeds, points); a row that ends early stays where it is."""
+        """The band of rows (seeds, points); a shorter row keeps its last value."""
         from scipy.stats import t
 
         length = max(map(len, rows))
@@ -59,7 +66,7 @@ class Band:
         return cls(*(tuple(np.round(part, DIGITS).tolist()) for part in (mean, mean - half, mean + half)))
 
     def text(self, at: int) -> str:
-        """`0.4312 [0.4280, 0.4344]` at a point, counted from 1; `-` beyond the last."""
+        """`0.4312 [0.4280, 0.4344]` at a point, counted from 1; `-` after the last one."""
         if at > len(self.mean):
             return "-"
         return f"{self.mean[at - 1]:.4f} [{self.low[at - 1]:.4f}, {self.high[at - 1]:.4f}]"
@@ -67,7 +74,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Something that must be reached: whether it is (None: it cannot be judged), and by which numbers."""
+    """A goal: whether it is reached (None: that cannot be said), and the numbers behind the verdict."""
 
     what: str
     reached: bool | None
@@ -75,45 +82,49 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Sparing:
-    """A sampler with stopping at rungs against itself without: hypervolume over shares of the full compute.
+class PruningEffect:
+    """A sampler with pruning at rungs against the same one without: hypervolume over shares of the full compute.
 
-    `area` are the areas under `full` and `stopped`, each with its interval. `share` is the compute at which the
-    stopping one's mean has what the full one's mean has at the end; None: never. Counts are means over seeds: trainings
-    stopped, and members of the true front among them, of `front` in all.
+    `area` are the areas under `full` and `pruned`, each with its interval. `share` is the share of the compute at which
+    the mean with pruning reaches the final mean without; None: it does not. `trainings_pruned` and `lost` (those on the
+    true front, which has `front` members) are means over seeds.
     """
 
     sampler: str
-    stop: float
+    prune_below: float
     full: Band
     pruned: Band
     area: tuple[Band, Band]
     share: float | None
-    trainings_stopped: float
+    trainings_pruned: float
     lost: float
     front: int
 
     def verdicts(self) -> Iterator[Verdict]:
-        """The area within the band of full training's, the same hypervolume for less."""
-        full, stopped = self.area
+        """Pruning must not lower the area below the full one's interval, and must save compute."""
+        full, pruned = self.area
         yield Verdict(
-            f"{self.sampler}: area under the hypervolume over compute with stopping at least full training's, "
-            "within its band",
-            stopped.mean[0] >= full.low[0],
-            f"{stopped.text(1)}, full {full.text(1)}",
+            f"{self.sampler}: area under the hypervolume over compute with pruning not below the interval of full "
+            "training",
+            pruned.mean[0] >= full.low[0],
+            f"{pruned.text(1)}, full {full.text(1)}",
         )
         reached = "never" if self.share is None else f"{self.share:.2f} of the compute"
-        count = f"{self.trainings_stopped:.1f} trainings stopped, {self.lost:.2f} of the front's {self.front} lost"
+        count = f"{self.trainings_pruned:.1f} trainings pruned, {self.lost:.2f} of the front's {self.front} lost"
         yield Verdict(
-            f"{self.sampler}: full training's final hypervolume at {ENOUGH_COMPUTE:g} of the compute or less",
-            self.share is not None and self.share <= ENOUGH_COMPUTE,
+            f"{self.sampler}: full training's final hypervolume at {MOST_COMPUTE:g} of the compute or less",
+            self.share is not None and self.share <= MOST_COMPUTE,
             f"{reached}; {count}",
         )
 
 
 @dataclass(frozen=True)
-class Compared:
-    """The samplers on one problem. `size`: of a table; `goal_at`: the evaluations of uniform draws to be saved."""
+class Comparison:
+    """The samplers on one problem.
+
+    `size` is that of a tabular benchmark (None: a landscape), `missing` the number of its architectures without an
+    outcome. `goal_at` is the number of evaluations after which the baseline's hypervolume is the goal.
+    """
 
     problem: str
     about: str
@@ -121,25 +132,25 @@ class Compared:
     missing: int
     goal_at: int
     curves: Mapping[str, Band]
-    sparing: tuple[Sparing, ...] = ()
+    pruning: tuple[PruningEffect, ...] = ()
 
     @property
     def goal(self) -> float | None:
-        """What uniform draws hold at `goal_at`."""
-        base = self.curves.get(BASE)
+        """The baseline's mean hypervolume at `goal_at`; None: it was not replayed to there."""
+        base = self.curves.get(BASELINE)
         return base.mean[self.goal_at - 1] if base and self.goal_at <= len(base.mean) else None
 
     def needed(self, sampler: str) -> int | None:
-        """Evaluations until a sampler's mean holds the goal; None: it does not."""
+        """Evaluations until a sampler's mean reaches the goal; None: it does not."""
         goal = self.goal
         if goal is None:
             return None
         return next((n for n, value in enumerate(self.curves[sampler].mean, start=1) if value >= goal), None)
 
     def verdicts(self) -> tuple[Verdict, ...]:
-        """What must be reached here; of a table only where it is complete."""
+        """The goals on this problem; not judged on a table with missing outcomes."""
         found = [*self._above(), *self._apart(), *self._sooner()]
-        found += [verdict for sparing in self.sparing for verdict in sparing.verdicts()]
+        found += [verdict for effect in self.pruning for verdict in effect.verdicts()]
         if self.missing:
             return tuple(Verdict(v.what, None, f"the table lacks {self.missing:,}; {v.why}") for v in found)
         return tuple(found)
@@ -147,35 +158,38 @@ class Compared:
     def _above(self) -> Iterator[Verdict]:
         for at in CHECKPOINTS:
             rival = self._best_rival(at, "mean")
-            what = f"{JUDGED} above every other sampler at {at}"
+            what = f"{TESTED} above every other sampler at {at}"
             if rival is None:
-                yield Verdict(what, None, "not replayed so far, or nothing to compare")
+                yield Verdict(what, None, "it or all others were not replayed to there")
                 continue
-            mean = self.curves[JUDGED].mean[at - 1]
+            mean = self.curves[TESTED].mean[at - 1]
             yield Verdict(what, mean > rival[1], f"{mean:.4f}, {rival[0]} {rival[1]:.4f}")
 
     def _apart(self) -> Iterator[Verdict]:
         what, rival = f"bands apart at {APART_AT}", self._best_rival(APART_AT, "high")
         if rival is None:
-            yield Verdict(what, None, "not replayed so far, or nothing to compare")
+            yield Verdict(what, None, "it or all others were not replayed to there")
             return
-        low = self.curves[JUDGED].low[APART_AT - 1]
+        low = self.curves[TESTED].low[APART_AT - 1]
         yield Verdict(what, low > rival[1], f"from {low:.4f}, {rival[0]} up to {rival[1]:.4f}")
 
     def _best_rival(self, at: int, part: str) -> tuple[str, float] | None:
-        """The other sampler with the most at an evaluation; None where the judged one or all others have none."""
-        ends = {name: getattr(band, part)[at - 1] for name, band in self.curves.items() if at <= len(band.mean)}
-        if ends.pop(JUDGED, None) is None or not ends:
+        """The other sampler with the highest value at an evaluation.
+
+        None where the tested one or all others were not replayed to there.
+        """
+        values = {name: getattr(band, part)[at - 1] for name, band in self.curves.items() if at <= len(band.mean)}
+        if values.pop(TESTED, None) is None or not values:
             return None
-        return max(ends.items(), key=lambda item: item[1])
+        return max(values.items(), key=lambda item: item[1])
 
     def _sooner(self) -> Iterator[Verdict]:
-        what = f"{JUDGED} needs a quarter of the {self.goal_at} evaluations of uniform draws, or less"
-        if self.goal is None or JUDGED not in self.curves:
-            yield Verdict(what, None, f"{JUDGED} or {BASE} was not replayed so far")
+        what = f"{TESTED} needs at most a quarter of the {self.goal_at} evaluations of {BASELINE}"
+        if self.goal is None or TESTED not in self.curves:
+            yield Verdict(what, None, f"{TESTED} or {BASELINE} was not replayed to there")
             return
-        needs = self.needed(JUDGED)
-        reached = needs is not None and QUARTER * needs <= self.goal_at
+        needs = self.needed(TESTED)
+        reached = needs is not None and SPEED_UP * needs <= self.goal_at
         yield Verdict(what, reached, f"{needs or 'never'} to reach {self.goal:.4f}; a quarter is {self.goal_at / 4:g}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,11 +201,11 @@ class Compared:
 
 @dataclass(frozen=True)
 class SamplerReport:
-    """What `bench sampler` says."""
+    """The result of `bench sampler`."""
 
     seeds: int
     evaluations: int
-    results: tuple[Compared, ...]
+    results: tuple[Comparison, ...]
     conditions: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -202,39 +216,33 @@ class SamplerReport:
             "evaluations": self.evaluations,
             "band": "mean over seeds with its 95 % interval by Student's t",
             "rules": FREE,
-            "problems": [compared.to_dict() for compared in self.results],
+            "problems": [comparison.to_dict() for comparison in self.results],
             "conditions": dict(self.conditions),
         }
 
     def lines(self) -> list[str]:
-        """For people: for each problem a table, then what must be reached."""
-        found = [
-            f"hypervolume after so many evaluations: mean of {self.seeds} seeds [95 % interval by Student's t]",
-            FREE,
-        ]
-        for compared in self.results:
-            found += ["", *_lines(compared)]
+        """For people: for each problem a table, then the verdicts."""
+        found = [f"hypervolume after N evaluations: mean of {self.seeds} seeds [95 % interval by Student's t]", FREE]
+        for comparison in self.results:
+            found += ["", *_lines(comparison)]
         return [*found, "", ", ".join(f"{key} {value}" for key, value in self.conditions.items())]
 
 
-def _lines(compared: Compared) -> Iterator[str]:
-    yield f"{compared.problem}: {compared.about}"
-    goal = "" if compared.goal is None else f"to {compared.goal:.4f}"
-    points = [n for n in dict.fromkeys((*CHECKPOINTS, compared.goal_at)) if n <= _longest(compared)]
+def _lines(comparison: Comparison) -> Iterator[str]:
+    yield f"{comparison.problem}: {comparison.about}"
+    goal = "" if comparison.goal is None else f"to {comparison.goal:.4f}"
+    longest = max(len(band.mean) for band in comparison.curves.values())
+    points = [n for n in dict.fromkeys((*CHECKPOINTS, comparison.goal_at)) if n <= longest]
     rows = [["sampler", *(f"at {n}" for n in points), goal]]
-    for sampler, band in compared.curves.items():
-        needed = compared.needed(sampler)
+    for sampler, band in comparison.curves.items():
+        needed = comparison.needed(sampler)
         rows.append([sampler, *(band.text(n) for n in points), "" if not goal else str(needed or "never")])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    for verdict in compared.verdicts():
-        word = {True: "yes", False: "NO", None: "not judged"}[verdict.reached]
-        yield f"  {word:<4} {verdict.what}: {verdict.why}"
-
-
-def _longest(compared: Compared) -> int:
-    return max(len(band.mean) for band in compared.curves.values())
+    for verdict in comparison.verdicts():
+        answer = {True: "yes", False: "NO", None: "not judged"}[verdict.reached]
+        yield f"  {answer:<4} {verdict.what}: {verdict.why}"
 
 
 # The runs.
@@ -249,24 +257,24 @@ def bench_sampler(
     file: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> SamplerReport:
-    """Replay every sampler on every problem, `evaluations` of them, from seeds 0, 1, ...
+    """Replay every sampler on every problem from seeds 0, 1, ..., `evaluations` each.
 
-    On a table at most half of it, or 100: where little is left, all find the same. Runs are kept in `file` as they are
-    done and not done again. Raises `UsageError` for fewer than three seeds.
+    On a tabular benchmark at most half of it, or 100: near its end all samplers have found the same. Runs are recorded
+    in `file` as they finish, and a recorded run is not repeated. Raises `UsageError` for fewer than `MIN_SEEDS` seeds.
     """
-    if seeds < LEAST_SEEDS:
-        raise UsageError(f"{seeds} seeds make no band; {LEAST_SEEDS} are the fewest", "--seeds 20")
-    plain = {(p, s): _tasks(p, s, seeds, min(evaluations, _most(p))) for p in problems for s in samplers}
-    found = run_tasks(problems, [*itertools.chain(*plain.values())], workers, file, say)
-    pairs = [(p, s) for p, s in plain if p.stop and s in STOPPING]
-    stopping = {pair: [_stopping(pair[0], task, found[task]) for task in plain[pair]] for pair in pairs}
-    if stopping:
-        found |= run_tasks(problems, [*itertools.chain(*stopping.values())], workers, file, say)
+    if seeds < MIN_SEEDS:
+        raise UsageError(f"{seeds} seeds are too few for an interval; {MIN_SEEDS} are the fewest", "--seeds 20")
+    full = {(p, s): _tasks(p, s, seeds, min(evaluations, _most(p))) for p in problems for s in samplers}
+    found = run_tasks(problems, [*itertools.chain(*full.values())], workers, file, say)
+    pairs = [(p, s) for p, s in full if p.prune_below and s in PRUNED_SAMPLERS]
+    pruned = {pair: [_with_pruning(pair[0], task, found[task]) for task in full[pair]] for pair in pairs}
+    if pruned:
+        found |= run_tasks(problems, [*itertools.chain(*pruned.values())], workers, file, say)
     results = tuple(
-        _compared(
+        _compare(
             problem,
-            {s: [found[task] for task in plain[problem, s]] for s in samplers},
-            {s: [found[task] for task in stopping[problem, s]] for p, s in pairs if p is problem},
+            {s: [found[task] for task in full[problem, s]] for s in samplers},
+            {s: [found[task] for task in pruned[problem, s]] for p, s in pairs if p is problem},
         )
         for problem in problems
     )
@@ -274,10 +282,12 @@ def bench_sampler(
 
 
 def _goal_at(problem: Problem) -> int:
+    """`GOAL_AT`, on a tabular benchmark at most half of its size."""
     return GOAL_AT if problem.size is None else min(GOAL_AT, max(1, problem.size // 2))
 
 
 def _most(problem: Problem) -> int:
+    """The most evaluations that are replayed."""
     if problem.size is None:
         return sys.maxsize
     return min(problem.size, max(_goal_at(problem), *CHECKPOINTS))
@@ -287,9 +297,9 @@ def _tasks(problem: Problem, sampler: SamplerName, seeds: int, evaluations: int)
     return [Task(problem.fingerprint, sampler, seed, evaluations) for seed in range(seeds)]
 
 
-def _stopping(problem: Problem, task: Task, full: Replay) -> Task:
-    """The same run with stopping, until it has spent what the full one did."""
-    return Task(task.problem, task.sampler, task.seed, task.evaluations, problem.stop, full.compute[-1])
+def _with_pruning(problem: Problem, task: Task, full: Replay) -> Task:
+    """The same task with pruning, until it has spent the compute of the full one."""
+    return Task(task.problem, task.sampler, task.seed, task.evaluations, problem.prune_below, full.compute[-1])
 
 
 def _conditions() -> dict[str, str]:
@@ -301,42 +311,43 @@ def _conditions() -> dict[str, str]:
     return {"igc-nas": __version__, "optuna": optuna.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
 
 
-def _compared(problem: Problem, full: Mapping[str, list[Replay]], stopped: Mapping[str, list[Replay]]) -> Compared:
-    return Compared(
+def _compare(problem: Problem, full: Mapping[str, list[Replay]], pruned: Mapping[str, list[Replay]]) -> Comparison:
+    return Comparison(
         problem=problem.name,
         about=problem.about,
         size=problem.size,
         missing=problem.missing,
         goal_at=_goal_at(problem),
         curves={sampler: Band.of([run.volumes for run in runs]) for sampler, runs in full.items()},
-        sparing=tuple(_sparing(problem, sampler, full[sampler], runs) for sampler, runs in stopped.items()),
+        pruning=tuple(pruning_effect(problem, sampler, full[sampler], runs) for sampler, runs in pruned.items()),
     )
 
 
-def _sparing(problem: Problem, sampler: str, full: Sequence[Replay], stopped: Sequence[Replay]) -> Sparing:
+def pruning_effect(problem: Problem, sampler: str, full: Sequence[Replay], pruned: Sequence[Replay]) -> PruningEffect:
+    """The replays of a sampler with pruning against the ones without, seed by seed."""
     shares = np.arange(1, GRID + 1) / GRID
     curves = [
         np.array([_over_compute(run, shares * whole.compute[-1]) for run, whole in zip(runs, full, strict=True)])
-        for runs in (full, stopped)
+        for runs in (full, pruned)
     ]
     bands = [Band.of(rows.tolist()) for rows in curves]
     final = bands[0].mean[-1]
-    return Sparing(
+    return PruningEffect(
         sampler=sampler,
-        stop=problem.stop,
+        prune_below=problem.prune_below,
         full=bands[0],
         pruned=bands[1],
         area=(_area(curves[0]), _area(curves[1])),
         share=next((float(s) for s, value in zip(shares, bands[1].mean, strict=True) if value >= final), None),
-        trainings_stopped=float(np.mean([run.pruned for run in stopped])),
-        lost=float(np.mean([len(run.lost) for run in stopped])),
+        trainings_pruned=float(np.mean([run.pruned for run in pruned])),
+        lost=float(np.mean([len(run.lost) for run in pruned])),
         front=len(problem.front()),
     )
 
 
 def _over_compute(run: Replay, compute: Floats) -> Floats:
-    """The hypervolume when so much compute has been spent, rounding aside."""
-    done = np.searchsorted(run.compute, compute * (1 + 1e-9), side="right")
+    """(n,) the hypervolume at the end of the last evaluation within each of `compute` (n,)."""
+    done = np.searchsorted(run.compute, compute * (1 + 1e-9), side="right")  # the factor is for rounding
     found: Floats = np.array([0.0, *run.volumes])[done]
     return found
 

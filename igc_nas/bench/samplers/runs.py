@@ -1,4 +1,4 @@
-"""Many replays: over the cores of this machine, kept in a file that the next run goes on from."""
+"""Runs replays in parallel processes, and records them in a file from which the next run continues."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import TypeAdapter
+from pydantic import AliasChoices, Field, TypeAdapter
 
 from igc_nas.bench.samplers.problems import Problem
 from igc_nas.bench.samplers.replay import Replay, replay
@@ -25,26 +26,26 @@ DIGITS = 8
 
 @dataclass(frozen=True)
 class Task:
-    """A replay to be done; `problem` is the fingerprint of one."""
+    """A replay to run. `problem` is the problem's fingerprint; for the rest see `replay`."""
 
     problem: str
     sampler: SamplerName
     seed: int
     evaluations: int
-    stop: float = 0.0
+    prune_below: Annotated[float, Field(validation_alias=AliasChoices("prune_below", "stop"))] = 0.0  # `stop`: of 0.1
     compute: float = 0.0
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of the file."""
+class RunRecord:
+    """A line of the file: the problem's name, the task, its result."""
 
     name: str
     task: Task
     replay: Replay
 
 
-_LINE = TypeAdapter(Line)
+_RECORD = TypeAdapter(RunRecord)
 BEGINNING = b'{"name":'
 
 
@@ -55,9 +56,10 @@ def run_tasks(
     file: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[Task, Replay]:
-    """The replay of each task, from `file` where it is there. Raises `UsageError` for a file of something else.
+    """The replay of each task, read from `file` if it is recorded there; others are run and appended to it.
 
-    A sampler that has changed since gets another file: a file tells problems apart, not versions of a sampler.
+    The file records the problem, but not the version of the sampler: use another file after a sampler has changed.
+    Raises `UsageError` for a file that is not one of replays.
     """
     found = _read(file) if file else {}
     left = [task for task in dict.fromkeys(tasks) if task not in found]
@@ -74,19 +76,19 @@ def run_tasks(
 
 
 def _label(task: Task) -> str:
-    return f"{task.sampler} seed {task.seed}" + (" stopping" if task.stop else "")
+    return f"{task.sampler} seed {task.seed}" + (" pruning" if task.prune_below else "")
 
 
 def _done(problems: Sequence[Problem], tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Replay]]:
-    """Tasks as they are done; with several workers in processes of one thread each."""
+    """Each task with its result, as they finish; with several workers in processes of one thread each."""
     if min(workers, len(tasks)) < 2:
-        _adopt(problems)
+        _set_problems(problems)
         yield from map(_run, tasks)
         return
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # what a spawned process finds when it imports numpy
     try:
-        pool = get_context("spawn").Pool(min(workers, len(tasks)), _begin, (tuple(problems),))
+        pool = get_context("spawn").Pool(min(workers, len(tasks)), _start_worker, (tuple(problems),))
     finally:
         if before is None:
             del os.environ["OMP_NUM_THREADS"]
@@ -100,41 +102,46 @@ _problems: dict[str, Problem] = {}
 """By fingerprint, in each process."""
 
 
-def _begin(problems: Iterable[Problem]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it ends the pool
-    _adopt(problems)
+def _start_worker(problems: Iterable[Problem]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends the pool
+    _set_problems(problems)
 
 
-def _adopt(problems: Iterable[Problem]) -> None:
+def _set_problems(problems: Iterable[Problem]) -> None:
     _problems.clear()
     _problems.update({problem.fingerprint: problem for problem in problems})
 
 
 def _run(task: Task) -> tuple[Task, Replay]:
     found = replay(
-        _problems[task.problem], task.sampler, task.seed, task.evaluations, stop=task.stop, compute=task.compute
+        _problems[task.problem],
+        task.sampler,
+        task.seed,
+        task.evaluations,
+        prune_below=task.prune_below,
+        compute=task.compute,
     )
     return task, dataclasses.replace(found, volumes=tuple(round(volume, DIGITS) for volume in found.volumes))
 
 
-# The file: a line for each replay.
+# The file: one line of JSON for each replay.
 
 
 def _append(file: Path, name: str, task: Task, result: Replay) -> None:
-    line = dataclasses.asdict(Line(name, task, result))
+    line = dataclasses.asdict(RunRecord(name, task, result))
     with file.open("a", encoding="utf-8") as out:
         out.write(json.dumps(line, separators=(",", ":")) + "\n")
 
 
 def _read(file: Path) -> dict[Task, Replay]:
-    """What the file holds; a last line that was cut short is cut off."""
+    """The recorded replays. An incomplete last line (the run was killed while writing it) is removed from the file."""
     if not file.exists():
         return {}
     *lines, rest = read_bytes(file, MOST_RECORDS).split(b"\n")
     found = dict(_parsed(line, f"{file.name} line {number}") for number, line in enumerate(lines, start=1))
     if not (found or BEGINNING.startswith(rest[: len(BEGINNING)])):
         raise UsageError(f"{file.name} holds no runs of bench sampler", "name another file with -o")
-    if rest:  # only now: until its lines are read it may be any file of the user's
+    if rest:  # not before its other lines have been read: it might be any other file of the user
         with file.open("r+b") as out:
             out.truncate(file.stat().st_size - len(rest))
     return found
@@ -142,9 +149,9 @@ def _read(file: Path) -> dict[Task, Replay]:
 
 def _parsed(line: bytes, where: str) -> tuple[Task, Replay]:
     try:
-        found = _LINE.validate_json(line, strict=True)
+        found = _RECORD.validate_json(line, strict=True)
         if not all(map(math.isfinite, (*found.replay.volumes, *found.replay.compute))):
             raise ValueError
-    except ValueError:  # pydantic's, too
+    except ValueError:  # pydantic's ValidationError is one
         raise UsageError(f"{where} is no run of bench sampler", "name another file with -o") from None
     return found.task, found.replay

@@ -1,4 +1,4 @@
-"""bench sampler: problems, replays in virtual time, what is judged by their curves, and the command as it is typed."""
+"""bench sampler: problems, replays in virtual time, the verdicts on their curves, and the command."""
 
 import dataclasses
 import json
@@ -14,25 +14,25 @@ import pytest
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
-from igc_nas.bench.samplers import problems, runs
+from igc_nas.bench.samplers import problems
 from igc_nas.bench.samplers.plots import figure_kind, sampler_figure, write_figure
-from igc_nas.bench.samplers.problems import Answer, Landscape, Problem, TabularBenchmark, landscapes, tabular_benchmark
+from igc_nas.bench.samplers.problems import Landscape, Outcome, Problem, TabularBenchmark, landscapes, tabular_benchmark
 from igc_nas.bench.samplers.replay import Replay, replay
 from igc_nas.bench.samplers.report import (
     SAMPLERS,
     Band,
-    Compared,
+    Comparison,
+    PruningEffect,
     SamplerReport,
-    Sparing,
-    _sparing,
     bench_sampler,
     parse_samplers,
+    pruning_effect,
 )
 from igc_nas.bench.samplers.runs import Task, run_tasks
 from igc_nas.cli import main
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.samplers.brute_force import BruteForce
-from igc_nas.samplers.history import History, Rows
+from igc_nas.samplers.history import History, PricedCodes
 from igc_nas.study.pareto import hypervolume, running_hypervolume
 from igc_nas.study.records import Candidate, Rung, Trial
 from igc_nas.study.spec import Budget, SamplerName, StudySpec
@@ -46,14 +46,14 @@ BUDGET = 1_400
 
 @cache
 def full_study() -> Study:
-    """Every architecture of `tiny` within 1,400 parameters, its errors invented; at a rung a training is 0.1 behind."""
+    """Every architecture of `tiny` within 1,400 parameters, with computed errors; at a rung they are 0.1 higher."""
     spec = tiny_spec(name="table", budget=Budget(params=BUDGET), recipe={"rungs": RUNGS}, prune_below=0.05)
     return Study(spec, tuple(trial(n, arch) for n, arch in enumerate(architectures(spec))))
 
 
 def architectures(spec: StudySpec) -> list[ArchConfig]:
     encoding = spec.feasible.encoding
-    none, values = Rows(np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)), np.zeros((0, 3))
+    none, values = PricedCodes(np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)), np.zeros((0, 3))
     codes = BruteForce(spec).propose(History(none, values, none, values, none), np.random.default_rng(0))
     return [ArchConfig.parse(encoding.architecture(code).to_dict()) for code in codes]
 
@@ -86,40 +86,41 @@ def all_landscapes() -> tuple[Landscape, ...]:
 # Problems.
 
 
-def test_a_table_answers_with_what_was_recorded() -> None:
+def test_a_tabular_benchmark_returns_the_recorded_outcome() -> None:
     candidate = full_study().candidates[3]
-    answer = table().answer(candidate.arch, candidate.id, candidate.cost, 7)
-    assert answer is not None
-    assert answer.seen == answer.true == (candidate.score.error, candidate.cost.params, candidate.latency.normalised_ms)
-    assert answer.known == (candidate.cost.params, candidate.latency.normalised_ms)
-    assert answer.compute == tuple(n * candidate.cost.macs for n in (*RUNGS, 6000))
-    assert answer.rungs == (candidate.score.error + 0.1,) * 2
+    outcome = table().evaluate(candidate.arch, candidate.id, candidate.cost, 7)
+    assert outcome is not None
+    known = (candidate.cost.params, candidate.latency.normalised_ms)
+    assert outcome.observed == outcome.true == (candidate.score.error, *known)
+    assert outcome.known_costs == known
+    assert outcome.compute == tuple(n * candidate.cost.macs for n in (*RUNGS, 6000))
+    assert outcome.rung_errors == (candidate.score.error + 0.1,) * 2
     assert (table().size, table().missing) == (len(full_study().candidates), 0)
     assert "complete" in table().about
-    assert table().stop == 0.05
+    assert table().prune_below == 0.05
     assert table().front() == {candidate.id for candidate in full_study().front()}
 
 
-def test_a_table_says_what_it_lacks() -> None:
+def test_a_tabular_benchmark_counts_the_missing_outcomes() -> None:
     whole = full_study()
     slow = whole.trials[0].model_copy(update={"state": "infeasible", "candidate": None})
     lacking = tabular_benchmark(Study(whole.spec, (slow, *whole.trials[4:])))
-    assert lacking.missing == 3, "what was found too slow is not missing"
+    assert lacking.missing == 3, "an architecture that was too slow is not missing"
     assert "3 of its architectures MISSING" in lacking.about
     arch = whole.trials[1].arch
     assert arch is not None
-    assert lacking.answer(arch, arch_id(arch), cost_of(arch), 0) is None
+    assert lacking.evaluate(arch, arch_id(arch), cost_of(arch), 0) is None
     assert lacking.fingerprint != table().fingerprint
 
 
-def test_a_study_that_lacks_most_of_its_space_is_no_table() -> None:
+def test_a_study_that_lacks_most_of_its_space_is_no_tabular_benchmark() -> None:
     whole = full_study()
-    with pytest.raises(StudyError, match="it is no table") as raised:
+    with pytest.raises(StudyError, match="too few for a tabular benchmark") as raised:
         tabular_benchmark(Study(whole.spec, whole.trials[:5]))
-    assert "--sampler all" in (raised.value.hint or "")
+    assert "--sampler brute-force" in (raised.value.hint or "")
     with pytest.raises(StudyError, match="no completed trial"):
         tabular_benchmark(Study(whole.spec, ()))
-    with pytest.raises(StudyError, match="no scale"):
+    with pytest.raises(StudyError, match="no bounds"):
         tabular_benchmark(Study(whole.spec.model_copy(update={"bounds": {}}), whole.trials))
 
 
@@ -127,21 +128,21 @@ def test_a_study_that_lacks_most_of_its_space_is_no_table() -> None:
 def test_a_landscape_is_synthetic_and_says_so(name: str) -> None:
     problem = landscape(name)
     assert problem.about.startswith("SYNTHETIC")
-    assert (problem.size, problem.missing, problem.stop, problem.front()) == (None, 0, 0.0, frozenset())
+    assert (problem.size, problem.missing, problem.prune_below, problem.front()) == (None, 0, 0.0, frozenset())
     rng = np.random.default_rng(0)
     errors = []
     for _ in range(50):
         arch = problem.spec.feasible.draw_stratified(rng)
         cost, identity = cost_of(arch), arch_id(arch)
-        answer, again, other = (problem.answer(arch, identity, cost, seed) for seed in (1, 1, 2))
-        assert answer is not None
+        outcome, again, other = (problem.evaluate(arch, identity, cost, seed) for seed in (1, 1, 2))
+        assert outcome is not None
         assert other is not None
-        assert answer == again
-        assert answer.true == other.true != answer.seen != other.seen
-        assert answer.true[1:] == answer.seen[1:] == answer.known == (cost.params, cost.macs)
-        assert abs(answer.true[0] - answer.seen[0]) < 0.06
-        assert 0.01 < answer.true[0] < 1, "no error is cut off"
-        errors.append(answer.true[0])
+        assert outcome == again
+        assert outcome.true == other.true != outcome.observed != other.observed
+        assert outcome.true[1:] == outcome.observed[1:] == outcome.known_costs == (cost.params, cost.macs)
+        assert abs(outcome.true[0] - outcome.observed[0]) < 0.06
+        assert 0.01 < outcome.true[0] < 1, "no error is cut off"
+        errors.append(outcome.true[0])
     assert np.std(errors) > 2 * problems.NOISE
 
 
@@ -157,12 +158,17 @@ def test_parameters_mislead_on_the_deceptive_landscape_only() -> None:
     assert found["capacity"] < found["rugged"] < -0.3
 
 
-def test_a_fingerprint_tells_what_is_answered() -> None:
+def test_a_fingerprint_distinguishes_the_outcomes() -> None:
     assert len({problem.fingerprint for problem in (*all_landscapes(), table())}) == 4
     assert tabular_benchmark(full_study()).fingerprint == table().fingerprint
     assert dataclasses.replace(landscape(), name="other", about="other").fingerprint == landscape().fingerprint
     changed = dataclasses.replace(landscape(), error=lambda arch, cost: 0.5)
     assert changed.fingerprint != landscape().fingerprint
+
+
+def test_fingerprints_are_those_of_version_0_1() -> None:
+    """Otherwise the replays in older files would be run again."""
+    assert [problem.fingerprint for problem in all_landscapes()] == ["0b6e20898d76", "045365b67b7f", "05fceee8bd6b"]
 
 
 # Replays.
@@ -195,22 +201,22 @@ def test_every_sampler_is_replayed(sampler: SamplerName, made_up: bool) -> None:
 def test_a_replay_follows_from_problem_sampler_and_seed(sampler: SamplerName) -> None:
     first = replay(table(), sampler, 3, 20)
     assert replay(table(), sampler, 3, 20) == first != replay(table(), sampler, 4, 20)
-    assert replay(table(), sampler, 3, 12).volumes == first.volumes[:12], "what comes later changes nothing"
+    assert replay(table(), sampler, 3, 12).volumes == first.volumes[:12], "a shorter replay is its beginning"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Watched(TabularBenchmark):
-    """A table that notes who asks."""
+    """A tabular benchmark that records the architectures that it is asked for."""
 
     asked: list[str] = dataclasses.field(default_factory=list)
 
-    def answer(self, arch: ArchConfig, identity: str, cost: Any, seed: int) -> Answer | None:
+    def evaluate(self, arch: ArchConfig, identity: str, cost: Any, seed: int) -> Outcome | None:
         self.asked.append(identity)
         assert cost.params <= BUDGET
-        return super().answer(arch, identity, cost, seed)
+        return super().evaluate(arch, identity, cost, seed)
 
 
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "tpe"])  # which takes its time
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "tpe"])  # it is slow
 def test_a_table_is_searched_to_its_end_with_no_architecture_twice(sampler: SamplerName) -> None:
     watched = Watched("watched", "", full_study().spec, full_study())
     size = len(full_study().candidates)
@@ -220,7 +226,7 @@ def test_a_table_is_searched_to_its_end_with_no_architecture_twice(sampler: Samp
     assert found.volumes[-1] == pytest.approx(full_study().hypervolume())
 
 
-def test_what_has_no_answer_costs_nothing() -> None:
+def test_an_architecture_without_an_outcome_is_no_evaluation() -> None:
     whole = full_study()
     lacking = tabular_benchmark(Study(whole.spec, whole.trials[len(whole.trials) // 4 :]))
     for sampler in ("known-cost", "nsga2"):
@@ -228,13 +234,13 @@ def test_what_has_no_answer_costs_nothing() -> None:
         assert len(found.volumes) == lacking.size
 
 
-def test_hopeless_trainings_are_stopped_for_less_compute() -> None:
+def test_pruning_saves_compute() -> None:
     full = replay(table(), "stratified", 0, 1000)
-    stopped = replay(table(), "stratified", 0, 1000, stop=0.05)
-    assert stopped.stopped > 5
-    assert len(stopped.volumes) == len(full.volumes)
-    assert stopped.compute[-1] < 0.95 * full.compute[-1]
-    assert set(stopped.lost) <= table().front()
+    pruned = replay(table(), "stratified", 0, 1000, prune_below=0.05)
+    assert pruned.pruned > 5
+    assert len(pruned.volumes) == len(full.volumes)
+    assert pruned.compute[-1] < 0.95 * full.compute[-1]
+    assert set(pruned.lost) <= table().front()
     until = replay(table(), "stratified", 0, 1000, compute=full.compute[9])
     assert until.compute == full.compute[:10]
 
@@ -250,35 +256,49 @@ def test_runs_are_the_same_in_other_processes() -> None:
     assert run_tasks([table()], tasks(), workers=2) == run_tasks([table()], tasks())
 
 
-def test_runs_go_on_from_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_continue_from_their_file(tmp_path: Path) -> None:
     file = tmp_path / "runs.jsonl"
     first = run_tasks([table()], tasks(1), file=file)
     with file.open("a") as out:
         out.write('{"name": "cut sh')
-    ran: list[Task] = []
-    really = runs._run
-    monkeypatch.setattr(runs, "_run", lambda task: ran.append(task) or really(task))
     said: list[str] = []
     both = run_tasks([table()], tasks(2), file=file, say=said.append)
     assert {task: both[task] for task in first} == first
-    assert ran == [task for task in tasks(2) if task.seed == 1]
-    assert said[0].startswith("2 of 4 runs are in ")
-    assert said[-1].startswith("2/2 table stratified seed 1: 0.")
+    recorded, *ran = said
+    assert recorded.startswith("2 of 4 runs are in ")
+    assert [line.partition(": 0.")[0] for line in ran] == ["1/2 table random seed 1", "2/2 table stratified seed 1"]
     assert [json.loads(line)["name"] for line in file.read_text().splitlines()] == ["table"] * 4
-    ran.clear()
-    assert run_tasks([table()], tasks(2), file=file) == both
-    assert ran == []
+    said.clear()
+    assert run_tasks([table()], tasks(2), file=file, say=said.append) == both
+    assert len(said) == 1, "nothing was run"
+
+
+def test_a_file_of_version_0_1_is_read(tmp_path: Path) -> None:
+    """It had `stop` for `prune_below`, and `stopped` for `pruned`."""
+    task = {
+        "problem": table().fingerprint,
+        "sampler": "random",
+        "seed": 0,
+        "evaluations": 2,
+        "stop": 0.05,
+        "compute": 9.0,
+    }
+    result = {"volumes": [0.1, 0.2], "compute": [4.0, 9.0], "stopped": 1, "lost": ["a"]}
+    (tmp_path / "runs.jsonl").write_text(json.dumps({"name": "table", "task": task, "replay": result}) + "\n")
+    asked = Task(table().fingerprint, "random", 0, 2, prune_below=0.05, compute=9.0)
+    found = run_tasks([table()], [asked], file=tmp_path / "runs.jsonl")
+    assert found == {asked: Replay((0.1, 0.2), (4.0, 9.0), pruned=1, lost=("a",))}
 
 
 @pytest.mark.parametrize("line", ["nothing", '{"task": {}}', "[]", '{"task": {"a": 1}, "replay": {}}'])
-def test_a_file_of_something_else_is_refused(line: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_one_of_replays_is_refused(line: str, tmp_path: Path) -> None:
     file = tmp_path / "runs.jsonl"
     file.write_text(line + "\n")
     with pytest.raises(UsageError, match=r"runs\.jsonl line 1 is no run of bench sampler"):
         run_tasks([table()], tasks(), file=file)
 
 
-# What is judged.
+# Verdicts.
 
 
 def band(*mean: float, half: float = 0.0) -> Band:
@@ -289,11 +309,11 @@ def rising(at_end: float, half: float = 0.01, length: int = 200) -> Band:
     return band(*(at_end * n / length for n in range(1, length + 1)), half=half)
 
 
-def compared(curves: dict[str, Band], missing: int = 0, goal_at: int = 200) -> Compared:
-    return Compared("made", "about", None, missing, goal_at, curves)
+def compared(curves: dict[str, Band], missing: int = 0, goal_at: int = 200) -> Comparison:
+    return Comparison("made", "about", None, missing, goal_at, curves)
 
 
-def answers(found: Compared) -> list[bool | None]:
+def reached(found: Comparison) -> list[bool | None]:
     return [verdict.reached for verdict in found.verdicts()]
 
 
@@ -307,9 +327,9 @@ def test_a_band_is_students_t() -> None:
     assert found.text(3) == "-"
 
 
-def test_a_clear_winner_reaches_everything() -> None:
+def test_a_clear_winner_reaches_every_goal() -> None:
     found = compared({"known-cost": rising(0.9), "random": rising(0.2), "tpe": rising(0.4)})
-    assert answers(found) == [True] * 5
+    assert reached(found) == [True] * 5
     assert found.goal == pytest.approx(0.2)
     assert found.needed("known-cost") == 45
     assert found.needed("random") == 200
@@ -317,54 +337,54 @@ def test_a_clear_winner_reaches_everything() -> None:
 
 def test_bands_that_touch_are_not_apart() -> None:
     found = compared({"known-cost": rising(0.9, half=0.2), "random": rising(0.2), "tpe": rising(0.4)})
-    assert answers(found) == [True, True, True, False, True]
+    assert reached(found) == [True, True, True, False, True]
 
 
-def test_a_loser_is_told() -> None:
+def test_a_loser_reaches_no_goal() -> None:
     found = compared({"known-cost": rising(0.3), "random": rising(0.2), "tpe": rising(0.4)})
-    assert answers(found) == [False, False, False, False, False]
+    assert reached(found) == [False, False, False, False, False]
     assert "tpe 0.0600" in found.verdicts()[0].why
     assert "134 to reach 0.2000; a quarter is 50" in found.verdicts()[-1].why
     never = compared({"known-cost": rising(0.1), "random": rising(0.2)})
     assert "never to reach" in never.verdicts()[-1].why
-    assert answers(never)[-1] is False
+    assert reached(never)[-1] is False
 
 
 def test_equal_is_not_above() -> None:
-    assert answers(compared({"known-cost": rising(0.4), "tpe": rising(0.4)}))[:3] == [False] * 3
+    assert reached(compared({"known-cost": rising(0.4), "tpe": rising(0.4)}))[:3] == [False] * 3
 
 
-def test_what_was_not_replayed_is_not_judged() -> None:
+def test_goals_without_replays_are_not_judged() -> None:
     short = compared({"known-cost": rising(0.9, length=50), "random": rising(0.1, length=50)})
-    assert answers(short) == [True, None, None, None, None]
-    assert answers(compared({"random": rising(0.1), "tpe": rising(0.2)})) == [None] * 5
-    assert answers(compared({"known-cost": rising(0.1)})) == [None] * 5
-    assert answers(compared({"known-cost": rising(0.9), "tpe": rising(0.2)}))[-1] is None
+    assert reached(short) == [True, None, None, None, None]
+    assert reached(compared({"random": rising(0.1), "tpe": rising(0.2)})) == [None] * 5
+    assert reached(compared({"known-cost": rising(0.1)})) == [None] * 5
+    assert reached(compared({"known-cost": rising(0.9), "tpe": rising(0.2)}))[-1] is None
 
 
-def test_a_table_that_lacks_something_is_not_judged() -> None:
+def test_a_table_with_missing_outcomes_is_not_judged() -> None:
     found = compared({"known-cost": rising(0.9), "random": rising(0.2)}, missing=7)
-    assert answers(found) == [None] * 5
+    assert reached(found) == [None] * 5
     assert all(verdict.why.startswith("the table lacks 7; ") for verdict in found.verdicts())
 
 
-def sparing(full: list[Replay], stopped: list[Replay]) -> Sparing:
-    return _sparing(table(), "known-cost", full, stopped)
+def effect(full: list[Replay], pruned: list[Replay]) -> PruningEffect:
+    return pruning_effect(table(), "known-cost", full, pruned)
 
 
-def test_stopping_is_held_against_full_training_over_compute() -> None:
+def test_pruning_is_compared_with_full_training_over_compute() -> None:
     full = [Replay((0.1, 0.2, 0.4), (10.0, 20.0, 30.0))] * 3
     sooner = [Replay((0.1, 0.2, 0.4, 0.4), (6.0, 12.0, 18.0, 31.0), 2, ("a",))] * 3
-    found = sparing(full, sooner)
+    found = effect(full, sooner)
     assert found.share == pytest.approx(0.6)
-    assert (found.trainings_stopped, found.lost, found.front) == (2.0, 1.0, len(table().front()))
+    assert (found.trainings_pruned, found.lost, found.front) == (2.0, 1.0, len(table().front()))
     assert found.area[0].mean[0] == pytest.approx((0.1 + 0.2) / 3, abs=0.01)
     assert found.area[1].mean[0] == pytest.approx((0.1 + 0.2) / 5 + 0.4 * 0.4, abs=0.01)
     assert [verdict.reached for verdict in found.verdicts()] == [True, True]
-    worse = sparing(full, [Replay((0.05, 0.2, 0.3), (10.0, 20.0, 30.0))] * 3)
+    worse = effect(full, [Replay((0.05, 0.2, 0.3), (10.0, 20.0, 30.0))] * 3)
     assert worse.share is None
     assert [verdict.reached for verdict in worse.verdicts()] == [False, False]
-    same = sparing(full, full)
+    same = effect(full, full)
     assert same.share == 1.0
     assert [verdict.reached for verdict in same.verdicts()] == [True, False]
 
@@ -377,10 +397,10 @@ def report() -> SamplerReport:
     return bench_sampler([table(), landscape()], ("known-cost", "random"), 3, 12)
 
 
-def test_the_report_holds_what_was_replayed() -> None:
+def test_the_report_has_the_numbers_of_the_replays() -> None:
     found = json.loads(json.dumps(report().to_dict(), allow_nan=False))
     assert (found["seeds"], found["evaluations"]) == (3, 12)
-    assert "free of charge" in found["rules"]
+    assert "duplicate suggestions are not counted" in found["rules"]
     on_table, made_up = found["problems"]
     assert on_table["size"] == table().size
     assert on_table["goal_at"] == table().size // 2  # type: ignore[operator]
@@ -390,8 +410,8 @@ def test_the_report_holds_what_was_replayed() -> None:
     curve = made_up["curves"]["random"]
     assert curve["mean"] == pytest.approx(np.mean(rows, axis=0), abs=1e-5)
     assert len(curve["mean"]) == len(curve["low"]) == len(curve["high"]) == 12
-    assert [s["sampler"] for s in on_table["sparing"]] == ["known-cost"], "rungs are replayed for our own samplers"
-    assert made_up["sparing"] == []
+    assert [s["sampler"] for s in on_table["pruning"]] == ["known-cost"], "Optuna's samplers are not pruned"
+    assert made_up["pruning"] == []
     assert len(on_table["verdicts"]) == 7
     assert len(made_up["verdicts"]) == 5
 
@@ -414,7 +434,7 @@ def test_a_table_smaller_than_the_evaluations_is_searched_whole() -> None:
 
 
 def test_too_few_seeds_and_unknown_samplers_are_refused() -> None:
-    with pytest.raises(UsageError, match="2 seeds make no band") as raised:
+    with pytest.raises(UsageError, match="2 seeds are too few") as raised:
         bench_sampler([table()], ("random",), 2, 5)
     assert raised.value.hint == "--seeds 20"
     assert parse_samplers("tpe, random,tpe") == ("tpe", "random")
@@ -426,12 +446,12 @@ def test_the_figure_draws_the_numbers_of_the_report(tmp_path: Path) -> None:
     figure = sampler_figure(report())
     lines = [trace for trace in figure.data if trace.fill is None]
     assert [trace.name for trace in lines] == [
-        *("known-cost", "random") * 2, "known-cost", "known-cost, stopping",
+        *("known-cost", "random") * 2, "known-cost", "known-cost, pruning",
     ]  # fmt: skip
     assert [trace.showlegend for trace in lines] == [True, True, False, False, False, True]
     assert tuple(lines[2].y) == report().results[1].curves["known-cost"].mean
     titles = [note.text for note in figure.layout.annotations]
-    assert titles == ["table", "capacity (synthetic)", "table: stopping at rungs"]
+    assert titles == ["table", "capacity (synthetic)", "table: pruning at rungs"]
     write_figure(report(), tmp_path / "samplers.html")
     assert "capacity (synthetic)" in (tmp_path / "samplers.html").read_text()
     with pytest.raises(UsageError, match=r"neither \.html, \.png nor \.svg"):
@@ -493,7 +513,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("more", "status", "message", "hint"),
     [
         (("--samplers", "bayes"), 2, "unknown sampler 'bayes'", "choose from known-cost"),
-        (("--seeds", "2"), 2, "2 seeds make no band", "--seeds 20"),
+        (("--seeds", "2"), 2, "2 seeds are too few", "--seeds 20"),
         (("--table", "nowhere"), 4, "nowhere", ""),
         (("--html", "samplers.pdf"), 2, "neither .html", "name it"),
     ],
