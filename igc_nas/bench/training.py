@@ -36,10 +36,10 @@ def bench_train(
     own = device.fast_dtype
     changes = {"batch": batch, "resolution": resolution}
     recipe = default_recipe(device.kind, dtype=own, **{k: v for k, v in changes.items() if v})
-    tables = {dtype: TimingCache() for dtype in DTYPES}
+    caches = {dtype: TimingCache() for dtype in DTYPES}
     rows: list[Row] = []
     for name, arch in architectures().items():
-        for row in _rows(name, arch, recipe, device, tables):
+        for row in _rows(name, arch, recipe, device, caches):
             rows.append(row)
             say(f"{row['name']} {row['dtype']}: {row['ratio']:.2f}x ({row['form']})")
     return Report(
@@ -51,14 +51,14 @@ def bench_train(
 
 
 def _rows(
-    name: str, arch: ArchConfig, recipe: Recipe, device: Device, tables: dict[DtypeName, TimingCache]
+    name: str, arch: ArchConfig, recipe: Recipe, device: Device, caches: dict[DtypeName, TimingCache]
 ) -> list[Row]:
     """One architecture: the factored network in NCHW and channels-last, and the chosen forms of each dtype."""
     runs = {"nchw": _factored(arch, recipe, device, torch.contiguous_format)}
     runs["nhwc"] = _factored(arch, recipe, device, torch.channels_last)
     forms = {}
-    for dtype, table in tables.items():
-        forms[dtype], runs[dtype] = _chosen(arch, recipe.model_copy(update={"dtype": dtype}), device, table)
+    for dtype, cache in caches.items():
+        forms[dtype], runs[dtype] = _chosen(arch, recipe.model_copy(update={"dtype": dtype}), device, cache)
     times = {name: median(samples) for name, samples in round_robin(runs, ROUNDS, CAP_S, warm_up=2).items()}
     cost = cost_of(arch)
     unit = arch.stages[0].unit
@@ -74,7 +74,7 @@ def _rows(
             "form": forms[dtype],
             "ratio": times["nchw"] / times[dtype],
         }
-        for dtype in tables
+        for dtype in caches
     ]
 
 
@@ -83,10 +83,10 @@ def _factored(arch: ArchConfig, recipe: Recipe, device: Device, layout: torch.me
     return _stepping(network, network, recipe, device, layout)
 
 
-def _chosen(arch: ArchConfig, recipe: Recipe, device: Device, table: TimingCache) -> tuple[str, Callable[[], float]]:
+def _chosen(arch: ArchConfig, recipe: Recipe, device: Device, cache: TimingCache) -> tuple[str, Callable[[], float]]:
     layout = torch.channels_last
     network = build(arch, 0).to(device.torch_device, memory_format=layout).train()  # type: ignore[call-overload]
-    lowered = NetworkTuner.of(recipe, device, table)(network, arch_id(arch))
+    lowered = NetworkTuner.of(recipe, device, cache)(network, arch_id(arch))
     forward = lowered or factored_forward(network, device.kind, getattr(torch, recipe.dtype))
     run = _stepping(network, forward, recipe, device, layout)
     return ("factored" if lowered is None else lowered.form), run

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igc_nas.arch.config import Activation, ArchConfig
-from igc_nas.arch.plan import Act, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
-from igc_nas.arch.plan import BlockPlan as PlanBlock
+from igc_nas.arch.plan import Act, BlockPlan, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
 from igc_nas.errors import ConfigError
 
 
-class BlockPlan(nn.Module):
+class Block(nn.Module):
     """One block of the plan. Its layers with parameters are submodules under their names in the plan."""
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
@@ -43,7 +42,7 @@ class BlockPlan(nn.Module):
             elif isinstance(layer, Interleave):
                 x = x if layer.is_identity else interleave(x, layer.groups)
             elif isinstance(layer, Act):
-                x = activated(x, layer.kind)
+                x = activate_(x, layer.kind)
             elif isinstance(layer, Pool):
                 x = x.mean((2, 3))
             else:
@@ -64,7 +63,7 @@ class Network(nn.Module):
                 if folder not in parent._modules:
                     parent.add_module(folder, nn.Sequential())
                 parent = parent.get_submodule(folder)
-            parent.add_module(name, BlockPlan(block.layers))
+            parent.add_module(name, Block(block.layers))
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Images, normalised per channel, to logits."""
@@ -98,7 +97,7 @@ class Network(nn.Module):
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """For each stage its `module`, the channels that it writes (`num_chs`), and the stride so far (`reduction`)."""
-        before: list[PlanBlock] = []
+        before: list[BlockPlan] = []
         found: dict[str, dict[str, Any]] = {}
         for block in self.plan.blocks:
             before.append(block)
@@ -120,25 +119,25 @@ class Network(nn.Module):
             raise ConfigError(f"num_classes is a number from 0 to 1000000 (got {num_classes!r:.40})")
         features, like = self.num_features, next(self.parameters())
         layers: tuple[Layer, ...] = (Pool(), Linear("linear", features, num_classes)) if num_classes else (Pool(),)
-        block = PlanBlock("classifier", layers)
+        block = BlockPlan("classifier", layers)
         self.plan = replace(self.plan, classes=num_classes, blocks=(*self.plan.blocks[:-1], block))
-        classifier = BlockPlan(layers)
+        classifier = Block(layers)
         if like.device.type != "meta":
             initialise(classifier)
         self.classifier = classifier.to(like.device, like.dtype).train(self.training)
 
 
-def _width(blocks: Sequence[PlanBlock]) -> int:
+def _width(blocks: Sequence[BlockPlan]) -> int:
     """Channels that the last of some blocks writes."""
     return [conv.out_channels for conv in _convs_on_the_way(blocks)][-1]
 
 
-def _stride(blocks: Sequence[PlanBlock]) -> int:
+def _stride(blocks: Sequence[BlockPlan]) -> int:
     """Pixels of an image, in each direction, for one of what the last of some blocks writes."""
     return prod(conv.stride for conv in _convs_on_the_way(blocks))
 
 
-def _convs_on_the_way(blocks: Sequence[PlanBlock]) -> Iterator[Conv]:
+def _convs_on_the_way(blocks: Sequence[BlockPlan]) -> Iterator[Conv]:
     """The convolutions that every image passes, shortcuts apart."""
     for block in blocks:
         for layer in block.layers:
@@ -156,7 +155,7 @@ def interleave(x: Float[Tensor, "n c h w"], groups: int) -> Float[Tensor, "n c h
     return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-def activated(x: Tensor, act: Activation | None) -> Tensor:
+def activate_(x: Tensor, act: Activation | None) -> Tensor:
     """Activate, in place."""
     if act is None:
         return x

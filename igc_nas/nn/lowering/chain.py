@@ -87,14 +87,14 @@ class Segment:
         return tuple(step for step in self.steps if isinstance(step, Conv))
 
     @property
-    def written(self) -> tuple[int, int]:
+    def output_size(self) -> tuple[int, int]:
         """Height and width that it writes."""
         stride = self.as_conv.stride
         return -(-self.height // stride), -(-self.width // stride)
 
     @property
     def as_conv(self) -> Conv:
-        """The one convolution that the stretch runs as."""
+        """The one convolution that the segment runs as."""
         convs = self.convs
         spatial = max(convs, key=lambda conv: conv.kernel)
         stride = max(conv.stride for conv in convs)
@@ -151,10 +151,10 @@ def _merged(chain: Chain) -> Form:
 
 
 def layout(chain: Chain, form: Form) -> tuple[Segment, ...]:
-    """The stretches of a form in the order in which they run. The interleaves beside dense pieces go into them."""
+    """The segments of a form in the order in which they run. The interleaves beside dense pieces go into them."""
     assert sum(piece.convs for piece in form) == len(chain.convs)
     height, width = chain.height, chain.width
-    stretches: list[Segment] = []
+    segments: list[Segment] = []
     at = 0
     pending: tuple[Step, ...] = ()
     for piece, following in pairwise([*form, None]):
@@ -165,53 +165,53 @@ def layout(chain: Chain, form: Form) -> tuple[Segment, ...]:
             steps, after = (*steps, *after), ()
         elif following is not None and following.groups == 1:
             pending, after = after, ()
-        stretches.append(Segment(steps, after, piece.groups, height, width))
-        height, width = stretches[-1].written
-    return tuple(stretches)
+        segments.append(Segment(steps, after, piece.groups, height, width))
+        height, width = segments[-1].output_size
+    return tuple(segments)
 
 
 def form_macs(chain: Chain, form: Form) -> int:
     """Multiply-adds that a form executes for one image."""
-    return sum(stretch_macs(stretch) for stretch in layout(chain, form))
+    return sum(segment_macs(segment) for segment in layout(chain, form))
 
 
-def stretch_macs(stretch: Segment) -> int:
-    """Multiply-adds that one stretch executes for one image."""
-    height, width = stretch.written
-    return stretch_weights(stretch) * height * width
+def segment_macs(segment: Segment) -> int:
+    """Multiply-adds that one segment executes for one image."""
+    height, width = segment.output_size
+    return segment_weights(segment) * height * width
 
 
-def stretch_weights(stretch: Segment) -> int:
-    """Weights of the convolution that a stretch runs as."""
-    conv = stretch.as_conv
+def segment_weights(segment: Segment) -> int:
+    """Weights of the convolution that a segment runs as."""
+    conv = segment.as_conv
     return conv.out_channels * (conv.in_channels // conv.groups) * conv.kernel**2
 
 
 def form_params(chain: Chain, form: Form) -> int:
     """Parameters that a form holds: weights, and biases where it has normalisations in it (a map is one per pixel)."""
-    return sum(stretch_weights(stretch) + _biases(stretch) for stretch in layout(chain, form))
+    return sum(segment_weights(segment) + _biases(segment) for segment in layout(chain, form))
 
 
-def has_map(stretch: Segment) -> bool:
-    """Whether a shift comes before a padded convolution: then the bias of the stretch is a map over its pixels."""
+def has_map(segment: Segment) -> bool:
+    """Whether a shift comes before a padded convolution: then the bias of the segment is a map over its pixels."""
     shifted = False
-    for step in stretch.steps:
+    for step in segment.steps:
         if isinstance(step, Conv) and step.kernel > 1 and shifted:
             return True
         shifted = shifted or isinstance(step, Scale)
     return False
 
 
-def _biases(stretch: Segment) -> int:
-    if not any(isinstance(step, Scale) for step in stretch.steps):
+def _biases(segment: Segment) -> int:
+    if not any(isinstance(step, Scale) for step in segment.steps):
         return 0
-    height, width = stretch.written
-    return stretch.as_conv.out_channels * (height * width if has_map(stretch) else 1)
+    height, width = segment.output_size
+    return segment.as_conv.out_channels * (height * width if has_map(segment) else 1)
 
 
 def describe(chain: Chain, form: Form) -> str:
     """A form for people: `3x3/24 + 1x1` is a 3x3 convolution in 24 groups, then a dense 1x1."""
-    return " + ".join(_describe_conv(stretch.as_conv) for stretch in layout(chain, form))
+    return " + ".join(_describe_conv(segment.as_conv) for segment in layout(chain, form))
 
 
 def _describe_conv(conv: Conv) -> str:

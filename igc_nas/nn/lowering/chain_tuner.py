@@ -1,6 +1,6 @@
 """Which form each chain trains fastest in on this device: known by timing its parts, each shape once.
 
-The time of a form is a sum over its stretches: the three products of each convolution by their fastest algorithms, the
+The time of a form is a sum over its segments: the three products of each convolution by their fastest algorithms, the
 multiplying out of its weights with the gradient, and the interleaves that stay. A `TimingCache` holds the times of
 these parts by shape, so that a second network with the same shapes is chosen for at once.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from igc_nas.arch.plan import Conv, Interleave
 from igc_nas.nn.lowering.chain import Chain, Form, Segment, form_macs, forms_of, is_form, layout
-from igc_nas.nn.lowering.compose import composed
+from igc_nas.nn.lowering.compose import compose
 from igc_nas.nn.lowering.convolution import (
     Algorithm,
     Algorithms,
@@ -41,21 +41,21 @@ MOST_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 class ChainTuner:
-    """Chooses training forms for one device, batch and dtype; what it times goes into `table`.
+    """Chooses training forms for one device, batch and dtype; what it times goes into `cache`.
 
     `pause` is called between timings: other processes may be measuring.
     """
 
     def __init__(
         self,
-        table: TimingCache,
+        cache: TimingCache,
         batch: int,
         dtype: torch.dtype,
         device: torch.device,
         synchronize: Callable[[], None] = lambda: None,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
-        self.table = table
+        self.cache = cache
         self.pause = pause
         self.batch = batch
         self.dtype = dtype
@@ -72,7 +72,7 @@ class ChainTuner:
             if total < least:
                 least, best = total, ChainForm(form, algorithms)
         assert best is not None
-        self.table.save()  # at once: others may meet the same chain
+        self.cache.save()  # at once: others may meet the same chain
         return best
 
     def gain(self, chain: Chain, form: ChainForm, first: bool = False) -> tuple[float, float]:
@@ -81,23 +81,23 @@ class ChainTuner:
 
     def _step_ms(self, chain: Chain, form: ChainForm, first: bool) -> float:
         total = 0.0
-        for position, (stretch, use) in enumerate(zip(layout(chain, form.pieces), form.algorithms, strict=True)):
-            for direction, offered in self._offered(stretch).items():
+        for position, (segment, use) in enumerate(zip(layout(chain, form.pieces), form.algorithms, strict=True)):
+            for direction, offered in self._offered(segment).items():
                 if not (direction == "input" and first and position == 0):
-                    total += self._product(stretch, direction, offered)[getattr(use, direction)]
-            total += self._beside(stretch)
+                    total += self._product(segment, direction, offered)[getattr(use, direction)]
+            total += self._beside(segment)
         return total
 
-    def _beside(self, stretch: Segment) -> float:
-        """Milliseconds of what a stretch does beside its products."""
-        return self._composing(stretch) + sum(self._interleaving(step, stretch) for step in stretch.after)
+    def _beside(self, segment: Segment) -> float:
+        """Milliseconds of what a segment does beside its products."""
+        return self._composing(segment) + sum(self._interleaving(step, segment) for step in segment.after)
 
     def allows(self, chain: Chain, form: ChainForm) -> bool:
         """Whether a form (from a file, say) computes the chain, by algorithms that exist for its convolutions."""
         if not is_form(chain, form.pieces) or len(form.algorithms) != len(form.pieces):
             return False
-        for stretch, use in zip(layout(chain, form.pieces), form.algorithms, strict=True):
-            offered = self._offered(stretch)
+        for segment, use in zip(layout(chain, form.pieces), form.algorithms, strict=True):
+            offered = self._offered(segment)
             if any(getattr(use, direction) not in algorithms for direction, algorithms in offered.items()):
                 return False
         return True
@@ -107,36 +107,36 @@ class ChainTuner:
     ) -> tuple[float, tuple[Algorithms, ...]]:
         """(milliseconds of one step, the algorithms) of a form; infinite as soon as it is seen to reach `limit`."""
         total, chosen = 0.0, []
-        for position, stretch in enumerate(layout(chain, form)):
+        for position, segment in enumerate(layout(chain, form)):
             best: dict[Direction, Algorithm] = {}
-            for direction, offered in self._offered(stretch).items():
+            for direction, offered in self._offered(segment).items():
                 if direction == "input" and first and position == 0:
                     continue
-                times = self._product(stretch, direction, offered)
+                times = self._product(segment, direction, offered)
                 best[direction] = min(offered, key=lambda algorithm, times=times: times[algorithm])  # type: ignore[misc]
                 total += times[best[direction]]
                 if total >= limit:
                     return math.inf, ()
             chosen.append(Algorithms(**best))
-            total += self._beside(stretch)
+            total += self._beside(segment)
         return total, tuple(chosen)
 
-    def _offered(self, stretch: Segment) -> dict[Direction, tuple[Algorithm, ...]]:
-        height, width = stretch.written
-        return options(stretch.as_conv, self.dtype, self.batch * height * width, self.device.type)
+    def _offered(self, segment: Segment) -> dict[Direction, tuple[Algorithm, ...]]:
+        height, width = segment.output_size
+        return options(segment.as_conv, self.dtype, self.batch * height * width, self.device.type)
 
-    def _product(self, stretch: Segment, direction: Direction, offered: tuple[Algorithm, ...]) -> Times:
-        c = stretch.as_conv
-        shape = f"c{c.kernel}s{c.stride}g{c.groups}i{c.in_channels}o{c.out_channels}@{stretch.height}x{stretch.width}"
-        return self.table.get(
-            f"{direction} {shape} {self._scope}", offered, lambda: self._time_product(stretch, direction, offered)
+    def _product(self, segment: Segment, direction: Direction, offered: tuple[Algorithm, ...]) -> Times:
+        c = segment.as_conv
+        shape = f"c{c.kernel}s{c.stride}g{c.groups}i{c.in_channels}o{c.out_channels}@{segment.height}x{segment.width}"
+        return self.cache.get(
+            f"{direction} {shape} {self._scope}", offered, lambda: self._time_product(segment, direction, offered)
         )
 
-    def _time_product(self, stretch: Segment, direction: Direction, offered: tuple[Algorithm, ...]) -> Times:
+    def _time_product(self, segment: Segment, direction: Direction, offered: tuple[Algorithm, ...]) -> Times:
         """The times of the algorithms of a product; one that computes something else is out of the question."""
-        conv = stretch.as_conv
-        x, weight = self._image(conv.in_channels, stretch.height, stretch.width), self._weight(conv)
-        grad = self._image(conv.out_channels, *stretch.written, start=APART)
+        conv = segment.as_conv
+        x, weight = self._image(conv.in_channels, segment.height, segment.width), self._weight(conv)
+        grad = self._image(conv.out_channels, *segment.output_size, start=APART)
         product: Callable[[Algorithm], Tensor] = {
             "forward": partial(forward, x, weight, conv),
             "input": partial(input_gradient, grad, x, weight, conv),
@@ -155,28 +155,28 @@ class ChainTuner:
                 times[algorithm] = NEVER_MS
         return times
 
-    def _composing(self, stretch: Segment) -> float:
+    def _composing(self, segment: Segment) -> float:
         """Milliseconds of multiplying out and back; a convolution alone in its own groups has nothing to multiply."""
-        if len(stretch.steps) == 1 and stretch.groups == stretch.convs[0].groups:
+        if len(segment.steps) == 1 and segment.groups == segment.convs[0].groups:
             return 0.0
-        steps = Chain(stretch.steps, 0, 0).key.partition("@")[0]
-        key = f"compose {steps} /{stretch.groups} {self._scope.partition(' ')[2]}"
-        return self.table.get(key, ["both"], lambda: self._time_composing(stretch))["both"]
+        steps = Chain(segment.steps, 0, 0).key.partition("@")[0]
+        key = f"compose {steps} /{segment.groups} {self._scope.partition(' ')[2]}"
+        return self.cache.get(key, ["both"], lambda: self._time_composing(segment))["both"]
 
-    def _time_composing(self, stretch: Segment) -> Times:
-        weights = [self._weight(conv).float().requires_grad_() for conv in stretch.convs]
-        grad = torch.randn_like(composed(stretch, weights).detach()).to(self.dtype)
+    def _time_composing(self, segment: Segment) -> Times:
+        weights = [self._weight(conv).float().requires_grad_() for conv in segment.convs]
+        grad = torch.randn_like(compose(segment, weights).detach()).to(self.dtype)
 
         def both() -> None:
-            torch.autograd.grad(composed(stretch, weights).to(self.dtype), weights, grad)
+            torch.autograd.grad(compose(segment, weights).to(self.dtype), weights, grad)
 
         return self._race({"both": both})
 
-    def _interleaving(self, step: Interleave, stretch: Segment) -> float:
+    def _interleaving(self, step: Interleave, segment: Segment) -> float:
         """Milliseconds of a permutation of activations, forward and backward."""
-        height, width = stretch.written
+        height, width = segment.output_size
         key = f"p{step.groups}of{step.channels}@{height}x{width} {self._scope}"
-        return 2 * self.table.get(key, ["once"], lambda: self._time_interleaving(step, height, width))["once"]
+        return 2 * self.cache.get(key, ["once"], lambda: self._time_interleaving(step, height, width))["once"]
 
     def _time_interleaving(self, step: Interleave, height: int, width: int) -> Times:
         x = self._image(step.channels, height, width)

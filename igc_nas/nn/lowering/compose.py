@@ -1,4 +1,4 @@
-"""Multiplying out: the weights of a stretch of convolutions and interleaves as those of one convolution.
+"""Multiplying out: the weights of a segment of convolutions and interleaves as those of one convolution.
 
 A weight is held as (out channels, taps, in channels), taps = kernel * kernel, which is how a channels-last weight lies
 in memory. Only weights are touched, never activations; gradients flow back into the factors.
@@ -17,17 +17,17 @@ from igc_nas.arch.plan import Conv, Interleave
 from igc_nas.nn.lowering.chain import Segment
 
 
-def composed(stretch: Segment, weights: Sequence[Tensor]) -> Float[Tensor, "out in_per_group k k"]:
-    """The weight of the one convolution that a stretch runs as, from those of its convolutions.
+def compose(segment: Segment, weights: Sequence[Tensor]) -> Float[Tensor, "out in_per_group k k"]:
+    """The weight of the one convolution that a segment runs as, from those of its convolutions.
 
     Channels-last where theirs are; differentiable; float32 or float64, whatever they are.
     """
-    first, *_ = stretch.convs
+    first, *_ = segment.convs
     factors = iter(weights)
     leading: list[Interleave] = []
     product: Tensor | None = None
     kernel = 1
-    for step in stretch.steps:
+    for step in segment.steps:
         if isinstance(step, Interleave):
             if product is None:
                 leading.append(step)
@@ -36,11 +36,11 @@ def composed(stretch: Segment, weights: Sequence[Tensor]) -> Float[Tensor, "out 
         elif isinstance(step, Conv):
             kernel = max(kernel, step.kernel)
             factor = next(factors)
-            product = _embedded(factor, step, stretch.groups) if product is None else _applied(factor, step, product)
+            product = _embedded(factor, step, segment.groups) if product is None else _applied(factor, step, product)
     assert product is not None
     for step in reversed(leading):
         product = _columns_interleaved(product, step)
-    out, per_group = stretch.as_conv.out_channels, first.in_channels // stretch.groups
+    out, per_group = segment.as_conv.out_channels, first.in_channels // segment.groups
     return product.view(out, kernel, kernel, per_group).permute(0, 3, 1, 2)
 
 

@@ -73,7 +73,7 @@ def options(conv: Conv, dtype: torch.dtype, pixels: int, kind: str = "cpu") -> d
     return {"forward": tuple(forward), "input": tuple(for_input), "weight": tuple(weight)}  # type: ignore[arg-type]
 
 
-def convolved(x: Float[Tensor, "n c h w"], weight: Tensor, conv: Conv, use: Algorithms) -> Float[Tensor, "n o ho wo"]:
+def convolve(x: Float[Tensor, "n c h w"], weight: Tensor, conv: Conv, use: Algorithms) -> Float[Tensor, "n o ho wo"]:
     """The convolution of channels-last `x`, in its dtype, with a channels-last weight; differentiable in both."""
     if use == _USUAL:
         return F.conv2d(x, weight, None, conv.stride, conv.kernel // 2, 1, conv.groups)

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from igc_nas.arch.config import Activation
 from igc_nas.arch.plan import Act, Conv, Interleave, Linear, Pool
 from igc_nas.nn.lowering.chain import Chain, Form, Scale, Segment, factored, has_map, layout
-from igc_nas.nn.lowering.compose import composed, rows_restored
+from igc_nas.nn.lowering.compose import compose, rows_restored
 from igc_nas.nn.lowering.parts import Branches, Part, inference_blocks
-from igc_nas.nn.network import Network, activated, interleave
+from igc_nas.nn.network import Network, activate_, interleave
 
 
 class FoldedConv(nn.Module):
@@ -33,10 +33,10 @@ class FoldedConv(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, stretch: Segment, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, segment: Segment, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.conv = stretch.as_conv
-        self.height, self.width = stretch.height, stretch.width
+        self.conv = segment.as_conv
+        self.height, self.width = segment.height, segment.width
         self.act: Activation | None = None
         self.register_buffer("weight", weight.detach().clone(memory_format=torch.channels_last))
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
@@ -56,7 +56,7 @@ class FoldedConv(nn.Module):
             y = y + bias_map
         if other is not None:
             y = y + other
-        return activated(y, self.act)
+        return activate_(y, self.act)
 
 
 class PackedConv(nn.Module):
@@ -77,13 +77,13 @@ class PackedConv(nn.Module):
         folded, conv2d = self.folded, torch.ops.mkldnn._convolution_pointwise
         if folded.has_map:
             y = conv2d(x, self._packed, None, *self._where, "none", [], "") + folded.bias
-            return activated(y if other is None else y + other, folded.act)
+            return activate_(y if other is None else y + other, folded.act)
         if other is None:
             result: Tensor = conv2d(x, self._packed, folded.bias, *self._where, self._act, self._limits, "")
             return result
         fused = "relu" if folded.act == "relu" else None
         summed: Tensor = conv2d.binary(x, other, self._packed, folded.bias, *self._where, "add", 1.0, fused, [], "")
-        return summed if fused else activated(summed, folded.act)
+        return summed if fused else activate_(summed, folded.act)
 
 
 class ProductConv(nn.Module):
@@ -99,7 +99,7 @@ class ProductConv(nn.Module):
         n, channels, height, width = x.shape
         rows = F.linear(x.permute(0, 2, 3, 1).reshape(-1, channels), self._matrix, self.folded.bias)
         y = rows.view(n, height, width, -1).permute(0, 3, 1, 2)
-        return activated(y if other is None else y.add_(other), self.folded.act)
+        return activate_(y if other is None else y.add_(other), self.folded.act)
 
 
 Kernel = Literal["conv", "packed", "matmul"]
@@ -128,13 +128,13 @@ def with_kernel(folded: FoldedConv, kernel: Kernel, batch: int) -> nn.Module:
             return folded
 
 
-def replaced(module: nn.Module, kernel_of: Callable[[FoldedConv], Kernel], batch: int) -> nn.Module:
+def set_kernels_(module: nn.Module, kernel_of: Callable[[FoldedConv], Kernel], batch: int) -> nn.Module:
     """`module` with each folded convolution as the kernel that `kernel_of` names for it; in place."""
     for name, child in list(module.named_children()):
         if isinstance(child, FoldedConv):
             setattr(module, name, with_kernel(child, kernel_of(child), batch))
         else:
-            replaced(child, kernel_of, batch)
+            set_kernels_(child, kernel_of, batch)
     return module
 
 
@@ -157,7 +157,7 @@ class Interleaved(nn.Module):
         return interleave(x, self.groups)
 
 
-class Run(nn.Module):
+class FusedSequential(nn.Module):
     """Modules in order; the last may take `other`, which is added before its activation."""
 
     def __init__(self, steps: list[nn.Module], act: Activation | None = None) -> None:
@@ -173,17 +173,17 @@ class Run(nn.Module):
         if not self._fused:
             for step in self.steps:
                 x = step(x)
-            return activated(x if other is None else x + other, self.act)
+            return activate_(x if other is None else x + other, self.act)
         for step in self.steps[:-1]:
             x = step(x)
         result: Tensor = self.steps[-1](x, other)
         return result
 
 
-class Added(nn.Module):
+class ResidualSum(nn.Module):
     """body(x) + shortcut(x), activated; the sum is made in the body's last convolution."""
 
-    def __init__(self, body: Run, shortcut: Run) -> None:
+    def __init__(self, body: FusedSequential, shortcut: FusedSequential) -> None:
         super().__init__()
         self.body = body
         self.shortcut = shortcut
@@ -209,7 +209,7 @@ class Classifier(nn.Module):
         return F.linear(x.mean((2, 3)), self.weight, self.bias)
 
 
-class Deployed(nn.Module):
+class DeployedNetwork(nn.Module):
     """A frozen network: convolutions with bias, activations, sums. It reads images of its plan's size.
 
     `forms` names the form of each chain by its key; one that it does not name stays factored.
@@ -233,7 +233,7 @@ class Deployed(nn.Module):
 def chain_module(network: Network, block: str, chain: Chain, form: Form) -> nn.Module:
     """One chain of a network, deployed by itself: what its form is timed on."""
     with torch.no_grad():
-        return Run(_chain(network.get_submodule(block), chain, form)).eval()
+        return FusedSequential(_chain(network.get_submodule(block), chain, form)).eval()
 
 
 def _folded(block: nn.Module, parts: tuple[Part, ...], forms: Mapping[str, Form]) -> list[nn.Module]:
@@ -242,11 +242,11 @@ def _folded(block: nn.Module, parts: tuple[Part, ...], forms: Mapping[str, Form]
     for part in parts:
         match part:
             case Chain():
-                modules.append(Run(_chain(block, part, forms.get(part.key) or factored(part))))
+                modules.append(FusedSequential(_chain(block, part, forms.get(part.key) or factored(part))))
             case Branches(body, shortcut, act):
                 modules.append(_branches(block, body, shortcut, act, forms))
             case Act(kind):
-                modules[-1] = Run(list(modules[-1].steps), kind)  # type: ignore[arg-type]
+                modules[-1] = FusedSequential(list(modules[-1].steps), kind)  # type: ignore[arg-type]
             case Pool():
                 pass
             case Linear(name):
@@ -260,26 +260,26 @@ def _branches(
     shortcut: tuple[Part, ...],
     act: Activation | None,
     forms: Mapping[str, Form],
-) -> Added:
+) -> ResidualSum:
     *before, last = _folded(block, body, forms)
-    assert isinstance(last, Run)
-    return Added(Run([*before, *last.steps], act), Run(_folded(block, shortcut, forms)))
+    assert isinstance(last, FusedSequential)
+    return ResidualSum(FusedSequential([*before, *last.steps], act), FusedSequential(_folded(block, shortcut, forms)))
 
 
 def _chain(block: nn.Module, chain: Chain, form: Form) -> list[nn.Module]:
     modules: list[nn.Module] = []
-    for stretch in layout(chain, form):
-        weight, bias = _affine(block, stretch)
-        modules.append(FoldedConv(stretch, weight, bias))
-        modules += [Interleaved(step.groups) for step in stretch.after]
+    for segment in layout(chain, form):
+        weight, bias = _affine(block, segment)
+        modules.append(FoldedConv(segment, weight, bias))
+        modules += [Interleaved(step.groups) for step in segment.after]
     return modules
 
 
-def _affine(block: nn.Module, stretch: Segment) -> tuple[Tensor, Tensor | None]:
-    """(weight, bias) of a stretch, computed in float64 and rounded once; no bias where nothing shifts."""
+def _affine(block: nn.Module, segment: Segment) -> tuple[Tensor, Tensor | None]:
+    """(weight, bias) of a segment, computed in float64 and rounded once; no bias where nothing shifts."""
     weights: list[Tensor] = []
     maps: list[Callable[[Tensor], Tensor]] = []
-    for step in stretch.steps:
+    for step in segment.steps:
         if isinstance(step, Conv):
             weight = block.get_submodule(step.name).weight
             assert isinstance(weight, Tensor)
@@ -291,14 +291,14 @@ def _affine(block: nn.Module, stretch: Segment) -> tuple[Tensor, Tensor | None]:
             factor, shift = _scale(block, step)
             weights[-1] = weights[-1] * factor[:, None, None, None]
             maps.append(lambda x, a=factor, b=shift: x * a[:, None, None] + b[:, None, None])  # type: ignore[misc]
-    zeros = weights[0].new_zeros(1, stretch.convs[0].in_channels, stretch.height, stretch.width)
+    zeros = weights[0].new_zeros(1, segment.convs[0].in_channels, segment.height, segment.width)
     for apply in maps:
         zeros = apply(zeros)
     dtype = next(block.parameters()).dtype
-    weight = composed(stretch, weights).to(dtype)
-    if not any(isinstance(step, Scale) for step in stretch.steps):
+    weight = compose(segment, weights).to(dtype)
+    if not any(isinstance(step, Scale) for step in segment.steps):
         return weight, None
-    return weight, (zeros if has_map(stretch) else zeros[0, :, 0, 0]).to(dtype)
+    return weight, (zeros if has_map(segment) else zeros[0, :, 0, 0]).to(dtype)
 
 
 def _convolving(conv: Conv, weight: Tensor) -> Callable[[Tensor], Tensor]:

@@ -47,7 +47,7 @@ def training_parts(layers: tuple[Layer, ...], height: int, width: int) -> tuple[
                 parts.append(chain)
                 if order:
                     parts.append(NormAct(_norm(queue), _act(queue), order))
-                height, width = _written(chain)
+                height, width = _output_size(chain)
             case Norm():
                 parts.append(NormAct(_norm(queue), _act(queue)))
             case Residual():
@@ -67,7 +67,7 @@ def inference_parts(layers: tuple[Layer, ...], height: int, width: int) -> tuple
             case Conv():
                 chain = _inference_chain(queue, height, width)
                 parts.append(chain)
-                height, width = _written(chain)
+                height, width = _output_size(chain)
             case Residual():
                 branches, height, width = _branches(queue, height, width, inference_parts)
                 parts.append(branches)
@@ -115,7 +115,7 @@ def _training_chain(queue: deque[Layer], height: int, width: int) -> tuple[Chain
     while len(queue) > 1 and isinstance(queue[0], Norm) and isinstance(moved := queue[1], Interleave):
         del queue[1]
         order += [] if moved.is_identity else [moved]
-    return Chain(_moving((*steps, *order)), height, width), tuple(order)
+    return Chain(_without_identities((*steps, *order)), height, width), tuple(order)
 
 
 def _inference_chain(queue: deque[Layer], height: int, width: int) -> Chain:
@@ -135,7 +135,7 @@ def _inference_chain(queue: deque[Layer], height: int, width: int) -> Chain:
     return Chain(tuple(steps), height, width)
 
 
-def _written(chain: Chain) -> tuple[int, int]:
+def _output_size(chain: Chain) -> tuple[int, int]:
     height, width = chain.height, chain.width
     for conv in chain.convs:
         height, width = -(-height // conv.stride), -(-width // conv.stride)
@@ -172,5 +172,5 @@ def _plain(queue: deque[Layer]) -> Part:
     return layer
 
 
-def _moving(steps: Sequence[Step]) -> tuple[Step, ...]:
+def _without_identities(steps: Sequence[Step]) -> tuple[Step, ...]:
     return tuple(step for step in steps if not (isinstance(step, Interleave) and step.is_identity))

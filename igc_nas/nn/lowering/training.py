@@ -21,10 +21,10 @@ from igc_nas.arch.config import Activation
 from igc_nas.arch.plan import Act, Interleave, Linear, Plan, Pool
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.chain import Chain, Piece, Segment, factored, layout
-from igc_nas.nn.lowering.compose import composed, rows_interleaved, rows_restored
-from igc_nas.nn.lowering.convolution import Algorithms, convolved
+from igc_nas.nn.lowering.compose import compose, rows_interleaved, rows_restored
+from igc_nas.nn.lowering.convolution import Algorithms, convolve
 from igc_nas.nn.lowering.parts import Branches, NormAct, Part, network_parts
-from igc_nas.nn.network import Network, activated, interleave
+from igc_nas.nn.network import Network, activate_, interleave
 
 Forward = Callable[[Tensor], Tensor]
 Step = Forward
@@ -103,9 +103,9 @@ class LoweredNetwork:
             case NormAct(norm, act, order):
                 return _Normalised(block.get_submodule(norm.name), act, order, self.native)  # type: ignore[arg-type]
             case Branches(body, shortcut, act):
-                return _Added(self._runnable(block, body), self._runnable(block, shortcut), act)
+                return _ResidualSum(self._runnable(block, body), self._runnable(block, shortcut), act)
             case Act(kind):
-                return lambda x: activated(x.clone(), kind)
+                return lambda x: activate_(x.clone(), kind)
             case Pool():
                 return lambda x: x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
             case Linear(name):
@@ -118,23 +118,23 @@ class LoweredChain:
     def __init__(self, block: nn.Module, chain: Chain, form: ChainForm, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._runs = [
-            (stretch, [block.get_submodule(conv.name) for conv in stretch.convs], stretch.as_conv, use)
-            for stretch, use in zip(layout(chain, form.pieces), form.algorithms, strict=True)
+            (segment, [block.get_submodule(conv.name) for conv in segment.convs], segment.as_conv, use)
+            for segment, use in zip(layout(chain, form.pieces), form.algorithms, strict=True)
         ]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the chain; `x` and the result are channels-last."""
-        for stretch, modules, conv, use in self._runs:
-            x = convolved(x, self._weight(stretch, modules), conv, use)
-            for step in stretch.after:
+        for segment, modules, conv, use in self._runs:
+            x = convolve(x, self._weight(segment, modules), conv, use)
+            for step in segment.after:
                 x = interleave(x, step.groups)
         return x
 
-    def _weight(self, stretch: Segment, modules: list[nn.Module]) -> Tensor:
-        return composed(stretch, [module.weight for module in modules]).to(self.dtype)  # type: ignore[misc]
+    def _weight(self, segment: Segment, modules: list[nn.Module]) -> Tensor:
+        return compose(segment, [module.weight for module in modules]).to(self.dtype)  # type: ignore[misc]
 
 
-class _Added:
+class _ResidualSum:
     """Two branches, added."""
 
     def __init__(self, body: list[Step], shortcut: list[Step], act: Activation | None) -> None:
@@ -146,7 +146,7 @@ class _Added:
             y = step(y)
         for step in self._shortcut:
             beside = step(beside)
-        return activated(y + beside, self._act)
+        return activate_(y + beside, self._act)
 
 
 class _Normalised:
@@ -167,7 +167,7 @@ class _Normalised:
         assert module.running_var is not None
         mean, var = self._permuted(module.running_mean), self._permuted(module.running_var)
         if not module.training:
-            return activated(F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps), self._act)
+            return activate_(F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps), self._act)
         node = self._node(x)
         y = node(x, weight, bias, mean, var, self._momentum(), module.eps, self._act)
         if self._order:
@@ -211,7 +211,7 @@ def _norm_act(
     act: Activation | None,
 ) -> Tensor:
     """By cuDNN."""
-    return activated(F.batch_norm(x, mean, var, weight, bias, True, momentum, eps), act)
+    return activate_(F.batch_norm(x, mean, var, weight, bias, True, momentum, eps), act)
 
 
 class _NormAct(torch.autograd.Function):
@@ -230,7 +230,7 @@ class _NormAct(torch.autograd.Function):
         act: Any,
     ) -> Tensor:
         y, batch_mean, scale = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
-        activated(y, act)
+        activate_(y, act)
         ctx.save_for_backward(x, weight, batch_mean, scale, *([y] if act else []))
         ctx.eps, ctx.act = eps, act
         return y

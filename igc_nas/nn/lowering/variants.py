@@ -20,12 +20,12 @@ from igc_nas.arch.cost import plan_cost
 from igc_nas.arch.plan import Linear, Plan
 from igc_nas.nn.lowering.chain import Chain, Form, dense, factored, form_macs, form_params, forms_of, semidense
 from igc_nas.nn.lowering.deployment import (
-    Deployed,
+    DeployedNetwork,
     FoldedConv,
     Kernel,
     chain_module,
     kernels_for,
-    replaced,
+    set_kernels_,
     with_kernel,
 )
 from igc_nas.nn.lowering.parts import chains_in, inference_blocks
@@ -47,14 +47,14 @@ class Variant:
     macs: int
     forms: Mapping[str, Form] = field(default_factory=dict)
 
-    def module(self, network: Network, batch: int, table: TimingCache, runtime: RuntimeName = "eager") -> nn.Module:
+    def module(self, network: Network, batch: int, cache: TimingCache, runtime: RuntimeName = "eager") -> nn.Module:
         """The network in this form, in channels-last; eager on a CPU, each convolution by its fastest kernel."""
         if self.name == "factored":
             return network
         if runtime != "eager":
-            return Deployed(network, self.forms)
-        deployed = Deployed(network, self.forms).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return fastest_kernels(deployed, batch, table, next(network.parameters()).device)
+            return DeployedNetwork(network, self.forms)
+        deployed = DeployedNetwork(network, self.forms).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return fastest_kernels(deployed, batch, cache, next(network.parameters()).device)
 
 
 def factored_variant(whole: Plan) -> Variant:
@@ -68,12 +68,12 @@ def uniform_variants(whole: Plan) -> list[Variant]:
     return [factored_variant(whole), *(_variant(whole, name, pick) for name, pick in UNIFORM.items())]
 
 
-def mixed_variant(network: Network, batch: int, table: TimingCache, most_params: int | None = None) -> Variant:
+def mixed_variant(network: Network, batch: int, cache: TimingCache, most_params: int | None = None) -> Variant:
     """Each chain in its fastest form; where that is over `most_params`, those are given up that save most for least."""
     whole = network.plan
     counted = Counter(chain.key for _, chain in _chains(whole))
     alike = {chain.key: (block, chain) for block, chain in reversed(_chains(whole))}
-    costs = {chain: _timed(network, block, chain, batch, table) for block, chain in alike.values()}
+    costs = {chain: _timed(network, block, chain, batch, cache) for block, chain in alike.values()}
     chosen = {chain.key: min(found, key=lambda form, found=found: found[form]) for chain, found in costs.items()}  # type: ignore[misc]
     while most_params is not None and _params(whole, chosen) > most_params:
         swap = _cheapest_swap(counted, costs, chosen)
@@ -97,20 +97,20 @@ def _cheapest_swap(
     return min(swaps, key=lambda swap: swap[:2])[2:] if swaps else None
 
 
-def _timed(network: Network, block: str, chain: Chain, batch: int, table: TimingCache) -> dict[Form, float]:
+def _timed(network: Network, block: str, chain: Chain, batch: int, cache: TimingCache) -> dict[Form, float]:
     """Milliseconds of each form of a chain, keyed by the form."""
     forms = forms_of(chain)
     names = ["/".join(f"{piece.convs}g{piece.groups}" for piece in form) for form in forms]
     by_name = dict(zip(names, forms, strict=True))
     key = f"deployed {chain.key} b{batch}"
-    found = table.get(key, names, lambda: _time(network, block, chain, batch, by_name, table))
-    table.save()  # at once: others may meet the same chain
+    found = cache.get(key, names, lambda: _time(network, block, chain, batch, by_name, cache))
+    cache.save()  # at once: others may meet the same chain
     return {form: found[name] for name, form in zip(names, forms, strict=True)}
 
 
 @torch.inference_mode()
 def _time(
-    network: Network, block: str, chain: Chain, batch: int, forms: Mapping[str, Form], table: TimingCache
+    network: Network, block: str, chain: Chain, batch: int, forms: Mapping[str, Form], cache: TimingCache
 ) -> dict[str, float]:
     like = next(network.parameters())
     x = torch.randn(batch, chain.convs[0].in_channels, chain.height, chain.width, device=like.device, dtype=like.dtype)
@@ -118,22 +118,22 @@ def _time(
     runs = {}
     for name, form in forms.items():
         module = chain_module(network, block, chain, form).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        module = fastest_kernels(module, batch, table, like.device)
+        module = fastest_kernels(module, batch, cache, like.device)
         runs[name] = timed(_running(module, x), _settling(like.device))
     return {name: max(round(ms, 5), 1e-5) for name, ms in raced(runs, ROUNDS, CAP_S * len(runs)).items()}
 
 
-def fastest_kernels(module: nn.Module, batch: int, table: TimingCache, device: torch.device) -> nn.Module:
+def fastest_kernels(module: nn.Module, batch: int, cache: TimingCache, device: torch.device) -> nn.Module:
     """`module` with each of its folded convolutions by the kernel that is fastest for its shape; in place."""
     if device.type != "cpu":
         return module
 
     def best(folded: FoldedConv) -> Kernel:
         offered = kernels_for(folded)
-        times = table.get(_kernel_key(folded, batch), offered, lambda: _time_kernels(folded, batch, offered))
+        times = cache.get(_kernel_key(folded, batch), offered, lambda: _time_kernels(folded, batch, offered))
         return min(offered, key=lambda kernel: times[kernel])
 
-    return replaced(module, best, batch)
+    return set_kernels_(module, best, batch)
 
 
 def _kernel_key(folded: FoldedConv, batch: int) -> str:

@@ -23,9 +23,9 @@ from igc_nas.nn.lowering.chain import (
     form_macs,
     forms_of,
     layout,
+    segment_macs,
+    segment_weights,
     semidense,
-    stretch_macs,
-    stretch_weights,
 )
 from igc_nas.nn.lowering.parts import Branches, NormAct, Part, chains_in, inference_parts, training_parts
 from tests.support.builders import architectures
@@ -190,18 +190,18 @@ def test_a_norm_behind_an_interleave_stands_behind_the_convolution_at_inference(
 
 @EITHER
 @given(arch=architectures())
-def test_chains_and_their_stretches_have_the_cost_models_sizes(parts_of: PartsOf, arch: ArchConfig) -> None:
+def test_chains_and_their_segments_have_the_cost_models_sizes(parts_of: PartsOf, arch: ArchConfig) -> None:
     whole = plan(arch)
     known = conv_rows(whole)
     for block, chain in named_chains(whole, parts_of):
         for form in forms_of(chain):
             channels, height, width = chain.convs[0].in_channels, chain.height, chain.width
-            for stretch in layout(chain, form):
-                conv = stretch.as_conv
-                assert (conv.in_channels, stretch.height, stretch.width) == (channels, height, width)
-                channels, height, width = known[block, stretch.convs[-1].name].shape
+            for segment in layout(chain, form):
+                conv = segment.as_conv
+                assert (conv.in_channels, segment.height, segment.width) == (channels, height, width)
+                channels, height, width = known[block, segment.convs[-1].name].shape
                 assert conv.out_channels == channels
-                assert (height, width) == (-(-stretch.height // conv.stride), -(-stretch.width // conv.stride))
+                assert (height, width) == (-(-segment.height // conv.stride), -(-segment.width // conv.stride))
 
 
 @EITHER
@@ -210,11 +210,11 @@ def test_the_factored_form_costs_what_the_plan_costs(parts_of: PartsOf, arch: Ar
     whole = plan(arch)
     known, total = conv_rows(whole), 0
     for block, chain in named_chains(whole, parts_of):
-        for stretch in layout(chain, factored(chain)):
-            (conv,) = stretch.convs
-            assert stretch.as_conv == conv
+        for segment in layout(chain, factored(chain)):
+            (conv,) = segment.convs
+            assert segment.as_conv == conv
             cost = known[block, conv.name].cost
-            assert (stretch_weights(stretch), stretch_macs(stretch)) == (cost.params, cost.macs)
+            assert (segment_weights(segment), segment_macs(segment)) == (cost.params, cost.macs)
         total += form_macs(chain, factored(chain))
     (linear,) = (layer for layer in whole.blocks[-1].layers if isinstance(layer, Linear))
     assert total + linear.in_features * linear.out_features == plan_cost(whole).macs
@@ -228,9 +228,9 @@ def test_the_factored_form_costs_what_the_plan_costs(parts_of: PartsOf, arch: Ar
 def test_every_form_covers_its_chain_in_order(parts_of: PartsOf, arch: ArchConfig) -> None:
     for _, chain in named_chains(plan(arch), parts_of):
         for form in forms_of(chain):
-            stretches = layout(chain, form)
-            assert tuple(step for stretch in stretches for step in (*stretch.steps, *stretch.after)) == chain.steps
-            assert [(len(stretch.convs), stretch.groups) for stretch in stretches] == [
+            segments = layout(chain, form)
+            assert tuple(step for segment in segments for step in (*segment.steps, *segment.after)) == chain.steps
+            assert [(len(segment.convs), segment.groups) for segment in segments] == [
                 (piece.convs, piece.groups) for piece in form
             ]
 
@@ -241,11 +241,11 @@ def test_every_form_may_be_multiplied_out(parts_of: PartsOf, arch: ArchConfig, l
     """Two convolutions that look beside a pixel, or leave some out, stay apart; groups hold no interleave."""
     for chain in (*(chain for _, chain in named_chains(plan(arch), parts_of)), *chains_in(parts_of(layers, 9, 7)[0])):
         for form in forms_of(chain):
-            for stretch in layout(chain, form):
-                assert stretch.convs[0].groups % stretch.groups == 0
-                assert sum(conv.kernel > 1 or conv.stride > 1 for conv in stretch.convs) <= 1
-                assert stretch.groups == 1 or len(stretch.steps) - len(scales(stretch.steps)) == 1
-                assert not (stretch.groups == 1 and stretch.after)
+            for segment in layout(chain, form):
+                assert segment.convs[0].groups % segment.groups == 0
+                assert sum(conv.kernel > 1 or conv.stride > 1 for conv in segment.convs) <= 1
+                assert segment.groups == 1 or len(segment.steps) - len(scales(segment.steps)) == 1
+                assert not (segment.groups == 1 and segment.after)
 
 
 def scales(steps: Sequence[Step]) -> list[Scale]:

@@ -97,7 +97,7 @@ def refuse(*_: object, **__: object) -> Any:
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "raced", refuse)
     monkeypatch.setattr(fastest, "timed", refuse)
-    monkeypatch.setattr(fastest, "interleaved", refuse)
+    monkeypatch.setattr(fastest, "round_robin", refuse)
 
 
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def product(key: str) -> bool:
 
 
 def test_the_cost_of_a_form_is_that_of_its_parts() -> None:
-    """Three products a stretch; multiplying out where there is something to; a permutation there and back."""
+    """Three products a segment; multiplying out where there is something to; a permutation there and back."""
     ones = chooser(Given(lambda key, name: 1.0))
     for form, first, parts in (
         (FACTORED, False, 2 * 3 + 2 * 2),
@@ -227,11 +227,11 @@ def test_the_chosen_form_is_the_cheapest(data: st.DataObject) -> None:
     costs = {form: chooser(table, dtype).cost(chain, form, first)[0] for form in forms_of(chain)}
     assert costs[found.pieces] == min(costs.values())
     assert_valid(chain, found, dtype)
-    for position, (stretch, use) in enumerate(zip(layout(chain, found.pieces), found.algorithms, strict=True)):
+    for position, (segment, use) in enumerate(zip(layout(chain, found.pieces), found.algorithms, strict=True)):
         table.asked.clear()
         chooser(table, dtype).cost(chain, found.pieces, first)
         shape = [key for key in table.asked if key.startswith("forward")][position].removeprefix("forward")
-        for direction, offered in options(stretch.as_conv, dtype, BATCH * 49).items():
+        for direction, offered in options(segment.as_conv, dtype, BATCH * 49).items():
             if direction == "input" and first and position == 0:
                 assert use.input == "conv"
             else:
@@ -289,13 +289,13 @@ def test_what_is_chosen_is_allowed_and_what_no_convolution_offers_is_not(
         for form in forms_of(chain):
             plain = ChainForm(form, (Algorithms(),) * len(form))
             assert ours.allows(chain, plain)
-            for at, stretch in enumerate(layout(chain, form)):
-                offered = options(stretch.as_conv, dtype, BATCH * 49)
+            for at, segment in enumerate(layout(chain, form)):
+                offered = options(segment.as_conv, dtype, BATCH * 49)
                 for direction, algorithm in itertools.product(offered, get_args(Algorithm)):
                     use = list(plain.algorithms)
                     use[at] = replace(use[at], **{direction: algorithm})
                     allowed = ours.allows(chain, ChainForm(form, tuple(use)))
-                    assert allowed == (algorithm in offered[direction]), (direction, algorithm, stretch.as_conv)
+                    assert allowed == (algorithm in offered[direction]), (direction, algorithm, segment.as_conv)
 
 
 def assert_valid(chain: Chain, form: ChainForm, dtype: torch.dtype = torch.float32) -> None:
@@ -303,8 +303,8 @@ def assert_valid(chain: Chain, form: ChainForm, dtype: torch.dtype = torch.float
     assert form.pieces in forms_of(chain)
     assert sum(piece.convs for piece in form.pieces) == len(chain.convs)
     assert len(form.algorithms) == len(form.pieces)
-    for stretch, use in zip(layout(chain, form.pieces), form.algorithms, strict=True):
-        offered = options(stretch.as_conv, dtype, BATCH * 49)
+    for segment, use in zip(layout(chain, form.pieces), form.algorithms, strict=True):
+        offered = options(segment.as_conv, dtype, BATCH * 49)
         assert use.forward in offered["forward"]
         assert use.input in offered["input"]
         assert use.weight in offered["weight"]
@@ -638,7 +638,7 @@ def test_times_hold_however_the_noise_was_laid_out() -> None:
 def test_every_chain_runs_in_the_form_that_its_times_say(monkeypatch: pytest.MonkeyPatch) -> None:
     raced(monkeypatch, 0.5)
     ran: list[tuple[Conv, Algorithms]] = []
-    usual = training.convolved
+    usual = training.convolve
 
     def noted(x: Tensor, weight: Tensor, conv: Conv, use: Algorithms) -> Tensor:
         ran.append((conv, use))
@@ -648,13 +648,13 @@ def test_every_chain_runs_in_the_form_that_its_times_say(monkeypatch: pytest.Mon
     network = network_of(config)
     found = fastest_of(config, Given(varied))(network, "id")
     assert found is not None
-    monkeypatch.setattr(training, "convolved", noted)
+    monkeypatch.setattr(training, "convolve", noted)
     step(network, found, 0)
     wanted = []
     for position, chain in enumerate(chains_of(network.plan).values()):
         form = chooser(Given(varied)).best(chain, first=position == 0)
-        stretches = layout(chain, form.pieces)
-        wanted += [(stretch.as_conv, use) for stretch, use in zip(stretches, form.algorithms, strict=True)]
+        segments = layout(chain, form.pieces)
+        wanted += [(segment.as_conv, use) for segment, use in zip(segments, form.algorithms, strict=True)]
     assert ran == wanted
 
 

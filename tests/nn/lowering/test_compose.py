@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from igc_nas.arch.config import ConvStage, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.arch.plan import Conv, Interleave, igcv2_layers, stage_layers
 from igc_nas.nn.lowering.chain import Chain, Form, Piece, Segment, factored, forms_of, layout
-from igc_nas.nn.lowering.compose import composed, rows_interleaved, rows_restored
+from igc_nas.nn.lowering.compose import compose, rows_interleaved, rows_restored
 from igc_nas.nn.lowering.parts import chains_in, training_parts
 from tests.support.builders import divisors
 
@@ -104,9 +104,9 @@ def step_by_step(chain: Chain, x: Tensor, weights: list[Tensor]) -> Tensor:
 
 def by_form(chain: Chain, form: Form, x: Tensor, weights: list[Tensor]) -> Tensor:
     factors = iter(weights)
-    for stretch in layout(chain, form):
-        x = convolution(x, composed(stretch, [next(factors) for _ in stretch.convs]), stretch.as_conv)
-        for step in stretch.after:
+    for segment in layout(chain, form):
+        x = convolution(x, compose(segment, [next(factors) for _ in segment.convs]), segment.as_conv)
+        for step in segment.after:
             x = shuffled(x, step)
     assert next(factors, None) is None
     return x
@@ -165,9 +165,9 @@ def test_a_pointwise_may_come_before_the_spatial_one() -> None:
 
 def test_a_convolution_alone_keeps_its_weight() -> None:
     for chain in CHAINS:
-        for stretch, weight in zip(layout(chain, factored(chain)), weights_of(chain), strict=True):
-            if stretch.steps == stretch.convs:
-                assert torch.equal(composed(stretch, [weight]), weight)
+        for segment, weight in zip(layout(chain, factored(chain)), weights_of(chain), strict=True):
+            if segment.steps == segment.convs:
+                assert torch.equal(compose(segment, [weight]), weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -176,8 +176,8 @@ def test_a_product_of_channels_last_weights_is_one_in_their_dtype(dtype: torch.d
         weights = [weight.to(dtype, memory_format=torch.channels_last) for weight in weights_of(chain)]
         for form in forms_of(chain):
             factors = iter(weights)
-            for stretch in layout(chain, form):
-                found, conv = composed(stretch, [next(factors) for _ in stretch.convs]), stretch.as_conv
+            for segment in layout(chain, form):
+                found, conv = compose(segment, [next(factors) for _ in segment.convs]), segment.as_conv
                 assert found.shape == (conv.out_channels, conv.in_channels // conv.groups, conv.kernel, conv.kernel)
                 assert found.is_contiguous(memory_format=torch.channels_last)
                 assert found.dtype == dtype
@@ -189,7 +189,7 @@ def test_a_wider_group_holds_the_blocks_on_its_diagonal(data: st.DataObject) -> 
     wide = data.draw(divisors(g))
     conv = Conv("conv", g * per_group, g * out, groups=g)
     weight = torch.randn(g * out, per_group, 1, 1)
-    merged = composed(Segment((conv,), (), wide, 1, 1), [weight])[:, :, 0, 0].chunk(wide)
+    merged = compose(Segment((conv,), (), wide, 1, 1), [weight])[:, :, 0, 0].chunk(wide)
     blocks = weight[:, :, 0, 0].chunk(g)
     assert torch.equal(torch.block_diag(*merged), torch.block_diag(*blocks))
 
@@ -197,9 +197,9 @@ def test_a_wider_group_holds_the_blocks_on_its_diagonal(data: st.DataObject) -> 
 def test_gradients_are_the_derivatives() -> None:
     chain = Chain(igcv2_layers(Igcv2Stage(width=6, depth=3, blocks=1), 4, 1), 3, 3)
     for groups, count in ((1, 3), (1, 1), (2, 1)):
-        (stretch, *_) = layout(chain, (Piece(count, groups), *(Piece(1, c.groups) for c in chain.convs[count:])))
+        (segment, *_) = layout(chain, (Piece(count, groups), *(Piece(1, c.groups) for c in chain.convs[count:])))
         weights = weights_of(chain)[:count]
-        assert torch.autograd.gradcheck(lambda *factors, stretch=stretch: composed(stretch, factors), weights)
+        assert torch.autograd.gradcheck(lambda *factors, segment=segment: compose(segment, factors), weights)
 
 
 @given(st.data())

@@ -15,7 +15,7 @@ from igc_nas.nn.lowering.convolution import (
     Algorithm,
     Algorithms,
     Direction,
-    convolved,
+    convolve,
     forward,
     input_gradient,
     options,
@@ -127,7 +127,7 @@ def test_all_that_is_offered_differentiates_as_the_convolution(conv: Conv, heigh
     offered = options(conv, torch.double, 3 * height * width)
     for use in itertools.starmap(Algorithms, itertools.product(*offered.values())):
         sources = x.requires_grad_(), weight.requires_grad_()
-        y = convolved(*sources, conv, use)
+        y = convolve(*sources, conv, use)
         for_x, for_weight = torch.autograd.grad(y, sources, grad)
         for found, name in ((y, "forward"), (for_x, "input"), (for_weight, "weight")):
             assert error(found, true[name], true[name]) < 1e-10, (use, name)
@@ -151,7 +151,7 @@ def test_gradients_have_the_dtypes_of_what_they_are_of(conv: Conv) -> None:
     x, weight, grad = tensors(conv, 4, 4, torch.bfloat16)
     for use in itertools.starmap(Algorithms, itertools.product(*options(conv, torch.bfloat16, 48).values())):
         sources = x.requires_grad_(), weight.requires_grad_()
-        y = convolved(*sources, conv, use)
+        y = convolve(*sources, conv, use)
         assert y.is_contiguous(memory_format=torch.channels_last)
         assert {t.dtype for t in (y, *torch.autograd.grad(y, sources, grad))} == {torch.bfloat16}
 
@@ -163,9 +163,9 @@ def test_only_the_gradients_that_are_needed_are_found(monkeypatch: pytest.Monkey
         monkeypatch.setattr(convolution, name, spied(getattr(convolution, name), name, found))
     conv, use = Conv("conv", 3, 4, 3), Algorithms("conv", "flip", "matmul")
     x, weight, grad = tensors(conv, 4, 4)
-    convolved(x, weight.requires_grad_(), conv, use).backward(grad)
+    convolve(x, weight.requires_grad_(), conv, use).backward(grad)
     assert found == ["weight_gradient"]
-    convolved(x.requires_grad_(), weight.detach(), conv, use).backward(grad)
+    convolve(x.requires_grad_(), weight.detach(), conv, use).backward(grad)
     assert found == ["weight_gradient", "input_gradient"]
 
 

@@ -18,7 +18,7 @@ from igc_nas.arch.plan import Act, BlockPlan, Conv, Interleave, Layer, Linear, N
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.nn.lowering.chain import Chain, Form, Piece, dense, factored, form_macs, form_params, forms_of
 from igc_nas.nn.lowering.deployment import (
-    Deployed,
+    DeployedNetwork,
     FoldedConv,
     Interleaved,
     Kernel,
@@ -27,7 +27,7 @@ from igc_nas.nn.lowering.deployment import (
     chain_module,
     inference_blocks,
     kernels_for,
-    replaced,
+    set_kernels_,
 )
 from igc_nas.nn.lowering.parts import chains_in
 from igc_nas.nn.network import Network, build, initialise
@@ -136,7 +136,7 @@ def error(found: Tensor, true: Tensor) -> float:
 def assert_is_the_network(whole: Plan, forms: Forms, dtype: torch.dtype = torch.double) -> None:
     """Logits and the maps before them, for two batch sizes and both memory formats."""
     network = network_of(whole, dtype)
-    deployed = Deployed(network, forms)
+    deployed = DeployedNetwork(network, forms)
     for batch in BATCHES:
         x = images_of(whole, batch, dtype)
         assert error(deployed(x), network(x)) < MOST_ERROR[dtype]
@@ -168,7 +168,7 @@ def test_any_mixture_of_cuts_is_the_network(data: st.DataObject) -> None:
 
 def test_a_chain_that_no_form_names_stays_factored() -> None:
     assert_is_the_network(plan(ARCHS["igcv3"]), {})
-    deployed = Deployed(network_of(plan(ARCHS["igcv1"])), {})
+    deployed = DeployedNetwork(network_of(plan(ARCHS["igcv1"])), {})
     assert [conv.conv.groups for conv in folded(deployed)] == [1, 4, 3, 4, 3]
 
 
@@ -218,7 +218,7 @@ def test_a_shift_before_a_padded_convolution_is_a_map() -> None:
     whole = plan(arch(IGCV3 | {"G1": 2, "G2": 2, "kernel": 5}))
     network = network_of(whole)
     forms = {key: dense(chain) for key, chain in chains_of(whole).items()}
-    (expanded,) = (conv for conv in folded(Deployed(network, forms)) if conv.has_map)
+    (expanded,) = (conv for conv in folded(DeployedNetwork(network, forms)) if conv.has_map)
     assert expanded.conv == Conv("expand*depthwise", 8, 16, 5)
     assert expanded.bias is not None
     assert expanded.bias.shape == (1, 16, 7, 5)
@@ -233,19 +233,19 @@ def test_a_shift_before_a_padded_convolution_is_a_map() -> None:
     inner, corner = expanded.bias[0, :, 3, 2], expanded.bias[0, :, 0, 0]
     assert error(corner, inner) > 0.1
     forms = {key: factored(chain) for key, chain in chains_of(whole).items()}
-    assert not any(conv.has_map for conv in folded(Deployed(network, forms)))
+    assert not any(conv.has_map for conv in folded(DeployedNetwork(network, forms)))
 
 
 def test_a_pixelwise_piece_needs_no_map() -> None:
     whole = plan(arch(IGCV3 | {"G1": 2, "G2": 4, "kernel": 1}))
     forms = {key: dense(chain) for key, chain in chains_of(whole).items()}
-    biases = [conv.bias for conv in folded(Deployed(network_of(whole), forms))]
+    biases = [conv.bias for conv in folded(DeployedNetwork(network_of(whole), forms))]
     assert all(bias is not None and bias.ndim == 1 for bias in biases)
 
 
 def test_only_what_is_normalised_has_a_bias() -> None:
     whole = plan(arch(IGCV1))
-    stem, primary, secondary = folded(Deployed(network_of(whole), {}))
+    stem, primary, secondary = folded(DeployedNetwork(network_of(whole), {}))
     assert primary.bias is None
     assert stem.bias is not None
     assert secondary.bias is not None
@@ -256,7 +256,7 @@ def test_a_form_keeps_permutations_only_beside_groups() -> None:
     chains = chains_of(whole)
 
     def kept(forms: Forms) -> list[int]:
-        modules = Deployed(network_of(whole), forms).modules()
+        modules = DeployedNetwork(network_of(whole), forms).modules()
         return [module.groups for module in modules if isinstance(module, Interleaved)]
 
     assert kept({key: factored(chain) for key, chain in chains.items()}) == [4, 3, 4, 3]
@@ -278,7 +278,7 @@ def test_the_statistics_eps_and_weights_of_each_norm_count() -> None:
             ):
                 change(norm)
                 with torch.no_grad():
-                    assert error(Deployed(network, forms)(x), network(x)) < 1e-12, name
+                    assert error(DeployedNetwork(network, forms)(x), network(x)) < 1e-12, name
 
 
 # A frozen network of its own.
@@ -293,9 +293,9 @@ def test_deploying_changes_nothing_of_the_network(config: ArchConfig) -> None:
     grads = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
     held = [id(tensor) for tensor in (*network.parameters(), *network.buffers())]
     for forms in every_form(whole):
-        deployed = Deployed(network, forms).to(memory_format=torch.channels_last)
+        deployed = DeployedNetwork(network, forms).to(memory_format=torch.channels_last)
         with torch.no_grad():
-            replaced(deployed, last_kernel, 1)(images_of(whole, 1, torch.float32))
+            set_kernels_(deployed, last_kernel, 1)(images_of(whole, 1, torch.float32))
     assert network.training
     assert [id(tensor) for tensor in (*network.parameters(), *network.buffers())] == held
     assert all(parameter.requires_grad for parameter in network.parameters())
@@ -309,7 +309,7 @@ def test_deploying_changes_nothing_of_the_network(config: ArchConfig) -> None:
 def test_a_deployed_network_is_frozen(config: ArchConfig) -> None:
     whole = plan(config)
     for forms in every_form(whole):
-        deployed = Deployed(build(config, seed=2), forms)
+        deployed = DeployedNetwork(build(config, seed=2), forms)
         assert not list(deployed.parameters())
         assert not any(tensor.requires_grad for tensor in deployed.state_dict().values())
         assert not deployed.training
@@ -321,7 +321,7 @@ def test_a_deployed_network_is_frozen(config: ArchConfig) -> None:
 def test_what_is_deployed_stays_when_the_network_learns_on(dtype: torch.dtype) -> None:
     whole = plan(ARCHS["igcv1"])
     network, x = network_of(whole, dtype), images_of(whole, 1, dtype)
-    deployed = Deployed(network, {})
+    deployed = DeployedNetwork(network, {})
     before = deployed(x).clone()
     with torch.no_grad():
         for parameter in network.parameters():
@@ -332,7 +332,7 @@ def test_what_is_deployed_stays_when_the_network_learns_on(dtype: torch.dtype) -
 def test_a_state_dict_is_read_back() -> None:
     whole = plan(ARCHS["all units, relu6, a head"])
     forms = {key: dense(chain) for key, chain in chains_of(whole).items()}
-    trained, fresh = Deployed(network_of(whole), forms), Deployed(Network(whole).double(), forms)
+    trained, fresh = DeployedNetwork(network_of(whole), forms), DeployedNetwork(Network(whole).double(), forms)
     fresh.load_state_dict(trained.state_dict())
     assert torch.equal(fresh(images_of(whole, 3)), trained(images_of(whole, 3)))
 
@@ -362,7 +362,7 @@ def assert_kernels_are_the_network(
 ) -> None:
     """At the batch that it was made for and at others; the images stay as they are."""
     network = network_of(whole, torch.float32)
-    module = replaced(Deployed(network, forms).to(memory_format=layout), kernel_of, batch)
+    module = set_kernels_(DeployedNetwork(network, forms).to(memory_format=layout), kernel_of, batch)
     for other in (*BATCHES, 2):
         x = images_of(whole, other, torch.float32).contiguous(memory_format=layout)
         kept = x.clone()
@@ -393,8 +393,8 @@ def test_each_convolution_runs_by_the_kernel_that_is_named(config: ArchConfig) -
     whole = plan(config)
     for forms in every_form(whole):
         network = network_of(whole, torch.float32)
-        wanted = [MODULES[last_kernel(conv)] for conv in folded(Deployed(network, forms))]
-        module = replaced(Deployed(network, forms), last_kernel, 1)
+        wanted = [MODULES[last_kernel(conv)] for conv in folded(DeployedNetwork(network, forms))]
+        module = set_kernels_(DeployedNetwork(network, forms), last_kernel, 1)
         ran = [type(m) for m in module.modules() if isinstance(m, PackedConv | ProductConv)]
         assert ran == [kind for kind in wanted if kind is not FoldedConv]
         assert len(folded(module)) == len(wanted)
@@ -404,7 +404,7 @@ def test_a_matrix_product_is_offered_for_dense_pixels_alone() -> None:
     for config in ARCHS.values():
         for dtype in MOST_ERROR:
             for forms in every_form(plan(config)):
-                for found in folded(Deployed(network_of(plan(config), dtype), forms)):
+                for found in folded(DeployedNetwork(network_of(plan(config), dtype), forms)):
                     conv, offered = found.conv, kernels_for(found)
                     assert offered[0] == "conv"
                     assert ("matmul" in offered) == (conv.kernel == conv.stride == conv.groups == 1)

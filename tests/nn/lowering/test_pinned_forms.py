@@ -57,7 +57,7 @@ def chain_forms(draw: st.DrawFn, chain: Chain = CHAIN) -> ChainForm:
     """The forms that may be chosen, by the algorithms that exist for them."""
     alone = tuple(Piece(1, draw(divisors(conv.groups))) for conv in chain.convs)
     pieces = draw(st.sampled_from([*forms_of(chain), alone]))
-    offered = [options(stretch.as_conv, torch.bfloat16, 100).values() for stretch in layout(chain, pieces)]
+    offered = [options(segment.as_conv, torch.bfloat16, 100).values() for segment in layout(chain, pieces)]
     return ChainForm(pieces, tuple(Algorithms(*(draw(st.sampled_from(of)) for of in each)) for each in offered))
 
 

@@ -17,8 +17,8 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import Act, BlockPlan, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
 from igc_nas.nn.lowering import training
 from igc_nas.nn.lowering.chain import Chain, Piece, forms_of, layout
-from igc_nas.nn.lowering.compose import composed
-from igc_nas.nn.lowering.convolution import Algorithms, convolved, options
+from igc_nas.nn.lowering.compose import compose
+from igc_nas.nn.lowering.convolution import Algorithms, convolve, options
 from igc_nas.nn.lowering.parts import chains_in
 from igc_nas.nn.lowering.training import ChainForm, LoweredChain, LoweredNetwork, network_parts, plain_form
 from igc_nas.nn.network import Network, build, initialise
@@ -140,7 +140,7 @@ def turned(chain: Chain, turn: int, algorithm: int, dtype: torch.dtype = torch.d
     """The chain's form of a turn; where a product has fewer algorithms, they come again."""
     forms = forms_of(chain)
     pieces = forms[turn % len(forms)]
-    offered = [options(stretch.as_conv, dtype, BATCH * 81).values() for stretch in layout(chain, pieces)]
+    offered = [options(segment.as_conv, dtype, BATCH * 81).values() for segment in layout(chain, pieces)]
     return ChainForm(pieces, tuple(Algorithms(*(those[algorithm % len(those)] for those in each)) for each in offered))
 
 
@@ -215,7 +215,7 @@ def test_any_mixture_of_forms_is_the_factored_network(data: st.DataObject) -> No
     forms = {}
     for key, chain in chains_of(whole).items():
         pieces = data.draw(st.sampled_from([*forms_of(chain), *merged_forms(data, chain)]))
-        offered = [options(stretch.as_conv, torch.double, BATCH * 81).values() for stretch in layout(chain, pieces)]
+        offered = [options(segment.as_conv, torch.double, BATCH * 81).values() for segment in layout(chain, pieces)]
         algorithms = tuple(Algorithms(*(data.draw(st.sampled_from(c)) for c in choices)) for choices in offered)
         forms[key] = ChainForm(pieces, algorithms)
     assert_is_the_factored(whole, forms, 1e-9)
@@ -257,18 +257,18 @@ def test_every_chain_runs_by_its_form(config: ArchConfig, monkeypatch: pytest.Mo
 
     def noted(x: Tensor, weight: Tensor, conv: Conv, use: Algorithms) -> Tensor:
         ran.append((conv, use))
-        return convolved(x, weight, conv, use)
+        return convolve(x, weight, conv, use)
 
-    monkeypatch.setattr(training, "convolved", noted)
+    monkeypatch.setattr(training, "convolve", noted)
     whole = plan(config)
     for forms in every_form(whole):
         ran.clear()
         lowered(network_of(whole), whole, forms)(batch_of(whole)[0])
         assert ran == [
-            (stretch.as_conv, use)
+            (segment.as_conv, use)
             for _, parts in network_parts(whole)
             for chain in chains_in(parts)
-            for stretch, use in zip(layout(chain, forms[chain.key].pieces), forms[chain.key].algorithms, strict=True)
+            for segment, use in zip(layout(chain, forms[chain.key].pieces), forms[chain.key].algorithms, strict=True)
         ]
 
 
@@ -407,7 +407,7 @@ def test_weights_are_multiplied_out_in_float32_and_rounded_once() -> None:
     form = ChainForm((Piece(2, 1),), (Algorithms(),))
     x = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16)
     factors = [block.get_submodule(conv.name).weight for conv in chain.convs]
-    product = composed(layout(chain, form.pieces)[0], factors)
+    product = compose(layout(chain, form.pieces)[0], factors)
     y = LoweredChain(block, chain, form, torch.bfloat16)(x)
     assert torch.equal(y, F.conv2d(x, product.bfloat16(), padding=1))
 

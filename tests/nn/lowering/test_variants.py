@@ -22,7 +22,7 @@ from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.nn.lowering import variants
 from igc_nas.nn.lowering.chain import Chain, Form, describe, factored, form_params, forms_of
 from igc_nas.nn.lowering.deployment import (
-    Deployed,
+    DeployedNetwork,
     FoldedConv,
     Kernel,
     PackedConv,
@@ -95,7 +95,7 @@ def refuse(*_: object) -> dict[str, float]:
 
 def holds(network: Network, variant: Variant) -> int:
     """The numbers that the deployed network holds."""
-    return sum(tensor.numel() for tensor in Deployed(network, variant.forms).state_dict().values())
+    return sum(tensor.numel() for tensor in DeployedNetwork(network, variant.forms).state_dict().values())
 
 
 def executed(module: nn.Module, x: torch.Tensor) -> int:
@@ -130,7 +130,7 @@ def test_a_variant_holds_and_executes_what_it_says(config: ArchConfig, monkeypat
     x = torch.randn(1, *config.input)
     assert original.macs == executed(original.module(network, 1, TimingCache()), x)
     for variant in (*others, mixed_variant(network, 1, TimingCache())):
-        deployed = Deployed(network, variant.forms)
+        deployed = DeployedNetwork(network, variant.forms)
         assert variant.params == holds(network, variant), variant.name
         assert variant.macs == executed(deployed, x), variant.name
         assert set(variant.forms) == set(chains_of(network.plan))
