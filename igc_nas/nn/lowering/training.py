@@ -23,6 +23,7 @@ from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.chain import Chain, Piece, Segment, factored, layout
 from igc_nas.nn.lowering.compose import compose, rows_interleaved, rows_restored
 from igc_nas.nn.lowering.convolution import Algorithms, convolve
+from igc_nas.nn.lowering.native import BatchStats
 from igc_nas.nn.lowering.parts import Branches, NormAct, Part, network_parts
 from igc_nas.nn.network import Network, activate_, interleave
 
@@ -168,19 +169,19 @@ class _Normalised:
         mean, var = self._permuted(module.running_mean), self._permuted(module.running_var)
         if not module.training:
             return activate_(F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps), self._act)
-        node = self._node(x)
-        y = node(x, weight, bias, mean, var, self._momentum(), module.eps, self._act)
+        norm_act = self._kernel(x)
+        y = norm_act(x, BatchStats(weight, bias, mean, var, self._momentum(), module.eps), self._act)
         if self._order:
             module.running_mean.copy_(self._restored(mean))
             module.running_var.copy_(self._restored(var))
         return y
 
-    def _node(self, x: Tensor) -> Callable[..., Tensor]:
+    def _kernel(self, x: Tensor) -> Callable[[Tensor, BatchStats, Activation | None], Tensor]:
         if x.numel() == x.shape[1]:
             raise ValueError("BN needs more than one value per channel when it trains: a larger batch or image")
         if self._native and native.fits(x):
             return native.norm_act
-        return _NormAct.apply if x.device.type == "cpu" else _norm_act
+        return _norm_act_cpu if x.device.type == "cpu" else _norm_act_cuda
 
     def _momentum(self) -> float:
         """As `BatchNorm2d` counts: None is a cumulative average."""
@@ -200,35 +201,26 @@ class _Normalised:
         return rows
 
 
-def _norm_act(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    momentum: float,
-    eps: float,
-    act: Activation | None,
-) -> Tensor:
+def _norm_act_cuda(x: Tensor, stats: BatchStats, act: Activation | None) -> Tensor:
     """By cuDNN."""
+    weight, bias, mean, var, momentum, eps = stats
     return activate_(F.batch_norm(x, mean, var, weight, bias, True, momentum, eps), act)
 
 
+def _norm_act_cpu(x: Tensor, stats: BatchStats, act: Activation | None) -> Tensor:
+    y: Tensor = _NormAct.apply(x, act, *stats)  # type: ignore[no-untyped-call]
+    return y
+
+
 class _NormAct(torch.autograd.Function):
-    """BN on the batch's statistics and the activation in place, as one node: the normalised tensor is not kept."""
+    """BN by the batch's statistics and the activation in place, as one node: the normalised tensor is not kept.
+
+    `stats` comes as separate arguments: autograd sees no tensor inside a tuple.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        mean: Tensor,
-        var: Tensor,
-        momentum: float,
-        eps: float,
-        act: Any,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, act: Activation | None, *stats: Any) -> Tensor:
+        weight, bias, mean, var, momentum, eps = BatchStats(*stats)
         y, batch_mean, scale = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
         activate_(y, act)
         ctx.save_for_backward(x, weight, batch_mean, scale, *([y] if act else []))
@@ -243,7 +235,7 @@ class _NormAct(torch.autograd.Function):
             grad = torch.ops.aten.threshold_backward(grad, y[0], 0)
         elif ctx.act == "relu6":
             grad = torch.ops.aten.hardtanh_backward(grad, y[0], 0.0, 6.0)
-        gradients = torch.ops.aten.native_batch_norm_backward(
+        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, None, None, batch_mean, scale, True, ctx.eps, [True, True, True]
         )
-        return (*gradients, None, None, None, None, None)
+        return dx, None, dweight, dbias, None, None, None, None
