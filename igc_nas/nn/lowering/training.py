@@ -24,7 +24,7 @@ from igc_nas.nn.lowering.chain import Chain, Piece, Segment, factored, layout
 from igc_nas.nn.lowering.compose import compose, rows_interleaved, rows_restored
 from igc_nas.nn.lowering.convolution import Algorithms, convolve
 from igc_nas.nn.lowering.native import BatchStats
-from igc_nas.nn.lowering.parts import Branches, NormAct, Part, network_parts
+from igc_nas.nn.lowering.parts import Branches, NormAct, Part, training_blocks
 from igc_nas.nn.network import Network, activate_, interleave
 
 Forward = Callable[[Tensor], Tensor]
@@ -78,7 +78,7 @@ class LoweredNetwork:
         self.native = native
         self._forms = forms
         self._steps = [
-            step for name, parts in network_parts(whole) for step in self._runnable(network.get_submodule(name), parts)
+            step for name, parts in training_blocks(whole) for step in self._parts(network.get_submodule(name), parts)
         ]
 
     @property
@@ -94,7 +94,7 @@ class LoweredNetwork:
                 x = step(x)
         return x
 
-    def _runnable(self, block: nn.Module, parts: tuple[Part, ...]) -> list[Step]:
+    def _parts(self, block: nn.Module, parts: tuple[Part, ...]) -> list[Step]:
         return [self._step(block, part) for part in parts]
 
     def _step(self, block: nn.Module, part: Part) -> Step:
@@ -104,7 +104,7 @@ class LoweredNetwork:
             case NormAct(norm, act, order):
                 return _Normalised(block.get_submodule(norm.name), act, order, self.native)  # type: ignore[arg-type]
             case Branches(body, shortcut, act):
-                return _ResidualSum(self._runnable(block, body), self._runnable(block, shortcut), act)
+                return _ResidualSum(self._parts(block, body), self._parts(block, shortcut), act)
             case Act(kind):
                 return lambda x: activate_(x.clone(), kind)
             case Pool():

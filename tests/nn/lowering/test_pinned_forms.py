@@ -25,7 +25,14 @@ from igc_nas.nn.lowering.convolution import Algorithm, Algorithms, options
 from igc_nas.nn.lowering.parts import chains_in
 from igc_nas.nn.lowering.pinned_forms import FORMS_FILE, PinnedForms
 from igc_nas.nn.lowering.timing_cache import TimingCache
-from igc_nas.nn.lowering.training import ChainForm, LoweredChain, LoweredNetwork, NetworkForm, network_parts, plain_form
+from igc_nas.nn.lowering.training import (
+    ChainForm,
+    LoweredChain,
+    LoweredNetwork,
+    NetworkForm,
+    plain_form,
+    training_blocks,
+)
 from igc_nas.nn.network import build
 from tests.support.builders import divisors, one_line
 
@@ -347,7 +354,7 @@ ARCH = ArchConfig.parse(
     }
 )
 WHOLE = plan(ARCH)
-CHAINS = {chain.key: chain for _, parts in network_parts(WHOLE) for chain in chains_in(parts)}
+CHAINS = {chain.key: chain for _, parts in training_blocks(WHOLE) for chain in chains_in(parts)}
 LAST = list(CHAINS.values())[-1]
 """5x5 in 4 groups, interleave, 1x1 in 3 groups, interleave; its input needs a gradient."""
 

@@ -20,7 +20,7 @@ from igc_nas.nn.lowering.chain import Chain, Piece, forms_of, layout
 from igc_nas.nn.lowering.compose import compose
 from igc_nas.nn.lowering.convolution import Algorithms, convolve, options
 from igc_nas.nn.lowering.parts import chains_in
-from igc_nas.nn.lowering.training import ChainForm, LoweredChain, LoweredNetwork, network_parts, plain_form
+from igc_nas.nn.lowering.training import ChainForm, LoweredChain, LoweredNetwork, plain_form, training_blocks
 from igc_nas.nn.network import Network, build, initialise
 from tests.support.builders import divisors
 
@@ -125,7 +125,7 @@ def batch_of(whole: Plan, seed: int = 0, dtype: torch.dtype = torch.double) -> t
 
 
 def chains_of(whole: Plan) -> dict[str, Chain]:
-    return {chain.key: chain for _, parts in network_parts(whole) for chain in chains_in(parts)}
+    return {chain.key: chain for _, parts in training_blocks(whole) for chain in chains_in(parts)}
 
 
 def every_form(whole: Plan, dtype: torch.dtype = torch.double) -> Iterator[dict[str, ChainForm]]:
@@ -266,7 +266,7 @@ def test_every_chain_runs_by_its_form(config: ArchConfig, monkeypatch: pytest.Mo
         lowered(network_of(whole), whole, forms)(batch_of(whole)[0])
         assert ran == [
             (segment.as_conv, use)
-            for _, parts in network_parts(whole)
+            for _, parts in training_blocks(whole)
             for chain in chains_in(parts)
             for segment, use in zip(layout(chain, forms[chain.key].pieces), forms[chain.key].algorithms, strict=True)
         ]
