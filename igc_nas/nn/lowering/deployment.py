@@ -1,9 +1,9 @@
-"""A trained network as it is deployed: normalisation folded in, chains multiplied out, every weight frozen.
+"""A trained network for deployment: normalisations folded in, chains multiplied out, weights constant.
 
-A chain with its normalisations is an affine map x -> W x + b. W is multiplied out as in training; b is what the chain
-makes of zeros. Where a shift comes before a padded convolution of the same piece (IGCV3: expand, BN, depthwise), b is
-no longer one number per channel but a map over the pixels of one image size: exact, because it is computed with the
-padding that it has.
+A chain with its normalisations is an affine map x -> W x + b. W is multiplied out as in training; b is the output of
+the chain for an image of zeros. If a shift comes before a padded convolution of the same piece (IGCV3: expand, BN,
+depthwise), b differs at the border, where the padding is not shifted: it is then a map over the pixels of one image
+size instead of one number per channel.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from igc_nas.nn.network import Network, activate_, interleave
 
 
 class FoldedConv(nn.Module):
-    """y = act(conv(x) + bias [+ other]); the bias is none, a vector, or a map of one image size.
+    """y = act(conv(x) + bias + other) on images of `height` x `width` pixels; `bias` and `other` may be None.
 
-    It reads images of `height` x `width` pixels.
+    The bias is a vector of channels, or a map (channels, height, width) of the output.
     """
 
     weight: Tensor
@@ -47,7 +47,7 @@ class FoldedConv(nn.Module):
         return self.bias is not None and self.bias.ndim > 1
 
     def forward(self, x: Float[Tensor, "n c h w"], other: Tensor | None = None) -> Float[Tensor, "n o ho wo"]:
-        """The convolution; `other` is added before the activation."""
+        """The convolution; `other`, if given, is added before the activation."""
         conv = self.conv
         bias_map = self.bias if self.has_map else None
         vector = None if self.has_map else self.bias
@@ -59,35 +59,40 @@ class FoldedConv(nn.Module):
         return activate_(y, self.act)
 
 
+REORDER_WEIGHT, FUSED_CONV = "_reorder_convolution_weight", "_convolution_pointwise"
+"""oneDNN's weight packing and fused convolution, operators of `torch.ops.mkldnn`. PyTorch has no public API for them;
+TorchInductor's CPU backend calls the same. `kernels_for` does without them in a build of PyTorch that lacks them."""
+
+
 class PackedConv(nn.Module):
-    """A `FoldedConv` as one kernel of oneDNN: weights in its own layout, bias, sum and activation fused. CPU only."""
+    """A `FoldedConv` as one oneDNN kernel: packed weights; bias, sum and activation fused. CPU and float32 only."""
 
     def __init__(self, folded: FoldedConv, batch: int) -> None:
         super().__init__()
         conv = folded.conv
         self.folded = folded
-        self._where = [conv.kernel // 2] * 2, [conv.stride] * 2, [1, 1], conv.groups
+        self._geometry = [conv.kernel // 2] * 2, [conv.stride] * 2, [1, 1], conv.groups
         size = [batch, conv.in_channels, folded.height, folded.width]
-        self._packed = torch.ops.mkldnn._reorder_convolution_weight(folded.weight, *self._where, size)
+        self._packed = getattr(torch.ops.mkldnn, REORDER_WEIGHT)(folded.weight, *self._geometry, size)
         act = {None: ("none", []), "relu": ("relu", []), "relu6": ("hardtanh", [0.0, 6.0])}
         self._act, self._limits = act[folded.act]
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """As the folded one."""
-        folded, conv2d = self.folded, torch.ops.mkldnn._convolution_pointwise
+        """As `FoldedConv.forward`."""
+        folded, conv2d = self.folded, getattr(torch.ops.mkldnn, FUSED_CONV)
         if folded.has_map:
-            y = conv2d(x, self._packed, None, *self._where, "none", [], "") + folded.bias
+            y = conv2d(x, self._packed, None, *self._geometry, "none", [], "") + folded.bias
             return activate_(y if other is None else y + other, folded.act)
         if other is None:
-            result: Tensor = conv2d(x, self._packed, folded.bias, *self._where, self._act, self._limits, "")
+            result: Tensor = conv2d(x, self._packed, folded.bias, *self._geometry, self._act, self._limits, "")
             return result
         fused = "relu" if folded.act == "relu" else None
-        summed: Tensor = conv2d.binary(x, other, self._packed, folded.bias, *self._where, "add", 1.0, fused, [], "")
+        summed: Tensor = conv2d.binary(x, other, self._packed, folded.bias, *self._geometry, "add", 1.0, fused, [], "")
         return summed if fused else activate_(summed, folded.act)
 
 
 class ProductConv(nn.Module):
-    """A dense `FoldedConv` that looks at one pixel, as a matrix product: no descriptor to look up for every call."""
+    """A dense 1x1 `FoldedConv` as a matrix product, which saves oneDNN's look-up of a descriptor in every call."""
 
     def __init__(self, folded: FoldedConv) -> None:
         super().__init__()
@@ -95,7 +100,7 @@ class ProductConv(nn.Module):
         self._matrix = folded.weight[:, :, 0, 0].contiguous()
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """As the folded one."""
+        """As `FoldedConv.forward`."""
         n, channels, height, width = x.shape
         rows = F.linear(x.permute(0, 2, 3, 1).reshape(-1, channels), self._matrix, self.folded.bias)
         y = rows.view(n, height, width, -1).permute(0, 3, 1, 2)
@@ -106,10 +111,12 @@ Kernel = Literal["conv", "packed", "matmul"]
 
 
 def kernels_for(folded: FoldedConv) -> tuple[Kernel, ...]:
-    """The kernels that can run a folded convolution on a CPU: torch's own, oneDNN's fused one, a matrix product."""
+    """The kernels that can run a folded convolution on a CPU: PyTorch's, oneDNN's fused one, a matrix product."""
     found: list[Kernel] = ["conv"]
-    mkldnn = torch.ops.mkldnn
-    if torch.backends.mkldnn.enabled and all(hasattr(mkldnn, name) for name in PACKING) and _is_float32(folded):
+    has_onednn = torch.backends.mkldnn.enabled and all(
+        hasattr(torch.ops.mkldnn, name) for name in (REORDER_WEIGHT, FUSED_CONV)
+    )
+    if has_onednn and folded.weight.dtype == torch.float32:
         found.append("packed")
     conv = folded.conv
     if conv.kernel == conv.stride == conv.groups == 1 and not folded.has_map:
@@ -118,7 +125,7 @@ def kernels_for(folded: FoldedConv) -> tuple[Kernel, ...]:
 
 
 def with_kernel(folded: FoldedConv, kernel: Kernel, batch: int) -> nn.Module:
-    """A folded convolution as one of its kernels runs it, packed for a batch size."""
+    """The module that computes a folded convolution by a kernel; `packed` is for one batch size."""
     match kernel:
         case "packed":
             return PackedConv(folded, batch)
@@ -129,7 +136,7 @@ def with_kernel(folded: FoldedConv, kernel: Kernel, batch: int) -> nn.Module:
 
 
 def set_kernels_(module: nn.Module, kernel_of: Callable[[FoldedConv], Kernel], batch: int) -> nn.Module:
-    """`module` with each folded convolution as the kernel that `kernel_of` names for it; in place."""
+    """Replace each `FoldedConv` of `module` by the module of the kernel that `kernel_of` names; returns `module`."""
     for name, child in list(module.named_children()):
         if isinstance(child, FoldedConv):
             setattr(module, name, with_kernel(child, kernel_of(child), batch))
@@ -138,27 +145,20 @@ def set_kernels_(module: nn.Module, kernel_of: Callable[[FoldedConv], Kernel], b
     return module
 
 
-PACKING = ("_convolution_pointwise", "_reorder_convolution_weight")
-
-
-def _is_float32(folded: FoldedConv) -> bool:
-    return folded.weight.dtype == torch.float32
-
-
 class Interleaved(nn.Module):
-    """The permutation of channels that a grouped piece leaves behind."""
+    """The permutation of channels after a grouped piece."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        """Permute."""
+        """Permute the channels."""
         return interleave(x, self.groups)
 
 
 class FusedSequential(nn.Module):
-    """Modules in order; the last may take `other`, which is added before its activation."""
+    """Modules in order, then `+ other` if given, then the activation; the last convolution computes these two, too."""
 
     def __init__(self, steps: list[nn.Module], act: Activation | None = None) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class FusedSequential(nn.Module):
             steps[-1].act = act  # type: ignore[assignment]
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """Run; add `other`; activate."""
+        """act(steps(x) + other)."""
         if not self._fused:
             for step in self.steps:
                 x = step(x)
@@ -181,7 +181,7 @@ class FusedSequential(nn.Module):
 
 
 class ResidualSum(nn.Module):
-    """body(x) + shortcut(x), activated; the sum is made in the body's last convolution."""
+    """act(body(x) + shortcut(x)); the last convolution of the body computes the sum."""
 
     def __init__(self, body: FusedSequential, shortcut: FusedSequential) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class ResidualSum(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """Both branches."""
+        """The sum of both branches, activated."""
         result: Tensor = self.body(x, self.shortcut(x))
         return result
 
@@ -205,14 +205,14 @@ class Classifier(nn.Module):
         self.bias: Tensor
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
-        """Pool and classify."""
+        """A feature map to logits."""
         return F.linear(x.mean((2, 3)), self.weight, self.bias)
 
 
 class DeployedNetwork(nn.Module):
-    """A frozen network: convolutions with bias, activations, sums. It reads images of its plan's size.
+    """A network of convolutions with bias, activations and sums, for images of its plan's size.
 
-    `forms` names the form of each chain by its key; one that it does not name stays factored.
+    `forms` gives the form of each chain by the chain's key; a chain without an entry stays factored.
     """
 
     def __init__(self, network: Network, forms: Mapping[str, Form]) -> None:
@@ -231,13 +231,13 @@ class DeployedNetwork(nn.Module):
 
 
 def chain_module(network: Network, block: str, chain: Chain, form: Form) -> nn.Module:
-    """One chain of a network, deployed by itself: what its form is timed on."""
+    """One chain of a network as a module of its own, to time a form of it."""
     with torch.no_grad():
         return FusedSequential(_chain(network.get_submodule(block), chain, form)).eval()
 
 
 def _folded(block: nn.Module, parts: tuple[Part, ...], forms: Mapping[str, Form]) -> list[nn.Module]:
-    """The parts of a block as modules; an activation goes into what comes before it."""
+    """The parts of a block as modules; an activation becomes part of the module before it."""
     modules: list[nn.Module] = []
     for part in parts:
         match part:
@@ -276,7 +276,7 @@ def _chain(block: nn.Module, chain: Chain, form: Form) -> list[nn.Module]:
 
 
 def _affine(block: nn.Module, segment: Segment) -> tuple[Tensor, Tensor | None]:
-    """(weight, bias) of a segment, computed in float64 and rounded once; no bias where nothing shifts."""
+    """(weight, bias) of a segment, computed in float64 and rounded once; without normalisations the bias is None."""
     weights: list[Tensor] = []
     maps: list[Callable[[Tensor], Tensor]] = []
     for step in segment.steps:
@@ -284,35 +284,35 @@ def _affine(block: nn.Module, segment: Segment) -> tuple[Tensor, Tensor | None]:
             weight = block.get_submodule(step.name).weight
             assert isinstance(weight, Tensor)
             weights.append(weight.double())
-            maps.append(_convolving(step, weights[-1]))
+            maps.append(_conv2d(step, weights[-1]))
         elif isinstance(step, Interleave):
             maps.append(lambda x, groups=step.groups: interleave(x, groups))  # type: ignore[misc]
         else:
             factor, shift = _scale(block, step)
             weights[-1] = weights[-1] * factor[:, None, None, None]
             maps.append(lambda x, a=factor, b=shift: x * a[:, None, None] + b[:, None, None])  # type: ignore[misc]
-    zeros = weights[0].new_zeros(1, segment.convs[0].in_channels, segment.height, segment.width)
+    y = weights[0].new_zeros(1, segment.convs[0].in_channels, segment.height, segment.width)
     for apply in maps:
-        zeros = apply(zeros)
+        y = apply(y)
     dtype = next(block.parameters()).dtype
     weight = compose(segment, weights).to(dtype)
     if not any(isinstance(step, Scale) for step in segment.steps):
         return weight, None
-    return weight, (zeros if has_map(segment) else zeros[0, :, 0, 0]).to(dtype)
+    return weight, (y if has_map(segment) else y[0, :, 0, 0]).to(dtype)
 
 
-def _convolving(conv: Conv, weight: Tensor) -> Callable[[Tensor], Tensor]:
+def _conv2d(conv: Conv, weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: F.conv2d(x, weight, None, conv.stride, conv.kernel // 2, 1, conv.groups)
 
 
 def _scale(block: nn.Module, step: Scale) -> tuple[Tensor, Tensor]:
-    """(factor, shift) per channel of a normalisation, in the order in which the convolution before it writes."""
+    """(factor, shift) per channel of a normalisation, in the channel order of the convolution that it follows."""
     norm = block.get_submodule(step.norm.name)
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - norm.running_mean.double() * factor
-    for interleave_ in reversed(step.behind):
-        factor, shift = rows_restored(factor, interleave_), rows_restored(shift, interleave_)
+    for permutation in reversed(step.behind):
+        factor, shift = rows_restored(factor, permutation), rows_restored(shift, permutation)
     return factor, shift

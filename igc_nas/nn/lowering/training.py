@@ -1,9 +1,9 @@
-"""A network in training, run in another form: the same parameters, state_dict, function and gradients.
+"""Training a network in a faster form, with the same parameters, state_dict, function and gradients.
 
-`LoweredNetwork` runs the modules of a factored `Network`; it owns no parameter. Every step multiplies the weights of a
-chain out anew, in float32, and gradients flow back into the factors, so that what is learned, decayed and saved is
-the factored network. Activations are channels-last, in the dtype that is asked for; normalisation keeps its
-statistics, and the classifier its product, in float32.
+`LoweredNetwork` runs the modules of a factored `Network` and has no parameters of its own. Each step multiplies out the
+weights of each chain in float32, and gradients flow back into the factors: optimizer, weight decay and checkpoints see
+the factored network only. Activations are channels-last, in a given dtype; the statistics of normalisations and the
+classifier are in float32.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from igc_nas.nn.network import Network, activate_, interleave
 Forward = Callable[[Tensor], Tensor]
 Step = Forward
 NetworkForm = Literal["native", "lowered", "factored"]
-"""Lowered with BN by kernels of our own, lowered with torch's, as it is written."""
+"""Lowered with BN by the C kernels, lowered with BN by PyTorch, not lowered."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChainForm:
-    """How a chain runs in training: its pieces, and the algorithms of each."""
+    """How a chain runs in training: its pieces, and the algorithms of each piece's convolution."""
 
     pieces: tuple[Piece, ...]
     algorithms: tuple[Algorithms, ...]
 
 
 def plain_form(chain: Chain) -> ChainForm:
-    """The factored form by torch's own kernels."""
+    """The factored form by PyTorch's own kernels."""
     pieces = factored(chain)
     return ChainForm(pieces, (Algorithms(),) * len(pieces))
 
 
 def factored_forward(network: nn.Module, device: str, dtype: torch.dtype) -> Forward:
-    """The factored network on a kind of device, its products in float32 or, by autocast, in bfloat16."""
+    """The forward function of a factored network on a device type; for bfloat16 under autocast."""
 
     def forward(x: Tensor) -> Tensor:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -59,10 +59,11 @@ def factored_forward(network: nn.Module, device: str, dtype: torch.dtype) -> For
 
 
 class LoweredNetwork:
-    """Runs `network`, images of its plan's size, by `forms` (of the chains' keys) in `dtype`.
+    """The forward function of `network` with each chain in its form, on images of the size of `whole`, in `dtype`.
 
-    A chain that `forms` does not name runs factored; `native` normalises by `igc_nas.nn.lowering.native` where it can.
-    `train()` and `eval()` of the network decide about BN, as usual.
+    `forms` gives the form of each chain by the chain's key; a chain without an entry runs factored. With `native`, BN
+    in training runs by `igc_nas.nn.lowering.native` for the images that fit. BN follows the mode of the network
+    (`train()`, `eval()`).
     """
 
     def __init__(
@@ -83,13 +84,13 @@ class LoweredNetwork:
 
     @property
     def form(self) -> NetworkForm:
-        """Its name in records."""
+        """Its name in forms.json and in records."""
         return "native" if self.native else "lowered"
 
     def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
-        """Images to logits, in float32 (float64 where that is the dtype)."""
+        """Images to logits, in float32 (in float64 if that is the dtype)."""
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, enabled=False):  # weights are multiplied out in float32
+        with torch.autocast(x.device.type, enabled=False):  # autocast would multiply out the weights in bfloat16
             for step in self._steps:
                 x = step(x)
         return x
@@ -102,7 +103,7 @@ class LoweredNetwork:
             case Chain():
                 return LoweredChain(block, part, self._forms.get(part.key) or plain_form(part), self.dtype)
             case NormAct(norm, act, order):
-                return _Normalised(block.get_submodule(norm.name), act, order, self.native)  # type: ignore[arg-type]
+                return _NormStep(block.get_submodule(norm.name), act, order, self.native)  # type: ignore[arg-type]
             case Branches(body, shortcut, act):
                 return _ResidualSum(self._parts(block, body), self._parts(block, shortcut), act)
             case Act(kind):
@@ -118,14 +119,14 @@ class LoweredChain:
 
     def __init__(self, block: nn.Module, chain: Chain, form: ChainForm, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._runs = [
+        self._convs = [
             (segment, [block.get_submodule(conv.name) for conv in segment.convs], segment.as_conv, use)
             for segment, use in zip(layout(chain, form.pieces), form.algorithms, strict=True)
         ]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Run the chain; `x` and the result are channels-last."""
-        for segment, modules, conv, use in self._runs:
+        """The output of the chain; `x` and the output are channels-last."""
+        for segment, modules, conv, use in self._convs:
             x = convolve(x, self._weight(segment, modules), conv, use)
             for step in segment.after:
                 x = interleave(x, step.groups)
@@ -136,22 +137,25 @@ class LoweredChain:
 
 
 class _ResidualSum:
-    """Two branches, added."""
+    """act(body(x) + shortcut(x)); an empty shortcut is the identity."""
 
     def __init__(self, body: list[Step], shortcut: list[Step], act: Activation | None) -> None:
         self._body, self._shortcut, self._act = body, shortcut, act
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = beside = x
+        y = shortcut = x
         for step in self._body:
             y = step(y)
         for step in self._shortcut:
-            beside = step(beside)
-        return activate_(y + beside, self._act)
+            shortcut = step(shortcut)
+        return activate_(y + shortcut, self._act)
 
 
-class _Normalised:
-    """BN and the activation behind it; the running statistics stay the module's."""
+class _NormStep:
+    """BN and its activation, by the parameters and running statistics of an `nn.BatchNorm2d`.
+
+    `order` are the interleaves that were moved before it: its parameters and statistics are permuted to match `x`.
+    """
 
     def __init__(
         self, module: nn.BatchNorm2d, act: Activation | None, order: tuple[Interleave, ...], native: bool
@@ -184,7 +188,7 @@ class _Normalised:
         return _norm_act_cpu if x.device.type == "cpu" else _norm_act_cuda
 
     def _momentum(self) -> float:
-        """As `BatchNorm2d` counts: None is a cumulative average."""
+        """Count the batch as `nn.BatchNorm2d` does; a momentum of None means the average over all batches."""
         module = self.module
         assert module.num_batches_tracked is not None
         module.num_batches_tracked.add_(1)
