@@ -179,7 +179,7 @@ def build(arch: ArchConfig, seed: int | None = None, device: str | torch.device 
 
 
 def initialise(network: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Convolutions: He et al. (2015), normal, fan in; BN: weight 1, bias 0; classifier: PyTorch's default of `Linear`."""
+    """Convolutions: He et al. (2015), normal, fan in; BN: weight 1, bias 0; `Linear`: PyTorch's default."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)

@@ -86,7 +86,7 @@ class NetworkTuner:
         whole = replace(network.plan, input=(network.plan.input[0], self.resolution, self.resolution))
         chains = self._chains(whole)
         key = f"{identity} @{self.resolution} {self._scope}"
-        form = self.pins.network(key, lambda: self._chosen(network, whole, chains))
+        form = self.pins.network_form(key, lambda: self._chosen(network, whole, chains))
         self.table.save()
         if form == "native" and not native.available():
             raise StudyError(
@@ -106,7 +106,7 @@ class NetworkTuner:
 
     def _pinned(self, chain: Chain, first: bool) -> ChainForm:
         chooser = self._chooser
-        return self.pins.chain(
+        return self.pins.chain_form(
             f"{chain.key} {self._scope}", lambda: chooser.best(chain, first), lambda form: chooser.allows(chain, form)
         )
 

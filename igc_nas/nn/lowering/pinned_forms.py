@@ -49,7 +49,9 @@ class PinnedForms:
         self.path = None if folder is None else folder / FORMS_FILE
         self._held = PinnedFormsFile()
 
-    def chain(self, key: str, choose: Callable[[], ChainForm], is_possible: Callable[[ChainForm], bool]) -> ChainForm:
+    def chain_form(
+        self, key: str, choose: Callable[[], ChainForm], is_possible: Callable[[ChainForm], bool]
+    ) -> ChainForm:
         """The pinned form of a chain; if there is none, that of `choose`, which is then pinned.
 
         Raises `StudyError` for a damaged file, and for a pinned form that `is_possible` refuses: because its kernels
@@ -75,7 +77,7 @@ class PinnedForms:
             )
         return form
 
-    def network(self, key: str, choose: Callable[[], NetworkForm]) -> NetworkForm:
+    def network_form(self, key: str, choose: Callable[[], NetworkForm]) -> NetworkForm:
         """The pinned form of a network; if there is none, that of `choose`, which is then pinned.
 
         Raises `StudyError` for a damaged file.

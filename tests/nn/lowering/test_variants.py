@@ -54,7 +54,7 @@ ARCHS = {
 }
 EACH = pytest.mark.parametrize("config", ARCHS.values(), ids=ARCHS.keys())
 TWINS = arch({"unit": "igcv1", "L": 4, "M": 3, "residual": True}, width=12)
-"""The two chains of its block run alike: one key, two names."""
+"""The two chains of its block have the same key."""
 
 
 def all_chains(whole: Plan) -> list[Chain]:
@@ -106,7 +106,7 @@ def time_in(time_of: TimeOf, chain: Chain, form: Form, batch: int = 1) -> float:
 
 
 def holds(network: Network, variant: Variant) -> int:
-    """The numbers that the deployed network holds."""
+    """Elements of all tensors of the deployed network."""
     return sum(tensor.numel() for tensor in DeployedNetwork(network, variant.forms).state_dict().values())
 
 
@@ -170,7 +170,7 @@ def test_the_factored_variant_is_the_network_itself() -> None:
     assert [variant.name for variant in uniform_variants(network.plan)] == ["factored", "folded", "semidense", "dense"]
 
 
-def test_folding_takes_no_weight_and_adds_no_mac() -> None:
+def test_folding_removes_the_norms_and_adds_no_mac() -> None:
     for config in ARCHS.values():
         original, folded, *_ = uniform_variants(plan(config))
         norms = original.params - folded.params
