@@ -32,6 +32,8 @@ APART = 64
 MOST_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """The largest relative error (of the norm) of an algorithm against `conv`; in bfloat16 both are rounded."""
 
+Compute = Callable[[Direction, Algorithm, Tensor, Tensor, Tensor, Conv], Tensor]
+"""(product, algorithm, x, weight, gradient of the output, convolution) -> the product; see `convolution.product`."""
 Pick = Callable[[int, Direction, Mapping[Algorithm, float]], Algorithm]
 """(segment's index, product, milliseconds of each algorithm) -> the algorithm."""
 
@@ -51,7 +53,7 @@ class ChainTuner:
         device: torch.device,
         synchronize: Callable[[], None] = lambda: None,
         pause: Callable[[], None] = lambda: None,
-        compute: Callable[..., Tensor] = product,
+        compute: Compute = product,
     ) -> None:
         self.cache = cache
         self.pause = pause
@@ -82,19 +84,22 @@ class ChainTuner:
         self, chain: Chain, form: Form, first: bool = False, limit: float = math.inf
     ) -> tuple[float, tuple[Algorithms, ...]]:
         """(milliseconds of a training step, the fastest algorithms) of a form; (inf, ()) if they reach `limit`."""
-        return self._step(
-            chain, form, lambda position, direction, times: min(times, key=lambda a: times[a]), first, limit
-        )
+
+        def fastest(position: int, direction: Direction, times: Mapping[Algorithm, float]) -> Algorithm:
+            return min(times, key=lambda algorithm: times[algorithm])
+
+        return self._step(chain, form, fastest, first, limit)
 
     def gain(self, chain: Chain, form: ChainForm, first: bool = False) -> tuple[float, float]:
         """Milliseconds of a training step of a chain: (factored by PyTorch's algorithms, by `form`)."""
         return self._step_ms(chain, plain_form(chain), first), self._step_ms(chain, form, first)
 
     def _step_ms(self, chain: Chain, form: ChainForm, first: bool) -> float:
-        algorithms = form.algorithms
-        return self._step(chain, form.pieces, lambda position, direction, _: algorithms[position].of(direction), first)[
-            0
-        ]
+        def pick(position: int, direction: Direction, times: Mapping[Algorithm, float]) -> Algorithm:
+            return form.algorithms[position].of(direction)
+
+        ms, _ = self._step(chain, form.pieces, pick, first)
+        return ms
 
     def _step(
         self, chain: Chain, form: Form, pick: Pick, first: bool, limit: float = math.inf

@@ -77,7 +77,7 @@ class LoweredNetwork:
         self.network = network
         self.dtype = dtype
         self.native = native
-        self._forms = forms
+        self.forms = forms
         self._steps = [
             step for name, parts in training_blocks(whole) for step in self._parts(network.get_submodule(name), parts)
         ]
@@ -101,7 +101,7 @@ class LoweredNetwork:
     def _step(self, block: nn.Module, part: Part) -> Step:
         match part:
             case Chain():
-                return LoweredChain(block, part, self._forms.get(part.key) or plain_form(part), self.dtype)
+                return LoweredChain(block, part, self.forms.get(part.key) or plain_form(part), self.dtype)
             case NormAct(norm, act, order):
                 return _NormStep(block.get_submodule(norm.name), act, order, self.native)  # type: ignore[arg-type]
             case Branches(body, shortcut, act):

@@ -750,7 +750,7 @@ def test_what_is_pinned_is_not_timed_again(config: ArchConfig, tmp_path: Path, m
 
 def _moved(run: Callable[[Tensor], Tensor], network: Network) -> LoweredNetwork:
     assert isinstance(run, LoweredNetwork)
-    return LoweredNetwork(network, network.plan, run._forms, run.dtype, run.native)
+    return LoweredNetwork(network, network.plan, run.forms, run.dtype, run.native)
 
 
 def test_a_second_network_of_known_shapes_is_only_raced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

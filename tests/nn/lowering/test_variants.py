@@ -306,7 +306,7 @@ def least(whole: Plan) -> int:
 
 
 def assert_within_budget(network: Network, most: int, time_of: TimeOf) -> None:
-    """Feasible; the fastest where that is; slower than the fastest feasible choice by no form that it could still take.
+    """The variant is within the budget, is the fastest one if that is feasible, and never beats the true optimum.
 
     The total is over the chains as often as they run.
     """
