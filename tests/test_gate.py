@@ -45,7 +45,7 @@ ALLOWED = {
     # What has been written a moment ago, read back to be compared.
     ("export/graph.py", "_pt2_reader", "torch.export.load"),
     # Our own kernels, compiled in a folder of this process.
-    ("nn/lowering/native.py", "_library", "ctypes.CDLL"),
+    ("nn/lowering/native.py", "library", "ctypes.CDLL"),
 }
 """(file, function, what), each of which is there."""
 

@@ -1,4 +1,4 @@
-"""bench train: steps of training in the chosen forms against the factored network in float32 and NCHW."""
+"""bench train: training steps in the tuned forms against the factored network in float32 and NCHW."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16")
 def bench_train(
     device: Device, batch: int | None = None, resolution: int | None = None, say: Callable[[str], None] = lambda _: None
 ) -> Report:
-    """Whole steps (forward, backward, optimiser; multiplying out included) by the default recipe of the device.
+    """Time whole training steps (multiplying out, forward, backward, optimizer) by the device's default recipe.
 
-    Rows are of both dtypes; those of the recipe's own are judged.
+    There are rows for both dtypes; those in the device's fastest dtype are judged.
     """
     own = device.fast_dtype
     changes = {"batch": batch, "resolution": resolution}
     recipe = default_recipe(device.kind, dtype=own, **{k: v for k, v in changes.items() if v})
-    tables = {dtype: TimingCache() for dtype in DTYPES}
+    caches = {dtype: TimingCache() for dtype in DTYPES}
     rows: list[Row] = []
     for name, arch in architectures().items():
-        for row in _rows(name, arch, recipe, device, tables):
+        for row in _rows(name, arch, recipe, device, caches):
             rows.append(row)
             say(f"{row['name']} {row['dtype']}: {row['ratio']:.2f}x ({row['form']})")
     return Report(
@@ -51,14 +51,14 @@ def bench_train(
 
 
 def _rows(
-    name: str, arch: ArchConfig, recipe: Recipe, device: Device, tables: dict[DtypeName, TimingCache]
+    name: str, arch: ArchConfig, recipe: Recipe, device: Device, caches: dict[DtypeName, TimingCache]
 ) -> list[Row]:
-    """One architecture: the factored network in NCHW and channels-last, and the chosen forms of each dtype."""
+    """One architecture: the factored network in NCHW and channels-last, and the tuned forms in each dtype."""
     runs = {"nchw": _factored(arch, recipe, device, torch.contiguous_format)}
     runs["nhwc"] = _factored(arch, recipe, device, torch.channels_last)
     forms = {}
-    for dtype, table in tables.items():
-        forms[dtype], runs[dtype] = _chosen(arch, recipe.model_copy(update={"dtype": dtype}), device, table)
+    for dtype, cache in caches.items():
+        forms[dtype], runs[dtype] = _tuned(arch, recipe.model_copy(update={"dtype": dtype}), device, cache)
     times = {name: median(samples) for name, samples in round_robin(runs, ROUNDS, CAP_S, warm_up=2).items()}
     cost = cost_of(arch)
     unit = arch.stages[0].unit
@@ -74,25 +74,25 @@ def _rows(
             "form": forms[dtype],
             "ratio": times["nchw"] / times[dtype],
         }
-        for dtype in tables
+        for dtype in caches
     ]
 
 
 def _factored(arch: ArchConfig, recipe: Recipe, device: Device, layout: torch.memory_format) -> Callable[[], float]:
     network = build(arch, 0).to(device.torch_device, memory_format=layout).train()  # type: ignore[call-overload]
-    return _stepping(network, network, recipe, device, layout)
+    return _step_timer(network, network, recipe, device, layout)
 
 
-def _chosen(arch: ArchConfig, recipe: Recipe, device: Device, table: TimingCache) -> tuple[str, Callable[[], float]]:
+def _tuned(arch: ArchConfig, recipe: Recipe, device: Device, cache: TimingCache) -> tuple[str, Callable[[], float]]:
     layout = torch.channels_last
     network = build(arch, 0).to(device.torch_device, memory_format=layout).train()  # type: ignore[call-overload]
-    lowered = NetworkTuner.of(recipe, device, table)(network, arch_id(arch))
+    lowered = NetworkTuner.of(recipe, device, cache)(network, arch_id(arch))
     forward = lowered or factored_forward(network, device.kind, getattr(torch, recipe.dtype))
-    run = _stepping(network, forward, recipe, device, layout)
+    run = _step_timer(network, forward, recipe, device, layout)
     return ("factored" if lowered is None else lowered.form), run
 
 
-def _stepping(
+def _step_timer(
     network: nn.Module, forward: Callable[[Tensor], Tensor], recipe: Recipe, device: Device, layout: torch.memory_format
 ) -> Callable[[], float]:
     x = torch.randn(recipe.batch, 3, recipe.resolution, recipe.resolution, device=device.torch_device)

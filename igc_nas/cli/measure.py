@@ -98,9 +98,8 @@ def _measurer(config: ArchConfig, flags: dict[str, Any]) -> Callable[[ArchConfig
     )
 
     def measured(arch: ArchConfig) -> Latency:
-        found = measurer(arch)
-        measurer.table.save()
-        return found
+        with measurer.table:
+            return measurer(arch)
 
     return measured
 
@@ -230,9 +229,8 @@ def _of_study(study: Study, flags: dict[str, Any]) -> Callable[[ArchConfig], Lat
     measurer = Measurer(spec.latency, device, spec.budget.params, table)
 
     def measured(arch: ArchConfig) -> Latency:
-        found = measurer(arch, spec.reference_ms)
-        table.save()
-        return found
+        with table:
+            return measurer(arch, spec.reference_ms)
 
     return measured
 

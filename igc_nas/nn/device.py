@@ -1,4 +1,4 @@
-"""The device that trials run on: its name and what it can do."""
+"""Devices that trials run on: how to find them, their names, their fastest dtype."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Kind = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device. `name` is what a study records, `torch_name` what torch calls it (`cpu`, `cuda:0`)."""
+    """One device. `name` is its model, as studies record it; `torch_name` its name in torch (`cpu`, `cuda:0`)."""
 
     kind: Kind
     torch_name: str
@@ -30,38 +30,42 @@ class Device:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device for torch."""
+        """The device as a torch object."""
         return torch.device(self.torch_name)
 
     @property
     def fast_dtype(self) -> DtypeName:
-        """What lowered networks train fastest in: bfloat16 on a GPU that has it, and on a CPU with tiles for it (AMX).
+        """The dtype in which lowered networks train fastest: bfloat16 on GPUs with bfloat16 and on CPUs with AMX.
 
-        Factored networks lose by it on a CPU: there is no fast kernel for their grouped convolutions.
+        On a CPU, bfloat16 slows factored networks down: oneDNN has no fast kernels for their grouped convolutions.
         """
         if self.kind == "cuda":
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        # Private; the public torch.cpu.get_capabilities() is not in torch 2.10, which we support.
         return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
 
     def dtype_for(self, forms: str) -> DtypeName:
-        """What networks train fastest in, lowered (`fastest`) or `factored`."""
+        """The dtype in which networks train fastest with `forms` (`fastest` or `factored`)."""
         return "float32" if forms == "factored" and self.kind == "cpu" else self.fast_dtype
 
     @property
     def uuid(self) -> str | None:
-        """What NVML knows a GPU by; None for a CPU."""
+        """The GPU's UUID, its identifier in NVML; None for a CPU."""
         if self.kind != "cuda":
             return None
         return str(torch.cuda.get_device_properties(self.torch_device).uuid)
 
     def synchronize(self) -> None:
-        """Wait until everything that is queued on the device is done."""
+        """Wait until the device has finished all queued work."""
         if self.kind == "cuda":
             torch.cuda.synchronize(self.torch_device)
 
 
 def find_devices(text: str) -> tuple[Device, ...]:
-    """`auto`, `cpu`, `cuda` (every visible GPU) or `cuda:N` -> the devices. Raises `UsageError`."""
+    """The devices of `auto` (GPUs if there are any, else the CPU), `cpu`, `cuda` (all visible GPUs) or `cuda:N`.
+
+    Raises `UsageError` for another text and for a device that torch does not see.
+    """
     match = re.fullmatch(r"auto|cpu|cuda(?::([0-9]{1,3}))?", text)
     if not match:
         raise UsageError(f"unknown device {text!r:.40}", "use auto, cpu, cuda or cuda:0")
@@ -77,7 +81,7 @@ def find_devices(text: str) -> tuple[Device, ...]:
 
 
 def cpu_name() -> str:
-    """The processor's model name, else the architecture."""
+    """The processor's model name; if that is unknown, its architecture."""
     if sys.platform == "darwin":
         return subprocess.run(
             ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True
@@ -91,7 +95,7 @@ def cpu_name() -> str:
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
-    """Products in float32 as it is, for a comparison: TF32 keeps 10 bits of the mantissa."""
+    """Disable TF32, which keeps only 10 bits of the mantissa, to compare float32 results."""
     kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
@@ -101,7 +105,7 @@ def without_tf32() -> Iterator[None]:
 
 
 def configure_torch(device: Device, threads: int) -> None:
-    """Set this process up to train and measure on a device: threads, TF32, cuDNN's own choice of algorithms."""
+    """Configure torch in this process: number of threads, the CUDA device, TF32 on, cuDNN's benchmark mode on."""
     torch.set_num_threads(threads)
     if device.kind == "cuda":
         torch.cuda.set_device(device.torch_device)

@@ -1,4 +1,4 @@
-"""Networks made ready for use: by name or file, with weights, with timm's surface."""
+"""Networks made from a name, a file or a study's trial, with weights from a safetensors file."""
 
 from __future__ import annotations
 
@@ -24,18 +24,24 @@ def create_model(
     device: str | torch.device = "cpu",
     classes: int | None = None,
 ) -> Network:
-    """A network ready to train or, with `weights`, to use.
+    """A network to train or, with `weights`, to use.
 
-    `arch` is an architecture, its TOML file, a paper's network by name (`igcv3-d-cifar`) or `STUDY:N`. It reads
-    (batch, channels, height, width) float images, normalised per channel, of any size that the strides leave a pixel
-    of, and writes (batch, num_classes) logits; with 0 classes it writes pooled features. `weights` is a safetensors
-    file as `igc-nas train` writes it, and must be of this architecture and, unless 0, of so many classes. `classes` is
-    another name of `num_classes`.
+    Args:
+        arch: an architecture, its TOML file, the name of a paper's network (`igcv3-d-cifar`), or `STUDY:N` for trial N.
+        num_classes: number of classes; the default is the architecture's. With 0, outputs are the pooled features.
+        weights: a safetensors file as `igc-nas train` writes it, of this architecture and number of classes; with
+            `num_classes=0` of the architecture's own number.
+        seed: seed of the initial weights; None takes torch's global generator.
+        device: where the network is put.
+        classes: the same as `num_classes`.
 
-    Raises `ConfigError` where the architecture or the weights do not fit, `StudyError` for an unknown trial.
+    Inputs are float images (batch, channels, height, width), normalised per channel, of any size that leaves at least
+    one pixel after the strides; outputs are logits (batch, num_classes).
+
+    Raises `ConfigError` if the architecture or the weights do not fit, `StudyError` for an unknown trial.
     """
     if classes is not None and num_classes not in (None, classes):
-        raise ConfigError(f"num_classes (={num_classes}) and classes (={classes}) are one thing; give one of them")
+        raise ConfigError(f"num_classes (={num_classes}) and classes (={classes}) mean the same; give one of them")
     wanted = num_classes if classes is None else classes
     config = arch if isinstance(arch, ArchConfig) else load_architecture(arch)
     network = build(config if not wanted else config.with_classes(wanted), seed, device)
@@ -47,7 +53,7 @@ def create_model(
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a safetensors file. Raises `ConfigError` naming the first tensor that does not fit."""
+    """Load a safetensors file into a network. Raises `ConfigError`, which names the first tensor that does not fit."""
     tensors = read_tensors(path)
     wanted = network.state_dict()
     different = [name for name in (*wanted, *tensors) if not _fits(tensors.get(name), wanted.get(name))]
@@ -62,7 +68,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises `ConfigError`."""
+    """The tensors of a safetensors file. Raises `ConfigError` if it cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -77,7 +83,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _fits(has: Tensor | None, wants: Tensor | None) -> bool:
-    """Whether a tensor of a file can be one of the network's: floats of any precision for floats."""
+    """Whether a tensor of a file can be loaded as one of the network's: floats may differ in precision."""
     if has is None or wants is None:
         return False
     return has.shape == wants.shape and has.is_floating_point() == wants.is_floating_point()
@@ -91,7 +97,7 @@ def _described(tensor: Tensor | None) -> str:
 
 
 def _how_to_fit(different: list[str], tensors: Mapping[str, Tensor]) -> str | None:
-    """What to do about weights that do not fit, where that can be told from the names of what differs."""
+    """A hint for weights that do not fit, if the names of the `different` tensors show the reason."""
     bias = tensors.get("classifier.linear.bias")
     if bias is not None and bias.ndim == 1 and all(name.startswith("classifier.linear.") for name in different):
         return f"only the classifier differs: they are of {len(bias)} classes (num_classes={len(bias)})"

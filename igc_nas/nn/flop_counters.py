@@ -1,4 +1,4 @@
-"""Our counts beside other people's: the parameters that torch holds, torch's FLOP counter, ptflops."""
+"""Parameters and MACs by independent counters, to check `cost_of`: PyTorch's parameters and FLOP counter, ptflops."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.cost import cost_of
+from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.errors import IgcNasError
 from igc_nas.nn.network import Network, build
 
 
-def count_by_others(arch: ArchConfig) -> dict[str, Any]:
-    """Parameters and MACs of one image as torch and ptflops count them, and whether all agree with `cost_of`.
+def count_by_others(arch: ArchConfig, ours: Cost | None = None) -> dict[str, Any]:
+    """Parameters and MACs for one image as PyTorch and ptflops count them, and whether all agree with `ours`.
 
-    torch counts a FLOP as half a multiply-add. ptflops' aten backend also counts the classifier's bias as one addition
-    for each class; that is taken off. Nothing is allocated: the network is on the `meta` device.
+    `ours` defaults to `cost_of(arch)`. PyTorch counts two FLOPs per multiply-add. The network is on the `meta` device,
+    so nothing is allocated or computed.
     """
-    network, ours = build(arch, device="meta").eval(), cost_of(arch)
+    network, ours = build(arch, device="meta").eval(), ours or cost_of(arch)
     params = sum(p.numel() for p in network.parameters())
     flops = torch_flops(network, arch)
     ptflops_macs = count_with_ptflops(network, arch)
@@ -35,7 +35,7 @@ def count_by_others(arch: ArchConfig) -> dict[str, Any]:
 
 
 def torch_flops(network: Network, arch: ArchConfig) -> int:
-    """FLOPs of one image by `torch.utils.flop_counter`."""
+    """FLOPs for one image by `torch.utils.flop_counter`."""
     device = next(network.parameters()).device
     with FlopCounterMode(display=False) as counter:
         network(torch.empty(1, *arch.input, device=device))
@@ -43,7 +43,10 @@ def torch_flops(network: Network, arch: ArchConfig) -> int:
 
 
 def count_with_ptflops(network: Network, arch: ArchConfig) -> int:
-    """MACs of one image by ptflops (aten backend, on a copy), less the classifier's bias."""
+    """MACs for one image by ptflops' aten backend, on a copy of the network.
+
+    ptflops counts the classifier's bias as one MAC per class, which is subtracted.
+    """
     from ptflops import get_model_complexity_info
 
     device = next(network.parameters()).device

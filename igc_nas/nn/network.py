@@ -1,8 +1,9 @@
-"""The plan as a `torch.nn.Module`: a map over its layers, factored as the papers write them.
+"""A plan as a `torch.nn.Module`, factored as in the papers: each layer of the plan is one module.
 
-The names of a state_dict are the plan's: `stem.conv.weight`, `stage1.block1.primary.weight`, ...,
-`classifier.linear.weight`. The surface is that of timm's models, so that a network fits into ordinary training code:
+The names in a state_dict are those of the plan: `stem.conv.weight`, `stage1.block1.primary.weight`, ...,
+`classifier.linear.weight`. Methods are those of timm's models, so that a network fits into common training code:
 `forward_features`, `forward_head`, `num_features`, `num_classes`, `get_classifier`, `reset_classifier`, `feature_info`.
+`factory` makes a network from a name or a file, with weights.
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igc_nas.arch.config import Activation, ArchConfig
-from igc_nas.arch.plan import Act, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
-from igc_nas.arch.plan import BlockPlan as PlanBlock
+from igc_nas.arch.plan import Act, BlockPlan, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
 from igc_nas.errors import ConfigError
 
 
-class BlockPlan(nn.Module):
-    """One block of the plan. Its layers with parameters are submodules under their names in the plan."""
+class Block(nn.Module):
+    """One block of a plan. Its layers with parameters are submodules, named as in the plan."""
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class BlockPlan(nn.Module):
             elif isinstance(layer, Interleave):
                 x = x if layer.is_identity else interleave(x, layer.groups)
             elif isinstance(layer, Act):
-                x = activated(x, layer.kind)
+                x = activate_(x, layer.kind)
             elif isinstance(layer, Pool):
                 x = x.mean((2, 3))
             else:
@@ -64,21 +64,21 @@ class Network(nn.Module):
                 if folder not in parent._modules:
                     parent.add_module(folder, nn.Sequential())
                 parent = parent.get_submodule(folder)
-            parent.add_module(name, BlockPlan(block.layers))
+            parent.add_module(name, Block(block.layers))
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Images, normalised per channel, to logits."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch f h w"]:
-        """Images to the feature map before the pooling, of `num_features` channels."""
+        """Images to the feature map before the pooling: `num_features` channels."""
         *body, _ = self.children()
         for module in body:
             x = module(x)
         return x
 
     def forward_head(self, x: Float[Tensor, "batch f h w"], pre_logits: bool = False) -> Float[Tensor, "batch out"]:
-        """A feature map to logits, or, `pre_logits`, to its means: what the classifier reads."""
+        """A feature map to logits; with `pre_logits` to its mean per channel, the input of the classifier."""
         if pre_logits:
             return x.mean((2, 3))
         logits: Tensor = self.get_submodule("classifier")(x)
@@ -86,19 +86,19 @@ class Network(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """Channels of the feature map that the classifier reads."""
+        """Channels of the feature map before the pooling."""
         return _width(self.plan.blocks[:-1])
 
     @property
     def num_classes(self) -> int:
-        """Classes; 0 where there is no classifier."""
+        """Number of classes; 0 without a classifier."""
         last = self.plan.blocks[-1].layers[-1]
         return last.out_features if isinstance(last, Linear) else 0
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """For each stage its `module`, the channels that it writes (`num_chs`), and the stride so far (`reduction`)."""
-        before: list[PlanBlock] = []
+        """For each stage its `module`, its output channels (`num_chs`) and its output stride (`reduction`)."""
+        before: list[BlockPlan] = []
         found: dict[str, dict[str, Any]] = {}
         for block in self.plan.blocks:
             before.append(block)
@@ -108,38 +108,39 @@ class Network(nn.Module):
         return list(found.values())
 
     def get_classifier(self) -> nn.Module:
-        """The classifier: an `nn.Linear`; the identity where there is none."""
+        """The classifier, an `nn.Linear`; `nn.Identity` if there is none."""
         return self.get_submodule("classifier.linear") if self.num_classes else nn.Identity()
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A new classifier of so many classes, initialised anew; 0 takes it away, and pooled features come out.
+        """Replace the classifier by a new one of `num_classes`; with 0, outputs are the pooled features.
 
-        What was made of the network before (a lowered form, an optimiser) holds the old one. Raises `ConfigError`.
+        A lowered form or an optimizer made before keeps the old classifier. Raises `ConfigError` for another number
+        than 0 to 1,000,000.
         """
         if type(num_classes) is not int or not 0 <= num_classes <= 1_000_000:
             raise ConfigError(f"num_classes is a number from 0 to 1000000 (got {num_classes!r:.40})")
         features, like = self.num_features, next(self.parameters())
         layers: tuple[Layer, ...] = (Pool(), Linear("linear", features, num_classes)) if num_classes else (Pool(),)
-        block = PlanBlock("classifier", layers)
+        block = BlockPlan("classifier", layers)
         self.plan = replace(self.plan, classes=num_classes, blocks=(*self.plan.blocks[:-1], block))
-        classifier = BlockPlan(layers)
+        classifier = Block(layers)
         if like.device.type != "meta":
             initialise(classifier)
         self.classifier = classifier.to(like.device, like.dtype).train(self.training)
 
 
-def _width(blocks: Sequence[PlanBlock]) -> int:
-    """Channels that the last of some blocks writes."""
-    return [conv.out_channels for conv in _convs_on_the_way(blocks)][-1]
+def _width(blocks: Sequence[BlockPlan]) -> int:
+    """Output channels of the last of `blocks`."""
+    return [conv.out_channels for conv in _main_path_convs(blocks)][-1]
 
 
-def _stride(blocks: Sequence[PlanBlock]) -> int:
-    """Pixels of an image, in each direction, for one of what the last of some blocks writes."""
-    return prod(conv.stride for conv in _convs_on_the_way(blocks))
+def _stride(blocks: Sequence[BlockPlan]) -> int:
+    """Output stride of the last of `blocks`: input pixels per output pixel, in each direction."""
+    return prod(conv.stride for conv in _main_path_convs(blocks))
 
 
-def _convs_on_the_way(blocks: Sequence[PlanBlock]) -> Iterator[Conv]:
-    """The convolutions that every image passes, shortcuts apart."""
+def _main_path_convs(blocks: Sequence[BlockPlan]) -> Iterator[Conv]:
+    """The convolutions of the blocks, without those of shortcuts."""
     for block in blocks:
         for layer in block.layers:
             yield from (
@@ -148,7 +149,7 @@ def _convs_on_the_way(blocks: Sequence[PlanBlock]) -> Iterator[Conv]:
 
 
 def interleave(x: Float[Tensor, "n c h w"], groups: int) -> Float[Tensor, "n c h w"]:
-    """The papers' permutation of channels: `out[j*g + i] = in[i*(C/g) + j]`; keeps the memory format."""
+    """The papers' permutation of channels, `out[j*g + i] = in[i*(C/g) + j]`; keeps the memory format."""
     n, c, h, w = x.shape
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         last = x.permute(0, 2, 3, 1).reshape(n, h, w, groups, c // groups)
@@ -156,17 +157,17 @@ def interleave(x: Float[Tensor, "n c h w"], groups: int) -> Float[Tensor, "n c h
     return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-def activated(x: Tensor, act: Activation | None) -> Tensor:
-    """Activate, in place."""
+def activate_(x: Tensor, act: Activation | None) -> Tensor:
+    """Activate `x` in place; None leaves it as it is."""
     if act is None:
         return x
     return F.relu(x, inplace=True) if act == "relu" else F.relu6(x, inplace=True)
 
 
 def build(arch: ArchConfig, seed: int | None = None, device: str | torch.device = "cpu") -> Network:
-    """The network of an architecture, initialised from `seed` (None: from torch's global generator).
+    """The network of an architecture, initialised from `seed`, or from torch's global generator if that is None.
 
-    On the `meta` device nothing is initialised and no memory is taken.
+    Weights do not depend on `device`. On `meta` nothing is allocated or initialised.
     """
     with torch.device("meta"):
         network = Network(plan(arch))
@@ -178,7 +179,7 @@ def build(arch: ArchConfig, seed: int | None = None, device: str | torch.device 
 
 
 def initialise(network: nn.Module, generator: torch.Generator | None = None) -> None:
-    """He (2015) normal, fan in, for convolutions; BN as the identity; the classifier as torch's `Linear` starts."""
+    """Convolutions: He et al. (2015), normal, fan in; BN: weight 1, bias 0; `Linear`: PyTorch's default."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)

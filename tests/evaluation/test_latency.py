@@ -231,7 +231,7 @@ def test_what_is_deployed_is_the_winning_form(winner: str, monkeypatch: pytest.M
 def test_the_counts_of_a_form_are_those_of_its_tensors() -> None:
     network = build(FORMED, 0)
     for variant in variants.uniform_variants(network.plan)[1:]:
-        held = variants.Deployed(network, variant.forms)
+        held = variants.DeployedNetwork(network, variant.forms)
         assert variant.params == sum(tensor.numel() for tensor in held.state_dict().values()), variant.name
 
 
@@ -396,14 +396,14 @@ def test_a_form_that_computes_something_else_is_never_told(
 
 def test_a_form_that_forgets_the_normalisation_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network as it is initialised would not tell: its normalisations are the identity."""
-    original = variants.Deployed.__init__
+    original = variants.DeployedNetwork.__init__
 
     def forgetful(self: nn.Module, network: Network, forms: Any) -> None:
         original(self, network, forms)
         for buffer in [b for name, b in self.named_buffers() if name.endswith(".bias")][:-1]:
             buffer.zero_()
 
-    monkeypatch.setattr(variants.Deployed, "__init__", forgetful)
+    monkeypatch.setattr(variants.DeployedNetwork, "__init__", forgetful)
     paced(monkeypatch, folded=[0.1], dense=[0.1])
     found = measure_latency(FORMED, ANY, CPU, cap_s=0.0)
     assert found.form == "factored"

@@ -56,10 +56,10 @@ def deployed(network: Network, form: str) -> nn.Module:
     """The network in a form that every runtime takes: not packed for one of them."""
     if form == "factored":
         return network
-    from igc_nas.nn.lowering.deployment import Deployed
+    from igc_nas.nn.lowering.deployment import DeployedNetwork
 
     (variant,) = (found for found in uniform_variants(network.plan) if found.name == form)
-    return Deployed(network, variant.forms)
+    return DeployedNetwork(network, variant.forms)
 
 
 def off(found: Tensor, wanted: Tensor) -> float:

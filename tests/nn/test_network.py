@@ -1,4 +1,6 @@
-"""The network is a map over the plan: what it holds and what it computes is what the plan and its cost say."""
+"""A network has the parameters, MACs and names of its plan, and computes the papers' functions."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,9 +65,12 @@ def test_macs_are_ptflops(space: str) -> None:
         assert found["agree"]
 
 
-def test_the_check_notices_a_wrong_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igc_nas.nn.flop_counters.torch_flops", lambda network, arch: 2 * cost_of(arch).macs + 2)
-    assert not count_by_others(ArchConfig.parse(SMALL))["agree"]
+@pytest.mark.parametrize("wrong", ["params", "macs"])
+def test_a_wrong_count_does_not_agree(wrong: str) -> None:
+    arch = ArchConfig.parse(SMALL)
+    cost = cost_of(arch)
+    assert count_by_others(arch, cost)["agree"]
+    assert not count_by_others(arch, replace(cost, **{wrong: getattr(cost, wrong) + 1}))["agree"]
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -287,7 +292,7 @@ def test_num_classes_and_classes_are_one_thing(tmp_path) -> None:
     arch = ArchConfig.parse(SMALL)
     for asked in ({"num_classes": 5}, {"classes": 5}, {"num_classes": 5, "classes": 5}):
         assert create_model(arch, **asked).num_classes == 5
-    with pytest.raises(ConfigError, match="are one thing"):
+    with pytest.raises(ConfigError, match="mean the same"):
         create_model(arch, num_classes=5, classes=6)
     with pytest.raises(ConfigError, match="classes"):
         create_model(arch, num_classes=-5)

@@ -1,12 +1,12 @@
-"""Linear chains of a plan, and the forms in which each may run. No torch here.
+"""Linear chains, the forms in which a chain may run, and what a form costs. No torch; `parts` finds a plan's chains.
 
-A chain is a maximal run of convolutions and interleaves with nothing nonlinear between them: a product of sparse
-matrices, so any contiguous part of it may be multiplied out into one convolution (as RepVGG and ExpandNets do with
-dense ones). A *form* is a cut of the chain into pieces; a piece is some of its convolutions, multiplied out into one
-that runs in a number of groups: 1 is dense, the convolution's own is as the papers write it, a divisor of it lies
-between (block-diagonal, with zeros).
+A chain is a maximal sequence of convolutions and interleaves without a nonlinearity: a product of sparse matrices. Any
+contiguous part of it can be multiplied out into one convolution, as RepVGG (Ding et al. 2021) and ExpandNets (Guo et
+al. 2020) do with dense convolutions. A *form* cuts the chain into pieces; a piece is one or more convolutions,
+multiplied out into one with a number of groups: 1 is dense, the convolution's own number is as in the papers, and a
+divisor of that number merges groups (block-diagonal, padded with zeros).
 
-Interleaves cost nothing at run time where a dense piece stands beside them: they permute its weights.
+An interleave beside a dense piece costs nothing at run time: it permutes the weights of that piece.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from itertools import pairwise
 from igc_nas.arch.plan import Conv, Interleave, Norm
 
 WIDEST_GROUP = 16
-"""Groups of fewer channels than a vector register holds may run faster merged with their neighbours."""
+"""Channels in a vector register (float32, AVX-512). Narrower groups may run faster when merged with others."""
 MOST_TIMES_MACS = 64
-"""A form that executes more than this times the MACs of the factored chain is not tried."""
+"""Forms with more than this many times the MACs of the factored form are not timed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A normalisation with fixed statistics, as part of a chain: a factor and a shift per channel.
+    """A batch normalisation at inference, as a step of a chain: a factor and a shift per channel.
 
-    It stands right behind a convolution; `behind` are the interleaves that the plan has between the two.
+    It directly follows a convolution; `behind` are the interleaves that stand between the two in the plan.
     """
 
     norm: Norm
@@ -39,7 +39,7 @@ Step = Conv | Interleave | Scale
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Convolutions and interleaves in order, that read `height` x `width` pixels; the first is a convolution."""
+    """Convolutions and interleaves in order, the first a convolution, on images of `height` x `width` pixels."""
 
     steps: tuple[Step, ...]
     height: int
@@ -52,13 +52,32 @@ class Chain:
 
     @property
     def key(self) -> str:
-        """What the chain computes at which size, without names: equal for chains that run alike."""
-        return f"{'-'.join(map(_step_key, self.steps))}@{self.height}x{self.width}"
+        """The shapes of the steps and of the image: equal for two chains that differ only in their layers' names.
+
+        `forms.json` and the timing caches on disk hold it: it must not change.
+        """
+        return f"{steps_key(self.steps)}@{self.height}x{self.width}"
+
+
+@dataclass(frozen=True, slots=True)
+class ConvKey:
+    """The shape of a convolution and of the image that it reads, as a key of the timing caches.
+
+    The caches on disk hold `str(key)`: it must not change.
+    """
+
+    conv: Conv
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        c = self.conv
+        return f"c{c.kernel}s{c.stride}g{c.groups}i{c.in_channels}o{c.out_channels}@{self.height}x{self.width}"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The next `convs` convolutions of a chain as one that runs in `groups` groups."""
+    """The next `convs` convolutions of a chain, run as one convolution in `groups` groups."""
 
     convs: int
     groups: int
@@ -69,10 +88,10 @@ Form = tuple[Piece, ...]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece laid out on its chain: the steps that its one convolution computes, and what is left to permute after.
+    """A piece with the steps of its chain that it computes, on images of `height` x `width` pixels.
 
-    `steps` are the piece's convolutions and the interleaves that it takes into its weights; `after` are interleaves
-    that stay as permutations of activations, because the piece runs in groups.
+    `steps` are the piece's convolutions and the interleaves that go into its weights; `after` are the interleaves that
+    remain as permutations of activations, because the piece runs in groups.
     """
 
     steps: tuple[Step, ...]
@@ -87,35 +106,44 @@ class Segment:
         return tuple(step for step in self.steps if isinstance(step, Conv))
 
     @property
-    def written(self) -> tuple[int, int]:
-        """Height and width that it writes."""
+    def output_size(self) -> tuple[int, int]:
+        """Height and width of the image that it writes."""
         stride = self.as_conv.stride
         return -(-self.height // stride), -(-self.width // stride)
 
     @property
     def as_conv(self) -> Conv:
-        """The one convolution that the stretch runs as."""
+        """The convolution that computes `steps`."""
         convs = self.convs
         spatial = max(convs, key=lambda conv: conv.kernel)
         stride = max(conv.stride for conv in convs)
         name = "*".join(conv.name for conv in convs)
         return Conv(name, convs[0].in_channels, convs[-1].out_channels, spatial.kernel, stride, self.groups)
 
+    @property
+    def key(self) -> ConvKey:
+        """The key of that convolution."""
+        return ConvKey(self.as_conv, self.height, self.width)
+
 
 def factored(chain: Chain) -> Form:
-    """The form of the papers: every convolution by itself, in its own groups."""
+    """The form in the papers: every convolution alone, in its own groups."""
     return tuple(Piece(1, conv.groups) for conv in chain.convs)
 
 
 def forms_of(chain: Chain) -> list[Form]:
-    """The forms that are worth timing, the factored one first, those that no machine would like left out."""
+    """The distinct forms worth timing, the factored one first; without those above `MOST_TIMES_MACS`."""
     found = [factored(chain), semidense(chain), _merged(chain), dense(chain)]
     most = MOST_TIMES_MACS * form_macs(chain, found[0])
     return [form for form in dict.fromkeys(found) if form_macs(chain, form) <= most]
 
 
 def is_form(chain: Chain, form: Form) -> bool:
-    """Whether a form (from a file, say) computes the chain: what is multiplied out is dense, groups only merge."""
+    """Whether a form, for example from a file, computes the chain.
+
+    It must have all convolutions; a piece of several must be dense, with at most one spatial convolution; a piece of
+    one may only merge groups.
+    """
     convs = chain.convs
     if sum(piece.convs for piece in form) != len(convs) or not all(piece.convs > 0 < piece.groups for piece in form):
         return False
@@ -131,7 +159,7 @@ def is_form(chain: Chain, form: Form) -> bool:
 
 
 def dense(chain: Chain) -> Form:
-    """Everything multiplied out, a lone depthwise convolution excepted: as few dense convolutions as can be."""
+    """All convolutions multiplied out if possible; else each alone and dense, except depthwise ones."""
     convs = chain.convs
     if _one_spatial(convs) and len(convs) > 1:
         return (Piece(len(convs), 1),)
@@ -139,22 +167,22 @@ def dense(chain: Chain) -> Form:
 
 
 def semidense(chain: Chain) -> Form:
-    """The spatial convolution in its own groups, the pointwise ones around it multiplied out."""
+    """Spatial convolutions in their own groups, each run of pointwise ones between them multiplied out."""
     runs = _pointwise_runs(chain.convs)
     return tuple(Piece(len(run), run[0].groups if run[0].kernel > 1 else 1) for run in runs)
 
 
 def _merged(chain: Chain) -> Form:
-    """As semidense, with narrow groups of the spatial convolution merged to wider ones."""
+    """As `semidense`, but with narrow groups of the spatial convolutions merged (`WIDEST_GROUP`)."""
     runs = _pointwise_runs(chain.convs)
     return tuple(Piece(len(run), _merged_groups(run[0]) if run[0].kernel > 1 else 1) for run in runs)
 
 
 def layout(chain: Chain, form: Form) -> tuple[Segment, ...]:
-    """The stretches of a form in the order in which they run. The interleaves beside dense pieces go into them."""
+    """The segments of a form in order. An interleave beside a dense piece goes into that piece's weights."""
     assert sum(piece.convs for piece in form) == len(chain.convs)
     height, width = chain.height, chain.width
-    stretches: list[Segment] = []
+    segments: list[Segment] = []
     at = 0
     pending: tuple[Step, ...] = ()
     for piece, following in pairwise([*form, None]):
@@ -165,53 +193,56 @@ def layout(chain: Chain, form: Form) -> tuple[Segment, ...]:
             steps, after = (*steps, *after), ()
         elif following is not None and following.groups == 1:
             pending, after = after, ()
-        stretches.append(Segment(steps, after, piece.groups, height, width))
-        height, width = stretches[-1].written
-    return tuple(stretches)
+        segments.append(Segment(steps, after, piece.groups, height, width))
+        height, width = segments[-1].output_size
+    return tuple(segments)
 
 
 def form_macs(chain: Chain, form: Form) -> int:
-    """Multiply-adds that a form executes for one image."""
-    return sum(stretch_macs(stretch) for stretch in layout(chain, form))
+    """Multiply-adds of a form for one image."""
+    return sum(segment_macs(segment) for segment in layout(chain, form))
 
 
-def stretch_macs(stretch: Segment) -> int:
-    """Multiply-adds that one stretch executes for one image."""
-    height, width = stretch.written
-    return stretch_weights(stretch) * height * width
+def segment_macs(segment: Segment) -> int:
+    """Multiply-adds of a segment for one image."""
+    height, width = segment.output_size
+    return segment_weights(segment) * height * width
 
 
-def stretch_weights(stretch: Segment) -> int:
-    """Weights of the convolution that a stretch runs as."""
-    conv = stretch.as_conv
+def segment_weights(segment: Segment) -> int:
+    """Weights of a segment's convolution, zeros included."""
+    conv = segment.as_conv
     return conv.out_channels * (conv.in_channels // conv.groups) * conv.kernel**2
 
 
 def form_params(chain: Chain, form: Form) -> int:
-    """Parameters that a form holds: weights, and biases where it has normalisations in it (a map is one per pixel)."""
-    return sum(stretch_weights(stretch) + _biases(stretch) for stretch in layout(chain, form))
+    """Parameters of a form: weights, and the biases of folded normalisations (a bias map has one per pixel)."""
+    return sum(segment_weights(segment) + _biases(segment) for segment in layout(chain, form))
 
 
-def has_map(stretch: Segment) -> bool:
-    """Whether a shift comes before a padded convolution: then the bias of the stretch is a map over its pixels."""
+def has_map(segment: Segment) -> bool:
+    """Whether the bias of a segment is a map over pixels: if a shift comes before a padded convolution.
+
+    The padding is not shifted, so what the shift contributes differs at the border.
+    """
     shifted = False
-    for step in stretch.steps:
+    for step in segment.steps:
         if isinstance(step, Conv) and step.kernel > 1 and shifted:
             return True
         shifted = shifted or isinstance(step, Scale)
     return False
 
 
-def _biases(stretch: Segment) -> int:
-    if not any(isinstance(step, Scale) for step in stretch.steps):
+def _biases(segment: Segment) -> int:
+    if not any(isinstance(step, Scale) for step in segment.steps):
         return 0
-    height, width = stretch.written
-    return stretch.as_conv.out_channels * (height * width if has_map(stretch) else 1)
+    height, width = segment.output_size
+    return segment.as_conv.out_channels * (height * width if has_map(segment) else 1)
 
 
 def describe(chain: Chain, form: Form) -> str:
-    """A form for people: `3x3/24 + 1x1` is a 3x3 convolution in 24 groups, then a dense 1x1."""
-    return " + ".join(_describe_conv(stretch.as_conv) for stretch in layout(chain, form))
+    """A form as text: `3x3/24 + 1x1` is a 3x3 convolution in 24 groups, then a dense 1x1."""
+    return " + ".join(_describe_conv(segment.as_conv) for segment in layout(chain, form))
 
 
 def _describe_conv(conv: Conv) -> str:
@@ -219,7 +250,10 @@ def _describe_conv(conv: Conv) -> str:
 
 
 def _take(steps: Sequence[Step], at: int, convs: int) -> tuple[tuple[Step, ...], tuple[Interleave, ...], int]:
-    """(steps up to the last of `convs` convolutions, the interleaves after it, where the next piece starts)."""
+    """From `at` on: (steps up to the last of `convs` convolutions, the interleaves after it, the next position).
+
+    A `Scale` belongs to the convolution before it.
+    """
     own: list[Step] = []
     while convs or (at < len(steps) and isinstance(steps[at], Scale)):
         own.append(steps[at])
@@ -233,7 +267,10 @@ def _take(steps: Sequence[Step], at: int, convs: int) -> tuple[tuple[Step, ...],
 
 
 def _one_spatial(convs: Sequence[Conv]) -> bool:
-    """Whether convolutions may be multiplied out: two that look beside a pixel would differ at the border."""
+    """Whether at most one of the convolutions is spatial or strided, so that they can be multiplied out.
+
+    The product of two padded spatial convolutions is another function at the border.
+    """
     return sum(conv.kernel > 1 or conv.stride > 1 for conv in convs) <= 1
 
 
@@ -242,7 +279,7 @@ def _is_depthwise(conv: Conv) -> bool:
 
 
 def _pointwise_runs(convs: tuple[Conv, ...]) -> tuple[tuple[Conv, ...], ...]:
-    """Spatial convolutions alone, the pointwise ones between them together."""
+    """The convolutions in runs: each spatial one alone, adjacent pointwise ones together."""
     runs: list[tuple[Conv, ...]] = []
     for conv in convs:
         spatial = conv.kernel > 1 or conv.stride > 1
@@ -254,12 +291,22 @@ def _pointwise_runs(convs: tuple[Conv, ...]) -> tuple[tuple[Conv, ...], ...]:
 
 
 def _merged_groups(conv: Conv) -> int:
-    """Groups of at least `WIDEST_GROUP` channels; the own ones where they are that wide, or depthwise."""
+    """The most groups that have `WIDEST_GROUP` channels or more; for a depthwise convolution its own number."""
     if _is_depthwise(conv):
         return conv.groups
     channels = min(conv.in_channels, conv.out_channels) // conv.groups
     divisors = (groups for groups in range(conv.groups, 0, -1) if conv.groups % groups == 0)
     return next((groups for groups in divisors if channels * (conv.groups // groups) >= WIDEST_GROUP), 1)
+
+
+def steps_key(steps: Sequence[Step]) -> str:
+    """The shapes of steps, without the names of layers: `c3s2g4i8o12-p4of12-b`. On disk, as `Chain.key`."""
+    return "-".join(map(_step_key, steps))
+
+
+def form_key(form: Form) -> str:
+    """A form as an alternative in the timing caches: `1g4/2g1`. On disk, as `Chain.key`."""
+    return "/".join(f"{piece.convs}g{piece.groups}" for piece in form)
 
 
 def _step_key(step: Step) -> str:
@@ -269,6 +316,3 @@ def _step_key(step: Step) -> str:
         return f"p{step.groups}of{step.channels}"
     stride = f"s{step.stride}" if step.stride > 1 else ""
     return f"c{step.kernel}{stride}g{step.groups}i{step.in_channels}o{step.out_channels}"
-
-
-# What a block runs, with its chains found.

@@ -1,8 +1,8 @@
-"""Which form each chain trains fastest in on this device: known by timing its parts, each shape once.
+"""The form and the algorithms with which each chain trains fastest on this device, found by timing its parts.
 
-The time of a form is a sum over its stretches: the three products of each convolution by their fastest algorithms, the
-multiplying out of its weights with the gradient, and the interleaves that stay. A `TimingCache` holds the times of
-these parts by shape, so that a second network with the same shapes is chosen for at once.
+The time of a form is the sum over its segments of: the three products of the convolution, each by its fastest
+algorithm; multiplying out the weights and its gradient; and the interleaves that remain. A `TimingCache` holds these
+times by shape, so a network of known shapes is tuned without timing.
 """
 
 from __future__ import annotations
@@ -15,137 +15,146 @@ import torch
 from torch import Tensor
 
 from igc_nas.arch.plan import Conv, Interleave
-from igc_nas.nn.lowering.chain import Chain, Form, Segment, form_macs, forms_of, is_form, layout
-from igc_nas.nn.lowering.compose import composed
-from igc_nas.nn.lowering.convolution import (
-    Algorithm,
-    Algorithms,
-    Direction,
-    forward,
-    input_gradient,
-    options,
-    weight_gradient,
-)
+from igc_nas.nn.lowering.chain import Chain, Form, Segment, form_macs, forms_of, is_form, layout, steps_key
+from igc_nas.nn.lowering.compose import compose
+from igc_nas.nn.lowering.convolution import Algorithm, Algorithms, Direction, options, product
 from igc_nas.nn.lowering.timing_cache import Times, TimingCache
 from igc_nas.nn.lowering.training import ChainForm, plain_form
 from igc_nas.nn.network import interleave
 from igc_nas.nn.timing import raced, timed
 
 ROUNDS, CAP_S, HOPELESS = 3, 0.02, 1.3
-"""Few: an algorithm that is hardly slower than the best costs hardly anything."""
+"""Few rounds are enough: to confuse two algorithms of nearly the same speed costs hardly any time."""
 NEVER_MS = 1e9
+"""The time of an algorithm that must not be used. Finite, because the cache holds finite times only."""
 APART = 64
-"""Elements between two images in one noise: other values, at addresses that are aligned alike."""
+"""Elements between two images cut from the same noise: their values differ, and both are aligned to cache lines."""
 MOST_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}
-"""How far an algorithm may be from torch's own, norm-wise; in bfloat16 both are rounded."""
+"""The largest relative error (of the norm) of an algorithm against `conv`; in bfloat16 both are rounded."""
+
+Compute = Callable[[Direction, Algorithm, Tensor, Tensor, Tensor, Conv], Tensor]
+"""(product, algorithm, x, weight, gradient of the output, convolution) -> the product; see `convolution.product`."""
+Pick = Callable[[int, Direction, Mapping[Algorithm, float]], Algorithm]
+"""(segment's index, product, milliseconds of each algorithm) -> the algorithm."""
 
 
 class ChainTuner:
-    """Chooses training forms for one device, batch and dtype; what it times goes into `table`.
+    """Finds the fastest training form of chains for one device, batch size and dtype. Times are kept in `cache`.
 
-    `pause` is called between timings: other processes may be measuring.
+    `pause` is called before each timing, so that other processes can measure in between. `compute` computes a product
+    by an algorithm.
     """
 
     def __init__(
         self,
-        table: TimingCache,
+        cache: TimingCache,
         batch: int,
         dtype: torch.dtype,
         device: torch.device,
         synchronize: Callable[[], None] = lambda: None,
         pause: Callable[[], None] = lambda: None,
+        compute: Compute = product,
     ) -> None:
-        self.table = table
+        self.cache = cache
         self.pause = pause
         self.batch = batch
         self.dtype = dtype
         self.device = device
         self.synchronize = synchronize
+        self._compute = compute
         self._noise = torch.empty(0, dtype=dtype, device=device)
-        self._scope = f"b{batch} {str(dtype).removeprefix('torch.')}"
+        self._dtype_name = str(dtype).removeprefix("torch.")
+        self._scope = f"b{batch} {self._dtype_name}"
 
     def best(self, chain: Chain, first: bool = False) -> ChainForm:
-        """The fastest form of a chain; the `first` of a network needs no gradient of its input."""
+        """The fastest form of a chain. The `first` chain of a network needs no gradient of its input.
+
+        The times are saved at once, because another worker may need those of the same chain.
+        """
         least, best = math.inf, None
-        for form in sorted(forms_of(chain), key=lambda form: form_macs(chain, form)):
-            total, algorithms = self.cost(chain, form, first, limit=least)
-            if total < least:
-                least, best = total, ChainForm(form, algorithms)
+        with self.cache:
+            for form in sorted(forms_of(chain), key=lambda form: form_macs(chain, form)):
+                total, algorithms = self.cost(chain, form, first, limit=least)
+                if total < least:
+                    least, best = total, ChainForm(form, algorithms)
         assert best is not None
-        self.table.save()  # at once: others may meet the same chain
         return best
-
-    def gain(self, chain: Chain, form: ChainForm, first: bool = False) -> tuple[float, float]:
-        """Milliseconds of one step of a chain by the sum of its parts: (as it is written, in a form)."""
-        return self._step_ms(chain, plain_form(chain), first), self._step_ms(chain, form, first)
-
-    def _step_ms(self, chain: Chain, form: ChainForm, first: bool) -> float:
-        total = 0.0
-        for position, (stretch, use) in enumerate(zip(layout(chain, form.pieces), form.algorithms, strict=True)):
-            for direction, offered in self._offered(stretch).items():
-                if not (direction == "input" and first and position == 0):
-                    total += self._product(stretch, direction, offered)[getattr(use, direction)]
-            total += self._beside(stretch)
-        return total
-
-    def _beside(self, stretch: Segment) -> float:
-        """Milliseconds of what a stretch does beside its products."""
-        return self._composing(stretch) + sum(self._interleaving(step, stretch) for step in stretch.after)
-
-    def allows(self, chain: Chain, form: ChainForm) -> bool:
-        """Whether a form (from a file, say) computes the chain, by algorithms that exist for its convolutions."""
-        if not is_form(chain, form.pieces) or len(form.algorithms) != len(form.pieces):
-            return False
-        for stretch, use in zip(layout(chain, form.pieces), form.algorithms, strict=True):
-            offered = self._offered(stretch)
-            if any(getattr(use, direction) not in algorithms for direction, algorithms in offered.items()):
-                return False
-        return True
 
     def cost(
         self, chain: Chain, form: Form, first: bool = False, limit: float = math.inf
     ) -> tuple[float, tuple[Algorithms, ...]]:
-        """(milliseconds of one step, the algorithms) of a form; infinite as soon as it is seen to reach `limit`."""
-        total, chosen = 0.0, []
-        for position, stretch in enumerate(layout(chain, form)):
-            best: dict[Direction, Algorithm] = {}
-            for direction, offered in self._offered(stretch).items():
+        """(milliseconds of a training step, the fastest algorithms) of a form; (inf, ()) if they reach `limit`."""
+
+        def fastest(position: int, direction: Direction, times: Mapping[Algorithm, float]) -> Algorithm:
+            return min(times, key=lambda algorithm: times[algorithm])
+
+        return self._step(chain, form, fastest, first, limit)
+
+    def gain(self, chain: Chain, form: ChainForm, first: bool = False) -> tuple[float, float]:
+        """Milliseconds of a training step of a chain: (factored by PyTorch's algorithms, by `form`)."""
+        return self._step_ms(chain, plain_form(chain), first), self._step_ms(chain, form, first)
+
+    def _step_ms(self, chain: Chain, form: ChainForm, first: bool) -> float:
+        def pick(position: int, direction: Direction, times: Mapping[Algorithm, float]) -> Algorithm:
+            return form.algorithms[position].of(direction)
+
+        ms, _ = self._step(chain, form.pieces, pick, first)
+        return ms
+
+    def _step(
+        self, chain: Chain, form: Form, pick: Pick, first: bool, limit: float = math.inf
+    ) -> tuple[float, tuple[Algorithms, ...]]:
+        """(milliseconds of a training step, the algorithms) of a form by the algorithms that `pick` names.
+
+        (inf, ()) as soon as the sum reaches `limit`: the rest of the form is not timed.
+        """
+        total, algorithms = 0.0, []
+        for position, segment in enumerate(layout(chain, form)):
+            picked: dict[Direction, Algorithm] = {}
+            for direction, offered in self._offered(segment).items():
                 if direction == "input" and first and position == 0:
                     continue
-                times = self._product(stretch, direction, offered)
-                best[direction] = min(offered, key=lambda algorithm, times=times: times[algorithm])  # type: ignore[misc]
-                total += times[best[direction]]
+                times = self._product(segment, direction, offered)
+                picked[direction] = pick(position, direction, times)
+                total += times[picked[direction]]
                 if total >= limit:
                     return math.inf, ()
-            chosen.append(Algorithms(**best))
-            total += self._beside(stretch)
-        return total, tuple(chosen)
+            algorithms.append(Algorithms(**picked))
+            total += self._composing(segment) + sum(self._interleaving(step, segment) for step in segment.after)
+        return total, tuple(algorithms)
 
-    def _offered(self, stretch: Segment) -> dict[Direction, tuple[Algorithm, ...]]:
-        height, width = stretch.written
-        return options(stretch.as_conv, self.dtype, self.batch * height * width, self.device.type)
-
-    def _product(self, stretch: Segment, direction: Direction, offered: tuple[Algorithm, ...]) -> Times:
-        c = stretch.as_conv
-        shape = f"c{c.kernel}s{c.stride}g{c.groups}i{c.in_channels}o{c.out_channels}@{stretch.height}x{stretch.width}"
-        return self.table.get(
-            f"{direction} {shape} {self._scope}", offered, lambda: self._time_product(stretch, direction, offered)
+    def allows(self, chain: Chain, form: ChainForm) -> bool:
+        """Whether a form, for example from a file, computes the chain by algorithms that are available here."""
+        if not is_form(chain, form.pieces) or len(form.algorithms) != len(form.pieces):
+            return False
+        return all(
+            use.of(direction) in offered
+            for segment, use in zip(layout(chain, form.pieces), form.algorithms, strict=True)
+            for direction, offered in self._offered(segment).items()
         )
 
-    def _time_product(self, stretch: Segment, direction: Direction, offered: tuple[Algorithm, ...]) -> Times:
-        """The times of the algorithms of a product; one that computes something else is out of the question."""
-        conv = stretch.as_conv
-        x, weight = self._image(conv.in_channels, stretch.height, stretch.width), self._weight(conv)
-        grad = self._image(conv.out_channels, *stretch.written, start=APART)
-        product: Callable[[Algorithm], Tensor] = {
-            "forward": partial(forward, x, weight, conv),
-            "input": partial(input_gradient, grad, x, weight, conv),
-            "weight": partial(weight_gradient, grad, x, weight, conv),
-        }[direction]
+    def _offered(self, segment: Segment) -> dict[Direction, tuple[Algorithm, ...]]:
+        height, width = segment.output_size
+        return options(segment.as_conv, self.dtype, self.batch * height * width, self.device.type)
+
+    def _product(
+        self, segment: Segment, direction: Direction, offered: tuple[Algorithm, ...]
+    ) -> dict[Algorithm, float]:
+        """Milliseconds of a product by each algorithm, in the order of `offered`: of equal ones the first is taken."""
+        times = self.cache.get(
+            f"{direction} {segment.key} {self._scope}", offered, lambda: self._time_product(segment, direction, offered)
+        )
+        return {algorithm: times[algorithm] for algorithm in offered}
+
+    def _time_product(self, segment: Segment, direction: Direction, offered: tuple[Algorithm, ...]) -> Times:
+        """The times of the algorithms of a product; `NEVER_MS` for one whose result is not that of `conv`."""
+        conv = segment.as_conv
+        x, weight = self._image(conv.in_channels, segment.height, segment.width), self._weight(conv)
+        grad = self._image(conv.out_channels, *segment.output_size, start=APART)
         results: dict[Algorithm, Tensor] = {}
 
         def run(algorithm: Algorithm) -> None:
-            results[algorithm] = product(algorithm)
+            results[algorithm] = self._compute(direction, algorithm, x, weight, grad, conv)
 
         times = self._race({algorithm: partial(run, algorithm) for algorithm in offered})
         wanted = results["conv"].float()
@@ -155,28 +164,27 @@ class ChainTuner:
                 times[algorithm] = NEVER_MS
         return times
 
-    def _composing(self, stretch: Segment) -> float:
-        """Milliseconds of multiplying out and back; a convolution alone in its own groups has nothing to multiply."""
-        if len(stretch.steps) == 1 and stretch.groups == stretch.convs[0].groups:
+    def _composing(self, segment: Segment) -> float:
+        """Milliseconds of multiplying out the weights and of its gradient; 0 for one convolution in its own groups."""
+        if len(segment.steps) == 1 and segment.groups == segment.convs[0].groups:
             return 0.0
-        steps = Chain(stretch.steps, 0, 0).key.partition("@")[0]
-        key = f"compose {steps} /{stretch.groups} {self._scope.partition(' ')[2]}"
-        return self.table.get(key, ["both"], lambda: self._time_composing(stretch))["both"]
+        key = f"compose {steps_key(segment.steps)} /{segment.groups} {self._dtype_name}"
+        return self.cache.get(key, ["both"], lambda: self._time_composing(segment))["both"]
 
-    def _time_composing(self, stretch: Segment) -> Times:
-        weights = [self._weight(conv).float().requires_grad_() for conv in stretch.convs]
-        grad = torch.randn_like(composed(stretch, weights).detach()).to(self.dtype)
+    def _time_composing(self, segment: Segment) -> Times:
+        weights = [self._weight(conv).float().requires_grad_() for conv in segment.convs]
+        grad = torch.randn_like(compose(segment, weights).detach()).to(self.dtype)
 
         def both() -> None:
-            torch.autograd.grad(composed(stretch, weights).to(self.dtype), weights, grad)
+            torch.autograd.grad(compose(segment, weights).to(self.dtype), weights, grad)
 
         return self._race({"both": both})
 
-    def _interleaving(self, step: Interleave, stretch: Segment) -> float:
-        """Milliseconds of a permutation of activations, forward and backward."""
-        height, width = stretch.written
-        key = f"p{step.groups}of{step.channels}@{height}x{width} {self._scope}"
-        return 2 * self.table.get(key, ["once"], lambda: self._time_interleaving(step, height, width))["once"]
+    def _interleaving(self, step: Interleave, segment: Segment) -> float:
+        """Milliseconds of a permutation of activations, forward and backward: twice that of one."""
+        height, width = segment.output_size
+        key = f"{Chain((step,), height, width).key} {self._scope}"
+        return 2 * self.cache.get(key, ["once"], lambda: self._time_interleaving(step, height, width))["once"]
 
     def _time_interleaving(self, step: Interleave, height: int, width: int) -> Times:
         x = self._image(step.channels, height, width)
@@ -188,7 +196,7 @@ class ChainTuner:
         return {name: max(round(ms, 5), 1e-5) for name, ms in raced(once, ROUNDS, CAP_S * len(runs), HOPELESS).items()}
 
     def _image(self, channels: int, height: int, width: int, start: int = 0) -> Tensor:
-        """Noise, from element `start` of all noise on."""
+        """A channels-last batch of noise: a view of the shared noise from element `start` on."""
         count = self.batch * height * width * channels
         if self._noise.numel() < count + start:
             self._noise = torch.randn(count + start, device=self.device).to(self.dtype)

@@ -1,7 +1,7 @@
-"""Multiplying out: the weights of a stretch of convolutions and interleaves as those of one convolution.
+"""Multiplying out: the weights of a segment's convolutions and interleaves as the weight of one convolution.
 
-A weight is held as (out channels, taps, in channels), taps = kernel * kernel, which is how a channels-last weight lies
-in memory. Only weights are touched, never activations; gradients flow back into the factors.
+Weights are of shape (out channels, taps, in channels), taps = kernel * kernel, the memory order of a channels-last
+weight. All steps are differentiable: gradients flow back into the factors.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from igc_nas.arch.plan import Conv, Interleave
 from igc_nas.nn.lowering.chain import Segment
 
 
-def composed(stretch: Segment, weights: Sequence[Tensor]) -> Float[Tensor, "out in_per_group k k"]:
-    """The weight of the one convolution that a stretch runs as, from those of its convolutions.
+def compose(segment: Segment, weights: Sequence[Tensor]) -> Float[Tensor, "out in_per_group k k"]:
+    """The weight of the convolution that computes a segment, from the weights of the segment's convolutions.
 
-    Channels-last where theirs are; differentiable; float32 or float64, whatever they are.
+    Its dtype and memory format are those of `weights`; differentiable.
     """
-    first, *_ = stretch.convs
+    first, *_ = segment.convs
     factors = iter(weights)
     leading: list[Interleave] = []
     product: Tensor | None = None
     kernel = 1
-    for step in stretch.steps:
+    for step in segment.steps:
         if isinstance(step, Interleave):
             if product is None:
                 leading.append(step)
@@ -36,16 +36,16 @@ def composed(stretch: Segment, weights: Sequence[Tensor]) -> Float[Tensor, "out 
         elif isinstance(step, Conv):
             kernel = max(kernel, step.kernel)
             factor = next(factors)
-            product = _embedded(factor, step, stretch.groups) if product is None else _applied(factor, step, product)
+            product = _embedded(factor, step, segment.groups) if product is None else _applied(factor, step, product)
     assert product is not None
     for step in reversed(leading):
         product = _columns_interleaved(product, step)
-    out, per_group = stretch.as_conv.out_channels, first.in_channels // stretch.groups
+    out, per_group = segment.as_conv.out_channels, first.in_channels // segment.groups
     return product.view(out, kernel, kernel, per_group).permute(0, 3, 1, 2)
 
 
 def rows_interleaved(rows: Tensor, step: Interleave) -> Tensor:
-    """What an interleave does to its channels, done to the first dimension of a tensor."""
+    """The first dimension of a tensor, permuted as an interleave permutes channels."""
     rest = rows.shape[1:]
     return rows.reshape(step.groups, step.channels // step.groups, *rest).transpose(0, 1).reshape(-1, *rest)
 
@@ -57,14 +57,14 @@ def rows_restored(rows: Tensor, step: Interleave) -> Tensor:
 
 
 def _columns_interleaved(product: Tensor, step: Interleave) -> Tensor:
-    """The weight of "interleave, then `product`": its columns, put where the channels were before."""
+    """The weight of "interleave, then `product`": the columns in the channel order before the interleave."""
     out, taps, channels = product.shape
     columns = product.reshape(out, taps, channels // step.groups, step.groups)
     return columns.transpose(2, 3).reshape(out, taps, channels)
 
 
 def _embedded(weight: Tensor, conv: Conv, groups: int) -> Tensor:
-    """A grouped weight as one in fewer groups: blocks on a diagonal, zeros beside them."""
+    """A grouped weight as one in fewer groups: block-diagonal within each."""
     out, per_group = conv.out_channels, conv.in_channels // conv.groups
     taps = weight.permute(0, 2, 3, 1).reshape(out, -1, per_group)
     if groups == conv.groups:
@@ -75,7 +75,7 @@ def _embedded(weight: Tensor, conv: Conv, groups: int) -> Tensor:
 
 
 def _applied(weight: Tensor, conv: Conv, product: Tensor) -> Tensor:
-    """The weight of "`product`, then a grouped convolution": one of the two looks at a single pixel."""
+    """The weight of "`product`, then a grouped convolution"; at most one of the two is larger than 1x1."""
     g, out, per_group = conv.groups, conv.out_channels, conv.in_channels // conv.groups
     if conv.kernel == 1:
         _, taps, columns = product.shape
@@ -87,7 +87,10 @@ def _applied(weight: Tensor, conv: Conv, product: Tensor) -> Tensor:
 
 
 class _BlockDiagonal(torch.autograd.Function):
-    """(g, blocks, out, taps, in) -> (g, blocks, out, taps, blocks, in) with zeros off the diagonal of the blocks."""
+    """(g, blocks, out, taps, in) -> (g, blocks, out, taps, blocks, in), zero where the two block indices differ.
+
+    A function of its own, because its gradient needs nothing but the diagonal.
+    """
 
     @staticmethod
     def forward(ctx: Any, blocks: Tensor) -> Tensor:

@@ -1,21 +1,21 @@
-"""One convolution in training, each of its three products by the algorithm that the device runs fastest.
+"""The algorithms of one convolution in training: its output, the gradient of its input, that of its weight.
 
-Forward, the gradient of the input and that of the weight are three products of one shape, and a library's kernels for
-them differ by far more than their equal MACs say: oneDNN takes 60 ms for the weight gradient of a 5x5 depthwise
-convolution in bfloat16 whose forward takes 3 ms. So each has its own choice:
+The three are products with the same number of MACs, but the speed of a library's kernels differs much between them:
+oneDNN takes 60 ms for the weight gradient of a 5x5 depthwise convolution in bfloat16 whose output takes 3 ms. So each
+product has an algorithm of its own:
 
-    forward  conv      torch's own
-             matmul    pixels x weights; for kernels wider than one pixel their windows are laid out first (im2col)
-    input    conv      torch's own
+    forward  conv      PyTorch's convolution
+             matmul    pixels x weights; for kernels larger than 1x1 the windows are copied into rows first (im2col)
+    input    conv      PyTorch's convolution_backward
              flip      a forward convolution of the gradient with the flipped, transposed weight (stride 1)
-             matmul    pixels x weights (one pixel, stride 1)
-             float32   torch's own in float32, where the rest is bfloat16
-    weight   conv      torch's own
+             matmul    pixels x weights (1x1, stride 1)
+             float32   as conv, computed in float32, if the dtype is bfloat16
+    weight   conv      PyTorch's convolution_backward
              matmul    windows x gradient
-             tiles     four 3x3 windows that cover a 5x5 one (depthwise, stride 1)
-             float32   torch's own in float32
+             tiles     four 3x3 weight gradients that cover the 5x5 one (depthwise, stride 1)
+             float32   as conv, computed in float32, if the dtype is bfloat16
 
-`native` is a kernel of our own for depthwise convolutions (`igc_nas.nn.lowering.native`), for each of the three.
+`native`, for each of the three, is our C kernel for depthwise convolutions (`igc_nas.nn.lowering.native`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Algorithm = Literal["conv", "matmul", "flip", "tiles", "float32", "native"]
 Direction = Literal["forward", "input", "weight"]
 
 MOST_WINDOW_ELEMENTS = 1 << 26
-"""Windows larger than this are not laid out, at no batch size: 128 MB in bfloat16."""
+"""Elements of the im2col matrix above which `matmul` is not offered for a kernel: 128 MiB in bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,15 @@ class Algorithms:
     input: Algorithm = "conv"
     weight: Algorithm = "conv"
 
+    def of(self, direction: Direction) -> Algorithm:
+        """The algorithm of one product."""
+        return {"forward": self.forward, "input": self.input, "weight": self.weight}[direction]
+
 
 def options(conv: Conv, dtype: torch.dtype, pixels: int, kind: str = "cpu") -> dict[Direction, tuple[Algorithm, ...]]:
-    """The algorithms that exist for a convolution that writes `pixels` pixels, images of the batch counted, by product.
+    """The algorithms available for each product of a convolution; `pixels` are its output pixels in the whole batch.
 
-    On a GPU cuDNN is left to choose by itself.
+    On a GPU there is only `conv`: cuDNN chooses its algorithm by itself.
     """
     forward, for_input, weight = (["conv"] for _ in range(3))
     if kind == "cpu":
@@ -73,14 +77,25 @@ def options(conv: Conv, dtype: torch.dtype, pixels: int, kind: str = "cpu") -> d
     return {"forward": tuple(forward), "input": tuple(for_input), "weight": tuple(weight)}  # type: ignore[arg-type]
 
 
-def convolved(x: Float[Tensor, "n c h w"], weight: Tensor, conv: Conv, use: Algorithms) -> Float[Tensor, "n o ho wo"]:
-    """The convolution of channels-last `x`, in its dtype, with a channels-last weight; differentiable in both."""
-    if use == _USUAL:
+def convolve(x: Float[Tensor, "n c h w"], weight: Tensor, conv: Conv, use: Algorithms) -> Float[Tensor, "n o ho wo"]:
+    """The convolution of `x` with `weight`, both channels-last and of one dtype; differentiable in both."""
+    if use == _ALL_CONV:
         return F.conv2d(x, weight, None, conv.stride, conv.kernel // 2, 1, conv.groups)
-    if use == _PRODUCTS and conv.kernel == conv.stride == conv.groups == 1:
+    if use == _ALL_MATMUL and conv.kernel == conv.stride == conv.groups == 1:
         return _as_image(F.linear(_pixels(x), weight[:, :, 0, 0]), x)
     y: Tensor = _Convolution.apply(x, weight, conv, use)  # type: ignore[no-untyped-call]
     return y
+
+
+def product(direction: Direction, algorithm: Algorithm, x: Tensor, weight: Tensor, grad: Tensor, conv: Conv) -> Tensor:
+    """One of the three products; `grad` is the gradient of the output."""
+    match direction:
+        case "forward":
+            return forward(x, weight, conv, algorithm)
+        case "input":
+            return input_gradient(grad, x, weight, conv, algorithm)
+        case "weight":
+            return weight_gradient(grad, x, weight, conv, algorithm)
 
 
 def forward(x: Tensor, weight: Tensor, conv: Conv, algorithm: Algorithm) -> Tensor:
@@ -104,10 +119,10 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, algorith
         turned = turned.reshape(conv.in_channels, conv.out_channels // g, k, k)
         return F.conv2d(grad, turned.contiguous(memory_format=torch.channels_last), None, 1, k // 2, 1, g)
     if algorithm == "float32":
-        return _own(grad.float(), x.float(), weight.float(), conv, for_input=True).to(grad.dtype)
+        return _torch_gradient(grad.float(), x.float(), weight.float(), conv, for_input=True).to(grad.dtype)
     if algorithm == "native":
         return native.depthwise_input(grad, x, weight, conv)
-    return _own(grad, x, weight, conv, for_input=True)
+    return _torch_gradient(grad, x, weight, conv, for_input=True)
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, algorithm: Algorithm) -> Tensor:
@@ -120,11 +135,11 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, algorit
     if algorithm == "tiles":
         return _by_tiles(grad, x, conv)
     if algorithm == "float32":
-        return _own(grad.float(), x.float(), weight.float(), conv, for_input=False)
-    return _own(grad, x, weight, conv, for_input=False)
+        return _torch_gradient(grad.float(), x.float(), weight.float(), conv, for_input=False)
+    return _torch_gradient(grad, x, weight, conv, for_input=False)
 
 
-_USUAL, _PRODUCTS = Algorithms(), Algorithms("matmul", "matmul", "matmul")
+_ALL_CONV, _ALL_MATMUL = Algorithms(), Algorithms("matmul", "matmul", "matmul")
 
 
 class _Convolution(torch.autograd.Function):
@@ -147,7 +162,7 @@ class _Convolution(torch.autograd.Function):
         )
 
 
-def _own(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, *, for_input: bool) -> Tensor:
+def _torch_gradient(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, *, for_input: bool) -> Tensor:
     stride, padding = [conv.stride] * 2, [conv.kernel // 2] * 2
     found = torch.ops.aten.convolution_backward(
         grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], conv.groups, [for_input, not for_input, False]
@@ -157,7 +172,7 @@ def _own(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, *, for_input: bool
 
 
 def _pixels(x: Tensor) -> Float[Tensor, "pixels channels"]:
-    """A channels-last image as the rows that it is in memory."""
+    """A channels-last image as the matrix that it is in memory: a view."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
@@ -167,7 +182,7 @@ def _as_image(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def _windows(x: Tensor, conv: Conv) -> Float[Tensor, "pixels taps_times_channels"]:
-    """Each output pixel's window as a row (im2col), taps before channels."""
+    """The window of each output pixel as a row (im2col), ordered by tap, then channel."""
     k, s = conv.kernel, conv.stride
     if k == s == 1:
         return _pixels(x)
@@ -179,7 +194,7 @@ def _windows(x: Tensor, conv: Conv) -> Float[Tensor, "pixels taps_times_channels
 
 
 def _by_tiles(grad: Tensor, x: Tensor, conv: Conv) -> Tensor:
-    """A 5x5 depthwise weight gradient from 3x3 ones, for which there are fast kernels; they overlap in the middle."""
+    """A 5x5 depthwise weight gradient as four overlapping 3x3 ones, for which oneDNN has fast kernels."""
     height, width = grad.shape[2:]
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 2, 2, 2, 2)).permute(0, 3, 1, 2)
     tile = Conv("tile", conv.in_channels, conv.out_channels, 3, 1, conv.groups)
@@ -188,11 +203,11 @@ def _by_tiles(grad: Tensor, x: Tensor, conv: Conv) -> Tensor:
     for row in (0, 2):
         for column in (0, 2):
             part = padded[:, :, row : row + height + 2, column : column + width + 2]
-            whole[:, :, row : row + 3, column : column + 3] = _unpadded_own(grad, part, like, tile)
+            whole[:, :, row : row + 3, column : column + 3] = _unpadded_weight_gradient(grad, part, like, tile)
     return whole
 
 
-def _unpadded_own(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
+def _unpadded_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
     gradient: Tensor = torch.ops.aten.convolution_backward(
         grad, x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], conv.groups, [False, True, False]
     )[1]

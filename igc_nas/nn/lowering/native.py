@@ -1,8 +1,8 @@
-"""Kernels in C, compiled in a moment by the machine's C compiler for its own processor, called by address.
+"""Batch normalisation and depthwise convolution in C (`kernels/`), compiled at first use for the machine's processor.
 
-Torch's CPU kernels take BN and the activation in six passes over the image where four do, and in bfloat16 spend most of
-their time on conversions: nearly half of a training step. Where there is no C compiler the torch kernels remain; what a
-network was trained with is recorded.
+PyTorch's CPU kernels make six passes over the image for BN and its activation, where four are enough, and in bfloat16
+spend most of their time on conversions: nearly half of a training step. Without a C compiler PyTorch's kernels are
+used; a study records which of the two trained a network. The kernels are called by ctypes with the tensors' addresses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,20 +26,23 @@ from igc_nas.arch.plan import Conv
 
 SOURCES = ("norm.c", "depthwise.c")
 FLAGS = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-w")
-FOR_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
+PROCESSOR_FLAGS = (("-march=native",), ("-mcpu=native",), ())
+"""Tried in this order: x86 compilers know the first, some ARM compilers only the second."""
 COMPILE_S = 60.0
 WIDTH = 16
+"""Channels in a vector; as WIDTH in kernels/vectors.h."""
 DOUBLES: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 ACTS: dict[Activation | None, int] = {None: 0, "relu": 1, "relu6": 2}
 
 
 def available() -> bool:
-    """Whether the kernels can be had on this machine."""
-    return all(_library(dtype) is not None for dtype in (torch.float32, torch.bfloat16))
+    """Whether the kernels can be compiled and loaded on this machine."""
+    return all(library(dtype) is not None for dtype in (torch.float32, torch.bfloat16))
 
 
 def fits(x: Tensor) -> bool:
-    """Whether the kernels take an image: on the CPU, channels-last, of a dtype that they know, pixels in whole rows."""
+    """Whether the kernels can read an image: on the CPU, channels-last, float32 or bfloat16, and its pixels fill rows
+    of whole vectors (`_period`)."""
     return (
         x.device.type == "cpu"
         and x.numel() > 0
@@ -50,7 +53,7 @@ def fits(x: Tensor) -> bool:
 
 
 def fits_depthwise(conv: Conv, dtype: torch.dtype) -> bool:
-    """Whether the kernels take a convolution: depthwise, 3x3 or 5x5, whole vectors of channels."""
+    """Whether the kernels can compute a convolution: depthwise, 3x3 or 5x5, channels in whole vectors."""
     return (
         conv.groups == conv.in_channels == conv.out_channels
         and conv.kernel in (3, 5)
@@ -60,14 +63,14 @@ def fits_depthwise(conv: Conv, dtype: torch.dtype) -> bool:
 
 
 def depthwise(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
-    """The convolution of a channels-last image; call it where `available` and `fits_depthwise`."""
+    """The depthwise convolution of a channels-last image. Only if `available()` and `fits_depthwise(conv, x.dtype)`."""
     n, channels, height, width = x.shape
     size = -(-height // conv.stride), -(-width // conv.stride)
     return _depthwise(x, _taps(weight), conv.kernel, conv.stride, 1, (n, channels, *size))
 
 
 def depthwise_input(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
-    """The gradient of the input: a convolution of the gradient, a stride apart, with the turned weight."""
+    """The gradient of the input: `grad` with its pixels `stride` apart, convolved with the rotated weight."""
     return _depthwise(grad, _taps(weight.flip(2, 3)), conv.kernel, 1, conv.stride, x.shape)
 
 
@@ -101,37 +104,35 @@ def _taps(weight: Tensor) -> Tensor:
     return weight.permute(2, 3, 0, 1).float().reshape(-1, weight.shape[0]).contiguous()
 
 
-def norm_act(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    momentum: float,
-    eps: float,
-    act: Activation | None,
-) -> Tensor:
-    """BN on the batch's statistics and the activation behind it; `mean` and `var`, the running ones, are updated.
+class BatchStats(NamedTuple):
+    """The parameters, running statistics and constants of a batch normalisation. Tensors are of shape (channels,).
 
-    All but `x` are float32 and contiguous. Call it where `available` and `fits`.
+    `mean` and `var` are the running statistics; normalising a batch updates them in place, by `momentum`.
     """
-    y: Tensor = _Node.apply(x, weight, bias, mean, var, momentum, eps, act)  # type: ignore[no-untyped-call]
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    var: Tensor
+    momentum: float
+    eps: float
+
+
+def norm_act(x: Tensor, stats: BatchStats, act: Activation | None) -> Tensor:
+    """Batch normalisation by the batch's own statistics, then the activation.
+
+    The tensors of `stats` are float32 and contiguous. Only if `available()` and `fits(x)`.
+    """
+    y: Tensor = _NormAct.apply(x, act, *stats)  # type: ignore[no-untyped-call]
     return y
 
 
-class _Node(torch.autograd.Function):
+class _NormAct(torch.autograd.Function):
+    """`stats` comes as separate arguments: autograd sees no tensor inside a tuple."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        mean: Tensor,
-        var: Tensor,
-        momentum: float,
-        eps: float,
-        act: Activation | None,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, act: Activation | None, *stats: Any) -> Tensor:
+        weight, bias, mean, var, momentum, eps = BatchStats(*stats)
         kernels = _kernels(x.dtype)
         wide = x.shape[1] * _period(x.shape[1])
         y, kept, work = torch.empty_like(x), _floats(4 * wide), torch.zeros(4 * wide, **DOUBLES)
@@ -151,7 +152,7 @@ class _Node(torch.autograd.Function):
         dweight, dbias = _floats(x.shape[1]), _floats(x.shape[1])
         results = dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr()
         kernels.backward(grad.data_ptr(), *_image(x), kept.data_ptr(), ACTS[ctx.act], *results, work.data_ptr())
-        return dx, dweight, dbias, None, None, None, None, None
+        return dx, None, dweight, dbias, None, None, None, None
 
 
 def _image(x: Tensor) -> tuple[int, int, int, int]:
@@ -161,29 +162,32 @@ def _image(x: Tensor) -> tuple[int, int, int, int]:
 
 
 def _floats(count: int) -> Tensor:
-    """Memory for C, whatever torch's default dtype and device are."""
+    """Uninitialised float32 on the CPU, whatever torch's default dtype and device are."""
     return torch.empty(count, dtype=torch.float32, device="cpu")
 
 
 def _period(channels: int) -> int:
-    """How many pixels make a row that `WIDTH` divides."""
+    """The least number of pixels whose channels fill whole vectors; the kernels read them as one row."""
     return WIDTH // math.gcd(channels, WIDTH)
 
 
 def _kernels(dtype: torch.dtype) -> ctypes.CDLL:
-    kernels = _library(dtype)
+    kernels = library(dtype)
     assert kernels is not None
     return kernels
 
 
 def _checked(failed: Any, function: Any, arguments: Any) -> Any:
     if failed:
-        raise MemoryError("no memory for the frame of an image")
+        raise MemoryError("no memory for the zero-padded copy of an image")
 
 
 @cache
-def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The kernels for a dtype; None where they cannot be compiled or loaded."""
+def library(dtype: torch.dtype, timeout_s: float = COMPILE_S) -> ctypes.CDLL | None:
+    """The kernels for float32 or bfloat16, compiled once per process by `CC`, else `cc`.
+
+    None if they cannot be compiled within `timeout_s` seconds, or cannot be loaded.
+    """
     try:
         compiler = shlex.split(os.environ.get("CC", "cc"))
     except ValueError:
@@ -194,15 +198,15 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     defines = ["-DBF16"] if dtype == torch.bfloat16 else []
     with tempfile.TemporaryDirectory(prefix="igc-nas-kernels-") as folder:
         target = Path(folder) / "kernels.so"
-        for processor in FOR_THIS_PROCESSOR:
+        for processor in PROCESSOR_FLAGS:
             command = [*compiler, *FLAGS, *processor, *defines, "-o", str(target), *sources]
             try:
                 done = subprocess.run(
-                    command, stdin=subprocess.DEVNULL, capture_output=True, timeout=COMPILE_S, check=False
+                    command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
                 )
                 if done.returncode == 0:
                     return _declared(ctypes.CDLL(str(target)))
-            except (OSError, AttributeError):  # AttributeError: a library without our kernels
+            except (OSError, AttributeError):  # AttributeError: the library lacks one of the functions
                 continue
             except subprocess.TimeoutExpired:
                 return None
@@ -210,7 +214,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """The library with its signatures, so that every argument is checked."""
+    """`library` with the signatures of its functions, so that ctypes checks every argument."""
     at, count, number, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
     image = [at, count, count, count]
     signatures = {

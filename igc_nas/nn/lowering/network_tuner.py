@@ -20,7 +20,7 @@ from igc_nas.nn.device import Device, without_tf32
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.chain import Chain
 from igc_nas.nn.lowering.chain_tuner import ChainTuner
-from igc_nas.nn.lowering.parts import chains_in, network_parts
+from igc_nas.nn.lowering.parts import chains_in, training_blocks
 from igc_nas.nn.lowering.pinned_forms import PinnedForms
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.training import ChainForm, Forward, LoweredNetwork, NetworkForm, factored_forward
@@ -86,7 +86,7 @@ class NetworkTuner:
         whole = replace(network.plan, input=(network.plan.input[0], self.resolution, self.resolution))
         chains = self._chains(whole)
         key = f"{identity} @{self.resolution} {self._scope}"
-        form = self.pins.network(key, lambda: self._chosen(network, whole, chains))
+        form = self.pins.network_form(key, lambda: self._chosen(network, whole, chains))
         self.table.save()
         if form == "native" and not native.available():
             raise StudyError(
@@ -98,7 +98,7 @@ class NetworkTuner:
     def _chains(self, whole: Plan) -> dict[str, ChainForm]:
         """The form of every chain of a plan, by the chain's key."""
         found: dict[str, ChainForm] = {}
-        for _, parts in network_parts(whole):
+        for _, parts in training_blocks(whole):
             for chain in chains_in(parts):
                 if chain.key not in found:
                     found[chain.key] = self._pinned(chain, first=not found)
@@ -106,7 +106,7 @@ class NetworkTuner:
 
     def _pinned(self, chain: Chain, first: bool) -> ChainForm:
         chooser = self._chooser
-        return self.pins.chain(
+        return self.pins.chain_form(
             f"{chain.key} {self._scope}", lambda: chooser.best(chain, first), lambda form: chooser.allows(chain, form)
         )
 
@@ -123,7 +123,7 @@ class NetworkTuner:
         """Whether the parts of the network say that its chains gain so much that no step of the whole need be timed."""
         written = chosen = 0.0
         first = True
-        for _, parts in network_parts(whole):
+        for _, parts in training_blocks(whole):
             for chain in chains_in(parts):
                 before, after = self._chooser.gain(chain, chains[chain.key], first)
                 written, chosen, first = written + before, chosen + after, False

@@ -1,4 +1,8 @@
-"""A network as its parts in order: chains of linear layers, and what stands between them."""
+"""The parts of a network in order: its chains (`chain`), and the layers between them.
+
+In training a batch normalisation ends a chain, because it needs the statistics of the batch (`training_parts`); at
+inference it is an affine step of the chain (`inference_parts`).
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,10 @@ from igc_nas.nn.lowering.chain import Chain, Scale, Step
 
 @dataclass(frozen=True, slots=True)
 class NormAct:
-    """Batch normalisation and the activation that follows it, if one does.
+    """Batch normalisation and the activation that follows it, if any.
 
-    `order` are interleaves that the plan has behind the normalisation: they were moved before it, into the chain, so
-    its channels come permuted.
+    `order` are interleaves that follow the normalisation in the plan. They were moved before it, into the chain, so the
+    normalisation reads permuted channels.
     """
 
     norm: Norm
@@ -37,7 +41,7 @@ Part = Chain | NormAct | Branches | Act | Pool | Linear
 
 
 def training_parts(layers: tuple[Layer, ...], height: int, width: int) -> tuple[tuple[Part, ...], int, int]:
-    """(the parts of a run of layers, the height and width that it writes) for training: BN ends a chain."""
+    """(the parts of a sequence of layers, the height and width of its output) in training."""
     parts: list[Part] = []
     queue = deque(layers)
     while queue:
@@ -47,7 +51,7 @@ def training_parts(layers: tuple[Layer, ...], height: int, width: int) -> tuple[
                 parts.append(chain)
                 if order:
                     parts.append(NormAct(_norm(queue), _act(queue), order))
-                height, width = _written(chain)
+                height, width = _output_size(chain)
             case Norm():
                 parts.append(NormAct(_norm(queue), _act(queue)))
             case Residual():
@@ -59,7 +63,7 @@ def training_parts(layers: tuple[Layer, ...], height: int, width: int) -> tuple[
 
 
 def inference_parts(layers: tuple[Layer, ...], height: int, width: int) -> tuple[tuple[Part, ...], int, int]:
-    """(the parts of a run of layers, the height and width that it writes) for inference: BN is part of its chain."""
+    """(the parts of a sequence of layers, the height and width of its output) at inference."""
     parts: list[Part] = []
     queue = deque(layers)
     while queue:
@@ -67,7 +71,7 @@ def inference_parts(layers: tuple[Layer, ...], height: int, width: int) -> tuple
             case Conv():
                 chain = _inference_chain(queue, height, width)
                 parts.append(chain)
-                height, width = _written(chain)
+                height, width = _output_size(chain)
             case Residual():
                 branches, height, width = _branches(queue, height, width, inference_parts)
                 parts.append(branches)
@@ -76,13 +80,13 @@ def inference_parts(layers: tuple[Layer, ...], height: int, width: int) -> tuple
     return tuple(parts), height, width
 
 
-def network_parts(whole: Plan) -> list[tuple[str, tuple[Part, ...]]]:
-    """(name, parts for training) of each block of a plan, with its chains at the sizes at which they run."""
+def training_blocks(whole: Plan) -> list[tuple[str, tuple[Part, ...]]]:
+    """(name, training parts) of each block of a plan, each chain with the size of its input image."""
     return _blocks(whole, training_parts)
 
 
 def inference_blocks(whole: Plan) -> list[tuple[str, tuple[Part, ...]]]:
-    """(name, parts for inference) of each block of a plan, with its chains at the sizes at which they run."""
+    """(name, inference parts) of each block of a plan, each chain with the size of its input image."""
     return _blocks(whole, inference_parts)
 
 
@@ -96,7 +100,7 @@ def _blocks(whole: Plan, parts_of: _PartsOf) -> list[tuple[str, tuple[Part, ...]
 
 
 def chains_in(parts: Sequence[Part]) -> Iterator[Chain]:
-    """All chains of some parts, in order."""
+    """The chains of `parts` in order, those of residual branches included."""
     for part in parts:
         if isinstance(part, Chain):
             yield part
@@ -106,7 +110,7 @@ def chains_in(parts: Sequence[Part]) -> Iterator[Chain]:
 
 
 def _training_chain(queue: deque[Layer], height: int, width: int) -> tuple[Chain, tuple[Interleave, ...]]:
-    """The chain at the head of a queue, and the interleaves that were brought before the BN that follows it."""
+    """Take (the chain at the head of the queue, the interleaves moved from behind the following BN into it)."""
     steps: list[Step] = []
     while queue and isinstance(layer := queue[0], Conv | Interleave):
         steps.append(layer)
@@ -115,12 +119,13 @@ def _training_chain(queue: deque[Layer], height: int, width: int) -> tuple[Chain
     while len(queue) > 1 and isinstance(queue[0], Norm) and isinstance(moved := queue[1], Interleave):
         del queue[1]
         order += [] if moved.is_identity else [moved]
-    return Chain(_moving((*steps, *order)), height, width), tuple(order)
+    return Chain(_without_identities((*steps, *order)), height, width), tuple(order)
 
 
 def _inference_chain(queue: deque[Layer], height: int, width: int) -> Chain:
+    """Take the chain at the head of the queue; each BN goes directly behind the convolution that it follows."""
     steps: list[Step] = []
-    behind = 0  # steps at the end that are interleaves
+    behind = 0  # interleaves after the last convolution
     while queue and isinstance(layer := queue[0], Conv | Interleave | Norm):
         queue.popleft()
         if isinstance(layer, Norm):
@@ -135,7 +140,7 @@ def _inference_chain(queue: deque[Layer], height: int, width: int) -> Chain:
     return Chain(tuple(steps), height, width)
 
 
-def _written(chain: Chain) -> tuple[int, int]:
+def _output_size(chain: Chain) -> tuple[int, int]:
     height, width = chain.height, chain.width
     for conv in chain.convs:
         height, width = -(-height // conv.stride), -(-width // conv.stride)
@@ -172,5 +177,5 @@ def _plain(queue: deque[Layer]) -> Part:
     return layer
 
 
-def _moving(steps: Sequence[Step]) -> tuple[Step, ...]:
+def _without_identities(steps: Sequence[Step]) -> tuple[Step, ...]:
     return tuple(step for step in steps if not (isinstance(step, Interleave) and step.is_identity))

@@ -1,7 +1,7 @@
-"""The forms that a study trains in, fixed when each chain and network is first met: a resume uses the same ones.
+"""The forms in which a study trains, fixed when a chain or a network first occurs, so that a resume uses the same.
 
-They are kept as `forms.json` in the study's folder, which several workers may write: under a lock, and what is there
-already stays.
+They are kept as `forms.json` in the study's folder. Several workers may write it, under a lock; an entry is never
+overwritten.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMS_FILE = "forms.json"
 
 
 class PinnedPiece(Frozen):
-    """A piece and its algorithms, as the file holds them."""
+    """A piece and the algorithms of its convolution, in the file."""
 
     convs: Annotated[int, Field(ge=1)]
     groups: Annotated[int, Field(ge=1)]
@@ -35,32 +35,34 @@ class PinnedPiece(Frozen):
     weight: Algorithm = "conv"
 
 
-class PinnedChain(Frozen):
-    """What the file holds: the form of each chain by key, and how each network runs, by id."""
+class PinnedFormsFile(Frozen):
+    """The content of the file: the form of each chain by the chain's key, and of each network by its id."""
 
     chains: dict[str, tuple[PinnedPiece, ...]] = Field(default_factory=dict, strict=False)
     networks: dict[str, NetworkForm] = Field(default_factory=dict)
 
 
 class PinnedForms:
-    """The pinned forms of a study; without a folder they last as long as the process."""
+    """The pinned forms of a study; without a folder they are kept in memory only."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.path = None if folder is None else folder / FORMS_FILE
-        self._held = PinnedChain()
+        self._held = PinnedFormsFile()
 
-    def chain(self, key: str, choose: Callable[[], ChainForm], is_possible: Callable[[ChainForm], bool]) -> ChainForm:
-        """The form of a chain, chosen where none is pinned.
+    def chain_form(
+        self, key: str, choose: Callable[[], ChainForm], is_possible: Callable[[ChainForm], bool]
+    ) -> ChainForm:
+        """The pinned form of a chain; if there is none, that of `choose`, which is then pinned.
 
-        Raises `StudyError` for a damaged file, and for a form that is not possible here: one of kernels that need a C
-        compiler, or one that no chain has.
+        Raises `StudyError` for a damaged file, and for a pinned form that `is_possible` refuses: because its kernels
+        need a C compiler, or because it does not fit the chain.
         """
         pinned = self._read().chains.get(key)
         if pinned is not None:
             return self._possible(key, _form(pinned), is_possible)
         form = choose()
         pieces = tuple(_pinned(piece, use) for piece, use in zip(form.pieces, form.algorithms, strict=True))
-        with self._alone():
+        with self._locked():
             there = self._read().chains.get(key)
             if there is not None:
                 return self._possible(key, _form(there), is_possible)
@@ -75,18 +77,21 @@ class PinnedForms:
             )
         return form
 
-    def network(self, key: str, choose: Callable[[], NetworkForm]) -> NetworkForm:
-        """How a network runs, chosen where it is not pinned. Raises `StudyError` for a damaged file."""
+    def network_form(self, key: str, choose: Callable[[], NetworkForm]) -> NetworkForm:
+        """The pinned form of a network; if there is none, that of `choose`, which is then pinned.
+
+        Raises `StudyError` for a damaged file.
+        """
         pinned = self._read().networks.get(key)
         if pinned is None:
             pinned = choose()
-            with self._alone():
+            with self._locked():
                 pinned = self._read().networks.get(key, pinned)
                 self._write(self._held.model_copy(update={"networks": self._held.networks | {key: pinned}}))
         return pinned
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         if self.path is None:
             yield
             return
@@ -102,18 +107,18 @@ class PinnedForms:
         finally:
             lock.release()
 
-    def _read(self) -> PinnedChain:
+    def _read(self) -> PinnedFormsFile:
         if self.path is not None and self.path.exists():
             hint = f"remove {self.path} to have its forms chosen anew"
             try:
-                self._held = PinnedChain.model_validate_json(read_bytes(self.path, MOST_RECORDS))
+                self._held = PinnedFormsFile.model_validate_json(read_bytes(self.path, MOST_RECORDS))
             except ValidationError as error:
                 raise StudyError(first_problem(error, str(self.path)), hint) from None
             except ConfigError as error:
                 raise StudyError(error.message, hint) from None
         return self._held
 
-    def _write(self, pinned: PinnedChain) -> None:
+    def _write(self, pinned: PinnedFormsFile) -> None:
         self._held = pinned
         if self.path is not None:
             write_whole(self.path, pinned.model_dump_json(indent=1))

@@ -1,4 +1,4 @@
-"""Times by shape, kept in the user's cache: rebuilt, never trusted, where they are of another device or version."""
+"""Measured times by shape, in a file of the user's cache folder; discarded for another device, version or purpose."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from filelock import FileLock
@@ -21,11 +21,13 @@ Times = dict[str, float]
 
 
 class TimingCache:
-    """Measured milliseconds: for a key (a shape under its conditions) those of each alternative.
+    """For each key (a shape and its conditions) the measured milliseconds of each alternative.
 
-    `owner` names what they hold for (device, threads, versions); a file of another owner, or one that is damaged, is
-    as good as none. Without a path nothing is kept. Several processes may share a file: what another has saved
-    meanwhile is not measured again. `pause` is called before something is measured.
+    `owner` names the conditions of the whole file (purpose, device, threads, versions). A file of another owner and a
+    damaged file are treated as empty. Without a path the times stay in memory. Processes may share a file: times that
+    another process has saved are not measured again. `pause` is called before each measurement.
+
+    As a context manager it saves on exit, also after an exception.
     """
 
     def __init__(self, path: Path | None = None, owner: str = "", pause: Callable[[], None] = lambda: None) -> None:
@@ -37,8 +39,14 @@ class TimingCache:
         self._state: tuple[int, ...] | None = None
         self._read_again()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.save()
+
     def get(self, key: str, names: Iterable[str], measure: Callable[[], Times]) -> Times:
-        """The times of the alternatives `names`, measured where they are not known."""
+        """The milliseconds of the alternatives `names`, from `measure` if the cache does not hold exactly those."""
         wanted = set(names)
         if self.times.get(key, {}).keys() != wanted:
             self._read_again()
@@ -48,14 +56,14 @@ class TimingCache:
         return self.times[key]
 
     def _read_again(self) -> None:
-        """Take what the file holds, where it is not the file that was read last; our own times stay."""
+        """Read the file if it has changed since the last read; unsaved times take precedence over the file's."""
         state = _state(self.path)
         if self.path is not None and state not in (None, self._state):
             self.times |= _read(self.path, self.owner) | self._new
             self._state = state
 
     def save(self) -> None:
-        """Add what is new to the file. A cache that cannot be written is none."""
+        """Add the new times to the file, keeping those of other processes. Does nothing if it cannot be written."""
         if self.path is None or not self._new:
             return
         try:
@@ -70,22 +78,27 @@ class TimingCache:
         self._new = {}
 
 
-def timing_cache_for(device: str, threads: int, purpose: str, pause: Callable[[], None] = lambda: None) -> TimingCache:
-    """The table of a device with a number of threads, under these versions of torch and igc-nas."""
-    owner = f"{purpose}; {device}; {threads} threads; torch {torch.__version__}; igc-nas {__version__}"
+VERSIONS = f"torch {torch.__version__}; igc-nas {__version__}"
+
+
+def timing_cache_for(
+    device: str, threads: int, purpose: str, pause: Callable[[], None] = lambda: None, versions: str = VERSIONS
+) -> TimingCache:
+    """The cache for a device, a number of threads and a purpose (`training`, `deployment`): one file for each."""
+    owner = f"{purpose}; {device}; {threads} threads; {versions}"
     name = hashlib.sha256(owner.encode()).hexdigest()[:16]
     return TimingCache(cache_dir() / "timings" / f"{name}.json", owner, pause)
 
 
 def cache_dir() -> Path:
-    """`IGC_NAS_CACHE`, else the user's cache folder."""
+    """The folder of all caches: `IGC_NAS_CACHE`, else the platform's user cache folder."""
     import platformdirs
 
     return Path(os.environ.get("IGC_NAS_CACHE") or platformdirs.user_cache_dir("igc-nas"))
 
 
 def _state(path: Path | None) -> tuple[int, ...] | None:
-    """What changes when a file is replaced; None where there is none."""
+    """(inode, modification time, size) of a file, to notice that it was replaced; None if there is none."""
     try:
         found = path.stat() if path else None
     except OSError:

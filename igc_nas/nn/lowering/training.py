@@ -1,9 +1,9 @@
-"""A network in training, run in another form: the same parameters, state_dict, function and gradients.
+"""Training a network in a faster form, with the same parameters, state_dict, function and gradients.
 
-`LoweredNetwork` runs the modules of a factored `Network`; it owns no parameter. Every step multiplies the weights of a
-chain out anew, in float32, and gradients flow back into the factors, so that what is learned, decayed and saved is
-the factored network. Activations are channels-last, in the dtype that is asked for; normalisation keeps its
-statistics, and the classifier its product, in float32.
+`LoweredNetwork` runs the modules of a factored `Network` and has no parameters of its own. Each step multiplies out the
+weights of each chain in float32, and gradients flow back into the factors: optimizer, weight decay and checkpoints see
+the factored network only. Activations are channels-last, in a given dtype; the statistics of normalisations and the
+classifier are in float32.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ from igc_nas.arch.config import Activation
 from igc_nas.arch.plan import Act, Interleave, Linear, Plan, Pool
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.chain import Chain, Piece, Segment, factored, layout
-from igc_nas.nn.lowering.compose import composed, rows_interleaved, rows_restored
-from igc_nas.nn.lowering.convolution import Algorithms, convolved
-from igc_nas.nn.lowering.parts import Branches, NormAct, Part, network_parts
-from igc_nas.nn.network import Network, activated, interleave
+from igc_nas.nn.lowering.compose import compose, rows_interleaved, rows_restored
+from igc_nas.nn.lowering.convolution import Algorithms, convolve
+from igc_nas.nn.lowering.native import BatchStats
+from igc_nas.nn.lowering.parts import Branches, NormAct, Part, training_blocks
+from igc_nas.nn.network import Network, activate_, interleave
 
 Forward = Callable[[Tensor], Tensor]
 Step = Forward
 NetworkForm = Literal["native", "lowered", "factored"]
-"""Lowered with BN by kernels of our own, lowered with torch's, as it is written."""
+"""Lowered with BN by the C kernels, lowered with BN by PyTorch, not lowered."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChainForm:
-    """How a chain runs in training: its pieces, and the algorithms of each."""
+    """How a chain runs in training: its pieces, and the algorithms of each piece's convolution."""
 
     pieces: tuple[Piece, ...]
     algorithms: tuple[Algorithms, ...]
 
 
 def plain_form(chain: Chain) -> ChainForm:
-    """The factored form by torch's own kernels."""
+    """The factored form by PyTorch's own kernels."""
     pieces = factored(chain)
     return ChainForm(pieces, (Algorithms(),) * len(pieces))
 
 
 def factored_forward(network: nn.Module, device: str, dtype: torch.dtype) -> Forward:
-    """The factored network on a kind of device, its products in float32 or, by autocast, in bfloat16."""
+    """The forward function of a factored network on a device type; for bfloat16 under autocast."""
 
     def forward(x: Tensor) -> Tensor:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -58,10 +59,11 @@ def factored_forward(network: nn.Module, device: str, dtype: torch.dtype) -> For
 
 
 class LoweredNetwork:
-    """Runs `network`, images of its plan's size, by `forms` (of the chains' keys) in `dtype`.
+    """The forward function of `network` with each chain in its form, on images of the size of `whole`, in `dtype`.
 
-    A chain that `forms` does not name runs factored; `native` normalises by `igc_nas.nn.lowering.native` where it can.
-    `train()` and `eval()` of the network decide about BN, as usual.
+    `forms` gives the form of each chain by the chain's key; a chain without an entry runs factored. With `native`, BN
+    in training runs by `igc_nas.nn.lowering.native` for the images that fit. BN follows the mode of the network
+    (`train()`, `eval()`).
     """
 
     def __init__(
@@ -75,37 +77,37 @@ class LoweredNetwork:
         self.network = network
         self.dtype = dtype
         self.native = native
-        self._forms = forms
+        self.forms = forms
         self._steps = [
-            step for name, parts in network_parts(whole) for step in self._runnable(network.get_submodule(name), parts)
+            step for name, parts in training_blocks(whole) for step in self._parts(network.get_submodule(name), parts)
         ]
 
     @property
     def form(self) -> NetworkForm:
-        """Its name in records."""
+        """Its name in forms.json and in records."""
         return "native" if self.native else "lowered"
 
     def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
-        """Images to logits, in float32 (float64 where that is the dtype)."""
+        """Images to logits, in float32 (in float64 if that is the dtype)."""
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, enabled=False):  # weights are multiplied out in float32
+        with torch.autocast(x.device.type, enabled=False):  # autocast would multiply out the weights in bfloat16
             for step in self._steps:
                 x = step(x)
         return x
 
-    def _runnable(self, block: nn.Module, parts: tuple[Part, ...]) -> list[Step]:
+    def _parts(self, block: nn.Module, parts: tuple[Part, ...]) -> list[Step]:
         return [self._step(block, part) for part in parts]
 
     def _step(self, block: nn.Module, part: Part) -> Step:
         match part:
             case Chain():
-                return LoweredChain(block, part, self._forms.get(part.key) or plain_form(part), self.dtype)
+                return LoweredChain(block, part, self.forms.get(part.key) or plain_form(part), self.dtype)
             case NormAct(norm, act, order):
-                return _Normalised(block.get_submodule(norm.name), act, order, self.native)  # type: ignore[arg-type]
+                return _NormStep(block.get_submodule(norm.name), act, order, self.native)  # type: ignore[arg-type]
             case Branches(body, shortcut, act):
-                return _Added(self._runnable(block, body), self._runnable(block, shortcut), act)
+                return _ResidualSum(self._parts(block, body), self._parts(block, shortcut), act)
             case Act(kind):
-                return lambda x: activated(x.clone(), kind)
+                return lambda x: activate_(x.clone(), kind)
             case Pool():
                 return lambda x: x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
             case Linear(name):
@@ -117,40 +119,43 @@ class LoweredChain:
 
     def __init__(self, block: nn.Module, chain: Chain, form: ChainForm, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._runs = [
-            (stretch, [block.get_submodule(conv.name) for conv in stretch.convs], stretch.as_conv, use)
-            for stretch, use in zip(layout(chain, form.pieces), form.algorithms, strict=True)
+        self._convs = [
+            (segment, [block.get_submodule(conv.name) for conv in segment.convs], segment.as_conv, use)
+            for segment, use in zip(layout(chain, form.pieces), form.algorithms, strict=True)
         ]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Run the chain; `x` and the result are channels-last."""
-        for stretch, modules, conv, use in self._runs:
-            x = convolved(x, self._weight(stretch, modules), conv, use)
-            for step in stretch.after:
+        """The output of the chain; `x` and the output are channels-last."""
+        for segment, modules, conv, use in self._convs:
+            x = convolve(x, self._weight(segment, modules), conv, use)
+            for step in segment.after:
                 x = interleave(x, step.groups)
         return x
 
-    def _weight(self, stretch: Segment, modules: list[nn.Module]) -> Tensor:
-        return composed(stretch, [module.weight for module in modules]).to(self.dtype)  # type: ignore[misc]
+    def _weight(self, segment: Segment, modules: list[nn.Module]) -> Tensor:
+        return compose(segment, [module.weight for module in modules]).to(self.dtype)  # type: ignore[misc]
 
 
-class _Added:
-    """Two branches, added."""
+class _ResidualSum:
+    """act(body(x) + shortcut(x)); an empty shortcut is the identity."""
 
     def __init__(self, body: list[Step], shortcut: list[Step], act: Activation | None) -> None:
         self._body, self._shortcut, self._act = body, shortcut, act
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = beside = x
+        y = shortcut = x
         for step in self._body:
             y = step(y)
         for step in self._shortcut:
-            beside = step(beside)
-        return activated(y + beside, self._act)
+            shortcut = step(shortcut)
+        return activate_(y + shortcut, self._act)
 
 
-class _Normalised:
-    """BN and the activation behind it; the running statistics stay the module's."""
+class _NormStep:
+    """BN and its activation, by the parameters and running statistics of an `nn.BatchNorm2d`.
+
+    `order` are the interleaves that were moved before it: its parameters and statistics are permuted to match `x`.
+    """
 
     def __init__(
         self, module: nn.BatchNorm2d, act: Activation | None, order: tuple[Interleave, ...], native: bool
@@ -167,23 +172,23 @@ class _Normalised:
         assert module.running_var is not None
         mean, var = self._permuted(module.running_mean), self._permuted(module.running_var)
         if not module.training:
-            return activated(F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps), self._act)
-        node = self._node(x)
-        y = node(x, weight, bias, mean, var, self._momentum(), module.eps, self._act)
+            return activate_(F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps), self._act)
+        norm_act = self._kernel(x)
+        y = norm_act(x, BatchStats(weight, bias, mean, var, self._momentum(), module.eps), self._act)
         if self._order:
             module.running_mean.copy_(self._restored(mean))
             module.running_var.copy_(self._restored(var))
         return y
 
-    def _node(self, x: Tensor) -> Callable[..., Tensor]:
+    def _kernel(self, x: Tensor) -> Callable[[Tensor, BatchStats, Activation | None], Tensor]:
         if x.numel() == x.shape[1]:
             raise ValueError("BN needs more than one value per channel when it trains: a larger batch or image")
         if self._native and native.fits(x):
             return native.norm_act
-        return _NormAct.apply if x.device.type == "cpu" else _norm_act
+        return _norm_act_cpu if x.device.type == "cpu" else _norm_act_cuda
 
     def _momentum(self) -> float:
-        """As `BatchNorm2d` counts: None is a cumulative average."""
+        """Count the batch as `nn.BatchNorm2d` does; a momentum of None means the average over all batches."""
         module = self.module
         assert module.num_batches_tracked is not None
         module.num_batches_tracked.add_(1)
@@ -200,37 +205,28 @@ class _Normalised:
         return rows
 
 
-def _norm_act(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    momentum: float,
-    eps: float,
-    act: Activation | None,
-) -> Tensor:
+def _norm_act_cuda(x: Tensor, stats: BatchStats, act: Activation | None) -> Tensor:
     """By cuDNN."""
-    return activated(F.batch_norm(x, mean, var, weight, bias, True, momentum, eps), act)
+    weight, bias, mean, var, momentum, eps = stats
+    return activate_(F.batch_norm(x, mean, var, weight, bias, True, momentum, eps), act)
+
+
+def _norm_act_cpu(x: Tensor, stats: BatchStats, act: Activation | None) -> Tensor:
+    y: Tensor = _NormAct.apply(x, act, *stats)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _NormAct(torch.autograd.Function):
-    """BN on the batch's statistics and the activation in place, as one node: the normalised tensor is not kept."""
+    """BN by the batch's statistics and the activation in place, as one node: the normalised tensor is not kept.
+
+    `stats` comes as separate arguments: autograd sees no tensor inside a tuple.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        mean: Tensor,
-        var: Tensor,
-        momentum: float,
-        eps: float,
-        act: Any,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, act: Activation | None, *stats: Any) -> Tensor:
+        weight, bias, mean, var, momentum, eps = BatchStats(*stats)
         y, batch_mean, scale = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
-        activated(y, act)
+        activate_(y, act)
         ctx.save_for_backward(x, weight, batch_mean, scale, *([y] if act else []))
         ctx.eps, ctx.act = eps, act
         return y
@@ -243,7 +239,7 @@ class _NormAct(torch.autograd.Function):
             grad = torch.ops.aten.threshold_backward(grad, y[0], 0)
         elif ctx.act == "relu6":
             grad = torch.ops.aten.hardtanh_backward(grad, y[0], 0.0, 6.0)
-        gradients = torch.ops.aten.native_batch_norm_backward(
+        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, None, None, batch_mean, scale, True, ctx.eps, [True, True, True]
         )
-        return (*gradients, None, None, None, None, None)
+        return dx, None, dweight, dbias, None, None, None, None

@@ -1,10 +1,10 @@
-"""The forms in which one network may be deployed, and what each holds and executes.
+"""The forms in which a network can be deployed, each with its parameters and MACs.
 
-factored    the modules of the papers, normalisation apart: what a training framework runs
+factored    the modules of the papers with separate normalisation, as in training
 folded      the same convolutions with normalisation and activation folded in
 semidense   pointwise convolutions multiplied out, spatial ones in their groups
-dense       every chain multiplied out as far as it goes
-mixed       each chain in the form that was measured fastest for it
+dense       every chain multiplied out as far as possible
+mixed       each chain in the form that was measured to be fastest
 """
 
 from __future__ import annotations
@@ -18,14 +18,25 @@ from torch import Tensor, nn
 
 from igc_nas.arch.cost import plan_cost
 from igc_nas.arch.plan import Linear, Plan
-from igc_nas.nn.lowering.chain import Chain, Form, dense, factored, form_macs, form_params, forms_of, semidense
+from igc_nas.nn.lowering.chain import (
+    Chain,
+    ConvKey,
+    Form,
+    dense,
+    factored,
+    form_key,
+    form_macs,
+    form_params,
+    forms_of,
+    semidense,
+)
 from igc_nas.nn.lowering.deployment import (
-    Deployed,
+    DeployedNetwork,
     FoldedConv,
     Kernel,
     chain_module,
     kernels_for,
-    replaced,
+    set_kernels_,
     with_kernel,
 )
 from igc_nas.nn.lowering.parts import chains_in, inference_blocks
@@ -40,40 +51,43 @@ UNIFORM: dict[str, Callable[[Chain], Form]] = {"folded": factored, "semidense": 
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of a whole network: its name, the form of each chain by key, what it holds and executes."""
+    """One form of a network: its name, its parameters and MACs, and the form of each chain by the chain's key."""
 
     name: str
     params: int
     macs: int
     forms: Mapping[str, Form] = field(default_factory=dict)
 
-    def module(self, network: Network, batch: int, table: TimingCache, runtime: RuntimeName = "eager") -> nn.Module:
-        """The network in this form, in channels-last; eager on a CPU, each convolution by its fastest kernel."""
+    def module(self, network: Network, batch: int, cache: TimingCache, runtime: RuntimeName = "eager") -> nn.Module:
+        """The network in this form; for eager PyTorch in channels-last, on a CPU with the fastest kernels."""
         if self.name == "factored":
             return network
         if runtime != "eager":
-            return Deployed(network, self.forms)
-        deployed = Deployed(network, self.forms).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return fastest_kernels(deployed, batch, table, next(network.parameters()).device)
+            return DeployedNetwork(network, self.forms)
+        deployed = DeployedNetwork(network, self.forms).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return fastest_kernels(deployed, batch, cache, next(network.parameters()).device)
 
 
 def factored_variant(whole: Plan) -> Variant:
-    """The network as it is trained."""
+    """The network as in training."""
     cost = plan_cost(whole)
     return Variant("factored", cost.params, cost.macs)
 
 
 def uniform_variants(whole: Plan) -> list[Variant]:
-    """The variants that need no measuring: factored, folded, semidense, dense."""
+    """The variants that need no timing: factored, folded, semidense, dense."""
     return [factored_variant(whole), *(_variant(whole, name, pick) for name, pick in UNIFORM.items())]
 
 
-def mixed_variant(network: Network, batch: int, table: TimingCache, most_params: int | None = None) -> Variant:
-    """Each chain in its fastest form; where that is over `most_params`, those are given up that save most for least."""
+def mixed_variant(network: Network, batch: int, cache: TimingCache, most_params: int | None = None) -> Variant:
+    """Each chain in its fastest form, with at most `most_params` parameters if a combination of forms fits.
+
+    Greedy: while over the limit, swap one chain to a smaller form, the one that costs least time per parameter saved.
+    """
     whole = network.plan
     counted = Counter(chain.key for _, chain in _chains(whole))
-    alike = {chain.key: (block, chain) for block, chain in reversed(_chains(whole))}
-    costs = {chain: _timed(network, block, chain, batch, table) for block, chain in alike.values()}
+    distinct = {chain.key: (block, chain) for block, chain in reversed(_chains(whole))}
+    costs = {chain: _form_times(network, block, chain, batch, cache) for block, chain in distinct.values()}
     chosen = {chain.key: min(found, key=lambda form, found=found: found[form]) for chain, found in costs.items()}  # type: ignore[misc]
     while most_params is not None and _params(whole, chosen) > most_params:
         swap = _cheapest_swap(counted, costs, chosen)
@@ -86,61 +100,59 @@ def mixed_variant(network: Network, batch: int, table: TimingCache, most_params:
 def _cheapest_swap(
     counted: Mapping[str, int], costs: Mapping[Chain, Mapping[Form, float]], chosen: Mapping[str, Form]
 ) -> tuple[Chain, Form] | None:
-    """The chain and the smaller form of it that loses least time for each parameter that it saves."""
+    """(a chain, a smaller form of it) with the least added time per parameter saved; None if all are smallest."""
     swaps = []
-    for chain, found in costs.items():
+    for chain, times in costs.items():
         now = chosen[chain.key]
-        for form in found:
+        for form in times:
             saved = form_params(chain, now) - form_params(chain, form)
             if saved > 0:
-                swaps.append(((found[form] - found[now]) / saved, counted[chain.key] * saved, chain, form))
+                swaps.append(((times[form] - times[now]) / saved, counted[chain.key] * saved, chain, form))
     return min(swaps, key=lambda swap: swap[:2])[2:] if swaps else None
 
 
-def _timed(network: Network, block: str, chain: Chain, batch: int, table: TimingCache) -> dict[Form, float]:
-    """Milliseconds of each form of a chain, keyed by the form."""
-    forms = forms_of(chain)
-    names = ["/".join(f"{piece.convs}g{piece.groups}" for piece in form) for form in forms]
-    by_name = dict(zip(names, forms, strict=True))
-    key = f"deployed {chain.key} b{batch}"
-    found = table.get(key, names, lambda: _time(network, block, chain, batch, by_name, table))
-    table.save()  # at once: others may meet the same chain
-    return {form: found[name] for name, form in zip(names, forms, strict=True)}
+def _form_times(network: Network, block: str, chain: Chain, batch: int, cache: TimingCache) -> dict[Form, float]:
+    """Milliseconds of each form of a chain; saved at once, because another worker may need the same chain."""
+    forms = {form_key(form): form for form in forms_of(chain)}
+    with cache:
+        times = cache.get(
+            f"deployed {chain.key} b{batch}", forms, lambda: _time_forms(network, block, chain, batch, forms, cache)
+        )
+    return {form: times[key] for key, form in forms.items()}
 
 
 @torch.inference_mode()
-def _time(
-    network: Network, block: str, chain: Chain, batch: int, forms: Mapping[str, Form], table: TimingCache
-) -> dict[str, float]:
+def _time_forms(
+    network: Network, block: str, chain: Chain, batch: int, forms: Mapping[str, Form], cache: TimingCache
+) -> Times:
     like = next(network.parameters())
     x = torch.randn(batch, chain.convs[0].in_channels, chain.height, chain.width, device=like.device, dtype=like.dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     runs = {}
     for name, form in forms.items():
         module = chain_module(network, block, chain, form).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        module = fastest_kernels(module, batch, table, like.device)
-        runs[name] = timed(_running(module, x), _settling(like.device))
+        module = fastest_kernels(module, batch, cache, like.device)
+        runs[name] = timed(_running(module, x), _synchronize(like.device))
     return {name: max(round(ms, 5), 1e-5) for name, ms in raced(runs, ROUNDS, CAP_S * len(runs)).items()}
 
 
-def fastest_kernels(module: nn.Module, batch: int, table: TimingCache, device: torch.device) -> nn.Module:
-    """`module` with each of its folded convolutions by the kernel that is fastest for its shape; in place."""
+def fastest_kernels(module: nn.Module, batch: int, cache: TimingCache, device: torch.device) -> nn.Module:
+    """`module`, on a CPU with the fastest kernel for each of its folded convolutions; modified in place."""
     if device.type != "cpu":
         return module
 
-    def best(folded: FoldedConv) -> Kernel:
+    def fastest(folded: FoldedConv) -> Kernel:
         offered = kernels_for(folded)
-        times = table.get(_kernel_key(folded, batch), offered, lambda: _time_kernels(folded, batch, offered))
+        times = cache.get(_kernel_key(folded, batch), offered, lambda: _time_kernels(folded, batch, offered))
         return min(offered, key=lambda kernel: times[kernel])
 
-    return replaced(module, best, batch)
+    return set_kernels_(module, fastest, batch)
 
 
 def _kernel_key(folded: FoldedConv, batch: int) -> str:
-    c = folded.conv
-    shape = f"c{c.kernel}s{c.stride}g{c.groups}i{c.in_channels}o{c.out_channels}@{folded.height}x{folded.width}"
+    """On disk in the timing caches: it must not change."""
     bias = "map" if folded.has_map else "bias" if folded.bias is not None else "bare"
-    return f"kernel {shape} {bias} {folded.act} b{batch}"
+    return f"kernel {ConvKey(folded.conv, folded.height, folded.width)} {bias} {folded.act} b{batch}"
 
 
 @torch.inference_mode()
@@ -155,12 +167,12 @@ def _running(module: nn.Module, x: Tensor) -> Callable[[], object]:
     return lambda: module(x)
 
 
-def _settling(device: torch.device) -> Callable[[], None]:
+def _synchronize(device: torch.device) -> Callable[[], None]:
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
 
 
 def _chains(whole: Plan) -> list[tuple[str, Chain]]:
-    """(block, chain) of every chain of a plan."""
+    """(block's name, chain) of every chain of a plan."""
     return [(name, chain) for name, parts in inference_blocks(whole) for chain in chains_in(parts)]
 
 

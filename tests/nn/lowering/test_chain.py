@@ -1,4 +1,4 @@
-"""Chains: parts lose nothing of the plan, forms cut them, and every form's sizes and counts are the cost model's."""
+"""Parts keep every layer of the plan; forms cut chains; sizes and counts of forms are those of the cost model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,18 +14,20 @@ from igc_nas.nn.lowering.chain import (
     MOST_TIMES_MACS,
     WIDEST_GROUP,
     Chain,
+    ConvKey,
     Piece,
     Scale,
     Step,
     dense,
     describe,
     factored,
+    form_key,
     form_macs,
     forms_of,
     layout,
+    segment_macs,
+    segment_weights,
     semidense,
-    stretch_macs,
-    stretch_weights,
 )
 from igc_nas.nn.lowering.parts import Branches, NormAct, Part, chains_in, inference_parts, training_parts
 from tests.support.builders import architectures
@@ -35,7 +37,7 @@ EITHER = pytest.mark.parametrize("parts_of", [training_parts, inference_parts])
 
 
 def read_back(parts: Sequence[Part]) -> tuple[Layer, ...]:
-    """The layers that parts were made of, in the plan's order."""
+    """The layers from which parts were made, in the plan's order."""
     layers: list[Layer] = []
     for part in parts:
         match part:
@@ -53,7 +55,7 @@ def read_back(parts: Sequence[Part]) -> tuple[Layer, ...]:
 
 
 def unscaled(steps: Sequence[Step]) -> list[Layer]:
-    """Steps with each `Scale` as the norm that it was, behind the interleaves that it names."""
+    """Steps with each `Scale` turned back into its norm, after the interleaves in `behind`."""
     layers: list[Layer] = []
     norms: list[tuple[int, Norm]] = []
     for step in steps:
@@ -72,7 +74,7 @@ def acts(kind: str | None) -> list[Act]:
 
 
 def moving(layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Layers without the interleaves that move nothing."""
+    """Layers without identity interleaves."""
     return tuple(
         Residual(moving(layer.body), moving(layer.shortcut)) if isinstance(layer, Residual) else layer
         for layer in layers
@@ -103,7 +105,7 @@ def conv_rows(whole: Plan) -> dict[tuple[str, str], LayerCost]:
 
 @st.composite
 def layer_runs(draw: st.DrawFn) -> tuple[Layer, ...]:
-    """Runs of layers that no unit has: several interleaves, anywhere behind a convolution, with or without BN."""
+    """Sequences of layers that no unit has: several interleaves after a convolution, with or without BN."""
     width, layers = 12, []
     interleaves = st.lists(st.sampled_from([1, 2, 3, 4, 6, 12]).map(lambda g: Interleave(width, g)), max_size=3)
     for number in range(draw(st.integers(1, 4))):
@@ -129,14 +131,14 @@ def test_parts_read_back_are_the_plan(parts_of: PartsOf, arch: ArchConfig) -> No
 
 @EITHER
 @given(layers=layer_runs())
-def test_parts_of_any_run_of_layers_read_back(parts_of: PartsOf, layers: tuple[Layer, ...]) -> None:
+def test_parts_of_any_sequence_of_layers_read_back(parts_of: PartsOf, layers: tuple[Layer, ...]) -> None:
     parts, _, _ = parts_of(layers, 9, 7)
     assert read_back(parts) == moving(layers)
 
 
 @EITHER
 @given(layers=layer_runs(), height=st.integers(1, 9), width=st.integers(1, 9))
-def test_the_size_written_is_the_cost_models(
+def test_the_output_size_is_the_cost_models(
     parts_of: PartsOf, layers: tuple[Layer, ...], height: int, width: int
 ) -> None:
     parts, *written = parts_of((*layers, Residual(layers)), height, width)
@@ -179,7 +181,7 @@ def test_an_igcv3_block_is_two_chains_at_inference() -> None:
     assert found[0].steps[1] == Scale(Norm("expand_norm", 24))
 
 
-def test_a_norm_behind_an_interleave_stands_behind_the_convolution_at_inference() -> None:
+def test_a_norm_after_an_interleave_moves_to_the_convolution_at_inference() -> None:
     (chain,) = chains_of(Igcv1Stage(L=4, M=3, blocks=1), 12, inference_parts)
     assert [type(step) for step in chain.steps] == [Conv, Interleave, Conv, Scale, Interleave]
     assert chain.steps[3] == Scale(Norm("norm", 12), (Interleave(12, 3),))
@@ -190,18 +192,18 @@ def test_a_norm_behind_an_interleave_stands_behind_the_convolution_at_inference(
 
 @EITHER
 @given(arch=architectures())
-def test_chains_and_their_stretches_have_the_cost_models_sizes(parts_of: PartsOf, arch: ArchConfig) -> None:
+def test_chains_and_their_segments_have_the_cost_models_sizes(parts_of: PartsOf, arch: ArchConfig) -> None:
     whole = plan(arch)
     known = conv_rows(whole)
     for block, chain in named_chains(whole, parts_of):
         for form in forms_of(chain):
             channels, height, width = chain.convs[0].in_channels, chain.height, chain.width
-            for stretch in layout(chain, form):
-                conv = stretch.as_conv
-                assert (conv.in_channels, stretch.height, stretch.width) == (channels, height, width)
-                channels, height, width = known[block, stretch.convs[-1].name].shape
+            for segment in layout(chain, form):
+                conv = segment.as_conv
+                assert (conv.in_channels, segment.height, segment.width) == (channels, height, width)
+                channels, height, width = known[block, segment.convs[-1].name].shape
                 assert conv.out_channels == channels
-                assert (height, width) == (-(-stretch.height // conv.stride), -(-stretch.width // conv.stride))
+                assert (height, width) == (-(-segment.height // conv.stride), -(-segment.width // conv.stride))
 
 
 @EITHER
@@ -210,11 +212,11 @@ def test_the_factored_form_costs_what_the_plan_costs(parts_of: PartsOf, arch: Ar
     whole = plan(arch)
     known, total = conv_rows(whole), 0
     for block, chain in named_chains(whole, parts_of):
-        for stretch in layout(chain, factored(chain)):
-            (conv,) = stretch.convs
-            assert stretch.as_conv == conv
+        for segment in layout(chain, factored(chain)):
+            (conv,) = segment.convs
+            assert segment.as_conv == conv
             cost = known[block, conv.name].cost
-            assert (stretch_weights(stretch), stretch_macs(stretch)) == (cost.params, cost.macs)
+            assert (segment_weights(segment), segment_macs(segment)) == (cost.params, cost.macs)
         total += form_macs(chain, factored(chain))
     (linear,) = (layer for layer in whole.blocks[-1].layers if isinstance(layer, Linear))
     assert total + linear.in_features * linear.out_features == plan_cost(whole).macs
@@ -228,24 +230,24 @@ def test_the_factored_form_costs_what_the_plan_costs(parts_of: PartsOf, arch: Ar
 def test_every_form_covers_its_chain_in_order(parts_of: PartsOf, arch: ArchConfig) -> None:
     for _, chain in named_chains(plan(arch), parts_of):
         for form in forms_of(chain):
-            stretches = layout(chain, form)
-            assert tuple(step for stretch in stretches for step in (*stretch.steps, *stretch.after)) == chain.steps
-            assert [(len(stretch.convs), stretch.groups) for stretch in stretches] == [
+            segments = layout(chain, form)
+            assert tuple(step for segment in segments for step in (*segment.steps, *segment.after)) == chain.steps
+            assert [(len(segment.convs), segment.groups) for segment in segments] == [
                 (piece.convs, piece.groups) for piece in form
             ]
 
 
 @EITHER
 @given(arch=architectures(), layers=layer_runs())
-def test_every_form_may_be_multiplied_out(parts_of: PartsOf, arch: ArchConfig, layers: tuple[Layer, ...]) -> None:
-    """Two convolutions that look beside a pixel, or leave some out, stay apart; groups hold no interleave."""
+def test_every_form_can_be_multiplied_out(parts_of: PartsOf, arch: ArchConfig, layers: tuple[Layer, ...]) -> None:
+    """A segment has at most one spatial or strided convolution; a grouped one has no interleave."""
     for chain in (*(chain for _, chain in named_chains(plan(arch), parts_of)), *chains_in(parts_of(layers, 9, 7)[0])):
         for form in forms_of(chain):
-            for stretch in layout(chain, form):
-                assert stretch.convs[0].groups % stretch.groups == 0
-                assert sum(conv.kernel > 1 or conv.stride > 1 for conv in stretch.convs) <= 1
-                assert stretch.groups == 1 or len(stretch.steps) - len(scales(stretch.steps)) == 1
-                assert not (stretch.groups == 1 and stretch.after)
+            for segment in layout(chain, form):
+                assert segment.convs[0].groups % segment.groups == 0
+                assert sum(conv.kernel > 1 or conv.stride > 1 for conv in segment.convs) <= 1
+                assert segment.groups == 1 or len(segment.steps) - len(scales(segment.steps)) == 1
+                assert not (segment.groups == 1 and segment.after)
 
 
 def scales(steps: Sequence[Step]) -> list[Scale]:
@@ -304,7 +306,7 @@ def test_a_strided_shortcut_may_be_dense() -> None:
 
 
 @given(L=st.integers(1, 48), M=st.integers(1, 20))
-def test_narrow_groups_are_merged_to_the_least_wide_enough(L: int, M: int) -> None:
+def test_narrow_groups_are_merged_to_the_narrowest_that_fill_a_vector(L: int, M: int) -> None:
     (chain,) = chains_of(Igcv1Stage(L=L, M=M, blocks=1), L * M)
     enough = [groups for groups in range(1, L + 1) if L % groups == 0 and M * L // groups >= WIDEST_GROUP]
     groups = L if M == 1 else max(enough, default=1)
@@ -327,7 +329,7 @@ def test_interleaves_go_into_the_dense_pieces_beside_them() -> None:
 
 
 @given(arch=architectures())
-def test_a_key_is_the_chain_without_its_names(arch: ArchConfig) -> None:
+def test_a_key_is_the_chain_without_names(arch: ArchConfig) -> None:
     chains = [chain for _, chain in named_chains(plan(arch), training_parts)]
     nameless = {
         replace(chain, steps=tuple(replace(s, name="") if isinstance(s, Conv) else s for s in chain.steps))
@@ -336,6 +338,8 @@ def test_a_key_is_the_chain_without_its_names(arch: ArchConfig) -> None:
     assert len({chain.key for chain in chains}) == len(nameless)
 
 
-def test_a_key_reads_well() -> None:
+def test_a_key_as_text() -> None:
     (chain,) = chains_of(Igcv1Stage(L=4, M=3, blocks=1, stride=2), 8, inference_parts)
     assert chain.key == "c3s2g4i8o12-p4of12-c1g3i12o12-b-p3of12@8x8"
+    assert str(ConvKey(Conv("any", 8, 12, 3, 1, 4), 6, 5)) == "c3s1g4i8o12@6x5"
+    assert form_key((Piece(1, 4), Piece(2, 1))) == "1g4/2g1"

@@ -36,13 +36,13 @@ from igc_nas.nn.lowering.chain import (
     layout,
     semidense,
 )
-from igc_nas.nn.lowering.chain_tuner import ChainTuner
-from igc_nas.nn.lowering.convolution import Algorithm, Algorithms, options
+from igc_nas.nn.lowering.chain_tuner import NEVER_MS, ChainTuner
+from igc_nas.nn.lowering.convolution import Algorithm, Algorithms, Direction, options, product
 from igc_nas.nn.lowering.network_tuner import CLEARLY, OBVIOUSLY, NetworkTuner
-from igc_nas.nn.lowering.parts import chains_in
+from igc_nas.nn.lowering.parts import chains_in, training_blocks
 from igc_nas.nn.lowering.pinned_forms import FORMS_FILE, PinnedForms
 from igc_nas.nn.lowering.timing_cache import Times, TimingCache
-from igc_nas.nn.lowering.training import ChainForm, LoweredNetwork, network_parts, plain_form
+from igc_nas.nn.lowering.training import ChainForm, LoweredNetwork, plain_form
 from igc_nas.nn.network import Network, build
 from igc_nas.study.spec import Recipe, Schedule
 from tests.support.builders import one_line
@@ -78,7 +78,7 @@ MERGED = (Piece(1, 2), Piece(1, 1))
 
 
 class Given(TimingCache):
-    """A table that knows every time."""
+    """A cache that knows every time."""
 
     def __init__(self, time_of: Timed) -> None:
         super().__init__()
@@ -90,6 +90,27 @@ class Given(TimingCache):
         return {name: self.time_of(key, name) for name in names}
 
 
+class MadeUp(TimingCache):
+    """A cache that measures, and then replaces the time of each algorithm that may be used by a made-up one."""
+
+    def __init__(self, time_of: Timed, path: Path | None = None, owner: str = "") -> None:
+        super().__init__(path, owner)
+        self.time_of = time_of
+
+    def get(self, key: str, names: Iterable[str], measure: Callable[[], Times]) -> Times:
+        def made_up() -> Times:
+            return {name: ms if ms == NEVER_MS else self.time_of(key, name) for name, ms in measure().items()}
+
+        return super().get(key, names, made_up)
+
+
+class Known(TimingCache):
+    """A cache that must not measure anything."""
+
+    def get(self, key: str, names: Iterable[str], measure: Callable[[], Times]) -> Times:
+        return super().get(key, names, refuse)
+
+
 def refuse(*_: object, **__: object) -> Any:
     raise AssertionError("nothing is to be timed here")
 
@@ -97,7 +118,7 @@ def refuse(*_: object, **__: object) -> Any:
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "raced", refuse)
     monkeypatch.setattr(fastest, "timed", refuse)
-    monkeypatch.setattr(fastest, "interleaved", refuse)
+    monkeypatch.setattr(fastest, "round_robin", refuse)
 
 
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,12 +174,14 @@ def made_up(time_of: Callable[[str], float]) -> Callable[[ChainTuner, Mapping[st
     return race
 
 
-def chooser(table: TimingCache, dtype: torch.dtype = torch.float32, batch: int = BATCH) -> ChainTuner:
-    return ChainTuner(table, batch, dtype, CPU.torch_device)
+def tuner(
+    cache: TimingCache, dtype: torch.dtype = torch.float32, batch: int = BATCH, compute: Any = product
+) -> ChainTuner:
+    return ChainTuner(cache, batch, dtype, CPU.torch_device, compute=compute)
 
 
 def chains_of(whole: Plan) -> dict[str, Chain]:
-    return {chain.key: chain for _, parts in network_parts(whole) for chain in chains_in(parts)}
+    return {chain.key: chain for _, parts in training_blocks(whole) for chain in chains_in(parts)}
 
 
 def hash_of(text: str) -> int:
@@ -169,7 +192,7 @@ def varied(key: str, name: str) -> float:
     return 1 + hash_of(key + name) / 100
 
 
-def product(key: str) -> bool:
+def is_product(key: str) -> bool:
     return key.startswith(("forward", "input", "weight"))
 
 
@@ -177,8 +200,8 @@ def product(key: str) -> bool:
 
 
 def test_the_cost_of_a_form_is_that_of_its_parts() -> None:
-    """Three products a stretch; multiplying out where there is something to; a permutation there and back."""
-    ones = chooser(Given(lambda key, name: 1.0))
+    """Three products a segment; multiplying out where there is something to; a permutation there and back."""
+    ones = tuner(Given(lambda key, name: 1.0))
     for form, first, parts in (
         (FACTORED, False, 2 * 3 + 2 * 2),
         (FACTORED, True, 2 * 3 - 1 + 2 * 2),
@@ -193,17 +216,17 @@ def test_the_cost_of_a_form_is_that_of_its_parts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dear", "form"),
+    ("slow", "form"),
     [
         (lambda key: key.startswith("p"), DENSE),
-        (lambda key: product(key) and "c3s1g1i" in key, SEMIDENSE),
+        (lambda key: is_product(key) and "c3s1g1i" in key, SEMIDENSE),
         (lambda key: key.startswith("compose"), FACTORED),
-        (lambda key: product(key) and ("c3s1g4i" in key or "c1s1g3" in key), DENSE),
+        (lambda key: is_product(key) and ("c3s1g4i" in key or "c1s1g3" in key), DENSE),
     ],
     ids=["permutations", "a dense spatial convolution", "multiplying out", "groups"],
 )
-def test_what_is_dear_is_avoided(dear: Callable[[str], bool], form: Form) -> None:
-    found = chooser(Given(lambda key, name: 100.0 if dear(key) else 1.0)).best(CHAIN)
+def test_slow_parts_are_avoided(slow: Callable[[str], bool], form: Form) -> None:
+    found = tuner(Given(lambda key, name: 100.0 if slow(key) else 1.0)).best(CHAIN)
     assert found.pieces == form
 
 
@@ -221,17 +244,17 @@ def test_the_chosen_form_is_the_cheapest(data: st.DataObject) -> None:
     first = data.draw(st.booleans())
     chains = chains_of(plan(ARCHS[data.draw(st.sampled_from(sorted(ARCHS)))]))
     chain = data.draw(st.sampled_from(list(chains.values())))
-    table = Given(time_of)
+    cache = Given(time_of)
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
-    found = chooser(table, dtype).best(chain, first)
-    costs = {form: chooser(table, dtype).cost(chain, form, first)[0] for form in forms_of(chain)}
+    found = tuner(cache, dtype).best(chain, first)
+    costs = {form: tuner(cache, dtype).cost(chain, form, first)[0] for form in forms_of(chain)}
     assert costs[found.pieces] == min(costs.values())
     assert_valid(chain, found, dtype)
-    for position, (stretch, use) in enumerate(zip(layout(chain, found.pieces), found.algorithms, strict=True)):
-        table.asked.clear()
-        chooser(table, dtype).cost(chain, found.pieces, first)
-        shape = [key for key in table.asked if key.startswith("forward")][position].removeprefix("forward")
-        for direction, offered in options(stretch.as_conv, dtype, BATCH * 49).items():
+    for position, (segment, use) in enumerate(zip(layout(chain, found.pieces), found.algorithms, strict=True)):
+        cache.asked.clear()
+        tuner(cache, dtype).cost(chain, found.pieces, first)
+        shape = [key for key in cache.asked if key.startswith("forward")][position].removeprefix("forward")
+        for direction, offered in options(segment.as_conv, dtype, BATCH * 49).items():
             if direction == "input" and first and position == 0:
                 assert use.input == "conv"
             else:
@@ -241,46 +264,46 @@ def test_the_chosen_form_is_the_cheapest(data: st.DataObject) -> None:
 
 @given(st.data())
 @settings(max_examples=50)
-def test_a_cost_is_counted_no_further_than_its_limit(data: st.DataObject) -> None:
-    """What is below the limit is told in full; what is not is either told in full or infinite, without algorithms."""
-    table = Given(varied)
+def test_the_parts_of_a_form_are_timed_only_until_the_limit(data: st.DataObject) -> None:
+    """A cost below the limit is exact; any other is either exact or infinite, without algorithms."""
+    cache = Given(varied)
     form = data.draw(st.sampled_from([FACTORED, SEMIDENSE, MERGED, DENSE]))
     first, limit = data.draw(st.booleans()), data.draw(st.floats(0, 200))
-    whole, algorithms = chooser(table).cost(CHAIN, form, first)
-    asked = len(table.asked)
-    found = chooser(table).cost(CHAIN, form, first, limit=limit)
+    whole, algorithms = tuner(cache).cost(CHAIN, form, first)
+    asked = len(cache.asked)
+    found = tuner(cache).cost(CHAIN, form, first, limit=limit)
     if whole < limit:
         assert found == (whole, algorithms)
     else:
         assert found in ((math.inf, ()), (whole, algorithms))
-        assert len(table.asked) <= 2 * asked
-    assert chooser(table).cost(CHAIN, form, first, limit=0.0) == (math.inf, ())
+        assert len(cache.asked) <= 2 * asked
+    assert tuner(cache).cost(CHAIN, form, first, limit=0.0) == (math.inf, ())
 
 
-def test_forms_are_gone_through_from_few_macs_on_as_far_as_they_may_win() -> None:
-    """What is dear from its first product on is not timed any further."""
+def test_forms_are_timed_from_the_fewest_macs_on_and_only_while_they_may_win() -> None:
+    """A form whose first product is slower than the best form is not timed any further."""
     macs = [form_macs(CHAIN, form) for form in (FACTORED, SEMIDENSE, MERGED, DENSE)]
     assert macs[0] == min(macs)
-    table = Given(lambda key, name: 1.0 if "g4" in key or "g3" in key or key.startswith("p") else 1000.0)
-    found = chooser(table).best(CHAIN)
+    cache = Given(lambda key, name: 1.0 if "g4" in key or "g3" in key or key.startswith("p") else 1000.0)
+    found = tuner(cache).best(CHAIN)
     assert found.pieces == FACTORED
-    products = [key for key in table.asked if product(key)]
+    products = [key for key in cache.asked if is_product(key)]
     assert products[:6] == [key for key in products if "g4i" in key or "g3i" in key][:6], "the factored form first"
-    dear = [key for key in products[6:] if not ("g4i" in key or "g3i" in key)]
-    assert all(key.startswith("forward") for key in dear), "the first dear product decides"
-    assert not any(key.startswith("compose") for key in table.asked)
+    slow = [key for key in products[6:] if not ("g4i" in key or "g3i" in key)]
+    assert all(key.startswith("forward") for key in slow), "the first slow product decides"
+    assert not any(key.startswith("compose") for key in cache.asked)
 
 
 def test_of_equally_fast_forms_the_one_of_fewest_macs_is_taken() -> None:
-    assert chooser(Given(lambda key, name: 0.0)).best(CHAIN).pieces == FACTORED
+    assert tuner(Given(lambda key, name: 0.0)).best(CHAIN).pieces == FACTORED
 
 
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_chosen_is_allowed_and_what_no_convolution_offers_is_not(
+def test_the_chosen_form_is_allowed_and_one_of_unavailable_algorithms_is_not(
     config: ArchConfig, dtype: torch.dtype
 ) -> None:
-    ours = chooser(Given(varied), dtype)
+    ours = tuner(Given(varied), dtype)
     for position, chain in enumerate(chains_of(plan(config)).values()):
         best = ours.best(chain, first=position == 0)
         assert ours.allows(chain, best)
@@ -289,69 +312,84 @@ def test_what_is_chosen_is_allowed_and_what_no_convolution_offers_is_not(
         for form in forms_of(chain):
             plain = ChainForm(form, (Algorithms(),) * len(form))
             assert ours.allows(chain, plain)
-            for at, stretch in enumerate(layout(chain, form)):
-                offered = options(stretch.as_conv, dtype, BATCH * 49)
+            for at, segment in enumerate(layout(chain, form)):
+                offered = options(segment.as_conv, dtype, BATCH * 49)
                 for direction, algorithm in itertools.product(offered, get_args(Algorithm)):
                     use = list(plain.algorithms)
                     use[at] = replace(use[at], **{direction: algorithm})
                     allowed = ours.allows(chain, ChainForm(form, tuple(use)))
-                    assert allowed == (algorithm in offered[direction]), (direction, algorithm, stretch.as_conv)
+                    assert allowed == (algorithm in offered[direction]), (direction, algorithm, segment.as_conv)
 
 
 def assert_valid(chain: Chain, form: ChainForm, dtype: torch.dtype = torch.float32) -> None:
-    """It covers the chain, by algorithms that exist."""
+    """It covers the chain, by algorithms that are available."""
     assert form.pieces in forms_of(chain)
     assert sum(piece.convs for piece in form.pieces) == len(chain.convs)
     assert len(form.algorithms) == len(form.pieces)
-    for stretch, use in zip(layout(chain, form.pieces), form.algorithms, strict=True):
-        offered = options(stretch.as_conv, dtype, BATCH * 49)
+    for segment, use in zip(layout(chain, form.pieces), form.algorithms, strict=True):
+        offered = options(segment.as_conv, dtype, BATCH * 49)
         assert use.forward in offered["forward"]
         assert use.input in offered["input"]
         assert use.weight in offered["weight"]
 
 
 def test_the_first_chain_needs_no_gradient_of_its_input() -> None:
-    table = Given(lambda key, name: 1.0)
-    chooser(table).best(CHAIN, first=True)
+    cache = Given(lambda key, name: 1.0)
+    tuner(cache).best(CHAIN, first=True)
     read = "i8o12@"
-    assert not any(key.startswith("input") and read in key for key in table.asked)
-    chooser(table).best(CHAIN)
-    assert any(key.startswith("input") and read in key for key in table.asked)
+    assert not any(key.startswith("input") and read in key for key in cache.asked)
+    tuner(cache).best(CHAIN)
+    assert any(key.startswith("input") and read in key for key in cache.asked)
 
 
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_timed_forms_cover_their_chains(
-    config: ArchConfig, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hurried(monkeypatch)
-    table = TimingCache()
+def test_timed_forms_cover_their_chains(config: ArchConfig, dtype: torch.dtype, tmp_path: Path) -> None:
+    cache = TimingCache(tmp_path / "times.json", "owner")
     chains = chains_of(plan(config)).values()
-    found = [chooser(table, dtype).best(chain) for chain in chains]
+    found = [tuner(cache, dtype).best(chain) for chain in chains]
     for chain, form in zip(chains, found, strict=True):
         assert_valid(chain, form, dtype)
-    assert all(ms > 0 for times in table.times.values() for ms in times.values())
-    untimed(monkeypatch)
-    assert [chooser(table, dtype).best(chain) for chain in chains] == found
+    assert all(ms > 0 for times in cache.times.values() for ms in times.values())
+    known = Known(tmp_path / "times.json", "owner")
+    assert [tuner(known, dtype).best(chain) for chain in chains] == found
 
 
-def test_times_are_kept_in_the_file_for_their_batch_and_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ChainTuner, "_race", made_up(lambda name: varied("", name)))
-    table = TimingCache(tmp_path / "times.json", "owner")
-    form = chooser(table).best(CHAIN)
-    table.save()
-    monkeypatch.setattr(ChainTuner, "_race", refuse)
-    assert chooser(TimingCache(tmp_path / "times.json", "owner")).best(CHAIN) == form
-    for other in (chooser(table, batch=BATCH + 1), chooser(table, torch.bfloat16), chooser(TimingCache())):
+def test_times_are_kept_in_the_file_for_their_batch_and_dtype(tmp_path: Path) -> None:
+    form = tuner(MadeUp(varied, tmp_path / "times.json", "owner")).best(CHAIN)
+    known = Known(tmp_path / "times.json", "owner")
+    assert tuner(known).best(CHAIN) == form
+    for other in (tuner(known, batch=BATCH + 1), tuner(known, torch.bfloat16), tuner(Known())):
         with pytest.raises(AssertionError):
             other.best(CHAIN)
 
 
+def test_keys_are_those_of_the_files_on_disk() -> None:
+    """Users keep these files: another key would have every shape timed anew."""
+    cache = Given(lambda key, name: 1.0)
+    for form in (FACTORED, DENSE):
+        tuner(cache).cost(CHAIN, form)
+    assert cache.asked == [
+        "forward c3s1g4i8o12@6x5 b3 float32",
+        "input c3s1g4i8o12@6x5 b3 float32",
+        "weight c3s1g4i8o12@6x5 b3 float32",
+        "p4of12@6x5 b3 float32",
+        "forward c1s1g3i12o12@6x5 b3 float32",
+        "input c1s1g3i12o12@6x5 b3 float32",
+        "weight c1s1g3i12o12@6x5 b3 float32",
+        "p3of12@6x5 b3 float32",
+        "forward c3s1g1i8o12@6x5 b3 float32",
+        "input c3s1g1i8o12@6x5 b3 float32",
+        "weight c3s1g1i8o12@6x5 b3 float32",
+        "compose c3g4i8o12-p4of12-c1g3i12o12-p3of12 /1 float32",
+    ]
+
+
 def test_only_multiplying_out_is_alike_for_all_batches() -> None:
     def keys(dtype: torch.dtype, batch: int) -> set[str]:
-        table = Given(lambda key, name: 1.0)
-        chooser(table, dtype, batch).best(CHAIN)
-        return set(table.asked)
+        cache = Given(lambda key, name: 1.0)
+        tuner(cache, dtype, batch).best(CHAIN)
+        return set(cache.asked)
 
     usual = keys(torch.float32, 3)
     shared = usual & keys(torch.float32, 4)
@@ -359,25 +397,23 @@ def test_only_multiplying_out_is_alike_for_all_batches() -> None:
     assert not usual & keys(torch.bfloat16, 3)
 
 
-@pytest.mark.parametrize("direction", ["forward", "input_gradient", "weight_gradient"])
+@pytest.mark.parametrize("direction", ["forward", "input", "weight"])
 @pytest.mark.parametrize("wrong", [lambda y: 1.01 * y, lambda y: y * float("nan"), lambda y: y.roll(1, 0)])
-def test_an_algorithm_that_computes_something_else_is_out_of_the_question(
-    direction: str, wrong: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+def test_an_algorithm_with_a_wrong_result_is_never_chosen(
+    direction: Direction, wrong: Callable[[Tensor], Tensor]
 ) -> None:
-    """However fast it is."""
-    monkeypatch.setattr(ChainTuner, "_race", made_up(lambda name: 1.0 if name == "conv" else 0.1))
-    right = getattr(choice, direction)
+    """Even if it is the fastest."""
 
-    def spoilt(*given: Any) -> Tensor:
-        y = right(*given)
-        return y if given[-1] == "conv" else wrong(y)
+    def spoilt(of: Direction, algorithm: Algorithm, *tensors: Any) -> Tensor:
+        y = product(of, algorithm, *tensors)
+        return wrong(y) if of == direction and algorithm != "conv" else y
 
     pointwise = Chain((Conv("pointwise", 8, 12),), 4, 4)
-    others = {"forward", "input", "weight"} - {direction.partition("_")[0]}
-    for spoil, algorithm in ((right, "matmul"), (spoilt, "conv")):
-        monkeypatch.setattr(choice, direction, spoil)
-        (use,) = chooser(TimingCache()).best(pointwise).algorithms
-        assert getattr(use, direction.partition("_")[0]) == algorithm
+    others = {"forward", "input", "weight"} - {direction}
+    for compute, expected in ((product, "matmul"), (spoilt, "conv")):
+        cache = MadeUp(lambda key, name: 1.0 if name == "conv" else 0.1)
+        (use,) = tuner(cache, compute=compute).best(pointwise).algorithms
+        assert getattr(use, direction) == expected
         assert all(getattr(use, other) == "matmul" for other in others)
 
 
@@ -526,7 +562,7 @@ def test_the_gain_of_a_chain_is_told_by_the_times_of_its_parts(config: ArchConfi
     table = Given(varied)
     for chain in chains_of(plan(config)).values():
         for first in (False, True):
-            ours = chooser(table)
+            ours = tuner(table)
             best = ours.best(chain, first)
             written, chosen = ours.gain(chain, best, first)
             assert chosen == pytest.approx(ours.cost(chain, best.pieces, first)[0])
@@ -624,21 +660,29 @@ def test_training_on_is_the_factored_networks(
             assert (one.double() - another.double()).norm() <= 1e-4 * another.double().norm() + 1e-5
 
 
-def test_times_hold_however_the_noise_was_laid_out() -> None:
-    """Images of any shape are cut from one store of noise: channels-last, normal, no two shapes of another size."""
-    ours = chooser(TimingCache(), torch.bfloat16)
+def test_products_are_timed_on_channels_last_noise_of_the_convolutions_shape() -> None:
+    """Images of all shapes are views of one noise."""
+    images: list[Tensor] = []
+
+    def noted(of: Direction, algorithm: Algorithm, x: Tensor, weight: Tensor, grad: Tensor, conv: Conv) -> Tensor:
+        images.append(x)
+        return product(of, algorithm, x, weight, grad, conv)
+
+    ours = tuner(TimingCache(), torch.bfloat16, compute=noted)
     for channels, height, width in ((4, 3, 5), (16, 7, 2), (4, 3, 5)):
-        x = ours._image(channels, height, width)
-        assert x.shape == (BATCH, channels, height, width)
-        assert x.dtype == torch.bfloat16
-        assert x.is_contiguous(memory_format=torch.channels_last)
-        assert 0.7 < float(x.float().std()) < 1.3
+        images.clear()
+        ours.best(Chain((Conv("pointwise", channels, 8),), height, width))
+        for x in images:
+            assert x.shape == (BATCH, channels, height, width)
+            assert x.dtype == torch.bfloat16
+            assert x.is_contiguous(memory_format=torch.channels_last)
+            assert 0.7 < float(x.float().std()) < 1.3
 
 
 def test_every_chain_runs_in_the_form_that_its_times_say(monkeypatch: pytest.MonkeyPatch) -> None:
     raced(monkeypatch, 0.5)
     ran: list[tuple[Conv, Algorithms]] = []
-    usual = training.convolved
+    usual = training.convolve
 
     def noted(x: Tensor, weight: Tensor, conv: Conv, use: Algorithms) -> Tensor:
         ran.append((conv, use))
@@ -648,13 +692,13 @@ def test_every_chain_runs_in_the_form_that_its_times_say(monkeypatch: pytest.Mon
     network = network_of(config)
     found = fastest_of(config, Given(varied))(network, "id")
     assert found is not None
-    monkeypatch.setattr(training, "convolved", noted)
+    monkeypatch.setattr(training, "convolve", noted)
     step(network, found, 0)
     wanted = []
     for position, chain in enumerate(chains_of(network.plan).values()):
-        form = chooser(Given(varied)).best(chain, first=position == 0)
-        stretches = layout(chain, form.pieces)
-        wanted += [(stretch.as_conv, use) for stretch, use in zip(stretches, form.algorithms, strict=True)]
+        form = tuner(Given(varied)).best(chain, first=position == 0)
+        segments = layout(chain, form.pieces)
+        wanted += [(segment.as_conv, use) for segment, use in zip(segments, form.algorithms, strict=True)]
     assert ran == wanted
 
 
@@ -706,7 +750,7 @@ def test_what_is_pinned_is_not_timed_again(config: ArchConfig, tmp_path: Path, m
 
 def _moved(run: Callable[[Tensor], Tensor], network: Network) -> LoweredNetwork:
     assert isinstance(run, LoweredNetwork)
-    return LoweredNetwork(network, network.plan, run._forms, run.dtype, run.native)
+    return LoweredNetwork(network, network.plan, run.forms, run.dtype, run.native)
 
 
 def test_a_second_network_of_known_shapes_is_only_raced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

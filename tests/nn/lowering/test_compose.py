@@ -1,4 +1,4 @@
-"""Multiplying out: one convolution is its factors in order, and its gradients are theirs."""
+"""Multiplying out: the product computes what its factors do in order, and its gradients are those of the factors."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from igc_nas.arch.config import ConvStage, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.arch.plan import Conv, Interleave, igcv2_layers, stage_layers
 from igc_nas.nn.lowering.chain import Chain, Form, Piece, Segment, factored, forms_of, layout
-from igc_nas.nn.lowering.compose import composed, rows_interleaved, rows_restored
+from igc_nas.nn.lowering.compose import compose, rows_interleaved, rows_restored
 from igc_nas.nn.lowering.parts import chains_in, training_parts
 from tests.support.builders import divisors
 
@@ -24,7 +24,7 @@ KERNELS_AND_STRIDES = ((3, 1), (3, 2), (5, 1), (1, 1), (1, 2))
 
 
 def stages() -> Iterator[tuple[int, StageConfig]]:
-    """(input width, stage): every unit in every way that matters, widening and narrowing ones too."""
+    """(input width, stage) for every unit, of equal, growing and shrinking widths."""
     for kernel, stride in KERNELS_AND_STRIDES:
         common: dict[str, Any] = {"blocks": 1, "kernel": kernel, "stride": stride}
         for L, M in ((1, 6), (2, 3), (3, 2), (4, 4), (4, 6), (6, 1), (12, 2)):
@@ -40,7 +40,7 @@ def stages() -> Iterator[tuple[int, StageConfig]]:
 
 
 def chains() -> list[Chain]:
-    """Each chain of these stages once, as training finds it, on a few pixels; and such as no unit has."""
+    """Each distinct training chain of these stages, on a few pixels, and chains that no unit has."""
     found = {
         chain.key: chain
         for (in_width, stage), size in zip(stages(), itertools.cycle([(4, 4), (5, 3), (1, 6), (1, 1)]), strict=False)
@@ -64,7 +64,7 @@ CHAINS = chains()
 
 @st.composite
 def cuts(draw: st.DrawFn, chain: Chain) -> Form:
-    """Any form: dense pieces of several convolutions, others alone in their groups or in fewer, wider ones."""
+    """Any form: dense pieces of several convolutions; single ones in their own groups or in fewer, wider ones."""
     form: list[Piece] = []
     convs = list(chain.convs)
     while convs:
@@ -95,7 +95,7 @@ def convolution(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
 
 
 def step_by_step(chain: Chain, x: Tensor, weights: list[Tensor]) -> Tensor:
-    """The chain as the papers write it."""
+    """The chain, layer by layer."""
     factors = iter(weights)
     for step in chain.steps:
         x = convolution(x, next(factors), step) if isinstance(step, Conv) else shuffled(x, step)
@@ -104,9 +104,9 @@ def step_by_step(chain: Chain, x: Tensor, weights: list[Tensor]) -> Tensor:
 
 def by_form(chain: Chain, form: Form, x: Tensor, weights: list[Tensor]) -> Tensor:
     factors = iter(weights)
-    for stretch in layout(chain, form):
-        x = convolution(x, composed(stretch, [next(factors) for _ in stretch.convs]), stretch.as_conv)
-        for step in stretch.after:
+    for segment in layout(chain, form):
+        x = convolution(x, compose(segment, [next(factors) for _ in segment.convs]), segment.as_conv)
+        for step in segment.after:
             x = shuffled(x, step)
     assert next(factors, None) is None
     return x
@@ -117,7 +117,7 @@ def shuffled(x: Tensor, step: Interleave) -> Tensor:
 
 
 def error(found: list[Tensor], true: list[Tensor]) -> float:
-    """Of all tensors together, relative to the norm: a single one may truly be zero."""
+    """The relative error of the norm of all tensors together, because the norm of one may be 0."""
     one, other = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (found, true))
     return ((one - other).norm() / other.norm()).item()
 
@@ -149,7 +149,7 @@ def test_every_cut_computes_its_chain(data: st.DataObject) -> None:
 def test_a_depthwise_and_a_pointwise_are_one_grouped_convolution(
     width: int, depth: int, stride: int, in_width: int
 ) -> None:
-    """IGCV2 has no interleave between its first two factors: their product has the second one's groups."""
+    """IGCV2 has no interleave between its first two factors, so their product has the groups of the second."""
     stage = Igcv2Stage(width=width, depth=depth, blocks=1)
     chain = Chain(igcv2_layers(stage, in_width, stride), 5, 6)
     first, second, *rest = chain.convs
@@ -157,17 +157,17 @@ def test_a_depthwise_and_a_pointwise_are_one_grouped_convolution(
     assert_computes_the_chain(chain, (Piece(2, groups), *(Piece(1, conv.groups) for conv in rest)))
 
 
-def test_a_pointwise_may_come_before_the_spatial_one() -> None:
-    """As IGCV3 has it at inference."""
+def test_a_pointwise_convolution_before_a_spatial_one() -> None:
+    """As in IGCV3 at inference."""
     chain = Chain((Conv("expand", 4, 12, groups=2), Interleave(12, 2), Conv("depthwise", 12, 12, 5, 2, 12)), 9, 7)
     assert_computes_the_chain(chain, (Piece(2, 1),))
 
 
-def test_a_convolution_alone_keeps_its_weight() -> None:
+def test_a_single_convolution_keeps_its_weight() -> None:
     for chain in CHAINS:
-        for stretch, weight in zip(layout(chain, factored(chain)), weights_of(chain), strict=True):
-            if stretch.steps == stretch.convs:
-                assert torch.equal(composed(stretch, [weight]), weight)
+        for segment, weight in zip(layout(chain, factored(chain)), weights_of(chain), strict=True):
+            if segment.steps == segment.convs:
+                assert torch.equal(compose(segment, [weight]), weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -176,20 +176,20 @@ def test_a_product_of_channels_last_weights_is_one_in_their_dtype(dtype: torch.d
         weights = [weight.to(dtype, memory_format=torch.channels_last) for weight in weights_of(chain)]
         for form in forms_of(chain):
             factors = iter(weights)
-            for stretch in layout(chain, form):
-                found, conv = composed(stretch, [next(factors) for _ in stretch.convs]), stretch.as_conv
+            for segment in layout(chain, form):
+                found, conv = compose(segment, [next(factors) for _ in segment.convs]), segment.as_conv
                 assert found.shape == (conv.out_channels, conv.in_channels // conv.groups, conv.kernel, conv.kernel)
                 assert found.is_contiguous(memory_format=torch.channels_last)
                 assert found.dtype == dtype
 
 
 @given(st.data())
-def test_a_wider_group_holds_the_blocks_on_its_diagonal(data: st.DataObject) -> None:
+def test_a_wider_group_is_block_diagonal(data: st.DataObject) -> None:
     g, out, per_group = (data.draw(st.integers(1, n)) for n in (6, 3, 3))
     wide = data.draw(divisors(g))
     conv = Conv("conv", g * per_group, g * out, groups=g)
     weight = torch.randn(g * out, per_group, 1, 1)
-    merged = composed(Segment((conv,), (), wide, 1, 1), [weight])[:, :, 0, 0].chunk(wide)
+    merged = compose(Segment((conv,), (), wide, 1, 1), [weight])[:, :, 0, 0].chunk(wide)
     blocks = weight[:, :, 0, 0].chunk(g)
     assert torch.equal(torch.block_diag(*merged), torch.block_diag(*blocks))
 
@@ -197,9 +197,9 @@ def test_a_wider_group_holds_the_blocks_on_its_diagonal(data: st.DataObject) -> 
 def test_gradients_are_the_derivatives() -> None:
     chain = Chain(igcv2_layers(Igcv2Stage(width=6, depth=3, blocks=1), 4, 1), 3, 3)
     for groups, count in ((1, 3), (1, 1), (2, 1)):
-        (stretch, *_) = layout(chain, (Piece(count, groups), *(Piece(1, c.groups) for c in chain.convs[count:])))
+        (segment, *_) = layout(chain, (Piece(count, groups), *(Piece(1, c.groups) for c in chain.convs[count:])))
         weights = weights_of(chain)[:count]
-        assert torch.autograd.gradcheck(lambda *factors, stretch=stretch: composed(stretch, factors), weights)
+        assert torch.autograd.gradcheck(lambda *factors, segment=segment: compose(segment, factors), weights)
 
 
 @given(st.data())

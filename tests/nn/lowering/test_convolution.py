@@ -1,4 +1,4 @@
-"""Each algorithm is the convolution: its output and both gradients, wherever it is offered or could be."""
+"""Each algorithm computes the convolution, its output and both gradients, also where it is valid but not offered."""
 
 import itertools
 
@@ -8,18 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from igc_nas.arch.plan import Conv
-from igc_nas.nn.lowering import convolution
 from igc_nas.nn.lowering.convolution import (
+    MOST_WINDOW_ELEMENTS,
     Algorithm,
     Algorithms,
     Direction,
-    convolved,
-    forward,
-    input_gradient,
+    convolve,
     options,
-    weight_gradient,
+    product,
 )
 from tests.support.builders import divisors
 
@@ -53,7 +52,7 @@ sides = st.integers(1, 7)
 
 
 def tensors(conv: Conv, height: int, width: int, dtype: torch.dtype = torch.double) -> tuple[Tensor, Tensor, Tensor]:
-    """(x, weight, gradient of the output), channels-last as training has them."""
+    """(x, weight, gradient of the output), channels-last as in training."""
     generator = torch.Generator().manual_seed(0)
     out = -(-height // conv.stride), -(-width // conv.stride)
     shapes = (
@@ -69,25 +68,15 @@ def tensors(conv: Conv, height: int, width: int, dtype: torch.dtype = torch.doub
 
 
 def plain(x: Tensor, weight: Tensor, grad: Tensor, conv: Conv) -> dict[Direction, Tensor]:
-    """The three products as autograd finds them."""
+    """The three products by autograd."""
     x, weight = x.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()
     y = F.conv2d(x, weight, None, conv.stride, conv.kernel // 2, 1, conv.groups)
     for_x, for_weight = torch.autograd.grad(y, [x, weight], grad)
     return {"forward": y.detach(), "input": for_x, "weight": for_weight}
 
 
-def product(direction: Direction, algorithm: Algorithm, x: Tensor, weight: Tensor, grad: Tensor, conv: Conv) -> Tensor:
-    match direction:
-        case "forward":
-            return forward(x, weight, conv, algorithm)
-        case "input":
-            return input_gradient(grad, x, weight, conv, algorithm)
-        case "weight":
-            return weight_gradient(grad, x, weight, conv, algorithm)
-
-
 def valid(conv: Conv) -> dict[Direction, list[Algorithm]]:
-    """Where each algorithm is the convolution, whether or not it could be fast; `float32` aside."""
+    """The algorithms that compute the convolution, fast or not, except `float32`."""
     forward: list[Algorithm] = ["conv"]
     for_input: list[Algorithm] = ["conv"]
     weight: list[Algorithm] = ["conv"]
@@ -104,13 +93,13 @@ def valid(conv: Conv) -> dict[Direction, list[Algorithm]]:
 
 
 def error(found: Tensor, true: Tensor, size: Tensor) -> float:
-    """Relative to what the product is without cancellation."""
+    """The error relative to the product without cancellation."""
     assert found.shape == true.shape
     return ((found.double() - true.double()).norm() / size.double().norm()).item()
 
 
 @given(convs(), sides, sides)
-def test_each_algorithm_is_the_convolution(conv: Conv, height: int, width: int) -> None:
+def test_each_algorithm_computes_the_convolution(conv: Conv, height: int, width: int) -> None:
     x, weight, grad = tensors(conv, height, width)
     true = plain(x, weight, grad, conv)
     for direction, algorithms in valid(conv).items():
@@ -120,14 +109,16 @@ def test_each_algorithm_is_the_convolution(conv: Conv, height: int, width: int) 
 
 
 @given(convs(), sides, sides, st.booleans())
-def test_all_that_is_offered_differentiates_as_the_convolution(conv: Conv, height: int, width: int, last: bool) -> None:
+def test_offered_algorithms_have_the_gradients_of_the_convolution(
+    conv: Conv, height: int, width: int, last: bool
+) -> None:
     x, weight, grad = tensors(conv, height, width)
     true = plain(x, weight, grad, conv)
     grad = grad if last else grad.contiguous()
     offered = options(conv, torch.double, 3 * height * width)
     for use in itertools.starmap(Algorithms, itertools.product(*offered.values())):
         sources = x.requires_grad_(), weight.requires_grad_()
-        y = convolved(*sources, conv, use)
+        y = convolve(*sources, conv, use)
         for_x, for_weight = torch.autograd.grad(y, sources, grad)
         for found, name in ((y, "forward"), (for_x, "input"), (for_weight, "weight")):
             assert error(found, true[name], true[name]) < 1e-10, (use, name)
@@ -135,7 +126,7 @@ def test_all_that_is_offered_differentiates_as_the_convolution(conv: Conv, heigh
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("conv", LISTED, ids=lambda conv: conv.name)
-def test_each_offer_rounds_no_more_than_its_dtype(conv: Conv, dtype: torch.dtype) -> None:
+def test_offered_algorithms_round_no_more_than_their_dtype(conv: Conv, dtype: torch.dtype) -> None:
     x, weight, grad = tensors(conv, 6, 5, dtype)
     true = plain(x.double(), weight.double(), grad.double(), conv)
     size = plain(x.double().abs(), weight.double().abs(), grad.double().abs(), conv)
@@ -147,38 +138,33 @@ def test_each_offer_rounds_no_more_than_its_dtype(conv: Conv, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("conv", LISTED, ids=lambda conv: conv.name)
-def test_gradients_have_the_dtypes_of_what_they_are_of(conv: Conv) -> None:
+def test_gradients_have_the_dtypes_of_their_inputs(conv: Conv) -> None:
     x, weight, grad = tensors(conv, 4, 4, torch.bfloat16)
     for use in itertools.starmap(Algorithms, itertools.product(*options(conv, torch.bfloat16, 48).values())):
         sources = x.requires_grad_(), weight.requires_grad_()
-        y = convolved(*sources, conv, use)
+        y = convolve(*sources, conv, use)
         assert y.is_contiguous(memory_format=torch.channels_last)
         assert {t.dtype for t in (y, *torch.autograd.grad(y, sources, grad))} == {torch.bfloat16}
 
 
-def test_only_the_gradients_that_are_needed_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network's first convolution reads images: nobody asks for their gradient."""
-    found: list[str] = []
-    for name in ("input_gradient", "weight_gradient"):
-        monkeypatch.setattr(convolution, name, spied(getattr(convolution, name), name, found))
+def test_only_the_gradients_that_are_needed_are_computed() -> None:
+    """The network's first convolution reads images, whose gradient is not needed."""
     conv, use = Conv("conv", 3, 4, 3), Algorithms("conv", "flip", "matmul")
     x, weight, grad = tensors(conv, 4, 4)
-    convolved(x, weight.requires_grad_(), conv, use).backward(grad)
-    assert found == ["weight_gradient"]
-    convolved(x.requires_grad_(), weight.detach(), conv, use).backward(grad)
-    assert found == ["weight_gradient", "input_gradient"]
+    assert products_of(convolve(x, weight.requires_grad_(), conv, use), grad) == {"mm"}, "the weight's, by matmul"
+    y = convolve(x.requires_grad_(), weight.detach(), conv, use)
+    assert products_of(y, grad) == {"convolution"}, "the input's, by flip"
 
 
-def spied(function, name: str, calls: list[str]):
-    def noted(*args):
-        calls.append(name)
-        return function(*args)
-
-    return noted
+def products_of(y: Tensor, grad: Tensor) -> set[str]:
+    """The operators of `y.backward(grad)` that multiply."""
+    with FlopCounterMode(display=False) as counter:
+        y.backward(grad)
+    return {str(operator).removeprefix("aten.") for operator in counter.get_flop_counts()["Global"]}
 
 
 @given(convs(), st.sampled_from(DTYPES))
-def test_only_what_is_valid_is_offered_and_torchs_own_first(conv: Conv, dtype: torch.dtype) -> None:
+def test_only_valid_algorithms_are_offered_and_pytorchs_first(conv: Conv, dtype: torch.dtype) -> None:
     offered = options(conv, dtype, 100)
     for direction, algorithms in offered.items():
         assert algorithms[0] == "conv"
@@ -188,7 +174,7 @@ def test_only_what_is_valid_is_offered_and_torchs_own_first(conv: Conv, dtype: t
 
 
 @given(convs(), st.sampled_from(DTYPES))
-def test_a_gpu_is_left_to_choose(conv: Conv, dtype: torch.dtype) -> None:
+def test_on_a_gpu_cudnn_chooses(conv: Conv, dtype: torch.dtype) -> None:
     assert set(options(conv, dtype, 100, "cuda").values()) == {("conv",)}
 
 
@@ -204,9 +190,9 @@ def test_each_algorithm_is_offered_somewhere() -> None:
     }
 
 
-def test_windows_that_would_fill_the_memory_are_not_offered() -> None:
+def test_matmul_is_not_offered_for_windows_that_would_fill_the_memory() -> None:
     conv = Conv("conv", 64, 64)
-    most = convolution.MOST_WINDOW_ELEMENTS // 64
+    most = MOST_WINDOW_ELEMENTS // 64
     assert "matmul" in options(conv, torch.float32, most)["forward"]
     assert "matmul" in options(conv, torch.float32, most)["weight"]
     assert (

@@ -1,4 +1,4 @@
-"""A deployed network in any form, by any kernels, is the network in evaluation, and holds and executes what is said."""
+"""A deployed network, in any form and by any kernels, computes the network in eval mode and has the reported costs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from igc_nas.arch.plan import Act, BlockPlan, Conv, Interleave, Layer, Linear, N
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.nn.lowering.chain import Chain, Form, Piece, dense, factored, form_macs, form_params, forms_of
 from igc_nas.nn.lowering.deployment import (
-    Deployed,
+    DeployedNetwork,
     FoldedConv,
     Interleaved,
     Kernel,
@@ -27,7 +27,7 @@ from igc_nas.nn.lowering.deployment import (
     chain_module,
     inference_blocks,
     kernels_for,
-    replaced,
+    set_kernels_,
 )
 from igc_nas.nn.lowering.parts import chains_in
 from igc_nas.nn.network import Network, build, initialise
@@ -81,7 +81,7 @@ SOME = pytest.mark.parametrize("config", [ARCHS[name] for name in FEW], ids=FEW)
 
 
 def network_of(whole: Plan, dtype: torch.dtype = torch.double) -> Network:
-    """In evaluation, norms that are not the identity."""
+    """In eval mode, with norms that are not the identity."""
     network = Network(whole).to(dtype)
     initialise(network, torch.Generator().manual_seed(0))
     return randomize_batchnorm_(network).eval().to(memory_format=torch.channels_last)
@@ -96,7 +96,7 @@ def chains_of(whole: Plan) -> dict[str, Chain]:
 
 
 def every_form(whole: Plan) -> Iterator[dict[str, Form]]:
-    """The forms of all chains side by side until each has had its turn."""
+    """Combinations of the chains' forms, so that each form occurs."""
     forms = {key: forms_of(chain) for key, chain in chains_of(whole).items()}
     for turn in range(max(map(len, forms.values()))):
         yield {key: found[turn % len(found)] for key, found in forms.items()}
@@ -104,7 +104,7 @@ def every_form(whole: Plan) -> Iterator[dict[str, Form]]:
 
 @st.composite
 def cuts(draw: st.DrawFn, chain: Chain) -> Form:
-    """Any form: dense pieces of several convolutions, others alone in their groups or in fewer, wider ones."""
+    """Any form: dense pieces of several convolutions; single ones in their own groups or in fewer, wider ones."""
     form: list[Piece] = []
     convs = list(chain.convs)
     while convs:
@@ -120,7 +120,7 @@ def is_spatial(conv: Conv) -> bool:
 
 
 def features(network: Network, x: Tensor) -> Tensor:
-    """What the classifier reads, before it is pooled."""
+    """The feature map before the pooling."""
     for module in list(network.children())[:-1]:
         x = module(x)
     return x
@@ -134,9 +134,9 @@ def error(found: Tensor, true: Tensor) -> float:
 
 @torch.no_grad()
 def assert_is_the_network(whole: Plan, forms: Forms, dtype: torch.dtype = torch.double) -> None:
-    """Logits and the maps before them, for two batch sizes and both memory formats."""
+    """Logits and feature maps, for two batch sizes and both memory formats."""
     network = network_of(whole, dtype)
-    deployed = Deployed(network, forms)
+    deployed = DeployedNetwork(network, forms)
     for batch in BATCHES:
         x = images_of(whole, batch, dtype)
         assert error(deployed(x), network(x)) < MOST_ERROR[dtype]
@@ -148,33 +148,33 @@ def assert_is_the_network(whole: Plan, forms: Forms, dtype: torch.dtype = torch.
 
 
 @EACH
-def test_every_form_is_the_network(config: ArchConfig) -> None:
+def test_every_form_computes_the_network(config: ArchConfig) -> None:
     for forms in every_form(plan(config)):
         assert_is_the_network(plan(config), forms)
 
 
 @EACH
-def test_every_form_is_the_network_in_float32(config: ArchConfig) -> None:
+def test_every_form_computes_the_network_in_float32(config: ArchConfig) -> None:
     for forms in every_form(plan(config)):
         assert_is_the_network(plan(config), forms, torch.float32)
 
 
 @given(st.data())
 @settings(max_examples=60)
-def test_any_mixture_of_cuts_is_the_network(data: st.DataObject) -> None:
+def test_any_mixture_of_forms_computes_the_network(data: st.DataObject) -> None:
     whole = plan(ARCHS[data.draw(st.sampled_from(list(ARCHS)))])
     assert_is_the_network(whole, {key: data.draw(cuts(chain)) for key, chain in chains_of(whole).items()})
 
 
-def test_a_chain_that_no_form_names_stays_factored() -> None:
+def test_a_chain_without_a_form_stays_factored() -> None:
     assert_is_the_network(plan(ARCHS["igcv3"]), {})
-    deployed = Deployed(network_of(plan(ARCHS["igcv1"])), {})
+    deployed = DeployedNetwork(network_of(plan(ARCHS["igcv1"])), {})
     assert [conv.conv.groups for conv in folded(deployed)] == [1, 4, 3, 4, 3]
 
 
 @st.composite
 def layer_runs(draw: st.DrawFn, name: str = "", ends: bool = True) -> tuple[Layer, ...]:
-    """Runs of layers that no unit has: interleaves and norms in any order behind a convolution."""
+    """Sequences of layers that no unit has: interleaves and norms in any order after a convolution."""
     layers: list[Layer] = []
     between = st.sampled_from([1, 2, 3, 4, 6, 12]).map(lambda groups: Interleave(12, groups))
     count = draw(st.integers(1, 3))
@@ -191,8 +191,8 @@ def layer_runs(draw: st.DrawFn, name: str = "", ends: bool = True) -> tuple[Laye
 
 @given(st.data(), st.tuples(st.integers(1, 6), st.integers(1, 6)))
 @settings(max_examples=80)
-def test_layers_that_no_unit_has_are_deployed_as_well(data: st.DataObject, size: tuple[int, int]) -> None:
-    """A norm behind several interleaves, before others; maps of a bias with norms on either side; sums of such."""
+def test_sequences_of_layers_that_no_unit_has_are_deployed(data: st.DataObject, size: tuple[int, int]) -> None:
+    """A norm between interleaves; bias maps with norms on either side; sums of such."""
     body, shortcut = data.draw(layer_runs("body", ends=False)), data.draw(layer_runs("shortcut", ends=False))
     blocks = (
         BlockPlan("stem", (Conv("conv", 3, 12), Norm("norm", 12), *data.draw(layer_runs()))),
@@ -214,11 +214,11 @@ def folded(module: nn.Module) -> list[FoldedConv]:
 
 
 def test_a_shift_before_a_padded_convolution_is_a_map() -> None:
-    """Multiplied out, expand + BN + depthwise has a bias that is another at the border: nothing is shifted there."""
+    """The bias of expand + BN + depthwise differs at the border, where the padding is not shifted."""
     whole = plan(arch(IGCV3 | {"G1": 2, "G2": 2, "kernel": 5}))
     network = network_of(whole)
     forms = {key: dense(chain) for key, chain in chains_of(whole).items()}
-    (expanded,) = (conv for conv in folded(Deployed(network, forms)) if conv.has_map)
+    (expanded,) = (conv for conv in folded(DeployedNetwork(network, forms)) if conv.has_map)
     assert expanded.conv == Conv("expand*depthwise", 8, 16, 5)
     assert expanded.bias is not None
     assert expanded.bias.shape == (1, 16, 7, 5)
@@ -233,19 +233,19 @@ def test_a_shift_before_a_padded_convolution_is_a_map() -> None:
     inner, corner = expanded.bias[0, :, 3, 2], expanded.bias[0, :, 0, 0]
     assert error(corner, inner) > 0.1
     forms = {key: factored(chain) for key, chain in chains_of(whole).items()}
-    assert not any(conv.has_map for conv in folded(Deployed(network, forms)))
+    assert not any(conv.has_map for conv in folded(DeployedNetwork(network, forms)))
 
 
-def test_a_pixelwise_piece_needs_no_map() -> None:
+def test_a_pointwise_piece_has_no_map() -> None:
     whole = plan(arch(IGCV3 | {"G1": 2, "G2": 4, "kernel": 1}))
     forms = {key: dense(chain) for key, chain in chains_of(whole).items()}
-    biases = [conv.bias for conv in folded(Deployed(network_of(whole), forms))]
+    biases = [conv.bias for conv in folded(DeployedNetwork(network_of(whole), forms))]
     assert all(bias is not None and bias.ndim == 1 for bias in biases)
 
 
-def test_only_what_is_normalised_has_a_bias() -> None:
+def test_only_normalised_convolutions_have_a_bias() -> None:
     whole = plan(arch(IGCV1))
-    stem, primary, secondary = folded(Deployed(network_of(whole), {}))
+    stem, primary, secondary = folded(DeployedNetwork(network_of(whole), {}))
     assert primary.bias is None
     assert stem.bias is not None
     assert secondary.bias is not None
@@ -256,14 +256,14 @@ def test_a_form_keeps_permutations_only_beside_groups() -> None:
     chains = chains_of(whole)
 
     def kept(forms: Forms) -> list[int]:
-        modules = Deployed(network_of(whole), forms).modules()
+        modules = DeployedNetwork(network_of(whole), forms).modules()
         return [module.groups for module in modules if isinstance(module, Interleaved)]
 
     assert kept({key: factored(chain) for key, chain in chains.items()}) == [4, 3, 4, 3]
     assert kept({key: dense(chain) for key, chain in chains.items()}) == []
 
 
-def test_the_statistics_eps_and_weights_of_each_norm_count() -> None:
+def test_the_statistics_eps_and_weights_of_each_norm_are_used() -> None:
     whole = plan(ARCHS["igcv3"])
     forms = {key: dense(chain) for key, chain in chains_of(whole).items()}
     network, x = network_of(whole), images_of(whole, 1)
@@ -278,7 +278,7 @@ def test_the_statistics_eps_and_weights_of_each_norm_count() -> None:
             ):
                 change(norm)
                 with torch.no_grad():
-                    assert error(Deployed(network, forms)(x), network(x)) < 1e-12, name
+                    assert error(DeployedNetwork(network, forms)(x), network(x)) < 1e-12, name
 
 
 # A frozen network of its own.
@@ -293,9 +293,9 @@ def test_deploying_changes_nothing_of_the_network(config: ArchConfig) -> None:
     grads = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
     held = [id(tensor) for tensor in (*network.parameters(), *network.buffers())]
     for forms in every_form(whole):
-        deployed = Deployed(network, forms).to(memory_format=torch.channels_last)
+        deployed = DeployedNetwork(network, forms).to(memory_format=torch.channels_last)
         with torch.no_grad():
-            replaced(deployed, last_kernel, 1)(images_of(whole, 1, torch.float32))
+            set_kernels_(deployed, last_kernel, 1)(images_of(whole, 1, torch.float32))
     assert network.training
     assert [id(tensor) for tensor in (*network.parameters(), *network.buffers())] == held
     assert all(parameter.requires_grad for parameter in network.parameters())
@@ -306,10 +306,10 @@ def test_deploying_changes_nothing_of_the_network(config: ArchConfig) -> None:
 
 
 @SOME
-def test_a_deployed_network_is_frozen(config: ArchConfig) -> None:
+def test_a_deployed_network_has_no_parameters(config: ArchConfig) -> None:
     whole = plan(config)
     for forms in every_form(whole):
-        deployed = Deployed(build(config, seed=2), forms)
+        deployed = DeployedNetwork(build(config, seed=2), forms)
         assert not list(deployed.parameters())
         assert not any(tensor.requires_grad for tensor in deployed.state_dict().values())
         assert not deployed.training
@@ -318,10 +318,10 @@ def test_a_deployed_network_is_frozen(config: ArchConfig) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.double])
-def test_what_is_deployed_stays_when_the_network_learns_on(dtype: torch.dtype) -> None:
+def test_further_training_does_not_change_a_deployed_network(dtype: torch.dtype) -> None:
     whole = plan(ARCHS["igcv1"])
     network, x = network_of(whole, dtype), images_of(whole, 1, dtype)
-    deployed = Deployed(network, {})
+    deployed = DeployedNetwork(network, {})
     before = deployed(x).clone()
     with torch.no_grad():
         for parameter in network.parameters():
@@ -332,7 +332,7 @@ def test_what_is_deployed_stays_when_the_network_learns_on(dtype: torch.dtype) -
 def test_a_state_dict_is_read_back() -> None:
     whole = plan(ARCHS["all units, relu6, a head"])
     forms = {key: dense(chain) for key, chain in chains_of(whole).items()}
-    trained, fresh = Deployed(network_of(whole), forms), Deployed(Network(whole).double(), forms)
+    trained, fresh = DeployedNetwork(network_of(whole), forms), DeployedNetwork(Network(whole).double(), forms)
     fresh.load_state_dict(trained.state_dict())
     assert torch.equal(fresh(images_of(whole, 3)), trained(images_of(whole, 3)))
 
@@ -360,9 +360,9 @@ def drawn_kernels(data: st.DataObject) -> KernelOf:
 def assert_kernels_are_the_network(
     whole: Plan, forms: Forms, batch: int, kernel_of: KernelOf, layout: torch.memory_format = torch.channels_last
 ) -> None:
-    """At the batch that it was made for and at others; the images stay as they are."""
+    """At the batch size that it was packed for and at others; the images are not modified."""
     network = network_of(whole, torch.float32)
-    module = replaced(Deployed(network, forms).to(memory_format=layout), kernel_of, batch)
+    module = set_kernels_(DeployedNetwork(network, forms).to(memory_format=layout), kernel_of, batch)
     for other in (*BATCHES, 2):
         x = images_of(whole, other, torch.float32).contiguous(memory_format=layout)
         kept = x.clone()
@@ -373,7 +373,7 @@ def assert_kernels_are_the_network(
 
 @EACH
 @pytest.mark.parametrize("kernel", MODULES)
-def test_every_kernel_is_the_network_at_any_batch(config: ArchConfig, kernel: Kernel) -> None:
+def test_every_kernel_computes_the_network_at_any_batch(config: ArchConfig, kernel: Kernel) -> None:
     whole = plan(config)
     for forms, batch in zip(every_form(whole), itertools.cycle(BATCHES), strict=False):
         for layout in (torch.channels_last, torch.contiguous_format):
@@ -382,7 +382,7 @@ def test_every_kernel_is_the_network_at_any_batch(config: ArchConfig, kernel: Ke
 
 @given(st.data())
 @settings(max_examples=30)
-def test_any_mixture_of_kernels_is_the_network(data: st.DataObject) -> None:
+def test_any_mixture_of_kernels_computes_the_network(data: st.DataObject) -> None:
     whole = plan(ARCHS[data.draw(st.sampled_from(list(ARCHS)))])
     forms = {key: data.draw(cuts(chain)) for key, chain in chains_of(whole).items()}
     assert_kernels_are_the_network(whole, forms, data.draw(st.sampled_from(BATCHES)), drawn_kernels(data))
@@ -393,18 +393,18 @@ def test_each_convolution_runs_by_the_kernel_that_is_named(config: ArchConfig) -
     whole = plan(config)
     for forms in every_form(whole):
         network = network_of(whole, torch.float32)
-        wanted = [MODULES[last_kernel(conv)] for conv in folded(Deployed(network, forms))]
-        module = replaced(Deployed(network, forms), last_kernel, 1)
+        wanted = [MODULES[last_kernel(conv)] for conv in folded(DeployedNetwork(network, forms))]
+        module = set_kernels_(DeployedNetwork(network, forms), last_kernel, 1)
         ran = [type(m) for m in module.modules() if isinstance(m, PackedConv | ProductConv)]
         assert ran == [kind for kind in wanted if kind is not FoldedConv]
         assert len(folded(module)) == len(wanted)
 
 
-def test_a_matrix_product_is_offered_for_dense_pixels_alone() -> None:
+def test_a_matrix_product_is_offered_for_dense_pointwise_convolutions_only() -> None:
     for config in ARCHS.values():
         for dtype in MOST_ERROR:
             for forms in every_form(plan(config)):
-                for found in folded(Deployed(network_of(plan(config), dtype), forms)):
+                for found in folded(DeployedNetwork(network_of(plan(config), dtype), forms)):
                     conv, offered = found.conv, kernels_for(found)
                     assert offered[0] == "conv"
                     assert ("matmul" in offered) == (conv.kernel == conv.stride == conv.groups == 1)
@@ -422,7 +422,7 @@ def executed(module: nn.Module, x: Tensor) -> int:
 
 
 @EACH
-def test_a_chain_holds_and_executes_what_its_form_says(config: ArchConfig) -> None:
+def test_a_chain_has_the_parameters_and_macs_of_its_form(config: ArchConfig) -> None:
     whole = plan(config)
     network = network_of(whole, torch.float32)
     for block, parts in inference_blocks(whole):
@@ -435,7 +435,7 @@ def test_a_chain_holds_and_executes_what_its_form_says(config: ArchConfig) -> No
 
 
 @torch.no_grad()
-def test_a_chain_alone_is_the_network_up_to_there() -> None:
+def test_a_chain_module_computes_the_network_up_to_there() -> None:
     whole = plan(ARCHS["igcv3"])
     network = network_of(whole)
     stem, *_ = (chain for _, parts in inference_blocks(whole) for chain in chains_in(parts))

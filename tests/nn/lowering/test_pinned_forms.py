@@ -1,4 +1,4 @@
-"""Pinned forms: chosen once, read back equal by whoever comes next; a damaged file is named, a bad form is not run."""
+"""Pinned forms are chosen once and read back equal; a damaged file is named; an impossible form is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ from igc_nas.nn.lowering.convolution import Algorithm, Algorithms, options
 from igc_nas.nn.lowering.parts import chains_in
 from igc_nas.nn.lowering.pinned_forms import FORMS_FILE, PinnedForms
 from igc_nas.nn.lowering.timing_cache import TimingCache
-from igc_nas.nn.lowering.training import ChainForm, LoweredChain, LoweredNetwork, NetworkForm, network_parts, plain_form
+from igc_nas.nn.lowering.training import (
+    ChainForm,
+    LoweredChain,
+    LoweredNetwork,
+    NetworkForm,
+    plain_form,
+    training_blocks,
+)
 from igc_nas.nn.network import build
 from tests.support.builders import divisors, one_line
 
@@ -44,7 +51,7 @@ def refuse() -> Any:
 
 
 def fits(chain: Chain, dtype: torch.dtype = torch.bfloat16) -> Callable[[ChainForm], bool]:
-    """Whether a form is one of the chain's, as training asks."""
+    """The check that training makes of a form from the file."""
     return partial(ChainTuner(TimingCache(), 4, dtype, torch.device("cpu")).allows, chain)
 
 
@@ -54,10 +61,10 @@ def choosing(form: ChainForm) -> Callable[[], ChainForm]:
 
 @st.composite
 def chain_forms(draw: st.DrawFn, chain: Chain = CHAIN) -> ChainForm:
-    """The forms that may be chosen, by the algorithms that exist for them."""
+    """The forms that may be chosen, with available algorithms."""
     alone = tuple(Piece(1, draw(divisors(conv.groups))) for conv in chain.convs)
     pieces = draw(st.sampled_from([*forms_of(chain), alone]))
-    offered = [options(stretch.as_conv, torch.bfloat16, 100).values() for stretch in layout(chain, pieces)]
+    offered = [options(segment.as_conv, torch.bfloat16, 100).values() for segment in layout(chain, pieces)]
     return ChainForm(pieces, tuple(Algorithms(*(draw(st.sampled_from(of)) for of in each)) for each in offered))
 
 
@@ -66,11 +73,11 @@ def chain_forms(draw: st.DrawFn, chain: Chain = CHAIN) -> ChainForm:
 
 def test_a_form_is_chosen_once_and_read_back(tmp_path: Path) -> None:
     first = PinnedForms(tmp_path)
-    assert first.chain("key", choosing(TUNED), fits(CHAIN)) == TUNED
-    assert first.network("id", lambda: "lowered") == "lowered"
+    assert first.chain_form("key", choosing(TUNED), fits(CHAIN)) == TUNED
+    assert first.network_form("id", lambda: "lowered") == "lowered"
     for pins in (first, PinnedForms(tmp_path)):
-        assert pins.chain("key", refuse, fits(CHAIN)) == TUNED
-        assert pins.network("id", refuse) == "lowered"
+        assert pins.chain_form("key", refuse, fits(CHAIN)) == TUNED
+        assert pins.network_form("id", refuse) == "lowered"
     assert FORMS_FILE in {path.name for path in tmp_path.iterdir()} <= {FORMS_FILE, "forms.lock"}
 
 
@@ -85,88 +92,88 @@ def test_any_forms_are_read_back(
     (tmp_path / FORMS_FILE).unlink(missing_ok=True)
     pins = PinnedForms(tmp_path)
     for key, form in chains.items():
-        pins.chain(key, choosing(form), fits(CHAIN))
+        pins.chain_form(key, choosing(form), fits(CHAIN))
     for key, form in networks.items():
-        pins.network(key, lambda form=form: form)
+        pins.network_form(key, lambda form=form: form)
     for again in (pins, PinnedForms(tmp_path)):
-        assert {key: again.chain(key, refuse, fits(CHAIN)) for key in chains} == chains
-        assert {key: again.network(key, refuse) for key in networks} == networks
+        assert {key: again.chain_form(key, refuse, fits(CHAIN)) for key in chains} == chains
+        assert {key: again.network_form(key, refuse) for key in networks} == networks
 
 
-def test_without_a_folder_forms_last_as_long_as_the_pins() -> None:
+def test_without_a_folder_forms_are_kept_in_memory() -> None:
     pins = PinnedForms()
-    pins.chain("key", choosing(TUNED), fits(CHAIN))
-    pins.network("id", lambda: "factored")
-    assert pins.chain("key", refuse, fits(CHAIN)) == TUNED
-    assert pins.network("id", refuse) == "factored"
-    assert PinnedForms().chain("key", choosing(plain_form(CHAIN)), fits(CHAIN)) == plain_form(CHAIN)
+    pins.chain_form("key", choosing(TUNED), fits(CHAIN))
+    pins.network_form("id", lambda: "factored")
+    assert pins.chain_form("key", refuse, fits(CHAIN)) == TUNED
+    assert pins.network_form("id", refuse) == "factored"
+    assert PinnedForms().chain_form("key", choosing(plain_form(CHAIN)), fits(CHAIN)) == plain_form(CHAIN)
 
 
-def test_two_who_choose_in_turn_keep_each_others_forms(tmp_path: Path) -> None:
-    """Two workers of a study: each reads what the other has written meanwhile."""
+def test_two_workers_that_choose_in_turn_keep_each_others_forms(tmp_path: Path) -> None:
+    """Each reads the forms that the other has written meanwhile."""
     one, other = PinnedForms(tmp_path), PinnedForms(tmp_path)
-    one.chain("a", choosing(TUNED), fits(CHAIN))
-    other.chain("b", choosing(plain_form(ALONE)), fits(ALONE))
-    one.network("n", lambda: "lowered")
-    assert other.chain("a", refuse, fits(CHAIN)) == TUNED
-    assert one.chain("b", refuse, fits(ALONE)) == plain_form(ALONE)
-    assert other.network("n", refuse) == "lowered"
+    one.chain_form("a", choosing(TUNED), fits(CHAIN))
+    other.chain_form("b", choosing(plain_form(ALONE)), fits(ALONE))
+    one.network_form("n", lambda: "lowered")
+    assert other.chain_form("a", refuse, fits(CHAIN)) == TUNED
+    assert one.chain_form("b", refuse, fits(ALONE)) == plain_form(ALONE)
+    assert other.network_form("n", refuse) == "lowered"
 
 
 def test_a_choice_that_fails_pins_nothing(tmp_path: Path) -> None:
     for choose in (
-        lambda: PinnedForms(tmp_path).chain("key", refuse, fits(CHAIN)),
-        lambda: PinnedForms(tmp_path).network("id", refuse),
+        lambda: PinnedForms(tmp_path).chain_form("key", refuse, fits(CHAIN)),
+        lambda: PinnedForms(tmp_path).network_form("id", refuse),
     ):
         with pytest.raises(AssertionError):
             choose()
     assert not (tmp_path / FORMS_FILE).exists()
 
 
-def test_of_two_who_choose_at_once_the_first_is_followed(tmp_path: Path) -> None:
-    """A twin begins with the same network: both train in one form."""
+def test_of_two_forms_chosen_at_once_both_workers_use_the_first(tmp_path: Path) -> None:
+    """Two workers begin the same network: both train in one form."""
     one, other = PinnedForms(tmp_path), PinnedForms(tmp_path)
     plain = plain_form(CHAIN)
 
     def meanwhile() -> ChainForm:
-        assert other.chain("key", choosing(plain), fits(CHAIN)) == plain
+        assert other.chain_form("key", choosing(plain), fits(CHAIN)) == plain
         return TUNED
 
-    assert one.chain("key", meanwhile, fits(CHAIN)) == plain
+    assert one.chain_form("key", meanwhile, fits(CHAIN)) == plain
 
     def network_meanwhile() -> NetworkForm:
-        assert other.network("id", lambda: "native") == "native"
+        assert other.network_form("id", lambda: "native") == "native"
         return "lowered"
 
-    assert one.network("id", network_meanwhile) == "native"
+    assert one.network_form("id", network_meanwhile) == "native"
     for pins in (one, other, PinnedForms(tmp_path)):
-        assert pins.chain("key", refuse, fits(CHAIN)) == plain
-        assert pins.network("id", refuse) == "native"
+        assert pins.chain_form("key", refuse, fits(CHAIN)) == plain
+        assert pins.network_form("id", refuse) == "native"
 
 
-def test_what_another_pins_meanwhile_that_is_not_possible_is_refused(tmp_path: Path) -> None:
+def test_an_impossible_form_pinned_by_another_worker_meanwhile_is_refused(tmp_path: Path) -> None:
     one, other = PinnedForms(tmp_path), PinnedForms(tmp_path)
 
     def meanwhile() -> ChainForm:
-        other.chain("key", choosing(plain_form(ALONE)), fits(ALONE))
+        other.chain_form("key", choosing(plain_form(ALONE)), fits(ALONE))
         return TUNED
 
     with pytest.raises(StudyError, match="cannot run here"):
-        one.chain("key", meanwhile, fits(CHAIN))
-    assert PinnedForms(tmp_path).chain("key", refuse, fits(ALONE)) == plain_form(ALONE)
+        one.chain_form("key", meanwhile, fits(CHAIN))
+    assert PinnedForms(tmp_path).chain_form("key", refuse, fits(ALONE)) == plain_form(ALONE)
 
 
-def test_a_folder_that_is_not_there_is_an_error_for_people(tmp_path: Path) -> None:
+def test_a_missing_folder_is_a_study_error(tmp_path: Path) -> None:
     with pytest.raises(IgcNasError, match="cannot write"):
-        PinnedForms(tmp_path / "none").network("id", lambda: "lowered")
+        PinnedForms(tmp_path / "none").network_form("id", lambda: "lowered")
 
 
 @pytest.mark.parametrize("folder", ["text", "text/folder"])
-def test_a_folder_that_cannot_be_is_an_error_for_people(tmp_path: Path, folder: str) -> None:
+def test_an_invalid_folder_is_a_study_error(tmp_path: Path, folder: str) -> None:
     (tmp_path / "text").write_text("hello")
     for choose in (
-        lambda: PinnedForms(tmp_path / folder).network("id", lambda: "lowered"),
-        lambda: PinnedForms(tmp_path / folder).chain("key", choosing(TUNED), fits(CHAIN)),
+        lambda: PinnedForms(tmp_path / folder).network_form("id", lambda: "lowered"),
+        lambda: PinnedForms(tmp_path / folder).chain_form("key", choosing(TUNED), fits(CHAIN)),
     ):
         with pytest.raises(IgcNasError) as raised:
             choose()
@@ -183,12 +190,12 @@ def write(folder: Path, data: Any) -> Path:
 
 
 def assert_refused(folder: Path) -> None:
-    """By name and in one line, and the file is left as it is."""
+    """The error names it in one line, and the file is not modified."""
     path = folder / FORMS_FILE
     before = path.read_bytes()
     for read in (
-        lambda: PinnedForms(folder).chain("key", refuse, fits(CHAIN)),
-        lambda: PinnedForms(folder).network("id", refuse),
+        lambda: PinnedForms(folder).chain_form("key", refuse, fits(CHAIN)),
+        lambda: PinnedForms(folder).network_form("id", refuse),
     ):
         with pytest.raises(StudyError) as raised:
             read()
@@ -197,10 +204,10 @@ def assert_refused(folder: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     pins = PinnedForms(tmp_path)
-    pins.chain("kéy", choosing(TUNED), fits(CHAIN))
-    pins.network("id", lambda: "lowered")
+    pins.chain_form("kéy", choosing(TUNED), fits(CHAIN))
+    pins.network_form("id", lambda: "lowered")
     whole = (tmp_path / FORMS_FILE).read_bytes()
     for length in range(0, len(whole) - 1, 3):
         write(tmp_path, whole[:length])
@@ -242,14 +249,14 @@ PIECE: dict[str, Any] = {"convs": 2, "groups": 1}
         b'{} {"networks": {}}',
     ],
 )
-def test_a_file_that_is_none_of_ours_is_refused(tmp_path: Path, data: Any) -> None:
+def test_a_file_of_other_content_is_refused(tmp_path: Path, data: Any) -> None:
     write(tmp_path, data)
     assert_refused(tmp_path)
 
 
 @given(st.binary(max_size=60) | st.text().map(str.encode))
 @SHARED
-def test_bytes_that_are_no_forms_are_refused(tmp_path: Path, data: bytes) -> None:
+def test_other_bytes_are_refused(tmp_path: Path, data: bytes) -> None:
     write(tmp_path, data)
     assert_refused(tmp_path)
 
@@ -259,8 +266,8 @@ def test_bytes_that_are_no_forms_are_refused(tmp_path: Path, data: bytes) -> Non
 def test_a_file_with_a_changed_byte_is_refused_or_read(tmp_path: Path, data: st.DataObject) -> None:
     (tmp_path / FORMS_FILE).unlink(missing_ok=True)
     pins = PinnedForms(tmp_path)
-    pins.chain("key", choosing(TUNED), fits(CHAIN))
-    pins.network("id", lambda: "lowered")
+    pins.chain_form("key", choosing(TUNED), fits(CHAIN))
+    pins.network_form("id", lambda: "lowered")
     changed = bytearray((tmp_path / FORMS_FILE).read_bytes())
     changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
     write(tmp_path, bytes(changed))
@@ -268,9 +275,11 @@ def test_a_file_with_a_changed_byte_is_refused_or_read(tmp_path: Path, data: st.
 
 
 def assert_read_or_refused(folder: Path) -> None:
-    """Forms come out of the file, or one line that names it."""
-    form = unless_refused(folder, lambda: PinnedForms(folder).chain("key", choosing(plain_form(CHAIN)), fits(CHAIN)))
-    network = unless_refused(folder, lambda: PinnedForms(folder).network("id", lambda: "factored"))
+    """Reading returns forms, or raises an error of one line that names the file."""
+    form = unless_refused(
+        folder, lambda: PinnedForms(folder).chain_form("key", choosing(plain_form(CHAIN)), fits(CHAIN))
+    )
+    network = unless_refused(folder, lambda: PinnedForms(folder).network_form("id", lambda: "factored"))
     assert (form is None) == (network is None)
     if form is not None:
         assert sum(piece.convs for piece in form.pieces) == len(CHAIN.convs)
@@ -306,7 +315,7 @@ JSON = st.recursive(
 
 @given(JSON, JSON)
 @SHARED
-def test_nothing_but_forms_comes_out_of_a_file(tmp_path: Path, chains: Any, networks: Any) -> None:
+def test_reading_any_json_returns_forms_or_raises(tmp_path: Path, chains: Any, networks: Any) -> None:
     for data in (chains, {"chains": chains, "networks": networks}, {"chains": {"key": [chains]}}):
         write(tmp_path, data)
         assert_read_or_refused(tmp_path)
@@ -315,13 +324,13 @@ def test_nothing_but_forms_comes_out_of_a_file(tmp_path: Path, chains: Any, netw
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / FORMS_FILE).mkdir()
     with pytest.raises(IgcNasError):
-        PinnedForms(tmp_path).network("id", refuse)
+        PinnedForms(tmp_path).network_form("id", refuse)
 
 
-def test_an_empty_file_of_ours_pins_nothing(tmp_path: Path) -> None:
+def test_a_file_of_no_entries_pins_nothing(tmp_path: Path) -> None:
     write(tmp_path, {})
-    assert PinnedForms(tmp_path).chain("key", choosing(TUNED), fits(CHAIN)) == TUNED
-    assert PinnedForms(tmp_path).chain("key", refuse, fits(CHAIN)) == TUNED
+    assert PinnedForms(tmp_path).chain_form("key", choosing(TUNED), fits(CHAIN)) == TUNED
+    assert PinnedForms(tmp_path).chain_form("key", refuse, fits(CHAIN)) == TUNED
 
 
 # A form that does not fit.
@@ -333,8 +342,8 @@ def test_a_form_of_another_length_is_refused(tmp_path: Path, counts: list[int]) 
     write(tmp_path, {"chains": {"key": pieces}, "networks": {"id": "lowered"}})
     text = (tmp_path / FORMS_FILE).read_bytes()
     with pytest.raises(StudyError, match="cannot run here"):
-        PinnedForms(tmp_path).chain("key", choosing(TUNED), fits(CHAIN))
-    assert PinnedForms(tmp_path).network("id", refuse) == "lowered"
+        PinnedForms(tmp_path).chain_form("key", choosing(TUNED), fits(CHAIN))
+    assert PinnedForms(tmp_path).network_form("id", refuse) == "lowered"
     assert (tmp_path / FORMS_FILE).read_bytes() == text
 
 
@@ -347,7 +356,7 @@ ARCH = ArchConfig.parse(
     }
 )
 WHOLE = plan(ARCH)
-CHAINS = {chain.key: chain for _, parts in network_parts(WHOLE) for chain in chains_in(parts)}
+CHAINS = {chain.key: chain for _, parts in training_blocks(WHOLE) for chain in chains_in(parts)}
 LAST = list(CHAINS.values())[-1]
 """5x5 in 4 groups, interleave, 1x1 in 3 groups, interleave; its input needs a gradient."""
 
@@ -375,7 +384,7 @@ def step(pieces: list[dict[str, Any]] | None, folder: Path) -> list[torch.Tensor
     run: Callable[[torch.Tensor], torch.Tensor] = network
     if pieces is not None:
         write(folder, {"chains": {"key": pieces}})
-        form = PinnedForms(folder).chain("key", lambda: plain_form(LAST), fits(LAST, torch.float32))
+        form = PinnedForms(folder).chain_form("key", lambda: plain_form(LAST), fits(LAST, torch.float32))
         run = LoweredNetwork(network, WHOLE, {LAST.key: form}, torch.float32)
     logits = run(x)
     F.cross_entropy(logits, torch.arange(4)).backward()
@@ -389,15 +398,15 @@ def is_the_factored(folder: Path, pieces: list[dict[str, Any]]) -> bool:
 
 @pytest.mark.parametrize("pieces", IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
 def test_an_impossible_form_is_refused(tmp_path: Path, pieces: list[dict[str, Any]]) -> None:
-    """It neither ends in a traceback nor computes another function."""
+    """It raises a `StudyError`, and never computes another function."""
     with pytest.raises(StudyError, match="cannot run here"):
         is_the_factored(tmp_path, pieces)
 
 
-def test_what_is_possible_is_asked_of_what_is_read(tmp_path: Path) -> None:
-    """In memory as well as from the file; what is pinned stays."""
+def test_a_form_from_the_file_or_memory_is_checked(tmp_path: Path) -> None:
+    """A refused form stays pinned."""
     pins, asked = PinnedForms(tmp_path), []
-    pins.chain("key", choosing(TUNED), refuse)
+    pins.chain_form("key", choosing(TUNED), refuse)
 
     def never(form: ChainForm) -> bool:
         asked.append(form)
@@ -405,16 +414,19 @@ def test_what_is_possible_is_asked_of_what_is_read(tmp_path: Path) -> None:
 
     for again in (pins, PinnedForms(tmp_path)):
         with pytest.raises(StudyError, match="C compiler"):
-            again.chain("key", refuse, never)
+            again.chain_form("key", refuse, never)
     assert asked == [TUNED, TUNED]
-    assert PinnedForms(tmp_path).chain("key", refuse, lambda _: True) == TUNED
+    assert PinnedForms(tmp_path).chain_form("key", refuse, lambda _: True) == TUNED
 
 
 def test_possible_forms_are_run_as_pinned(tmp_path: Path) -> None:
     assert is_the_factored(tmp_path, pinned((2, 1), forward="matmul", input="flip", weight="matmul"))
-    assert PinnedForms(tmp_path).chain("key", refuse, fits(LAST, torch.float32)) == TUNED
+    assert PinnedForms(tmp_path).chain_form("key", refuse, fits(LAST, torch.float32)) == TUNED
     assert is_the_factored(tmp_path, pinned((1, 2), input="flip") + pinned((1, 1)))
-    assert PinnedForms(tmp_path).chain("key", refuse, fits(LAST, torch.float32)).pieces == (Piece(1, 2), Piece(1, 1))
+    assert PinnedForms(tmp_path).chain_form("key", refuse, fits(LAST, torch.float32)).pieces == (
+        Piece(1, 2),
+        Piece(1, 1),
+    )
     assert factored(LAST) != dense(LAST)
     assert is_the_factored(tmp_path, pinned(*((piece.convs, piece.groups) for piece in factored(LAST))))
 
@@ -423,7 +435,7 @@ def test_possible_forms_are_run_as_pinned(tmp_path: Path) -> None:
 
 
 def splits(convs: int) -> Iterator[tuple[int, ...]]:
-    """All ways to cut so many convolutions into pieces."""
+    """All ways to cut `convs` convolutions into pieces."""
     if not convs:
         yield ()
     for first in range(1, convs + 1):
@@ -431,7 +443,7 @@ def splits(convs: int) -> Iterator[tuple[int, ...]]:
 
 
 def output(chain: Chain, form: Form) -> torch.Tensor:
-    """What a form writes for an image and weights that are always the same."""
+    """The output of a form for a fixed image and fixed weights."""
     generator = torch.Generator().manual_seed(0)
     block = nn.Module()
     for conv in chain.convs:
@@ -467,7 +479,7 @@ SMALL_CHAINS = {
 
 @pytest.mark.parametrize("chain", SMALL_CHAINS.values(), ids=SMALL_CHAINS.keys())
 def test_forms_of_a_chain_compute_it(chain: Chain) -> None:
-    """All that can be written down; those of one convolution a piece are allowed wherever groups divide."""
+    """All that a file can hold; pieces of one convolution are valid if their groups divide its groups."""
     wanted = output(chain, factored(chain))
     allowed = set()
     for counts in splits(len(chain.convs)):
@@ -504,12 +516,12 @@ def test_forms_of_a_chain_compute_it(chain: Chain) -> None:
         (Piece(2**70, 1),),
     ],
 )
-def test_what_does_not_cover_a_chain_is_no_form_of_it(form: Form) -> None:
+def test_a_form_must_cover_its_chain(form: Form) -> None:
     assert not is_form(CHAIN, form)
 
 
-def test_two_that_look_beside_a_pixel_are_not_multiplied_out() -> None:
-    """They would differ at the border."""
+def test_two_spatial_convolutions_are_not_multiplied_out() -> None:
+    """The product would differ at the border."""
     for name in ("two that look beside a pixel", "strided twice"):
         assert not is_form(SMALL_CHAINS[name], (Piece(2, 1),))
         assert is_form(SMALL_CHAINS[name], (Piece(1, 1), Piece(1, 1)))

@@ -1,19 +1,22 @@
-"""A table of times is a cache: kept in a file, shared, and as good as none where it is of another owner or damaged."""
+"""A timing cache: a file that processes share, treated as empty if it is damaged or of another owner."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from igc_nas.nn.lowering import timing_cache as module
-from igc_nas.nn.lowering.timing_cache import Times, TimingCache, cache_dir, timing_cache_for
+import igc_nas
+from igc_nas.nn.lowering.timing_cache import VERSIONS, Times, TimingCache, cache_dir, timing_cache_for
 
 OWNER = "deployment; a device"
 TIMES = {"conv b1": {"conv": 0.5, "matmul": 0.25}, "compose é": {"both": 1e-5}, "slow": {"conv": 1e9}}
@@ -29,19 +32,19 @@ def giving(times: Times) -> Callable[[], Times]:
 
 
 def filled(path: Path, times: dict[str, Times] = TIMES, owner: str = OWNER) -> TimingCache:
-    table = TimingCache(path, owner)
+    cache = TimingCache(path, owner)
     for key, found in times.items():
-        table.get(key, found, giving(found))
-    table.save()
-    return table
+        cache.get(key, found, giving(found))
+    cache.save()
+    return cache
 
 
 def read(path: Path, owner: str = OWNER) -> dict[str, Times]:
-    """What a table finds; it can be written to whatever it found."""
-    table = TimingCache(path, owner)
-    found = dict(table.times)
-    table.get("new", ["one"], giving({"one": 1.0}))
-    table.save()
+    """The times that a new cache reads; it can be saved whatever the file held."""
+    cache = TimingCache(path, owner)
+    found = dict(cache.times)
+    cache.get("new", ["one"], giving({"one": 1.0}))
+    cache.save()
     return found
 
 
@@ -66,20 +69,20 @@ def test_any_times_are_read_back(tmp_path: Path, times: dict[str, Times]) -> Non
     assert TimingCache(path, OWNER).times == times
 
 
-def test_what_is_known_is_not_measured_again() -> None:
-    table = TimingCache()
-    assert table.get("key", ["a", "b"], giving({"a": 1.0, "b": 2.0})) == {"a": 1.0, "b": 2.0}
-    assert table.get("key", ("b", "a"), refuse) == {"a": 1.0, "b": 2.0}
-    table.save()
+def test_known_times_are_not_measured_again() -> None:
+    cache = TimingCache()
+    assert cache.get("key", ["a", "b"], giving({"a": 1.0, "b": 2.0})) == {"a": 1.0, "b": 2.0}
+    assert cache.get("key", ("b", "a"), refuse) == {"a": 1.0, "b": 2.0}
+    cache.save()
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", "b", "c"], ["a", "c"], []])
 def test_other_alternatives_are_measured_again(tmp_path: Path, names: list[str]) -> None:
     path = tmp_path / "times.json"
     filled(path, {"key": {"a": 1.0, "b": 2.0}, "other": {"a": 3.0}})
-    table, new = TimingCache(path, OWNER), dict.fromkeys(names, 4.0)
-    assert table.get("key", names, giving(new)) == new
-    table.save()
+    cache, new = TimingCache(path, OWNER), dict.fromkeys(names, 4.0)
+    assert cache.get("key", names, giving(new)) == new
+    cache.save()
     assert TimingCache(path, OWNER).times == {"other": {"a": 3.0}} | ({"key": new} if new else {})
 
 
@@ -87,13 +90,13 @@ def test_nothing_new_writes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
     TimingCache(path, OWNER).save()
     assert not path.exists()
-    table = filled(path)
+    cache = filled(path)
     path.unlink()
-    table.save()
+    cache.save()
     assert not path.exists()
 
 
-def test_two_tables_of_one_file_keep_what_either_found(tmp_path: Path) -> None:
+def test_two_caches_of_one_file_keep_the_times_of_both(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
     first, second = TimingCache(path, OWNER), TimingCache(path, OWNER)
     first.get("one", ["a"], giving({"a": 1.0}))
@@ -106,7 +109,7 @@ def test_two_tables_of_one_file_keep_what_either_found(tmp_path: Path) -> None:
     assert TimingCache(path, OWNER).times == {"one": {"a": 3.0}, "two": {"b": 2.0}, "three": {"c": 4.0}}
 
 
-def test_what_another_has_saved_meanwhile_is_not_measured_again(tmp_path: Path) -> None:
+def test_times_that_another_cache_saved_meanwhile_are_not_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
     first, second = TimingCache(path, OWNER), TimingCache(path, OWNER)
     first.get("own", ["a"], giving({"a": 3.0}))
@@ -122,31 +125,31 @@ def test_what_another_has_saved_meanwhile_is_not_measured_again(tmp_path: Path) 
     assert first.get("own", ["a"], refuse) == {"a": 3.0}, "a file that is none takes nothing away"
 
 
-def test_others_are_let_measure_before_each_timing(tmp_path: Path) -> None:
+def test_pause_is_called_before_each_measurement(tmp_path: Path) -> None:
     events: list[str] = []
-    table = TimingCache(tmp_path / "times.json", OWNER, lambda: events.append("pause"))
+    cache = TimingCache(tmp_path / "times.json", OWNER, lambda: events.append("pause"))
 
     def measure() -> Times:
         events.append("measure")
         return {"a": 1.0}
 
     for key in ("one", "one", "two"):
-        table.get(key, ["a"], measure)
+        cache.get(key, ["a"], measure)
     assert events == ["pause", "measure"] * 2
 
 
-def test_a_measurement_that_fails_leaves_the_table_as_it_was(tmp_path: Path) -> None:
+def test_a_measurement_that_fails_leaves_the_cache_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
-    table = filled(path)
+    cache = filled(path)
     with pytest.raises(AssertionError):
-        table.get("conv b1", ["another"], refuse)
-    assert table.times == TIMES
+        cache.get("conv b1", ["another"], refuse)
+    assert cache.times == TIMES
 
 
 # Another owner's, or damaged.
 
 
-def test_a_table_of_another_owner_is_empty_and_is_replaced(tmp_path: Path) -> None:
+def test_a_cache_of_another_owner_is_empty_and_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
     filled(path)
     assert read(path, "another") == {}
@@ -154,7 +157,7 @@ def test_a_table_of_another_owner_is_empty_and_is_replaced(tmp_path: Path) -> No
     assert TimingCache(path, "another").times == {"new": {"one": 1.0}}
 
 
-def test_a_file_cut_off_anywhere_is_none(tmp_path: Path) -> None:
+def test_a_truncated_file_is_treated_as_empty(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
     filled(path)
     whole = path.read_bytes()
@@ -166,7 +169,7 @@ def test_a_file_cut_off_anywhere_is_none(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=60) | st.text().map(str.encode))
 @SHARED
-def test_bytes_that_are_no_table_are_none(tmp_path: Path, data: bytes) -> None:
+def test_bytes_that_are_no_cache_are_treated_as_empty(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "times.json"
     path.write_bytes(data)
     assert read(path) == {}
@@ -174,7 +177,7 @@ def test_bytes_that_are_no_table_are_none(tmp_path: Path, data: bytes) -> None:
 
 @given(st.data())
 @SHARED
-def test_a_table_with_a_changed_byte_holds_times_or_nothing(tmp_path: Path, data: st.DataObject) -> None:
+def test_a_cache_with_a_changed_byte_holds_times_or_nothing(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "times.json"
     path.unlink(missing_ok=True)
     filled(path)
@@ -211,12 +214,12 @@ def test_only_valid_times_are_taken(tmp_path: Path, anything: Any, others: Any) 
     ['"fast"', "[0.1]", "{}", "null", '{"a": "0.1"}', '{"a": true}', '{"a": null}', '{"a": [0.1]}']
     + [f'{{"b": 0.1, "a": {value}}}' for value in ("NaN", "Infinity", "-Infinity", "-0.1", "0.0", "1e999", "2")],
 )
-def test_an_entry_that_is_no_times_is_left_out(tmp_path: Path, times: str) -> None:
+def test_an_invalid_entry_is_left_out(tmp_path: Path, times: str) -> None:
     path = tmp_path / "times.json"
     path.write_text(f'{{"owner": "{OWNER}", "times": {{"bad": {times}, "good": {{"a": 0.1}}}}}}')
-    table = TimingCache(path, OWNER)
-    assert table.times == {"good": {"a": 0.1}}
-    assert table.get("bad", ["a", "b"], giving({"a": 1.0, "b": 2.0})) == {"a": 1.0, "b": 2.0}
+    cache = TimingCache(path, OWNER)
+    assert cache.times == {"good": {"a": 0.1}}
+    assert cache.get("bad", ["a", "b"], giving({"a": 1.0, "b": 2.0})) == {"a": 1.0, "b": 2.0}
 
 
 def text_of(times: str) -> str:
@@ -236,7 +239,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("text", STRANGE.values(), ids=STRANGE.keys())
-def test_a_strange_file_is_none(tmp_path: Path, text: str) -> None:
+def test_a_strange_file_is_treated_as_empty(tmp_path: Path, text: str) -> None:
     path = tmp_path / "times.json"
     path.write_text(text, encoding="utf-8")
     assert read(path) == {}
@@ -254,12 +257,12 @@ def unwritable(tmp_path: Path) -> dict[str, Path]:
 
 
 def kept_in_memory(path: Path) -> None:
-    table = TimingCache(path, OWNER)
-    assert table.times == {}
-    table.get("key", ["a"], giving({"a": 1.0}))
-    table.save()
-    table.save()
-    assert table.get("key", ["a"], refuse) == {"a": 1.0}
+    cache = TimingCache(path, OWNER)
+    assert cache.times == {}
+    cache.get("key", ["a"], giving({"a": 1.0}))
+    cache.save()
+    cache.save()
+    assert cache.get("key", ["a"], refuse) == {"a": 1.0}
 
 
 @pytest.mark.parametrize("where", ["below a file", "deep below a file"])
@@ -271,22 +274,34 @@ def test_a_folder_in_place_of_the_file_is_no_error(tmp_path: Path) -> None:
     kept_in_memory(unwritable(tmp_path)["a folder"])
 
 
-def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for who is not root; the same for a full disk."""
+def test_a_disk_that_takes_no_more_bytes_is_no_error(tmp_path: Path) -> None:
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, usual[1]))
+    try:
+        kept_in_memory(tmp_path / "times.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert not (tmp_path / "times.json").exists()
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("igc_nas.io.files._replace", full)
-    kept_in_memory(tmp_path / "times.json")
+@pytest.mark.parametrize("failure", [None, ValueError])
+def test_a_cache_is_saved_at_the_end_of_its_context(tmp_path: Path, failure: type[Exception] | None) -> None:
+    """Also after an exception: what was measured before it holds."""
+    path = tmp_path / "times.json"
+    with contextlib.suppress(ValueError), TimingCache(path, OWNER) as cache:
+        cache.get("key", ["a"], giving({"a": 1.0}))
+        assert not path.exists()
+        if failure:
+            raise failure
+    assert TimingCache(path, OWNER).times == {"key": {"a": 1.0}}
 
 
 def test_what_could_not_be_written_is_written_later(tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
     blocked.write_text("")
-    table = filled(blocked / "times.json")
+    cache = filled(blocked / "times.json")
     blocked.unlink()
-    table.save()
+    cache.save()
     assert TimingCache(blocked / "times.json", OWNER).times == TIMES
 
 
@@ -296,9 +311,9 @@ def test_what_could_not_be_written_is_written_later(tmp_path: Path) -> None:
 def test_the_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
-    table = timing_cache_for("a device", 1, "training")
-    assert table.path is not None
-    assert table.path.parent == tmp_path / "timings"
+    cache = timing_cache_for("a device", 1, "training")
+    assert cache.path is not None
+    assert cache.path.parent == tmp_path / "timings"
     for unset in (lambda: monkeypatch.setenv("IGC_NAS_CACHE", ""), lambda: monkeypatch.delenv("IGC_NAS_CACHE")):
         unset()
         assert cache_dir().name == "igc-nas"
@@ -308,29 +323,33 @@ def test_each_device_thread_count_purpose_and_version_has_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path))
+    found = [
+        timing_cache_for(*conditions, versions=versions)
+        for versions in (VERSIONS, "torch 2.0.0; igc-nas 0.0.0")
+        for conditions in (("a", 1, "x"), ("b", 1, "x"), ("a", 2, "x"), ("a", 1, "y"))
+    ]
+    assert len({cache.path for cache in found}) == len({cache.owner for cache in found}) == 8
+    assert timing_cache_for("a", 1, "x").path == found[0].path
 
-    def tables() -> list[TimingCache]:
-        return [timing_cache_for(*of) for of in (("a", 1, "x"), ("b", 1, "x"), ("a", 2, "x"), ("a", 1, "y"))]
 
-    found = tables()
-    monkeypatch.setattr(module, "__version__", "0.0.0")
-    found += tables()
-    monkeypatch.setattr(module.torch, "__version__", "0.0.0")
-    found += tables()
-    assert len({table.path for table in found}) == len({table.owner for table in found}) == 12
-    assert timing_cache_for("a", 1, "x").path == found[8].path
+def test_a_file_belongs_to_the_versions_of_torch_and_igc_nas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner is that of the files on disk: another text would have every shape timed anew."""
+    monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path))
+    owner = f"training; AMD EPYC; 2 threads; torch {torch.__version__}; igc-nas {igc_nas.__version__}"
+    assert timing_cache_for("AMD EPYC", 2, "training").owner == owner
+    old = timing_cache_for("AMD EPYC", 2, "training", versions="torch 2.13.0; igc-nas 0.2.0")
+    assert old.path == tmp_path / "timings" / "51d9c9c447b56cf4.json"
 
 
 def test_times_of_another_version_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where the file has the name: its owner is written in it."""
+    """Even if its file has the name of ours: the owner stands in the file."""
     monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path))
     old = timing_cache_for("a", 1, "x")
     old.get("key", ["a"], giving({"a": 1.0}))
     old.save()
     assert timing_cache_for("a", 1, "x").times == {"key": {"a": 1.0}}
-    monkeypatch.setattr(module, "__version__", "0.0.0")
-    new = timing_cache_for("a", 1, "x")
+    new = timing_cache_for("a", 1, "x", versions="torch 2.0.0; igc-nas 0.0.0")
     assert old.path is not None
     assert new.path is not None
     old.path.rename(new.path)
-    assert timing_cache_for("a", 1, "x").times == {}
+    assert timing_cache_for("a", 1, "x", versions="torch 2.0.0; igc-nas 0.0.0").times == {}

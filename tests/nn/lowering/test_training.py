@@ -1,4 +1,4 @@
-"""A network in training in any form is the factored network: logits, gradients, statistics, weights, state_dict."""
+"""Training in any form computes the factored network: logits, gradients, statistics, weights, state_dict."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import Act, BlockPlan, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
 from igc_nas.nn.lowering import training
 from igc_nas.nn.lowering.chain import Chain, Piece, forms_of, layout
-from igc_nas.nn.lowering.compose import composed
-from igc_nas.nn.lowering.convolution import Algorithms, convolved, options
+from igc_nas.nn.lowering.compose import compose
+from igc_nas.nn.lowering.convolution import Algorithms, convolve, options
 from igc_nas.nn.lowering.parts import chains_in
-from igc_nas.nn.lowering.training import ChainForm, LoweredChain, LoweredNetwork, network_parts, plain_form
+from igc_nas.nn.lowering.training import ChainForm, LoweredChain, LoweredNetwork, plain_form, training_blocks
 from igc_nas.nn.network import Network, build, initialise
 from tests.support.builders import divisors
 
@@ -95,7 +95,7 @@ UNUSUAL: tuple[Layer, ...] = (
     ),
     Norm("added_norm", 12),
 )
-"""Interleaves in a row and on either side of a norm, activations without a norm, a sum that goes into a norm."""
+"""Adjacent interleaves, interleaves before and after a norm, activations without a norm, a norm after a sum."""
 
 
 def unusual() -> Plan:
@@ -104,7 +104,7 @@ def unusual() -> Plan:
 
 
 def network_of(whole: Plan, dtype: torch.dtype = torch.double) -> Network:
-    """As training has it: channels-last; norms that are not the identity, so that a channel shows where it went."""
+    """In channels-last, with norms that differ by channel, so that a wrong permutation shows."""
     network = Network(whole)
     generator = torch.Generator().manual_seed(0)
     initialise(network, generator)
@@ -125,11 +125,11 @@ def batch_of(whole: Plan, seed: int = 0, dtype: torch.dtype = torch.double) -> t
 
 
 def chains_of(whole: Plan) -> dict[str, Chain]:
-    return {chain.key: chain for _, parts in network_parts(whole) for chain in chains_in(parts)}
+    return {chain.key: chain for _, parts in training_blocks(whole) for chain in chains_in(parts)}
 
 
 def every_form(whole: Plan, dtype: torch.dtype = torch.double) -> Iterator[dict[str, ChainForm]]:
-    """The forms of all chains side by side until each has had its turn, by torch's own kernels and by the others."""
+    """Combinations of the chains' forms, so that each form occurs, by PyTorch's and by the other algorithms."""
     chains = chains_of(whole)
     most = max(len(forms_of(chain)) for chain in chains.values())
     for turn, algorithm in itertools.product(range(most), range(MOST_ALGORITHMS)):
@@ -137,10 +137,10 @@ def every_form(whole: Plan, dtype: torch.dtype = torch.double) -> Iterator[dict[
 
 
 def turned(chain: Chain, turn: int, algorithm: int, dtype: torch.dtype = torch.double) -> ChainForm:
-    """The chain's form of a turn; where a product has fewer algorithms, they come again."""
+    """The form and the algorithms of a chain for one combination; shorter lists are cycled."""
     forms = forms_of(chain)
     pieces = forms[turn % len(forms)]
-    offered = [options(stretch.as_conv, dtype, BATCH * 81).values() for stretch in layout(chain, pieces)]
+    offered = [options(segment.as_conv, dtype, BATCH * 81).values() for segment in layout(chain, pieces)]
     return ChainForm(pieces, tuple(Algorithms(*(those[algorithm % len(those)] for those in each)) for each in offered))
 
 
@@ -180,7 +180,7 @@ def lowered(network: Network, whole: Plan, forms: Forms, dtype: torch.dtype = to
 
 
 def assert_is_the_factored(whole: Plan, forms: Forms, most: float, dtype: torch.dtype = torch.double) -> None:
-    """One step from the same weights: same outputs, gradients and statistics; then the same network in evaluation."""
+    """One step from the same weights has the same outputs, gradients and statistics; then the outputs in eval mode."""
     network, other = network_of(whole, dtype), network_of(whole, dtype)
     run, batch = lowered(other, whole, forms, dtype), batch_of(whole, dtype=dtype)
     true, found = step_of(network, network, batch), step_of(other, run, batch)
@@ -195,14 +195,14 @@ def assert_is_the_factored(whole: Plan, forms: Forms, most: float, dtype: torch.
 
 
 @EACH
-def test_every_form_is_the_factored_network(config: ArchConfig) -> None:
+def test_every_form_computes_the_factored_network(config: ArchConfig) -> None:
     whole = plan(config)
     for forms in every_form(whole):
         assert_is_the_factored(whole, forms, 1e-9)
 
 
 @SOME
-def test_every_form_is_the_factored_network_in_float32(config: ArchConfig) -> None:
+def test_every_form_computes_the_factored_network_in_float32(config: ArchConfig) -> None:
     whole = plan(config)
     for forms in every_form(whole, torch.float32):
         assert_is_the_factored(whole, forms, 1e-4, torch.float32)
@@ -210,30 +210,30 @@ def test_every_form_is_the_factored_network_in_float32(config: ArchConfig) -> No
 
 @given(st.data())
 @settings(max_examples=40)
-def test_any_mixture_of_forms_is_the_factored_network(data: st.DataObject) -> None:
+def test_any_mixture_of_forms_computes_the_factored_network(data: st.DataObject) -> None:
     whole = plan(ARCHS[data.draw(st.sampled_from(list(ARCHS)))])
     forms = {}
     for key, chain in chains_of(whole).items():
         pieces = data.draw(st.sampled_from([*forms_of(chain), *merged_forms(data, chain)]))
-        offered = [options(stretch.as_conv, torch.double, BATCH * 81).values() for stretch in layout(chain, pieces)]
+        offered = [options(segment.as_conv, torch.double, BATCH * 81).values() for segment in layout(chain, pieces)]
         algorithms = tuple(Algorithms(*(data.draw(st.sampled_from(c)) for c in choices)) for choices in offered)
         forms[key] = ChainForm(pieces, algorithms)
     assert_is_the_factored(whole, forms, 1e-9)
 
 
 def merged_forms(data: st.DataObject, chain: Chain) -> list[tuple[Piece, ...]]:
-    """Each convolution alone, its groups merged somehow."""
+    """Each convolution alone, with any number of its groups merged."""
     return [tuple(Piece(1, data.draw(divisors(conv.groups))) for conv in chain.convs)]
 
 
-def test_layers_that_no_unit_has_are_lowered_as_well() -> None:
+def test_sequences_of_layers_that_no_unit_has_are_lowered() -> None:
     whole = unusual()
     assert_is_the_factored(whole, {}, 1e-9)
     for forms in every_form(whole):
         assert_is_the_factored(whole, forms, 1e-9)
 
 
-def test_a_chain_that_no_form_names_runs_factored() -> None:
+def test_a_chain_without_a_form_runs_factored() -> None:
     whole = plan(ARCHS["igcv1"])
     key, chain = next((key, chain) for key, chain in chains_of(whole).items() if len(chain.convs) > 1)
     assert plain_form(chain) == ChainForm(forms_of(chain)[0], (Algorithms(),) * 2)
@@ -257,18 +257,18 @@ def test_every_chain_runs_by_its_form(config: ArchConfig, monkeypatch: pytest.Mo
 
     def noted(x: Tensor, weight: Tensor, conv: Conv, use: Algorithms) -> Tensor:
         ran.append((conv, use))
-        return convolved(x, weight, conv, use)
+        return convolve(x, weight, conv, use)
 
-    monkeypatch.setattr(training, "convolved", noted)
+    monkeypatch.setattr(training, "convolve", noted)
     whole = plan(config)
     for forms in every_form(whole):
         ran.clear()
         lowered(network_of(whole), whole, forms)(batch_of(whole)[0])
         assert ran == [
-            (stretch.as_conv, use)
-            for _, parts in network_parts(whole)
+            (segment.as_conv, use)
+            for _, parts in training_blocks(whole)
             for chain in chains_in(parts)
-            for stretch, use in zip(layout(chain, forms[chain.key].pieces), forms[chain.key].algorithms, strict=True)
+            for segment, use in zip(layout(chain, forms[chain.key].pieces), forms[chain.key].algorithms, strict=True)
         ]
 
 
@@ -276,8 +276,8 @@ def test_every_chain_runs_by_its_form(config: ArchConfig, monkeypatch: pytest.Mo
 
 
 @SOME
-def test_a_lowered_network_owns_nothing(config: ArchConfig) -> None:
-    """Initialisation and state_dict are the factored network's: it is the same network."""
+def test_a_lowered_network_has_no_parameters_of_its_own(config: ArchConfig) -> None:
+    """Initialisation and state_dict are those of the factored network."""
     whole, network = plan(config), build(config, seed=3)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     parameters = [id(parameter) for parameter in network.parameters()]
@@ -293,7 +293,7 @@ def test_a_lowered_network_owns_nothing(config: ArchConfig) -> None:
 
 
 def optimizer_of(network: Network) -> torch.optim.Optimizer:
-    """As `igc_nas.evaluation.training` has it."""
+    """As in `igc_nas.evaluation.training`."""
     return torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2, nesterov=True, fused=True)
 
 
@@ -317,7 +317,7 @@ def test_sgd_with_weight_decay_leads_to_the_same_weights(config: ArchConfig) -> 
 
 
 @SOME
-def test_a_state_dict_goes_on_in_another_form(config: ArchConfig) -> None:
+def test_training_continues_from_a_state_dict_in_another_form(config: ArchConfig) -> None:
     whole = plan(config)
     straight = network_of(whole)
     train(straight, straight, whole, range(3))
@@ -335,7 +335,7 @@ def test_a_state_dict_goes_on_in_another_form(config: ArchConfig) -> None:
 
 @SOME
 def test_cumulative_statistics_are_the_factored_networks(config: ArchConfig) -> None:
-    """As a recalibration collects them: momentum None, no gradients."""
+    """As when statistics are recalibrated: momentum None, no gradients."""
     whole = plan(config)
 
     def collected(forms: Forms | None) -> Tensor:
@@ -355,7 +355,7 @@ def test_cumulative_statistics_are_the_factored_networks(config: ArchConfig) -> 
 
 
 def test_frozen_norms_and_their_eps_are_the_modules() -> None:
-    """`eval()` of a single norm is obeyed from one step to the next, and so is another momentum or eps."""
+    """`eval()`, momentum and eps of a single norm take effect in the next step."""
     whole = plan(ARCHS["igcv3"])
     results = []
     for lower in (False, True):
@@ -407,7 +407,7 @@ def test_weights_are_multiplied_out_in_float32_and_rounded_once() -> None:
     form = ChainForm((Piece(2, 1),), (Algorithms(),))
     x = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16)
     factors = [block.get_submodule(conv.name).weight for conv in chain.convs]
-    product = composed(layout(chain, form.pieces)[0], factors)
+    product = compose(layout(chain, form.pieces)[0], factors)
     y = LoweredChain(block, chain, form, torch.bfloat16)(x)
     assert torch.equal(y, F.conv2d(x, product.bfloat16(), padding=1))
 
@@ -431,7 +431,7 @@ def autocast(network: Network) -> Run:
     return run
 
 
-def test_images_may_lie_in_either_memory_format() -> None:
+def test_images_may_have_either_memory_format() -> None:
     whole = plan(ARCHS["igcv1"])
     for forms in every_form(whole):
         network = network_of(whole).eval()
@@ -442,7 +442,7 @@ def test_images_may_lie_in_either_memory_format() -> None:
 
 @pytest.mark.gpu
 @EACH
-def test_every_form_is_the_factored_network_on_a_gpu(config: ArchConfig) -> None:
+def test_every_form_computes_the_factored_network_on_a_gpu(config: ArchConfig) -> None:
     whole = plan(config)
     network = network_of(whole).cuda()
     images, labels = (tensor.cuda() for tensor in batch_of(whole))

@@ -1,7 +1,8 @@
-/* Depthwise convolutions of channels-last images, and the gradients of their weights; WIDTH divides the channels.
+/* Depthwise convolutions of channels-last images, and the gradients of their weights. WIDTH divides the channels.
 
-   An image is copied into a frame of zeros first, so that every window lies inside. Weights are (taps, channels) in
-   float32. The gradient of the input is a convolution of the gradient, `spread` pixels apart, with the turned weights. */
+   Each image is first copied into a zero-padded one (the frame), so that the inner loops need no test for the border.
+   Weights are (taps, channels) in float32. The gradient of the input is computed as the convolution of the gradient of
+   the output, its pixels `spread` (= the stride) apart, with the rotated weights. */
 
 #include <stdlib.h>
 
@@ -12,8 +13,8 @@ typedef struct {
     long kernel, stride;
 } shape;
 
-/* The image in a frame of `border` zeros, its pixels `spread` apart, in rows of `row` pixels. */
-static void framed(const element *image, shape s, long border, long spread, long row, element *frame) {
+/* Copy an image into a frame of zeros: `border` pixels of padding, rows of `row` pixels, pixels `spread` apart. */
+static void pad(const element *image, shape s, long border, long spread, long row, element *frame) {
     for (long y = 0; y < s.height; y++) {
         element *line = frame + ((border + y * spread) * row + border) * s.channels;
         const element *from = image + y * s.width * s.channels;
@@ -25,10 +26,11 @@ static void framed(const element *image, shape s, long border, long spread, long
     }
 }
 
-/* One output image from its frame; `TAPS` rows and columns are known to the compiler. */
-#define CONVOLVED(K)                                                                                                   \
-    static void convolved_##K(const element *frame, long row, long channels, long stride, const float *weights,       \
-                              long height, long width, element *out) {                                                \
+/* convolve_K: one output image from its frame. correlate_K: add one image to the gradient of the weights.
+   Macros, so that K is a constant and the compiler can unroll the loops over taps. */
+#define CONVOLVE(K)                                                                                                    \
+    static void convolve_##K(const element *frame, long row, long channels, long stride, const float *weights,         \
+                              long height, long width, element *out) {                                                 \
         for (long y = 0; y < height; y++)                                                                              \
             for (long c = 0; c < channels; c += WIDTH) {                                                               \
                 vector w[K * K];                                                                                       \
@@ -42,8 +44,8 @@ static void framed(const element *image, shape s, long border, long spread, long
                 }                                                                                                      \
             }                                                                                                          \
     }                                                                                                                  \
-    static void correlated_##K(const element *frame, long row, long channels, long stride, const element *grad,       \
-                               long height, long width, float *sums) {                                                \
+    static void correlate_##K(const element *frame, long row, long channels, long stride, const element *grad,         \
+                               long height, long width, float *sums) {                                                 \
         for (long c = 0; c < channels; c += WIDTH) {                                                                   \
             vector s[K * K] = {{0}};                                                                                   \
             for (long y = 0; y < height; y++)                                                                          \
@@ -56,15 +58,17 @@ static void framed(const element *image, shape s, long border, long spread, long
             for (int t = 0; t < K * K; t++) put(sums + t * channels + c, floats(sums + t * channels + c) + s[t]);      \
         }                                                                                                              \
     }
-CONVOLVED(3)
-CONVOLVED(5)
+CONVOLVE(3)
+CONVOLVE(5)
 
 static element *frame_of(shape s, long border, long spread, long *row) {
-    *row = (s.width - 1) * spread + 1 + 2 * border + spread; /* `spread` more: an even side's last window */
+    /* + spread: an input of even size is longer than its gradient with pixels 2 apart */
+    *row = (s.width - 1) * spread + 1 + 2 * border + spread;
     return calloc(((s.height - 1) * spread + 1 + 2 * border + spread) * *row * s.channels, sizeof(element));
 }
 
-/* out = the convolution of every image; 1 where there is no memory. `spread` > 1 is the gradient of a strided one. */
+/* out = the convolution of each image. With `spread` > 1: the gradient of the input of a strided convolution.
+   Returns 1 if there is no memory for the frame, else 0. */
 int depthwise(const element *images, long count, long height, long width, long channels, long kernel, long stride,
               long spread, const float *weights, long out_height, long out_width, element *out) {
     shape s = {height, width, channels, kernel, stride};
@@ -72,15 +76,15 @@ int depthwise(const element *images, long count, long height, long width, long c
     element *frame = frame_of(s, kernel / 2, spread, &row);
     if (!frame) return 1;
     for (long n = 0; n < count; n++) {
-        framed(images + n * size, s, kernel / 2, spread, row, frame);
-        (kernel == 3 ? convolved_3 : convolved_5)(frame, row, channels, stride, weights, out_height, out_width,
+        pad(images + n * size, s, kernel / 2, spread, row, frame);
+        (kernel == 3 ? convolve_3 : convolve_5)(frame, row, channels, stride, weights, out_height, out_width,
                                                   out + n * out_size);
     }
     free(frame);
     return 0;
 }
 
-/* sums (taps, channels), zeros before, = the gradient of the weights; 1 where there is no memory. */
+/* Add the gradient of the weights to `sums` (taps, channels). Returns 1 if there is no memory for the frame, else 0. */
 int depthwise_weights(const element *images, long count, long height, long width, long channels, long kernel,
                       long stride, const element *grad, long out_height, long out_width, float *sums) {
     shape s = {height, width, channels, kernel, stride};
@@ -88,8 +92,8 @@ int depthwise_weights(const element *images, long count, long height, long width
     element *frame = frame_of(s, kernel / 2, 1, &row);
     if (!frame) return 1;
     for (long n = 0; n < count; n++) {
-        framed(images + n * size, s, kernel / 2, 1, row, frame);
-        (kernel == 3 ? correlated_3 : correlated_5)(frame, row, channels, stride, grad + n * out_size, out_height,
+        pad(images + n * size, s, kernel / 2, 1, row, frame);
+        (kernel == 3 ? correlate_3 : correlate_5)(frame, row, channels, stride, grad + n * out_size, out_height,
                                                     out_width, sums);
     }
     free(frame);

@@ -1,11 +1,12 @@
-/* Batch normalisation on the batch's statistics with its activation, and their gradient, on channels-last images.
+/* Batch normalisation by the statistics of the batch, its activation, and their gradients, on channels-last images.
 
-   An image is pixels (of all images of the batch) of `channels` values, bfloat16 or float32. `period` pixels in a row are
-   read as one `wide` row, so that WIDTH divides it: column j is of channel j % channels. Sums are taken in float32 over
-   blocks of rows and in double over blocks. Two passes forward, two backward, each in the order of memory; the mask of
-   the activation is computed again from x, so the output need not be kept.
+   A batch is a sequence of pixels of `channels` values, bfloat16 or float32. `period` adjacent pixels are read as one
+   row of `wide` = period * channels values, so that WIDTH divides a row also if it does not divide the channels; column
+   j belongs to channel j % channels. Sums are accumulated in float32 within a block of rows, for speed, and in double
+   over blocks, for accuracy. Forward and backward read the batch twice each, in memory order. Backward computes the mask
+   of the activation from x again, so that the output need not be kept.
 
-   Compiled twice, with BF16 defined or not, by igc_nas/lowering/native.py. */
+   Compiled by igc_nas/nn/lowering/native.py, once with BF16 defined and once without. */
 
 #include <math.h>
 
@@ -13,8 +14,8 @@
 
 #define BLOCK 128
 
-/* The activation: none is 0, relu 1, relu6 2. A NaN stays one, as in torch. */
-static inline vector activated(vector value, int act) {
+/* The activation `act`: 0 none, 1 ReLU, 2 ReLU6. By masks, because NaN must stay NaN, as in PyTorch. */
+static inline vector activate(vector value, int act) {
     vector zero = {0}, six = broadcast(6);
     if (act) {
         integers below = value < zero;
@@ -27,8 +28,8 @@ static inline vector activated(vector value, int act) {
     return value;
 }
 
-/* The gradient where the activation lets it through. */
-static inline vector passed(vector grad, vector before, int act) {
+/* The gradient before the activation: `grad` where the derivative at `before` is 1, else 0. */
+static inline vector masked(vector grad, vector before, int act) {
     vector zero = {0}, six = broadcast(6);
     if (act == 0) return grad;
     integers open = before > zero;
@@ -36,7 +37,8 @@ static inline vector passed(vector grad, vector before, int act) {
     return (vector)(open & (integers)grad);
 }
 
-/* Sums over rows of x - shift and of its square. */
+/* Add the sums over rows of d = x - shift to `sum`, and those of d * d to `square`. Without the shift, the variance of
+   values far from 0 would be lost in cancellation (Chan, Golub and LeVeque 1983). `s`, `q`: work space of one row. */
 static void moments(const element *x, long rows, long wide, const float *shift, float *s, float *q, double *sum,
                     double *square) {
     for (long first = 0; first < rows; first += BLOCK) {
@@ -69,11 +71,12 @@ static void apply(const element *x, long rows, long wide, const float *scale, co
     for (long row = 0; row < rows; row++)
         FOR_VECTORS(c, wide) {
             long at = row * wide + c;
-            store(y + at, activated(load(x + at) * floats(scale + c) + floats(offset + c), act));
+            store(y + at, activate(load(x + at) * floats(scale + c) + floats(offset + c), act));
         }
 }
 
-/* Sums over rows of g, the gradient behind the activation, and of g * (x - mean). */
+/* Add the sums over rows of g to `sum`, and those of g * (x - mean) to `product`; g is the gradient before the
+   activation. `s`, `p`: work space of one row. */
 static void products(const element *grad, const element *x, long rows, long wide, const float *scale,
                      const float *offset, const float *mean, int act, float *s, float *p, double *sum,
                      double *product) {
@@ -86,7 +89,7 @@ static void products(const element *grad, const element *x, long rows, long wide
                 long at = row * wide + c, next = at + wide;
                 vector a = floats(scale + c), b = floats(offset + c), m = floats(mean + c);
                 vector x0 = load(x + at), x1 = load(x + next);
-                vector g0 = passed(load(grad + at), x0 * a + b, act), g1 = passed(load(grad + next), x1 * a + b, act);
+                vector g0 = masked(load(grad + at), x0 * a + b, act), g1 = masked(load(grad + next), x1 * a + b, act);
                 put(s + c, floats(s + c) + (g0 + g1));
                 put(p + c, floats(p + c) + (g0 * (x0 - m) + g1 * (x1 - m)));
             }
@@ -94,7 +97,7 @@ static void products(const element *grad, const element *x, long rows, long wide
             FOR_VECTORS(c, wide) {
                 long at = row * wide + c;
                 vector value = load(x + at);
-                vector g = passed(load(grad + at), value * floats(scale + c) + floats(offset + c), act);
+                vector g = masked(load(grad + at), value * floats(scale + c) + floats(offset + c), act);
                 put(s + c, floats(s + c) + g);
                 put(p + c, floats(p + c) + g * (value - floats(mean + c)));
             }
@@ -106,29 +109,29 @@ static void products(const element *grad, const element *x, long rows, long wide
 }
 
 /* dx = g * scale - x * slope - constant. */
-static void spread(const element *grad, const element *x, long rows, long wide, const float *scale,
+static void input_gradient(const element *grad, const element *x, long rows, long wide, const float *scale,
                    const float *offset, const float *slope, const float *constant, int act, element *dx) {
     for (long row = 0; row < rows; row++)
         FOR_VECTORS(c, wide) {
             long at = row * wide + c;
             vector value = load(x + at), a = floats(scale + c);
-            vector g = passed(load(grad + at), value * a + floats(offset + c), act);
+            vector g = masked(load(grad + at), value * a + floats(offset + c), act);
             store(dx + at, g * a - value * floats(slope + c) - floats(constant + c));
         }
 }
 
-/* Fold what was summed by column to channels, the first `channels` columns. */
+/* Add the sums of all columns of a channel, into the first `channels` entries. */
 static void fold(double *sums, long channels, long wide) {
     for (long c = channels; c < wide; c++) sums[c % channels] += sums[c];
 }
 
-/* Repeat what is held by channel over all columns. */
+/* Copy the values of the channels, the first `channels` entries, to all columns. */
 static void repeat(float *values, long channels, long wide) {
     for (long c = channels; c < wide; c++) values[c] = values[c - channels];
 }
 
-/* y = act(BN(x)); the running statistics are moved by `momentum`. `kept` takes four rows of `wide` for the gradient: the
-   mean, 1 / the standard deviation, scale and offset. `work` holds four rows of zeros, in double. */
+/* y = act(BN(x)); updates the running statistics by `momentum`. Writes four rows to `kept` for `backward`: mean,
+   1 / standard deviation, scale and offset. `work` must be four rows of zeros, in double. */
 void forward(const element *x, long pixels, long channels, long period, const float *weight, const float *bias,
              float *running_mean, float *running_var, double momentum, double eps, int act, element *y, float *kept,
              double *work) {
@@ -136,7 +139,7 @@ void forward(const element *x, long pixels, long channels, long period, const fl
     float *mean = kept, *inverse = mean + wide, *scale = inverse + wide, *offset = scale + wide;
     double *sum = work, *square = work + wide;
     float *s = (float *)(work + 2 * wide), *q = s + wide;
-    FOR_VECTORS(c, wide) put(mean + c, load(x + c)); /* the first pixel is the shift */
+    FOR_VECTORS(c, wide) put(mean + c, load(x + c)); /* the shift: the first pixel, which costs no pass to find */
     repeat(mean, channels, wide);
     moments(x, rows, wide, mean, s, q, sum, square);
     fold(sum, channels, wide);
@@ -159,7 +162,8 @@ void forward(const element *x, long pixels, long channels, long period, const fl
     apply(x, rows, wide, scale, offset, act, y);
 }
 
-/* The gradients of x, weight and bias. `work` holds four rows of zeros, in double. */
+/* The gradients of x, weight and bias, from what `forward` wrote to `kept`. `work` must be four rows of zeros, in
+   double. */
 void backward(const element *grad, const element *x, long pixels, long channels, long period, const float *kept,
               int act, element *dx, float *dweight, float *dbias, double *work) {
     long wide = channels * period, rows = pixels / period;
@@ -178,5 +182,5 @@ void backward(const element *grad, const element *x, long pixels, long channels,
     }
     repeat(slope, channels, wide);
     repeat(constant, channels, wide);
-    spread(grad, x, rows, wide, scale, offset, slope, constant, act, dx);
+    input_gradient(grad, x, rows, wide, scale, offset, slope, constant, act, dx);
 }

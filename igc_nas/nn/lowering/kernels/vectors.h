@@ -1,4 +1,5 @@
-/* Vectors of channels, and how bfloat16 or float32 images are read into them. Compiled with BF16 defined or not. */
+/* Vectors of WIDTH channels in float32, and how to load and store images of bfloat16 (BF16 defined) or float32. Vectors
+   are those of GCC and Clang, so that the same source serves x86 and ARM. Loads and stores by memcpy need no alignment. */
 
 #ifndef VECTORS_H
 #define VECTORS_H
@@ -11,7 +12,7 @@
 
 #define WIDTH 16
 
-/* The vectors of a row. */
+/* Loop over the vectors of a row. */
 #define FOR_VECTORS(c, wide) for (long c = 0; c < (wide); c += WIDTH)
 
 typedef float vector __attribute__((vector_size(4 * WIDTH)));
@@ -23,7 +24,7 @@ typedef uint16_t halves __attribute__((vector_size(2 * WIDTH)));
 typedef uint16_t element;
 
 static inline vector load(const element *at) {
-#ifdef __AVX512F__ /* gcc makes two of it by itself */
+#ifdef __AVX512F__ /* from the portable code below, GCC makes two half vectors */
     return (vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at)), 16);
 #endif
     halves raw;
@@ -34,7 +35,7 @@ static inline vector load(const element *at) {
 
 static inline void store(element *at, vector value) {
     words bits = (words)value;
-    words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
+    words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* round to nearest, ties to even */
     words is_nan = (words)(value != value);
     words chosen = (is_nan & 0x7fc0) | (~is_nan & rounded);
     halves raw = __builtin_convertvector(chosen, halves);
