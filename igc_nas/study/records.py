@@ -59,21 +59,24 @@ class Conditions(Frozen):
 
 
 class FormTime(Frozen):
-    """One form of a network, measured: what it holds, what it executes for one image, and its time."""
+    """One form of a network in the race: what it holds, what it executes for one image, and its time.
+
+    `low_ms` to `high_ms` is the 95 % interval of the median; None where the form was timed in fewer than six rounds.
+    """
 
     params: Count
     macs: Count
     weight_bytes: Count
     median_ms: Ms
-    low_ms: Ms
-    high_ms: Ms
+    low_ms: Ms | None = None
+    high_ms: Ms | None = None
 
 
 class Latency(Frozen):
     """Time of one forward pass, in milliseconds, with the state of the machine cancelled out.
 
     Rounds of the network and of a fixed reference network alternate. `normalised_ms` is the median over rounds of
-    network / reference, times the study's `reference_ms`: the objective, with the 95 % bootstrap interval of that
+    network / reference, times the study's `reference_ms`: the objective, with the 95 % interval of that
     median. `median_ms` is the plain median, `low_ms` to `high_ms` its interval.
 
     The network ran as `form`, the fastest of `forms` that the study allows; `deployed_params`, `deployed_macs` and

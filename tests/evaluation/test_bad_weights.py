@@ -1,4 +1,4 @@
-"""The files of a long training, spoiled: it goes on, or says in one line which file cannot be used and what to do."""
+"""Damaged files of a retraining: it continues, or names the unusable file and the remedy in one line."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ from torch import Tensor
 
 from igc_nas.evaluation.retraining import CHECKPOINT_FILE, RESULT_FILE, RUN_FILE
 from igc_nas.nn.lowering.pinned_forms import FORMS_FILE
-from tests.evaluation.test_retraining import prepared, small_data, stopped_after
+from tests.evaluation.test_retraining import opened, stopped_after
 from tests.support.builders import refusal_of
 from tests.support.mutations import NO_FILES, as_json, as_toml, damaged, deep, flipped, sizes, soon, spoiled
-
-__all__ = ["small_data"]  # the small images of that file's tests are these tests', too
 
 Tensors = dict[str, Tensor]
 
@@ -33,15 +31,13 @@ Tensors = dict[str, Tensor]
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training of three epochs, stopped after two."""
-    with pytest.MonkeyPatch.context() as patch:
-        small_data.__wrapped__(patch)  # a fixture of each test; this one is of all
-        folder = tmp_path_factory.mktemp("weights") / "begun"
-        stopped_after(folder, 2)
+    folder = tmp_path_factory.mktemp("weights") / "begun"
+    stopped_after(folder, 2)
     return folder
 
 
 def continued(begun: Path, folder: Path, name: str, content: bytes | Callable[[Path], None]) -> str | None:
-    """The training in `folder` goes on with another file of this name: None, or the line in which it is refused."""
+    """Continue the training in `folder` with another content of file `name`: None, or the line of the refusal."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(begun, folder)
     place = folder / name
@@ -49,7 +45,7 @@ def continued(begun: Path, folder: Path, name: str, content: bytes | Callable[[P
     content(place) if callable(content) else place.write_bytes(content)
     before = {path.name for path in folder.iterdir()}
     with soon(20):
-        message = refusal_of(lambda: prepared(folder).train())
+        message = refusal_of(lambda: opened(folder).train())
     assert message is None or {path.name for path in folder.iterdir()} == before
     return message
 
@@ -280,7 +276,7 @@ RESULT = {"test_error": 0.1, "test_images": 30, "dataset": "shapes", "weights": 
 
 @sizes(80, 1000)
 def test_a_spoiled_result_is_refused_or_shown(count: int, begun: Path, tmp_path: Path) -> None:
-    run = prepared(Path(shutil.copytree(begun, tmp_path / "run")))
+    run = opened(Path(shutil.copytree(begun, tmp_path / "run")))
 
     @settings(max_examples=count)
     @given(spoiled(RESULT).map(as_json) | damaged(as_json(RESULT)))
