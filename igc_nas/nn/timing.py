@@ -9,6 +9,8 @@ from functools import cache
 from statistics import median
 from typing import Any, TypeVar
 
+from scipy.stats import quantile_test  # here, not when first needed: its import takes longer than a race
+
 Name = TypeVar("Name")
 Timer = Callable[[], float]
 """Runs something once and returns its milliseconds (see `timed`)."""
@@ -165,8 +167,6 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
 @cache
 def _interval_ranks(n: int) -> tuple[int, int]:
     """Indices of the interval's ends among n sorted samples. They depend on n alone, and scipy takes milliseconds."""
-    from scipy.stats import quantile_test
-
     interval: Any = quantile_test(range(n), p=0.5).confidence_interval(0.95)
     return int(interval.low), int(interval.high)
 
