@@ -42,9 +42,9 @@ def bench_deploy(
     """
     rows: list[Row] = []
     for batch in batches:
-        table = TimingCache()
+        cache = TimingCache()
         for name, arch in (archs or architectures()).items():
-            factored, forms, variants = _runs(arch, batch, runtime, device, table)
+            factored, forms, variants = _runs(arch, batch, runtime, device, cache)
             best = race.winner(race.run(forms), size=lambda _: 0)
             fresh = round_robin(factored | {"best": forms[best]}, rounds, CAP_S, warm_up=3)
             rows.append(_row(name, arch, batch, variants[best], {n: median(ms) for n, ms in fresh.items()}))
@@ -64,7 +64,7 @@ def bench_deploy(
 
 @torch.inference_mode()
 def _runs(
-    arch: ArchConfig, batch: int, runtime: RuntimeName, device: Device, table: TimingCache
+    arch: ArchConfig, batch: int, runtime: RuntimeName, device: Device, cache: TimingCache
 ) -> tuple[dict[str, Timer], dict[str, Timer], dict[str, Variant]]:
     """(timers of the factored network in NCHW and, if eager, channels-last; timers of its forms; the forms)."""
     x = torch.randn(batch, *arch.input, device=device.torch_device)
@@ -79,8 +79,8 @@ def _runs(
     factored = {"nchw": run(nchw, x)}
     if runtime == "eager":
         factored["nhwc"] = run(nhwc, x_nhwc)
-    variants = {v.name: v for v in (*uniform_variants(nhwc.plan), mixed_variant(nhwc, batch, table))}
-    forms = {name: run(v.module(nhwc, batch, table, runtime), x_nhwc) for name, v in variants.items()}
+    variants = {v.name: v for v in (*uniform_variants(nhwc.plan), mixed_variant(nhwc, batch, cache))}
+    forms = {name: run(v.module(nhwc, batch, cache, runtime), x_nhwc) for name, v in variants.items()}
     return factored, forms, variants
 
 

@@ -53,7 +53,7 @@ def bench_latency(
             "rank_correlation": rank,
             "noisy_share": noisy / (2 * len(found)),
         }
-    measure.table.save()
+    measure.cache.save()
     return Report(
         f"latency of {len(archs)} architectures, twice each in random order",
         tuple(rows),
@@ -65,7 +65,7 @@ def bench_latency(
 
 def _measurer(device: Device, image: tuple[int, int, int]) -> Measurer:
     spec = LatencySpec(device=device.name, forms="any", input=image)
-    return Measurer(spec, device, table=timing_cache_for(device.name, spec.threads, "deployment"))
+    return Measurer(spec, device, cache=timing_cache_for(device.name, spec.threads, "deployment"))
 
 
 def drawn_architectures(count: int, seed: int) -> list[ArchConfig]:

@@ -99,7 +99,7 @@ def _measurer(config: ArchConfig, flags: dict[str, Any]) -> Callable[[ArchConfig
 
     def measured(arch: ArchConfig) -> Latency:
         found = measurer(arch)
-        measurer.table.save()
+        measurer.cache.save()
         return found
 
     return measured

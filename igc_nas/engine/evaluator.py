@@ -95,7 +95,7 @@ class Evaluator:
         try:
             return self._measure(arch, reference_ms)
         finally:
-            self._measure.table.save()
+            self._measure.cache.save()
             configure_torch(self.device, self.threads)
 
     def calibrate(self) -> Calibration:

@@ -56,7 +56,7 @@ class Counters:
 
 
 class NoiseMonitor:
-    """Compares the system's counters when it is made with those when it is asked."""
+    """Reports what has disturbed a measurement since it was made, from the changes of the system's counters."""
 
     def __init__(self, counters: Counters = Counters()) -> None:
         self._counters = counters

@@ -148,7 +148,7 @@ class Instruments:
 
 @dataclass
 class Measurer:
-    """Measures architectures on one device by one spec. `table` caches kernel and chain times between them.
+    """Measures architectures on one device by one spec. `cache` keeps kernel and chain times between them.
 
     `most_params` is the parameter budget of a deployed form where the spec says `within-budget`. The context manager
     `alone` is entered for the timing whose results are recorded; before that, `pause` is called between forms, so that
@@ -158,7 +158,7 @@ class Measurer:
     spec: LatencySpec
     device: Device
     most_params: int | None = None
-    table: TimingCache = field(default_factory=TimingCache)
+    cache: TimingCache = field(default_factory=TimingCache)
     cap_s: float = 2.0
     energy: bool = False
     alone: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -207,7 +207,7 @@ class Measurer:
         if self.spec.forms == "factored":
             return [factored_variant(network.plan)]
         most = self.most_params if self.spec.forms == "within-budget" else None
-        mixed = mixed_variant(network, self.spec.batch, self.table, most)
+        mixed = mixed_variant(network, self.spec.batch, self.cache, most)
         found = [*uniform_variants(network.plan), mixed]
         return [variant for variant in found if most is None or variant.params <= most]
 
@@ -221,7 +221,7 @@ class Measurer:
         runs = []
         for variant in self.variants(network):
             self.pause()
-            module = variant.module(network, self.spec.batch, self.table, self.spec.runtime)
+            module = variant.module(network, self.spec.batch, self.cache, self.spec.runtime)
             output = self.instruments.runner(self.spec.runtime, module, x, self.spec.threads)
             run = FormRun(variant.name, variant, output)
             if self._is_equal(run, wanted):

@@ -194,8 +194,8 @@ class Retraining:
         schedule, threads = self.spec.schedule, torch.get_num_threads()
         if schedule.forms == "factored":
             return None
-        table = timing_cache_for(self.device.name, threads, "training")
-        tuner = NetworkTuner(schedule, self.spec.arch.input[1], self.device, table, PinnedForms(self.folder))
+        cache = timing_cache_for(self.device.name, threads, "training")
+        tuner = NetworkTuner(schedule, self.spec.arch.input[1], self.device, cache, PinnedForms(self.folder))
         return tuner(network, arch_id(self.spec.arch))
 
     def _finish(self, training: Training) -> dict[str, Any]:

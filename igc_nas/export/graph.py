@@ -95,7 +95,7 @@ class Exporter:
     spec: LatencySpec
     device: Device
     most_params: int | None
-    table: TimingCache
+    cache: TimingCache
     say: Say = lambda _: None
     race: Race | None = None
     """None: 15 rounds, for at most 0.4 s per form."""
@@ -114,7 +114,7 @@ class Exporter:
         for variant in variants:
             if kind == "onnx":
                 self.say(f"exporting the form {variant.name} ...")
-            module = variant.module(network, self.spec.batch, self.table, "onnxruntime")
+            module = variant.module(network, self.spec.batch, self.cache, "onnxruntime")
             entries[variant.name] = _ENTRIES[kind](module, images, self.spec.threads)
         chosen, timing = variants[0], None
         if len(variants) > 1:
@@ -141,15 +141,15 @@ class Exporter:
     def _variants(self, network: Network, form: str) -> list[Variant]:
         """The named form alone; for `fastest` all allowed forms, each only once where several are the same."""
         if form == "mixed":
-            mixed = mixed_variant(network, self.spec.batch, self.table, self.most_params)
-            self.table.save()
+            mixed = mixed_variant(network, self.spec.batch, self.cache, self.most_params)
+            self.cache.save()
             return [mixed]
         uniform = uniform_variants(network.plan)
         if form != "fastest":
             return [variant for variant in uniform if variant.name == form]
-        measurer = Measurer(self.spec, self.device, self.most_params, self.table)
+        measurer = Measurer(self.spec, self.device, self.most_params, self.cache)
         allowed = measurer.variants(network) or uniform[1:2]
-        self.table.save()
+        self.cache.save()
         if len(allowed) > 1:  # the exporters fold batch norm, so an exported factored network equals the folded form
             allowed = [variant for variant in allowed if variant.name != "factored"]
         alike = {frozenset(variant.forms.items()): variant for variant in reversed(allowed)}

@@ -175,12 +175,12 @@ TENSORS: dict[str, Callable[[Tensors], Tensors]] = {
 }  # fmt: skip
 
 
-def test_these_are_many() -> None:
+def test_there_are_many_kinds_of_damage() -> None:
     assert len(HEADERS) + len(TENSORS) + len(NO_FILES) >= 50
 
 
 TAKEN = {"a shape of 5000 sides", "long metadata"}
-"""Nothing that a training is made of is wrong with these."""
+"""Damages that do not change what a training uses."""
 
 
 @pytest.mark.parametrize("kind", HEADERS)
@@ -205,7 +205,7 @@ def test_a_checkpoint_of_other_tensors_is_refused(kind: str, begun: Path, tmp_pa
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_end_in_an_error(value: float, begun: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_an_error(value: float, begun: Path, tmp_path: Path) -> None:
     held = load((begun / CHECKPOINT_FILE).read_bytes())
     spoilt = each(lambda t: torch.full_like(t, value) if t.is_floating_point() else t, "model.")(held)
     message = continued(begun, tmp_path / "run", CHECKPOINT_FILE, save(spoilt))
@@ -215,7 +215,7 @@ def test_weights_that_are_no_numbers_end_in_an_error(value: float, begun: Path, 
 
 @pytest.mark.parametrize("kind", NO_FILES)
 @pytest.mark.parametrize("name", [CHECKPOINT_FILE, RESULT_FILE, RUN_FILE, FORMS_FILE])
-def test_what_is_no_file_is_refused(kind: str, name: str, begun: Path, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_refused(kind: str, name: str, begun: Path, tmp_path: Path) -> None:
     if kind == "a file that nobody may read" and os.geteuid() == 0:
         pytest.skip("root may read any file")
     message = continued(begun, tmp_path / "run", name, NO_FILES[kind])
@@ -226,7 +226,7 @@ def test_what_is_no_file_is_refused(kind: str, name: str, begun: Path, tmp_path:
 
 
 @sizes(8, 150)
-def test_a_damaged_checkpoint_is_refused_or_taken(count: int, begun: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_or_used(count: int, begun: Path, tmp_path: Path) -> None:
     data = (begun / CHECKPOINT_FILE).read_bytes()
 
     @settings(max_examples=count)
@@ -241,7 +241,7 @@ def test_a_damaged_checkpoint_is_refused_or_taken(count: int, begun: Path, tmp_p
 
 
 @sizes(8, 150)
-def test_a_spoiled_question_is_refused_or_the_same(count: int, begun: Path, tmp_path: Path) -> None:
+def test_a_damaged_run_file_is_refused_or_means_the_same(count: int, begun: Path, tmp_path: Path) -> None:
     question = tomllib.loads((begun / RUN_FILE).read_text())
 
     @settings(max_examples=count)
@@ -254,7 +254,7 @@ def test_a_spoiled_question_is_refused_or_the_same(count: int, begun: Path, tmp_
 
 
 @sizes(8, 150)
-def test_spoiled_forms_are_refused_or_taken(count: int, begun: Path, tmp_path: Path) -> None:
+def test_damaged_forms_are_refused_or_used(count: int, begun: Path, tmp_path: Path) -> None:
     forms = json.loads((begun / FORMS_FILE).read_bytes())
 
     @settings(max_examples=count)
@@ -267,7 +267,7 @@ def test_spoiled_forms_are_refused_or_taken(count: int, begun: Path, tmp_path: P
 
 
 def shown(result: dict[str, Any]) -> str:
-    """As the command line says it."""
+    """As the command line prints it."""
     return f"{100 * result['test_error']:.2f} % on {result['test_images']:,} images of {result['dataset']}"
 
 
@@ -275,7 +275,7 @@ RESULT = {"test_error": 0.1, "test_images": 30, "dataset": "shapes", "weights": 
 
 
 @sizes(80, 1000)
-def test_a_spoiled_result_is_refused_or_shown(count: int, begun: Path, tmp_path: Path) -> None:
+def test_a_damaged_result_is_refused_or_shown(count: int, begun: Path, tmp_path: Path) -> None:
     run = opened(Path(shutil.copytree(begun, tmp_path / "run")))
 
     @settings(max_examples=count)

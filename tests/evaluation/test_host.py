@@ -98,17 +98,17 @@ def test_what_happened_before_the_monitor_was_made_is_not_counted(here: Machine)
 )
 def test_a_large_machine_tolerates_more_neighbours(cores: int | None, most: float, here: Machine) -> None:
     here.cores = cores
-    for share, told in ((0.98, False), (1.02, True)):
+    for share, reported in ((0.98, False), (1.02, True)):
         monitor = here.monitor()
         here.work(10.0, neighbours=10.0 * most * share)
-        assert bool(monitor.disturbances()) is told
+        assert bool(monitor.disturbances()) is reported
 
 
 def test_a_thread_that_waits_for_its_core_shares_it(here: Machine) -> None:
-    for share, told in ((LEAST_CPU_SHARE + 0.01, ()), (LEAST_CPU_SHARE - 0.01, (SHARED,))):
+    for share, reported in ((LEAST_CPU_SHARE + 0.01, ()), (LEAST_CPU_SHARE - 0.01, (SHARED,))):
         monitor = here.monitor()
         here.work(2.0, thread=2.0 * share)
-        assert monitor.disturbances(1) == told
+        assert monitor.disturbances(1) == reported
 
 
 @pytest.mark.parametrize("threads", [0, 2, 8])

@@ -139,7 +139,7 @@ def measured(
     reference_ms: float | None = None,
     **more: Any,
 ) -> Latency:
-    return Measurer(spec, CPU, instruments=instruments, **({"table": Known()} | more))(arch, reference_ms)
+    return Measurer(spec, CPU, instruments=instruments, **({"cache": Known()} | more))(arch, reference_ms)
 
 
 def test_a_drift_that_both_networks_see_cancels() -> None:
@@ -200,9 +200,9 @@ def test_recorded_times_are_taken_alone_and_all_else_beforehand() -> None:
             names = list(names)
             return super().get(key, names, lambda: events.append("kernels") or dict.fromkeys(names, 1.0))
 
-    table = Noting(pause=lambda: events.append("pause"))
+    cache = Noting(pause=lambda: events.append("pause"))
     instruments = Script().instruments(timer=timer, runner=runner)
-    measured(instruments, FORMED, ANY, table=table, alone=alone, pause=lambda: events.append("pause"))
+    measured(instruments, FORMED, ANY, cache=cache, alone=alone, pause=lambda: events.append("pause"))
     before, within = events[: events.index("alone")], events[events.index("alone") :]
     assert within == ["alone", *["timed"] * (len(within) - 2), "together"]
     assert before.count("build") == len(ALL_FORMS) + 2, "the network to compare with and the reference are built once"
@@ -337,7 +337,7 @@ def test_within_the_budget_no_form_is_over_it(slack: int) -> None:
     most = cost_of(FORMED).params + slack
     spec = ANY.model_copy(update={"forms": "within-budget"})
     instruments = paced(mixed=[1.0]).instruments()
-    found = measured(instruments, FORMED, spec, most_params=most, table=DenserIsFaster(), cap_s=0.0)
+    found = measured(instruments, FORMED, spec, most_params=most, cache=DenserIsFaster(), cap_s=0.0)
     assert {"factored", "mixed"} <= set(found.forms), "mixed is cut down to the budget"
     assert all(form.params <= most for form in found.forms.values())
     every = {variant.name for variant in variants.uniform_variants(build(FORMED, 0).plan) if variant.params <= most}
@@ -546,13 +546,13 @@ def test_what_is_measured_for_one_architecture_serves_the_next() -> None:
 
             return super().get(key, names, counted)
 
-    table = Counting()
-    measurer = Measurer(ANY, CPU, table=table, cap_s=0.0, instruments=paced().instruments())
+    cache = Counting()
+    measurer = Measurer(ANY, CPU, cache=cache, cap_s=0.0, instruments=paced().instruments())
     measurer(FORMED)
-    known = table.measured
+    known = cache.measured
     assert known > 0
     measurer(FORMED)
-    assert table.measured == known
+    assert cache.measured == known
 
 
 # Devices.

@@ -284,16 +284,16 @@ def test_compiling_is_over_before_anything_is_timed(x: Tensor, compile_by: Expor
 
 
 class FakeOpenvino:
-    """Notes its arguments in `asked`; returns its input."""
+    """Notes its arguments in `calls`; returns its input."""
 
     def __init__(self) -> None:
-        self.asked: list[Any] = []
+        self.calls: list[Any] = []
 
     def Core(self) -> Any:
         return SimpleNamespace(read_model=lambda model: model, compile_model=self._compile)
 
     def _compile(self, model: bytes, device: str, settings: dict[str, Any]) -> Any:
-        self.asked.append((model, device, settings))
+        self.calls.append((model, device, settings))
         request = SimpleNamespace(infer=lambda images: [images[0]])
         return SimpleNamespace(create_infer_request=lambda: request)
 
@@ -305,10 +305,10 @@ class FakeOnnxruntime:
         pass
 
     def __init__(self) -> None:
-        self.asked: list[Any] = []
+        self.calls: list[Any] = []
 
     def InferenceSession(self, model: bytes, options: Any, providers: list[str]) -> Any:
-        self.asked.append((model, vars(options), providers))
+        self.calls.append((model, vars(options), providers))
         name = SimpleNamespace(name="image")
         return SimpleNamespace(get_inputs=lambda: [name], run=lambda names, feed: [feed["image"]])
 
@@ -321,7 +321,7 @@ def test_onnxruntime_runs_on_the_given_threads(
     export_by(_exported)
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
     assert torch.equal(runner_for("onnxruntime", nn.Identity(), x, threads)(), x)
-    ((model, options, providers),) = fake.asked
+    ((model, options, providers),) = fake.calls
     assert (model, providers) == (b"onnx", ["CPUExecutionProvider"])
     assert (options["intra_op_num_threads"], options["inter_op_num_threads"]) == (threads, 1)
 
@@ -334,7 +334,7 @@ def test_openvino_runs_on_the_given_threads_in_float32(
     export_by(_exported)
     monkeypatch.setitem(sys.modules, "openvino", fake)
     assert torch.equal(runner_for("openvino", nn.Identity(), x, threads)(), x)
-    ((model, device, settings),) = fake.asked
+    ((model, device, settings),) = fake.calls
     assert (model, device) == (b"onnx", "CPU")
     assert (settings["INFERENCE_NUM_THREADS"], settings["NUM_STREAMS"]) == (threads, 1)
     assert settings["INFERENCE_PRECISION_HINT"] == "f32"

@@ -47,7 +47,7 @@ those with a predicted speed-up of 1.5 or more were 1.14 to 5.9 times as fast.""
 class NetworkTuner:
     """Finds the forward function that trains a network fastest, on one device by one schedule.
 
-    `table` caches the times of parts, `pins` keeps the forms that a study or training has chosen. `pause` is called
+    `cache` keeps the times of parts, `pins` the forms that a study or training has chosen. `pause` is called
     between timings, so that other processes can measure. The other arguments are for tests: `entrants` are the lowered
     forms that may be used (None: those of `entrants_for`), `timer` times one training step of a form.
     """
@@ -57,7 +57,7 @@ class NetworkTuner:
         schedule: Schedule,
         resolution: int,
         device: Device,
-        table: TimingCache,
+        cache: TimingCache,
         pins: PinnedForms | None = None,
         pause: Callable[[], None] = lambda: None,
         *,
@@ -70,7 +70,7 @@ class NetworkTuner:
         self.schedule = schedule
         self.resolution = resolution
         self.device = device
-        self.table = table
+        self.cache = cache
         self.pins = pins or PinnedForms()
         self.dtype = torch.bfloat16 if schedule.dtype == "bfloat16" else torch.float32
         self.pause = pause
@@ -80,7 +80,7 @@ class NetworkTuner:
         self.timer = timer or (lambda form, step: timed(step, device.synchronize))
         self.lower = lower
         self._chain_tuner = ChainTuner(
-            table, schedule.batch, self.dtype, device.torch_device, device.synchronize, pause
+            cache, schedule.batch, self.dtype, device.torch_device, device.synchronize, pause
         )
         self._scope = f"b{schedule.batch} {schedule.dtype}"
 
@@ -89,12 +89,12 @@ class NetworkTuner:
         cls,
         recipe: Recipe,
         device: Device,
-        table: TimingCache,
+        cache: TimingCache,
         pins: PinnedForms | None = None,
         pause: Callable[[], None] = lambda: None,
     ) -> NetworkTuner:
         """The tuner of a study's recipe."""
-        return cls(recipe, recipe.resolution, device, table, pins, pause)
+        return cls(recipe, recipe.resolution, device, cache, pins, pause)
 
     def __call__(self, network: Network, identity: str) -> LoweredNetwork | None:
         """The fastest lowering of a channels-last network; None where the factored network is the fastest.
@@ -105,7 +105,7 @@ class NetworkTuner:
         chains = self._chains(whole)
         key = f"{identity} @{self.resolution} {self._scope}"
         form = self.pins.network(key, lambda: self._fastest(network, whole, chains))
-        self.table.save()
+        self.cache.save()
         if form == "native" and not native.available():
             raise StudyError(
                 "this training was started with compiled kernels, and there is no C compiler",

@@ -114,7 +114,7 @@ def tuner(
     config: ArchConfig,
     steps: Steps | None = None,
     *,
-    table: TimingCache | None = None,
+    cache: TimingCache | None = None,
     pins: PinnedForms | None = None,
     schedule: Schedule = SCHEDULE,
     resolution: int | None = None,
@@ -127,8 +127,8 @@ def tuner(
         "timer": steps or refuse,
         "entrants": steps.entrants if steps else None,
     }
-    table = Given(varied) if table is None else table
-    return NetworkTuner(schedule, resolution or config.input[1], CPU, table, pins, **(usual | more))
+    cache = Given(varied) if cache is None else cache
+    return NetworkTuner(schedule, resolution or config.input[1], CPU, cache, pins, **(usual | more))
 
 
 def network_of(config: ArchConfig) -> Network:
@@ -328,7 +328,7 @@ def test_training_in_the_chosen_form_equals_the_factored_networks(config: ArchCo
     for time_of in (varied, lambda key, name: 1.0, lambda key, name: 100.0 if key.startswith("compose") else 1.0):
         network = network_of(config)
         other = copy.deepcopy(network)
-        lowered = tuner(config, Steps(**{form: 0.5}), table=Given(time_of))(other, "id")
+        lowered = tuner(config, Steps(**{form: 0.5}), cache=Given(time_of))(other, "id")
         assert lowered is not None
         results = []
         for net, run in ((network, network), (other, lowered)):
@@ -370,14 +370,14 @@ def test_every_chain_runs_in_its_fastest_form(monkeypatch: pytest.MonkeyPatch) -
 
 def test_chains_are_chosen_at_the_recipes_resolution() -> None:
     recipe = Recipe(epochs=1, batch=BATCH, lr=0.1, train_size=8, held_out=8, resolution=4)
-    table = Given(lambda key, name: 1.0)
+    cache = Given(lambda key, name: 1.0)
     network = network_of(ARCHS["igcv1"])
-    found = tuner(ARCHS["igcv1"], Steps(lowered=0.5), table=table, schedule=recipe, resolution=recipe.resolution)(
+    found = tuner(ARCHS["igcv1"], Steps(lowered=0.5), cache=cache, schedule=recipe, resolution=recipe.resolution)(
         network, "id"
     )
-    assert NetworkTuner.of(recipe, CPU, table).resolution == 4
+    assert NetworkTuner.of(recipe, CPU, cache).resolution == 4
     assert found is not None
-    assert {key.rpartition("@")[2].partition(" ")[0] for key in table.keys if "@" in key} == {"4x4"}
+    assert {key.rpartition("@")[2].partition(" ")[0] for key in cache.keys if "@" in key} == {"4x4"}
     x = torch.randn(BATCH, 3, 4, 4)
     copied = copy.deepcopy(network)
     assert (found(x) - copied(x)).norm() < 1e-4 * copied(x).norm()
@@ -392,12 +392,12 @@ def test_a_training_with_our_own_kernels_continues_only_with_them(
 ) -> None:
     network = network_of(ARCHS["igcv1"])
     tuner(ARCHS["igcv1"], Steps(lowered=0.5, native=0.4), pins=PinnedForms(tmp_path))(network, "id")
-    again = tuner(ARCHS["igcv1"], table=Unmeasured(), pins=PinnedForms(tmp_path))(network, "id")
+    again = tuner(ARCHS["igcv1"], cache=Unmeasured(), pins=PinnedForms(tmp_path))(network, "id")
     assert isinstance(again, LoweredNetwork)
     assert again.native
     monkeypatch.setattr(native, "available", lambda: False)
     with pytest.raises(StudyError) as raised:
-        tuner(ARCHS["igcv1"], table=Unmeasured(), pins=PinnedForms(tmp_path))(network, "id")
+        tuner(ARCHS["igcv1"], cache=Unmeasured(), pins=PinnedForms(tmp_path))(network, "id")
     assert "C compiler" in one_line(raised)
 
 
@@ -408,14 +408,14 @@ def test_a_pinned_form_is_not_timed_again(config: ArchConfig, lowered_ms: float,
     network = network_of(config)
     first = tuner(config, Steps(lowered=lowered_ms), pins=PinnedForms(tmp_path))(network, arch_id(config))
     text = (tmp_path / FORMS_FILE).read_bytes()
-    again = tuner(config, table=Unmeasured(), pins=PinnedForms(tmp_path))
+    again = tuner(config, cache=Unmeasured(), pins=PinnedForms(tmp_path))
     second = again(network, arch_id(config))
     with pytest.raises(AssertionError, match="is to be timed"):
         again(network, "another network")
     for change in ({"batch": BATCH + 1}, {"dtype": "bfloat16"}):
         other = SCHEDULE.model_copy(update=change)
         with pytest.raises(AssertionError, match="is to be timed"):
-            tuner(config, table=Unmeasured(), pins=PinnedForms(tmp_path), schedule=other)(network, arch_id(config))
+            tuner(config, cache=Unmeasured(), pins=PinnedForms(tmp_path), schedule=other)(network, arch_id(config))
     assert (tmp_path / FORMS_FILE).read_bytes() == text
     assert (first is None) == (second is None) == (lowered_ms > 1)
     if first is not None and second is not None:
@@ -431,14 +431,14 @@ def test_a_second_network_of_known_shapes_is_only_raced(tmp_path: Path) -> None:
     """Its chains are in the cache; which form the network trains in is decided for each network."""
     config, place = ARCHS["igcv1"], tmp_path / "times.json"
     times = TimingCache(place, "owner")
-    assert tuner(config, Steps(lowered=0.5), table=times)(network_of(config), "one") is not None
+    assert tuner(config, Steps(lowered=0.5), cache=times)(network_of(config), "one") is not None
 
     class Complete(TimingCache):
         def get(self, key: str, names: Iterable[str], measure: Callable[[], Times]) -> Times:
             return super().get(key, names, lambda: pytest.fail(f"{key} is known"))
 
     steps = Steps(lowered=0.5)
-    assert tuner(config, steps, table=Complete(place, "owner"))(network_of(config), "another") is not None
+    assert tuner(config, steps, cache=Complete(place, "owner"))(network_of(config), "another") is not None
     assert steps.order
 
 
@@ -463,7 +463,7 @@ def test_pins_are_kept_per_identity_and_resolution(tmp_path: Path) -> None:
     for resolution, identity in every:
         tuner(config, Steps(lowered=0.5), pins=pins, resolution=resolution)(network, identity)
     for resolution, identity in every:
-        again = tuner(config, table=Unmeasured(), pins=PinnedForms(tmp_path), resolution=resolution)
+        again = tuner(config, cache=Unmeasured(), pins=PinnedForms(tmp_path), resolution=resolution)
         assert again(network, identity) is not None
     with pytest.raises(AssertionError, match="is to be timed"):
-        tuner(config, table=Unmeasured(), pins=PinnedForms(tmp_path), resolution=6)(network, "one")
+        tuner(config, cache=Unmeasured(), pins=PinnedForms(tmp_path), resolution=6)(network, "one")
