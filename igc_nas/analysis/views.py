@@ -90,8 +90,8 @@ class FormsView:
     params: tuple[int, ...]
     macs: tuple[int, ...]
     median_ms: tuple[float, ...]
-    low_ms: tuple[float, ...]
-    high_ms: tuple[float, ...]
+    low_ms: Column
+    high_ms: Column
     chosen: tuple[int, ...]
     """Rows with the form that was chosen for the candidate."""
 
@@ -200,8 +200,8 @@ def forms_view(candidates: Iterable[Candidate]) -> FormsView:
         params=tuple(time.params for _, _, time in rows),
         macs=tuple(time.macs for _, _, time in rows),
         median_ms=tuple(shortened(time.median_ms) for _, _, time in rows),
-        low_ms=tuple(shortened(time.low_ms) for _, _, time in rows),
-        high_ms=tuple(shortened(time.high_ms) for _, _, time in rows),
+        low_ms=tuple(time.low_ms and shortened(time.low_ms) for _, _, time in rows),
+        high_ms=tuple(time.high_ms and shortened(time.high_ms) for _, _, time in rows),
         chosen=tuple(chosen),
     )
 

@@ -1,9 +1,9 @@
-"""bench deploy: one forward pass in the best form against the factored network, in float32."""
+"""bench deploy: one forward pass in the fastest form against the factored network, in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from statistics import geometric_mean
+from collections.abc import Callable, Mapping
+from statistics import geometric_mean, median
 
 import torch
 
@@ -12,15 +12,16 @@ from igc_nas.arch.cost import cost_of
 from igc_nas.bench.report import Report, Row, architectures
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.latency import randomize_batchnorm_
-from igc_nas.evaluation.runtimes import prepare
+from igc_nas.evaluation.runtimes import runner_for
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.timing_cache import TimingCache
-from igc_nas.nn.lowering.variants import mixed_variant, uniform_variants
+from igc_nas.nn.lowering.variants import Variant, mixed_variant, uniform_variants
 from igc_nas.nn.network import build
-from igc_nas.nn.timing import median, round_robin, warmed
+from igc_nas.nn.timing import Race, Timer, round_robin, warmed
 from igc_nas.study.spec import RuntimeName
 
-RACE_ROUNDS, ROUNDS, CAP_S = 11, 31, 4.0
+RACE = Race(rounds=11, cap_s=4.0, tie=0.0, warm_up=3)
+ROUNDS, CAP_S = 31, 4.0
 
 
 def bench_deploy(
@@ -28,17 +29,25 @@ def bench_deploy(
     batches: tuple[int, ...] = (1, 32),
     runtime: RuntimeName = "eager",
     say: Callable[[str], None] = lambda _: None,
+    *,
+    archs: Mapping[str, ArchConfig] | None = None,
+    race: Race = RACE,
+    rounds: int = ROUNDS,
 ) -> Report:
-    """Each benchmark architecture at each batch; the form is chosen in rounds of its own, then measured afresh.
+    """Each architecture (None: the benchmark's) at each batch; a race chooses the form, fresh rounds measure it.
 
-    A turn is a run to warm the caches, which the others have emptied, and a run that is timed. The ratio is to the
-    factored network in NCHW, torch's default; what it is to the faster of NCHW and channels-last stands beside it.
+    Each timed run follows an untimed one, because the other networks have evicted its data from the caches. The ratio
+    is to the factored network in NCHW, torch's default; `times_faster_format` is the ratio to the faster of NCHW and
+    channels-last.
     """
     rows: list[Row] = []
     for batch in batches:
-        table = TimingCache()
-        for name, arch in architectures().items():
-            rows.append(_row(name, arch, batch, runtime, device, table))
+        cache = TimingCache()
+        for name, arch in (archs or architectures()).items():
+            factored, forms, variants = _runs(arch, batch, runtime, device, cache)
+            best = race.winner(race.run(forms), size=lambda _: 0)
+            fresh = round_robin(factored | {"best": forms[best]}, rounds, CAP_S, warm_up=3)
+            rows.append(_row(name, arch, batch, variants[best], {n: median(ms) for n, ms in fresh.items()}))
             say(f"{name} batch {batch}: {rows[-1]['ratio']:.2f}x ({rows[-1]['form']})")
     return Report(
         f"one pass in {runtime}, float32: the best form against the factored network",
@@ -54,26 +63,28 @@ def bench_deploy(
 
 
 @torch.inference_mode()
-def _row(name: str, arch: ArchConfig, batch: int, runtime: RuntimeName, device: Device, table: TimingCache) -> Row:
+def _runs(
+    arch: ArchConfig, batch: int, runtime: RuntimeName, device: Device, cache: TimingCache
+) -> tuple[dict[str, Timer], dict[str, Timer], dict[str, Variant]]:
+    """(timers of the factored network in NCHW and, if eager, channels-last; timers of its forms; the forms)."""
     x = torch.randn(batch, *arch.input, device=device.torch_device)
-    network = randomize_batchnorm_(build(arch, 0)).eval().to(device.torch_device)
-    last = randomize_batchnorm_(build(arch, 0)).eval().to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x_last = x.contiguous(memory_format=torch.channels_last)
+    nchw = randomize_batchnorm_(build(arch, 0)).eval().to(device.torch_device)
+    nhwc = randomize_batchnorm_(build(arch, 0)).eval()
+    nhwc.to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x_nhwc = x.contiguous(memory_format=torch.channels_last)
 
-    def run(module: torch.nn.Module, image: torch.Tensor) -> Callable[[], float]:
-        return warmed(prepare(runtime, module, image, torch.get_num_threads()), device.synchronize)
+    def run(module: torch.nn.Module, image: torch.Tensor) -> Timer:
+        return warmed(runner_for(runtime, module, image, torch.get_num_threads()), device.synchronize)
 
-    runs = {"nchw": run(network, x)}
+    factored = {"nchw": run(nchw, x)}
     if runtime == "eager":
-        runs["nhwc"] = run(last, x_last)
-    variants = [*uniform_variants(network.plan), mixed_variant(last, batch, table)]
-    forms = {v.name: run(v.module(last, batch, table, runtime), x_last) for v in variants}
-    raced = {n: median(times) for n, times in round_robin(forms, RACE_ROUNDS, CAP_S, warm_up=3).items()}
-    best = min(raced, key=lambda form: raced[form])
-    fresh = round_robin(runs | {"best": forms[best]}, ROUNDS, CAP_S, warm_up=3)
-    times = {n: median(samples) for n, samples in fresh.items()}
-    factored = min(ms for n, ms in times.items() if n != "best")
-    chosen = next(v for v in variants if v.name == best)
+        factored["nhwc"] = run(nhwc, x_nhwc)
+    variants = {v.name: v for v in (*uniform_variants(nhwc.plan), mixed_variant(nhwc, batch, cache))}
+    forms = {name: run(v.module(nhwc, batch, cache, runtime), x_nhwc) for name, v in variants.items()}
+    return factored, forms, variants
+
+
+def _row(name: str, arch: ArchConfig, batch: int, best: Variant, times: Mapping[str, float]) -> Row:
     cost = cost_of(arch)
     return {
         "name": name,
@@ -81,12 +92,12 @@ def _row(name: str, arch: ArchConfig, batch: int, runtime: RuntimeName, device: 
         "batch": batch,
         "params": cost.params,
         "macs": cost.macs,
-        "deployed_params": chosen.params,
-        "deployed_macs": chosen.macs,
+        "deployed_params": best.params,
+        "deployed_macs": best.macs,
         "factored_nchw_ms": times["nchw"],
         "factored_channels_last_ms": times.get("nhwc"),
         "best_ms": times["best"],
-        "form": best,
-        "times_faster_format": factored / times["best"],
+        "form": best.name,
+        "times_faster_format": min(times["nchw"], times.get("nhwc", times["nchw"])) / times["best"],
         "ratio": times["nchw"] / times["best"],
     }

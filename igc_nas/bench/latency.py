@@ -1,4 +1,4 @@
-"""bench latency: does the same architecture get the same latency again?"""
+"""bench latency: how well a latency is reproduced when the same architecture is measured twice."""
 
 from __future__ import annotations
 
@@ -24,23 +24,27 @@ from igc_nas.study.spec import LatencySpec
 
 
 def bench_latency(
-    device: Device, count: int = 20, seed: int = 0, say: Callable[[str], None] = lambda _: None
+    device: Device,
+    count: int = 20,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    archs: list[ArchConfig] | None = None,
+    measurer: Measurer | None = None,
 ) -> Report:
-    """`count` architectures of igc_cifar, each twice in random order: quiet, then beside a process that never rests.
+    """`count` architectures of igc_cifar, each twice in random order: on an idle machine, then beside a busy process.
 
-    A row's ratio is that of the larger to the smaller of its two times.
+    A row's ratio is the larger of its two times over the smaller. `archs` and `measurer` replace the usual ones.
     """
-    archs = _architectures(count, seed)
-    spec = LatencySpec(device=device.name, forms="any", input=archs[0].input)
-    table = timing_cache_for(device.name, spec.threads, "deployment")
-    measurer = Measurer(spec, device, table=table)
-    unit = measurer(archs[0]).reference_ms
+    archs = archs or drawn_architectures(count, seed)
+    measure = measurer or _measurer(device, archs[0].input)
+    unit = measure(archs[0]).reference_ms
     rows: list[Row] = []
     extra: dict[str, Any] = {}
-    for group, beside in (("quiet", contextlib.nullcontext()), ("busy neighbour", _neighbour())):
+    for group, beside in (("quiet", contextlib.nullcontext()), ("busy neighbour", busy_process())):
         with beside:
             say(f"{group}:")
-            found = _twice(archs, lambda arch: measurer(arch, unit), seed, say)
+            found = measured_twice(archs, lambda arch: measure(arch, unit), seed, say)
         rows += [_row(group, *pair) for pair in found]
         difference, rank = agreement([a.normalised_ms for _, a, _ in found], [b.normalised_ms for _, _, b in found])
         noisy = sum(latency.noisy for _, a, b in found for latency in (a, b))
@@ -49,9 +53,9 @@ def bench_latency(
             "rank_correlation": rank,
             "noisy_share": noisy / (2 * len(found)),
         }
-    table.save()
+    measure.cache.save()
     return Report(
-        f"latency of {count} architectures, twice each in random order",
+        f"latency of {len(archs)} architectures, twice each in random order",
         tuple(rows),
         conditions_of(device).model_dump(exclude_none=True),
         ("quiet",),
@@ -59,7 +63,13 @@ def bench_latency(
     )
 
 
-def _architectures(count: int, seed: int) -> list[ArchConfig]:
+def _measurer(device: Device, image: tuple[int, int, int]) -> Measurer:
+    spec = LatencySpec(device=device.name, forms="any", input=image)
+    return Measurer(spec, device, cache=timing_cache_for(device.name, spec.threads, "deployment"))
+
+
+def drawn_architectures(count: int, seed: int) -> list[ArchConfig]:
+    """Architectures of igc_cifar with at most 2 M parameters, drawn by the seed; more of them begin with the fewer."""
     from igc_nas.space.budget import Budget
     from igc_nas.space.feasible import Feasible
 
@@ -69,9 +79,10 @@ def _architectures(count: int, seed: int) -> list[ArchConfig]:
     return [feasible.draw(rng) for _ in range(count)]
 
 
-def _twice(
+def measured_twice(
     archs: list[ArchConfig], measure: Callable[[ArchConfig], Latency], seed: int, say: Callable[[str], None]
 ) -> list[tuple[ArchConfig, Latency, Latency]]:
+    """(architecture, first, second latency) of each; the measurements are in an order shuffled by the seed."""
     order = [*range(len(archs)), *range(len(archs))]
     np.random.default_rng(seed).shuffle(order)
     found: dict[int, list[Latency]] = {i: [] for i in range(len(archs))}
@@ -94,8 +105,8 @@ def _row(group: str, arch: ArchConfig, first: Latency, second: Latency) -> Row:
 
 
 @contextlib.contextmanager
-def _neighbour() -> Iterator[None]:
-    """A process that keeps one core busy."""
+def busy_process() -> Iterator[None]:
+    """Within the context another process keeps one core busy."""
     process = subprocess.Popen(
         [sys.executable, "-c", "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"]
     )

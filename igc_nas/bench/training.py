@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from igc_nas.nn.lowering.network_tuner import NetworkTuner
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.training import factored_forward
 from igc_nas.nn.network import build
-from igc_nas.nn.timing import median, round_robin, timed
+from igc_nas.nn.timing import round_robin, timed
 from igc_nas.study.defaults import default_recipe
 from igc_nas.study.spec import DtypeName, Recipe
 

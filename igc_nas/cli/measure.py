@@ -98,7 +98,7 @@ def _measurer(config: ArchConfig, flags: dict[str, Any]) -> Callable[[ArchConfig
     )
 
     def measured(arch: ArchConfig) -> Latency:
-        with measurer.table:
+        with measurer.cache:
             return measurer(arch)
 
     return measured
@@ -132,7 +132,8 @@ def _lines(latency: Latency, config: ArchConfig) -> list[str]:
         )
         written = latency.forms.get("factored")
         for name, form in latency.forms.items():
-            interval = f"{form.low_ms:.3f} to {form.high_ms:.3f}"
+            timed_often = form.low_ms is not None and form.high_ms is not None
+            interval = f"{form.low_ms:.3f} to {form.high_ms:.3f}" if timed_often else ""
             times = f"{written.median_ms / form.median_ms:6.2f}" if written else ""
             lines.append(
                 f"{name:<10} {form.median_ms:>10.3f} {interval:>19} {format_count(form.macs):>8} "

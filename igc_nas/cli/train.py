@@ -44,10 +44,11 @@ def train(arch: str, threads: int | None, root: Path, **flags: Any) -> None:
 
     threads = threads or usable_cores()
     quiet_threads(threads)
-    from igc_nas.evaluation.retraining import Retraining
+    from igc_nas.evaluation.retraining import Retraining, RetrainOptions
 
     config = architecture(arch, None, root)
-    run = Retraining.prepare(config, threads=threads, **{k: v for k, v in flags.items() if k != "as_json"})
+    options = RetrainOptions(threads=threads, **{k: v for k, v in flags.items() if k != "as_json"})
+    run = Retraining.open(config, options)
     say(*run.introduction())
     result = run.train(say=lambda line: say(line))
     if flags["as_json"]:

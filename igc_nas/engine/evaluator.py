@@ -18,7 +18,7 @@ from igc_nas.errors import StudyError
 from igc_nas.evaluation.images import load_proxy
 from igc_nas.evaluation.latency import Measurer
 from igc_nas.evaluation.remote import CommandMeasurer
-from igc_nas.evaluation.training import train_proxy
+from igc_nas.evaluation.training import ProxyTask, train_proxy
 from igc_nas.nn.device import Device, configure_torch, find_devices
 from igc_nas.nn.lowering.network_tuner import NetworkTuner
 from igc_nas.nn.lowering.pinned_forms import PinnedForms
@@ -95,7 +95,7 @@ class Evaluator:
         try:
             return self._measure(arch, reference_ms)
         finally:
-            self._measure.table.save()
+            self._measure.cache.save()
             configure_torch(self.device, self.threads)
 
     def calibrate(self) -> Calibration:
@@ -138,19 +138,8 @@ class Evaluator:
             lowered = self.lowered(network, arch)
         watch.doing("training")
         with self._clock.runs("train"):
-            return train_proxy(
-                network,
-                self.train,
-                self.held_out,
-                self.spec.recipe,
-                self.info,
-                self.device,
-                seed,
-                self.room.pause,
-                watch.epoch,
-                lowered,
-                go_on,
-            )
+            task = ProxyTask(self.train, self.held_out, self.spec.recipe, self.info, self.device, self.room.pause)
+            return train_proxy(network, task, seed, lowered, watch.epoch, go_on)
 
 
 class _Clock:

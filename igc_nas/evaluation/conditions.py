@@ -1,4 +1,4 @@
-"""What a number is taken under: device, threads, versions, load, clocks, and on a GPU its temperature and power."""
+"""The conditions of a measurement: device, threads, versions, load, clocks, and a GPU's temperature and power."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from igc_nas.study.records import Conditions
 
 
 def conditions_of(device: Device) -> Conditions:
-    """What a number taken now on `device` is taken under."""
+    """The conditions of a measurement that is taken on `device` now."""
     common = Conditions(
         device=device.name,
         threads=torch.get_num_threads(),

@@ -1,6 +1,6 @@
 """A dataset as tensors on the device: an epoch is a permutation and slices of one tensor.
 
-Shapes: N images, H x H pixels, 3 channels last in storage; batches are (batch, 3, H, H) in channels-last memory.
+Images are stored as uint8 of shape (n, H, H, 3); batches are float32 of shape (batch, 3, H, H) in channels-last memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from igc_nas.study.spec import Recipe
 
 @dataclass(frozen=True)
 class Images:
-    """Images of one split, as bytes, with the statistics that normalise them."""
+    """Images of one split as uint8, with the per-channel mean and standard deviation (of 0 to 255) to normalise by."""
 
     pixels: UInt8[Tensor, "n height width 3"]
     labels: Int64[Tensor, " n"]
@@ -33,19 +33,19 @@ class Images:
         return len(self.labels)
 
     def in_order(self, size: int, count: int | None = None) -> Iterator[Int64[Tensor, " b"]]:
-        """Indices of the first `count` images (all), `size` at a time."""
+        """Indices of the first `count` images (None: all), in batches of `size`."""
         end = len(self) if count is None else min(count, len(self))
         for start in range(0, end, size):
             yield torch.arange(start, min(start + size, end), device=self.labels.device)
 
     def batch(self, index: Int64[Tensor, " b"]) -> Float[Tensor, "b 3 height width"]:
-        """The images of `index`, normalised, as they are."""
+        """The images of `index`, normalised, not augmented."""
         return self._normalised(self.pixels[index])
 
     def augmented(
         self, index: Int64[Tensor, " b"], crop: int, flip: bool, generator: torch.Generator
     ) -> Float[Tensor, "b 3 height width"]:
-        """The images of `index`, each cropped at random from a border of `crop` pixels (mirrored) and maybe flipped."""
+        """The images of `index`, normalised; padded by `crop` reflected pixels, then cropped and flipped at random."""
         count, size, device = len(index), self.pixels.shape[1], self.pixels.device
         rows = torch.arange(size, device=device).expand(count, size)
         columns = rows
@@ -54,21 +54,22 @@ class Images:
             columns = torch.where(mirror.bool(), size - 1 - columns, columns)
         if crop:
             shift = torch.randint(-crop, crop + 1, (2, count, 1), generator=generator, device=device)
-            rows, columns = (_reflect(place + by, size) for place, by in zip((rows, columns), shift, strict=True))
+            rows, columns = (_reflect(index + by, size) for index, by in zip((rows, columns), shift, strict=True))
         return self._normalised(self.pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]])
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
-def _reflect(place: Tensor, size: int) -> Tensor:
-    return (size - 1 - (size - 1 - place.abs()).abs()).clamp(0, size - 1)
+def _reflect(index: Tensor, size: int) -> Tensor:
+    """Pixel indices outside 0 to size - 1 reflected at the border pixels, which are not repeated."""
+    return (size - 1 - (size - 1 - index.abs()).abs()).clamp(0, size - 1)
 
 
 def load_proxy(info: DatasetInfo, recipe: Recipe, seed: int, device: torch.device) -> tuple[Images, Images]:
-    """(training images, held-out images) of a recipe: disjoint, stratified, drawn from the training set by `seed`.
+    """(training images, held-out images) of a recipe: disjoint, stratified by class, drawn from the training set.
 
-    Raises `UsageError` where the dataset has fewer training images than the recipe asks for.
+    Raises `UsageError` if the dataset has fewer training images than the recipe needs.
     """
     images, labels = read_train(info)
     if recipe.train_size + recipe.held_out > len(labels):
@@ -92,7 +93,7 @@ def load_train(info: DatasetInfo, resolution: int, device: torch.device) -> Imag
 
 
 def load_test(info: DatasetInfo, resolution: int, device: torch.device) -> Images:
-    """The test set: opened by `igc-nas train`, at its end, and by nothing else."""
+    """The test set. Only `igc-nas train` opens it, after the last epoch."""
     return _on_device(*read_test(info), info, resolution, device)
 
 
@@ -111,7 +112,7 @@ def _on_device(
 
 
 def _resized(pixels: Tensor, resolution: int) -> Tensor:
-    """Area-averaged down, bilinear up, rounded to bytes again."""
+    """Pixels at another resolution, as uint8: area-averaged to a smaller, bilinear to a larger one."""
     if resolution < pixels.shape[-1]:
         resized = F.adaptive_avg_pool2d(pixels.float(), resolution)
     else:

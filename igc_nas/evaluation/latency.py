@@ -1,13 +1,13 @@
 """Latency of one forward pass, measured so that it can be compared: in rounds with a fixed reference network.
 
-A machine's speed drifts (clocks, neighbours). Each round times the reference network and then the network, so their
-ratio is of one moment; the objective is the median ratio times the reference's time when the study was made.
+A machine's speed drifts (clocks, other processes). Each round times the reference network and then the network, so both
+see the same machine state; the objective is the median of their ratio times the study's fixed reference time.
 
-A network may be deployed in several forms (`igc_nas.nn.lowering.variants`). They race first, in rounds of their own;
-the fastest is then measured on fresh samples, because the least of several medians is biased low.
+A network may be deployed in several forms (`igc_nas.nn.lowering.variants`). They race first; the fastest is then timed
+in fresh rounds, because the least of several medians is biased low.
 
-Only what is told needs a quiet device: the race and the rounds. Building the forms, comparing what they compute and
-choosing kernels (by times of which nothing is told) may be done beside others who work.
+Only the race and the final rounds need an idle device; their times are recorded. Building the forms, comparing their
+outputs and choosing kernels may run while other processes train: those times only rank alternatives.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,108 +29,203 @@ from igc_nas.errors import IgcNasError, InfeasibleError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.host import NoiseMonitor
 from igc_nas.evaluation.nvml import energy_per_run, find_gpu
-from igc_nas.evaluation.runtimes import CPU_ONLY, prepare
+from igc_nas.evaluation.runtimes import CPU_ONLY, Runner, runner_for
 from igc_nas.nn.device import Device, without_tf32
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import Variant, factored_variant, mixed_variant, uniform_variants
 from igc_nas.nn.network import Network, build
-from igc_nas.nn.timing import median, median_interval, timed
+from igc_nas.nn.timing import Race, Timer, median_interval, timed
 from igc_nas.study.records import Conditions, FormTime, Latency
-from igc_nas.study.spec import LatencySpec
+from igc_nas.study.spec import LatencySpec, RuntimeName
 
 REFERENCE = "regconv-w16-d8"
-"""The fixed network of every round: regular convolutions only, 12 M MACs, so that no choice of ours moves it."""
+"""The fixed network of every round: regular convolutions only, 12 M MACs; no choice of a form changes its time."""
 
 WARM_UP_S, MOST_WARM_UP_S = 0.03, 1.0
 STABLE = 0.05
-"""Warm-up goes on until two stretches of runs in a row have medians that differ by less than this share."""
+"""Warm-up ends when two consecutive windows of runs have medians that differ by less than this share."""
 LEAST_ROUNDS, MOST_ROUNDS = 31, 301
 LEAST_S = 0.25
-"""Seconds that the rounds take at least: `NoiseMonitor` cannot see other processes over a shorter time."""
-RACE_ROUNDS, RACE_CAP_S = 15, 0.4
-FIRST_ROUNDS, HOPELESS = 3, 1.5
-"""A form that takes so many times as long as the fastest leaves the race after the first rounds; its times are kept."""
-SURE_ROUNDS, RARELY = 5, 0.1
-"""From so many rounds on, one that is as good as the fastest in less than this share of them leaves it, too."""
-TIE = 0.02
-"""Forms whose times differ by less than this share are equally fast."""
+"""Least seconds from the first timed run to the last: `NoiseMonitor` sees no other processes in a shorter time."""
+RACE = Race(rounds=15, cap_s=0.4)
 ENOUGH_WIDTH = 0.03
-"""An interval narrower than this share of the median is narrow enough."""
+"""The rounds end when the interval of the median ratio is narrower than this share of it."""
 NOISY_WIDTH = 0.05
 MOST_ERROR = 1e-4
-"""A form whose outputs differ from the factored network's by more than this, norm-wise, is not used."""
+"""A form is not used if its outputs differ by more than this from the factored network's (relative, norm-wise)."""
 L2_BYTES = 256 << 20
 """More than any GPU's L2 cache."""
 
 
+@dataclass(frozen=True)
+class FormRun:
+    """A network in one form, on one input: `output` runs it once. `name` is the form's, or "reference"."""
+
+    name: str
+    variant: Variant
+    output: Callable[[], Tensor]
+
+    @property
+    def weight_bytes(self) -> int:
+        """In float32, whatever a runtime pads or packs."""
+        return 4 * self.variant.params
+
+
+@dataclass(frozen=True)
+class RoundSamples:
+    """Milliseconds of the network and of the reference network, round by round."""
+
+    network_ms: list[float]
+    reference_ms: list[float]
+
+    def ratios(self) -> list[float]:
+        """Network / reference of each round."""
+        return [network / pace for network, pace in zip(self.network_ms, self.reference_ms, strict=True)]
+
+    def ratio(self) -> float:
+        """The median ratio."""
+        return median(self.ratios())
+
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the median ratio."""
+        return _interval(self.ratios())
+
+    def width(self) -> float:
+        """The interval's width as a share of the median ratio."""
+        low, high = self.interval()
+        return (high - low) / self.ratio()
+
+    def statistics(self, reference_ms: float | None) -> dict[str, Any]:
+        """The fields of a `Latency` that come from the samples; times are normalised to `reference_ms` (None: own)."""
+        own = median(self.reference_ms)
+        unit = reference_ms or own
+        (low, high), (ratio_low, ratio_high) = _interval(self.network_ms), self.interval()
+        return {
+            "median_ms": median(self.network_ms),
+            "low_ms": low,
+            "high_ms": high,
+            "normalised_ms": self.ratio() * unit,
+            "normalised_low_ms": ratio_low * unit,
+            "normalised_high_ms": ratio_high * unit,
+            "reference_ms": own,
+            "samples_ms": tuple(round(ms, 5) for ms in self.network_ms),
+            "reference_samples_ms": tuple(round(ms, 5) for ms in self.reference_ms),
+        }
+
+
+def timer_for(run: FormRun, spec: LatencySpec, device: Device) -> Timer:
+    """A function that runs a form once and returns its milliseconds: by CUDA events on a GPU, else by the clock."""
+    return _cuda_timer(run.output, spec, device) if device.kind == "cuda" else timed(run.output)
+
+
+def warm_up(timer: Timer) -> None:
+    """Run until the time is stable, for at most a second."""
+    until, last = time.perf_counter() + MOST_WARM_UP_S, 0.0
+    while time.perf_counter() < until:
+        window_end = time.perf_counter() + WARM_UP_S
+        times = [timer(), timer(), timer()]
+        while time.perf_counter() < window_end:
+            times.append(timer())
+        now = median(times)
+        if abs(now - last) < STABLE * now:
+            return
+        last = now
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What a `Measurer` takes its numbers from; a test replaces the machine's by its own."""
+
+    runner: Callable[[RuntimeName, nn.Module, Tensor, int], Runner] = runner_for
+    timer: Callable[[FormRun, LatencySpec, Device], Timer] = timer_for
+    warm_up: Callable[[Timer], None] = warm_up
+    race: Race = RACE
+    clock: Callable[[], float] = time.perf_counter
+    least_s: float = LEAST_S
+    monitor: Callable[[], NoiseMonitor] = NoiseMonitor
+    conditions: Callable[[Device], Conditions] = conditions_of
+
+
 @dataclass
 class Measurer:
-    """Measures architectures on one device by one spec. `table` keeps the times of chains from one to the next.
+    """Measures architectures on one device by one spec. `cache` keeps kernel and chain times between them.
 
-    `most_params` is the budget that a deployed form must obey where the spec says `within-budget`. `alone` is entered
-    for what is timed to be told; before, `pause` is called between one form and the next: others may be measuring.
+    `most_params` is the parameter budget of a deployed form where the spec says `within-budget`. The context manager
+    `alone` is entered for the timing whose results are recorded; before that, `pause` is called between forms, so that
+    other processes can measure.
     """
 
     spec: LatencySpec
     device: Device
     most_params: int | None = None
-    table: TimingCache = field(default_factory=TimingCache)
+    cache: TimingCache = field(default_factory=TimingCache)
     cap_s: float = 2.0
     energy: bool = False
     alone: Callable[[], AbstractContextManager[None]] = nullcontext
     pause: Callable[[], None] = lambda: None
+    instruments: Instruments = field(default_factory=Instruments)
 
     def __call__(self, arch: ArchConfig, reference_ms: float | None = None) -> Latency:
         """Time an architecture's network in its fastest allowed form.
 
-        At least 31 rounds in a quarter of a second, then until the 95 % interval of the median ratio is narrower than
+        At least 31 rounds and a quarter of a second, then until the 95 % interval of the median ratio is narrower than
         3 % of it, or for `cap_s` seconds. `reference_ms` is the study's fixed reference time; None takes this
-        measurement's own. The thread count is the process's: call it where `torch.get_num_threads()` is `spec.threads`.
+        measurement's own. Call it in a process whose `torch.get_num_threads()` equals `spec.threads`.
 
-        Raises `UsageError` for a runtime that is not installed, `IgcNasError` for one that cannot take the network,
+        Raises `UsageError` for a runtime that is not installed, `IgcNasError` for one that cannot run the network,
         `InfeasibleError` where no form is within the budget.
         """
-        runs = self._runs(arch)
-        pace = _reference_run(self.spec, self.device)
+        runs = {run.name: run for run in self._form_runs(arch)}
+        timers = {name: self._timer(run) for name, run in runs.items()}
+        pace = self._reference_timer
         with self.alone():
-            return self._measured(arch, runs, pace, reference_ms)
-
-    def _measured(self, arch: ArchConfig, runs: Mapping[str, _Run], pace: _Run, reference_ms: float | None) -> Latency:
-        watch = NoiseMonitor()
-        began = time.perf_counter()
-        pace.warm_up()
-        if len(runs) > 1:
-            forms, name = _raced(runs)
-        else:
-            forms, name = {}, next(iter(runs))
-            runs[name].warm_up()
-        times, paces = _rounds(runs[name], pace, began, self.cap_s)
-        conditions = conditions_of(self.device)  # at once: a GPU that rests tells nothing of throttling
-        disturbances = watch.disturbances(self.spec.threads if self.device.kind == "cpu" else 0)
-        return self._latency(arch, runs[name], forms, times, paces, disturbances, conditions, reference_ms)
+            monitor, began = self.instruments.monitor(), self.instruments.clock()
+            self.instruments.warm_up(pace)
+            forms, chosen = self._race(runs, timers)
+            samples = self._rounds(timers[chosen], pace, began)
+            conditions = self.instruments.conditions(self.device)  # at once: an idle GPU reports no throttling
+            disturbances = monitor.disturbances(self.spec.threads if self.device.kind == "cpu" else 0)
+            noise = noise_reasons(samples, conditions, disturbances)
+            run = runs[chosen]
+            return Latency(
+                **samples.statistics(reference_ms),
+                noisy=bool(noise),
+                noise=noise,
+                form=chosen,
+                deployed_params=run.variant.params,
+                deployed_macs=run.variant.macs,
+                weight_bytes=run.weight_bytes,
+                forms=forms,
+                **self._setting(),
+                input=arch.input,
+                energy_mj=self._energy(timers[chosen]) if self.energy else None,
+                conditions=conditions,
+            )
 
     def variants(self, network: Network) -> list[Variant]:
         """The forms that the spec allows, the factored network first where it is among them."""
         if self.spec.forms == "factored":
             return [factored_variant(network.plan)]
         most = self.most_params if self.spec.forms == "within-budget" else None
-        mixed = mixed_variant(network, self.spec.batch, self.table, most)
+        mixed = mixed_variant(network, self.spec.batch, self.cache, most)
         found = [*uniform_variants(network.plan), mixed]
         return [variant for variant in found if most is None or variant.params <= most]
 
-    def _runs(self, arch: ArchConfig) -> dict[str, _Run]:
-        """The allowed forms, each ready to run; those that compute what the factored network does."""
+    def _form_runs(self, arch: ArchConfig) -> list[FormRun]:
+        """The allowed forms whose outputs equal the factored network's."""
         network = randomize_batchnorm_(build(arch, 0)).eval()
         network.to(self.device.torch_device, memory_format=_layout(self.spec))  # type: ignore[call-overload]
         x = _input(arch.input, self.spec, self.device)
         with without_tf32():
-            wanted = prepare("eager", network, x, self.spec.threads)()
-        runs = {}
+            wanted = self.instruments.runner("eager", network, x, self.spec.threads)()
+        runs = []
         for variant in self.variants(network):
             self.pause()
-            run = _Run.of(variant, network, x, self.spec, self.device, self.table)
-            if self._computes(run, wanted):
-                runs[variant.name] = run
+            module = variant.module(network, self.spec.batch, self.cache, self.spec.runtime)
+            output = self.instruments.runner(self.spec.runtime, module, x, self.spec.threads)
+            run = FormRun(variant.name, variant, output)
+            if self._is_equal(run, wanted):
+                runs.append(run)
         if not runs:
             fewest = min(variant.params for variant in uniform_variants(network.plan))
             raise InfeasibleError(
@@ -136,68 +233,67 @@ class Measurer:
             )
         return runs
 
-    def _computes(self, run: _Run, wanted: Tensor) -> bool:
-        """Whether a form computes what the factored network does. Raises `IgcNasError` where not even that one does."""
+    def _is_equal(self, run: FormRun, wanted: Tensor) -> bool:
+        """Whether a form computes the network's function. Raises `IgcNasError` where the factored one does not."""
         with without_tf32():
             error = float((run.output() - wanted).norm() / wanted.norm())
-        if error < MOST_ERROR:
-            return True
-        if run.variant.name == "factored":
+        if not error < MOST_ERROR and run.name == "factored":
             raise IgcNasError(f"{self.spec.runtime} computes another function (relative error {error:.1e})")
-        return False
+        return error < MOST_ERROR
 
-    def _latency(
-        self,
-        arch: ArchConfig,
-        run: _Run,
-        forms: Mapping[str, FormTime],
-        times: list[float],
-        paces: list[float],
-        disturbances: tuple[str, ...],
-        conditions: Conditions,
-        reference_ms: float | None,
-    ) -> Latency:
-        low, high = median_interval(times)
-        pace = median(paces)
-        unit = reference_ms or pace
-        ratios = _ratios(times, paces)
-        ratio, (ratio_low, ratio_high) = median(ratios), median_interval(ratios)
-        noise = [*disturbances]
-        if ratio_high - ratio_low > NOISY_WIDTH * ratio:
-            noise.append(f"the interval is {100 * (ratio_high - ratio_low) / ratio:.0f} % wide")
-        if conditions.throttle:
-            noise.append(f"the clocks were held down: {', '.join(conditions.throttle)}")
-        return Latency(
-            median_ms=median(times),
-            low_ms=low,
-            high_ms=high,
-            normalised_ms=ratio * unit,
-            normalised_low_ms=ratio_low * unit,
-            normalised_high_ms=ratio_high * unit,
-            reference_ms=pace,
-            noisy=bool(noise),
-            noise=tuple(noise),
-            samples_ms=tuple(round(t, 5) for t in times),
-            reference_samples_ms=tuple(round(t, 5) for t in paces),
-            runtime=self.spec.runtime,
-            form=run.variant.name,
-            deployed_params=run.variant.params,
-            deployed_macs=run.variant.macs,
-            weight_bytes=run.weight_bytes,
-            forms=dict(forms),
-            batch=self.spec.batch,
-            dtype=self.spec.dtype,
-            memory_format="contiguous" if self.spec.runtime in CPU_ONLY else self.spec.memory_format,
-            cuda_graph=self.spec.cuda_graph and self.spec.runtime == "eager",
-            cold_cache=self.spec.cold_cache,
-            input=arch.input,
-            energy_mj=self._energy(run) if self.energy else None,
-            conditions=conditions,
-        )
+    def _timer(self, run: FormRun) -> Timer:
+        return self.instruments.timer(run, self.spec, self.device)
 
-    def _energy(self, run: _Run) -> float | None:
+    @cached_property
+    def _reference_timer(self) -> Timer:
+        """The reference network, eager and factored whatever the spec's forms and runtime are."""
+        spec = self.spec.model_copy(update={"runtime": "eager", "forms": "factored"})
+        arch = reference(REFERENCE).arch
+        network = build(arch, 0).eval()
+        network.to(self.device.torch_device, memory_format=_layout(self.spec))  # type: ignore[call-overload]
+        x = _input(arch.input, spec, self.device)
+        output = self.instruments.runner("eager", network, x, spec.threads)
+        return self.instruments.timer(FormRun("reference", factored_variant(network.plan), output), spec, self.device)
+
+    def _race(self, runs: Mapping[str, FormRun], timers: Mapping[str, Timer]) -> tuple[dict[str, FormTime], str]:
+        """(times of all forms, name of the fastest); no times where there is only one."""
+        if len(runs) == 1:
+            (name,) = runs
+            self.instruments.warm_up(timers[name])
+            return {}, name
+        samples = self.instruments.race.run(timers)
+        forms = {name: _form_time(runs[name], found) for name, found in samples.items()}
+        return forms, self.instruments.race.winner(samples, lambda name: runs[name].variant.params)
+
+    def _rounds(self, network: Timer, pace: Timer, began: float) -> RoundSamples:
+        """Rounds of the reference and the network, until the interval is narrow; `began` is the start of the race."""
+        clock, samples = self.instruments.clock, RoundSamples([], [])
+        started = clock()
+        for done in range(1, MOST_ROUNDS + 1):
+            samples.reference_ms.append(pace())
+            samples.network_ms.append(network())
+            now = clock()
+            if done < LEAST_ROUNDS or now - began < self.instruments.least_s:
+                continue
+            if now - started > self.cap_s or (done % 5 == 1 and samples.width() < ENOUGH_WIDTH):
+                break
+        return samples
+
+    def _setting(self) -> dict[str, Any]:
+        """The fields of a `Latency` that come from the spec."""
+        spec = self.spec
+        return {
+            "runtime": spec.runtime,
+            "batch": spec.batch,
+            "dtype": spec.dtype,
+            "memory_format": "contiguous" if spec.runtime in CPU_ONLY else spec.memory_format,
+            "cuda_graph": spec.cuda_graph and spec.runtime == "eager",
+            "cold_cache": spec.cold_cache,
+        }
+
+    def _energy(self, timer: Timer) -> float | None:
         gpu = find_gpu(self.device.uuid) if self.device.uuid else None
-        found = energy_per_run(gpu, run.once, self.device.synchronize) if gpu else None
+        found = energy_per_run(gpu, timer, self.device.synchronize) if gpu else None
         return found.per_run_mj if found else None
 
 
@@ -214,45 +310,14 @@ def measure_latency(
     return Measurer(spec, device, most_params, cap_s=cap_s)(arch, reference_ms)
 
 
-@dataclass
-class _Run:
-    """A form of a network, ready to run: `output` runs it once, `time` once in milliseconds."""
-
-    variant: Variant
-    weight_bytes: int
-    output: Callable[[], Tensor]
-    time: Callable[[], float]
-
-    @classmethod
-    def of(
-        cls, variant: Variant, network: Network, x: Tensor, spec: LatencySpec, device: Device, table: TimingCache
-    ) -> _Run:
-        """The variant of a network, ready to run on `x`."""
-        module = variant.module(network, spec.batch, table, spec.runtime)
-        output = prepare(spec.runtime, module, x, spec.threads)
-        timer = _cuda_timer(output, spec, device) if device.kind == "cuda" else timed(output)
-        held = 4 * variant.params  # float32, whatever a runtime pads or packs
-        return cls(variant, held, output, timer)
-
-    def once(self) -> None:
-        """Run once, as it is timed."""
-        self.time()
-
-    def warm_up(self) -> None:
-        """Run until the time is stable, for at most a second."""
-        until, last = time.perf_counter() + MOST_WARM_UP_S, 0.0
-        while time.perf_counter() < until:
-            now = median(self._stretch(WARM_UP_S))
-            if abs(now - last) < STABLE * now:
-                return
-            last = now
-
-    def _stretch(self, seconds: float) -> list[float]:
-        until = time.perf_counter() + seconds
-        times = [self.time(), self.time(), self.time()]
-        while time.perf_counter() < until:
-            times.append(self.time())
-        return times
+def noise_reasons(samples: RoundSamples, conditions: Conditions, disturbances: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Why a measurement is noisy, in words; empty: it is not. `disturbances` are `NoiseMonitor`'s."""
+    reasons = [*disturbances]
+    if samples.width() > NOISY_WIDTH:
+        reasons.append(f"the interval is {100 * samples.width():.0f} % wide")
+    if conditions.throttle:
+        reasons.append(f"the clocks were held down: {', '.join(conditions.throttle)}")
+    return tuple(reasons)
 
 
 def randomize_batchnorm_(network: Network) -> Network:
@@ -271,47 +336,8 @@ def randomize_batchnorm_(network: Network) -> Network:
     return network
 
 
-def _raced(runs: Mapping[str, _Run]) -> tuple[dict[str, FormTime], str]:
-    """(the times of all forms in interleaved rounds, the slow ones in few; the winner)."""
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    rivals = dict(runs)
-    for run in runs.values():
-        run.once()
-    until = time.perf_counter() + RACE_CAP_S
-    for done in range(RACE_ROUNDS):
-        if done >= FIRST_ROUNDS:
-            rivals = _rivals(rivals, samples)
-            if len(rivals) == 1 or time.perf_counter() > until:
-                break
-        for name, run in rivals.items():
-            samples[name].append(run.time())
-    forms = {name: _form_time(run, samples[name]) for name, run in runs.items()}
-    return forms, _winner({name: forms[name] for name in rivals})
-
-
-def _rivals(runs: Mapping[str, _Run], samples: Mapping[str, list[float]]) -> dict[str, _Run]:
-    """Those that may still win, all with as many samples."""
-    ahead = min(runs, key=lambda name: median(samples[name]))
-    return {name: run for name, run in runs.items() if name == ahead or _may_win(samples[name], samples[ahead])}
-
-
-def _may_win(times: list[float], ahead: list[float]) -> bool:
-    """Whether a form is not hopelessly slower than the one ahead, nor slower in nearly every round."""
-    if median(times) >= HOPELESS * median(ahead):
-        return False
-    ratios = _ratios(times, ahead)
-    return len(ratios) < SURE_ROUNDS or sum(ratio <= 1 + TIE for ratio in ratios) >= RARELY * len(ratios)
-
-
-def _winner(forms: Mapping[str, FormTime]) -> str:
-    """The fastest form; of those that are hardly slower, the one that holds least."""
-    least = min(form.median_ms for form in forms.values())
-    close = {name: form for name, form in forms.items() if form.median_ms <= least * (1 + TIE)}
-    return min(close, key=lambda name: (close[name].params, close[name].median_ms))
-
-
-def _form_time(run: _Run, samples: list[float]) -> FormTime:
-    low, high = median_interval(samples)
+def _form_time(run: FormRun, samples: list[float]) -> FormTime:
+    low, high = median_interval(samples) or (None, None)
     return FormTime(
         params=run.variant.params,
         macs=run.variant.macs,
@@ -322,43 +348,10 @@ def _form_time(run: _Run, samples: list[float]) -> FormTime:
     )
 
 
-def _rounds(run: _Run, pace: _Run, began: float, cap_s: float) -> tuple[list[float], list[float]]:
-    """(times of the network, times of the reference), round by round; the measurement `began` before the race."""
-    times: list[float] = []
-    paces: list[float] = []
-    started = time.perf_counter()
-    while len(times) < MOST_ROUNDS:
-        paces.append(pace.time())
-        times.append(run.time())
-        now = time.perf_counter()
-        if len(times) < LEAST_ROUNDS or now - began < LEAST_S:
-            continue
-        if now - started > cap_s or (len(times) % 5 == 1 and _narrow(times, paces)):
-            break
-    return times, paces
-
-
-def _narrow(times: list[float], paces: list[float]) -> bool:
-    """Whether the interval of what is to be told, the median ratio, is narrow enough."""
-    ratios = _ratios(times, paces)
-    low, high = median_interval(ratios, resamples=200)
-    return high - low < ENOUGH_WIDTH * median(ratios)
-
-
-def _ratios(times: list[float], paces: list[float]) -> list[float]:
-    """Network / reference, round by round."""
-    return [network / reference for network, reference in zip(times, paces, strict=True)]
-
-
-@lru_cache(maxsize=4)
-def _reference_run(spec: LatencySpec, device: Device) -> _Run:
-    """The reference network, eager and factored whatever the spec's forms and runtime are."""
-    fixed = spec.model_copy(update={"runtime": "eager", "forms": "factored"})
-    arch = reference(REFERENCE).arch
-    network = build(arch, 0).eval().to(device.torch_device, memory_format=_layout(spec))  # type: ignore[call-overload]
-    return _Run.of(
-        factored_variant(network.plan), network, _input(arch.input, fixed, device), fixed, device, TimingCache()
-    )
+def _interval(samples: list[float]) -> tuple[float, float]:
+    found = median_interval(samples)
+    assert found is not None, "rounds are never fewer than LEAST_ROUNDS"
+    return found
 
 
 def _input(image: tuple[int, int, int], spec: LatencySpec, device: Device) -> Tensor:

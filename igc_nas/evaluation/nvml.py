@@ -1,8 +1,8 @@
-"""What an NVIDIA GPU says of itself: clocks, temperature, power, throttling, and the energy of one run.
+"""An NVIDIA GPU's clocks, temperature, power and throttling, and the energy of one run, through NVML (nvidia-ml-py).
 
-Read only, through NVML (nvidia-ml-py): no clock, limit or mode is ever set. Every call of NVML can fail (no driver, an
-older one, a card or a MIG slice without that sensor, no permission); then that one piece is None, "not measurable
-here", never 0 and never an exception. pynvml is imported when a GPU is looked for, torch never.
+Read only: no clock, limit or mode is ever set. Every NVML call can fail (no driver, an old one, a card or a MIG slice
+without that sensor, no permission); its value is then None, never 0, and no exception is raised. pynvml is imported
+when a GPU is looked for; torch is not imported.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-# Numbers of NVML's binary interface; an old pynvml may lack the names.
+# Constants of NVML's binary interface: an old pynvml may not define the names.
 SM_CLOCK, MEMORY_CLOCK = 1, 2
 TEMPERATURE_OF_GPU = 0
 
 NO_THROTTLING = 0x1 | 0x2
-"""Clock event reasons that are no throttling: the GPU is idle; the clocks are those that applications asked for."""
+"""Clock event reasons that are not throttling: the GPU is idle; an application has set the clocks."""
 THROTTLING = {
     0x4: "sw_power_cap",
     0x8: "hw_slowdown",
@@ -31,19 +31,19 @@ THROTTLING = {
     0x200: "board_limit",
     0x400: "reliability",
 }
-"""Clock event reasons that hold the clocks below what was asked for, by their bit. One cause may set two bits."""
+"""Clock event reasons that lower the clocks, by their bit. One cause may set two bits."""
 
 POLL_S = 0.001
 LONGEST_TICK_S = 0.5
-"""The driver moves its energy counter every 20 to 100 ms; one that rests longer than this stands still."""
+"""The driver updates its energy counter every 20 to 100 ms; without an update in this time it is not working."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuState:
-    """A GPU at one moment; None is what cannot be measured here.
+    """A GPU's state at one moment; None for what cannot be measured.
 
-    `power_w` is the whole board's, on many cards the driver's mean over the last second. `throttle` names what holds
-    the clocks down; empty: nothing does.
+    `power_w` is the whole board's, on many cards a mean over the last second. `throttle` names the reasons for lowered
+    clocks; empty: the clocks are not lowered.
     """
 
     sm_clock_mhz: int | None
@@ -55,10 +55,10 @@ class GpuState:
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """Energy of one run above idle, in millijoules, and how it was found.
+    """Energy of one run above idle, in millijoules, with the measurement that it comes from.
 
-    Means over `runs` runs in `window_s` seconds, less `idle_w` watts for that time. Both powers are the whole board's:
-    somebody else's work on the GPU is in them.
+    The mean over `runs` runs in `window_s` seconds, after subtracting `idle_w` watts for that time. Both are of the
+    whole board and include the work of other processes on it.
     """
 
     per_run_mj: float
@@ -69,7 +69,7 @@ class Energy:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU as NVML knows it; made by `find_gpu`."""
+    """A handle of one GPU, from `find_gpu`."""
 
     nvml: Any
     handle: Any
@@ -87,11 +87,11 @@ class Gpu:
         )
 
     def energy_mj(self) -> int | None:
-        """What the board has used since the driver was loaded, in millijoules (Volta and later). Never raises."""
+        """Energy that the board has used since the driver was loaded, in millijoules (since Volta). Never raises."""
         return self._read("nvmlDeviceGetTotalEnergyConsumption")
 
     def _read(self, *names: str, of: int | None = None) -> int | None:
-        """The first of these functions that answers: NVML renames them, and drivers and pynvml know some each."""
+        """The value of the first function that works: NVML has renamed them, and no version has all names."""
         for name in names:
             with suppress(self.nvml.NVMLError, AttributeError):
                 return int(getattr(self.nvml, name)(self.handle, *(() if of is None else (of,))))
@@ -99,10 +99,10 @@ class Gpu:
 
 
 def find_gpu(uuid: str, nvml: Any = None) -> Gpu | None:
-    """The GPU (or MIG slice) with this UUID; None where NVML, its driver or the GPU is not there.
+    """The GPU (or MIG slice) with this UUID; None where NVML, its driver or the GPU is missing.
 
     `uuid` is NVML's ("GPU-...", "MIG-...") or torch's, which has no prefix:
-    `str(torch.cuda.get_device_properties(0).uuid)`. `nvml` is the module pynvml, or what stands for it.
+    `str(torch.cuda.get_device_properties(0).uuid)`. `nvml` is the module pynvml or, in tests, a fake.
     """
     if nvml is None:
         import pynvml
@@ -119,31 +119,31 @@ def find_gpu(uuid: str, nvml: Any = None) -> Gpu | None:
 
 @cache
 def _start(nvml: Any) -> None:
-    """Start NVML, once per process: what raises is not cached, and is tried again."""
+    """Start NVML once per process. `cache` keeps no exception: a failed start is tried again."""
     nvml.nvmlInit()
 
 
 def throttling(reasons: int) -> tuple[str, ...]:
-    """The names of the throttling reasons in NVML's bit mask, lowest bit first; a new one is `unknown_0x...`."""
+    """Names of the throttling reasons in NVML's bit mask, lowest bit first; `unknown_0x...` for an unknown bit."""
     bits = (1 << i for i in range(reasons.bit_length()))
     return tuple(THROTTLING.get(bit, f"unknown_{bit:#x}") for bit in bits if bit & reasons & ~NO_THROTTLING)
 
 
 def energy_per_run(
     gpu: Gpu,
-    run: Callable[[], None],
+    run: Callable[[], object],
     synchronize: Callable[[], None],
     window_s: float = 2.0,
     idle_s: float = 1.0,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Energy | None:
-    """Energy of one `run()` above idle, by the driver's counter: `idle_s` of rest, then runs for at least `window_s`.
+    """Energy of one `run()` above idle, by the driver's counter: `idle_s` of idling, then runs for at least `window_s`.
 
-    `run` may queue its work, `synchronize` waits until all of it is done. Warm up before: an idle GPU that is still
-    cold draws less than one between runs. Rest and runs each begin and end as the counter moves: its steps are no
-    error. None: the counter cannot be read, stands still or goes backwards, or what is left above idle is not positive.
-    What `run` or `synchronize` raises is raised.
+    `run` may queue its work, `synchronize` waits until all of it is done. Warm up first: a cold idle GPU draws less
+    power than a warm one. Both phases begin and end at an update of the counter, so that its coarse steps cause no
+    error. None if the counter cannot be read, does not advance or goes backwards, or if the energy above idle is not
+    positive. Exceptions of `run` and `synchronize` are passed on.
     """
     assert window_s > 0
     assert idle_s > 0
@@ -172,7 +172,7 @@ class _Reading(NamedTuple):
 
 
 def _tick(gpu: Gpu, clock: Callable[[], float], sleep: Callable[[float], None]) -> _Reading | None:
-    """The next move of the counter: when, and to what. None: it cannot be read, stands still or goes backwards."""
+    """The next update of the counter (time, value); None if it cannot be read, does not advance or goes backwards."""
     first, started_s = gpu.energy_mj(), clock()
     while first is not None and clock() - started_s < LONGEST_TICK_S:
         now = gpu.energy_mj()

@@ -1,8 +1,8 @@
-"""Latency on another machine: a command that reads an architecture and prints a measurement.
+"""Latency by a command, usually on another machine: it reads an architecture and prints a measurement.
 
-The command comes from a flag or the environment with each run, never from a study's file, and is started without a
-shell. `ssh pi igc-nas measure --json -` is one: the architecture goes in on stdin as TOML, the record of
-`igc-nas measure --json` comes out.
+The command gets the architecture as TOML on stdin and prints the record of `igc-nas measure --json`; an example is
+`ssh pi igc-nas measure --json -`. It comes from a flag or the environment at each run, never from a study's file, and
+is started without a shell.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from igc_nas.study.spec import LatencySpec
 
 TIMEOUT_S = 600.0
 HINT = "it must print what igc-nas measure --json prints"
-FIELDS = ("batch", "threads", "runtime", "dtype", "memory_format", "device")
+CONDITIONS = ("batch", "threads", "runtime", "dtype", "memory_format", "device")
 
 
 @dataclass(frozen=True)
 class CommandMeasurer:
-    """Measures architectures by a command. With a spec, a record of other conditions than the spec's is refused."""
+    """Measures architectures by a command; with a `spec`, refuses a record whose conditions differ from it."""
 
     command: str
     spec: LatencySpec | None = None
@@ -39,8 +39,8 @@ class CommandMeasurer:
     def __call__(self, arch: ArchConfig, reference_ms: float | None = None) -> Latency:
         """Run the command for an architecture; `reference_ms` as in `igc_nas.evaluation.latency.Measurer`.
 
-        Raises `UsageError` for a command that cannot be started, `IgcNasError` for one that fails, says nothing or
-        something else than a measurement, takes too long, or measures under other conditions.
+        Raises `UsageError` if the command cannot be started, `IgcNasError` if it fails, prints no measurement, takes
+        longer than `timeout_s`, or measures under other conditions.
         """
         latency = self._record(self._run(arch.to_toml()))
         if latency.input != arch.input:
@@ -65,10 +65,10 @@ class CommandMeasurer:
         try:
             return out.decode()
         except UnicodeDecodeError:
-            raise IgcNasError("the latency command printed something that is no text", HINT) from None
+            raise IgcNasError("the latency command printed something that is not text", HINT) from None
 
     def _finished(self, arguments: list[str], text: str) -> tuple[int, bytes, bytes]:
-        """(exit status, stdout, stderr) of the command in a session of its own, all of which a time-out kills."""
+        """(exit status, stdout, stderr) of the command. A time-out kills its whole session, grandchildren included."""
         pipe = subprocess.PIPE
         try:
             process = subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
@@ -92,7 +92,7 @@ class CommandMeasurer:
         except (ValueError, RecursionError):
             raise IgcNasError("the latency command printed something that is not JSON", HINT) from None
         if not isinstance(found, dict):
-            raise IgcNasError("the latency command printed JSON that is no record", HINT)
+            raise IgcNasError("the latency command printed JSON that is not a record", HINT)
         try:
             return Latency.parse({key: value for key, value in found.items() if key in Latency.model_fields})
         except ConfigError as error:
@@ -100,13 +100,13 @@ class CommandMeasurer:
 
     def _check(self, spec: LatencySpec, latency: Latency) -> None:
         has = {**latency.model_dump(), "threads": latency.conditions.threads, "device": latency.conditions.device}
-        for name in FIELDS:
+        for name in CONDITIONS:
             if has[name] != (wanted := getattr(spec, name)):
                 found = printable(str(has[name]), lines=False)[:80]
                 raise IgcNasError(f"the latency command measured with {name} {found}; the study's is {wanted}")
         if spec.forms == "factored" and latency.form != "factored":
             raise IgcNasError(
-                "the latency command measured another form than the factored", "add --forms factored to it"
+                "the latency command measured another form than the factored one", "add --forms factored to it"
             )
         limit = self.most_params if spec.forms == "within-budget" else None
         if limit is not None and (latency.deployed_params or 0) > limit:
@@ -117,7 +117,7 @@ class CommandMeasurer:
 
 
 def remote_spec(latency: Latency, spec: LatencySpec) -> LatencySpec:
-    """`spec` with the conditions under which the command has measured. Raises `IgcNasError` for impossible ones."""
+    """`spec` with the conditions of the command's measurement. Raises `IgcNasError` if they are invalid."""
     found = {
         "remote": True,
         "device": latency.conditions.device,
@@ -136,7 +136,7 @@ def remote_spec(latency: Latency, spec: LatencySpec) -> LatencySpec:
 
 
 def _in_units_of(latency: Latency, reference_ms: float) -> Latency:
-    """The normalised times in the study's milliseconds instead of the record's own."""
+    """The record normalised to the study's reference time instead of its own."""
     factor = reference_ms / latency.reference_ms
     low, high = latency.normalised_interval_ms
     return latency.model_copy(

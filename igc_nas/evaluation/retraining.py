@@ -1,7 +1,7 @@
-"""The long training of one architecture: a checkpoint per epoch, continued by the same command, then the test set.
+"""Retrains one architecture from scratch on the whole training set, then tests it once.
 
-A folder holds it: run.toml (the question), checkpoint.safetensors (the last epoch), weights.safetensors and result.json
-(the answer).
+A folder holds the training: run.toml (its spec), checkpoint.safetensors (after the last finished epoch), and at the end
+weights.safetensors and result.json. The same command continues an interrupted training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from igc_nas.arch.plan import arch_id
 from igc_nas.data.datasets import DatasetInfo, auto_notice, data_dir, locate
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.evaluation.conditions import conditions_of
-from igc_nas.evaluation.images import load_test, load_train
+from igc_nas.evaluation.images import Images, load_test, load_train
 from igc_nas.evaluation.training import Training
 from igc_nas.io.files import read_text, write_whole
 from igc_nas.io.records import Frozen, differences, parse_toml
@@ -47,7 +47,7 @@ RUN_FILE, CHECKPOINT_FILE, WEIGHTS_FILE, RESULT_FILE = (
 
 
 class RetrainSpec(Frozen):
-    """The question of a long training."""
+    """What determines a retraining; stored as run.toml."""
 
     arch: ArchConfig
     schedule: Schedule
@@ -56,8 +56,8 @@ class RetrainSpec(Frozen):
     seed: int
 
 
-class Answer(BaseModel):
-    """What of result.json is shown again."""
+class StoredResult(BaseModel):
+    """The keys of result.json that the command prints when a training is already finished."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -68,63 +68,83 @@ class Answer(BaseModel):
 
 
 @dataclass(frozen=True)
+class RetrainOptions:
+    """The options of `igc-nas train`: what to train on, where, and by which schedule."""
+
+    dataset: str = "auto"
+    data_dir: Path | None = None
+    device: str = "auto"
+    threads: int = 1
+    epochs: int = 30
+    batch: int = 128
+    lr: float = 0.2
+    label_smoothing: float = 0.0
+    dtype: str = "auto"
+    forms: str = "fastest"
+    seed: int = 0
+    out: Path | None = None
+    """Folder of the training; None: models/ID-DATASET."""
+
+    def schedule(self, device: Device) -> Schedule:
+        """The schedule on a device. Raises `ConfigError` for impossible values."""
+        return Schedule.parse(
+            {
+                "epochs": self.epochs,
+                "batch": self.batch,
+                "lr": self.lr,
+                "label_smoothing": self.label_smoothing,
+                "dtype": device.dtype_for(self.forms) if self.dtype == "auto" else self.dtype,
+                "forms": self.forms,
+            }
+        )
+
+
+Loader = Callable[[DatasetInfo, int, torch.device], Images]
+"""Reads one split at a resolution onto a device."""
+
+
+@dataclass(frozen=True)
 class Retraining:
-    """A long training in `folder`, on `device`."""
+    """A retraining in `folder`, on `device`. `notice` is shown before it starts: which dataset was found."""
 
     spec: RetrainSpec
     info: DatasetInfo
     device: Device
     folder: Path
     notice: str | None = None
+    load_train: Loader = load_train
+    load_test: Loader = load_test
 
     @classmethod
-    def prepare(
-        cls,
-        arch: ArchConfig,
-        *,
-        dataset: str = "auto",
-        data_dir: Path | None = None,
-        device: str = "auto",
-        threads: int = 1,
-        epochs: int = 30,
-        batch: int = 128,
-        lr: float = 0.2,
-        label_smoothing: float = 0.0,
-        dtype: str = "auto",
-        forms: str = "fastest",
-        seed: int = 0,
-        out: Path | None = None,
-    ) -> Retraining:
-        """Everything but the training: finds data and device, and the folder, which must not hold another training.
+    def open(cls, arch: ArchConfig, options: RetrainOptions) -> Retraining:
+        """Find dataset and device and create the folder, or continue in it if it holds the same training.
 
-        The architecture is given the dataset's number of classes. Raises `DataError`, `UsageError`, `StudyError`.
+        The architecture gets the dataset's number of classes. Raises `DataError` for missing data, `UsageError` for
+        impossible options, `StudyError` for a folder that holds another training or other files.
         """
-        found, info, notice = find_devices(device)[0], *_dataset(dataset, data_dir)
-        configure_torch(found, threads)
+        device = find_devices(options.device)[0]
+        info, notice = _dataset(options.dataset, options.data_dir)
+        configure_torch(device, options.threads)
         if arch.input[0] != 3 or arch.input[1] != arch.input[2]:
             raise UsageError(
                 f"the network's input is {' x '.join(map(str, arch.input))}; images are square, of 3 channels",
                 "set input = [3, 32, 32] in its file",
             )
         arch = arch.with_classes(info.classes)
-        schedule = Schedule.parse(
-            {
-                "epochs": epochs,
-                "batch": batch,
-                "lr": lr,
-                "label_smoothing": label_smoothing,
-                "dtype": found.dtype_for(forms) if dtype == "auto" else dtype,
-                "forms": forms,
-            }
+        spec = RetrainSpec(
+            arch=arch,
+            schedule=options.schedule(device),
+            dataset=info.label,
+            dataset_sha256=info.sha256,
+            seed=options.seed,
         )
-        spec = RetrainSpec(arch=arch, schedule=schedule, dataset=info.label, dataset_sha256=info.sha256, seed=seed)
-        folder = out or Path("models") / f"{arch_id(arch)}-{info.name}"
-        run = cls(spec, info, found, folder, notice)
+        folder = options.out or Path("models") / f"{arch_id(arch)}-{info.name}"
+        run = cls(spec, info, device, folder, notice)
         run._claim_folder()
         return run
 
     def introduction(self) -> list[str]:
-        """What a long command says first."""
+        """Lines to print before the training starts."""
         cost, schedule = cost_of(self.spec.arch), self.spec.schedule
         return [
             *([self.notice, ""] if self.notice else []),
@@ -139,10 +159,10 @@ class Retraining:
         ]
 
     def train(self, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-        """Train to the last epoch, from the last checkpoint where there is one; then test, once.
+        """Train to the last epoch, starting from the checkpoint if there is one; then test once.
 
-        Returns what result.json holds: test_error, test_images, dataset, weights, epochs, seed, ... A training that
-        has one is finished: the test set is not opened again.
+        Returns the content of result.json: test_error, test_images, dataset, weights, epochs, seed, ... If the folder
+        holds a result, the training is finished and the test set is not opened again.
         """
         if (self.folder / RESULT_FILE).is_file():
             return self._result()
@@ -150,7 +170,7 @@ class Retraining:
         network = network.to(self.device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         training = Training(
             network,
-            load_train(self.info, self.spec.arch.input[1], self.device.torch_device),
+            self.load_train(self.info, self.spec.arch.input[1], self.device.torch_device),
             self.spec.schedule,
             self.device,
             self.spec.seed,
@@ -170,17 +190,17 @@ class Retraining:
         return self._finish(training)
 
     def _lowered(self, network: Network) -> Forward | None:
-        """How the network trains fastest, chosen at the first start and kept in the folder."""
+        """The network in its fastest form, chosen at the first start and pinned in the folder; None: factored."""
         schedule, threads = self.spec.schedule, torch.get_num_threads()
         if schedule.forms == "factored":
             return None
-        table = timing_cache_for(self.device.name, threads, "training")
-        fastest = NetworkTuner(schedule, self.spec.arch.input[1], self.device, table, PinnedForms(self.folder))
-        return fastest(network, arch_id(self.spec.arch))
+        cache = timing_cache_for(self.device.name, threads, "training")
+        tuner = NetworkTuner(schedule, self.spec.arch.input[1], self.device, cache, PinnedForms(self.folder))
+        return tuner(network, arch_id(self.spec.arch))
 
     def _finish(self, training: Training) -> dict[str, Any]:
         training.recalibrate(images=None)
-        test = load_test(self.info, self.spec.arch.input[1], self.device.torch_device)
+        test = self.load_test(self.info, self.spec.arch.input[1], self.device.torch_device)
         error, loss = training.evaluate(test)
         weights = self.folder / WEIGHTS_FILE
         write_whole(weights, save(_contiguous(training.network.state_dict())))
@@ -203,7 +223,7 @@ class Retraining:
         path = self.folder / RESULT_FILE
         try:
             result: dict[str, Any] = json.loads(read_text(path))
-            Answer.model_validate(result)
+            StoredResult.model_validate(result)
             return result
         except (ConfigError, ValueError, RecursionError):  # pydantic's are ValueErrors
             raise StudyError(
@@ -211,12 +231,12 @@ class Retraining:
             ) from None
 
     def _claim_folder(self) -> None:
-        """Write run.toml, or make sure that the one that is there asks the same."""
+        """Write run.toml; if there is one, raise unless it holds the same spec."""
         import tomli_w
 
         for name in (CHECKPOINT_FILE, WEIGHTS_FILE, RESULT_FILE):
             if ((path := self.folder / name).exists() or path.is_symlink()) and not path.is_file():
-                raise StudyError(f"{path} is no file", "move it away, or choose another folder with -o")
+                raise StudyError(f"{path} is not a file", "move it away, or choose another folder with -o")
         path = self.folder / RUN_FILE
         ours = self.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
         if path.is_file():

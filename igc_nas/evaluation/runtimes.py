@@ -1,6 +1,6 @@
-"""Runtimes that a deployed network can run on, each through one seam: a module and its input become a callable.
+"""Runtimes that a deployed network can run on. Each turns a module and its input into a function without arguments.
 
-eager        PyTorch as it is, in inference mode
+eager        PyTorch without a compiler, in inference mode
 compile      torch.compile
 onnxruntime  exported to ONNX, run by ONNX Runtime          pip install 'igc-nas[onnx]'
 openvino     exported to ONNX, run by OpenVINO, CPU only     pip install 'igc-nas[openvino]'
@@ -23,21 +23,23 @@ from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.io.text import printable
 from igc_nas.study.spec import RuntimeName
 
-Prepare = Callable[[nn.Module, Tensor, int], Callable[[], Tensor]]
+Runner = Callable[[], Tensor]
+"""Runs a network once on a fixed input and returns its output."""
 PACKAGES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime", "onnxscript"),
     "openvino": ("openvino", "onnxscript"),
 }
 EXTRA = {"onnxruntime": "onnx", "openvino": "openvino"}
 MOST_COMPILED = 1_000_000
+"""Networks that torch.compile may compile in one process; by default it is eight for one `forward`."""
 CPU_ONLY = ("onnxruntime", "openvino")
 
 
-def prepare(runtime: RuntimeName, module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
-    """`module` on `x` as a callable that runs it once and returns its output.
+def runner_for(runtime: RuntimeName, module: nn.Module, x: Tensor, threads: int) -> Runner:
+    """A function that runs `module` once on `x` (images x 3 x height x width) and returns its output.
 
-    Raises `UsageError` where an extra is missing or the runtime has no such device, `IgcNasError` where it cannot take
-    the network.
+    Raises `UsageError` where a package is missing or the runtime does not support x's device, `IgcNasError` where the
+    runtime cannot compile or export the network.
     """
     if runtime in CPU_ONLY and x.device.type != "cpu":
         raise UsageError(
@@ -47,7 +49,10 @@ def prepare(runtime: RuntimeName, module: nn.Module, x: Tensor, threads: int) ->
 
 
 def require(runtime: RuntimeName, who: str | None = None) -> None:
-    """Raise `UsageError` with what to install where a runtime's packages are missing; `who` needs them."""
+    """Raise `UsageError` with the pip command if a package of a runtime is missing.
+
+    The message names `who` needs the package; by default the runtime.
+    """
     for package in PACKAGES.get(runtime, ()):
         try:
             importlib.import_module(package)
@@ -59,18 +64,16 @@ def require(runtime: RuntimeName, who: str | None = None) -> None:
 
 
 def onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
-    """The network as an ONNX model for inputs of x's shape, by torch's dynamo exporter.
-
-    Call `require` before. Raises `IgcNasError` where the exporter fails.
-    """
+    """The network as a serialised ONNX model for inputs of x's shape; otherwise like `onnx_model`."""
     model: bytes = onnx_model(module, x).SerializeToString()
     return model
 
 
 def onnx_model(module: nn.Module, x: Tensor, any_batch: bool = False) -> Any:
-    """The network as an ONNX `ModelProto` that reads `image` and writes `logits`, for x's batch or for any.
+    """The network as an ONNX `ModelProto` with input `image` and output `logits`, by torch's dynamo exporter.
 
-    Call `require` before. Raises `IgcNasError` where the exporter fails.
+    The batch size is x's, or free with `any_batch`. Call `require` first: the packages are assumed to be installed.
+    Raises `IgcNasError` where the exporter fails.
     """
     batch: dict[str, Any] = {"dynamic_shapes": ANY_BATCH} if any_batch else {}
     with quiet_exporter("ONNX"):
@@ -93,16 +96,16 @@ ANY_BATCH = ({0: torch.export.Dim("batch")},)
 
 
 def contiguous(module: nn.Module) -> nn.Module:
-    """A copy in NCHW: channels-last weights would be exported with transpositions around every interleave."""
+    """A copy in NCHW: the exporters surround every interleave of channels-last weights with transpositions."""
     return copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
 
 
 @contextlib.contextmanager
 def quiet_exporter(what: str) -> Iterator[None]:
-    """Torch's exporters without their warnings. Raises `IgcNasError`, in a line, where one fails."""
-    noisy = logging.getLogger("torch.onnx")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)
+    """Silence the warnings and logs of torch's exporters; turn an error of theirs into a one-line `IgcNasError`."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -110,7 +113,7 @@ def quiet_exporter(what: str) -> Iterator[None]:
     except Exception as error:
         raise IgcNasError(f"torch could not export the network to {what}: {_first_line(error)}") from error
     finally:
-        noisy.setLevel(level)
+        logger.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:
@@ -118,7 +121,7 @@ def _first_line(error: Exception) -> str:
     return printable(lines[0], lines=False)[:200]
 
 
-def _eager(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+def _eager(module: nn.Module, x: Tensor, threads: int) -> Runner:
     @torch.inference_mode()
     def run() -> Tensor:
         result: Tensor = module(x)
@@ -127,8 +130,9 @@ def _eager(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
     return run
 
 
-def _compiled(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
-    limits: Any = torch._dynamo.config  # all forms share one code object, and one over the limit would run eagerly
+def _compiled(module: nn.Module, x: Tensor, threads: int) -> Runner:
+    # All networks share one code object (`Deployed.forward`). Above the limit torch would silently run eagerly.
+    limits: Any = torch._dynamo.config
     limits.recompile_limit = limits.accumulated_recompile_limit = MOST_COMPILED
     limits.fail_on_recompile_limit_hit = True
     compiled: Any = torch.compile(module, dynamic=False)
@@ -143,7 +147,7 @@ def _compiled(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor
     return run
 
 
-def _onnxruntime(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+def _onnxruntime(module: nn.Module, x: Tensor, threads: int) -> Runner:
     require("onnxruntime")
     run = onnx_session(onnx_bytes(module, x.contiguous()), threads)
     x = x.contiguous()
@@ -151,7 +155,7 @@ def _onnxruntime(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Ten
 
 
 def onnx_session(model: bytes, threads: int) -> Callable[[Tensor], Tensor]:
-    """An ONNX model as ONNX Runtime runs it on a CPU: images to logits."""
+    """A function that runs an ONNX model in ONNX Runtime on the CPU: images to logits."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -163,7 +167,7 @@ def onnx_session(model: bytes, threads: int) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
-def _openvino(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor]:
+def _openvino(module: nn.Module, x: Tensor, threads: int) -> Runner:
     require("openvino")
     model = onnx_bytes(module, x.contiguous())
     import openvino
@@ -180,7 +184,7 @@ def _openvino(module: nn.Module, x: Tensor, threads: int) -> Callable[[], Tensor
     return lambda: torch.from_numpy(request.infer([feed])[0])
 
 
-RUNTIMES: dict[RuntimeName, Prepare] = {
+RUNTIMES: dict[RuntimeName, Callable[[nn.Module, Tensor, int], Runner]] = {
     "eager": _eager,
     "compile": _compiled,
     "onnxruntime": _onnxruntime,

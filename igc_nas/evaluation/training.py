@@ -1,7 +1,7 @@
-"""Training: the short proxy that scores a candidate, and the epochs that both it and a long training are made of.
+"""Training: single epochs, for a proxy training and for a retraining; and the proxy that scores a candidate.
 
-SGD with Nesterov momentum and a one-cycle learning rate; weights, BN statistics and the optimiser stay in float32, the
-products run in the recipe's dtype. There is no wait for the device within an epoch.
+SGD with Nesterov momentum and a one-cycle learning rate. Weights, BN statistics and the optimiser state are float32,
+convolutions run in the recipe's dtype. Within an epoch the CPU never waits for the GPU.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +27,17 @@ from igc_nas.study.spec import Recipe, Schedule
 
 RECALIBRATION_IMAGES = 1024
 RUNG_IMAGES = 2000
-"""Held-out images that a rung is scored on: what it decides needs less than what the end reports."""
+"""Held-out images that score a rung: the decision to prune needs fewer than the final error."""
 
 Pause = Callable[[], None]
+"""Called between steps, so that other processes can measure latencies meanwhile."""
 
 
 class Training:
-    """One network in training: `epoch` after `epoch`, from a seed alone.
+    """The training of one network, epoch by epoch.
 
-    `forward` runs the network, where it runs in another form than as it is written (`igc_nas.nn.lowering`). `pause` is
-    called between steps (other processes may be measuring). Everything random comes from one generator, so `state` and
-    `restore` continue a training exactly.
+    `forward` runs the network in another form (`igc_nas.nn.lowering`); None: factored. All randomness comes from one
+    generator seeded with `seed`, so `state` and `restore` continue a training bit for bit.
     """
 
     def __init__(
@@ -66,13 +67,13 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches of an epoch; one where the images are fewer than a batch."""
+        """Whole batches per epoch; 1 where there are fewer images than a batch."""
         return max(1, len(self.images) // self.recipe.batch)
 
     def epoch(self, pause: Pause = lambda: None, after_step: Callable[[int], None] = lambda _: None) -> Epoch:
-        """Train one epoch; `after_step` hears how many steps are done in all.
+        """Train one epoch; `after_step` is called with the number of steps done since the start of the training.
 
-        Raises `DivergedError` where the loss is not finite at the end.
+        Raises `DivergedError` if the mean loss of the epoch is not finite.
         """
         self.network.train()
         loss_sum = torch.zeros((), device=self.device.torch_device)
@@ -110,9 +111,9 @@ class Training:
 
     @torch.no_grad()
     def recalibrate(self, pause: Pause = lambda: None, images: int | None = RECALIBRATION_IMAGES) -> None:
-        """Set BN's statistics to the mean over `images` training images (None: all), under the weights as they stand.
+        """Recompute the BN statistics as means over `images` training images (None: all) with the current weights.
 
-        Running averages lag behind weights that move fast, and a short training ends while they do.
+        The running averages are of earlier weights; at the end of a short training these differ much from the last.
         """
         norms = [m for m in self.network.modules() if isinstance(m, nn.BatchNorm2d)]
         usual = [norm.momentum for norm in norms]
@@ -128,7 +129,7 @@ class Training:
 
     @torch.inference_mode()
     def evaluate(self, images: Images, pause: Pause = lambda: None, count: int | None = None) -> tuple[float, float]:
-        """(error, mean loss) on the first `count` of `images` (None: all), in evaluation mode."""
+        """(error rate, mean loss) on the first `count` of `images` (None: all), in evaluation mode."""
         count = len(images) if count is None else min(count, len(images))
         self.network.eval()
         wrong = torch.zeros((), device=self.device.torch_device, dtype=torch.int64)
@@ -142,7 +143,7 @@ class Training:
         return wrong.item() / count, loss.item() / count
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that `restore` needs, as tensors."""
+        """What `restore` needs, as tensors: weights, momentum, generator state, number of finished epochs."""
         tensors = {f"model.{name}": value for name, value in self.network.state_dict().items()}
         for name, parameter in self.network.named_parameters():
             buffer = self.optimizer.state[parameter].get("momentum_buffer")
@@ -151,9 +152,9 @@ class Training:
         return tensors | {"generator": self.generator.get_state(), "done": torch.tensor(self.done)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go back to a `state`. Raises `KeyError`, `TypeError`, `ValueError`, `RuntimeError` for another training's."""
+        """Load a `state`. Raises `KeyError`, `TypeError`, `ValueError` or `RuntimeError` for another training's."""
         if tensors["done"].dtype != torch.int64:
-            raise TypeError("the number of its epoch is no integer")
+            raise TypeError("its epoch number is not an integer")
         done = int(tensors["done"])
         if not 0 <= done <= self.recipe.epochs:
             raise ValueError(f"it is after epoch {done} of {self.recipe.epochs}")
@@ -163,8 +164,8 @@ class Training:
             if done and self.recipe.momentum:
                 buffer = tensors[f"momentum.{name}"]
                 if (buffer.shape, buffer.dtype) != (parameter.shape, parameter.dtype):
-                    raise ValueError(f"momentum.{name} is of another shape or type than its weight")
-                # In the weight's own strides: fused SGD goes through both as they lie in memory.
+                    raise ValueError(f"momentum.{name} has another shape or dtype than its weight")
+                # Fused SGD walks weight and momentum in memory order: the buffer must have the weight's strides.
                 self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).detach().copy_(buffer)
         self.generator.set_state(tensors["generator"].cpu())
         self.done = done
@@ -179,9 +180,9 @@ def one_cycle(step: int, steps: int, recipe: Schedule) -> float:
 
 
 class Average:
-    """An exponential average of a network's weights, updated after every step.
+    """An exponential moving average of a network's weights, updated after every step.
 
-    The decay grows from nothing to `decay`, so that the first weights, which know nothing, are soon forgotten.
+    The decay after t steps is min(`decay`, t / (t + 9)): a constant one would keep the random first weights too long.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -191,13 +192,13 @@ class Average:
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """Take in the weights after `steps` steps."""
+        """Average in the current weights, the result of the `steps`-th step."""
         decay = min(self.decay, steps / (steps + 9))
         torch._foreach_lerp_(self._average, [w.detach() for w in self._weights], 1 - decay)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The network has the average for its weights; then its own again."""
+        """Within the context the network has the averaged weights, afterwards its own again."""
         own = [weight.detach().clone() for weight in self._weights]
         self._set(self._average)
         try:
@@ -211,22 +212,25 @@ class Average:
             weight.copy_(value)
 
 
-class _Stop(Exception):  # noqa: N818 - no error: it unwinds the epoch
-    """Whoever watches has seen enough."""
+class _Pruned(Exception):  # noqa: N818 - not an error: it unwinds the epoch
+    """`go_on` returned False at a rung."""
 
 
 class ProxyTraining:
     """One proxy training with its rungs.
 
-    A score is that of the weight average (where the recipe has one) with BN's statistics taken anew: an average's own
-    statistics are no one's. Scoring changes nothing of the training, which goes on as if it had not been.
+    A score is of the averaged weights, if the recipe averages, with recomputed BN statistics: the running ones belong
+    to the weights of single steps. Scoring leaves the training's state unchanged.
     """
 
-    def __init__(self, training: Training, held_out: Images, recipe: Recipe, pause: Pause) -> None:
+    def __init__(
+        self, training: Training, held_out: Images, recipe: Recipe, pause: Pause, rung_images: int = RUNG_IMAGES
+    ) -> None:
         self.training = training
         self.held_out = held_out
         self.recipe = recipe
         self.pause = pause
+        self.rung_images = rung_images
         self.average = Average(training.network, recipe.average) if recipe.average else None
         self.rungs: list[Rung] = []
         self.curve: list[Epoch] = []
@@ -234,29 +238,29 @@ class ProxyTraining:
         self._rung_after = {math.ceil(samples / batch): samples for samples in recipe.rungs}
 
     def run(self, on_epoch: Callable[[Epoch], None], go_on: Callable[[Rung], bool]) -> Rung | None:
-        """Train to the end and score it; None where `go_on` said no at a rung. Raises `DivergedError`."""
+        """Train to the end and score it; None if `go_on` returned False at a rung. Raises `DivergedError`."""
 
         def after_step(steps: int) -> None:
             if self.average:
                 self.average.update(steps)
             samples = self._rung_after.get(steps)
             if samples is not None and steps < self.recipe.epochs * self.training.steps_per_epoch:
-                self.rungs.append(self.score(samples, RUNG_IMAGES))
+                self.rungs.append(self.score(samples, self.rung_images))
                 if not go_on(self.rungs[-1]):
-                    raise _Stop
+                    raise _Pruned
 
         try:
             for _ in range(self.recipe.epochs):
                 self.curve.append(self.training.epoch(self.pause, after_step))
                 on_epoch(self.curve[-1])
-        except _Stop:
+        except _Pruned:
             return None
         return self.score(self.curve[-1].samples)
 
     def score(self, samples: int, images: int | None = None) -> Rung:
-        """Score the network as it stands after `samples` on the first `images` of the held-out ones (None: all).
+        """Score the current weights, reached after `samples` images, on the first `images` held-out ones (None: all).
 
-        Raises `DivergedError`.
+        Raises `DivergedError` if the loss is not finite.
         """
         training = self.training
         buffers = [(buffer, buffer.detach().clone()) for buffer in training.network.buffers()]
@@ -272,25 +276,35 @@ class ProxyTraining:
         return Rung(samples=samples, error=error, loss=loss)
 
 
+@dataclass(frozen=True)
+class ProxyTask:
+    """What all proxy trainings of a study have in common."""
+
+    train: Images
+    held_out: Images
+    recipe: Recipe
+    info: DatasetInfo
+    device: Device
+    pause: Pause = lambda: None
+
+
 def train_proxy(
     network: nn.Module,
-    train: Images,
-    held_out: Images,
-    recipe: Recipe,
-    info: DatasetInfo,
-    device: Device,
+    task: ProxyTask,
     seed: int,
-    pause: Pause = lambda: None,
-    on_epoch: Callable[[Epoch], None] = lambda _: None,
     lowered: LoweredNetwork | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
     go_on: Callable[[Rung], bool] = lambda _: True,
 ) -> Score | Unfinished:
-    """Train a network by the recipe and score it on held-out images; `lowered` runs it where it does not run factored.
+    """Train a network by the task's recipe and score it on the held-out images.
 
-    `go_on` is asked at each rung. Raises `DivergedError`.
+    `lowered` runs the network; None: factored. `go_on` is called with the score of each rung: False ends the training.
+    Raises `DivergedError`.
     """
     started = time.perf_counter()
-    proxy = ProxyTraining(Training(network, train, recipe, device, seed, lowered), held_out, recipe, pause)
+    recipe = task.recipe
+    training = Training(network, task.train, recipe, task.device, seed, lowered)
+    proxy = ProxyTraining(training, task.held_out, recipe, task.pause)
     end = proxy.run(on_epoch, go_on)
     train_s = round(time.perf_counter() - started, 3)
     if end is None:
@@ -298,14 +312,14 @@ def train_proxy(
     return Score(
         error=end.error,
         loss=end.loss,
-        held_out=len(held_out),
+        held_out=len(task.held_out),
         samples=end.samples,
         curve=tuple(proxy.curve),
         rungs=tuple(proxy.rungs),
         train_s=train_s,
         dtype=recipe.dtype,
         form="factored" if lowered is None else lowered.form,
-        dataset=info.label,
-        dataset_sha256=info.sha256,
-        conditions=conditions_of(device),
+        dataset=task.info.label,
+        dataset_sha256=task.info.sha256,
+        conditions=conditions_of(task.device),
     )

@@ -1,8 +1,8 @@
-"""A network as a file of another system: ONNX, or torch's exported program; in its best form, read back and compared.
+"""Exports a network to ONNX or to torch's exported program, in its fastest form; reads the file back and compares.
 
-Both take batches of any size, of images of one size: a form may hold a bias map of it
-(`igc_nas.nn.lowering.deployment`). The forms race as they would run: an ONNX model in ONNX Runtime, an exported program
-in PyTorch.
+Batches of a file may be of any size, images of one size only: a form may contain a bias map of that size
+(`igc_nas.nn.lowering.deployment`). The forms race in the system that will run the file: ONNX models in ONNX Runtime,
+exported programs in PyTorch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -21,28 +22,30 @@ from igc_nas.analysis.words import interval_words, noise_words, runtime_words
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.host import NoiseMonitor
-from igc_nas.evaluation.latency import MOST_ERROR, RACE_CAP_S, RACE_ROUNDS, TIE, Measurer
+from igc_nas.evaluation.latency import MOST_ERROR, Measurer
 from igc_nas.evaluation.runtimes import ANY_BATCH, contiguous, onnx_model, onnx_session, quiet_exporter, require
 from igc_nas.io.units import format_count, format_ms
 from igc_nas.nn.device import Device, without_tf32
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import Variant, mixed_variant, uniform_variants
 from igc_nas.nn.network import Network
-from igc_nas.nn.timing import median, median_interval, raced, round_robin, timed
+from igc_nas.nn.timing import LEAST_FOR_INTERVAL, Race, median_interval, round_robin, timed
 from igc_nas.study.records import Conditions
 from igc_nas.study.spec import LatencySpec
 
 Kind = Literal["onnx", "pt2"]
 CHECKED_BATCHES = (1, 3)
 TIMES_OWN, MOST_EVER = 3.0, 1e-2
+"""Allowed relative error beyond `MOST_ERROR`: this many times the float32 network's own; and the limit in any case."""
 HINT = "a form may round too much for these weights; --form folded multiplies nothing out"
+RACE_ROUNDS, RACE_CAP_S = 15, 0.4
 ROUNDS, CAP_S = 51, 2.0
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a pass takes: median and 95 % interval of `n` rounds of `batch` images, and what it ran on."""
+    """The time of one pass: median of `n` rounds of `batch` images with its 95 % interval, runtime, conditions."""
 
     median_ms: float
     low_ms: float
@@ -61,7 +64,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Graph:
-    """A file's content, its form with what it holds and executes, how far it is from PyTorch, how fast it was here."""
+    """A file's content and its form. `error` is the relative error against PyTorch, `timing` None if nothing raced."""
 
     kind: Kind
     data: bytes
@@ -72,9 +75,10 @@ class Graph:
     timing: Timing | None = None
     opset: int | None = None
 
-    def lines(self, written: int) -> list[str]:
-        """What to say of it; `written` are the parameters of the network as it is written."""
-        times = f", {self.params / written:.1f} times as many as it is written" if self.params > 1.005 * written else ""
+    def lines(self, factored_params: int) -> list[str]:
+        """A summary for the terminal; `factored_params` is the parameter count of the factored network."""
+        ratio = self.params / factored_params
+        times = f", {ratio:.1f} times as many as the factored network" if ratio > 1.005 else ""
         return [
             f"form     {self.form}: {format_count(self.params)} parameters{times}, {format_count(self.macs)} MACs",
             *([f"time     {self.timing}"] if self.timing else []),
@@ -84,19 +88,21 @@ class Graph:
 
 @dataclass(frozen=True)
 class Exporter:
-    """Exports networks in forms that `spec` and `most_params` allow (as a study's latencies), timed on `device`."""
+    """Exports networks in the forms that `spec` and `most_params` allow (as for latencies); they race on `device`."""
 
     spec: LatencySpec
     device: Device
     most_params: int | None
-    table: TimingCache
+    cache: TimingCache
     say: Say = lambda _: None
+    race: Race | None = None
+    """None: 15 rounds, for at most 0.4 s per form."""
 
     def __call__(self, kind: Kind, network: Network, form: str, metadata: Mapping[str, str]) -> Graph:
-        """The network in a form by name, or the `fastest` allowed one.
+        """The network in the named form, or in the `fastest` allowed one.
 
-        Raises `UsageError` where a package is missing, `IgcNasError` where the exporter fails or computes anything else
-        than the network.
+        Raises `UsageError` where a package is missing, `IgcNasError` where the exporter fails or where the exported
+        network computes another function.
         """
         if kind == "onnx":
             require("onnxruntime", "an ONNX file")
@@ -106,15 +112,15 @@ class Exporter:
         for variant in variants:
             if kind == "onnx":
                 self.say(f"exporting the form {variant.name} ...")
-            module = variant.module(network, self.spec.batch, self.table, "onnxruntime")
+            module = variant.module(network, self.spec.batch, self.cache, "onnxruntime")
             entries[variant.name] = _ENTRIES[kind](module, images, self.spec.threads)
         chosen, timing = variants[0], None
         if len(variants) > 1:
             equal = [variant for variant in variants if self._is_equal(entries[variant.name], variant, network)]
-            chosen, timing = self._raced(kind, equal or variants, entries, images)
+            chosen, timing = self._fastest(kind, equal or variants, entries, images)
         name = chosen.name
-        told = dict(metadata) | {"form": name, "deployed_params": str(chosen.params), "deployed_macs": str(chosen.macs)}
-        data, opset = entries[name].data(told)
+        counts = {"deployed_params": str(chosen.params), "deployed_macs": str(chosen.macs)}
+        data, opset = entries[name].data({**metadata, "form": name, **counts})
         try:
             error = difference(_READERS[kind](data, self.spec.threads), network)
         except IgcNasError as failed:
@@ -122,7 +128,7 @@ class Exporter:
         return Graph(kind, data, name, chosen.params, chosen.macs, error, timing, opset)
 
     def _is_equal(self, entry: _Entry, variant: Variant, network: Network) -> bool:
-        """Whether a form may be used; one that rounds too much is said and left out."""
+        """Whether a form's rounding error is small enough; if not, say so."""
         try:
             difference(entry.run, network)
         except IgcNasError as error:
@@ -131,74 +137,76 @@ class Exporter:
         return True
 
     def _variants(self, network: Network, form: str) -> list[Variant]:
-        """The forms to choose among: one by name, or those that are allowed and differ."""
+        """The named form alone; for `fastest` all allowed forms, each only once where several are the same."""
         if form == "mixed":
-            mixed = mixed_variant(network, self.spec.batch, self.table, self.most_params)
-            self.table.save()
+            mixed = mixed_variant(network, self.spec.batch, self.cache, self.most_params)
+            self.cache.save()
             return [mixed]
         uniform = uniform_variants(network.plan)
         if form != "fastest":
             return [variant for variant in uniform if variant.name == form]
-        measurer = Measurer(self.spec, self.device, self.most_params, self.table)
+        measurer = Measurer(self.spec, self.device, self.most_params, self.cache)
         allowed = measurer.variants(network) or uniform[1:2]
-        self.table.save()
-        if len(allowed) > 1:  # an exporter folds the factored one, too
+        self.cache.save()
+        if len(allowed) > 1:  # the exporters fold batch norm, so an exported factored network equals the folded form
             allowed = [variant for variant in allowed if variant.name != "factored"]
         alike = {frozenset(variant.forms.items()): variant for variant in reversed(allowed)}
         return [variant for variant in allowed if alike[frozenset(variant.forms.items())] is variant]
 
-    def _raced(
+    def _fastest(
         self, kind: Kind, variants: list[Variant], entries: Mapping[str, _Entry], images: Tensor
     ) -> tuple[Variant, Timing]:
-        """(the fastest form; of those that are hardly slower the one that holds least; fresh times of it)."""
+        """(the winner of a race, its time in fresh rounds)."""
         x = images[:1].expand(self.spec.batch, -1, -1, -1).contiguous()
         runs = {v.name: timed(lambda entry=entries[v.name]: entry.run(x)) for v in variants}  # type: ignore[misc]
-        times = raced(runs, RACE_ROUNDS, RACE_CAP_S * len(runs))
-        least = min(times.values())
-        close = [variant for variant in variants if times[variant.name] <= least * (1 + TIE)]
-        chosen = min(close, key=lambda variant: (variant.params, times[variant.name]))
-        watch = NoiseMonitor()
-        samples = round_robin({chosen.name: runs[chosen.name]}, ROUNDS, CAP_S, warm_up=3)[chosen.name]
-        noise = watch.disturbances(self.spec.threads)
-        low, high = median_interval(samples)
+        race = self.race or Race(RACE_ROUNDS, RACE_CAP_S * len(runs))
+        by_name = {variant.name: variant for variant in variants}
+        chosen = race.winner(race.run(runs), size=lambda name: by_name[name].params)
+        monitor = NoiseMonitor()
+        samples = round_robin({chosen: runs[chosen]}, ROUNDS, CAP_S, warm_up=3, least=LEAST_FOR_INTERVAL)[chosen]
+        noise = monitor.disturbances(self.spec.threads)
+        interval = median_interval(samples)
+        assert interval is not None
         runtime = _RUNTIMES[kind]()
         conditions = conditions_of(self.device)
-        return chosen, Timing(median(samples), low, high, len(samples), self.spec.batch, runtime, conditions, noise)
+        timing = Timing(median(samples), *interval, len(samples), self.spec.batch, runtime, conditions, noise)
+        return by_name[chosen], timing
 
 
 def difference(run: Callable[[Tensor], Tensor], network: Network) -> float:
-    """The largest relative error, norm-wise, of what runs a network, on batches of random images.
+    """The largest relative error (norm-wise) of `run` against the network in float32, on batches of random images.
 
-    A network whose statistics nobody has taken (an untrained deep one) amplifies rounding. What is allowed is judged in
-    float64: so much, and so many times what the network itself is off in float32. Raises `IgcNasError` beyond that.
+    Raises `IgcNasError` if the error against the network in float64 exceeds 1e-4 plus three times the float32
+    network's own, or 1e-2. The allowance depends on the network because a deep one whose BN statistics were never
+    computed (an untrained one) amplifies rounding.
     """
     generator = torch.Generator().manual_seed(1)
-    exactly = copy.deepcopy(network).double()
+    exact_network = copy.deepcopy(network).double()
     worst = 0.0
     for batch in CHECKED_BATCHES:
         x = torch.randn(batch, *network.plan.input, generator=generator)
         with torch.inference_mode(), without_tf32():
-            wanted, exact = network(x), exactly(x.double())
+            wanted, exact = network(x), exact_network(x.double())
         if not wanted.isfinite().all():
-            raise IgcNasError("the network's own outputs on random images are not finite: its weights are no good")
+            raise IgcNasError("the network's own outputs on random images are not finite: its weights are unusable")
         found = run(x)
         if found.shape != wanted.shape:
-            raise IgcNasError(f"the exported network writes {tuple(found.shape)}, not {tuple(wanted.shape)}")
-        error = _off(found, exact)
-        if not error < min(MOST_ERROR + TIMES_OWN * _off(wanted, exact), MOST_EVER):
+            raise IgcNasError(f"the exported network outputs shape {tuple(found.shape)}, not {tuple(wanted.shape)}")
+        error = _relative_error(found, exact)
+        if not error < min(MOST_ERROR + TIMES_OWN * _relative_error(wanted, exact), MOST_EVER):
             raise IgcNasError(f"the exported network computes another function (relative error {error:.1e})")
-        worst = max(worst, _off(found, wanted))
+        worst = max(worst, _relative_error(found, wanted))
     return worst
 
 
-def _off(found: Tensor, wanted: Tensor) -> float:
+def _relative_error(found: Tensor, wanted: Tensor) -> float:
     wanted = wanted.double()
     return float((found.double() - wanted).norm() / wanted.norm().clamp(min=torch.finfo(torch.float32).tiny))
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A form in the race: `run` as it would run; `data` makes the file's content (and says its opset)."""
+    """A form that may be exported: `run` is what the race times, `data` returns the file's content and ONNX opset."""
 
     run: Callable[[Tensor], Tensor]
     data: Callable[[Mapping[str, str]], tuple[bytes, int | None]]
@@ -218,7 +226,7 @@ def _onnx_entry(module: nn.Module, images: Tensor, threads: int) -> _Entry:
 
 
 def _clean(graph: Any) -> None:
-    """Drop what the exporter tells of how the graph came about: places in source files of this machine."""
+    """Remove the exporter's notes on each node's origin: they contain paths of this machine's source files."""
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
@@ -236,7 +244,7 @@ def _pt2_entry(module: nn.Module, images: Tensor, threads: int) -> _Entry:
         with quiet_exporter("an exported program"):
             program = torch.export.export(module, (images,), dynamic_shapes=ANY_BATCH)
             for node in program.graph.nodes:
-                node.meta.pop("stack_trace", None)  # places in source files of this machine
+                node.meta.pop("stack_trace", None)  # paths of this machine's source files
             file = io.BytesIO()
             torch.export.save(program, file, extra_files={"igc-nas.json": json.dumps(dict(metadata), indent=2)})
         return file.getvalue(), None
@@ -245,7 +253,7 @@ def _pt2_entry(module: nn.Module, images: Tensor, threads: int) -> _Entry:
 
 
 def _pt2_reader(data: bytes, threads: int) -> Callable[[Tensor], Tensor]:
-    # What is read is what was written a moment ago: torch.export.load unpickles what a stranger's file tells it to.
+    # torch.export.load may unpickle, which runs code: only data that this process has just written may be loaded.
     module = torch.export.load(io.BytesIO(data)).module()
 
     @torch.inference_mode()

@@ -1,70 +1,142 @@
-"""Timing that cancels drift: candidates take turns, so that what slows the machine for a while slows all of them."""
+"""Timing that cancels drift: alternatives take turns, so that a slow phase of the machine slows all of them alike."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import median
+from typing import Any, TypeVar
 
-import numpy as np
+from scipy.stats import quantile_test  # here, not when first needed: its import takes longer than a race
 
 Name = TypeVar("Name")
+Timer = Callable[[], float]
+"""Runs something once and returns its milliseconds (see `timed`)."""
+
+CAPPED_ROUNDS = 3
+"""Rounds that a race has even where they take longer than `cap_s`: the median of three survives one outlier."""
+PAIRED_ROUNDS, SELDOM = 5, 0.1
+"""After `PAIRED_ROUNDS`, an alternative is dropped if it tied or beat the leader in less than this share of rounds."""
+LEAST_FOR_INTERVAL = 6
+"""With fewer samples not even (minimum, maximum) covers the median with 95 %: 1 - 2 / 2**5 is 0.94."""
 
 
 def round_robin(
-    runs: Mapping[Name, Callable[[], float]], rounds: int, cap_s: float, warm_up: int = 1
+    runs: Mapping[Name, Timer],
+    rounds: int,
+    cap_s: float,
+    warm_up: int = 1,
+    least: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Name, list[float]]:
-    """Milliseconds of each run in `rounds` rounds; each run returns its own time (see `timed`).
-
-    Rounds end early where `cap_s` seconds are over, but not before the second one.
-    """
-    for run in runs.values():
-        for _ in range(warm_up):
-            run()
+    """Milliseconds of each run in `rounds` rounds; no new round starts after `cap_s` seconds and `least` rounds."""
+    _warm_up(runs, warm_up)
     samples: dict[Name, list[float]] = {name: [] for name in runs}
-    until = time.perf_counter() + cap_s
+    until = clock() + cap_s
     for done in range(rounds):
-        if done >= 2 and time.perf_counter() > until:
+        if done >= least and clock() > until:
             break
         for name, run in runs.items():
             samples[name].append(run())
     return samples
 
 
-def raced(
-    runs: Mapping[Name, Callable[[], float]], rounds: int, cap_s: float, hopeless: float = 1.5
-) -> dict[Name, float]:
-    """Median milliseconds of each run in interleaved rounds.
+@dataclass(frozen=True)
+class Race:
+    """Finds the fastest of several alternatives in rounds; those that cannot win are dropped on the way.
 
-    Each warms up by one run and is timed twice; those that take more than `hopeless` times the least then keep that
-    time and do not enter the rounds, nor does one that is left alone.
+    After `drop_after` rounds an alternative is dropped if it takes more than `drop_above` times as long as the leader;
+    after five rounds also if it is slower than the leader by more than `tie` in nearly every round. The race ends after
+    `rounds` rounds, when one alternative is left, or after `cap_s` seconds (but not before the third round). Times that
+    differ by at most the share `tie` count as equal.
     """
-    for run in runs.values():
-        run()
-    found = {name: min(run(), run()) for name, run in runs.items()}
-    least = min(found.values())
-    rivals = {name: run for name, run in runs.items() if found[name] <= hopeless * least}
-    if len(rivals) == 1:
-        return found
-    times = {name: median(samples) for name, samples in round_robin(rivals, rounds, cap_s, warm_up=0).items()}
-    worst = hopeless * min(times.values())  # who is out stays out, also where the machine was faster then
-    return {name: times.get(name, max(early, worst)) for name, early in found.items()}
+
+    rounds: int
+    cap_s: float
+    drop_above: float = 1.5
+    tie: float = 0.02
+    drop_after: int = 3
+    warm_up: int = 1
+    clock: Callable[[], float] = time.perf_counter
+
+    def run(self, runs: Mapping[Name, Timer]) -> dict[Name, list[float]]:
+        """Milliseconds of each run, round by round, after `warm_up` runs of each that are not recorded.
+
+        Lists of dropped runs are shorter. The first entries of all lists are of the same rounds.
+        """
+        _warm_up(runs, self.warm_up)
+        samples: dict[Name, list[float]] = {name: [] for name in runs}
+        left = dict(runs)
+        until = self.clock() + self.cap_s
+        for done in range(self.rounds):
+            if done >= self.drop_after:
+                leader = samples[min(left, key=lambda name: typical(samples[name]))]
+                left = {name: run for name, run in left.items() if self._may_win(samples[name], leader)}
+                if len(left) == 1:
+                    break
+            if done >= CAPPED_ROUNDS and self.clock() > until:
+                break
+            for name, run in left.items():
+                samples[name].append(run())
+        return samples
+
+    def _may_win(self, times: list[float], leader: list[float]) -> bool:
+        if typical(times) > self.drop_above * typical(leader):
+            return False
+        ties = sum(ms <= leading * (1 + self.tie) for ms, leading in zip(times, leader, strict=True))
+        return len(times) < PAIRED_ROUNDS or ties >= SELDOM * len(times)
+
+    def winner(self, samples: Mapping[Name, list[float]], size: Callable[[Name], int]) -> Name:
+        """The smallest of the alternatives that tie with the fastest; of equal sizes the faster.
+
+        Only those that were never dropped can win: others have times of the first rounds alone.
+        """
+        finalists = _finalists(samples)
+        least = min(finalists.values())
+        close = [name for name, ms in finalists.items() if ms <= least * (1 + self.tie)]
+        return min(close, key=lambda name: (size(name), finalists[name]))
+
+    @staticmethod
+    def times(samples: Mapping[Name, list[float]]) -> dict[Name, float]:
+        """Milliseconds of each alternative, comparable although dropped ones were timed in the first rounds only.
+
+        A dropped one's time is its ratio to the fastest in the rounds that both ran, times the fastest's overall time.
+        """
+        finalists = _finalists(samples)
+        fastest = min(finalists, key=lambda name: finalists[name])
+        shared = {name: samples[fastest][: len(found)] for name, found in samples.items()}
+        return {
+            name: finalists.get(name, finalists[fastest] * typical(found) / typical(shared[name]))
+            for name, found in samples.items()
+        }
 
 
-def timed(run: Callable[[], object], synchronize: Callable[[], None] = lambda: None) -> Callable[[], float]:
-    """`run` as a function that returns its milliseconds; `synchronize` waits for what it has queued on a device."""
+def raced(runs: Mapping[Name, Timer], rounds: int, cap_s: float, drop_above: float = 1.5) -> dict[Name, float]:
+    """Milliseconds of each run by a race that drops slow ones after two rounds and then has `rounds` more."""
+    race = Race(2 + rounds, cap_s, drop_above, drop_after=2)
+    return race.times(race.run(runs))
+
+
+def timed(
+    run: Callable[[], object],
+    synchronize: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timer:
+    """`run` as a function that returns its milliseconds; `synchronize` waits for work that it has queued on a GPU."""
 
     def once() -> float:
-        started = time.perf_counter()
+        started = clock()
         run()
         synchronize()
-        return (time.perf_counter() - started) * 1000
+        return (clock() - started) * 1000
 
     return once
 
 
-def warmed(run: Callable[[], object], synchronize: Callable[[], None] = lambda: None) -> Callable[[], float]:
-    """As `timed`, after a run that is not timed: candidates in turns empty each other's caches."""
+def warmed(run: Callable[[], object], synchronize: Callable[[], None] = lambda: None) -> Timer:
+    """Like `timed`, but each timed run follows an untimed one: alternatives in turns evict each other's caches."""
     once = timed(run, synchronize)
 
     def second() -> float:
@@ -74,15 +146,38 @@ def warmed(run: Callable[[], object], synchronize: Callable[[], None] = lambda: 
     return second
 
 
-def median(samples: list[float]) -> float:
-    """The median, as a float."""
-    return float(np.median(samples))
+def typical(samples: Sequence[float]) -> float:
+    """The median; of one or two samples the smaller, as disturbances only ever add time."""
+    return median(samples) if len(samples) > 2 else min(samples)
 
 
-def median_interval(samples: list[float], level: float = 0.95, resamples: int = 1000) -> tuple[float, float]:
-    """Percentile bootstrap interval of the median (Efron 1979), from a fixed seed."""
-    rng = np.random.default_rng(0)
-    values = np.asarray(samples)
-    medians = np.median(values[rng.integers(len(values), size=(resamples, len(values)))], axis=1)
-    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
+    """95 % confidence interval of the median between two order statistics; None for fewer than six samples.
+
+    Distribution-free and exact (Conover 1999, Practical Nonparametric Statistics, section 3.2): the coverage is at
+    least 95 % for independent samples of any continuous distribution.
+    """
+    if len(samples) < LEAST_FOR_INTERVAL:
+        return None
+    low, high = _interval_ranks(len(samples))
+    ordered = sorted(samples)
+    return ordered[low], ordered[high]
+
+
+@cache
+def _interval_ranks(n: int) -> tuple[int, int]:
+    """Indices of the interval's ends among n sorted samples. They depend on n alone, and scipy takes milliseconds."""
+    interval: Any = quantile_test(range(n), p=0.5).confidence_interval(0.95)
+    return int(interval.low), int(interval.high)
+
+
+def _finalists(samples: Mapping[Name, list[float]]) -> dict[Name, float]:
+    """Milliseconds of the alternatives that were never dropped."""
+    rounds = max(map(len, samples.values()))
+    return {name: typical(found) for name, found in samples.items() if len(found) == rounds}
+
+
+def _warm_up(runs: Mapping[Name, Timer], times: int) -> None:
+    for run in runs.values():
+        for _ in range(times):
+            run()

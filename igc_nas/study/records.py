@@ -58,14 +58,17 @@ class Conditions(Frozen):
 
 
 class FormTime(Frozen):
-    """A timed form of a network: its parameters, MACs for one image, bytes of weights, and time."""
+    """One form of a network in the race: what it holds, what it executes for one image, and its time.
+
+    `low_ms` to `high_ms` is the 95 % interval of the median; None where the form was timed in fewer than six rounds.
+    """
 
     params: Count
     macs: Count
     weight_bytes: Count
     median_ms: Ms
-    low_ms: Ms
-    high_ms: Ms
+    low_ms: Ms | None = None
+    high_ms: Ms | None = None
 
 
 class Latency(Frozen):

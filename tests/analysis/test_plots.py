@@ -171,6 +171,15 @@ def test_forms_are_those_that_were_timed(study: Study) -> None:
     assert view.macs == (10, 40, study.candidates[1].cost.macs)
 
 
+def test_a_form_without_an_interval_has_none_in_the_view(study: Study) -> None:
+    """It was dropped from the race before its sixth round."""
+    first = study.candidates[0]
+    form = FormTime(params=2, macs=10, weight_bytes=8, median_ms=3.0)
+    latency = first.latency.model_copy(update={"forms": {"factored": form}})
+    view = forms_view([first.model_copy(update={"latency": latency})])
+    assert (view.median_ms, view.low_ms, view.high_ms) == ((3.0,), (None,), (None,))
+
+
 def test_curves_are_the_rungs_and_the_end() -> None:
     study = on_the_way()
     view = curves_view(study)

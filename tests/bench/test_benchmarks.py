@@ -14,10 +14,9 @@ import torch
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
-from igc_nas.bench import deployment, training
-from igc_nas.bench import latency as latencies
+from igc_nas.bench import training
 from igc_nas.bench.deployment import bench_deploy
-from igc_nas.bench.latency import bench_latency
+from igc_nas.bench.latency import bench_latency, busy_process, drawn_architectures, measured_twice
 from igc_nas.bench.report import Report, Row, architectures
 from igc_nas.bench.search import KINDS as FORMS
 from igc_nas.bench.search import bench_search
@@ -26,11 +25,13 @@ from igc_nas.bench.workers import KINDS, ChunkRun, activity_shares, bench_worker
 from igc_nas.engine.events import Ended, Job, Started
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import IgcNasError
-from igc_nas.evaluation import latency as latency_module
+from igc_nas.evaluation.latency import Instruments, Measurer
 from igc_nas.nn.device import Device, cpu_name
 from igc_nas.nn.lowering import variants
+from igc_nas.nn.lowering.timing_cache import timing_cache_for
+from igc_nas.nn.timing import Race
 from igc_nas.study.records import Candidate, TimeBreakdown, Trial
-from igc_nas.study.spec import StudySpec
+from igc_nas.study.spec import LatencySpec, StudySpec
 from tests.support.searches import evaluate
 from tests.support.searches import latency as stub_latency
 
@@ -46,6 +47,7 @@ TINY = {
         }
     ),
 }
+SHORT = Race(rounds=3, cap_s=0.2)
 ROWS: tuple[Row, ...] = (
     {"name": "a", "group": "x", "params": 1000, "ratio": 2.0},
     {"name": "b", "group": "x", "params": 2000, "ratio": 8.0},
@@ -58,14 +60,10 @@ def small_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """Two tiny architectures, few rounds, no cache and no data of the user's."""
     monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path / "data"))
-    for module in (deployment, training):
-        monkeypatch.setattr(module, "architectures", lambda: TINY)
-        monkeypatch.setattr(module, "ROUNDS", 3)
-        monkeypatch.setattr(module, "CAP_S", 0.2)
+    monkeypatch.setattr(training, "architectures", lambda: TINY)
+    monkeypatch.setattr(training, "ROUNDS", 3)
+    monkeypatch.setattr(training, "CAP_S", 0.2)
     monkeypatch.setattr(variants, "CAP_S", 0.001)
-    monkeypatch.setattr(latency_module, "MOST_ROUNDS", latency_module.LEAST_ROUNDS)
-    monkeypatch.setattr(latency_module, "MOST_WARM_UP_S", 0.02)
-    monkeypatch.setattr(latency_module, "WARM_UP_S", 0.01)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -152,7 +150,7 @@ def consistent(found: dict[str, Any]) -> None:
 
 def test_bench_deploy() -> None:
     said: list[str] = []
-    report = bench_deploy(CPU, (1, 2), "eager", said.append)
+    report = bench_deploy(CPU, (1, 2), "eager", said.append, archs=TINY, race=SHORT, rounds=3)
     found = as_json(report)
     consistent(found)
     assert [(row["name"], row["batch"]) for row in found["rows"]] == [(n, b) for b in (1, 2) for n in TINY]
@@ -161,7 +159,9 @@ def test_bench_deploy() -> None:
         cost = cost_of(TINY[row["name"]])
         assert (row["params"], row["macs"]) == (cost.params, cost.macs)
         assert row["form"] in ("folded", "semidense", "dense", "mixed")
-        assert row["ratio"] == pytest.approx(row["factored_nchw_ms"] / row["best_ms"]), "to NCHW, as it is written"
+        assert row["ratio"] == pytest.approx(row["factored_nchw_ms"] / row["best_ms"]), (
+            "to the factored network in NCHW"
+        )
         faster = min(row["factored_nchw_ms"], row["factored_channels_last_ms"])
         assert row["times_faster_format"] == pytest.approx(faster / row["best_ms"])
     assert len(said) == 4
@@ -173,7 +173,7 @@ def test_bench_deploy() -> None:
 def test_bench_deploy_in_another_runtime() -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    found = as_json(bench_deploy(CPU, (1,), "onnxruntime"))
+    found = as_json(bench_deploy(CPU, (1,), "onnxruntime", archs=TINY, race=SHORT, rounds=3))
     consistent(found)
     assert all(row["factored_channels_last_ms"] is None for row in found["rows"])
     assert found["conditions"]["runtime"] == "onnxruntime"
@@ -195,11 +195,13 @@ def test_bench_train() -> None:
         assert row["ratio"] == pytest.approx(row["factored_ms"] / row["chosen_ms"])
 
 
-def test_bench_latency(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(latencies, "_architectures", lambda count, seed: [*TINY.values()] * (count // 2))
+def test_bench_latency(tmp_path: Path) -> None:
     said: list[str] = []
     before = psutil.Process().children()
-    report = bench_latency(CPU, 4, 0, said.append)
+    spec = LatencySpec(device=CPU.name, forms="any")
+    cache = timing_cache_for(CPU.name, spec.threads, "deployment")
+    measurer = Measurer(spec, CPU, cache=cache, cap_s=0.0, instruments=Instruments(warm_up=lambda _: None))
+    report = bench_latency(CPU, say=said.append, archs=[*TINY.values()] * 2, measurer=measurer)
     found = as_json(report)
     consistent(found)
     assert psutil.Process().children() == before, "the neighbour is gone"
@@ -229,7 +231,7 @@ def test_the_order_of_bench_latency_is_random_and_repeats() -> None:
             seen.append(arch)
             return stub_latency(cost_of(arch).macs / 1e6)
 
-        found = latencies._twice(archs, measure, seed, lambda _: None)
+        found = measured_twice(archs, measure, seed, lambda _: None)
         assert [arch for arch, _, _ in found] == archs
         assert all(first == second == stub_latency(cost_of(arch).macs / 1e6) for arch, first, second in found)
         return seen
@@ -247,7 +249,7 @@ def test_the_neighbour_ends_with_the_bench() -> None:
     before = psutil.Process().children()
 
     def interrupted() -> None:
-        with latencies._neighbour():
+        with busy_process():
             (child,) = (process for process in psutil.Process().children() if process not in before)
             assert child.is_running()
             raise KeyboardInterrupt
@@ -258,7 +260,7 @@ def test_the_neighbour_ends_with_the_bench() -> None:
 
 
 def test_the_architectures_of_bench_latency_are_drawn_by_the_seed() -> None:
-    first, again = latencies._architectures(2, 0), latencies._architectures(3, 0)
+    first, again = drawn_architectures(2, 0), drawn_architectures(3, 0)
     assert first == again[:2]
     assert first[0] != first[1]
     assert all(cost_of(arch).params <= 2_000_000 for arch in again)

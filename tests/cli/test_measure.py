@@ -88,9 +88,8 @@ def test_a_line_for_each_form(cli: Command) -> None:
     assert [row[0] for row in rows] == [*ALL_FORMS]
     for row in rows:
         assert float(row[1]) > 0
-        assert float(row[2]) <= float(row[4])
-        assert row[3] == "to"
-        assert re.fullmatch(r"[\d.]+[kMG]?", row[5])
+        assert re.fullmatch(r"([\d.]+ to [\d.]+)?", " ".join(row[2:-4])), "a dropped form has no interval"
+        assert re.fullmatch(r"[\d.]+[kMG]?", row[-4])
     assert rows[0][-1] == "1.00", "times as fast as the factored"
     cost = cost_of(igc_nas.load_architecture(NETWORK))
     assert f"{cost.macs:,} MACs and {cost.params:,} parameters as it is written" in answer.out
@@ -115,7 +114,8 @@ def test_the_record_as_json(cli: Command) -> None:
     assert found["form"] in found["forms"]
     for form in found["forms"].values():
         assert set(form) == {"params", "macs", "weight_bytes", "median_ms", "low_ms", "high_ms"}
-        assert 0 < form["low_ms"] <= form["median_ms"] <= form["high_ms"]
+        if form["low_ms"] is not None:
+            assert 0 < form["low_ms"] <= form["median_ms"] <= form["high_ms"]
     chosen = found["forms"][found["form"]]
     assert found["deployed_params"] == chosen["params"]
     assert found["deployed_macs"] == chosen["macs"]

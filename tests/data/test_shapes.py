@@ -15,7 +15,7 @@ from igc_nas.data.datasets import locate
 from igc_nas.data.shapes import CLASS_NAMES, TEST_COUNT, TRAIN_COUNT, make_shapes
 from igc_nas.errors import UsageError
 from igc_nas.evaluation.images import load_proxy
-from igc_nas.evaluation.training import train_proxy
+from igc_nas.evaluation.training import ProxyTask, train_proxy
 from igc_nas.nn.device import configure_torch, find_devices
 from igc_nas.nn.network import build
 from igc_nas.study.defaults import default_recipe
@@ -94,9 +94,6 @@ def test_a_larger_network_does_better(tmp_path: Path) -> None:
     recipe = default_recipe("cpu", epochs=6)
     device, info = find_devices("cpu")[0], locate("shapes", tmp_path)
     configure_torch(device, 1)
-    train, held_out = load_proxy(info, recipe, 0, device.torch_device)
-    errors = {
-        arch: [train_proxy(build(arch, s), train, held_out, recipe, info, device, s).error for s in (0, 1)]
-        for arch in (small, large)
-    }
+    task = ProxyTask(*load_proxy(info, recipe, 0, device.torch_device), recipe, info, device)
+    errors = {arch: [train_proxy(build(arch, s), task, s).error for s in (0, 1)] for arch in (small, large)}
     assert fmean(errors[large]) <= fmean(errors[small]) - 0.05, list(errors.values())

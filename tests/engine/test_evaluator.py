@@ -105,7 +105,7 @@ def test_a_real_trial(tmp_path: Path) -> None:
 
     found.room.measuring = measuring  # type: ignore[method-assign]
     found.room.pause = lambda: (paused.append(True), usual())[1]  # type: ignore[method-assign]
-    found._measure.pause = found._measure.table.pause = found.room.pause  # type: ignore[union-attr]
+    found._measure.pause = found._measure.cache.pause = found.room.pause  # type: ignore[union-attr]
     rungs: list[Rung] = []
     outcome = found(ARCH, 0, Reporter(go_on=lambda latency, rung: bool(rungs.append(rung)) or True))
     assert isinstance(outcome.score, Score)

@@ -1,4 +1,4 @@
-"""The files of a long training, spoiled: it goes on, or says in one line which file cannot be used and what to do."""
+"""Damaged files of a retraining: it continues, or names the unusable file and the remedy in one line."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ from torch import Tensor
 
 from igc_nas.evaluation.retraining import CHECKPOINT_FILE, RESULT_FILE, RUN_FILE
 from igc_nas.nn.lowering.pinned_forms import FORMS_FILE
-from tests.evaluation.test_retraining import prepared, small_data, stopped_after
+from tests.evaluation.test_retraining import opened, stopped_after
 from tests.support.builders import refusal_of
 from tests.support.mutations import NO_FILES, as_json, as_toml, damaged, deep, flipped, sizes, soon, spoiled
-
-__all__ = ["small_data"]  # the small images of that file's tests are these tests', too
 
 Tensors = dict[str, Tensor]
 
@@ -33,15 +31,13 @@ Tensors = dict[str, Tensor]
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training of three epochs, stopped after two."""
-    with pytest.MonkeyPatch.context() as patch:
-        small_data.__wrapped__(patch)  # a fixture of each test; this one is of all
-        folder = tmp_path_factory.mktemp("weights") / "begun"
-        stopped_after(folder, 2)
+    folder = tmp_path_factory.mktemp("weights") / "begun"
+    stopped_after(folder, 2)
     return folder
 
 
 def continued(begun: Path, folder: Path, name: str, content: bytes | Callable[[Path], None]) -> str | None:
-    """The training in `folder` goes on with another file of this name: None, or the line in which it is refused."""
+    """Continue the training in `folder` with another content of file `name`: None, or the line of the refusal."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(begun, folder)
     place = folder / name
@@ -49,7 +45,7 @@ def continued(begun: Path, folder: Path, name: str, content: bytes | Callable[[P
     content(place) if callable(content) else place.write_bytes(content)
     before = {path.name for path in folder.iterdir()}
     with soon(20):
-        message = refusal_of(lambda: prepared(folder).train())
+        message = refusal_of(lambda: opened(folder).train())
     assert message is None or {path.name for path in folder.iterdir()} == before
     return message
 
@@ -179,12 +175,12 @@ TENSORS: dict[str, Callable[[Tensors], Tensors]] = {
 }  # fmt: skip
 
 
-def test_these_are_many() -> None:
+def test_there_are_many_kinds_of_damage() -> None:
     assert len(HEADERS) + len(TENSORS) + len(NO_FILES) >= 50
 
 
 TAKEN = {"a shape of 5000 sides", "long metadata"}
-"""Nothing that a training is made of is wrong with these."""
+"""Damages that do not change what a training uses."""
 
 
 @pytest.mark.parametrize("kind", HEADERS)
@@ -209,7 +205,7 @@ def test_a_checkpoint_of_other_tensors_is_refused(kind: str, begun: Path, tmp_pa
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_end_in_an_error(value: float, begun: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_an_error(value: float, begun: Path, tmp_path: Path) -> None:
     held = load((begun / CHECKPOINT_FILE).read_bytes())
     spoilt = each(lambda t: torch.full_like(t, value) if t.is_floating_point() else t, "model.")(held)
     message = continued(begun, tmp_path / "run", CHECKPOINT_FILE, save(spoilt))
@@ -219,7 +215,7 @@ def test_weights_that_are_no_numbers_end_in_an_error(value: float, begun: Path, 
 
 @pytest.mark.parametrize("kind", NO_FILES)
 @pytest.mark.parametrize("name", [CHECKPOINT_FILE, RESULT_FILE, RUN_FILE, FORMS_FILE])
-def test_what_is_no_file_is_refused(kind: str, name: str, begun: Path, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_refused(kind: str, name: str, begun: Path, tmp_path: Path) -> None:
     if kind == "a file that nobody may read" and os.geteuid() == 0:
         pytest.skip("root may read any file")
     message = continued(begun, tmp_path / "run", name, NO_FILES[kind])
@@ -230,7 +226,7 @@ def test_what_is_no_file_is_refused(kind: str, name: str, begun: Path, tmp_path:
 
 
 @sizes(8, 150)
-def test_a_damaged_checkpoint_is_refused_or_taken(count: int, begun: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_or_used(count: int, begun: Path, tmp_path: Path) -> None:
     data = (begun / CHECKPOINT_FILE).read_bytes()
 
     @settings(max_examples=count)
@@ -245,7 +241,7 @@ def test_a_damaged_checkpoint_is_refused_or_taken(count: int, begun: Path, tmp_p
 
 
 @sizes(8, 150)
-def test_a_spoiled_question_is_refused_or_the_same(count: int, begun: Path, tmp_path: Path) -> None:
+def test_a_damaged_run_file_is_refused_or_means_the_same(count: int, begun: Path, tmp_path: Path) -> None:
     question = tomllib.loads((begun / RUN_FILE).read_text())
 
     @settings(max_examples=count)
@@ -258,7 +254,7 @@ def test_a_spoiled_question_is_refused_or_the_same(count: int, begun: Path, tmp_
 
 
 @sizes(8, 150)
-def test_spoiled_forms_are_refused_or_taken(count: int, begun: Path, tmp_path: Path) -> None:
+def test_damaged_forms_are_refused_or_used(count: int, begun: Path, tmp_path: Path) -> None:
     forms = json.loads((begun / FORMS_FILE).read_bytes())
 
     @settings(max_examples=count)
@@ -271,7 +267,7 @@ def test_spoiled_forms_are_refused_or_taken(count: int, begun: Path, tmp_path: P
 
 
 def shown(result: dict[str, Any]) -> str:
-    """As the command line says it."""
+    """As the command line prints it."""
     return f"{100 * result['test_error']:.2f} % on {result['test_images']:,} images of {result['dataset']}"
 
 
@@ -279,8 +275,8 @@ RESULT = {"test_error": 0.1, "test_images": 30, "dataset": "shapes", "weights": 
 
 
 @sizes(80, 1000)
-def test_a_spoiled_result_is_refused_or_shown(count: int, begun: Path, tmp_path: Path) -> None:
-    run = prepared(Path(shutil.copytree(begun, tmp_path / "run")))
+def test_a_damaged_result_is_refused_or_shown(count: int, begun: Path, tmp_path: Path) -> None:
+    run = opened(Path(shutil.copytree(begun, tmp_path / "run")))
 
     @settings(max_examples=count)
     @given(spoiled(RESULT).map(as_json) | damaged(as_json(RESULT)))

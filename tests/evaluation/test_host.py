@@ -1,12 +1,20 @@
-"""What the machine did meanwhile, told by a machine that the test runs: clocks, counters and files are its own."""
+"""Disturbances of a measurement, on a fake machine whose clocks, counters and files the test sets."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from igc_nas.evaluation import host as machine
-from igc_nas.evaluation.host import LEAST_CPU_SHARE, LEAST_WATCH_S, MOST_NEIGHBOURS, NoiseMonitor, cpu_clock_mhz, load
+from igc_nas.evaluation.host import (
+    LEAST_CPU_SHARE,
+    LEAST_WATCH_S,
+    MOST_NEIGHBOURS,
+    Counters,
+    NoiseMonitor,
+    cpu_clock_mhz,
+    load,
+)
 
 SHARED = "its processor was shared"
 THROTTLED = "the processor throttled"
@@ -37,153 +45,156 @@ class Machine:
         own = self.thread + self.others
         return SimpleNamespace(user=0.7 * own, system=0.3 * own, children_user=1e5, children_system=1e5)
 
+    def counters(self) -> Counters:
+        return Counters(
+            clock=lambda: self.wall,
+            thread_clock=lambda: self.thread,
+            process_times=self.times,
+            cpu_times=self.cpu_times,
+            cores=lambda: self.cores,
+            throttle_counts=self.throttle,
+        )
+
+    def monitor(self) -> NoiseMonitor:
+        return NoiseMonitor(self.counters())
+
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
-    found = Machine(tmp_path / "core_throttle_count")
-    clocks = SimpleNamespace(perf_counter=lambda: found.wall, thread_time=lambda: found.thread)
-    monkeypatch.setattr(machine, "time", clocks)
-    monkeypatch.setattr(machine, "os", SimpleNamespace(times=found.times, getloadavg=lambda: (1.2345, 2.0, 3.0)))
-    psutil = SimpleNamespace(cpu_times=found.cpu_times, cpu_count=lambda: found.cores)
-    monkeypatch.setattr(machine, "psutil", psutil)
-    monkeypatch.setattr(machine, "THROTTLE_COUNTS", found.throttle)
-    return found
+def here(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "core_throttle_count")
 
 
-def test_an_idle_machine_disturbs_nobody(here: Machine) -> None:
-    watch = NoiseMonitor()
+def test_an_idle_machine_disturbs_nothing(here: Machine) -> None:
+    monitor = here.monitor()
     here.work(2.0)
-    assert watch.disturbances() == ()
-    assert watch.neighbours() == pytest.approx(0.0)
+    assert monitor.disturbances() == ()
+    assert monitor.neighbours() == pytest.approx(0.0)
 
 
-def test_our_own_threads_are_no_neighbours(here: Machine) -> None:
-    watch = NoiseMonitor()
+def test_our_own_threads_are_not_neighbours(here: Machine) -> None:
+    monitor = here.monitor()
     here.work(2.0, others=6.0)
-    assert watch.disturbances() == ()
-    assert watch.neighbours() == pytest.approx(0.0)
+    assert monitor.disturbances() == ()
+    assert monitor.neighbours() == pytest.approx(0.0)
 
 
-def test_a_busy_neighbour_is_told(here: Machine) -> None:
-    watch = NoiseMonitor()
+def test_a_busy_neighbour_is_reported(here: Machine) -> None:
+    monitor = here.monitor()
     here.work(2.0, neighbours=2.2)
-    assert watch.neighbours() == pytest.approx(1.1)
-    assert watch.disturbances() == ("other processes kept 1.1 cores busy",)
+    assert monitor.neighbours() == pytest.approx(1.1)
+    assert monitor.disturbances() == ("other processes kept 1.1 cores busy",)
 
 
-def test_what_was_before_the_watch_is_not_its_business(here: Machine) -> None:
+def test_what_happened_before_the_monitor_was_made_is_not_counted(here: Machine) -> None:
     here.work(100.0, thread=3.0, others=5.0, neighbours=300.0)
     here.throttle.write_text("7\n")
-    watch = NoiseMonitor()
+    monitor = here.monitor()
     here.work(2.0)
-    assert watch.disturbances() == ()
+    assert monitor.disturbances() == ()
 
 
 @pytest.mark.parametrize(
     ("cores", "most"), [(2, MOST_NEIGHBOURS), (4, MOST_NEIGHBOURS), (64, 3.2), (None, MOST_NEIGHBOURS)]
 )
-def test_a_large_machine_bears_more_neighbours(cores: int | None, most: float, here: Machine) -> None:
+def test_a_large_machine_tolerates_more_neighbours(cores: int | None, most: float, here: Machine) -> None:
     here.cores = cores
-    for share, told in ((0.98, False), (1.02, True)):
-        watch = NoiseMonitor()
+    for share, reported in ((0.98, False), (1.02, True)):
+        monitor = here.monitor()
         here.work(10.0, neighbours=10.0 * most * share)
-        assert bool(watch.disturbances()) is told
+        assert bool(monitor.disturbances()) is reported
 
 
 def test_a_thread_that_waits_for_its_core_shares_it(here: Machine) -> None:
-    for share, told in ((LEAST_CPU_SHARE + 0.01, ()), (LEAST_CPU_SHARE - 0.01, (SHARED,))):
-        watch = NoiseMonitor()
+    for share, reported in ((LEAST_CPU_SHARE + 0.01, ()), (LEAST_CPU_SHARE - 0.01, (SHARED,))):
+        monitor = here.monitor()
         here.work(2.0, thread=2.0 * share)
-        assert watch.disturbances(1) == told
+        assert monitor.disturbances(1) == reported
 
 
 @pytest.mark.parametrize("threads", [0, 2, 8])
-def test_a_thread_that_waits_for_others_shares_nothing(threads: int, here: Machine) -> None:
-    watch = NoiseMonitor()
+def test_with_several_threads_waiting_is_not_sharing(threads: int, here: Machine) -> None:
+    monitor = here.monitor()
     here.work(2.0, thread=0.2, others=1.8)
-    assert watch.disturbances(threads) == ()
+    assert monitor.disturbances(threads) == ()
 
 
-def test_nothing_is_said_of_neighbours_within_a_moment(here: Machine) -> None:
-    watch = NoiseMonitor()
+def test_neighbours_are_unknown_over_a_short_time(here: Machine) -> None:
+    monitor = here.monitor()
     here.work(LEAST_WATCH_S * 0.9, neighbours=10.0)
-    assert watch.neighbours() is None
-    assert watch.disturbances() == ()
+    assert monitor.neighbours() is None
+    assert monitor.disturbances() == ()
     here.work(LEAST_WATCH_S * 0.2)
-    assert watch.neighbours() == pytest.approx(10.0 / (LEAST_WATCH_S * 1.1))
+    assert monitor.neighbours() == pytest.approx(10.0 / (LEAST_WATCH_S * 1.1))
 
 
-def test_counters_that_lag_are_no_negative_neighbours(here: Machine) -> None:
-    watch = NoiseMonitor()
+def test_counters_that_lag_give_no_negative_neighbours(here: Machine) -> None:
+    monitor = here.monitor()
     here.work(1.0, neighbours=-0.05)
-    assert watch.neighbours() == 0.0
+    assert monitor.neighbours() == 0.0
 
 
 @pytest.mark.parametrize("from_the_start", [True, False])
-def test_counters_that_cannot_be_read_claim_nothing(from_the_start: bool, here: Machine) -> None:
+def test_counters_that_cannot_be_read_report_nothing(from_the_start: bool, here: Machine) -> None:
     here.counts = not from_the_start
-    watch = NoiseMonitor()
+    monitor = here.monitor()
     here.counts = from_the_start
     here.work(2.0, neighbours=20.0)
-    assert watch.neighbours() is None
-    assert watch.disturbances() == ()
+    assert monitor.neighbours() is None
+    assert monitor.disturbances() == ()
 
 
-def test_a_system_without_nice_is_read_too(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.psutil, "cpu_times", lambda: SimpleNamespace(user=here.neighbours, system=here.thread))
-    monkeypatch.setattr(machine.os, "times", lambda: SimpleNamespace(user=here.thread, system=0.0))
-    watch = NoiseMonitor()
+def test_a_system_without_nice_is_read_too(here: Machine) -> None:
+    counters = replace(
+        here.counters(),
+        cpu_times=lambda: SimpleNamespace(user=here.neighbours, system=here.thread),
+        process_times=lambda: SimpleNamespace(user=here.thread, system=0.0),
+    )
+    monitor = NoiseMonitor(counters)
     here.work(2.0, neighbours=1.0)
-    assert watch.neighbours() == pytest.approx(0.5)
+    assert monitor.neighbours() == pytest.approx(0.5)
 
 
-def test_a_throttle_meanwhile_is_told(here: Machine) -> None:
+def test_throttling_meanwhile_is_reported(here: Machine) -> None:
     here.throttle.write_text("7\n")
-    watch = NoiseMonitor()
+    monitor = here.monitor()
     here.work(2.0)
-    assert watch.disturbances() == ()
+    assert monitor.disturbances() == ()
     here.throttle.write_text("8\n")
-    assert watch.disturbances() == (THROTTLED,)
+    assert monitor.disturbances() == (THROTTLED,)
 
 
 @pytest.mark.parametrize("text", ["", "many", "1.5", "-"])
-def test_a_throttle_count_that_is_none_claims_nothing(text: str, here: Machine) -> None:
+def test_an_unreadable_throttle_count_reports_nothing(text: str, here: Machine) -> None:
     here.throttle.write_text(text)
-    watch = NoiseMonitor()
+    monitor = here.monitor()
     here.work(2.0)
-    assert watch.disturbances() == ()
+    assert monitor.disturbances() == ()
 
 
 def test_everything_at_once(here: Machine) -> None:
     here.throttle.write_text("0")
-    watch = NoiseMonitor()
+    monitor = here.monitor()
     here.throttle.write_text("1")
     here.work(2.0, thread=1.0, neighbours=3.0)
-    assert watch.disturbances() == (SHARED, "other processes kept 1.5 cores busy", THROTTLED)
+    assert monitor.disturbances() == (SHARED, "other processes kept 1.5 cores busy", THROTTLED)
 
 
-def test_the_load_where_the_system_says_it(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load() == 1.23
-    monkeypatch.setattr(machine, "os", SimpleNamespace())
-    assert load() is None
+def test_the_load_where_the_system_has_one() -> None:
+    assert load(lambda: (1.2345, 2.0, 3.0)) == 1.23
+    assert load(None) is None
 
 
-def test_the_clock_where_the_system_says_it(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_where_the_system_says_it() -> None:
     def refuse() -> None:
         raise NotImplementedError
 
-    for freq, wanted in (
-        (lambda: SimpleNamespace(current=2699.96), 2700.0),
-        (lambda: SimpleNamespace(current=0.0), None),
-        (lambda: None, None),
-        (refuse, None),
-    ):
-        monkeypatch.setattr(machine.psutil, "cpu_freq", freq, raising=False)
-        assert cpu_clock_mhz() == wanted
+    assert cpu_clock_mhz(lambda: SimpleNamespace(current=2699.96)) == 2700.0
+    for frequency in (lambda: SimpleNamespace(current=0.0), lambda: None, refuse):
+        assert cpu_clock_mhz(frequency) is None
 
 
 def test_the_real_machine_is_readable() -> None:
-    watch = NoiseMonitor()
-    neighbours = watch.neighbours()
+    monitor = NoiseMonitor()
+    neighbours = monitor.neighbours()
     assert neighbours is None or neighbours >= 0
-    assert all(words.isprintable() for words in watch.disturbances(0))
+    assert all(words.isprintable() for words in monitor.disturbances(0))

@@ -1,4 +1,4 @@
-"""GPU telemetry: units and names; a call that fails takes its own piece and nothing else; energy by the counter."""
+"""GPU telemetry: units and names; a failing call loses its own value only; energy by the counter."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ REASONS = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocks
 
 
 class FakeNvml:
-    """A pynvml with one healthy card; a call whose name is in `failing` raises what stands there."""
+    """A pynvml with one healthy card; a call whose name is in `failing` raises the exception there."""
 
     NVMLError = pynvml.NVMLError
 
@@ -88,7 +88,7 @@ def test_a_gpu_is_found_by_its_uuid(wanted: str, there: str) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["", UUID[::-1], f"MIG-{UUID}", "GPU-"])
-def test_another_gpu_is_not(wanted: str) -> None:
+def test_a_gpu_of_another_uuid_is_not_found(wanted: str) -> None:
     assert find_gpu(wanted, FakeNvml()) is None
 
 
@@ -100,7 +100,7 @@ def test_nvml_is_started_once() -> None:
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("name", ["nvmlInit", "nvmlDeviceGetHandleByUUID"])
-def test_without_nvml_there_is_no_gpu_until_there_is(name: str, error: type[Exception]) -> None:
+def test_a_failed_start_of_nvml_is_tried_again(name: str, error: type[Exception]) -> None:
     nvml = FakeNvml()
     nvml.failing = {name: error}
     assert find_gpu(UUID, nvml) is None
@@ -109,19 +109,19 @@ def test_without_nvml_there_is_no_gpu_until_there_is(name: str, error: type[Exce
     assert find_gpu(UUID, nvml) is not None
 
 
-def test_the_real_nvml_does_not_know_a_gpu_that_is_not_there() -> None:
+def test_the_real_nvml_does_not_find_a_missing_gpu() -> None:
     assert find_gpu(UUID) is None
 
 
 @pytest.mark.gpu
-def test_a_real_gpu_says_something() -> None:
+def test_a_real_gpu_has_a_state() -> None:
     torch = pytest.importorskip("torch")
     gpu = find_gpu(str(torch.cuda.get_device_properties(0).uuid))
     assert gpu is not None
     assert gpu.state() != GpuState(None, None, None, None, None)
 
 
-def test_importing_the_module_is_cheap() -> None:
+def test_the_module_imports_neither_pynvml_nor_torch() -> None:
     heavy = "{'torch', 'pynvml', 'numpy', 'pydantic'}"
     code = f"import sys, igc_nas.evaluation.nvml; print(sorted({heavy} & sys.modules.keys()))"
     root = Path(__file__).parents[2]
@@ -133,7 +133,7 @@ def test_importing_the_module_is_cheap() -> None:
 
 
 def lost(*names: str, error: type[Exception]) -> tuple[GpuState, int | None]:
-    """What a card says of which these calls fail."""
+    """The state of a card whose calls of these names fail."""
     nvml = FakeNvml()
     nvml.failing = dict.fromkeys(names, error)
     gpu = find_gpu(UUID, nvml)
@@ -141,12 +141,12 @@ def lost(*names: str, error: type[Exception]) -> tuple[GpuState, int | None]:
     return gpu.state(), gpu.energy_mj()
 
 
-def test_a_healthy_card_says_everything() -> None:
+def test_a_healthy_card_has_all_values() -> None:
     assert lost(error=Exception) == (HEALTHY, 123_456_789_012)
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_a_call_that_fails_takes_its_own_piece_and_nothing_else(error: type[Exception]) -> None:
+def test_a_failing_call_loses_its_own_value_only(error: type[Exception]) -> None:
     energy = 123_456_789_012
     assert lost(CLOCK, error=error) == (replace(HEALTHY, sm_clock_mhz=None, memory_clock_mhz=None), energy)
     assert lost(POWER, error=error) == (replace(HEALTHY, power_w=None), energy)
@@ -157,7 +157,7 @@ def test_a_call_that_fails_takes_its_own_piece_and_nothing_else(error: type[Exce
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("name", [*TEMPERATURES, *REASONS])
-def test_one_name_of_a_call_is_enough(name: str, error: type[Exception]) -> None:
+def test_one_of_two_names_of_a_function_is_enough(name: str, error: type[Exception]) -> None:
     assert lost(name, error=error) == (HEALTHY, 123_456_789_012)
 
 
@@ -177,7 +177,7 @@ def vars_of(state: GpuState) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("clock", [module.SM_CLOCK, module.MEMORY_CLOCK])
-def test_one_clock_may_be_missing_alone(clock: int) -> None:
+def test_one_clock_can_be_missing(clock: int) -> None:
     nvml = FakeNvml()
     both = nvml.answers[CLOCK]
 
@@ -193,7 +193,7 @@ def test_one_clock_may_be_missing_alone(clock: int) -> None:
     assert gpu.state() == replace(HEALTHY, **{name: None})
 
 
-def test_a_mistake_of_ours_is_not_hidden() -> None:
+def test_a_programming_error_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         lost(POWER, error=ZeroDivisionError)
 
@@ -274,7 +274,7 @@ class Bench:
 
 
 @pytest.mark.parametrize("step_ms", [1, 20, 100, 333])
-def test_energy_per_run_is_above_idle_and_free_of_the_counter_s_steps(step_ms: int) -> None:
+def test_energy_per_run_is_above_idle_and_exact_despite_coarse_steps(step_ms: int) -> None:
     bench = Bench(step_ms=step_ms)
     found = bench.measure()
     assert found is not None
@@ -284,7 +284,7 @@ def test_energy_per_run_is_above_idle_and_free_of_the_counter_s_steps(step_ms: i
     assert 2.0 <= found.window_s <= 2.0 + 0.05 + step_ms / 1000
 
 
-def test_the_spans_are_the_caller_s() -> None:
+def test_window_and_idle_time_are_the_callers() -> None:
     bench = Bench()
     found = bench.measure(window_s=0.5, idle_s=3.0)
     assert found is not None
@@ -292,13 +292,13 @@ def test_the_spans_are_the_caller_s() -> None:
     assert 3.5 < bench.clock() < 4.0
 
 
-def test_a_run_longer_than_the_window_runs_once() -> None:
+def test_a_run_longer_than_the_window_is_run_once() -> None:
     found = Bench(run_ms=3000).measure(window_s=0.2)
     assert found is not None
     assert found.per_run_mj == pytest.approx(200 * 3000)
 
 
-def test_there_is_a_run_however_short_the_window() -> None:
+def test_a_short_window_has_one_run() -> None:
     bench = Bench()
     standing = bench.clock
     bench.clock = lambda: (bench.sleep(0.001), standing())[1]  # reading it takes time, as reading a real one does
@@ -317,11 +317,11 @@ def test_work_that_is_queued_before_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("busy_w", [70, 60])
-def test_a_load_that_does_not_show_has_no_energy(busy_w: int) -> None:
+def test_a_load_that_is_not_above_idle_has_no_energy(busy_w: int) -> None:
     assert Bench(busy_w=busy_w).measure() is None
 
 
-def test_a_counter_that_stands_still_is_no_energy() -> None:
+def test_a_counter_that_does_not_advance_gives_no_energy() -> None:
     bench = Bench(step_ms=10**9)
     assert bench.measure() is None
     assert bench.done == 0
@@ -329,7 +329,7 @@ def test_a_counter_that_stands_still_is_no_energy() -> None:
 
 
 @pytest.mark.parametrize("after", [1.5, 2.0, 3.0])
-def test_a_counter_that_stops_on_the_way_is_no_energy(after: float) -> None:
+def test_a_counter_that_stops_during_the_runs_gives_no_energy(after: float) -> None:
     bench = Bench()
     last = bench.written_mj
 
@@ -344,7 +344,7 @@ def test_a_counter_that_stops_on_the_way_is_no_energy(after: float) -> None:
 
 
 @pytest.mark.parametrize("at", [0.05, 0.5, 1.12, 1.5, 3.15])
-def test_a_counter_that_goes_backwards_is_no_energy(at: float) -> None:
+def test_a_counter_that_goes_backwards_gives_no_energy(at: float) -> None:
     bench = Bench()  # a driver that is loaded again counts from 0
     bench.nvml.energy = lambda: bench.written_mj - (4_900_000 if bench.clock() >= at else 0)
     assert bench.measure() is None
@@ -366,7 +366,7 @@ def failing_reading(number: int, error: type[Exception]) -> tuple[Energy | None,
     return bench.measure(), count
 
 
-def test_any_reading_that_fails_is_no_energy() -> None:
+def test_a_failing_reading_gives_no_energy() -> None:
     found, readings = failing_reading(0, AttributeError)
     assert found is not None
     for number in range(1, readings + 1):
@@ -374,7 +374,7 @@ def test_any_reading_that_fails_is_no_energy() -> None:
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_no_error_of_nvml_leaves_the_measurement(error: type[Exception]) -> None:
+def test_errors_of_nvml_are_not_raised(error: type[Exception]) -> None:
     assert failing_reading(3, error) == (None, 3)
 
 
@@ -385,7 +385,7 @@ def test_a_counter_that_cannot_be_read_costs_no_time() -> None:
     assert (bench.now_ms, bench.done) == (37, 0)
 
 
-def test_what_the_run_raises_is_raised() -> None:
+def test_exceptions_of_the_run_are_raised() -> None:
     bench = Bench()
     bench.run = lambda: 1 / 0
     with pytest.raises(ZeroDivisionError):

@@ -1,4 +1,4 @@
-"""Latency by a command: no shell, no child left behind, nothing believed that was not measured as the study asks."""
+"""Latency by a command: no shell, no child left behind; a record under other conditions than the study's is refused."""
 
 import contextlib
 import json
@@ -70,17 +70,17 @@ def saying(record: Latency, before: str = "", **more: Any) -> str:
 # What a command measures.
 
 
-def test_a_record_comes_back_whole(script: Script) -> None:
+def test_a_record_is_returned_unchanged(script: Script) -> None:
     assert CommandMeasurer(script(saying(RECORD)))(ARCH) == RECORD
     assert CommandMeasurer(script(saying(RECORD)), SPEC, 10)(ARCH) == RECORD, "any form, whatever the budget"
 
 
-def test_what_measure_prints_beside_the_record_is_left(script: Script) -> None:
+def test_keys_that_are_not_the_records_are_ignored(script: Script) -> None:
     code = saying(RECORD, n=3, reference="regconv-w16-d8", params=5, arch=ARCH.to_dict(), later_key=[1])
     assert CommandMeasurer(script(code))(ARCH) == RECORD
 
 
-def test_times_are_told_in_the_studys_milliseconds(script: Script) -> None:
+def test_times_are_normalised_to_the_studys_reference(script: Script) -> None:
     record = RECORD.model_copy(update={"reference_ms": 4.0})
     found = CommandMeasurer(script(saying(record)), SPEC)(ARCH, reference_ms=6.0)
     assert found.normalised_ms == pytest.approx(1.5 * record.normalised_ms)
@@ -97,7 +97,7 @@ def test_a_record_without_a_normalised_interval_gets_one(script: Script) -> None
 
 
 @pytest.mark.parametrize("name", ["igcv1-l24m2-d20-res", "igcv2-c64-k8-d20", "igcv3-d-cifar", "regconv-w16-d8"])
-def test_the_architecture_goes_in_as_toml(name: str, script: Script, tmp_path: Path) -> None:
+def test_the_command_reads_the_architecture_as_toml(name: str, script: Script, tmp_path: Path) -> None:
     arch = reference(name).arch
     kept = tmp_path / "stdin.toml"
     command = script(saying(RECORD, before=f"open({str(kept)!r}, 'w').write(given)"))
@@ -105,7 +105,7 @@ def test_the_architecture_goes_in_as_toml(name: str, script: Script, tmp_path: P
     assert ArchConfig.from_toml(kept.read_text(), "stdin") == arch
 
 
-def test_a_program_that_does_not_read_its_input_is_one_too(script: Script) -> None:
+def test_a_program_need_not_read_its_input(script: Script) -> None:
     assert CommandMeasurer(script(f"print({RECORD.model_dump_json()!r})"))(ARCH) == RECORD
 
 
@@ -149,9 +149,9 @@ NO_RECORD = {
     "blanks": (printing(" \n\t\n"), "printed nothing"),
     "words": (printing("1.9 ms"), "not JSON"),
     "a banner first": (printing("Welcome to pi!\n" + json.dumps(PLAIN)), "not JSON"),
-    "a list": (printing(json.dumps([PLAIN])), "no record"),
-    "a number": (printing("1.9"), "no record"),
-    "null": (printing("null"), "no record"),
+    "a list": (printing(json.dumps([PLAIN])), "not a record"),
+    "a number": (printing("1.9"), "not a record"),
+    "null": (printing("null"), "not a record"),
     "no fields": (printing("{}"), "median_ms: Field required"),
     "a field too few": (printing(json.dumps(PLAIN | {"conditions": None})), "conditions"),
     "NaN": (printing(json.dumps(PLAIN | {"median_ms": float("nan")})), "median_ms"),
@@ -164,7 +164,7 @@ NO_RECORD = {
     "a form without counts": (printing(json.dumps(PLAIN | {"forms": {"dense": {}}})), "forms.dense"),
     "deep": (printing("[" * 100_000), "not JSON"),
     "digits": (printing('{"median_ms": ' + "9" * 5000 + "}"), "not JSON"),
-    "bytes": ("import sys\nsys.stdout.buffer.write(b'\\xff\\xfe{}')", "no text"),
+    "bytes": ("import sys\nsys.stdout.buffer.write(b'\\xff\\xfe{}')", "not text"),
     "another image": (saying(RECORD.model_copy(update={"input": (3, 64, 64)})), "measured images of (3, 64, 64)"),
     "status 3": ("import sys\nsys.exit(3)", "status 3: nothing on stderr"),
     "status 3 with a record": (saying(RECORD) + "sys.exit(3)", "status 3"),
@@ -173,7 +173,7 @@ NO_RECORD = {
 
 
 @pytest.mark.parametrize("what", NO_RECORD)
-def test_what_is_no_measurement_is_an_error_of_one_line(what: str, script: Script) -> None:
+def test_other_output_is_an_error_of_one_line(what: str, script: Script) -> None:
     code, words = NO_RECORD[what]
     with pytest.raises(IgcNasError) as raised:
         CommandMeasurer(script(code))(ARCH)
@@ -181,7 +181,7 @@ def test_what_is_no_measurement_is_an_error_of_one_line(what: str, script: Scrip
     assert "latency command" in raised.value.message
 
 
-def test_what_a_failing_command_says_is_repeated_without_its_escapes(script: Script) -> None:
+def test_stderr_of_a_failing_command_is_quoted_without_escapes(script: Script) -> None:
     code = r"import sys; sys.stderr.write('\x1b[31mno such\nhost\x1b[2J \x07\u202e' + 'x' * 9); sys.exit(3)"
     with pytest.raises(IgcNasError) as raised:
         CommandMeasurer(script(code))(ARCH)
@@ -192,14 +192,14 @@ def test_what_a_failing_command_says_is_repeated_without_its_escapes(script: Scr
     assert not set(message) & {"\x1b", "\x07", "\n", "\u202e"}
 
 
-def test_a_complaint_that_is_no_text_is_repeated_as_far_as_it_is(script: Script) -> None:
+def test_stderr_that_is_not_text_is_quoted_as_far_as_it_is(script: Script) -> None:
     code = r"import sys; sys.stderr.buffer.write(b'no \xff\xfe host'); sys.exit(3)"
     with pytest.raises(IgcNasError) as raised:
         CommandMeasurer(script(code))(ARCH)
     assert re.fullmatch(r"the latency command failed with status 3: no \S+ host", one_line(raised))
 
 
-def test_only_the_end_of_a_long_complaint_is_repeated(script: Script) -> None:
+def test_only_the_end_of_a_long_stderr_is_quoted(script: Script) -> None:
     with pytest.raises(IgcNasError) as raised:
         CommandMeasurer(script("import sys; sys.stderr.write('a' * 100_000 + 'the end'); sys.exit(1)"))(ARCH)
     assert one_line(raised).endswith("athe end")
@@ -227,7 +227,7 @@ def test_a_command_that_cannot_be_started_is_a_usage_error(command: str, words: 
     assert words in one_line(raised)
 
 
-def test_neither_a_folder_nor_a_text_is_a_program(tmp_path: Path) -> None:
+def test_a_folder_or_a_text_file_cannot_be_started(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("hello")
     for path in (tmp_path, text):
@@ -244,13 +244,13 @@ def test_a_command_that_hangs_is_killed(script: Script) -> None:
     assert psutil.Process().children(recursive=True) == before
 
 
-def test_a_command_that_prints_and_then_hangs_is_too_slow(script: Script) -> None:
+def test_a_command_that_prints_and_then_hangs_is_killed(script: Script) -> None:
     code = saying(RECORD) + "sys.stdout.flush()\nimport time\ntime.sleep(600)"
     with pytest.raises(IgcNasError, match=r"took longer than 0\.5 s"):
         CommandMeasurer(script(code), timeout_s=0.5)(ARCH)
 
 
-def test_what_a_hanging_command_has_started_is_killed_too(script: Script, tmp_path: Path) -> None:
+def test_children_of_a_hanging_command_are_killed_too(script: Script, tmp_path: Path) -> None:
     kept = tmp_path / "pid"
     code = (
         "import subprocess, sys\n"
@@ -270,7 +270,7 @@ def test_what_a_hanging_command_has_started_is_killed_too(script: Script, tmp_pa
 
 
 def runs(pid: int) -> bool:
-    """Whether a process does anything yet; one that nobody has asked for its status does not."""
+    """Whether a process still runs; a zombie does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -306,7 +306,7 @@ def test_other_conditions_than_the_studys_are_refused(changes: dict[str, Any], w
     assert CommandMeasurer(command, spec)(ARCH).median_ms == RECORD.median_ms, "a study made of it takes it"
 
 
-def test_the_form_is_the_studys(script: Script) -> None:
+def test_another_form_than_the_studys_is_refused(script: Script) -> None:
     factored = SPEC.model_copy(update={"forms": "factored"})
     with pytest.raises(IgcNasError) as raised:
         CommandMeasurer(script(saying(RECORD)), factored)(ARCH)
@@ -326,7 +326,7 @@ def test_a_form_over_the_budget_is_refused(script: Script) -> None:
     assert CommandMeasurer(command, spec)(ARCH) == RECORD, "no budget, no limit"
 
 
-def test_a_devices_name_is_repeated_without_its_escapes(script: Script) -> None:
+def test_a_devices_name_is_quoted_without_escapes(script: Script) -> None:
     record = RECORD.model_copy(update={"conditions": CONDITIONS.model_copy(update={"device": "\x1b[31mpi\n" * 200})})
     with pytest.raises(IgcNasError) as raised:
         CommandMeasurer(script(saying(record)), SPEC)(ARCH)
@@ -336,13 +336,13 @@ def test_a_devices_name_is_repeated_without_its_escapes(script: Script) -> None:
 @pytest.mark.parametrize(
     "changes", [{"runtime": "tflite"}, {"memory_format": "blocked"}, {"batch": 0}, {"dtype": "float64"}, {"dtype": ""}]
 )
-def test_conditions_that_no_study_can_have_are_refused_before_there_is_one(changes: dict[str, Any]) -> None:
+def test_invalid_conditions_are_refused_when_the_study_is_made(changes: dict[str, Any]) -> None:
     with pytest.raises(IgcNasError) as raised:
         remote_spec(RECORD.model_copy(update=changes), SPEC)
     assert next(iter(changes)) in one_line(raised)
 
 
-def test_a_study_takes_over_all_conditions() -> None:
+def test_a_new_study_takes_its_conditions_from_the_command() -> None:
     record = RECORD.model_copy(
         update={
             "batch": 8,
@@ -360,7 +360,7 @@ def test_a_study_takes_over_all_conditions() -> None:
 # The program itself is such a command.
 
 
-def test_measure_is_such_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_igc_nas_measure_works_as_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = str(Path(igc_nas.__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))))
     monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path / "cache"))

@@ -1,8 +1,9 @@
-"""The long training: what is kept after each epoch, how it goes on, what it refuses, when the test set is opened."""
+"""Retraining: what is stored after each epoch, how it continues, what it refuses, when the test set is opened."""
 
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,16 @@ from safetensors.torch import load_file, save, save_file
 import igc_nas
 from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import DataError, IgcNasError, StudyError, UsageError
-from igc_nas.evaluation import retraining as longrun
 from igc_nas.evaluation.images import Images
-from igc_nas.evaluation.retraining import CHECKPOINT_FILE, RESULT_FILE, RUN_FILE, WEIGHTS_FILE, Retraining
+from igc_nas.evaluation.retraining import (
+    CHECKPOINT_FILE,
+    RESULT_FILE,
+    RUN_FILE,
+    WEIGHTS_FILE,
+    Loader,
+    Retraining,
+    RetrainOptions,
+)
 from igc_nas.nn.lowering.pinned_forms import FORMS_FILE
 from tests.support.builders import one_line
 
@@ -41,24 +49,22 @@ def images(count: int, seed: int) -> Images:
     return Images(pixels.to(torch.uint8), labels, torch.full((3,), 110.0), torch.full((3,), 70.0))
 
 
-@pytest.fixture(autouse=True)
-def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(longrun, "load_train", lambda *_: images(64, seed=0))
-    monkeypatch.setattr(longrun, "load_test", lambda *_: images(30, seed=1))
-
-
-def prepared(folder: Path, **changes: Any) -> Retraining:
-    """A training of three short epochs in `folder`."""
-    asked = {"dataset": "shapes", "device": "cpu", "epochs": 3, "batch": 16, "lr": 0.05, "out": folder}
-    asked |= {"dtype": "float32"} | changes
-    return Retraining.prepare(ARCH, **asked)
+def opened(folder: Path, arch: ArchConfig = ARCH, **changes: Any) -> Retraining:
+    """A training of three short epochs on a few small images in `folder`."""
+    options = {"dataset": "shapes", "device": "cpu", "epochs": 3, "batch": 16, "lr": 0.05, "out": folder}
+    options |= {"dtype": "float32"} | changes
+    return replace(
+        Retraining.open(arch, RetrainOptions(**options)),
+        load_train=lambda *_: images(64, seed=0),
+        load_test=lambda *_: images(30, seed=1),
+    )
 
 
 class Stop(Exception):  # noqa: N818
-    """Somebody presses Ctrl-C."""
+    """Ctrl-C."""
 
 
-def stopped_after(folder: Path, epoch: int) -> None:
+def stopped_after(folder: Path, epoch: int, **loaders: Loader) -> None:
     """Train in `folder` until `epoch` epochs are done."""
 
     def say(line: str) -> None:
@@ -66,21 +72,21 @@ def stopped_after(folder: Path, epoch: int) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        prepared(folder).train(say)
+        replace(opened(folder), **loaders).train(say)
 
 
-# Going on.
+# Continuing.
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_training_that_was_stopped_ends_in_the_same_weights_bit_for_bit(epoch: int, tmp_path: Path) -> None:
-    whole = prepared(tmp_path / "whole").train()
-    prepared(tmp_path / "parts")
-    shutil.copy(tmp_path / "whole" / FORMS_FILE, tmp_path / "parts")  # else each chooses its forms by its own clock
+    whole = opened(tmp_path / "whole").train()
+    opened(tmp_path / "parts")
+    shutil.copy(tmp_path / "whole" / FORMS_FILE, tmp_path / "parts")  # or else each chooses forms by its own timing
     stopped_after(tmp_path / "parts", epoch)
     assert not (tmp_path / "parts" / WEIGHTS_FILE).exists()
     said: list[str] = []
-    parts = prepared(tmp_path / "parts").train(said.append)
+    parts = opened(tmp_path / "parts").train(said.append)
     assert said[0] == f"continuing after epoch {epoch}"
     assert len(said) == 1 + 3 - epoch
     for name in (WEIGHTS_FILE, CHECKPOINT_FILE):
@@ -92,37 +98,40 @@ def _timeless(result: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key not in ("conditions", "weights")}
 
 
-def test_a_finished_training_is_answered_from_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = prepared(tmp_path / "run").train()
-    monkeypatch.setattr(longrun, "load_train", None)
-    monkeypatch.setattr(longrun, "load_test", None)
-    assert prepared(tmp_path / "run").train() == first
+def refuse(*_: object) -> Images:
+    raise AssertionError("no images are needed here")
+
+
+def test_a_finished_training_returns_its_stored_result(tmp_path: Path) -> None:
+    first = opened(tmp_path / "run").train()
+    again = replace(opened(tmp_path / "run"), load_train=refuse, load_test=refuse)
+    assert again.train() == first
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"test_error": null, "test_images": 3}', "[" * 5000])
-def test_a_damaged_result_is_refused_and_can_be_had_again(text: str, tmp_path: Path) -> None:
-    first = prepared(tmp_path / "run").train()
+def test_a_damaged_result_is_refused_and_can_be_computed_again(text: str, tmp_path: Path) -> None:
+    first = opened(tmp_path / "run").train()
     (tmp_path / "run" / RESULT_FILE).write_text(text)
     with pytest.raises(StudyError, match=r"result\.json is damaged") as raised:
-        prepared(tmp_path / "run").train()
+        opened(tmp_path / "run").train()
     one_line(raised)
     (tmp_path / "run" / RESULT_FILE).unlink()
-    assert _timeless(prepared(tmp_path / "run").train()) == _timeless(first)
+    assert _timeless(opened(tmp_path / "run").train()) == _timeless(first)
 
 
 def test_the_seed_decides_a_training(tmp_path: Path) -> None:
     weights = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        prepared(tmp_path / name, seed=seed, forms="factored").train()
+        opened(tmp_path / name, seed=seed, forms="factored").train()
         weights.append((tmp_path / name / WEIGHTS_FILE).read_bytes())
     assert weights[0] == weights[1] != weights[2]
 
 
-# The answer.
+# The result.
 
 
-def test_a_result_says_what_it_is_of(tmp_path: Path) -> None:
-    run = prepared(tmp_path / "run", seed=5)
+def test_a_result_names_its_dataset_epochs_seed_and_costs(tmp_path: Path) -> None:
+    run = opened(tmp_path / "run", seed=5)
     result = run.train()
     assert set(result) == RESULT_KEYS
     assert json.loads((tmp_path / "run" / RESULT_FILE).read_text()) == result
@@ -133,7 +142,7 @@ def test_a_result_says_what_it_is_of(tmp_path: Path) -> None:
 
 
 def test_the_weights_are_those_of_the_architecture_beside_them(tmp_path: Path) -> None:
-    result = prepared(tmp_path / "run").train()
+    result = opened(tmp_path / "run").train()
     model = igc_nas.create_model(tmp_path / "run" / "arch.toml")
     model.load_state_dict(load_file(result["weights"]))
     assert sum(p.numel() for p in model.parameters()) == result["params"]
@@ -143,35 +152,35 @@ def test_the_weights_are_those_of_the_architecture_beside_them(tmp_path: Path) -
     assert wrong.float().mean().item() == pytest.approx(result["test_error"])
 
 
-def test_the_test_set_is_opened_once_and_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_set_is_opened_once_and_last(tmp_path: Path) -> None:
     happened: list[str] = []
 
     def load_test(*_: object) -> Images:
         happened.append("test set")
         return images(30, seed=1)
 
-    monkeypatch.setattr(longrun, "load_test", load_test)
-    stopped_after(tmp_path / "run", 2)
+    stopped_after(tmp_path / "run", 2, load_test=load_test)
     assert happened == []
-    prepared(tmp_path / "run").train(lambda line: happened.append(line.split("  ")[0]))
+    run = replace(opened(tmp_path / "run"), load_test=load_test)
+    run.train(lambda line: happened.append(line.split("  ")[0]))
     assert happened == ["continuing after epoch 2", "epoch 3/3", "test set"]
 
 
-def test_what_is_said_first(tmp_path: Path) -> None:
-    lines = "\n".join(prepared(tmp_path / "run").introduction())
+def test_the_introduction_names_data_schedule_and_folder(tmp_path: Path) -> None:
+    lines = "\n".join(opened(tmp_path / "run").introduction())
     for fact in ("shapes, the whole training set", "3 epochs, batch 16, lr 0.05", str(tmp_path / "run"), "Ctrl-C"):
         assert fact in lines
     assert "SYNTHETIC" not in lines
 
 
-def test_synthetic_data_are_not_taken_silently(tmp_path: Path) -> None:
-    run = prepared(tmp_path / "run", dataset="auto", data_dir=tmp_path / "data")
+def test_synthetic_data_are_announced(tmp_path: Path) -> None:
+    run = opened(tmp_path / "run", dataset="auto", data_dir=tmp_path / "data")
     assert "SYNTHETIC" in "\n".join(run.introduction())
 
 
 def test_the_folder_is_named_after_network_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run = prepared(tmp_path, out=None)
+    run = opened(tmp_path, out=None)
     assert run.folder == Path("models") / f"{igc_nas.arch_id(run.spec.arch)}-shapes"
     assert {path.name for path in run.folder.iterdir()} == {RUN_FILE, "arch.toml"}
 
@@ -190,27 +199,27 @@ def test_the_folder_is_named_after_network_and_data(tmp_path: Path, monkeypatch:
         ({"seed": 1}, "seed: 1"),
     ],
 )
-def test_another_question_in_the_folder_is_refused_by_name(
+def test_another_spec_in_the_folder_is_refused_by_the_field_that_differs(
     changes: dict[str, Any], difference: str, tmp_path: Path
 ) -> None:
-    prepared(tmp_path / "run")
+    opened(tmp_path / "run")
     with pytest.raises(StudyError, match="holds another training") as raised:
-        prepared(tmp_path / "run", **changes)
+        opened(tmp_path / "run", **changes)
     assert difference in one_line(raised)
-    assert prepared(tmp_path / "run").folder == tmp_path / "run"
+    assert opened(tmp_path / "run").folder == tmp_path / "run"
 
 
 def test_another_architecture_in_the_folder_is_refused(tmp_path: Path) -> None:
-    prepared(tmp_path / "run")
+    opened(tmp_path / "run")
     wider = ArchConfig.parse(ARCH.to_dict() | {"stem": {"width": 16}})
     with pytest.raises(StudyError, match=r"arch\.stem\.width: 16 asked for, 8"):
-        Retraining.prepare(wider, dataset="shapes", epochs=3, batch=16, lr=0.05, out=tmp_path / "run")
+        opened(tmp_path / "run", wider)
 
 
-def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(StudyError, match="not empty and holds no training") as raised:
-        prepared(tmp_path)
+        opened(tmp_path)
     one_line(raised)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -219,16 +228,16 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
         with pytest.raises(IgcNasError) as raised:
-            prepared(folder)
+            opened(folder)
         assert "file" in one_line(raised)
 
 
-def test_a_damaged_question_is_refused(tmp_path: Path) -> None:
-    prepared(tmp_path / "run")
+def test_a_damaged_run_file_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path / "run")
     for text in ("", "seed = [", "\x00", 'seed = "0"'):
         (tmp_path / "run" / RUN_FILE).write_text(text)
         with pytest.raises(IgcNasError) as raised:
-            prepared(tmp_path / "run")
+            opened(tmp_path / "run")
         assert raised.value.message.isprintable()
 
 
@@ -241,7 +250,7 @@ def test_missing_data_and_wrong_values_are_refused_before_a_folder_is_made(tmp_p
         ({"dtype": "float16"}, UsageError),
     ):
         with pytest.raises(error) as raised:
-            prepared(tmp_path / "run", **changes)
+            opened(tmp_path / "run", **changes)
         one_line(raised)
     assert list(tmp_path.iterdir()) == []
 
@@ -250,7 +259,7 @@ def test_missing_data_and_wrong_values_are_refused_before_a_folder_is_made(tmp_p
 def test_an_architecture_for_other_images_is_refused(image: tuple[int, int, int], tmp_path: Path) -> None:
     arch = ArchConfig.parse(ARCH.to_dict() | {"input": image})
     with pytest.raises(UsageError, match="input") as raised:
-        Retraining.prepare(arch, dataset="shapes", out=tmp_path / "run")
+        opened(tmp_path / "run", arch)
     one_line(raised)
     assert list(tmp_path.iterdir()) == []
 
@@ -304,17 +313,15 @@ DAMAGES: dict[str, Damage] = {
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """What a training leaves after its first epoch."""
     folder = tmp_path_factory.mktemp("one")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(longrun, "load_train", lambda *_: images(64, seed=0))
-        stopped_after(folder / "run", 1)
+    stopped_after(folder / "run", 1)
     return load_file(folder / "run" / CHECKPOINT_FILE)
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_refused_with_a_way_out(
+def test_a_damaged_checkpoint_is_refused_with_a_hint(
     damage: Damage, checkpoint: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    run = prepared(tmp_path / "run")
+    run = opened(tmp_path / "run")
     (run.folder / CHECKPOINT_FILE).write_bytes(damage(checkpoint))
     with pytest.raises(StudyError, match="cannot be used") as raised:
         run.train()
@@ -325,7 +332,7 @@ def test_a_damaged_checkpoint_is_refused_with_a_way_out(
     assert run.train()["epochs"] == 3
 
 
-def test_a_whole_checkpoint_is_taken(checkpoint: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    run = prepared(tmp_path / "run")
+def test_an_undamaged_checkpoint_is_used(checkpoint: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    run = opened(tmp_path / "run")
     save_file(checkpoint, run.folder / CHECKPOINT_FILE)
     assert run.train()["epochs"] == 3

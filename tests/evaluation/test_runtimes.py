@@ -1,6 +1,5 @@
-"""Runtimes: each computes the network's function, says what it lacks, and runs on the threads that it is given."""
+"""Runtimes: each computes the network's function, names missing packages, and runs on the given threads."""
 
-import importlib
 import logging
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.evaluation import runtimes
 from igc_nas.evaluation.latency import randomize_batchnorm_
-from igc_nas.evaluation.runtimes import CPU_ONLY, EXTRA, PACKAGES, RUNTIMES, onnx_bytes, prepare, require
+from igc_nas.evaluation.runtimes import CPU_ONLY, EXTRA, PACKAGES, RUNTIMES, onnx_bytes, require, runner_for
 from igc_nas.nn.lowering.variants import uniform_variants
 from igc_nas.nn.network import Network, build
 from igc_nas.study.spec import RuntimeName
@@ -74,19 +73,41 @@ def test_the_runtimes_are_those_of_a_study() -> None:
     assert set(EXTRA) == set(CPU_ONLY) < set(RUNTIMES)
 
 
-# What they compute.
+def installed(monkeypatch: pytest.MonkeyPatch, missing: str | None = None) -> None:
+    """All packages that a runtime may need can be imported, except the missing one."""
+    for package in {package for packages in PACKAGES.values() for package in packages}:
+        monkeypatch.setitem(sys.modules, package, None if package == missing else SimpleNamespace())
+
+
+Export = Callable[[Callable[..., Any]], None]
+
+
+@pytest.fixture
+def export_by(monkeypatch: pytest.MonkeyPatch) -> Export:
+    """Replaces torch's ONNX exporter; all packages are there."""
+    installed(monkeypatch)
+    return lambda export: monkeypatch.setattr(torch.onnx, "export", export)
+
+
+@pytest.fixture
+def compile_by(monkeypatch: pytest.MonkeyPatch) -> Export:
+    """Replaces torch's compiler."""
+    return lambda compiler: monkeypatch.setattr(torch, "compile", compiler)
+
+
+# Outputs.
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_eager_computes_the_network(form: str, network: Network, x: Tensor, wanted: Tensor) -> None:
-    assert off(prepare("eager", deployed(network, form), x, 1)(), wanted) < CLOSE
+    assert off(runner_for("eager", deployed(network, form), x, 1)(), wanted) < CLOSE
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler's own
 @pytest.mark.parametrize("form", FORMS)
 def test_compile_computes_the_network(form: str, network: Network, x: Tensor, wanted: Tensor) -> None:
-    assert off(prepare("compile", deployed(network, form), x, 1)(), wanted) < CLOSE
+    assert off(runner_for("compile", deployed(network, form), x, 1)(), wanted) < CLOSE
 
 
 ALL_BUT_TWO_ARE_SLOW = ["factored", "dense", *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[1:3])]
@@ -100,15 +121,15 @@ def test_exported_networks_compute_the_network(
     pytest.importorskip(runtime)
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")  # openvino does not need it: see below
-    run = prepare(runtime, deployed(network, form), x, 1)
+    run = runner_for(runtime, deployed(network, form), x, 1)
     first = run().clone()
     assert off(first, wanted) < CLOSE
     assert torch.equal(run(), first), "and again"
 
 
-def test_eager_is_inference(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eager_is_inference(x: Tensor) -> None:
     module = build(ARCH, 0).train()
-    found = prepare("eager", module, x, 1)()
+    found = runner_for("eager", module, x, 1)()
     assert not module.training, "statistics of the batch are for training"
     assert found.is_inference()
 
@@ -122,28 +143,29 @@ def test_it_runs_once_for_each_call(x: Tensor) -> None:
             return x
 
     module = Counting()
-    run = prepare("eager", module, x, 1)
+    run = runner_for("eager", module, x, 1)
     assert module.calls == 0
     assert torch.equal(run(), x)
     run()
     assert module.calls == 2
 
 
-# What they lack.
+# Missing packages.
 
 
 @pytest.mark.parametrize("runtime", CPU_ONLY)
 def test_exported_networks_run_on_a_cpu_only(runtime: RuntimeName) -> None:
     on_a_gpu: Any = SimpleNamespace(device=SimpleNamespace(type="cuda"))
     with pytest.raises(UsageError) as raised:
-        prepare(runtime, nn.Identity(), on_a_gpu, 1)
+        runner_for(runtime, nn.Identity(), on_a_gpu, 1)
     assert one_line(raised) == f"the runtime {runtime} is measured on a CPU only"
     assert "--device cpu" in str(raised.value.hint)
 
 
 @pytest.mark.parametrize("runtime", ["eager", "compile"])
 def test_torch_needs_no_extra(runtime: RuntimeName, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib, "import_module", _missing(lambda _: True))
+    for package in ("onnxruntime", "openvino", "onnxscript"):
+        monkeypatch.setitem(sys.modules, package, None)
     require(runtime)
 
 
@@ -159,8 +181,8 @@ def test_torch_needs_no_extra(runtime: RuntimeName, monkeypatch: pytest.MonkeyPa
 def test_a_missing_extra_is_named_with_its_command(
     runtime: RuntimeName, package: str, command: str, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib, "import_module", _missing(lambda name: name == package))
-    for ask in (lambda: require(runtime), lambda: prepare(runtime, nn.Identity(), x, 1)):
+    installed(monkeypatch, missing=package)
+    for ask in (lambda: require(runtime), lambda: runner_for(runtime, nn.Identity(), x, 1)):
         with pytest.raises(UsageError) as raised:
             ask()
         assert one_line(raised) == f"the runtime {runtime} needs the package {package}"
@@ -168,37 +190,27 @@ def test_a_missing_extra_is_named_with_its_command(
 
 
 @pytest.mark.parametrize("runtime", CPU_ONLY)
-def test_a_package_that_is_not_there_is_found_out(
-    runtime: RuntimeName, x: Tensor, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_package_is_found_before_anything_is_exported(
+    runtime: RuntimeName, x: Tensor, monkeypatch: pytest.MonkeyPatch, export_by: Export
 ) -> None:
-    """By its import, before anything is exported."""
-    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("exported in vain"))
+    export_by(lambda *_, **__: pytest.fail("exported for nothing"))
     for package in PACKAGES[runtime]:
         monkeypatch.setitem(sys.modules, package, None)
-        for ask in (lambda: require(runtime), lambda: prepare(runtime, nn.Identity(), x, 1)):
+        for ask in (lambda: require(runtime), lambda: runner_for(runtime, nn.Identity(), x, 1)):
             with pytest.raises(UsageError, match=f"the runtime {runtime} needs the package {package}"):
                 ask()
         monkeypatch.setitem(sys.modules, package, SimpleNamespace())
     require(runtime)
 
 
-def _missing(is_missing: Callable[[str], bool]) -> Callable[[str], Any]:
-    def import_module(name: str) -> Any:
-        if is_missing(name):
-            raise ModuleNotFoundError(f"No module named {name!r}")
-        return SimpleNamespace()
-
-    return import_module
-
-
-def test_openvino_needs_no_onnxruntime(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib, "import_module", _missing(lambda name: name == "onnxruntime"))
-    monkeypatch.setattr(torch.onnx, "export", _exported)
+def test_openvino_needs_no_onnxruntime(x: Tensor, monkeypatch: pytest.MonkeyPatch, export_by: Export) -> None:
+    export_by(_exported)
+    installed(monkeypatch, missing="onnxruntime")
     monkeypatch.setitem(sys.modules, "openvino", FakeOpenvino())
-    assert prepare("openvino", nn.Identity(), x, 1)().shape == x.shape
+    assert runner_for("openvino", nn.Identity(), x, 1)().shape == x.shape
 
 
-# What goes wrong within.
+# Errors of exporters and compilers.
 
 
 def _exported(*_: object, **__: object) -> Any:
@@ -212,32 +224,25 @@ def _raising(error: Exception) -> Callable[..., Any]:
     return call
 
 
-@pytest.fixture
-def has_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib, "import_module", _missing(lambda _: False))
-
-
-def test_an_export_that_fails_is_an_error(has_packages: None, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_fails_is_an_error(x: Tensor, export_by: Export) -> None:
     logger = logging.getLogger("torch.onnx")
     before = logger.level
-    monkeypatch.setattr(torch.onnx, "export", _raising(ValueError("unsupported operator " + "x" * 1000)))
+    export_by(_raising(ValueError("unsupported operator " + "x" * 1000)))
     with pytest.raises(IgcNasError) as raised:
         onnx_bytes(nn.Identity(), x)
     assert one_line(raised).startswith("torch could not export the network to ONNX: unsupported operator xxx")
     assert logger.level == before
 
 
-def test_an_export_that_fails_in_many_lines_is_told_in_one(
-    has_packages: None, x: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_error_of_many_lines_is_reported_in_one(x: Tensor, export_by: Export) -> None:
     text = "Failed to export the model with torch.export. \x1b[96mThis is step 1/3\x1b[0m of exporting.\nNext steps:\n-"
-    monkeypatch.setattr(torch.onnx, "export", _raising(RuntimeError(text)))
+    export_by(_raising(RuntimeError(text)))
     with pytest.raises(IgcNasError) as raised:
         onnx_bytes(nn.Identity(), x)
     one_line(raised)
 
 
-def test_an_export_leaves_the_log_as_it_was(has_packages: None, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_leaves_the_log_as_it_was(x: Tensor, export_by: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = logging.getLogger("torch.onnx")
     levels = []
 
@@ -245,50 +250,50 @@ def test_an_export_leaves_the_log_as_it_was(has_packages: None, x: Tensor, monke
         levels.append(logger.level)
         return _exported()
 
-    monkeypatch.setattr(torch.onnx, "export", export)
+    export_by(export)
     monkeypatch.setattr(logger, "level", logging.INFO)
     assert onnx_bytes(nn.Identity(), x) == b"onnx"
     assert (levels, logger.level) == ([logging.ERROR], logging.INFO)
 
 
-def test_a_compiler_that_fails_is_an_error(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails_is_an_error(x: Tensor, compile_by: Export) -> None:
     failing = _raising(RuntimeError("\nInvalidCxxCompiler: No working C++ compiler found\nset TORCHDYNAMO_VERBOSE=1\n"))
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: failing)
+    compile_by(lambda *_, **__: failing)
     with pytest.raises(IgcNasError) as raised:
-        prepare("compile", nn.Identity(), x, 1)
+        runner_for("compile", nn.Identity(), x, 1)
     assert one_line(raised) == "torch.compile failed: InvalidCxxCompiler: No working C++ compiler found"
     assert "--latency-runtime eager" in str(raised.value.hint)
 
 
-def test_a_compiler_that_fails_without_a_word_is_an_error(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: _raising(AssertionError()))
+def test_a_compiler_that_fails_without_a_message_is_an_error(x: Tensor, compile_by: Export) -> None:
+    compile_by(lambda *_, **__: _raising(AssertionError()))
     with pytest.raises(IgcNasError):
-        prepare("compile", nn.Identity(), x, 1)
+        runner_for("compile", nn.Identity(), x, 1)
 
 
-def test_compiling_is_over_before_anything_is_timed(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_is_over_before_anything_is_timed(x: Tensor, compile_by: Export) -> None:
     calls = []
-    monkeypatch.setattr(torch, "compile", lambda module, **options: lambda x: calls.append(options) or x)
-    run = prepare("compile", nn.Identity(), x, 1)
+    compile_by(lambda module, **options: lambda x: calls.append(options) or x)
+    run = runner_for("compile", nn.Identity(), x, 1)
     assert calls == [{"dynamic": False}]
     run()
     assert len(calls) == 2
 
 
-# Their threads.
+# Threads.
 
 
 class FakeOpenvino:
-    """Says what it was asked for; gives back its input."""
+    """Notes its arguments in `calls`; returns its input."""
 
     def __init__(self) -> None:
-        self.asked: list[Any] = []
+        self.calls: list[Any] = []
 
     def Core(self) -> Any:
         return SimpleNamespace(read_model=lambda model: model, compile_model=self._compile)
 
     def _compile(self, model: bytes, device: str, settings: dict[str, Any]) -> Any:
-        self.asked.append((model, device, settings))
+        self.calls.append((model, device, settings))
         request = SimpleNamespace(infer=lambda images: [images[0]])
         return SimpleNamespace(create_infer_request=lambda: request)
 
@@ -300,41 +305,41 @@ class FakeOnnxruntime:
         pass
 
     def __init__(self) -> None:
-        self.asked: list[Any] = []
+        self.calls: list[Any] = []
 
     def InferenceSession(self, model: bytes, options: Any, providers: list[str]) -> Any:
-        self.asked.append((model, vars(options), providers))
+        self.calls.append((model, vars(options), providers))
         name = SimpleNamespace(name="image")
         return SimpleNamespace(get_inputs=lambda: [name], run=lambda names, feed: [feed["image"]])
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_onnxruntime_runs_on_the_threads_that_it_is_given(
-    threads: int, has_packages: None, x: Tensor, monkeypatch: pytest.MonkeyPatch
+def test_onnxruntime_runs_on_the_given_threads(
+    threads: int, x: Tensor, export_by: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeOnnxruntime()
-    monkeypatch.setattr(torch.onnx, "export", _exported)
+    export_by(_exported)
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
-    assert torch.equal(prepare("onnxruntime", nn.Identity(), x, threads)(), x)
-    ((model, options, providers),) = fake.asked
+    assert torch.equal(runner_for("onnxruntime", nn.Identity(), x, threads)(), x)
+    ((model, options, providers),) = fake.calls
     assert (model, providers) == (b"onnx", ["CPUExecutionProvider"])
     assert (options["intra_op_num_threads"], options["inter_op_num_threads"]) == (threads, 1)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_openvino_runs_on_the_threads_that_it_is_given_in_float32(
-    threads: int, has_packages: None, x: Tensor, monkeypatch: pytest.MonkeyPatch
+def test_openvino_runs_on_the_given_threads_in_float32(
+    threads: int, x: Tensor, export_by: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeOpenvino()
-    monkeypatch.setattr(torch.onnx, "export", _exported)
+    export_by(_exported)
     monkeypatch.setitem(sys.modules, "openvino", fake)
-    assert torch.equal(prepare("openvino", nn.Identity(), x, threads)(), x)
-    ((model, device, settings),) = fake.asked
+    assert torch.equal(runner_for("openvino", nn.Identity(), x, threads)(), x)
+    ((model, device, settings),) = fake.calls
     assert (model, device) == (b"onnx", "CPU")
     assert (settings["INFERENCE_NUM_THREADS"], settings["NUM_STREAMS"]) == (threads, 1)
     assert settings["INFERENCE_PRECISION_HINT"] == "f32"
 
 
-def test_the_table_of_runtimes_is_the_seam(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_is_looked_up_by_its_name(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(runtimes.RUNTIMES, "eager", lambda module, x, threads: lambda: x * threads)
-    assert torch.equal(prepare("eager", nn.Identity(), x, 5)(), x * 5)
+    assert torch.equal(runner_for("eager", nn.Identity(), x, 5)(), x * 5)

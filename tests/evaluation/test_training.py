@@ -1,4 +1,4 @@
-"""Data on the device, the proxy training, and the exactness that resuming needs."""
+"""Data on the device, the proxy training, and that a restored training continues bit for bit."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import locate
 from igc_nas.errors import ConfigError, DivergedError, UsageError
 from igc_nas.evaluation.images import Images, load_proxy
-from igc_nas.evaluation.training import Average, ProxyTraining, Training, one_cycle, train_proxy
+from igc_nas.evaluation.training import RUNG_IMAGES, Average, ProxyTask, ProxyTraining, Training, one_cycle, train_proxy
 from igc_nas.nn.device import Device
 from igc_nas.nn.network import build
 from igc_nas.study.defaults import default_recipe
@@ -80,12 +80,11 @@ def test_evaluation_counts_every_image_once() -> None:
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, held_out.labels).item(), rel=1e-4)
 
 
-def test_a_proxy_learns_what_can_be_learnt() -> None:
+def test_a_proxy_learns() -> None:
     recipe = default_recipe("cpu", epochs=15, batch=32, lr=0.1, crop=0, resolution=8, train_size=320, held_out=100)
     seen = []
-    score = train_proxy(
-        build(ARCH, 0), images(320), images(100, seed=2), recipe, locate("shapes", None), CPU, 0, on_epoch=seen.append
-    )
+    task = ProxyTask(images(320), images(100, seed=2), recipe, locate("shapes", None), CPU)
+    score = train_proxy(build(ARCH, 0), task, 0, on_epoch=seen.append)
     assert score.error < 0.3
     assert (score.held_out, score.samples, len(score.curve), tuple(seen)) == (100, 15 * 320, 15, score.curve)
     assert score.curve[-1].loss < score.curve[0].loss
@@ -172,16 +171,12 @@ def recipe_of(**changes) -> Recipe:
     return Recipe.parse(plain | changes, "recipe")
 
 
-def proxy(recipe: Recipe) -> ProxyTraining:
+def finished(recipe: Recipe, rung_images: int = RUNG_IMAGES) -> tuple[ProxyTraining, Rung]:
     training = Training(build(ARCH, 0), images(recipe.train_size), recipe, CPU, seed=7)
-    return ProxyTraining(training, images(recipe.held_out, seed=3), recipe, lambda: None)
-
-
-def finished(recipe: Recipe) -> tuple[ProxyTraining, Rung]:
-    of = proxy(recipe)
-    end = of.run(lambda _: None, lambda _: True)
+    proxy = ProxyTraining(training, images(recipe.held_out, seed=3), recipe, lambda: None, rung_images)
+    end = proxy.run(lambda _: None, lambda _: True)
     assert end
-    return of, end
+    return proxy, end
 
 
 RUNGS = [[80], [16, 17, 100], [1, 90, 160, 223]]
@@ -208,19 +203,19 @@ def test_an_average_changes_the_score_and_not_the_training() -> None:
 @pytest.mark.parametrize("average", [0.0, 0.9])
 @pytest.mark.parametrize("samples", [1, 40, 80, 81, 223])
 def test_a_rungs_score_is_that_of_the_same_state_scored_by_itself(samples: int, average: float) -> None:
-    """The weights are taken after every step, and averaged and scored by another training, which has seen nothing."""
+    """The weights are copied after every step, and averaged and scored by another training, which has done no step."""
     recipe = recipe_of(average=average, rungs=[samples])
     of, _ = finished(recipe)
     steps = math.ceil(samples / 16)
-    told = Training(build(ARCH, 0), images(84), recipe, CPU, seed=7)
-    weights = [copy.deepcopy(dict(told.network.named_parameters()))]
+    reference = Training(build(ARCH, 0), images(84), recipe, CPU, seed=7)
+    weights = [copy.deepcopy(dict(reference.network.named_parameters()))]
 
     def after_step(done: int) -> None:
         if done <= steps:
-            weights.append(copy.deepcopy(dict(told.network.named_parameters())))
+            weights.append(copy.deepcopy(dict(reference.network.named_parameters())))
 
     for _ in range(3):
-        told.epoch(after_step=after_step)
+        reference.epoch(after_step=after_step)
     held = weights[0] if average else weights[-1]
     for step, new in enumerate(weights[1:], start=1) if average else ():
         decay = min(average, step / (step + 9))
@@ -235,10 +230,8 @@ def test_a_rungs_score_is_that_of_the_same_state_scored_by_itself(samples: int, 
     assert rung.loss == pytest.approx(loss, rel=1e-5)
 
 
-def test_a_rung_looks_at_the_first_held_out_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igc_nas.evaluation.training.RUNG_IMAGES", 30)
-    few, end = finished(recipe_of(rungs=[96]))
-    monkeypatch.setattr("igc_nas.evaluation.training.RUNG_IMAGES", 1000)
+def test_a_rung_is_scored_on_the_first_held_out_images_only() -> None:
+    few, end = finished(recipe_of(rungs=[96]), rung_images=30)
     all_of_them, same_end = finished(recipe_of(rungs=[96]))
     assert end == same_end
     assert (30 * few.rungs[0].error) == pytest.approx(round(30 * few.rungs[0].error))
@@ -272,10 +265,8 @@ def test_a_stopped_training_keeps_its_curve_and_its_rungs(stop_at: int, epochs: 
         return len(asked) < stop_at
 
     seen = []
-    score = train_proxy(
-        build(ARCH, 0), images(84), images(50, seed=3), recipe, locate("shapes", None), CPU, 7,
-        on_epoch=seen.append, go_on=go_on,
-    )  # fmt: skip
+    task = ProxyTask(images(84), images(50, seed=3), recipe, locate("shapes", None), CPU)
+    score = train_proxy(build(ARCH, 0), task, 7, on_epoch=seen.append, go_on=go_on)
     assert isinstance(score, Unfinished)
     assert score.rungs == tuple(asked) == tuple(whole.rungs[:stop_at])
     assert score.curve == tuple(seen) == tuple(whole.curve[:epochs])
@@ -284,9 +275,8 @@ def test_a_stopped_training_keeps_its_curve_and_its_rungs(stop_at: int, epochs: 
 def test_a_score_keeps_the_rungs_and_not_the_end_among_them() -> None:
     recipe = recipe_of(rungs=[32, 96], average=0.5)
     whole, end = finished(recipe)
-    score = train_proxy(
-        build(ARCH, 0), images(84), images(50, seed=3), recipe, locate("shapes", None), CPU, 7
-    )  # fmt: skip
+    task = ProxyTask(images(84), images(50, seed=3), recipe, locate("shapes", None), CPU)
+    score = train_proxy(build(ARCH, 0), task, 7)
     assert isinstance(score, Score)
     assert score.rungs == tuple(whole.rungs)
     assert (score.error, score.loss, score.samples) == (end.error, end.loss, 3 * 80)
@@ -339,4 +329,4 @@ def test_a_proxy_trains_on_a_gpu() -> None:
     recipe = default_recipe("cuda", train_size=2000, held_out=500, epochs=1)
     info = locate("shapes", None)
     train, held_out = load_proxy(info, recipe, 0, device.torch_device)
-    assert train_proxy(build(ARCH, 0), train, held_out, recipe, info, device, 0).error < 1
+    assert train_proxy(build(ARCH, 0), ProxyTask(train, held_out, recipe, info, device), 0).error < 1

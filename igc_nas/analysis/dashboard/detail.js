@@ -75,11 +75,11 @@ function formsOf(trial) {
   }
   if (!trial.forms) return [];
   if (trial.forms.length < 2) return [];
-  const slowest = Math.max(...trial.forms.map(form => form.high));
+  const slowest = Math.max(...trial.forms.map(form => form.high ?? form.median));
   const rows = [...trial.forms].sort((a, b) => a.median - b.median).map(form => el("tr", {class: form.chosen ? "chosen" : null},
     el("th", {scope: "row"}, form.name, form.chosen ? el("span", {class: "tag"}, "chosen") : null),
     el("td", {class: "bars"}, bar(form.median / slowest, "all")),
-    el("td", {}, `${msText(form.median)} [${msText(form.low).slice(0, -3)}–${msText(form.high).slice(0, -3)}]`),
+    el("td", {}, `${msText(form.median)}${form.low == null ? "" : ` [${msText(form.low).slice(0, -3)}–${msText(form.high).slice(0, -3)}]`}`),
     el("td", {}, countText(form.macs)), el("td", {}, countText(form.params))));
   const head = ["form", "", "time [95 %]", "MACs", "params"].map(text => el("th", {scope: "col"}, text));
   const table = el("table", {class: "forms"}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...rows));

@@ -1,12 +1,13 @@
-"""How one network is trained fastest: its chains chosen part by part, the whole checked against the factored one.
+"""Finds the form in which one network trains fastest, and checks it against the factored network.
 
-Where the parts do not say clearly that it gains, whole steps of both race.
+`ChainTuner` picks the form of each chain from the times of its parts. Where their sum does not show a clear gain,
+whole training steps of the factored and the lowered network race.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -25,29 +26,30 @@ from igc_nas.nn.lowering.pinned_forms import PinnedForms
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.training import ChainForm, Forward, LoweredNetwork, NetworkForm, factored_forward
 from igc_nas.nn.network import Network
-from igc_nas.nn.timing import median, round_robin, timed
+from igc_nas.nn.timing import Race, Timer, timed
 from igc_nas.study.spec import Recipe, Schedule
 
-Timer = Callable[[], float]
 Lowering = Callable[[Network], LoweredNetwork]
-RACE_ROUNDS, RACE_CAP_S = 3, 0.5
+StepTimer = Callable[[NetworkForm, Callable[[], None]], Timer]
+RACE = Race(rounds=4, cap_s=0.5, drop_after=2)
+"""Steps are long and vary little: the faster of two shows a difference of 1.5 times. The factored form wins ties."""
 CHECKED_IMAGES = 8
 FLOAT32_ERRORS, TIMES_ERROR = (1e-4, 2e-2, 1e-4), 3.0
-"""How far outputs, gradients and running statistics may be from the factored network's in float32, norm-wise: so
-much, and so many times what that network itself is off in the recipe's dtype. A value that rounding carries over
-the edge of a ReLU moves a gradient by far more than rounding: some 1e-3 were seen, on equal functions."""
+"""Allowed relative error (norm-wise) of outputs, gradients and running statistics: the float32 bound plus three times
+the factored network's own error in the recipe's dtype. The bound of the gradients is wide: where rounding changes the
+sign of a ReLU's input, a gradient changes by much more than rounding; 1e-3 was seen on equal functions."""
 OBVIOUSLY = 1.5
-"""One that is so many times as fast needs no more rounds; on a CPU none at all, where the times of its parts say so.
-A whole network gains less than its parts, which leave out what all forms have in common, but it does gain: of 30
-architectures in both dtypes, those whose parts said 1.5 or more were 1.14 to 5.9 times as fast."""
-CLEARLY = 0.98
-"""A lowered network must take less than this share of the factored one's time to be used."""
+"""On a CPU no step is timed where the chains' parts predict at least this speed-up. A network gains less than its
+chains, because the rest of it takes the same time in all forms, but it does gain: of 30 architectures in both dtypes,
+those with a predicted speed-up of 1.5 or more were 1.14 to 5.9 times as fast."""
 
 
 class NetworkTuner:
     """Finds the forward function that trains a network fastest, on one device by one schedule.
 
-    `pause` is called between timings: other processes may be measuring.
+    `cache` keeps the times of parts, `pins` the forms that a study or training has chosen. `pause` is called
+    between timings, so that other processes can measure. The other arguments are for tests: `entrants` are the lowered
+    forms that may be used (None: those of `entrants_for`), `timer` times one training step of a form.
     """
 
     def __init__(
@@ -55,18 +57,31 @@ class NetworkTuner:
         schedule: Schedule,
         resolution: int,
         device: Device,
-        table: TimingCache,
+        cache: TimingCache,
         pins: PinnedForms | None = None,
         pause: Callable[[], None] = lambda: None,
+        *,
+        race: Race = RACE,
+        obviously: float = OBVIOUSLY,
+        entrants: Sequence[NetworkForm] | None = None,
+        timer: StepTimer | None = None,
+        lower: Callable[..., LoweredNetwork] = LoweredNetwork,
     ) -> None:
         self.schedule = schedule
         self.resolution = resolution
         self.device = device
-        self.table = table
+        self.cache = cache
         self.pins = pins or PinnedForms()
         self.dtype = torch.bfloat16 if schedule.dtype == "bfloat16" else torch.float32
         self.pause = pause
-        self._chooser = ChainTuner(table, schedule.batch, self.dtype, device.torch_device, device.synchronize, pause)
+        self.race = race
+        self.obviously = obviously
+        self.entrants = entrants
+        self.timer = timer or (lambda form, step: timed(step, device.synchronize))
+        self.lower = lower
+        self._chain_tuner = ChainTuner(
+            cache, schedule.batch, self.dtype, device.torch_device, device.synchronize, pause
+        )
         self._scope = f"b{schedule.batch} {schedule.dtype}"
 
     @classmethod
@@ -74,26 +89,29 @@ class NetworkTuner:
         cls,
         recipe: Recipe,
         device: Device,
-        table: TimingCache,
+        cache: TimingCache,
         pins: PinnedForms | None = None,
         pause: Callable[[], None] = lambda: None,
     ) -> NetworkTuner:
-        """For a study's recipe."""
-        return cls(recipe, recipe.resolution, device, table, pins, pause)
+        """The tuner of a study's recipe."""
+        return cls(recipe, recipe.resolution, device, cache, pins, pause)
 
     def __call__(self, network: Network, identity: str) -> LoweredNetwork | None:
-        """What runs a channels-last network (`identity` is its id) fastest; None: as it is written."""
+        """The fastest lowering of a channels-last network; None where the factored network is the fastest.
+
+        `identity` is the network's id. Raises `StudyError` where the pinned form needs a C compiler and there is none.
+        """
         whole = replace(network.plan, input=(network.plan.input[0], self.resolution, self.resolution))
         chains = self._chains(whole)
         key = f"{identity} @{self.resolution} {self._scope}"
-        form = self.pins.network_form(key, lambda: self._chosen(network, whole, chains))
-        self.table.save()
+        form = self.pins.network_form(key, lambda: self._fastest(network, whole, chains))
+        self.cache.save()
         if form == "native" and not native.available():
             raise StudyError(
-                "this training was begun with compiled kernels, and here is no C compiler",
-                "install one (cc), or begin another",
+                "this training was started with compiled kernels, and there is no C compiler",
+                "install one (cc), or start another training",
             )
-        return None if form == "factored" else LoweredNetwork(network, whole, chains, self.dtype, form == "native")
+        return None if form == "factored" else self._lowering(form, whole, chains)(network)
 
     def _chains(self, whole: Plan) -> dict[str, ChainForm]:
         """The form of every chain of a plan, by the chain's key."""
@@ -105,101 +123,105 @@ class NetworkTuner:
         return found
 
     def _pinned(self, chain: Chain, first: bool) -> ChainForm:
-        chooser = self._chooser
+        tuner = self._chain_tuner
         return self.pins.chain_form(
-            f"{chain.key} {self._scope}", lambda: chooser.best(chain, first), lambda form: chooser.allows(chain, form)
+            f"{chain.key} {self._scope}", lambda: tuner.best(chain, first), lambda form: tuner.allows(chain, form)
         )
 
-    def _chosen(self, network: Network, whole: Plan, chains: dict[str, ChainForm]) -> NetworkForm:
-        """The fastest form that computes what the factored network does."""
+    def _fastest(self, network: Network, whole: Plan, chains: dict[str, ChainForm]) -> NetworkForm:
+        """The fastest form that computes the factored network's function."""
         equal = self._equal(network, whole, chains)
         if not equal:
             return "factored"
         if len(equal) == 1 and self.device.kind == "cpu" and self._is_obvious(whole, chains):
             return next(iter(equal))
-        return self._raced(network, equal)
+        return self._win(network, equal)
 
     def _is_obvious(self, whole: Plan, chains: dict[str, ChainForm]) -> bool:
-        """Whether the parts of the network say that its chains gain so much that no step of the whole need be timed."""
-        written = chosen = 0.0
+        """Whether the summed times of the parts predict so large a gain that no step of the network need be timed."""
+        factored_ms = lowered_ms = 0.0
         first = True
         for _, parts in training_blocks(whole):
             for chain in chains_in(parts):
-                before, after = self._chooser.gain(chain, chains[chain.key], first)
-                written, chosen, first = written + before, chosen + after, False
-        return written > OBVIOUSLY * chosen
+                before, after = self._chain_tuner.gain(chain, chains[chain.key], first)
+                factored_ms, lowered_ms, first = factored_ms + before, lowered_ms + after, False
+        return factored_ms > self.obviously * lowered_ms
 
-    def _raced(self, network: Network, equal: Mapping[NetworkForm, Lowering]) -> NetworkForm:
-        """Whole training steps, forward and backward, in turns; on copies, so that nothing is learned or counted."""
+    def _win(self, network: Network, equal: Mapping[NetworkForm, Lowering]) -> NetworkForm:
+        """The winner of a race of whole training steps, forward and backward.
+
+        They run on copies, which leaves the weights and the running statistics of the network as they are.
+        """
         x = self._images(network)
-        makers: dict[NetworkForm, Callable[[Network], Forward]] = {"factored": self._as_written, **equal}
+        makers: dict[NetworkForm, Callable[[Network], Forward]] = {"factored": self._factored, **equal}
         runs: dict[NetworkForm, Timer] = {}
         for form, make in makers.items():
-            ours = copy.deepcopy(network).train()
-            runs[form] = self._step(ours, make(ours), x)
-        for run in runs.values():
-            run()
-        first = {form: run() for form, run in runs.items()}
-        ahead = min(first, key=lambda form: first[form])
-        if len(runs) == 2 and OBVIOUSLY * first[ahead] < first["factored"]:
-            return ahead
-        times = {form: median(samples) for form, samples in round_robin(runs, RACE_ROUNDS, RACE_CAP_S, 0).items()}
-        best = min(times, key=lambda form: times[form])
-        return best if times[best] < CLEARLY * times["factored"] else "factored"
+            copied = copy.deepcopy(network).train()
+            runs[form] = self._after_pause(self.timer(form, _step(copied, make(copied), x)))
+        return self.race.winner(self.race.run(runs), size=lambda form: int(form != "factored"))
 
-    def _equal(self, network: Network, whole: Plan, chains: dict[str, ChainForm]) -> dict[NetworkForm, Lowering]:
-        """The lowered forms that compute what the factored network does, outputs, gradients and statistics."""
-        some = self._images(network)[:CHECKED_IMAGES]
-
-        def outcome(make: Callable[[Network], Forward]) -> tuple[Tensor, ...]:
-            self.pause()
-            with without_tf32():
-                return _outcome(copy.deepcopy(network), make, some)
-
-        wanted = outcome(lambda ours: ours)
-        usual = _errors(outcome(self._as_written), wanted)
-        allowed = [least + TIMES_ERROR * error for least, error in zip(FLOAT32_ERRORS, usual, strict=True)]
-        found: dict[NetworkForm, Lowering] = {}
-        for form in self._entrants():
-            lowered = partial(LoweredNetwork, whole=whole, forms=chains, dtype=self.dtype, native=form == "native")
-            errors = _errors(outcome(lowered), wanted)
-            if all(error <= most for error, most in zip(errors, allowed, strict=True)):
-                found[form] = lowered
-        return found
-
-    def _images(self, network: Network) -> Tensor:
-        """A batch of noise."""
-        size = self.schedule.batch, network.plan.input[0], self.resolution, self.resolution
-        return torch.randn(size, device=self.device.torch_device).contiguous(memory_format=torch.channels_last)
-
-    def _as_written(self, network: Network) -> Forward:
-        return factored_forward(network, self.device.kind, self.dtype)
-
-    def _entrants(self) -> list[NetworkForm]:
-        """Torch's norms use all threads, ours one: with one thread ours need no race."""
-        if self.device.kind != "cpu" or not native.available():
-            return ["lowered"]
-        return ["native"] if torch.get_num_threads() == 1 else ["native", "lowered"]
-
-    def _step(self, network: Network, forward: Forward, x: Tensor) -> Timer:
-        labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-
-        def step() -> None:
-            F.cross_entropy(forward(x).float(), labels).backward()  # type: ignore[no-untyped-call]
-            network.zero_grad(set_to_none=True)
-
-        run = timed(step, self.device.synchronize)
-
+    def _after_pause(self, run: Timer) -> Timer:
         def once() -> float:
             self.pause()
             return run()
 
         return once
 
+    def _equal(self, network: Network, whole: Plan, chains: dict[str, ChainForm]) -> dict[NetworkForm, Lowering]:
+        """The lowered forms whose outputs, gradients and running statistics equal the factored network's."""
+        images = self._images(network)[:CHECKED_IMAGES]
 
-def _outcome(network: Network, run: Callable[[Network], Forward], x: Tensor) -> tuple[Tensor, ...]:
-    """(outputs, all gradients, all running statistics) of one step of a network, which is changed by it."""
-    logits = run(network.train())(x).float()
+        def outcome(make: Callable[[Network], Forward]) -> tuple[Tensor, ...]:
+            self.pause()
+            with without_tf32():
+                return _outcome(copy.deepcopy(network), make, images)
+
+        wanted = outcome(lambda copied: copied)
+        own = _errors(outcome(self._factored), wanted)
+        allowed = [bound + TIMES_ERROR * error for bound, error in zip(FLOAT32_ERRORS, own, strict=True)]
+        found: dict[NetworkForm, Lowering] = {}
+        for form in entrants_for(self.device.kind) if self.entrants is None else self.entrants:
+            lowered = self._lowering(form, whole, chains)
+            errors = _errors(outcome(lowered), wanted)
+            if all(error <= most for error, most in zip(errors, allowed, strict=True)):
+                found[form] = lowered
+        return found
+
+    def _lowering(self, form: NetworkForm, whole: Plan, chains: dict[str, ChainForm]) -> Lowering:
+        return partial(self.lower, whole=whole, forms=chains, dtype=self.dtype, native=form == "native")
+
+    def _images(self, network: Network) -> Tensor:
+        """A batch of noise, channels-last."""
+        size = self.schedule.batch, network.plan.input[0], self.resolution, self.resolution
+        return torch.randn(size, device=self.device.torch_device).contiguous(memory_format=torch.channels_last)
+
+    def _factored(self, network: Network) -> Forward:
+        return factored_forward(network, self.device.kind, self.dtype)
+
+
+def entrants_for(device_kind: str, threads: int | None = None, compiler: bool | None = None) -> list[NetworkForm]:
+    """The lowered forms that may be fastest on a device: our compiled BN kernels use one thread, torch's use all.
+
+    `threads` (None: torch's number) and `compiler` (None: looked for) matter on a CPU only.
+    """
+    if device_kind != "cpu" or not (native.available() if compiler is None else compiler):
+        return ["lowered"]
+    return ["native"] if (threads or torch.get_num_threads()) == 1 else ["native", "lowered"]
+
+
+def _step(network: Network, forward: Forward, x: Tensor) -> Callable[[], None]:
+    labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+
+    def step() -> None:
+        F.cross_entropy(forward(x).float(), labels).backward()  # type: ignore[no-untyped-call]
+        network.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _outcome(network: Network, make: Callable[[Network], Forward], x: Tensor) -> tuple[Tensor, ...]:
+    """(outputs, all gradients, all running statistics) of one training step, which changes the network."""
+    logits = make(network.train())(x).float()
     labels = torch.arange(len(logits), device=x.device) % logits.shape[1]
     F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
     gradients = [parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None]
@@ -208,5 +230,5 @@ def _outcome(network: Network, run: Callable[[Network], Forward], x: Tensor) -> 
 
 
 def _errors(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> list[float]:
-    """Norm-wise relative errors; not a number where something is."""
+    """Relative errors, norm-wise; NaN where a tensor holds NaN."""
     return [float((a - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -14,15 +13,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.plan import Conv, Interleave, Plan, arch_id, plan
-from igc_nas.errors import StudyError
+from igc_nas.arch.plan import Conv, Interleave, Plan, plan
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering import chain_tuner as choice
-from igc_nas.nn.lowering import native, training
+from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering import network_tuner as fastest
 from igc_nas.nn.lowering.chain import (
     Chain,
@@ -38,14 +35,12 @@ from igc_nas.nn.lowering.chain import (
 )
 from igc_nas.nn.lowering.chain_tuner import NEVER_MS, ChainTuner
 from igc_nas.nn.lowering.convolution import Algorithm, Algorithms, Direction, options, product
-from igc_nas.nn.lowering.network_tuner import CLEARLY, OBVIOUSLY, NetworkTuner
+from igc_nas.nn.lowering.network_tuner import NetworkTuner
 from igc_nas.nn.lowering.parts import chains_in, training_blocks
-from igc_nas.nn.lowering.pinned_forms import FORMS_FILE, PinnedForms
 from igc_nas.nn.lowering.timing_cache import Times, TimingCache
 from igc_nas.nn.lowering.training import ChainForm, LoweredNetwork, plain_form
-from igc_nas.nn.network import Network, build
-from igc_nas.study.spec import Recipe, Schedule
-from tests.support.builders import one_line
+from igc_nas.nn.network import Network
+from igc_nas.study.spec import Schedule
 
 BATCH = 3
 CPU = Device("cpu", "cpu", "test")
@@ -417,145 +412,6 @@ def test_an_algorithm_with_a_wrong_result_is_never_chosen(
         assert all(getattr(use, other) == "matmul" for other in others)
 
 
-# Networks.
-
-
-def network_of(config: ArchConfig) -> Network:
-    """With gradients and statistics of a first step, to see whether they stay."""
-    network = build(config, 0).to(memory_format=torch.channels_last).train()
-    step(network, network, 7)
-    return network
-
-
-def step(network: Network, run: Callable[[Tensor], Tensor], seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(BATCH, *network.plan.input, generator=generator).contiguous(memory_format=torch.channels_last)
-    logits = run(x)
-    F.cross_entropy(logits.float(), torch.arange(BATCH)).backward()
-    return logits.detach()
-
-
-def state(network: Network) -> list[Tensor]:
-    grads = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    return [tensor.detach().clone() for tensor in (*network.state_dict().values(), *grads)]
-
-
-def fastest_of(config: ArchConfig, table: TimingCache, pins: PinnedForms | None = None, **change: Any) -> NetworkTuner:
-    return NetworkTuner(SCHEDULE.model_copy(update=change), config.input[1], CPU, table, pins)
-
-
-@EACH
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_choosing_changes_nothing_of_the_network(
-    config: ArchConfig, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hurried(monkeypatch)
-    network = network_of(config)
-    before, held = state(network), [id(p) for p in network.parameters()]
-    modes = [module.training for module in network.modules()]
-    fastest_of(config, TimingCache(), dtype=dtype)(network, arch_id(config))
-    after = state(network)
-    assert len(after) == len(before)
-    assert all(torch.equal(one, other) for one, other in zip(after, before, strict=True))
-    assert [id(p) for p in network.parameters()] == held
-    assert [module.training for module in network.modules()] == modes
-    assert all(norm.num_batches_tracked == 1 for norm in network.modules() if isinstance(norm, nn.BatchNorm2d))
-
-
-@pytest.mark.parametrize(
-    ("lowered_ms", "lowers"), [(0.5, True), (CLEARLY - 0.01, True), (CLEARLY, False), (0.99, False), (2.0, False)]
-)
-def test_a_network_is_lowered_where_that_is_clearly_faster(
-    lowered_ms: float, lowers: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raced(monkeypatch, lowered_ms)
-    network = network_of(ARCHS["igcv1"])
-    found = fastest_of(ARCHS["igcv1"], Given(varied))(network, "id")
-    assert isinstance(found, LoweredNetwork) == lowers
-    assert (found is None) != lowers
-    if isinstance(found, LoweredNetwork):
-        assert found.network is network
-
-
-COMPILES = pytest.mark.skipif(not native.available(), reason="no C compiler")
-
-
-@COMPILES
-@pytest.mark.parametrize(
-    ("lowered_ms", "native_ms", "form"),
-    [(0.5, 0.4, "native"), (0.4, 0.5, "lowered"), (2.0, 0.9, "native"), (2.0, 0.99, None), (2.0, 3.0, None)],
-)
-def test_kernels_of_our_own_take_part(
-    lowered_ms: float, native_ms: float, form: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran = raced(monkeypatch, lowered_ms, native_ms)
-    network, pins = network_of(ARCHS["igcv1"]), PinnedForms()
-    found = fastest_of(ARCHS["igcv1"], Given(varied), pins)(network, "id")
-    assert set(ran) == {"native", "lowered", "factored"}
-    assert (found is None) == (form is None)
-    assert pins._held.networks == {f"id @7 b{BATCH} float32": form or "factored"}
-    if isinstance(found, LoweredNetwork):
-        assert found.native == (form == "native")
-
-
-@COMPILES
-@pytest.mark.parametrize(("native_ms", "form"), [(0.5, "native"), (0.9, "native"), (0.99, "factored")])
-def test_with_one_thread_only_they_race_the_factored(
-    native_ms: float, form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Torch's norms have nothing that ours lack but threads."""
-    ran = raced(monkeypatch, 0.1, native_ms, threads=1)
-    network, pins = network_of(ARCHS["igcv1"]), PinnedForms()
-    fastest_of(ARCHS["igcv1"], Given(varied), pins)(network, "id")
-    assert set(ran) == {"native", "factored"}
-    assert set(pins._held.networks.values()) == {form}
-
-
-def test_what_is_obvious_in_the_first_step_needs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    for lowered_ms, steps in ((0.99 / fastest.OBVIOUSLY, 1), (1.01 / fastest.OBVIOUSLY, 3), (5.0, 3)):
-        with monkeypatch.context() as patched:
-            ran = raced(patched, lowered_ms)
-            fastest_of(ARCHS["conv"], Given(varied))(network_of(ARCHS["conv"]), "id")
-            assert ran == ["factored", "lowered"] * (1 + steps), "one step to warm up"
-
-
-@pytest.mark.parametrize(("times", "steps"), [(OBVIOUSLY * 1.01, False), (OBVIOUSLY * 0.99, True), (0.5, True)])
-def test_what_is_obvious_from_the_parts_needs_no_step(
-    times: float, steps: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    obvious = NetworkTuner._is_obvious
-    ran = raced(monkeypatch, lowered_ms=0.5)
-    monkeypatch.setattr(NetworkTuner, "_is_obvious", obvious)
-    monkeypatch.setattr(
-        ChainTuner, "gain", lambda _, chain, form, first: (times * (2 if first else 1), 2.0 if first else 1.0)
-    )
-    config = ARCHS["igcv3"]
-    assert isinstance(fastest_of(config, Given(varied))(network_of(config), "id"), LoweredNetwork)
-    assert bool(ran) == steps
-
-
-@COMPILES
-def test_of_two_that_are_equal_the_faster_is_found_by_racing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the parts say is of either."""
-    ran = raced(monkeypatch, 0.4, 0.5)
-    monkeypatch.setattr(NetworkTuner, "_is_obvious", lambda *_: True)
-    found = fastest_of(ARCHS["igcv1"], Given(varied))(network_of(ARCHS["igcv1"]), "id")
-    assert set(ran) == {"native", "lowered", "factored"}
-    assert isinstance(found, LoweredNetwork)
-    assert not found.native
-
-
-def test_what_is_obvious_is_still_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = raced(monkeypatch, lowered_ms=0.5)
-    monkeypatch.setattr(NetworkTuner, "_is_obvious", lambda *_: True)
-    monkeypatch.setattr(fastest, "_errors", lambda found, wanted: [1.0, 1.0, 1.0])
-    monkeypatch.setattr(fastest, "TIMES_ERROR", 0.5)
-    pins = PinnedForms()
-    assert fastest_of(ARCHS["igcv1"], Given(varied), pins)(network_of(ARCHS["igcv1"]), "id") is None
-    assert set(pins._held.networks.values()) == {"factored"}
-    assert not ran
-
-
 @EACH
 def test_the_gain_of_a_chain_is_told_by_the_times_of_its_parts(config: ArchConfig) -> None:
     """The chosen form's time is what it was chosen by; the written one's is that of torch's own algorithms."""
@@ -569,95 +425,6 @@ def test_the_gain_of_a_chain_is_told_by_the_times_of_its_parts(config: ArchConfi
             assert written >= ours.cost(chain, factored(chain), first)[0] * (1 - 1e-9)
             assert ours.gain(chain, plain_form(chain), first) == (written, written)
             assert chosen <= written
-
-
-def test_others_are_let_measure_between_timings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`pause` comes before each race of a chain's parts and each step of a network."""
-    hurried(monkeypatch)
-    events: list[str] = []
-    for module, name in ((choice, "raced"), (fastest, "timed")):
-        monkeypatch.setattr(module, name, noted(events, getattr(module, name)))
-    config, pins = ARCHS["igcv1"], PinnedForms()
-    ours = NetworkTuner(SCHEDULE, config.input[1], CPU, TimingCache(), pins, lambda: events.append("pause"))
-    ours(network_of(config), "id")
-    assert "raced" in events
-    assert all(before == "pause" for before, event in itertools.pairwise(events) if event == "raced")
-    assert events.count("pause") >= events.count("raced") + 2
-
-
-def noted(events: list[str], usual: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*given: Any) -> Any:
-        events.append(usual.__name__)
-        return usual(*given)
-
-    return call
-
-
-@COMPILES
-def test_a_training_with_kernels_of_our_own_goes_on_only_with_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raced(monkeypatch, 0.5, 0.4)
-    network = network_of(ARCHS["igcv1"])
-    fastest_of(ARCHS["igcv1"], Given(varied), PinnedForms(tmp_path))(network, "id")
-    untimed(monkeypatch)
-    again = fastest_of(ARCHS["igcv1"], TimingCache(), PinnedForms(tmp_path))(network, "id")
-    assert isinstance(again, LoweredNetwork)
-    assert again.native
-    monkeypatch.setattr(native, "available", lambda: False)
-    with pytest.raises(StudyError) as raised:
-        fastest_of(ARCHS["igcv1"], TimingCache(), PinnedForms(tmp_path))(network, "id")
-    assert "C compiler" in one_line(raised)
-
-
-def test_both_networks_of_a_race_run_whole_steps_on_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[Network] = []
-
-    class Noted(LoweredNetwork):
-        def __call__(self, x: Tensor) -> Tensor:
-            assert x.shape == (BATCH, 3, 7, 7)
-            ran.append(self.network)
-            return super().__call__(x)
-
-    monkeypatch.setattr(fastest, "LoweredNetwork", Noted)
-    raced(monkeypatch, 0.5)
-    network = network_of(ARCHS["igcv3"])
-    fastest_of(ARCHS["igcv3"], Given(varied))(network, "id")
-    assert len({id(net) for net in ran}) == 2, "one is checked, another is raced"
-    copied = ran[-1]
-    assert network not in ran
-    assert copied.training
-    assert all(
-        norm.num_batches_tracked == 1 + ran.count(copied)
-        for norm in copied.modules()
-        if isinstance(norm, nn.BatchNorm2d)
-    )
-
-
-@EACH
-@pytest.mark.parametrize("native_ms", [None, pytest.param(0.4, marks=COMPILES)], ids=["lowered", "native"])
-def test_training_on_is_the_factored_networks(
-    config: ArchConfig, native_ms: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raced(monkeypatch, 0.5, native_ms)
-    for time_of in (varied, lambda key, name: 1.0, lambda key, name: 100.0 if key.startswith("compose") else 1.0):
-        network = network_of(config)
-        other = copy.deepcopy(network)
-        lowered = fastest_of(config, Given(time_of))(other, "id")
-        assert lowered is not None
-        results = []
-        for net, run in ((network, network), (other, lowered)):
-            optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True)
-            logits = []
-            for seed in range(2):
-                optimizer.zero_grad()
-                logits.append(step(net, run, seed))
-                optimizer.step()
-            results.append([*logits, *state(net)])
-        found, true = (torch.cat([t.double().flatten() for t in tensors]) for tensors in (results[1], results[0]))
-        assert (found - true).norm() < 1e-4 * true.norm()
-        for one, another in zip(results[1], results[0], strict=True):
-            assert (one.double() - another.double()).norm() <= 1e-4 * another.double().norm() + 1e-5
 
 
 def test_products_are_timed_on_channels_last_noise_of_the_convolutions_shape() -> None:
@@ -677,132 +444,3 @@ def test_products_are_timed_on_channels_last_noise_of_the_convolutions_shape() -
             assert x.dtype == torch.bfloat16
             assert x.is_contiguous(memory_format=torch.channels_last)
             assert 0.7 < float(x.float().std()) < 1.3
-
-
-def test_every_chain_runs_in_the_form_that_its_times_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    raced(monkeypatch, 0.5)
-    ran: list[tuple[Conv, Algorithms]] = []
-    usual = training.convolve
-
-    def noted(x: Tensor, weight: Tensor, conv: Conv, use: Algorithms) -> Tensor:
-        ran.append((conv, use))
-        return usual(x, weight, conv, use)
-
-    config = ARCHS["igcv2"]
-    network = network_of(config)
-    found = fastest_of(config, Given(varied))(network, "id")
-    assert found is not None
-    monkeypatch.setattr(training, "convolve", noted)
-    step(network, found, 0)
-    wanted = []
-    for position, chain in enumerate(chains_of(network.plan).values()):
-        form = tuner(Given(varied)).best(chain, first=position == 0)
-        segments = layout(chain, form.pieces)
-        wanted += [(segment.as_conv, use) for segment, use in zip(segments, form.algorithms, strict=True)]
-    assert ran == wanted
-
-
-def test_chains_are_chosen_at_the_recipes_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    raced(monkeypatch, 0.5)
-    recipe = Recipe(epochs=1, batch=BATCH, lr=0.1, train_size=8, held_out=8, resolution=4)
-    table = Given(lambda key, name: 1.0)
-    network = network_of(ARCHS["igcv1"])
-    found = NetworkTuner.of(recipe, CPU, table)(network, "id")
-    assert found is not None
-    assert {key.rpartition("@")[2].partition(" ")[0] for key in table.asked if "@" in key} == {"4x4"}
-    x = torch.randn(BATCH, 3, 4, 4)
-    copied = copy.deepcopy(network)
-    assert (found(x) - copied(x)).norm() < 1e-4 * copied(x).norm()
-
-
-# Once.
-
-
-@EACH
-def test_what_is_pinned_is_not_timed_again(config: ArchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By another process, with an empty table; the same forms run."""
-    for lowered_ms in (0.5, 1.5):
-        folder = tmp_path / str(lowered_ms)
-        folder.mkdir()
-        network = network_of(config)
-        with monkeypatch.context() as patched:
-            raced(patched, lowered_ms)
-            first = fastest_of(config, Given(varied), PinnedForms(folder))(network, arch_id(config))
-        text = (folder / FORMS_FILE).read_bytes()
-        with monkeypatch.context() as patched:
-            untimed(patched)
-            again = fastest_of(config, TimingCache(), PinnedForms(folder))
-            second = again(network, arch_id(config))
-            with pytest.raises(AssertionError):
-                again(network, "another network")
-            raced(patched, lowered_ms)
-            patched.setattr(ChainTuner, "best", refuse)
-            for change in ({"batch": BATCH + 1}, {"dtype": "bfloat16"}):
-                with pytest.raises(AssertionError):  # chains are chosen anew
-                    fastest_of(config, Given(varied), PinnedForms(folder), **change)(network, arch_id(config))
-        assert (folder / FORMS_FILE).read_bytes() == text
-        assert (first is None) == (second is None) == (lowered_ms > 1)
-        if first is not None and second is not None:
-            runs = [copy.deepcopy(network) for _ in range(2)]
-            logits = [step(net, _moved(run, net), 0) for net, run in zip(runs, (first, second), strict=True)]
-            assert torch.equal(*logits)
-
-
-def _moved(run: Callable[[Tensor], Tensor], network: Network) -> LoweredNetwork:
-    assert isinstance(run, LoweredNetwork)
-    return LoweredNetwork(network, network.plan, run.forms, run.dtype, run.native)
-
-
-def test_a_second_network_of_known_shapes_is_only_raced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its chains are in the table, or pinned; how it runs as a whole is its own."""
-    raced(monkeypatch, 0.5)
-    monkeypatch.setattr(ChainTuner, "_race", made_up(lambda name: varied("", name)))
-    table, config = TimingCache(tmp_path / "times.json", "owner"), ARCHS["igcv1"]
-    assert fastest_of(config, table)(network_of(config), "one") is not None
-    monkeypatch.setattr(ChainTuner, "_race", refuse)
-    for again in (table, TimingCache(tmp_path / "times.json", "owner")):
-        assert fastest_of(config, again)(network_of(config), "another") is not None
-
-
-def test_chains_that_run_alike_are_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    raced(monkeypatch, 0.5)
-    chosen: list[Chain] = []
-    usual = ChainTuner.best
-
-    def best(self: ChainTuner, chain: Chain, first: bool = False) -> ChainForm:
-        chosen.append(chain)
-        assert first == (len(chosen) == 1)
-        return usual(self, chain, first)
-
-    monkeypatch.setattr(ChainTuner, "best", best)
-    config = arch(IGCV1 | {"blocks": 4, "residual": True})
-    network = network_of(config)
-    fastest_of(config, Given(varied))(network, "id")
-    assert [chain.key for chain in chosen] == list(chains_of(network.plan))
-
-
-def test_pins_hold_for_each_identity_and_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raced(monkeypatch, 0.5)
-    network, pins = network_of(ARCHS["igcv1"]), PinnedForms(tmp_path)
-    for resolution, identity in itertools.product((7, 8), ("one", "other")):
-        NetworkTuner(SCHEDULE, resolution, CPU, Given(varied), pins)(network, identity)
-    untimed(monkeypatch)
-    for resolution, identity in itertools.product((7, 8), ("one", "other")):
-        assert (
-            NetworkTuner(SCHEDULE, resolution, CPU, TimingCache(), PinnedForms(tmp_path))(network, identity) is not None
-        )
-    with pytest.raises(AssertionError):
-        NetworkTuner(SCHEDULE, 6, CPU, TimingCache(), PinnedForms(tmp_path))(network, "one")
-
-
-def test_a_lowering_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Wrong(fastest.LoweredNetwork):
-        def __call__(self, x: torch.Tensor) -> torch.Tensor:
-            return super().__call__(x) + 1.0
-
-    monkeypatch.setattr(fastest, "LoweredNetwork", Wrong)
-    device = Device("cpu", "cpu", "test")
-    schedule = Schedule(epochs=1, batch=4, lr=0.1)
-    arch = ArchConfig.parse({"stem": {"width": 16}, "stage": [{"unit": "igcv1", "L": 8, "M": 2, "blocks": 1}]})
-    network = build(arch, 0).to(memory_format=torch.channels_last)
-    assert fastest.NetworkTuner(schedule, 8, device, TimingCache())(network, "id") is None
