@@ -413,4 +413,4 @@ def _too_few(study: Study, truth: Study, shared: int, own_end: bool) -> StudyErr
 def _place(study: Study) -> str:
     if study.folder is None:
         return f"--study {study.spec.name}"
-    return f"--studies {study.folder.parent} --study {study.folder.name}"
+    return f"--studies-dir {study.folder.parent} --study {study.folder.name}"

@@ -21,7 +21,7 @@ from igc_nas.analysis.tables import candidate_row, frame
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.cli.display import candidate_cells
-from igc_nas.cli.study_flags import parse_recipe, resolve_study
+from igc_nas.cli.study_flags import SearchRequest, parse_recipe, resolve_study
 from igc_nas.data.datasets import locate
 from igc_nas.engine.progress import trial_line
 from igc_nas.errors import ConfigError, StudyError, UsageError
@@ -356,12 +356,10 @@ def test_a_study_goes_on_in_its_own_folder(studies: Path) -> None:
     shapes, device = locate("shapes"), find_devices("cpu")[0]
     question = QUESTION | {"name": "../../elsewhere", "dataset": "shapes", "dataset_sha256": shapes.sha256}
     (studies / "study.toml").write_bytes(as_toml(question))
-    keys = "storage dataset data_dir space sampler seed stop objectives forms latency_runtime latency_forms recipe"
-    budgets = "budget_params budget_macs budget_flops budget_latency"
-    flags = dict.fromkeys(f"{keys} {budgets}".split()) | {"root": Path("studies"), "study_name": "good"}
-    asked = resolve_study(flags, replace(device, name=QUESTION["latency"]["device"]))
-    assert asked.continued
-    assert asked.folder == Path("studies/good")
+    request = SearchRequest(root=Path("studies"), study_name="good")
+    found = resolve_study(request, replace(device, name=QUESTION["latency"]["device"]))
+    assert found.continued
+    assert found.folder == Path("studies/good")
 
 
 # Recipes.

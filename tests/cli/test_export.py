@@ -217,7 +217,7 @@ def test_an_exported_program(cli: Command) -> None:
     said = wrote(
         cli("export", "arch.toml", "--format", "pt2", "--untrained", "--seed", "3", "--form", "folded", "-o", "m")
     )
-    assert "UNTRAINED: random, of seed 3; this network classifies nothing" in said
+    assert "UNTRAINED: random, of seed 3; predictions are meaningless" in said
     module = torch.export.load("m").module()
     x = torch.randn(2, 3, 12, 12)
     with torch.inference_mode():

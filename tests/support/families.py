@@ -72,9 +72,9 @@ def stop(study: Study, at: int) -> Study:
             cost=c.cost,
             latency=c.latency,
             training=Unfinished(rungs=c.score.rungs, curve=(), train_s=1.0),
-            chance=0.01,
+            p_front=0.01,
             expected_error=c.score.error,
-            deviation=0.01,
+            std=0.01,
             seed=0,
         )
         trials.append(Trial(number=trial.number, state="pruned", params={}, arch=c.arch, pruned=stopped))
