@@ -1,4 +1,4 @@
-"""`igc-nas show`: the layers of an architecture."""
+"""`igc-nas show`: the layers of an architecture, and the outcome of a trial."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from igc_nas.cli.output import put, put_json
 def show(arch: str, classes: int | None, as_json: bool, root: Path) -> None:
     """Print the plan of ARCH as a table: every layer with its shape, parameters and MACs.
 
-    Of a trial it says, too, what became of it; of one that failed, why and where.
+    For a trial also its outcome; for a failed one, why and where.
 
     ARCH is a .toml file, a paper's network (igcv1-l24m2-d20, igcv3-d-cifar, ...) or STUDY:N, trial N of a study.
     """

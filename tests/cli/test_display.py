@@ -205,10 +205,10 @@ def test_a_reason_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_live_view_of_any_study_can_be_drawn(target: int | None, timeout: float | None) -> None:
     for study in (STUDY, Study(spec(), ())):
         display = SearchDisplay(target, timeout)
-        assert "starting" in shown(display._render(), width=80)
+        assert "starting" in shown(display, width=80)
         display.show(Opened(study))
         display.show(Started(Job(30, STUDY.trials[0].arch, 0)))
-        text = shown(display._render(), width=80)
+        text = shown(display, width=80)
         assert f"trials {len(study.candidates)}" in text
         assert "trial 30" in text
         assert f"hypervolume {study.hypervolume():.4f}" in text
@@ -219,10 +219,10 @@ def test_the_live_view_counts_what_ends() -> None:
     display.show(Opened(Study(STUDY.spec, ())))
     for count, trial in enumerate(STUDY.trials[:8], start=1):
         display.show(Ended(trial))
-        assert f"trials {count}/8" in shown(display._render())
-    assert f"hypervolume {STUDY.hypervolume():.4f}" in shown(display._render())
+        assert f"trials {count}/8" in shown(display)
+    assert f"hypervolume {STUDY.hypervolume():.4f}" in shown(display)
     display.show(Ended(STUDY.trials[8]))
-    assert "1 suggestions not built" in shown(display._render())
+    assert "1 suggestions not built" in shown(display)
 
 
 @pytest.mark.parametrize("known", [0, 5, 13])
