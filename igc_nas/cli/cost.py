@@ -20,7 +20,11 @@ from igc_nas.errors import IgcNasError
 @as_json
 @studies_dir
 def cost(arch: str, classes: int | None, check: bool, as_json: bool, root: Path) -> None:
-    """Print exact counts of ARCH: parameters, and MACs, FLOPs (2 per MAC) and activations of one image."""
+    """Print exact counts of ARCH: parameters, MACs and FLOPs.
+
+    MACs, FLOPs (2 per MAC) and activations are those of one image. For a paper's network also what the paper prints.
+    ARCH is a .toml file, a paper's network or STUDY:N.
+    """
     from igc_nas.arch.cost import cost_of
     from igc_nas.arch.plan import arch_id
 

@@ -38,7 +38,10 @@ def dashboard(
     storage: str | None,
     root: Path,
 ) -> None:
-    """Write STUDY, or several side by side, as one self-contained page: fronts, trials, choices, forms, trainings."""
+    """Write or serve studies as one self-contained page.
+
+    It shows fronts, trials, choices, forms and trainings, of several studies side by side.
+    """
     from igc_nas.analysis.dashboard.document import write_dashboard
     from igc_nas.analysis.plots import front_picture
     from igc_nas.study.study import PAGE_FILE

@@ -21,7 +21,10 @@ from igc_nas.cli.output import put, put_json
 @data_dir_option
 @as_json
 def data(name: str, source: Path | None, url: str | None, data_dir: Path | None, as_json: bool) -> None:
-    """Download a dataset, verify it and install it where searches find it; an interrupted download is resumed."""
+    """Download, verify and install a dataset.
+
+    An interrupted download is resumed.
+    """
     from igc_nas.data.datasets import data_dir as resolve
     from igc_nas.data.fetch import fetch
 

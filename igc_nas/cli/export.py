@@ -60,10 +60,10 @@ class ExportRequest:
 @storage_option
 @studies_dir
 def export(**options: Any) -> None:
-    """Write an architecture of STUDY, or ARCH, as a file or a folder that needs no igc-nas.
+    """Write an architecture as files that need no igc-nas.
 
-    ARCH is a .toml file, a paper's network, STUDY:N, or the folder of a training (its weights are then exported, too).
-    Before anything is written it is read back and compared with the network.
+    It is one of STUDY (see --pick), or ARCH: a .toml file, a paper's network, STUDY:N, or the folder of a training
+    (its weights are then exported, too). Before anything is written it is read back and compared with the network.
     """
     from igc_nas.export.source import unfinished_text
 

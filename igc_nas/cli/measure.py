@@ -73,11 +73,12 @@ class MeasureRequest:
 @as_json
 @studies_dir
 def measure(**options: Any) -> None:
-    """Measure the latency of ARCH here, in all its forms, beside a fixed reference network.
+    """Measure the latency of ARCH on this machine, in all its forms.
 
-    ARCH is a .toml file, - (TOML on stdin), a paper's network or STUDY:N. With --study the candidates of a study are
-    measured again under the study's conditions. With --keep only its noisy ones are, and each new latency that is not
-    noisy replaces the recorded one (the next search rebuilds the study's database from trials.jsonl).
+    Each round also times a fixed reference network. ARCH is a .toml file, - (TOML on stdin), a paper's network or
+    STUDY:N. With --study the candidates of a study are measured again under the study's conditions. With --keep only
+    its noisy ones are, and each new latency that is not noisy replaces the recorded one (the next search rebuilds the
+    study's database from trials.jsonl).
     """
     request = MeasureRequest(**options)
     if request.keep and request.study_name is None:

@@ -1,4 +1,4 @@
-"""igc-nas report: what the errors of a study's short trainings are worth."""
+"""`igc-nas report`: how well the errors of a study's short trainings rank architectures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "--truth", metavar="STUDY2", help="Hold it against this study. [default: the longest training in STUDY/*]"
 )
 @click.option(
-    "--figures", "train_figures", is_flag=True, help="First train the networks of the papers' figures, in STUDY/papers."
+    "--figures", "train_figures", is_flag=True, help="First train the networks of the papers' figures, as STUDY/papers."
 )
 @data_dir_option
 @device_option
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 def report(
     study: str, truth: str | None, train_figures: bool, data_dir: Path | None, device: str, as_json: bool, root: Path
 ) -> None:
-    """Print how far STUDY's short trainings rank architectures as longer ones do, and as the papers' figures do.
+    """Print how well STUDY's short trainings rank architectures.
 
-    Kendall's tau-b with its 95 % interval for each rung, beside parameters, MACs and chance as predictors; overall and
-    inside bins of like parameters; recall of the best. Studies in folders of STUDY's own are taken in: a longer
-    recipe (STUDY/long), another seed (STUDY/seed1), the papers' networks (STUDY/papers).
+    They are compared with longer trainings of the same architectures and with the papers' figures: Kendall's tau-b
+    with its 95 % interval for each rung, beside parameters, MACs and a random order as predictors; over all, and
+    inside bins of similar parameters; recall of the best. The comparison includes the studies in STUDY's folder: a
+    longer recipe (STUDY/long), another seed (STUDY/seed1), the papers' networks (STUDY/papers).
     """
     from dataclasses import asdict
 
@@ -58,7 +59,7 @@ def report(
 
 
 def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
-    """Train the figures' networks by the study's recipe; what is trained already stays."""
+    """Train the networks of the papers' figures by the study's recipe; those already trained are kept."""
     from igc_nas.arch.papers import figures
     from igc_nas.engine.progress import SearchDisplay
     from igc_nas.engine.search import Run, search

@@ -98,7 +98,10 @@ if TYPE_CHECKING:
 @click.option("--quiet", is_flag=True, help="Print the front only, no progress.")
 @as_json
 def search(**options: Any) -> None:
-    """Search a space for its Pareto front; the same command continues a search that was interrupted."""
+    """Search a space for its Pareto front, or continue a search.
+
+    The same command continues a search that was interrupted, with the settings of its study.
+    """
     from igc_nas.cli.study_flags import SearchRequest
     from igc_nas.engine.progress import SearchDisplay
     from igc_nas.engine.search import search as run_search

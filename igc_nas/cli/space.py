@@ -25,9 +25,10 @@ PART_WIDTH = 37
 @click.option("--budget-macs", type=COUNT, help="Count architectures with at most this many MACs.")
 @as_json
 def space(name: str | None, classes: int, budget_params: int | None, budget_macs: int | None, as_json: bool) -> None:
-    """Print the choices of a search space, its exact size, and its smallest and largest costs; without NAME list all.
+    """Print a search space: its choices, exact size and costs.
 
-    With a budget: of the architectures within it, also how many have which cost, and which unit in each stage.
+    Without NAME the spaces are listed. With a budget only the architectures within it count, and it is printed how
+    many are in each range of costs, and how many have each unit in each stage.
     """
     from igc_nas.space.search_space import SearchSpace, space_names
 

@@ -37,7 +37,9 @@ class TrainRequest:
 
 @click.command()
 @click.argument("arch")
-@click.option("--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), default="auto")
+@click.option(
+    "--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), default="auto", show_default=True
+)
 @click.option("--epochs", type=click.IntRange(1, 10_000), default=30, show_default=True, help="Epochs in total.")
 @click.option("--batch", type=click.IntRange(1, 65_536), default=128, show_default=True, help="Images per step.")
 @click.option(
@@ -60,9 +62,10 @@ class TrainRequest:
 @studies_dir
 @as_json
 def train(**options: Any) -> None:
-    """Train ARCH on the whole training set; a checkpoint per epoch, the same command continues.
+    """Train ARCH from scratch on the whole training set.
 
-    At the end the network is evaluated on the test set, once, and its weights are written as safetensors.
+    A checkpoint is written after each epoch, and the same command continues an interrupted training. At the end the
+    network is evaluated on the test set, once, and its weights are written as safetensors.
     """
     from igc_nas.study.defaults import usable_cores
 

@@ -89,6 +89,22 @@ def test_every_command_has_help(command: str, flag: str, cli: Command) -> None:
     assert "--help" in answer.out
 
 
+@pytest.mark.parametrize("command", sorted(program.commands))
+def test_help_fits_80_columns(command: str, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    benches = [("bench", name) for name in program.commands["bench"].commands] if command == "bench" else []
+    for names in ((command,), *benches):
+        assert max(map(len, cli(*names, "--help").out.splitlines())) <= 80
+
+
+def test_the_lists_of_commands_describe_each_in_full(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments in (("--help",), ("bench", "--help")):
+        listed = cli(*arguments).out.partition("Commands:")[2].splitlines()[1:]
+        assert listed
+        assert not [line for line in listed if line.endswith("...")]
+
+
 def test_help_lists_the_commands_and_a_first_step(tmp_path: Path) -> None:
     answer = process("--help", cwd=tmp_path)
     assert (answer.status, answer.err) == (0, "")
