@@ -60,36 +60,14 @@ def report(
 
 def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
     """Train the networks of the papers' figures by the study's recipe; those already trained are kept."""
-    from igc_nas.arch.papers import figures
+    from igc_nas.engine.paper_networks import paper_networks_search
     from igc_nas.engine.progress import SearchDisplay
-    from igc_nas.engine.search import Run, search
-    from igc_nas.errors import StudyError
+    from igc_nas.engine.search import search
     from igc_nas.nn.device import find_devices
-    from igc_nas.study.defaults import default_extent
-    from igc_nas.study.spec import Budget
 
-    if study.folder is None or study.spec.latency.remote:
-        raise StudyError(f"the latencies of {study.spec.name} are another machine's", "train the figures there")
-    networks = tuple(point.arch for figure in figures(study.spec.classes) for point in figure.points)
-    fresh = {
-        "name": "papers",
-        "sampler": "random",
-        "prune_below": 0.0,
-        "budget": Budget(),
-        "bounds": {},
-        "reference_ms": None,
-    }
-    devices = find_devices(device)
-    run = Run(
-        study.folder / "papers",
-        trials=len(networks),
-        workers=default_extent(devices[0].kind, len(devices)).workers,
-        devices=tuple(found.torch_name for found in devices),
-        data_dir=data_dir,
-        enqueue=networks,
-    )
+    spec, run = paper_networks_search(study, find_devices(device), data_dir)
     with SearchDisplay(run.trials, None) as display:
-        for _ in search(study.spec.model_copy(update=fresh), run, on_event=display.show):
+        for _ in search(spec, run, on_event=display.show):
             pass
 
 
@@ -160,7 +138,7 @@ def _text(found: Tau, sign: str = "-") -> str:
 
 
 def _compared(found: ProxyReport) -> Iterator[str]:
-    """What is held against what, and what to know of it."""
+    """What is compared with what, and how that limits the conclusions."""
     study, truth = found.study, found.truth
     against = "its own end" if found.own_end else truth.name
     yield f"{study.name} against {against}: {found.shared} architectures" + ("" if found.own_end else " in both")
@@ -200,7 +178,7 @@ def _conditions(study: Trained) -> str:
 
 
 def _verdicts(found: ProxyReport) -> Iterator[str]:
-    """What the numbers say, each rung beside the parameter count; then what the seed alone does."""
+    """How each rung ranks beside the parameter count; then how much two seeds differ."""
     yield (
         f"tau-b: 1 is the truth's order, 0 none, -1 the reverse; inside bins ({found.bins}, of like parameters) only "
         "pairs of one bin count; 95 % bootstrap intervals over architectures (random: where 95 % of random orders lie)"
@@ -253,7 +231,7 @@ def _inside(found: Tau) -> str:
 
 
 def _about_figures(found: ProxyReport) -> Iterator[str]:
-    """The papers' figures: which were trained, on what."""
+    """The papers' figures: how many of their networks were trained, and on which data."""
     from igc_nas.cli.display import data_label
 
     yield (
