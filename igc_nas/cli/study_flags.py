@@ -17,11 +17,12 @@ from igc_nas.space.search_space import SpaceFile, find_space
 from igc_nas.study.defaults import PRUNE_BELOW, new_spec
 from igc_nas.study.names import check_study_name
 from igc_nas.study.objectives import parse_objectives
-from igc_nas.study.spec import Budget, LatencyForms, RuntimeName, SamplerName, StudySpec, default_name
+from igc_nas.study.spec import Budget, StudySpec, default_name
 from igc_nas.study.study import Study
 
 if TYPE_CHECKING:
     from igc_nas.engine.executor import ExecutorName
+    from igc_nas.study.spec import LatencyForms, RuntimeName, SamplerName
 
 
 @dataclass(frozen=True)

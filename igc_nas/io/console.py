@@ -1,4 +1,4 @@
-"""Rich consoles and tables: stdout carries data, stderr progress."""
+"""Tables and lines on a terminal: stdout holds data, stderr holds progress."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from rich.text import Text
 
 from igc_nas.io.text import printable
 
-PIPE_WIDTH = 200
-"""Columns where the output is no terminal: wide enough that no cell is cut."""
+WIDE = 200
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console for stdout or stderr; `PIPE_WIDTH` columns wide unless that is a terminal."""
+    """A console for stdout (data) or stderr (progress); a pipe is wide, so that no cell is cut."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else PIPE_WIDTH)
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else WIDE)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> Table:
-    """A table of texts, whose control characters are replaced; columns are right-aligned but for those in `left`."""
-    result = Table(box=SIMPLE_HEAD, pad_edge=False)
+    """A plain table; numbers to the right, the columns named in `left` to the left."""
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         is_left = column in left
-        result.add_column(column, justify="left" if is_left else "right", no_wrap=not is_left, overflow="fold")
+        made.add_column(column, justify="left" if is_left else "right", no_wrap=not is_left, overflow="fold")
     for row in rows:
-        result.add_row(*(Text(printable(cell)) for cell in row))
-    return result
+        made.add_row(*(Text(printable(cell)) for cell in row))
+    return made

@@ -110,7 +110,7 @@ def test_other_classes(cli: Command) -> None:
 
 
 @pytest.mark.parametrize(("number", "words"), [(4, "stopped, no final error"), (5, "is failed: the loss is not")])
-def test_a_pruned_or_failed_trial_is_exported_and_called_so(number: int, words: str, cli: Command) -> None:
+def test_a_trial_that_did_not_end_well_is_exported_and_called_so(number: int, words: str, cli: Command) -> None:
     for command in (("made", "--pick", f"trial:{number}"), (f"made:{number}",)):
         answer = cli("export", *command)
         assert answer.status == 0
