@@ -1,4 +1,4 @@
-"""`measure`, `bench` and `--latency-command` as they are typed."""
+"""The commands `measure` and `bench`, and the option `--latency-command`."""
 
 import io
 import json
@@ -51,7 +51,7 @@ print(json.dumps({
     "conditions": {"device": "a small board", "threads": 2, "torch": "0", "igc_nas": "0"},
 } | json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}")))
 """
-"""Another machine's `igc-nas measure --json -`: about the time that the network takes, at once."""
+"""Stands for `igc-nas measure --json -` on another machine: prints a latency proportional to the MACs."""
 SEARCH = (
     "search", "--space", "tiny", "--dataset", "shapes", "--workers", "1", "--device", "cpu", "--quiet",
     "--forms", "factored", "--recipe", "epochs=1,train_size=200,held_out=100,resolution=8",
@@ -100,7 +100,7 @@ def test_a_line_for_each_form(cli: Command) -> None:
     assert re.search(r"^form (factored|folded|semidense|dense|mixed); ", answer.out, re.MULTILINE)
 
 
-def test_noise_is_said_with_its_reason() -> None:
+def test_noise_is_shown_with_its_reason() -> None:
     arch = igc_nas.load_architecture(NETWORK)
     noisy = latency(1.5, noisy=True, noise=("other processes kept 1.3 cores busy",), input=arch.input)
     lines = latency_lines(noisy, arch)
@@ -185,7 +185,7 @@ def test_an_open_file_that_holds_no_architecture(data: bytes) -> None:
     one_line(raised)
 
 
-def test_measuring_keeps_what_it_learned_of_chains(cli: Command, tmp_path: Path) -> None:
+def test_measuring_saves_the_timing_cache(cli: Command, tmp_path: Path) -> None:
     cli("measure", NETWORK, "--device", "cpu", "--json")
     (table,) = (tmp_path / "cache").rglob("*.json")
     assert json.loads(table.read_text())["times"]
@@ -216,7 +216,7 @@ def test_measuring_keeps_what_it_learned_of_chains(cli: Command, tmp_path: Path)
         (("bench", "nothing"), ("No such command",)),
     ],
 )
-def test_wrong_words(arguments: tuple[str, ...], words: tuple[str, ...], cli: Command) -> None:
+def test_wrong_options_are_refused(arguments: tuple[str, ...], words: tuple[str, ...], cli: Command) -> None:
     refused(cli(*arguments), 2, *words)
 
 
@@ -228,7 +228,7 @@ def test_a_runtime_that_is_not_installed(
     refused(cli(*command, "--device", "cpu", "--runtime", "onnxruntime"), 2, "pip install 'igc-nas[onnx]'")
 
 
-def test_a_budget_that_no_form_keeps(cli: Command) -> None:
+def test_a_budget_that_no_form_is_within(cli: Command) -> None:
     answer = cli("measure", NETWORK, "--device", "cpu", "--budget-params", "10")
     refused(answer, 3, "no form of the network has at most 10 parameters", "the smallest has")
 
@@ -293,7 +293,7 @@ def test_a_study_is_measured_under_its_own_budget(made: Path, cli: Command) -> N
     assert all(row["deployed_params"] <= 3000 for row in rows)
 
 
-def test_keep_records_what_is_no_longer_noisy(remote: Path, cli: Command, tmp_path: Path) -> None:
+def test_keep_records_latencies_that_are_no_longer_noisy(remote: Path, cli: Command, tmp_path: Path) -> None:
     first, second = load_study(remote).candidates
     replace_latencies(remote, {second.trial: second.latency.model_copy(update={"noisy": True})})
     command = command_in(tmp_path, json.dumps({"reference_ms": 2.0}))
@@ -305,7 +305,7 @@ def test_keep_records_what_is_no_longer_noisy(remote: Path, cli: Command, tmp_pa
     assert (kept[1].latency.noisy, kept[1].latency.normalised_ms) == (False, row["normalised_ms"])
 
 
-def test_where_nothing_is_noisy_nothing_is_measured(made: Path, cli: Command) -> None:
+def test_keep_measures_nothing_if_no_candidate_is_noisy(made: Path, cli: Command) -> None:
     answer = cli("measure", "--study", "made", "--keep")
     assert (answer.status, answer.out) == (0, "")
     assert "none of the 4 latencies of made is noisy" in answer.err
@@ -383,15 +383,17 @@ def test_no_file_of_a_study_names_the_command(remote_once: Path) -> None:
             assert word.encode("utf-16-le") not in data, path
 
 
-def test_without_the_command_such_a_study_is_not_continued(remote: Path, cli: Command) -> None:
+def test_a_remote_study_is_not_continued_without_the_command(remote: Path, cli: Command) -> None:
     before = (remote / "trials.jsonl").read_bytes()
     refused(cli("search", "--study", "remote", "--trials", "3"), 4, "another machine's", "give --latency-command")
     refused(cli("measure", "--study", "remote"), 4, "measured by a command", "--latency-command")
     assert (remote / "trials.jsonl").read_bytes() == before
 
 
-def test_with_the_command_it_is_continued(remote: Path, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enough trials are there: nothing is measured, and the question is the same."""
+def test_a_remote_study_is_continued_with_the_command(
+    remote: Path, cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study has enough trials already, so the command is not started."""
     flags = (*SEARCH, "--latency-forms", "any", "--study", "remote", "--trials", "2")
     found = cli(*flags, "--latency-command", "never started", "--json").json
     assert found["completed"] == 2
@@ -400,7 +402,7 @@ def test_with_the_command_it_is_continued(remote: Path, cli: Command, monkeypatc
     assert cli("search", "--study", "remote", "--trials", "2", "--json").json == found
 
 
-def test_such_a_study_is_measured_again_by_the_command(
+def test_a_remote_study_is_measured_again_by_the_command(
     remote: Path, cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = command_in(tmp_path, json.dumps({"reference_ms": 2.0}))
@@ -438,7 +440,7 @@ def test_a_study_of_this_machine_is_not_continued_by_a_command(
     ],
 )
 @pytest.mark.parametrize("by", ["flag", "environment"])
-def test_a_command_that_measures_nothing_makes_no_study(
+def test_a_command_that_fails_leaves_no_study(
     command: str, status: int, words: str, by: str, cli: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = (*SEARCH, "--study", "s", "--trials", "1")
@@ -451,20 +453,20 @@ def test_a_command_that_measures_nothing_makes_no_study(
     assert not Path("studies").exists()
 
 
-def test_the_runtime_that_is_asked_for_is_measured(cli: Command, tmp_path: Path) -> None:
-    """Refused where the command measures by another; else the same command continues."""
+def test_the_command_must_measure_with_the_requested_runtime(cli: Command, tmp_path: Path) -> None:
+    """Refused if the command measures with another runtime."""
 
-    def measured(asked_for: str | None, **said: str) -> StudySpec:
-        command = command_in(tmp_path, json.dumps(said))
-        asked = spec(name="s", latency={"runtime": asked_for or "eager"})
-        request = SearchRequest(latency_command=command, latency_runtime=asked_for)
-        return latency_conditions(asked, request, new=True)
+    def measured(requested: str | None, **printed: str) -> StudySpec:
+        command = command_in(tmp_path, json.dumps(printed))
+        new_study = spec(name="s", latency={"runtime": requested or "eager"})
+        request = SearchRequest(latency_command=command, latency_runtime=requested)
+        return latency_conditions(new_study, request, new=True)
 
     with pytest.raises(UsageError, match="the latency command measures with eager") as raised:
         measured("onnxruntime")
     assert raised.value.hint == "add --runtime onnxruntime to it"
     assert measured("onnxruntime", runtime="onnxruntime").latency.runtime == "onnxruntime"
-    assert measured(None, runtime="onnxruntime").latency.runtime == "onnxruntime", "nothing else was asked for"
+    assert measured(None, runtime="onnxruntime").latency.runtime == "onnxruntime", "no other runtime was requested"
     flags = ("--latency-runtime", "onnxruntime", "--latency-command", command_in(tmp_path))
     answer = cli(*SEARCH, "--study", "s", "--trials", "1", *flags)
     refused(answer, 2, "measures with eager", "--runtime onnxruntime")
