@@ -96,26 +96,24 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
-    except IgcNasError as error:
-        if debug:
-            raise
-        say(
-            f"igc-nas: {printable(error.message, lines=False)}",
-            *([f"  {printable(error.hint, lines=False)}"] if error.hint else []),
-        )
-        return error.exit_code
-    except OSError as error:  # a file name, a permission, a full disk
-        if debug:
-            raise
-        place = f"{error.filename!s:.200}: " if error.filename else ""
-        say(f"igc-nas: {place}{error.strerror or error}", "  --debug shows where")
-        return 1
     except Exception as error:
         if debug:
             raise
-        say(
-            f"igc-nas: internal error: {type(error).__name__}: {printable(str(error), lines=False)[:300]}",
-            "  --debug shows where",
-        )
-        return 1
+        return _report(error)
     return result if isinstance(result, int) else 0  # --help and --version return a status
+
+
+def _report(error: Exception) -> int:
+    """Print an error in one line, with a hint, and return its exit status."""
+    match error:
+        case IgcNasError(message=message, hint=hint, exit_code=status):
+            say(f"igc-nas: {printable(message, lines=False)}")
+            say(*([f"  {printable(hint, lines=False)}"] if hint else []))
+            return status
+        case OSError():  # a file name, a permission, a full disk
+            place = f"{error.filename!s:.200}: " if error.filename else ""
+            text = f"{place}{error.strerror or error}"
+        case _:
+            text = f"internal error: {type(error).__name__}: {printable(str(error), lines=False)[:300]}"
+    say(f"igc-nas: {text}", "  --debug shows where")
+    return 1
