@@ -11,14 +11,14 @@ from hypothesis import HealthCheck, settings
 from igc_nas.cli import main
 from tests.support.commands import Answer, Command
 
-# Before torch is imported: some tests ask for two threads, and such as spin while they wait starve the other process.
+# Before torch is imported: some tests use two threads, which must not spin while idle beside the other process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# What is timed here is nobody's cache; a file for the whole run, and for the processes that tests start.
+# Timings of tests must not enter the user's cache: one cache for the whole run, and the processes that tests start.
 os.environ["IGC_NAS_CACHE"] = tempfile.mkdtemp(prefix="igc-nas-cache-")
 
-# Signals are sent to processes that tests start: what the run itself was told to ignore (nohup, a shell's background)
-# those must not be.
+# Tests send signals to the processes that they start. A child inherits ignored signals (of nohup, of a shell's
+# background job), so they are set to their defaults here.
 if "PYTEST_XDIST_WORKER" in os.environ:
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)

@@ -6,7 +6,7 @@ Imported by `__main__` only. Commands import what they need when they run: `--he
 
 try:
     from igc_nas.cli.program import main, run
-except KeyboardInterrupt:  # Ctrl-C before `run` could hear it
+except KeyboardInterrupt:  # Ctrl-C while modules are imported, before `run` handles it
     raise SystemExit(130) from None
 
 __all__ = ["main", "run"]

@@ -1,4 +1,4 @@
-"""igc-nas bench: ratios and curves, printed with their conditions; nothing is asserted about a clock."""
+"""`igc-nas bench`: benchmarks, whose results are printed with their conditions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def bench() -> None:
-    """Measure what lowering is worth on this machine, over fixed architectures; compare samplers; time the engine."""
+    """Benchmark lowering, samplers and the search engine.
+
+    Lowering is measured on this machine, over fixed architectures.
+    """
 
 
 @bench.command("train")
@@ -30,7 +33,7 @@ def bench() -> None:
 @device_option
 @as_json
 def train(batch: int | None, resolution: int | None, device: str, as_json: bool) -> None:
-    """Training steps in the chosen forms against the factored network in float32."""
+    """Training steps: chosen forms against factored float32."""
     found = _prepared(device)
     from igc_nas.bench.training import bench_train
 
@@ -43,7 +46,7 @@ def train(batch: int | None, resolution: int | None, device: str, as_json: bool)
 @device_option
 @as_json
 def deploy(batches: tuple[int, ...], latency_runtime: str | None, device: str, as_json: bool) -> None:
-    """One pass in the best form against the factored network."""
+    """A forward pass: the best form against the factored network."""
     found = _prepared(device)
     from igc_nas.bench.deployment import bench_deploy
     from igc_nas.evaluation.runtimes import require
@@ -54,12 +57,15 @@ def deploy(batches: tuple[int, ...], latency_runtime: str | None, device: str, a
 
 
 @bench.command("latency")
-@click.option("--count", type=click.IntRange(3, 1000), default=20, show_default=True, help="Architectures.")
+@click.option("--count", type=click.IntRange(3, 1000), default=20, show_default=True, help="Number of architectures.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @device_option
 @as_json
 def latency(count: int, seed: int, device: str, as_json: bool) -> None:
-    """The same latencies twice, in random order: quiet, and beside a busy neighbour."""
+    """Repeatability of latencies, idle and beside a busy process.
+
+    Each architecture is measured twice, in random order.
+    """
     found = _prepared(device)
     from igc_nas.bench.latency import bench_latency
 
@@ -68,12 +74,15 @@ def latency(count: int, seed: int, device: str, as_json: bool) -> None:
 
 @bench.command("search")
 @click.option("--trials", type=click.IntRange(2, 1000), default=24, show_default=True, help="Trials of each search.")
-@click.option("--chunk", type=click.IntRange(1, 1000), default=6, show_default=True, help="Trials between turns.")
+@click.option("--chunk", type=click.IntRange(1, 1000), default=6, show_default=True, help="Trials in each turn.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @device_option
 @as_json
 def search(trials: int, chunk: int, seed: int, device: str, as_json: bool) -> None:
-    """A default search against one with --forms factored: time for the same trials."""
+    """Time of a default search against one with --forms factored.
+
+    Both evaluate the same trials, in turns.
+    """
     found = _prepared(device)
     from igc_nas.bench.search import bench_search
 
@@ -81,16 +90,18 @@ def search(trials: int, chunk: int, seed: int, device: str, as_json: bool) -> No
 
 
 @bench.command("workers")
-@click.option("--trials", type=click.IntRange(2, 1000), default=24, show_default=True, help="Trials of each kind.")
-@click.option("--chunk", type=click.IntRange(2, 1000), default=4, show_default=True, help="Trials between turns.")
-@click.option("--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), default="auto")
+@click.option("--trials", type=click.IntRange(2, 1000), default=24, show_default=True, help="Trials of each setting.")
+@click.option("--chunk", type=click.IntRange(2, 1000), default=4, show_default=True, help="Trials in each turn.")
+@click.option(
+    "--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), default="auto", show_default=True
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @device_option
 @as_json
 def workers(trials: int, chunk: int, dataset: str, seed: int, device: str, as_json: bool) -> None:
-    """One worker, two workers, one with two threads: trials an hour, and what measuring takes of a trial.
+    """Trials per hour with one worker, two, and one of two threads.
 
-    Twenty minutes on two cores.
+    Also the share of a trial that measuring takes. Takes twenty minutes on two cores.
     """
     found = _prepared(device)
     from igc_nas.bench.workers import bench_workers
@@ -99,13 +110,19 @@ def workers(trials: int, chunk: int, dataset: str, seed: int, device: str, as_js
 
 
 @bench.command("sampler")
-@click.option("--table", "tables", metavar="STUDY", multiple=True, help="A study that holds all of its space.")
-@click.option("--landscapes/--no-landscapes", default=True, show_default=True, help="Made-up errors over igc_cifar.")
-@click.option("--samplers", metavar="A,B,...", help="[default: all but `all`]")
+@click.option(
+    "--table", "tables", metavar="STUDY", multiple=True, help="A study that has evaluated its whole space (repeatable)."
+)
+@click.option(
+    "--landscapes/--no-landscapes", default=True, show_default=True, help="Include synthetic errors over igc_cifar."
+)
+@click.option("--samplers", metavar="A,B,...", help="[default: all but brute-force]")
 @click.option("--seeds", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs of each sampler.")
-@click.option("--evaluations", type=click.IntRange(1, 2000), default=200, show_default=True, help="Of each run.")
-@click.option("--workers", type=click.IntRange(1, 256), help="Processes. [default: one for each core]")
-@click.option("-o", "--output", type=FILE, help="Keep the runs in this file (JSON lines), and go on from it.")
+@click.option(
+    "--evaluations", type=click.IntRange(1, 2000), default=200, show_default=True, help="Evaluations of each run."
+)
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes. [default: one per core]")
+@click.option("-o", "--output", type=FILE, help="Record runs in this file (JSON lines), and continue from it.")
 @click.option("--html", type=FILE, help="Write the figure as a page.")
 @click.option("--png", type=FILE, help="Write the figure as a picture (needs kaleido).")
 @as_json
@@ -123,13 +140,14 @@ def sampler(
     as_json: bool,
     root: Path,
 ) -> None:
-    """Samplers replayed in virtual time: hypervolume over evaluations, and whether known-cost is ahead.
+    """Compare samplers by hypervolume over evaluations.
 
-    On tables (each answer is a recorded training) and on synthetic landscapes, whose truth is known. A few minutes.
+    Searches are replayed in virtual time on tabular benchmarks (recorded trainings) and on synthetic landscapes (errors
+    by a formula). Takes a few minutes.
     """
     quiet_threads(1)
     from igc_nas.bench.samplers.plots import figure_kind, write_figure
-    from igc_nas.bench.samplers.problems import landscapes as made_up
+    from igc_nas.bench.samplers.problems import landscapes as synthetic
     from igc_nas.bench.samplers.problems import tabular_benchmark
     from igc_nas.bench.samplers.report import SAMPLERS, bench_sampler, parse_samplers
     from igc_nas.errors import UsageError
@@ -138,8 +156,8 @@ def sampler(
     names = parse_samplers(samplers) if samplers is not None else SAMPLERS
     figures = [path for path in (html, png) if path]
     for path in figures:
-        figure_kind(path)  # refused before the work rather than after it
-    problems = [tabular_benchmark(load(name, root)) for name in tables] + [*(made_up() if landscapes else ())]
+        figure_kind(path)  # raises for an unknown suffix, before the replay
+    problems = [tabular_benchmark(load(name, root)) for name in tables] + [*(synthetic() if landscapes else ())]
     if not problems:
         raise UsageError("nothing to replay", "add --table STUDY, or --landscapes")
     report = bench_sampler(problems, names, seeds, evaluations, workers or usable_cores(), output, say)
@@ -150,19 +168,24 @@ def sampler(
 
 
 @bench.command("engine")
-@click.option("--trials", type=click.IntRange(2, 1_000_000), default=10_000, show_default=True, help="Trials to end.")
+@click.option(
+    "--trials", type=click.IntRange(2, 1_000_000), default=10_000, show_default=True, help="Trials to evaluate."
+)
 @click.option("--workers", type=click.IntRange(1, 10_000), default=256, show_default=True, help="Virtual evaluators.")
 @click.option(
     "--sampler",
     type=click.Choice(["known-cost", "stratified", "random", "tpe", "nsga2", "evolution"]),
     default="stratified",
     show_default=True,
-    help="Its time is not counted.",
+    help="Sampler; its time is not counted.",
 )
-@click.option("--storage", help="Another database than SQLite in a temporary folder; the study stays in it.")
+@click.option("--storage", help="Database, in which the study is kept. [default: SQLite in a temporary folder]")
 @as_json
 def engine(trials: int, workers: int, sampler: SamplerName, storage: str | None, as_json: bool) -> None:
-    """What coordinator and store cost for each trial: trials that take no time, on a real database."""
+    """Overhead of coordinator and store per trial.
+
+    Trials are evaluated in no time, and recorded in a real database.
+    """
     quiet_threads(1)
     from igc_nas.bench.engine import bench_engine
 
@@ -170,7 +193,7 @@ def engine(trials: int, workers: int, sampler: SamplerName, storage: str | None,
 
 
 def _prepared(device: str) -> Device:
-    """One thread, and the device."""
+    """The device, with torch set to one thread on it."""
     quiet_threads(1)
     from igc_nas.nn.device import configure_torch, find_devices
 

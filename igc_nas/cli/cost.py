@@ -1,4 +1,4 @@
-"""`igc-nas cost`: what an architecture costs, exactly."""
+"""`igc-nas cost`: exact counts of an architecture."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from igc_nas.errors import IgcNasError
 @click.command()
 @click.argument("arch")
 @classes_option
-@click.option("--check", is_flag=True, help="Build it and compare with torch's and ptflops' counters.")
+@click.option("--check", is_flag=True, help="Also count with torch and ptflops, and compare.")
 @as_json
 @studies_dir
 def cost(arch: str, classes: int | None, check: bool, as_json: bool, root: Path) -> None:
-    """Print what ARCH costs: parameters, MACs, FLOPs (2 per MAC) and activations of one image, exactly."""
+    """Print exact counts of ARCH: parameters, MACs and FLOPs.
+
+    MACs, FLOPs (2 per MAC) and activations are those of one image. For a paper's network also what the paper prints.
+    ARCH is a .toml file, a paper's network or STUDY:N.
+    """
     from igc_nas.arch.cost import cost_of
     from igc_nas.arch.plan import arch_id
 

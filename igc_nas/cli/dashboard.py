@@ -1,4 +1,4 @@
-"""`igc-nas dashboard`: studies as one self-contained page, written or served."""
+"""`igc-nas dashboard`: write or serve studies as one self-contained page."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PORT = 8321
 @click.command()
 @click.argument("study", nargs=-1, required=True)
 @click.option("-o", "--out", type=FILE, help="File to write. [default: dashboard.html in the study's folder]")
-@click.option("--picture", type=FILE, help="Write the front as a .png or .svg picture, too (needs igc-nas[png]).")
+@click.option("--picture", type=FILE, help="Also write the front as a .png or .svg picture (needs igc-nas[png]).")
 @click.option(
-    "--serve", "is_served", is_flag=True, help="Serve the page to this machine's browsers; it follows the search."
+    "--serve", "is_served", is_flag=True, help="Serve the page on 127.0.0.1 and update it while the search runs."
 )
-@click.option("--port", type=click.IntRange(0, 65_535), help=f"Port of --serve; 0 takes a free one. [default: {PORT}]")
+@click.option("--port", type=click.IntRange(0, 65_535), help=f"Port of --serve; 0: any free port. [default: {PORT}]")
 @storage_option
 @studies_dir
 def dashboard(
@@ -38,7 +38,10 @@ def dashboard(
     storage: str | None,
     root: Path,
 ) -> None:
-    """Write STUDY, or several side by side, as one self-contained page: fronts, trials, choices, forms, trainings."""
+    """Write or serve studies as one self-contained page.
+
+    It shows fronts, trials, choices, forms and trainings, of several studies side by side.
+    """
     from igc_nas.analysis.dashboard.document import write_dashboard
     from igc_nas.analysis.plots import front_picture
     from igc_nas.study.study import PAGE_FILE
@@ -77,5 +80,5 @@ def _serve(names: Sequence[str], studies: Sequence[Study], port: int, storage: s
     ]
     server = Server(Page(watched), port)
     put(server.url)
-    say("to this machine only; it follows the search. Ctrl-C ends it")
+    say("to this machine only, updated while the search runs. Ctrl-C ends it")
     server.run()

@@ -1,4 +1,4 @@
-"""`igc-nas data`: a dataset fetched, verified and installed."""
+"""`igc-nas data`: download, verify and install a dataset."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from igc_nas.cli.output import put, put_json
 
 @click.command()
 @click.argument("name", type=click.Choice(["cifar10", "cifar100", "shapes"]))
-@click.option("--from", "source", type=FILE, help="An archive or folder that you have: binary or python layout.")
-@click.option("--url", help="Another place to download the official archive from.")
+@click.option(
+    "--from", "source", type=FILE, help="A local archive or folder, in binary or python layout, to install from."
+)
+@click.option("--url", help="Another address of the official archive.")
 @data_dir_option
 @as_json
 def data(name: str, source: Path | None, url: str | None, data_dir: Path | None, as_json: bool) -> None:
-    """Fetch a dataset, verify it, and put it where searches look; a download that was cut goes on."""
+    """Download, verify and install a dataset.
+
+    An interrupted download is resumed.
+    """
     from igc_nas.data.datasets import data_dir as resolve
     from igc_nas.data.fetch import fetch
 

@@ -1,4 +1,4 @@
-"""What a terminal shows: tables on stdout, the progress of a search on stderr."""
+"""Studies, plans and trials as tables and lines for a terminal."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CANDIDATE_COLUMNS = (
 
 
 def front_table(study: Study, front: Sequence[Candidate], objectives: Sequence[str]) -> Group:
-    """The front of a study, with what its numbers are of."""
+    """A front as a table, titled with its study, data and latency conditions."""
     spec = study.spec
     volume = study.hypervolume(objectives)
     title = (
@@ -59,12 +59,12 @@ def front_table(study: Study, front: Sequence[Candidate], objectives: Sequence[s
 
 
 def data_label(dataset: str) -> str:
-    """The dataset's label, loud where it is synthetic."""
+    """The dataset's label, with a warning if it is synthetic."""
     return f"{dataset} (SYNTHETIC: says nothing about CIFAR)" if is_synthetic(dataset) else dataset
 
 
 def plan_table(title: str, rows: Iterable[LayerCost]) -> Group:
-    """A plan layer by layer: what it is, the shape it writes, parameters and MACs."""
+    """A plan layer by layer: the layer, its output shape, parameters and MACs."""
     columns = ("block", "layer", "shape", "params", "MACs")
     cells = (
         (
@@ -99,45 +99,44 @@ def layer_text(layer: Layer) -> str:
 
 
 def status_lines(status: Status) -> list[str]:
-    """How a study stands, for people."""
-    study, owner = status.study, status.owner
+    """The status of a study, and the commands to type next."""
+    study = status.study
     volume = study.hypervolume()
     ran = ", ".join(f"{count} {state}" for state, count in sorted(status.counts.items()))
     front = f"{len(study.front())} of {len(study.candidates)} candidates"
     head = [
         f"study     {study.spec.name}" + (f", in {study.folder}" if study.folder else ""),
         f"data      {data_label(study.spec.dataset)}",
-        f"searched  {_owner_words(owner)}",
+        f"search    {_holder_words(status.owner)}",
         f"trials    {ran or 'none yet'}",
         f"front     {front}" + ("" if volume is None else f"; hypervolume {volume:.4f}"),
     ]
-    running = [f"running   {_running_words(trial, far)}" for trial, far in status.running]
-    waiting = [f"waits     trial {trial.number}  {trial.arch}" for trial in status.interrupted]
+    running = [f"running   {_running_words(trial, progress)}" for trial, progress in status.running]
+    waiting = [f"waiting     trial {trial.number}  {trial.arch}" for trial in status.interrupted]
     failed = [f"failed    {failure_words(trial)}" for trial in status.failed]
     commands = [f"  {command}" for command in status.next_commands()]
     return [*head, *running, *waiting, *failed, *(["", "next:", *commands] if commands else [])]
 
 
-def _owner_words(owner: LockHolder | None) -> str:
-    if owner is None:
-        return "by nobody now"
-    seen = (
-        "" if owner.process.is_alive() else f", last seen {owner.seen} (another machine: it cannot be seen from here)"
-    )
-    return f"by {owner.process}, since {owner.since}{seen}"
+def _holder_words(holder: LockHolder | None) -> str:
+    if holder is None:
+        return "not running"
+    alive = holder.process.is_alive()  # on this machine; a process on another one cannot be looked up
+    seen = "" if alive else f", last seen {holder.seen} (on another machine)"
+    return f"running in {holder.process}, since {holder.since}{seen}"
 
 
-def _running_words(trial: Trial, far: Running | None) -> str:
-    doing = far.doing if far else "running"
-    if far and far.samples is not None and far.train_error is not None:
-        doing += f", {far.samples:,} images, accuracy {1 - far.train_error:.0%}"
+def _running_words(trial: Trial, progress: Running | None) -> str:
+    doing = progress.doing if progress else "running"
+    if progress and progress.samples is not None and progress.train_error is not None:
+        doing += f", {progress.samples:,} images, accuracy {1 - progress.train_error:.0%}"
     return f"trial {trial.number}  {doing}; by {trial.process}, since {trial.started}  {trial.arch}"
 
 
 def trial_lines(study: Study, trial: Trial) -> list[str]:
-    """What became of a trial; of one that failed, how to have it tried again."""
+    """The outcome of a trial; for a failed one also the command that tries it again."""
     wall = "" if trial.wall_s is None else f", {trial.wall_s:.1f} s"
-    lines = [f"{trial.state} in {study.spec.name}" + (f", begun {trial.started}{wall}" if trial.started else "")]
+    lines = [f"{trial.state} in {study.spec.name}" + (f", started {trial.started}{wall}" if trial.started else "")]
     if trial.state == "failed":
         argument = study_argument(study.folder, study.spec.name)
         again = f"{search_command(study.folder, study.spec.name)} --enqueue {argument}:{trial.number}"
@@ -146,6 +145,6 @@ def trial_lines(study: Study, trial: Trial) -> list[str]:
 
 
 def failure_words(trial: Trial) -> str:
-    """Why a trial failed, and where."""
+    """A failed trial's number, kind of failure, place and reason."""
     failure = "" if trial.failure is None else f"{trial.failure.kind}, {trial.failure.where}: "
     return f"trial {trial.number}  {failure}{trial.reason or 'no reason is recorded'}"

@@ -1,8 +1,9 @@
-"""The command that writes a network for others: export."""
+"""`igc-nas export`: write an architecture, with weights or without, in formats that need no igc-nas."""
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,73 +21,88 @@ if TYPE_CHECKING:
     from igc_nas.nn.network import Network
 
 
+@dataclass(frozen=True)
+class ExportRequest:
+    """The options of `igc-nas export`, one field each. None: not given."""
+
+    what: str
+    pick: str | None
+    kind: str | None
+    weights: Path | None
+    untrained: bool
+    form: str | None
+    seed: int
+    classes: int | None
+    out: Path | None
+    force: bool
+    storage: str | None
+    root: Path
+
+
 @click.command()
 @click.argument("what", metavar="STUDY|ARCH")
-@click.option("--pick", help="Of a study: knee, best-error, trial:N or under:params=500k. [default: knee]")
+@click.option("--pick", help="Which trial of a STUDY: knee, best-error, trial:N or under:params=500k. [default: knee]")
 @click.option(
     "--format",
     "kind",
     type=click.Choice(FORMATS),
-    help="A config, one PyTorch file, ONNX, torch's exported program, or a folder of them. [default: by the ending "
+    help="A config, one PyTorch file, ONNX, torch's exported program, or a folder of them. [default: by the suffix "
     "of -o, else toml]",
 )
-@click.option("--weights", type=FILE, help="A weights.safetensors, or the folder of the training that wrote it.")
-@click.option("--untrained", is_flag=True, help="Write onnx, pt2 or a folder's ONNX file with random weights.")
-@click.option("--form", type=click.Choice(FORMS), help="Of onnx and pt2: which chains are multiplied out. [default: "
-              "the fastest, measured here, of those that the study allows]")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of random weights.")
+@click.option("--weights", type=FILE, help="A weights.safetensors file, or the folder of the training that wrote it.")
+@click.option("--untrained", is_flag=True, help="Write ONNX or pt2 files with random weights.")
+@click.option("--form", type=click.Choice(FORMS), help="Form of the network in ONNX and pt2 files. [default: the "
+              "fastest, measured here, of those that the study allows]")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of random weights.")
 @classes_option
 @click.option("-o", "--out", type=FILE, help="File or folder to write. [default: stdout, for toml and py]")
 @click.option("--force", is_flag=True, help="Overwrite the file, or the folder of an earlier export.")
 @storage_option
 @studies_dir
-def export(
-    what: str, pick: str | None, out: Path | None, force: bool, storage: str | None, root: Path, **flags: Any
-) -> None:
-    """Write an architecture of STUDY, or ARCH, as a file or a folder that others can use.
+def export(**options: Any) -> None:
+    """Write an architecture as files that need no igc-nas.
 
-    ARCH is a .toml file, a paper's network, STUDY:N, or the folder of a training (its weights then go with it). What
-    is written is read back and compared with the network first.
+    It is one of STUDY (see --pick), or ARCH: a .toml file, a paper's network, STUDY:N, or the folder of a training
+    (its weights are then exported, too). Before anything is written it is read back and compared with the network.
     """
     from igc_nas.export.source import unfinished_text
 
-    kind = flags["kind"] or _format_by_name(out)
-    source, weights = _source(what, pick, flags["classes"], root, storage)
-    weights = flags["weights"] or (None if kind == "toml" else weights)
-    _check_flags(kind, weights, out, flags)
+    request = ExportRequest(**options)
+    kind, out = request.kind or _format_by_suffix(request.out), request.out
+    source, weights = _source(request)
+    weights = request.weights or (None if kind == "toml" else weights)
+    _check_options(kind, weights, request)
     if out is not None:
-        _check_place(kind, out, force)
+        _check_place(kind, out, request.force)
     if (unfinished := unfinished_text(source)) is not None:
         say(f"{source.name}: {unfinished}")
-    lines = _write(kind, source, weights, out, flags)
+    lines = _write(kind, source, weights, request)
     if out is not None:
         say(f"{source.name}: {source.arch}", *lines, f"wrote {out}")
         if kind == "toml":
             say(f"igc-nas train {out}")
 
 
-def _format_by_name(out: Path | None) -> str:
-    ending = out.suffix.lower().removeprefix(".") if out else ""
-    return ending if ending in ("py", "onnx", "pt2") else "toml"
+def _format_by_suffix(out: Path | None) -> str:
+    suffix = out.suffix.lower().removeprefix(".") if out else ""
+    return suffix if suffix in ("py", "onnx", "pt2") else "toml"
 
 
-def _source(
-    what: str, pick: str | None, classes: int | None, root: Path, storage: str | None
-) -> tuple[Source, Path | None]:
-    """(what is exported, the weights that go with it)."""
+def _source(request: ExportRequest) -> tuple[Source, Path | None]:
+    """(the architecture to export, the folder of its training if it is named by that)."""
     from igc_nas.export.source import Source
 
-    one = _one(what, classes, root, storage)
-    if one is None:
-        study = load(what, root, storage)
-        return Source.of_trial(study, study.pick_trial(pick or "knee"), classes), None
-    if pick is not None:
-        raise UsageError(f"--pick goes with a study, and {what!r:.80} is one architecture")
-    return one
+    found = _architecture(request.what, request.classes, request.root, request.storage)
+    if found is None:
+        study = load(request.what, request.root, request.storage)
+        return Source.of_trial(study, study.pick_trial(request.pick or "knee"), request.classes), None
+    if request.pick is not None:
+        raise UsageError(f"--pick goes with a study, and {request.what!r:.80} is one architecture")
+    return found
 
 
-def _one(what: str, classes: int | None, root: Path, storage: str | None) -> tuple[Source, Path | None] | None:
-    """The one architecture that `what` names, with the weights that go with it; None where it can only be a study."""
+def _architecture(what: str, classes: int | None, root: Path, storage: str | None) -> tuple[Source, Path | None] | None:
+    """The architecture that `what` names, with the folder of its training; None if `what` can only be a study."""
     from igc_nas.export.source import Source
     from igc_nas.io.files import is_file
     from igc_nas.study.lookup import is_named, load_architecture, named_trial
@@ -104,25 +120,25 @@ def _one(what: str, classes: int | None, root: Path, storage: str | None) -> tup
     return Source.of_trial(study, study.pick_trial(f"trial:{trial.number}"), classes), None
 
 
-def _check_flags(kind: str, weights: Path | None, out: Path | None, flags: dict[str, Any]) -> None:
-    """Refuse what does not go together, before anything is built."""
+def _check_options(kind: str, weights: Path | None, request: ExportRequest) -> None:
+    """Raise `UsageError` for options that exclude each other, before anything is built."""
     if kind == "toml" and weights:
         raise UsageError("a config holds no weights: --weights does not go with toml", "add --format py, onnx or dir")
-    if weights and flags["untrained"]:
+    if weights and request.untrained:
         raise UsageError("--weights and --untrained exclude each other")
     if kind in ("toml", "py"):
-        for name in ("untrained", "form"):
-            if flags[name]:
+        for name, given in (("untrained", request.untrained), ("form", request.form)):
+            if given:
                 raise UsageError(f"--{name} does not go with {kind}", "it goes with --format onnx, pt2 or dir")
-    elif out is None:
-        ending = "" if kind == "dir" else f".{kind}"
-        raise UsageError(f"{kind} is not for stdout", f"say where: -o model{ending}")
-    if not weights and not flags["untrained"]:
+    elif request.out is None:
+        suffix = "" if kind == "dir" else f".{kind}"
+        raise UsageError(f"{kind} is not for stdout", f"name a file or folder: -o model{suffix}")
+    if not weights and not request.untrained:
         if kind in ("onnx", "pt2"):
             raise UsageError(
                 f"{kind} holds weights, and there are none", "add --weights FILE, or --untrained for random ones"
             )
-        if flags["form"]:
+        if request.form:
             raise UsageError("--form is of model.onnx, which holds weights", "add --weights FILE, or --untrained")
 
 
@@ -135,8 +151,9 @@ def _check_place(kind: str, out: Path, force: bool) -> None:
         raise UsageError(f"{out} is a folder", "choose another -o")
 
 
-def _write(kind: str, source: Source, weights: Path | None, out: Path | None, flags: dict[str, Any]) -> list[str]:
-    """Write one format, once it is known to be right; what to say of it."""
+def _write(kind: str, source: Source, weights: Path | None, request: ExportRequest) -> list[str]:
+    """Write one format, after it was compared with the network; returns lines that describe it."""
+    out = request.out
     if kind == "toml":
         from igc_nas.export.source import config_text
 
@@ -146,19 +163,19 @@ def _write(kind: str, source: Source, weights: Path | None, out: Path | None, fl
     quiet_threads(threads)
     from igc_nas.export.weights import loaded
 
-    source, network = loaded(source, weights, flags["seed"])
+    source, network = loaded(source, weights, request.seed)
     lines = [f"weights  {weights}" + (f": {source.trained}" if source.trained else "")] if weights else []
-    if flags["untrained"]:
-        lines.append(f"weights  UNTRAINED: random, of seed {flags['seed']}; this network classifies nothing")
+    if request.untrained:
+        lines.append(f"weights  UNTRAINED: random, of seed {request.seed}; predictions are meaningless")
     if kind == "py":
         error = _write_standalone(source, network, out)
         return [*lines, f"checked  in a process of its own, against the network: {_error_text(error)}"]
     assert out is not None
     if kind == "dir":
-        return [*lines, *_write_folder(source, network, bool(weights), out, flags)]
+        return [*lines, *_write_folder(source, network, bool(weights), out, request)]
     from igc_nas.io.files import write_whole
 
-    graph = _graph("onnx" if kind == "onnx" else "pt2", source, network, flags["form"])
+    graph = _graph("onnx" if kind == "onnx" else "pt2", source, network, request.form)
     write_whole(out, graph.data)
     return [*lines, *graph.lines(source.cost.params)]
 
@@ -184,11 +201,11 @@ def _write_standalone(source: Source, network: Network, out: Path | None) -> flo
     return error
 
 
-def _write_folder(source: Source, network: Network, trained: bool, out: Path, flags: dict[str, Any]) -> list[str]:
+def _write_folder(source: Source, network: Network, trained: bool, out: Path, request: ExportRequest) -> list[str]:
     from igc_nas.export.folder import write_folder
 
     graph, no_onnx = None, "it would hold weights, and there are none"
-    if trained or flags["untrained"]:
+    if trained or request.untrained:
         from igc_nas.evaluation.runtimes import require
 
         try:
@@ -196,11 +213,11 @@ def _write_folder(source: Source, network: Network, trained: bool, out: Path, fl
         except UsageError as error:
             no_onnx = f"{error.message} ({error.hint})"
         else:
-            graph, no_onnx = _graph("onnx", source, network, flags["form"]), ""
+            graph, no_onnx = _graph("onnx", source, network, request.form), ""
     write_folder(out, source, network, trained, graph, no_onnx)
-    lines = [] if trained else ["weights  none: igc-nas train makes them, --weights takes them along"]
+    lines = [] if trained else ["weights  none: igc-nas train makes them, --weights adds them"]
     if graph is None:
-        return [*(lines if not flags["untrained"] else []), f"no model.onnx: {no_onnx}"]
+        return [*(lines if not request.untrained else []), f"no model.onnx: {no_onnx}"]
     return graph.lines(source.cost.params)
 
 
@@ -213,7 +230,7 @@ def _graph(kind: Any, source: Source, network: Network, form: str | None) -> Gra
 
 
 def _exporter(source: Source) -> Exporter:
-    """Forms are chosen as the study's latencies are, but on this machine's CPU; without a study any form will do."""
+    """Exports in a form that the study's spec allows (without a study: any), measured on this machine's CPU."""
     from igc_nas.export.graph import Exporter
     from igc_nas.nn.device import configure_torch, find_devices
     from igc_nas.nn.lowering.timing_cache import timing_cache_for
@@ -222,10 +239,10 @@ def _exporter(source: Source) -> Exporter:
     device = find_devices("cpu")[0]
     own = {"device": device.name, "runtime": "onnxruntime", "input": source.arch.input, "memory_format": "contiguous"}
     away = {"remote": False, "cuda_graph": False, "cold_cache": False}
-    question = source.study.spec if source.study else None
-    spec = question.latency.model_copy(update=own | away) if question else LatencySpec(**own, forms="any")  # type: ignore[arg-type]
+    study_spec = source.study.spec if source.study else None
+    spec = study_spec.latency.model_copy(update=own | away) if study_spec else LatencySpec(**own, forms="any")  # type: ignore[arg-type]
     configure_torch(device, spec.threads)
-    limit = question.budget.params if question else None
+    limit = study_spec.budget.params if study_spec else None
     return Exporter(spec, device, limit, timing_cache_for(device.name, spec.threads, "deployment"), say)
 
 

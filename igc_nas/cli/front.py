@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("study")
-@click.option("--objectives", help="Another front than the study's own: two or three objectives.")
+@click.option("--objectives", help="Two or three objectives. [default: the study's own]")
 @as_json
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @storage_option
@@ -34,12 +34,12 @@ def front(study: str, objectives: str | None, as_json: bool, as_csv: bool, stora
     print_front(loaded, names, "json" if as_json else "csv" if as_csv else "table")
 
 
-def print_front(study: Study, objectives: tuple[str, ...], form: str) -> None:
-    """Print a study's front as a table, JSON or CSV."""
+def print_front(study: Study, objectives: tuple[str, ...], output: Literal["table", "json", "csv"]) -> None:
+    """Print a study's front by these objectives."""
     from igc_nas.analysis.tables import candidate_row
 
     members = study.front(objectives)
-    if form == "json":
+    if output == "json":
         spec = study.spec
         put_json(
             {
@@ -53,7 +53,7 @@ def print_front(study: Study, objectives: tuple[str, ...], form: str) -> None:
                 "candidates": [candidate_row(c) for c in members],
             }
         )
-    elif form == "csv":
+    elif output == "csv":
         from igc_nas.analysis.tables import csv_text
 
         click.echo(csv_text(members), nl=False)

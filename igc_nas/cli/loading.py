@@ -1,17 +1,20 @@
-"""Studies and architectures by the names that people type."""
+"""Studies and architectures by the names given on the command line."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from igc_nas.arch.config import ArchConfig
     from igc_nas.study.study import Study
 
+MOST_BYTES = 4_000_000
+"""Of an architecture's file: what follows is not read."""
+
 
 def load(name: str | Path, root: Path, storage: str | None = None) -> Study:
-    """A study: as the database `storage` holds it, where that has it, else by its folder."""
+    """A study: from the database `storage` if it is there, else from its folder. Raises `StudyError`."""
     from igc_nas.errors import StudyError
     from igc_nas.study.study import load_study
 
@@ -30,29 +33,27 @@ def load(name: str | Path, root: Path, storage: str | None = None) -> Study:
 
 
 def architecture(name: str, classes: int | None, root: Path) -> ArchConfig:
-    """An architecture."""
+    """An architecture by its file, a paper's name or `STUDY:N`; `classes` replaces its number of classes."""
     from igc_nas.study.lookup import load_architecture
 
     return load_architecture(name, classes, root)
 
 
-def architecture_on_stdin(classes: int | None) -> ArchConfig:
-    """An architecture's file on stdin."""
-    import sys
-
+def read_architecture(file: BinaryIO, name: str, classes: int | None) -> ArchConfig:
+    """An architecture as TOML from an open file; errors call the file `name`. Raises `ConfigError`."""
     from igc_nas.arch.config import ArchConfig
     from igc_nas.errors import ConfigError
 
     try:
-        text = sys.stdin.buffer.read(4_000_000).decode()
+        text = file.read(MOST_BYTES).decode()
     except UnicodeDecodeError:
-        raise ConfigError("stdin is not UTF-8 text") from None
-    found = ArchConfig.from_toml(text, "stdin")
+        raise ConfigError(f"{name} is not UTF-8 text") from None
+    found = ArchConfig.from_toml(text, name)
     return found if classes is None else found.with_classes(classes)
 
 
 def quiet_threads(threads: int) -> None:
-    """Before torch is imported: threads that sleep when they have nothing to do."""
+    """Set OpenMP to `threads` threads that sleep while idle. Has an effect only before torch is imported."""
     import os
 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))

@@ -1,111 +1,138 @@
-"""igc-nas measure: what the MACs promise, what the device gives."""
+"""`igc-nas measure`: the latency of an architecture here, in all its forms, or of a study's candidates again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from igc_nas.cli.loading import architecture, architecture_on_stdin, load, quiet_threads
+from igc_nas.cli.loading import architecture, load, quiet_threads, read_architecture
 from igc_nas.cli.options import COUNT, as_json, classes_option, device_option, runtime_option, studies_dir
 from igc_nas.cli.output import put, put_json, say
 from igc_nas.errors import StudyError, UsageError
 
 if TYPE_CHECKING:
     from igc_nas.arch.config import ArchConfig
-    from igc_nas.study.records import Candidate, Latency
+    from igc_nas.engine.remeasuring import Remeasured
+    from igc_nas.study.records import Latency
     from igc_nas.study.spec import RuntimeName
     from igc_nas.study.study import Study
 
-KEEP_EVERY = 20
-"""Measured candidates between two writes."""
+OF_ONE_ARCHITECTURE = (
+    "classes", "device", "batch", "threads", "latency_runtime", "forms", "budget_params", "cuda_graph", "cold_cache",
+    "energy",
+)  # fmt: skip
+"""Options that `--study` excludes: the study has its own conditions."""
+
+
+@dataclass(frozen=True)
+class MeasureRequest:
+    """The options of `igc-nas measure`, one field each. None: not given."""
+
+    arch: str | None
+    study_name: str | None
+    keep: bool
+    classes: int | None
+    device: str
+    batch: int
+    threads: int
+    latency_runtime: RuntimeName | None
+    forms: Literal["any", "factored"]
+    budget_params: int | None
+    cuda_graph: bool
+    cold_cache: bool
+    energy: bool
+    latency_command: str | None
+    as_json: bool
+    root: Path
 
 
 @click.command()
 @click.argument("arch", required=False)
-@click.option("--study", "study_name", help="Measure the candidates of a study again, in one quiet pass.")
-@click.option("--keep", is_flag=True, help="With --study: measure what is noisy, and record what no longer is.")
+@click.option("--study", "study_name", help="Measure the candidates of this study again, one after the other.")
+@click.option("--keep", is_flag=True, help="With --study: measure noisy candidates; quiet new latencies are recorded.")
 @classes_option
 @device_option
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images per pass.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads, on a CPU.")
 @runtime_option
 @click.option("--forms", type=click.Choice(["any", "factored"]), default="any", show_default=True, help="Forms to run.")
-@click.option("--budget-params", type=COUNT, help="Only forms with at most so many parameters.")
-@click.option("--cuda-graph/--no-cuda-graph", default=True, show_default=True, help="On a GPU, replay a graph.")
+@click.option("--budget-params", type=COUNT, help="Upper limit on a form's parameters, inclusive: 500k.")
+@click.option("--cuda-graph/--no-cuda-graph", default=True, show_default=True, help="On a GPU, replay a CUDA graph.")
 @click.option("--cold-cache", is_flag=True, help="On a GPU, empty its L2 cache before every pass.")
-@click.option("--energy", is_flag=True, help="On a GPU, energy of one pass, too (takes 3 s more).")
-@click.option("--latency-command", envvar="IGC_NAS_LATENCY_COMMAND", help="With --study: what measures elsewhere.")
+@click.option("--energy", is_flag=True, help="On a GPU, also measure the energy of one pass (3 s more).")
+@click.option(
+    "--latency-command",
+    envvar="IGC_NAS_LATENCY_COMMAND",
+    help="With --study: the command that measures, for a study of another machine's latencies.",
+)
 @as_json
 @studies_dir
-def measure(arch: str | None, study_name: str | None, keep: bool, as_json: bool, root: Path, **flags: Any) -> None:
-    """Measure the latency of ARCH here, in all its forms, beside a fixed reference network.
+def measure(**options: Any) -> None:
+    """Measure the latency of ARCH on this machine, in all its forms.
 
-    ARCH is a .toml file, - (TOML on stdin), a paper's network or STUDY:N. With --study the candidates of a study are
-    measured again under the study's conditions; with --keep those that were noisy, and a quiet new latency replaces
-    the old one (the study's database is made anew from trials.jsonl by the next search).
+    Each round also times a fixed reference network. ARCH is a .toml file, - (TOML on stdin), a paper's network or
+    STUDY:N. With --study the candidates of a study are measured again under the study's conditions. With --keep only
+    its noisy ones are, and each new latency that is not noisy replaces the recorded one (the next search rebuilds the
+    study's database from trials.jsonl).
     """
-    if keep and study_name is None:
+    request = MeasureRequest(**options)
+    if request.keep and request.study_name is None:
         raise UsageError("--keep goes with --study")
-    if (arch is None) == (study_name is None):
+    if (request.arch is None) == (request.study_name is None):
         raise UsageError("name an architecture or a --study, one of the two", "igc-nas measure igcv1-l24m2-d20")
-    if study_name is not None:
+    if request.study_name is not None:
         _refuse_conditions()
-        _measure_study(load(study_name, root), flags, keep, as_json)
+        _measure_study(load(request.study_name, request.root), request)
         return
-    assert arch is not None
-    config = architecture_on_stdin(flags["classes"]) if arch == "-" else architecture(arch, flags["classes"], root)
-    quiet_threads(flags["threads"])
-    latency = _measurer(config, flags)(config)
-    put_json(_facts(latency, config)) if as_json else put(*_lines(latency, config))
+    assert request.arch is not None
+    config = (
+        read_architecture(sys.stdin.buffer, "stdin", request.classes)
+        if request.arch == "-"
+        else architecture(request.arch, request.classes, request.root)
+    )
+    quiet_threads(request.threads)
+    latency = _measured(config, request)
+    put_json(_facts(latency, config)) if request.as_json else put(*latency_lines(latency, config))
 
 
 def _refuse_conditions() -> None:
-    """A study's own conditions hold for its candidates: no flag may change them."""
+    """Raise `UsageError` if an option is given that `--study` excludes."""
     context = click.get_current_context()
-    own = ("classes", "device", "batch", "threads", "latency_runtime", "forms", "budget_params", "cuda_graph")
-    for name in (*own, "cold_cache", "energy"):
+    for name in OF_ONE_ARCHITECTURE:
         if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
             raise UsageError(f"--{name.replace('_', '-')} does not go with --study", "the study's own conditions hold")
 
 
-def _measurer(config: ArchConfig, flags: dict[str, Any]) -> Callable[[ArchConfig], Latency]:
-    from igc_nas.evaluation.latency import Measurer
+def _measured(config: ArchConfig, request: MeasureRequest) -> Latency:
+    """The architecture's latency on a device of this machine. Raises what `Measurer` raises."""
+    from igc_nas.engine.remeasuring import local_measurer
     from igc_nas.evaluation.runtimes import require
-    from igc_nas.nn.device import configure_torch, find_devices
-    from igc_nas.nn.lowering.timing_cache import timing_cache_for
+    from igc_nas.nn.device import find_devices
     from igc_nas.study.spec import LatencySpec
 
-    device = find_devices(flags["device"])[0]
-    runtime: RuntimeName = flags["latency_runtime"] or "eager"
+    device = find_devices(request.device)[0]
+    runtime: RuntimeName = request.latency_runtime or "eager"
     require(runtime)
-    configure_torch(device, flags["threads"])
-    limit = flags["budget_params"]
     spec = LatencySpec(
         device=device.name,
-        batch=flags["batch"],
-        threads=flags["threads"],
+        batch=request.batch,
+        threads=request.threads,
         runtime=runtime,
-        forms="within-budget" if limit and flags["forms"] == "any" else flags["forms"],
+        forms="within-budget" if request.budget_params and request.forms == "any" else request.forms,
         input=config.input,
-        cuda_graph=device.kind == "cuda" and flags["cuda_graph"],
-        cold_cache=device.kind == "cuda" and flags["cold_cache"],
+        cuda_graph=device.kind == "cuda" and request.cuda_graph,
+        cold_cache=device.kind == "cuda" and request.cold_cache,
     )
-    measurer = Measurer(
-        spec, device, limit, timing_cache_for(device.name, spec.threads, "deployment"), energy=flags["energy"]
-    )
-
-    def measured(arch: ArchConfig) -> Latency:
-        with measurer.cache:
-            return measurer(arch)
-
-    return measured
+    return local_measurer(spec, device, request.budget_params, energy=request.energy)(config)
 
 
 def _facts(latency: Latency, config: ArchConfig) -> dict[str, Any]:
-    """The record as JSON, with what the architecture costs: what another machine's search reads, too."""
+    """The record with the architecture's cost, for JSON; a search with `--latency-command` reads it."""
     from igc_nas.arch.cost import cost_of
     from igc_nas.evaluation.latency import REFERENCE
 
@@ -113,7 +140,8 @@ def _facts(latency: Latency, config: ArchConfig) -> dict[str, Any]:
     return {**latency.model_dump(mode="json"), "n": latency.n, "reference": REFERENCE, **cost, "arch": config.to_dict()}
 
 
-def _lines(latency: Latency, config: ArchConfig) -> list[str]:
+def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
+    """A measurement of `config` for people: median and interval, form by form, and the conditions."""
     from igc_nas.analysis.words import conditions_words, interval_words, noise_words
     from igc_nas.arch.cost import cost_of
     from igc_nas.evaluation.latency import REFERENCE
@@ -153,87 +181,64 @@ def _lines(latency: Latency, config: ArchConfig) -> list[str]:
     ]
 
 
-def _measure_study(study: Study, flags: dict[str, Any], keep: bool, as_json: bool) -> None:
-    """Measure every candidate again, or the noisy ones to keep what is quiet, and hold it against its record."""
+def _measure_study(study: Study, request: MeasureRequest) -> None:
+    """Measure a study's candidates again (with `--keep` the noisy ones, for the record); compare with the record."""
     if not study.candidates:
         raise StudyError(f"{study.spec.name} has no completed trial yet")
-    candidates = [c for c in study.candidates if c.latency.noisy or not keep]
+    candidates = [c for c in study.candidates if c.latency.noisy or not request.keep]
     if not candidates:
         say(f"none of the {len(study.candidates)} latencies of {study.spec.name} is noisy")
         return
     quiet_threads(study.spec.latency.threads)
-    measurer = _of_study(study, flags)
-    rows: list[tuple[Candidate, Latency]] = []
-    for done, candidate in enumerate(candidates, start=1):
-        latency = measurer(candidate.arch)
-        rows.append((candidate, latency))
+    from igc_nas.engine.remeasuring import remeasure, study_measurer
+
+    measure_one = study_measurer(study.spec, request.latency_command)
+    rows: list[Remeasured] = []
+    for row in remeasure(study, candidates, measure_one, keep=request.keep):
+        rows.append(row)
         say(
-            f"{done}/{len(candidates)}  trial {candidate.trial}: {latency.normalised_ms:.3f} ms"
-            f"{' noisy' if latency.noisy else ''}"
+            f"{len(rows)}/{len(candidates)}  trial {row.candidate.trial}: {row.latency.normalised_ms:.3f} ms"
+            f"{' noisy' if row.latency.noisy else ''}"
         )
-        if keep and (done % KEEP_EVERY == 0 or done == len(candidates)):
-            _keep(study, rows)
+    put_json(_study_facts(study, rows)) if request.as_json else put(*_study_lines(rows))
+
+
+def _agreement(rows: Sequence[Remeasured]) -> tuple[float, float | None]:
+    """(median relative difference, rank correlation) of the recorded and the new latencies."""
     from igc_nas.analysis.ranking import agreement
 
-    recorded = [candidate.latency.normalised_ms for candidate, _ in rows]
-    again = [latency.normalised_ms for _, latency in rows]
-    difference, rank = agreement(recorded, again)
-    if as_json:
-        put_json(
+    return agreement([row.recorded_ms for row in rows], [row.latency.normalised_ms for row in rows])
+
+
+def _study_facts(study: Study, rows: Sequence[Remeasured]) -> dict[str, Any]:
+    difference, rank = _agreement(rows)
+    return {
+        "study": study.spec.name,
+        "median_difference": difference,
+        "rank_correlation": rank,
+        "rows": [
             {
-                "study": study.spec.name,
-                "median_difference": difference,
-                "rank_correlation": rank,
-                "rows": [
-                    {"trial": c.trial, "id": c.id, "recorded_ms": c.latency.normalised_ms, **_brief(latency)}
-                    for c, latency in rows
-                ],
+                "trial": row.candidate.trial,
+                "id": row.candidate.id,
+                "recorded_ms": row.recorded_ms,
+                **_brief(row.latency),
             }
-        )
-        return
-    put(f"{'trial':>5} {'recorded ms':>12} {'again ms':>10} {'change':>8}  form")
-    for candidate, latency in rows:
-        change = latency.normalised_ms / candidate.latency.normalised_ms - 1
-        noisy = f"  noisy: {'; '.join(latency.noise)}" if latency.noisy else ""
-        put(
-            f"{candidate.trial:>5} {candidate.latency.normalised_ms:>12.3f} {latency.normalised_ms:>10.3f} "
-            f"{100 * change:>+7.1f}%  {latency.form}{noisy}"
+            for row in rows
+        ],
+    }
+
+
+def _study_lines(rows: Sequence[Remeasured]) -> list[str]:
+    difference, rank = _agreement(rows)
+    lines = [f"{'trial':>5} {'recorded ms':>12} {'again ms':>10} {'change':>8}  form"]
+    for row in rows:
+        noisy = f"  noisy: {'; '.join(row.latency.noise)}" if row.latency.noisy else ""
+        lines.append(
+            f"{row.candidate.trial:>5} {row.recorded_ms:>12.3f} {row.latency.normalised_ms:>10.3f} "
+            f"{100 * row.change:>+7.1f}%  {row.latency.form}{noisy}"
         )
     correlation = "" if rank is None else f"; rank correlation {rank:.3f}"
-    put(f"median difference {100 * difference:.1f} % over {len(rows)} candidates{correlation}")
-
-
-def _keep(study: Study, rows: list[tuple[Candidate, Latency]]) -> None:
-    from igc_nas.engine.store import replace_latencies
-
-    assert study.folder is not None
-    replace_latencies(study.folder, {c.trial: latency for c, latency in rows if not latency.noisy})
-
-
-def _of_study(study: Study, flags: dict[str, Any]) -> Callable[[ArchConfig], Latency]:
-    spec, command = study.spec, flags["latency_command"]
-    if spec.latency.remote:
-        from igc_nas.evaluation.remote import CommandMeasurer
-
-        if command is None:
-            raise StudyError("the study's latencies were measured by a command", "give it with --latency-command")
-        remote = CommandMeasurer(command, spec.latency, spec.budget.params)
-        return lambda arch: remote(arch, spec.reference_ms)
-    from igc_nas.engine.search import matching_devices
-    from igc_nas.evaluation.latency import Measurer
-    from igc_nas.nn.device import configure_torch, find_devices
-    from igc_nas.nn.lowering.timing_cache import timing_cache_for
-
-    device = find_devices(matching_devices(spec.latency)[0])[0]
-    configure_torch(device, spec.latency.threads)
-    table = timing_cache_for(device.name, spec.latency.threads, "deployment")
-    measurer = Measurer(spec.latency, device, spec.budget.params, table)
-
-    def measured(arch: ArchConfig) -> Latency:
-        with table:
-            return measurer(arch, spec.reference_ms)
-
-    return measured
+    return [*lines, f"median difference {100 * difference:.1f} % over {len(rows)} candidates{correlation}"]
 
 
 def _brief(latency: Latency) -> dict[str, Any]:

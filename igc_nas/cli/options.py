@@ -1,4 +1,4 @@
-"""The kinds of values and the options that several commands share."""
+"""Types of option values, and the options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from igc_nas.io.units import parse_count, parse_ms, parse_seconds
 
 
 class Quantity(click.ParamType[Any]):
-    """A count, a latency or a duration with its unit."""
+    """A number with its unit: a count, a latency or a duration; `parse` raises `UsageError` for other text."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse, or fail as click does."""
+        """Parse `value`, or fail as a click type does."""
         try:
             return self._parse(value) if isinstance(value, str) else value
         except UsageError as error:
@@ -32,7 +32,7 @@ FILE = click.Path(path_type=Path)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 studies_dir = click.option(
-    "--studies-dir", "root", type=FILE, default=Path("studies"), show_default=True, help="Folder of your studies."
+    "--studies-dir", "root", type=FILE, default=Path("studies"), show_default=True, help="Folder that holds studies."
 )
 data_dir_option = click.option(
     "--data-dir", type=FILE, envvar="IGC_NAS_DATA", help="Folder of the datasets. [default: your cache folder]"
@@ -43,16 +43,16 @@ runtime_option = click.option(
     "--runtime",
     "latency_runtime",
     type=click.Choice(["eager", "compile", "onnxruntime", "openvino"]),
-    help="What runs the network that is measured. [default: eager]",
+    help="Runtime of latency measurements. [default: eager]",
 )
 latency_forms_option = click.option(
     "--latency-forms",
     type=click.Choice(["within-budget", "any", "factored"]),
-    help="The forms in which a network may be deployed: those whose parameters obey the budget, any, or as written.",
+    help="Forms allowed in deployment: within the parameter budget, any, or factored only. [default: within-budget]",
 )
 storage_option = click.option(
     "--storage",
     envvar="IGC_NAS_STORAGE",
-    help="The study's database: sqlite:///path or postgresql://user@host/name. [default: study.db in its folder]",
+    help="Database of the study: sqlite:///path or postgresql://user@host/name. [default: study.db in its folder]",
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")

@@ -1,4 +1,4 @@
-"""What commands print: data on stdout, everything else on stderr, nothing that could move a cursor."""
+"""Printing: data to stdout, everything else to stderr, with control characters replaced."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from igc_nas.io.text import printable
 
 
 def put(*lines: str) -> None:
-    """Print lines of data."""
+    """Print lines of data to stdout."""
     for line in lines:
         click.echo(printable(line))
 
 
 def say(*lines: str) -> None:
-    """Say lines to the person who watches."""
+    """Print lines for the user to stderr."""
     for line in lines:
         click.echo(printable(line), err=True)
 
 
 def put_json(value: Any) -> None:
-    """Print a value as JSON."""
+    """Print a value as JSON to stdout. Raises `ValueError` for NaN and infinity."""
     click.echo(json.dumps(value, indent=2, allow_nan=False))

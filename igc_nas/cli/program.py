@@ -1,4 +1,4 @@
-"""The program: the group of commands, and every way out of it with its exit status."""
+"""The program: the group of all commands, and the exit status of every outcome."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from igc_nas.io.text import printable
 from igc_nas.study.process import ENDING
 
 CLOSING_S = 10.0
-"""So long a second signal does not cut short what the first one has begun."""
+"""Seconds after a signal in which further ones are ignored, so that closing the study is not interrupted."""
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="igc-nas")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def program(debug: bool) -> None:  # `run` looks for --debug itself: it must know before a command fails to parse
+def program(debug: bool) -> None:  # `main` reads --debug itself: errors of parsing need it, too
     """Search for fast, small networks of interleaved group convolutions (IGCV1, IGCV2, IGCV3).
 
     Start with: igc-nas search --budget-params 2M
@@ -48,40 +48,43 @@ for command in (search, front, status, show, cost, space, report, measure, expor
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP, raised where the program is, so that everything is closed on the way out."""
+    """SIGTERM or SIGHUP, raised in the main thread, so that `with` and `finally` close the study."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
 
 
-def _hear_once() -> None:
-    """Have the signals that end a program raised where it is. One that is ignored (`nohup`) stays so."""
-    heard_at = -CLOSING_S
+def _raise_on_signals() -> None:
+    """Raise `KeyboardInterrupt` or `Terminated` on the signals in `ENDING`, unless one is ignored already (`nohup`)."""
+    raised_at = -CLOSING_S
 
-    def hear(number: int, _: object) -> None:
-        nonlocal heard_at
-        if time.monotonic() - heard_at < CLOSING_S:
+    def handle(number: int, _: object) -> None:
+        nonlocal raised_at
+        if time.monotonic() - raised_at < CLOSING_S:
             return
-        heard_at = time.monotonic()
+        raised_at = time.monotonic()
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, hear)
+            signal.signal(number, handle)
 
 
 def run() -> None:
-    """The entry point: every way out has its exit status and, where it is an error, one line and a hint."""
-    _hear_once()
+    """The entry point: run the command line and exit with its status."""
+    _raise_on_signals()
     sys.exit(main(sys.argv[1:]))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a command in this process and return its exit status; an error is printed on stderr."""
+    """Run a command in this process and return its exit status. An error is a line and a hint on stderr.
+
+    With `--debug`, errors are raised instead.
+    """
     debug = "--debug" in arguments
     try:
-        done = program.main([a for a in arguments if a != "--debug"], prog_name="igc-nas", standalone_mode=False)
+        result = program.main([a for a in arguments if a != "--debug"], prog_name="igc-nas", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return 2
@@ -93,26 +96,24 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
-    except IgcNasError as error:
-        if debug:
-            raise
-        say(
-            f"igc-nas: {printable(error.message, lines=False)}",
-            *([f"  {printable(error.hint, lines=False)}"] if error.hint else []),
-        )
-        return error.exit_code
-    except OSError as error:  # a name, a permission, a disk: what the system refuses, in its words
-        if debug:
-            raise
-        place = f"{error.filename!s:.200}: " if error.filename else ""
-        say(f"igc-nas: {place}{error.strerror or error}", "  --debug shows where")
-        return 1
     except Exception as error:
         if debug:
             raise
-        say(
-            f"igc-nas: internal error: {type(error).__name__}: {printable(str(error), lines=False)[:300]}",
-            "  --debug shows where",
-        )
-        return 1
-    return done if isinstance(done, int) else 0  # --help and --version return theirs
+        return _report(error)
+    return result if isinstance(result, int) else 0  # --help and --version return a status
+
+
+def _report(error: Exception) -> int:
+    """Print an error in one line, with a hint, and return its exit status."""
+    match error:
+        case IgcNasError(message=message, hint=hint, exit_code=status):
+            say(f"igc-nas: {printable(message, lines=False)}")
+            say(*([f"  {printable(hint, lines=False)}"] if hint else []))
+            return status
+        case OSError():  # a file name, a permission, a full disk
+            place = f"{error.filename!s:.200}: " if error.filename else ""
+            text = f"{place}{error.strerror or error}"
+        case _:
+            text = f"internal error: {type(error).__name__}: {printable(str(error), lines=False)[:300]}"
+    say(f"igc-nas: {text}", "  --debug shows where")
+    return 1

@@ -1,4 +1,4 @@
-"""Spellings of version 0.1: they still work, hidden from `--help`, and a line on stderr names the new ones."""
+"""Option spellings of version 0.1: they still work, are hidden from `--help`, and stderr names the current ones."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ import click
 from igc_nas.cli.output import say
 
 OPTIONS = {"--stop": "--prune-below", "--first": "--enqueue", "--studies": "--studies-dir", "--truth": "--reference"}
+"""Old spelling of an option to the current one."""
 
 
 class Program(click.Group):
-    """A group whose commands take options by their old names, too."""
+    """A group whose commands also take the old spellings of their options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, with the options' new names in place of old ones."""
-        return super().parse_args(ctx, [_current(argument) for argument in args])
+        """Parse `args` with every old spelling replaced; what follows `--` are no options."""
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*map(_current_spelling, args[:end]), *args[end:]])
 
 
 class RenamedChoice(click.Choice[str]):
-    """A choice some of whose values had other names: `renamed` maps old to new."""
+    """A choice that also takes old spellings of its values: `renamed` maps each to the current one."""
 
     def __init__(self, choices: tuple[str, ...], renamed: dict[str, str]) -> None:
         super().__init__(choices)
         self.renamed = renamed
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The value by its new name."""
+        """The value in its current spelling."""
         if value in self.renamed:
             say(f"{value} is now {self.renamed[value]}")
         return super().convert(self.renamed.get(value, value), param, ctx)
 
 
-def _current(argument: str) -> str:
+def _current_spelling(argument: str) -> str:
     name, equals, value = argument.partition("=")
     if name not in OPTIONS:
         return argument

@@ -1,4 +1,4 @@
-"""igc-nas report: what the errors of a study's short trainings are worth."""
+"""`igc-nas report`: how well the errors of a study's short trainings rank architectures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "--reference", metavar="STUDY2", help="Compare it with this study. [default: the longest training in STUDY/*]"
 )
 @click.option(
-    "--figures", "train_figures", is_flag=True, help="First train the networks of the papers' figures, in STUDY/papers."
+    "--figures", "train_figures", is_flag=True, help="First train the networks of the papers' figures, as STUDY/papers."
 )
 @data_dir_option
 @device_option
@@ -39,11 +39,12 @@ def report(
     as_json: bool,
     root: Path,
 ) -> None:
-    """Print how far STUDY's short trainings rank architectures as longer ones do, and as the papers' figures do.
+    """Print how well STUDY's short trainings rank architectures.
 
-    Kendall's tau-b with its 95 % interval for each rung, beside parameters, MACs and chance as predictors; overall and
-    inside bins of like parameters; recall of the best. Studies in folders of STUDY's own are taken in: a longer
-    recipe (STUDY/long), another seed (STUDY/seed1), the papers' networks (STUDY/papers).
+    They are compared with longer trainings of the same architectures and with the papers' figures: Kendall's tau-b
+    with its 95 % interval for each rung, beside parameters, MACs and a random order as predictors; over all, and
+    inside bins of similar parameters; recall of the best. The comparison includes the studies in STUDY's folder: a
+    longer recipe (STUDY/long), another seed (STUDY/seed1), the papers' networks (STUDY/papers).
     """
     from dataclasses import asdict
 
@@ -54,47 +55,25 @@ def report(
     if train_figures:
         _train_figures(loaded, data_dir, device)
     found = proxy_report(loaded, load(reference, root) if reference is not None else None)
-    knowledge = surrogate_quality(loaded)
+    surrogate = surrogate_quality(loaded)
     if as_json:
-        put_json(asdict(found) | {"surrogate": asdict(knowledge.validation) if knowledge else None})
+        put_json(asdict(found) | {"surrogate": asdict(surrogate.validation) if surrogate else None})
         return
     _print(found)
-    if knowledge:
-        put("", f"surrogate  {knowledge.sentence()}")
+    if surrogate:
+        put("", f"surrogate  {surrogate.sentence()}")
 
 
 def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
-    """Train the figures' networks by the study's recipe; what is trained already stays."""
-    from igc_nas.arch.papers import figures
+    """Train the networks of the papers' figures by the study's recipe; those already trained are kept."""
+    from igc_nas.engine.paper_networks import paper_networks_search
     from igc_nas.engine.progress import SearchDisplay
-    from igc_nas.engine.search import Run, search
-    from igc_nas.errors import StudyError
+    from igc_nas.engine.search import search
     from igc_nas.nn.device import find_devices
-    from igc_nas.space.budget import Budget
-    from igc_nas.study.defaults import default_extent
 
-    if study.folder is None or study.spec.latency.remote:
-        raise StudyError(f"the latencies of {study.spec.name} are another machine's", "train the figures there")
-    networks = tuple(point.arch for figure in figures(study.spec.classes) for point in figure.points)
-    fresh = {
-        "name": "papers",
-        "sampler": "random",
-        "prune_below": 0.0,
-        "budget": Budget(),
-        "bounds": {},
-        "reference_ms": None,
-    }
-    devices = find_devices(device)
-    run = Run(
-        study.folder / "papers",
-        trials=len(networks),
-        workers=default_extent(devices[0].kind, len(devices)).workers,
-        devices=tuple(found.torch_name for found in devices),
-        data_dir=data_dir,
-        enqueue=networks,
-    )
+    spec, run = paper_networks_search(study, find_devices(device), data_dir)
     with SearchDisplay(run.trials, None) as display:
-        for _ in search(study.spec.model_copy(update=fresh), run, on_event=display.show):
+        for _ in search(spec, run, on_event=display.show):
             pass
 
 
@@ -165,7 +144,7 @@ def _text(found: Tau, sign: str = "-") -> str:
 
 
 def _compared(found: ProxyReport) -> Iterator[str]:
-    """What is held against what, and what to know of it."""
+    """What is compared with what, and how that limits the conclusions."""
     study, reference = found.study, found.reference
     against = "its own end" if found.own_end else reference.name
     yield f"{study.name} against {against}: {found.shared} architectures" + ("" if found.own_end else " in both")
@@ -205,7 +184,7 @@ def _conditions(study: StudySummary) -> str:
 
 
 def _verdicts(found: ProxyReport) -> Iterator[str]:
-    """What the numbers say, each rung beside the parameter count; then what the seed alone does."""
+    """How each rung ranks beside the parameter count; then how much two seeds differ."""
     yield (
         f"tau-b: 1 is the reference's order, 0 none, -1 the reverse; inside bins ({found.bins}, of like parameters) "
         "only pairs of one bin count; 95 % bootstrap intervals over architectures (random: where 95 % of random orders "
@@ -259,7 +238,7 @@ def _inside(found: Tau) -> str:
 
 
 def _about_figures(found: ProxyReport) -> Iterator[str]:
-    """The papers' figures: which were trained, on what."""
+    """The papers' figures: how many of their networks were trained, and on which data."""
     from igc_nas.cli.display import data_label
 
     yield (

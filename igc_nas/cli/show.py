@@ -1,4 +1,4 @@
-"""`igc-nas show`: the layers of an architecture."""
+"""`igc-nas show`: the layers of an architecture, and the outcome of a trial."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from igc_nas.cli.output import put, put_json
 @as_json
 @studies_dir
 def show(arch: str, classes: int | None, as_json: bool, root: Path) -> None:
-    """Print the plan of ARCH as a table: every layer with its shape, parameters and MACs.
+    """Print every layer of ARCH, and the outcome of a trial.
 
-    Of a trial it says, too, what became of it; of one that failed, why and where.
+    A layer has its output shape, parameters and MACs; a failed trial its reason and place.
 
     ARCH is a .toml file, a paper's network (igcv1-l24m2-d20, igcv3-d-cifar, ...) or STUDY:N, trial N of a study.
     """

@@ -1,8 +1,8 @@
-"""`igc-nas space`: a search space, its choices, its exact size and costs."""
+"""`igc-nas space`: the choices, exact size and costs of a search space."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,73 +12,86 @@ from igc_nas.cli.output import put, put_json
 from igc_nas.errors import IgcNasError
 
 if TYPE_CHECKING:
-    pass
+    from igc_nas.space.search_space import SearchSpace
+
+PART_WIDTH = 37
+"""Columns of what the counts within a budget are of: a range of costs, or a stage's unit."""
 
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--classes", type=click.IntRange(1, 1_000_000), default=10, show_default=True, help="Classes.")
-@click.option("--budget-params", type=COUNT, help="A budget to hold the space against.")
-@click.option("--budget-macs", type=COUNT, help="A budget to hold the space against.")
+@click.option("--classes", type=click.IntRange(1, 1_000_000), default=10, show_default=True, help="Number of classes.")
+@click.option("--budget-params", type=COUNT, help="Count architectures with at most this many parameters.")
+@click.option("--budget-macs", type=COUNT, help="Count architectures with at most this many MACs.")
 @as_json
 def space(name: str | None, classes: int, budget_params: int | None, budget_macs: int | None, as_json: bool) -> None:
-    """Print a search space, its choices, its exact size, its smallest and largest costs; without NAME list them.
+    """Print a search space: its choices, exact size and costs.
 
-    With a budget: of the architectures within it, also by cost and by the unit of each stage.
+    Without NAME the spaces are listed. With a budget only the architectures within it count, and it is printed how
+    many are in each range of costs, and how many have each unit in each stage.
     """
-    from igc_nas.space.search_space import space_names
+    from igc_nas.space.search_space import SearchSpace, space_names
 
     if name is None:
         put_json(space_names()) if as_json else put(*space_names())
         return
+    found = SearchSpace.load(name, classes)
+    facts = space_facts(found, budget_params, budget_macs)
+    if as_json:
+        put_json({"space": found.name, "classes": classes, **facts, "file": found.file.to_dict()})
+    else:
+        put(*_lines(found, facts))
+
+
+def space_facts(space: SearchSpace, budget_params: int | None, budget_macs: int | None) -> dict[str, Any]:
+    """The size of a space and its smallest and largest costs; within a budget also what `Feasible.facts` counts.
+
+    Raises `InfeasibleError` if nothing is within the budget, `IgcNasError` if the space is too large to count.
+    """
     from igc_nas.arch.cost import cost_of
     from igc_nas.space.budget import Budget
     from igc_nas.space.feasible import Feasible
-    from igc_nas.space.search_space import METRICS, SearchSpace
+    from igc_nas.space.search_space import METRICS
 
-    found = SearchSpace.load(name, classes)
-    feasible = Feasible(found, Budget(params=budget_params, macs=budget_macs))
-    facts: dict[str, Any] = {"architectures": found.size}
+    feasible = Feasible(space, Budget(params=budget_params, macs=budget_macs))
     if feasible.limits:
         try:
-            facts = feasible.facts()
+            return feasible.facts()
         except OverflowError:
             raise IgcNasError(
-                f"{found.name} holds {found.size:,} architectures: too many to count those within a budget",
-                "ask without a budget, or of a smaller space",
+                f"{space.name} holds {space.size:,} architectures: too many to count those within a budget",
+                "leave out the budget, or choose a smaller space",
             ) from None
-    else:
-        for metric in METRICS:
-            facts[f"smallest_{metric}"] = getattr(cost_of(found.smallest(metric)), metric)
-            facts[f"largest_{metric}"] = getattr(cost_of(found.largest(metric)), metric)
-    if as_json:
-        put_json({"space": found.name, "classes": classes, **facts, "file": found.file.to_dict()})
-        return
-    put(f"{found.name}: {found.file.intent}", found.file.paper, "")
-    width = 37 if feasible.limits else max(map(len, facts))  # as wide as the parts below
-    put(*(f"{key:<{width}}  {value:>20,}" for key, value in facts.items() if isinstance(value, int)))
-    put(*(f"{key:<{width}}  {facts[key]:>20.4%}" for key in ("share", "acceptance") if key in facts), "")
-    if feasible.limits:
-        _put_parts(facts)
-    if found.file.complementary != "any":
-        put(f"every unit meets the {found.file.complementary} complementary condition")
-    put(f"stem      {_choices(found.file.stem)}")
-    for stage in found.stages:
+    facts: dict[str, Any] = {"architectures": space.size}
+    for metric in METRICS:
+        facts[f"smallest_{metric}"] = getattr(cost_of(space.smallest(metric)), metric)
+        facts[f"largest_{metric}"] = getattr(cost_of(space.largest(metric)), metric)
+    return facts
+
+
+def _lines(space: SearchSpace, facts: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"{space.name}: {space.file.intent}", space.file.paper, "")
+    width = PART_WIDTH if "bins" in facts else max(map(len, facts))
+    yield from (f"{key:<{width}}  {value:>20,}" for key, value in facts.items() if isinstance(value, int))
+    yield from (f"{key:<{width}}  {facts[key]:>20.4%}" for key in ("share", "acceptance") if key in facts)
+    yield ""
+    if "bins" in facts:
+        yield from _part_lines(facts)
+    if space.file.complementary != "any":
+        yield f"every unit meets the {space.file.complementary} complementary condition"
+    yield f"stem      {_choices(space.file.stem)}"
+    for stage in space.stages:
         for unit, choices in stage.choices.items():
-            put(f"stage {stage.number}   {unit}  {_choices(choices)}")
+            yield f"stage {stage.number}   {unit}  {_choices(choices)}"
 
 
-def _put_parts(facts: Mapping[str, Any]) -> None:
-    """How many of the architectures within a budget cost how much, and have which unit in which stage."""
-    put(
-        *(
-            f"{b['from']:>13,} to {b['to']:>13,} {facts['binned_by']:<6}  {b['architectures']:>20,}"
-            for b in facts["bins"]
-        )
-    )
+def _part_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """How many of the architectures within a budget are in each range of costs, and have each unit in each stage."""
+    for part in facts["bins"]:
+        yield f"{part['from']:>13,} to {part['to']:>13,} {facts['binned_by']:<6}  {part['architectures']:>20,}"
     for stage, units in facts["units"].items():
-        put(*(f"{stage} {unit:<30}  {count:>20,}" for unit, count in units.items()))
-    put("")
+        yield from (f"{stage} {unit:<30}  {count:>20,}" for unit, count in units.items())
+    yield ""
 
 
 def _choices(choices: Mapping[str, Any]) -> str:

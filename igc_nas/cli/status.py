@@ -1,4 +1,4 @@
-"""`igc-nas status`: how a study stands."""
+"""`igc-nas status`: what ran, what runs and what failed in a study."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from igc_nas.cli.output import put, put_json
 @storage_option
 @studies_dir
 def status(study: str, as_json: bool, storage: str | None, root: Path) -> None:
-    """Print how STUDY stands: what ran, what runs (host, pid, since when), what failed and why, what to type next."""
+    """Print what ran in STUDY, what runs and what failed.
+
+    For what runs: host, pid and start; for what failed: the reason and place. Then the commands to type next.
+    """
     from igc_nas.study.status import status_of
 
     found = status_of(load(study, root, storage))

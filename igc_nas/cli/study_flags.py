@@ -1,11 +1,11 @@
-"""Which study a person asks for: a new one, or one that is there and must be the same."""
+"""The options of `igc-nas search`, and the study that they name: a new one, or an existing one with the same spec."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from igc_nas.data.datasets import DatasetInfo, data_dir, locate
 from igc_nas.engine.search import begun
@@ -20,39 +20,81 @@ from igc_nas.study.objectives import parse_objectives
 from igc_nas.study.spec import StudySpec, default_name
 from igc_nas.study.study import Study
 
+if TYPE_CHECKING:
+    from igc_nas.engine.executor import ExecutorName
+    from igc_nas.study.spec import LatencyForms, RuntimeName, SamplerName
+
 
 @dataclass(frozen=True)
-class StudyRequest:
-    """The spec of the study, its folder, its dataset, and whether it was there before."""
+class SearchRequest:
+    """The options of `igc-nas search`, one field each. None: not given."""
+
+    space: str | None = None
+    study_name: str | None = None
+    dataset: str | None = None
+    objectives: str | None = None
+    budget_params: int | None = None
+    budget_macs: int | None = None
+    budget_flops: int | None = None
+    budget_latency: float | None = None
+    """Milliseconds."""
+    sampler: SamplerName | None = None
+    seed: int | None = None
+    recipe: tuple[str, ...] = ()
+    """`KEY=VALUE` texts, see `parse_recipe`."""
+    forms: Literal["fastest", "factored"] | None = None
+    latency_forms: LatencyForms | None = None
+    latency_runtime: RuntimeName | None = None
+    latency_command: str | None = None
+    enqueue: tuple[str, ...] = ()
+    prune_below: float | None = None
+    trials: int | None = None
+    timeout: float | None = None
+    """Seconds, as `trial_timeout`."""
+    trial_timeout: float | None = None
+    workers: int | None = None
+    executor: ExecutorName = "processes"
+    ray_address: str | None = None
+    device: str = "auto"
+    data_dir: Path | None = None
+    root: Path = Path("studies")
+    storage: str | None = None
+    quiet: bool = False
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class ResolvedStudy:
+    """The spec of a study, its folder and dataset; whether it is continued, and `--dataset` as given (or "auto")."""
 
     spec: StudySpec
     folder: Path
     info: DatasetInfo
     continued: bool
-    dataset_flag: str
+    dataset: str
 
 
-def resolve_study(flags: Mapping[str, Any], device: Device) -> StudyRequest:
-    """The study that the flags of `igc-nas search` name. A flag that is None is taken from the study, else a default.
+def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
+    """Find or specify the study that a request names. Options not given come from the study, else are defaults.
 
-    Raises `StudyError` where the study is there with another question, naming the difference; `DataError` for missing
-    data; `ConfigError` and `InfeasibleError` for a question that cannot be asked.
+    Raises `StudyError` if the study exists with other settings, naming the differences; `DataError` for missing data;
+    `ConfigError`, `UsageError` and `InfeasibleError` for a request that is invalid.
     """
-    asked = explicit(flags)
-    root: Path = flags["root"]
-    name: str | None = flags["study_name"]
-    storage: str | None = flags["storage"]
-    if name is not None and (study := begun(root / check_study_name(name), storage)):
-        return _continued(study, asked, flags, device)
-    dataset = flags["dataset"] or "auto"
-    info = locate(dataset, data_dir(flags["data_dir"]))
-    budget = Budget.parse(asked.get("budget", {}))
-    space = flags["space"] or "igc_cifar"
+    settings = given_settings(request)
+    name = request.study_name
+    if name is not None and (study := begun(request.root / check_study_name(name), request.storage)):
+        return _continued(study, settings, request, device)
+    dataset = request.dataset or "auto"
+    info = locate(dataset, data_dir(request.data_dir))
+    budget = Budget.parse(settings.get("budget", {}))
+    space = request.space or "igc_cifar"
+    seed = request.seed or 0
     if name is None:
-        name = check_study_name(default_name(find_space(space).stem, info.name, budget, asked.get("seed", 0)))
-    folder = root / name
-    if study := begun(folder, storage):
-        return _continued(study, asked, flags, device)
+        name = check_study_name(default_name(find_space(space).stem, info.name, budget, seed))
+    folder = request.root / name
+    if study := begun(folder, request.storage):
+        return _continued(study, settings, request, device)
+    recipe = settings.get("recipe", {})
     spec = new_spec(
         info,
         device.name,
@@ -60,63 +102,62 @@ def resolve_study(flags: Mapping[str, Any], device: Device) -> StudyRequest:
         space=space,
         name=name,
         budget=budget,
-        objectives=tuple(asked.get("objectives", ("error", "params", "latency"))),
-        sampler=asked.get("sampler", "known-cost"),
-        seed=asked.get("seed", 0),
-        prune_below=asked.get("prune_below", PRUNE_BELOW),
-        recipe=_with_dtype(asked.get("recipe", {}), device),
-        latency=asked.get("latency"),
+        objectives=tuple(settings.get("objectives", ("error", "params", "latency"))),
+        sampler=request.sampler or "known-cost",
+        seed=seed,
+        prune_below=PRUNE_BELOW if request.prune_below is None else request.prune_below,
+        recipe={"dtype": device.dtype_for(recipe.get("forms", "fastest")), **recipe},
+        latency=settings.get("latency"),
     )
-    return StudyRequest(spec, folder, info, continued=False, dataset_flag=dataset)
+    return ResolvedStudy(spec, folder, info, continued=False, dataset=dataset)
 
 
-def _with_dtype(recipe: Mapping[str, Any], device: Device) -> dict[str, Any]:
-    """What is asked of the recipe, and the dtype that suits its forms where none is asked for."""
-    return {"dtype": device.dtype_for(recipe.get("forms", "fastest")), **recipe}
-
-
-def explicit(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """What the flags say of the question itself, in the form of a study.toml."""
-    asked: dict[str, Any] = {key: flags[key] for key in ("sampler", "seed", "prune_below") if flags[key] is not None}
-    if flags["objectives"] is not None:
-        asked["objectives"] = list(parse_objectives(flags["objectives"]))
-    macs = [flags["budget_macs"], flags["budget_flops"] and flags["budget_flops"] // 2]
+def given_settings(request: SearchRequest) -> dict[str, Any]:
+    """The settings of a study that the request gives, keyed as in study.toml; those not given are left out."""
+    scalars = {"sampler": request.sampler, "seed": request.seed, "prune_below": request.prune_below}
+    settings: dict[str, Any] = _without_none(scalars)
+    if request.objectives is not None:
+        settings["objectives"] = list(parse_objectives(request.objectives))
+    macs = [request.budget_macs, request.budget_flops and request.budget_flops // 2]
     budget = {
-        "params": flags["budget_params"],
+        "params": request.budget_params,
         "macs": min((m for m in macs if m is not None), default=None),
-        "latency_ms": flags["budget_latency"],
+        "latency_ms": request.budget_latency,
     }
-    if any(value is not None for value in budget.values()):
-        asked["budget"] = {key: value for key, value in budget.items() if value is not None}
-    if flags["recipe"]:
-        asked["recipe"] = parse_recipe(flags["recipe"])
-    if flags["forms"] is not None:
-        asked["recipe"] = {"forms": flags["forms"]} | asked.get("recipe", {})
-    latency = {"runtime": flags["latency_runtime"], "forms": flags["latency_forms"]}
-    if flags["forms"] == "factored" and latency["forms"] is None:
-        latency["forms"] = "factored"
-    if any(latency.values()):
-        asked["latency"] = {key: value for key, value in latency.items() if value}
-    if flags["space"] is not None:
-        path = find_space(flags["space"])
-        asked |= {"space_name": path.stem, "space": SpaceFile.load(path).to_dict()}
-    return asked
+    if limits := _without_none(budget):
+        settings["budget"] = limits
+    if request.recipe:
+        settings["recipe"] = parse_recipe(request.recipe)
+    if request.forms is not None:
+        settings["recipe"] = {"forms": request.forms} | settings.get("recipe", {})
+    # Who trains in the factored form wants its latency, too, unless --latency-forms says otherwise.
+    latency_forms = request.latency_forms or ("factored" if request.forms == "factored" else None)
+    if latency := _without_none({"runtime": request.latency_runtime, "forms": latency_forms}):
+        settings["latency"] = latency
+    if request.space is not None:
+        path = find_space(request.space)
+        settings |= {"space_name": path.stem, "space": SpaceFile.load(path).to_dict()}
+    return settings
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def parse_recipe(changes: Iterable[str]) -> dict[str, Any]:
-    """`["epochs=3,dtype=bfloat16", "rungs=[2000, 4000]"]` as a table of keys and values. Raises `UsageError`."""
+    """Parse `["epochs=3,dtype=bfloat16", "rungs=[2000, 4000]"]` to keys and TOML values. Raises `UsageError`."""
     recipe: dict[str, Any] = {}
     for change in changes:
         for part in _parts(change):
             key, equals, value = part.partition("=")
             if not equals or not key.strip().isidentifier() or not value.strip():
-                raise UsageError(f"{part!r:.60} is no KEY=VALUE", "e.g. --recipe epochs=3,train_size=10000")
+                raise UsageError(f"{part!r:.60} is not KEY=VALUE", "e.g. --recipe epochs=3,train_size=10000")
             recipe[key.strip()] = _scalar(value.strip())
     return recipe
 
 
 def _parts(text: str) -> Iterator[str]:
-    """`text` between its commas, but for those within [...], which are the list's."""
+    """Split `text` at its commas, except those inside brackets."""
     start = depth = 0
     for at, letter in enumerate(text):
         depth = max(0, depth + (letter == "[") - (letter == "]"))
@@ -127,7 +168,7 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _scalar(text: str) -> Any:
-    """A value as TOML writes it in one place; any other text is itself."""
+    """The TOML value that `text` is, or `text` itself where it is none (a string without quotes)."""
     try:
         match parse_toml(f"values = [{text}]", "recipe"):
             case {"values": [value], **rest} if not rest:
@@ -137,24 +178,57 @@ def _scalar(text: str) -> Any:
     return text
 
 
-def _continued(study: Study, asked: dict[str, Any], flags: Mapping[str, Any], device: Device) -> StudyRequest:
+def _continued(study: Study, settings: dict[str, Any], request: SearchRequest, device: Device) -> ResolvedStudy:
+    """The study as it is. Raises `StudyError` if the settings given, the device or the data differ from its own."""
     spec = study.spec
-    info = locate(spec.dataset.split(" ")[0], data_dir(flags["data_dir"]))
+    info = locate(spec.dataset.split(" ")[0], data_dir(request.data_dir))
     has = spec.to_dict()
     here = {} if spec.latency.remote else {"device": device.name}
-    asked = asked | {"dataset": info.label, "dataset_sha256": info.sha256}
-    asked["latency"] = here | asked.get("latency", {})
-    if flags["dataset"] not in (None, "auto", info.name):
-        asked["dataset"] = flags["dataset"]
-    if "budget" in asked:
-        asked["budget"] = dict.fromkeys(("params", "macs", "latency_ms")) | asked["budget"]
-        has["budget"] = dict.fromkeys(("params", "macs", "latency_ms")) | has["budget"]
-    there = restricted(has, asked) | {key: has[key] for key in ("space",) if key in asked}
-    different = list(differences(asked, there))
+    settings = settings | {"dataset": info.label, "dataset_sha256": info.sha256}
+    settings["latency"] = here | settings.get("latency", {})
+    if request.dataset not in (None, "auto", info.name):
+        settings["dataset"] = request.dataset
+    if "budget" in settings:  # one limit given means: this limit alone
+        limits = dict.fromkeys(Budget.model_fields)
+        settings["budget"] = limits | settings["budget"]
+        has["budget"] = limits | has["budget"]
+    compared = restricted(has, settings) | {key: has[key] for key in ("space",) if key in settings}
+    different = list(differences(settings, compared))
     if different:
         raise StudyError(
-            f"study {spec.name} is there and asks another question: {'; '.join(different[:4])}",
-            "start another with --study NAME, or leave those flags away to continue this one",
+            f"study {spec.name} exists with other settings: {'; '.join(different[:4])}",
+            "start another with --study NAME, or leave out these options to continue this one",
         )
     assert study.folder is not None
-    return StudyRequest(spec, study.folder, info, continued=True, dataset_flag=flags["dataset"] or "auto")
+    return ResolvedStudy(spec, study.folder, info, continued=True, dataset=request.dataset or "auto")
+
+
+def latency_conditions(spec: StudySpec, request: SearchRequest, *, new: bool) -> StudySpec:
+    """The spec with the conditions under which its latencies are measured, here or by `--latency-command`.
+
+    For a new study with a command, the command measures one network, and the conditions that it prints become the
+    spec's. Raises `StudyError` if an existing study's latencies are of the other kind (a command's, this machine's);
+    `UsageError` for a runtime that is not installed, or that is not the command's.
+    """
+    command = request.latency_command
+    if not new and spec.latency.remote != (command is not None):
+        raise StudyError(
+            f"the latencies of study {spec.name} are "
+            + ("another machine's" if spec.latency.remote else "this machine's"),
+            "give --latency-command" if spec.latency.remote else "leave out --latency-command",
+        )
+    if command is None or not new:
+        if spec.latency.runtime != "eager" and not spec.latency.remote:
+            from igc_nas.evaluation.runtimes import require
+
+            require(spec.latency.runtime)
+        return spec
+    from igc_nas.evaluation.remote import CommandMeasurer, remote_spec
+
+    measured = CommandMeasurer(command)(spec.feasible.lightest())
+    if request.latency_runtime not in (None, measured.runtime):
+        raise UsageError(
+            f"the latency command measures with {measured.runtime}",
+            f"add --runtime {request.latency_runtime} to it",
+        )
+    return spec.model_copy(update={"latency": remote_spec(measured, spec.latency)})

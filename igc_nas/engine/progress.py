@@ -89,7 +89,7 @@ class SearchDisplay:
         self._began = time.monotonic()
         self._running: dict[int, tuple[str, str]] = {}
         self._unfit = 0
-        self._live = Live(console=self._console, refresh_per_second=2, get_renderable=self._render, transient=True)
+        self._live = Live(self, console=self._console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._quiet:
@@ -151,7 +151,7 @@ class SearchDisplay:
         if not self._quiet:
             self._console.print(Text(printable(line)), soft_wrap=True)
 
-    def _render(self) -> Group:
+    def __rich__(self) -> Group:
         done = self._standing.ended if self._standing else 0
         bars = Table.grid()
         if self._target:

@@ -1,4 +1,4 @@
-"""Architectures, spaces, studies, recipes and quantities that are none: one line with the place, and no surprise."""
+"""Invalid architectures, spaces, studies, recipes and quantities: each is refused in one line that names the place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from igc_nas.analysis.tables import candidate_row, frame
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.cli.display import candidate_cells
-from igc_nas.cli.study_flags import parse_recipe, resolve_study
+from igc_nas.cli.study_flags import SearchRequest, parse_recipe, resolve_study
 from igc_nas.data.datasets import locate
 from igc_nas.engine.progress import trial_line
 from igc_nas.errors import ConfigError, StudyError, UsageError
@@ -54,7 +54,7 @@ from tests.support.mutations import (
 from tests.support.studies import make_study
 
 SLOW = 2.0
-"""Seconds within which any bad input is answered."""
+"""Seconds within which any bad input is refused."""
 
 ARCHITECTURE: dict[str, Any] = {
     "input": [3, 32, 32],
@@ -102,7 +102,7 @@ def _text(data: bytes | str) -> str:
         raise ConfigError("not UTF-8") from None
 
 
-# Named: each key of a file with each kind of wrong value, removed, and with a stranger beside it.
+# Named: each key of a file with each kind of wrong value, removed, and with an unknown key beside it.
 
 NO_NUMBER = ("8", "", True, 1.5, -1, 10**30, math.nan, math.inf, -math.inf, date(1979, 5, 27), {}, {"a": 1}, deep(40))
 WRONG: dict[type, tuple[Any, ...]] = {
@@ -128,7 +128,7 @@ def wrong_values(data: dict[str, Any], leave: tuple[str, ...] = ()) -> Iterator[
 
 
 def strangers(data: dict[str, Any], leave: tuple[str, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """(place, value) of a key that nobody knows, in every table."""
+    """(place, value) of an unknown key, in every table."""
     tables = [(), *(path for path in places(data) if isinstance(at(data, path), dict) and path[0] not in leave)]
     return (((*path, key), value) for path in tables for key, value in (("unknown", 1), ("", "a"), ("__class__", [])))
 
@@ -155,7 +155,7 @@ def test_a_wrong_value_is_refused_by_its_place(kind: str) -> None:
 
 
 def refusal(read: Reader, data: bytes) -> str:
-    """The one line in which `data` is refused, soon."""
+    """The one-line error that `data` raises within `SLOW` seconds."""
     with soon(), pytest.raises((ConfigError, StudyError)) as raised:
         read(data)
     return one_line(raised)
@@ -234,7 +234,7 @@ def test_a_damaged_file_is_read_or_refused(kind: str, count: int) -> None:
 
 @sizes(100, 3000)
 def test_a_spoiled_trial_is_read_or_refused(count: int) -> None:
-    """What is read is shown, exported and written again."""
+    """A trial that can be read can also be shown, exported and written."""
 
     @settings(max_examples=count)
     @given(st.sampled_from(RECORDS).flatmap(spoiled))
@@ -252,7 +252,7 @@ def test_a_spoiled_trial_is_read_or_refused(count: int) -> None:
 
 
 def shown(study: Study) -> None:
-    """A study in every way in which people see it."""
+    """Everything that is shown or exported of a study."""
     front = study.front()
     frame(front).to_csv()
     for candidate in front:
@@ -265,7 +265,7 @@ def shown(study: Study) -> None:
             config_text(Source.of_trial(study, trial))
 
 
-# What stands where a file is expected.
+# Something else in place of a file.
 
 
 @pytest.fixture
@@ -281,7 +281,7 @@ def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def made(kind: str, path: Path) -> Path:
-    """`path` as something of `kind`."""
+    """Create something of `kind` at `path`."""
     if kind == "a file that nobody may read" and os.geteuid() == 0:
         pytest.skip("root may read any file")
     path.unlink(missing_ok=True)
@@ -290,7 +290,7 @@ def made(kind: str, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
-def test_what_is_no_file_is_refused_at_once(kind: str, studies: Path, cli: Command) -> None:
+def test_something_that_is_no_file_is_refused_at_once(kind: str, studies: Path, cli: Command) -> None:
     path = made(kind, Path("x.toml"))
     searches = ("search --space x.toml", "search --enqueue x.toml") if kind.startswith("a pipe") else ()
     for line in ("cost x.toml", "show x.toml", "space x.toml", *searches):
@@ -301,7 +301,7 @@ def test_what_is_no_file_is_refused_at_once(kind: str, studies: Path, cli: Comma
 
 @pytest.mark.parametrize("kind", NO_FILES)
 @pytest.mark.parametrize("name", ["study.toml", "trials.jsonl"])
-def test_a_study_of_what_is_no_file_is_refused_at_once(kind: str, name: str, studies: Path, cli: Command) -> None:
+def test_a_study_without_regular_files_is_refused_at_once(kind: str, name: str, studies: Path, cli: Command) -> None:
     made(kind, studies / name)
     for line in ("front good", "export good", "dashboard good", "report good", "show good:1", "search --study good"):
         if name == "study.toml" and line.startswith("search") and not (studies / name).is_file():
@@ -351,17 +351,15 @@ def harmless(line: str, cli: Command, *statuses: int) -> None:
         refused(answer, answer.status)
 
 
-def test_a_study_goes_on_in_its_own_folder(studies: Path) -> None:
-    """A study.toml may say any name: nothing is written elsewhere for it."""
+def test_a_study_is_continued_in_its_own_folder(studies: Path) -> None:
+    """Whatever name study.toml holds, nothing is written elsewhere."""
     shapes, device = locate("shapes"), find_devices("cpu")[0]
     question = QUESTION | {"name": "../../elsewhere", "dataset": "shapes", "dataset_sha256": shapes.sha256}
     (studies / "study.toml").write_bytes(as_toml(question))
-    keys = "storage dataset data_dir space sampler seed stop objectives forms latency_runtime latency_forms recipe"
-    budgets = "budget_params budget_macs budget_flops budget_latency"
-    flags = dict.fromkeys(f"{keys} {budgets}".split()) | {"root": Path("studies"), "study_name": "good"}
-    asked = resolve_study(flags, replace(device, name=QUESTION["latency"]["device"]))
-    assert asked.continued
-    assert asked.folder == Path("studies/good")
+    request = SearchRequest(root=Path("studies"), study_name="good")
+    found = resolve_study(request, replace(device, name=QUESTION["latency"]["device"]))
+    assert found.continued
+    assert found.folder == Path("studies/good")
 
 
 # Recipes.
@@ -404,7 +402,7 @@ def test_a_bad_recipe_on_the_command_line(text: str, studies: Path, cli: Command
     assert not list(studies.parent.glob("tiny*"))
 
 
-def test_commas_in_lists_are_the_lists_own() -> None:
+def test_commas_within_brackets_do_not_split_a_recipe() -> None:
     assert parse_recipe(["rungs=[1, 2],epochs=3", "a=[[1,2],[3]],b=x"]) == {
         "rungs": [1, 2], "epochs": 3, "a": [[1, 2], [3]], "b": "x",
     }  # fmt: skip
@@ -445,7 +443,7 @@ def test_there_are_many_quantities() -> None:
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_no_quantity_on_the_command_line(flag: str, studies: Path, cli: Command) -> None:
+def test_invalid_quantities_on_the_command_line(flag: str, studies: Path, cli: Command) -> None:
     parse, texts = FLAGS[flag]
     for text in texts:
         with pytest.raises(UsageError) as raised:

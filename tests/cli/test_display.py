@@ -1,4 +1,4 @@
-"""What a terminal shows: nothing that a file holds moves the cursor, and the sums of a table are the network's."""
+"""Tables and progress on a terminal: no text of a file moves the cursor, and the columns of a plan add up."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ HOSTILE = "\x1b[2J\x1b]0;title\x07\r\u202eevil\u2066[bold red]loud[/bold red]\x9
 
 
 def shown(what: RenderableType, width: int = 200) -> str:
-    """What a console without colours shows."""
+    """The text that a console without colours prints."""
     console = Console(width=width, highlight=False, color_system=None)
     with console.capture() as capture:
         console.print(what)
@@ -72,7 +72,7 @@ def test_a_cell_is_text_and_no_markup() -> None:
 # Plans.
 
 
-def test_every_kind_of_layer_has_its_words() -> None:
+def test_every_kind_of_layer_has_a_text() -> None:
     assert layer_text(Conv("stem", 3, 8, 3, 2, 1)) == "stem: conv 3x3 3->8 stride 2"
     assert layer_text(Conv("primary", 8, 8, 3, 1, 4)) == "primary: conv 3x3 8->8 groups 4"
     assert layer_text(Interleave(8, 4)) == "interleave(4)"
@@ -112,7 +112,7 @@ def _last_columns(text: str) -> tuple[int, int]:
 # Studies.
 
 
-def test_a_front_says_what_its_numbers_are_of() -> None:
+def test_a_front_is_titled_with_its_study_and_conditions() -> None:
     front = STUDY.front()
     text = shown(front_table(STUDY, front, STUDY.spec.objectives))
     assert f"test-study: front of {len(front)} of 8 candidates by error, params, latency; data: cifar10" in text
@@ -205,10 +205,10 @@ def test_a_reason_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_live_view_of_any_study_can_be_drawn(target: int | None, timeout: float | None) -> None:
     for study in (STUDY, Study(spec(), ())):
         display = SearchDisplay(target, timeout)
-        assert "starting" in shown(display._render(), width=80)
+        assert "starting" in shown(display, width=80)
         display.show(Opened(study))
         display.show(Started(Job(30, STUDY.trials[0].arch, 0)))
-        text = shown(display._render(), width=80)
+        text = shown(display, width=80)
         assert f"trials {len(study.candidates)}" in text
         assert "trial 30" in text
         assert f"hypervolume {study.hypervolume():.4f}" in text
@@ -219,25 +219,25 @@ def test_the_live_view_counts_what_ends() -> None:
     display.show(Opened(Study(STUDY.spec, ())))
     for count, trial in enumerate(STUDY.trials[:8], start=1):
         display.show(Ended(trial))
-        assert f"trials {count}/8" in shown(display._render())
-    assert f"hypervolume {STUDY.hypervolume():.4f}" in shown(display._render())
+        assert f"trials {count}/8" in shown(display)
+    assert f"hypervolume {STUDY.hypervolume():.4f}" in shown(display)
     display.show(Ended(STUDY.trials[8]))
-    assert "1 suggestions not built" in shown(display._render())
+    assert "1 suggestions not built" in shown(display)
 
 
 @pytest.mark.parametrize("known", [0, 5, 13])
-def test_how_a_study_stands_is_the_same_one_by_one(known: int) -> None:
-    """`known` trials were there when the search began."""
+def test_progress_one_by_one_equals_that_of_the_whole_study(known: int) -> None:
+    """The search starts with `known` trials."""
     whole = make_study(30, others=["infeasible", "failed"])
     limit = sorted(c.cost.params for c in whole.candidates)[20]
     budget = whole.spec.budget.model_copy(update={"params": limit})
     question = whole.spec.model_copy(update={"budget": budget})
-    standing = StudyProgress(Study(question, whole.trials[:known]))
+    progress = StudyProgress(Study(question, whole.trials[:known]))
     for count, trial in enumerate(whole.trials[known:], start=known + 1):
-        standing.add(trial)
+        progress.add(trial)
         study = Study(question, whole.trials[:count])
-        assert standing.ended == study.ended
-        assert standing.text == f"front {len(study.front())}   hypervolume {study.hypervolume():.4f}"
+        assert progress.ended == study.ended
+        assert progress.text == f"front {len(study.front())}   hypervolume {study.hypervolume():.4f}"
 
 
 def test_without_a_scale_only_the_front_is_counted() -> None:

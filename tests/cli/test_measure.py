@@ -1,4 +1,4 @@
-"""`measure`, `bench` and `--latency-command` as they are typed."""
+"""The commands `measure` and `bench`, and the option `--latency-command`."""
 
 import io
 import json
@@ -7,10 +7,10 @@ import re
 import shlex
 import shutil
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,17 +19,22 @@ import igc_nas
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.cli import main
+from igc_nas.cli.loading import read_architecture
+from igc_nas.cli.measure import latency_lines
 from igc_nas.cli.program import program
+from igc_nas.cli.study_flags import SearchRequest, latency_conditions
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store, replace_latencies
-from igc_nas.errors import UsageError
+from igc_nas.errors import ConfigError, UsageError
 from igc_nas.evaluation import latency as latency_module
 from igc_nas.nn.device import cpu_name
 from igc_nas.nn.lowering import variants
-from igc_nas.study.spec import Budget, StudySpec
+from igc_nas.space.budget import Budget
+from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import load_study
+from tests.support.builders import one_line
 from tests.support.commands import Command, refused
-from tests.support.searches import evaluate, spec
+from tests.support.searches import evaluate, latency, spec
 
 NETWORK = "igcv1-l8m2-d8"
 ALL_FORMS = ("factored", "folded", "semidense", "dense", "mixed")
@@ -47,7 +52,7 @@ print(json.dumps({
     "conditions": {"device": "a small board", "threads": 2, "torch": "0", "igc_nas": "0"},
 } | json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}")))
 """
-"""Another machine's `igc-nas measure --json -`: about the time that the network takes, at once."""
+"""Stands for `igc-nas measure --json -` on another machine: prints a latency proportional to the MACs."""
 SEARCH = (
     "search", "--space", "tiny", "--dataset", "shapes", "--workers", "1", "--device", "cpu", "--quiet",
     "--forms", "factored", "--recipe", "epochs=1,train_size=200,held_out=100,resolution=8",
@@ -65,8 +70,6 @@ def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     package = str(Path(igc_nas.__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))))
     monkeypatch.setattr(latency_module, "MOST_ROUNDS", latency_module.LEAST_ROUNDS)
-    monkeypatch.setattr(latency_module, "MOST_WARM_UP_S", 0.02)
-    monkeypatch.setattr(latency_module, "WARM_UP_S", 0.01)
     monkeypatch.setattr(variants, "CAP_S", 0.001)
     before = torch.get_num_threads()
     yield
@@ -97,9 +100,10 @@ def test_a_line_for_each_form(cli: Command) -> None:
     assert re.search(r"^form (factored|folded|semidense|dense|mixed); ", answer.out, re.MULTILINE)
 
 
-def test_noise_is_said_with_its_reason(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency_module.Watch, "disturbances", lambda *_: ("other processes kept 1.3 cores busy",))
-    lines = cli("measure", NETWORK, "--device", "cpu", "--forms", "factored").out.splitlines()
+def test_noise_is_shown_with_its_reason() -> None:
+    arch = igc_nas.load_architecture(NETWORK)
+    noisy = latency(1.5, noisy=True, noise=("other processes kept 1.3 cores busy",), input=arch.input)
+    lines = latency_lines(noisy, arch)
     assert lines[1].startswith("NOISY: other processes kept 1.3 cores busy")
     assert lines[1].endswith("; measure again when the machine is quiet")
 
@@ -159,31 +163,30 @@ def test_another_runtime(cli: Command) -> None:
     assert cli("measure", NETWORK, "--runtime", "onnxruntime", *flags).json["runtime"] == "onnxruntime"
 
 
-def test_an_architecture_on_stdin(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    arch = igc_nas.load_architecture(NETWORK, classes=7)
-    given_on_stdin(monkeypatch, arch.to_toml().encode())
-    found = cli("measure", "-", "--device", "cpu", "--forms", "factored", "--json").json
-    assert ArchConfig.parse(found["arch"]) == arch
-
-
-@pytest.mark.parametrize("text", ["", "nonsense", "a = [1", "stem = 3", "\0", "[stem]\nwidth = 1e99", "[[" * 20_000])
-def test_what_is_no_architecture_on_stdin(text: str, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    given_on_stdin(monkeypatch, text.encode())
-    refused(cli("measure", "-", "--json"), 2, "stdin")
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
-def test_bytes_that_are_no_text_on_stdin(encoding: str, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_architecture_on_stdin(tmp_path: Path) -> None:
     """Whatever the terminal's encoding is."""
-    given_on_stdin(monkeypatch, b"\xff\xfe\x00", encoding)
-    refused(cli("measure", "-", "--json"), 2, "stdin")
+    arch = igc_nas.load_architecture(NETWORK, classes=7)
+    command = [sys.executable, "-m", "igc_nas", "measure", "-", "--device", "cpu", "--forms", "factored", "--json"]
+    done = subprocess.run(
+        command, input=arch.to_toml().encode(), capture_output=True, check=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert ArchConfig.parse(json.loads(done.stdout)["arch"]) == arch
+    done = subprocess.run(command, input=b"\xff\xfe\x00", capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"igc-nas: stdin is not UTF-8 text\n"
 
 
-def given_on_stdin(monkeypatch: pytest.MonkeyPatch, data: bytes, encoding: str = "utf-8") -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding=encoding))
+@pytest.mark.parametrize(
+    "data", [b"", b"nonsense", b"a = [1", b"stem = 3", b"\0", b"[stem]\nwidth = 1e99", b"[[" * 20_000, b"\xff\xfe"]
+)
+def test_an_open_file_that_holds_no_architecture(data: bytes) -> None:
+    with pytest.raises(ConfigError, match="stdin") as raised:
+        read_architecture(io.BytesIO(data), "stdin", None)
+    one_line(raised)
 
 
-def test_measuring_keeps_what_it_learned_of_chains(cli: Command, tmp_path: Path) -> None:
+def test_measuring_saves_the_timing_cache(cli: Command, tmp_path: Path) -> None:
     cli("measure", NETWORK, "--device", "cpu", "--json")
     (table,) = (tmp_path / "cache").rglob("*.json")
     assert json.loads(table.read_text())["times"]
@@ -214,7 +217,7 @@ def test_measuring_keeps_what_it_learned_of_chains(cli: Command, tmp_path: Path)
         (("bench", "nothing"), ("No such command",)),
     ],
 )
-def test_wrong_words(arguments: tuple[str, ...], words: tuple[str, ...], cli: Command) -> None:
+def test_wrong_options_are_refused(arguments: tuple[str, ...], words: tuple[str, ...], cli: Command) -> None:
     refused(cli(*arguments), 2, *words)
 
 
@@ -226,7 +229,7 @@ def test_a_runtime_that_is_not_installed(
     refused(cli(*command, "--device", "cpu", "--runtime", "onnxruntime"), 2, "pip install 'igc-nas[onnx]'")
 
 
-def test_a_budget_that_no_form_keeps(cli: Command) -> None:
+def test_a_budget_that_no_form_is_within(cli: Command) -> None:
     answer = cli("measure", NETWORK, "--device", "cpu", "--budget-params", "10")
     refused(answer, 3, "no form of the network has at most 10 parameters", "the smallest has")
 
@@ -268,51 +271,42 @@ def test_a_study_is_measured_again(made: Path, cli: Command) -> None:
     assert {path.name: path.read_bytes() for path in made.iterdir()} == before, "a study is not changed by it"
 
 
-def test_a_study_measured_again_as_a_table(made: Path, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency_module.Watch, "disturbances", lambda *_: ("the processor throttled",))
+def test_a_study_measured_again_as_a_table(made: Path, cli: Command) -> None:
     lines = cli("measure", "--study", "made").out.splitlines()
     assert lines[0].split() == ["trial", "recorded", "ms", "again", "ms", "change", "form"]
     assert len(lines) == 6
     for line, candidate in zip(lines[1:-1], load_study(made).candidates, strict=True):
         assert line.split()[:2] == [str(candidate.trial), f"{candidate.latency.normalised_ms:.3f}"]
-        assert "noisy: the processor throttled" in line
     assert re.fullmatch(r"median difference [\d.]+ % over 4 candidates; rank correlation -?[\d.]+", lines[-1])
 
 
-def test_a_study_is_measured_under_its_own_budget(made: Path, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    original = latency_module.Measurer.__call__
-
-    def noted(self: Any, arch: ArchConfig, reference_ms: float | None = None) -> Any:
-        asked.append((self.spec, self.most_params, reference_ms))
-        return original(self, arch, reference_ms)
-
-    monkeypatch.setattr(latency_module.Measurer, "__call__", noted)
-    assert cli("measure", "--study", "made", "--json").status == 0
-    study = load_study(made).spec
-    assert asked == [(study.latency, 3000, study.reference_ms)] * 4
+def test_the_noise_of_a_study_measured_again(remote: Path, cli: Command, tmp_path: Path) -> None:
+    noise = json.dumps({"noisy": True, "noise": ["the processor throttled"]})
+    answer = cli("measure", "--study", "remote", "--latency-command", command_in(tmp_path, noise))
+    assert [line.endswith(" ms noisy") for line in answer.err.splitlines()] == [True, True]
+    assert [line.count("noisy: the processor throttled") for line in answer.out.splitlines()] == [0, 1, 1, 0]
 
 
-def test_what_was_noisy_is_kept_when_it_no_longer_is(made: Path, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    noisy = {c.trial: c.latency.model_copy(update={"noisy": True}) for c in load_study(made).candidates[1:]}
-    replace_latencies(made, noisy)
-    noise = iter([(), ("the processor throttled",), ()])
-    monkeypatch.setattr(latency_module.Watch, "disturbances", lambda *_: next(noise))
-    answer = cli("measure", "--study", "made", "--keep", "--json")
-    assert [row["trial"] for row in answer.json["rows"]] == list(noisy), "the first was quiet and is not measured"
-    quiet = [not row["noisy"] for row in answer.json["rows"]]
-    after = load_study(made).candidates
-    assert not after[0].latency.noisy
-    for candidate, kept, row in zip(after[1:], quiet, answer.json["rows"], strict=True):
-        assert candidate.latency.noisy is not kept
-        assert (candidate.latency.normalised_ms == row["normalised_ms"]) is kept
-    assert quiet[1] is False
-    if quiet == [True, False, True]:  # the machine may be noisy in other ways
-        monkeypatch.setattr(latency_module.Watch, "disturbances", lambda *_: ())
-        assert len(cli("measure", "--study", "made", "--keep", "--json").json["rows"]) == 1
+def test_a_study_is_measured_under_its_own_budget(made: Path, cli: Command) -> None:
+    rows = cli("measure", "--study", "made", "--json").json["rows"]
+    every = cli("measure", "made:0", "--device", "cpu", "--json").json["forms"]
+    assert max(form["params"] for form in every.values()) > load_study(made).spec.budget.params
+    assert all(row["deployed_params"] <= 3000 for row in rows)
 
 
-def test_where_nothing_is_noisy_nothing_is_measured(made: Path, cli: Command) -> None:
+def test_keep_records_latencies_that_are_no_longer_noisy(remote: Path, cli: Command, tmp_path: Path) -> None:
+    first, second = load_study(remote).candidates
+    replace_latencies(remote, {second.trial: second.latency.model_copy(update={"noisy": True})})
+    command = command_in(tmp_path, json.dumps({"reference_ms": 2.0}))
+    answer = cli("measure", "--study", "remote", "--keep", "--json", "--latency-command", command)
+    (row,) = answer.json["rows"]
+    assert row["trial"] == second.trial, "the first was quiet and is not measured"
+    kept = load_study(remote).candidates
+    assert kept[0].latency == first.latency
+    assert (kept[1].latency.noisy, kept[1].latency.normalised_ms) == (False, row["normalised_ms"])
+
+
+def test_keep_measures_nothing_if_no_candidate_is_noisy(made: Path, cli: Command) -> None:
     answer = cli("measure", "--study", "made", "--keep")
     assert (answer.status, answer.out) == (0, "")
     assert "none of the 4 latencies of made is noisy" in answer.err
@@ -390,15 +384,17 @@ def test_no_file_of_a_study_names_the_command(remote_once: Path) -> None:
             assert word.encode("utf-16-le") not in data, path
 
 
-def test_without_the_command_such_a_study_is_not_continued(remote: Path, cli: Command) -> None:
+def test_a_remote_study_is_not_continued_without_the_command(remote: Path, cli: Command) -> None:
     before = (remote / "trials.jsonl").read_bytes()
     refused(cli("search", "--study", "remote", "--trials", "3"), 4, "another machine's", "give --latency-command")
     refused(cli("measure", "--study", "remote"), 4, "measured by a command", "--latency-command")
     assert (remote / "trials.jsonl").read_bytes() == before
 
 
-def test_with_the_command_it_is_continued(remote: Path, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enough trials are there: nothing is measured, and the question is the same."""
+def test_a_remote_study_is_continued_with_the_command(
+    remote: Path, cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study has enough trials already, so the command is not started."""
     flags = (*SEARCH, "--latency-forms", "any", "--study", "remote", "--trials", "2")
     found = cli(*flags, "--latency-command", "never started", "--json").json
     assert found["completed"] == 2
@@ -407,7 +403,7 @@ def test_with_the_command_it_is_continued(remote: Path, cli: Command, monkeypatc
     assert cli("search", "--study", "remote", "--trials", "2", "--json").json == found
 
 
-def test_such_a_study_is_measured_again_by_the_command(
+def test_a_remote_study_is_measured_again_by_the_command(
     remote: Path, cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = command_in(tmp_path, json.dumps({"reference_ms": 2.0}))
@@ -426,7 +422,7 @@ def test_a_study_of_this_machine_is_not_continued_by_a_command(
 ) -> None:
     before = (made / "trials.jsonl").read_bytes()
     flags = ("search", "--study", "made", "--trials", "5")
-    words = ("made are this machine's", "leave --latency-command away")
+    words = ("made are this machine's", "leave out --latency-command")
     refused(cli(*flags, "--latency-command", command_in(tmp_path)), 4, *words)
     monkeypatch.setenv("IGC_NAS_LATENCY_COMMAND", command_in(tmp_path))
     refused(cli(*flags), 4, *words)
@@ -445,7 +441,7 @@ def test_a_study_of_this_machine_is_not_continued_by_a_command(
     ],
 )
 @pytest.mark.parametrize("by", ["flag", "environment"])
-def test_a_command_that_measures_nothing_makes_no_study(
+def test_a_command_that_fails_leaves_no_study(
     command: str, status: int, words: str, by: str, cli: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = (*SEARCH, "--study", "s", "--trials", "1")
@@ -458,21 +454,20 @@ def test_a_command_that_measures_nothing_makes_no_study(
     assert not Path("studies").exists()
 
 
-def test_the_runtime_that_is_asked_for_is_measured(cli: Command, tmp_path: Path) -> None:
-    """Refused where the command measures by another; else the same command continues."""
-    from igc_nas.cli import search as searching
+def test_the_command_must_measure_with_the_requested_runtime(cli: Command, tmp_path: Path) -> None:
+    """Refused if the command measures with another runtime."""
 
-    def measured(asked_for: str | None, **said: str) -> StudySpec:
-        command = command_in(tmp_path, json.dumps(said))
-        asked = spec(name="s", latency={"runtime": asked_for or "eager"})
-        flags = {"latency_command": command, "latency_runtime": asked_for}
-        return searching._measured_elsewhere(asked, flags, new=True)
+    def measured(requested: str | None, **printed: str) -> StudySpec:
+        command = command_in(tmp_path, json.dumps(printed))
+        new_study = spec(name="s", latency={"runtime": requested or "eager"})
+        request = SearchRequest(latency_command=command, latency_runtime=requested)
+        return latency_conditions(new_study, request, new=True)
 
     with pytest.raises(UsageError, match="the latency command measures with eager") as raised:
         measured("onnxruntime")
     assert raised.value.hint == "add --runtime onnxruntime to it"
     assert measured("onnxruntime", runtime="onnxruntime").latency.runtime == "onnxruntime"
-    assert measured(None, runtime="onnxruntime").latency.runtime == "onnxruntime", "nothing else was asked for"
+    assert measured(None, runtime="onnxruntime").latency.runtime == "onnxruntime", "no other runtime was requested"
     flags = ("--latency-runtime", "onnxruntime", "--latency-command", command_in(tmp_path))
     answer = cli(*SEARCH, "--study", "s", "--trials", "1", *flags)
     refused(answer, 2, "measures with eager", "--runtime onnxruntime")

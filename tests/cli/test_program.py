@@ -1,4 +1,4 @@
-"""The command line as it is typed: what goes to stdout, what to stderr, the exit status, and what is left on disk."""
+"""The command line: stdout, stderr, exit statuses, and the files that commands leave."""
 
 import contextlib
 import csv
@@ -22,7 +22,8 @@ from igc_nas.cli.program import program
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store
 from igc_nas.nn.device import cpu_name
-from igc_nas.study.spec import Budget, Calibration
+from igc_nas.space.budget import Budget
+from igc_nas.study.spec import Calibration
 from igc_nas.study.study import load_study
 from tests.support.commands import Answer, Command, refused
 from tests.support.hostile import PATHS
@@ -60,7 +61,7 @@ def made(made_once: Path, tmp_path: Path) -> Path:
 
 
 def process(*arguments: str, cwd: Path) -> Answer:
-    """Run a command as a person does."""
+    """Run a command in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "igc_nas", *arguments], cwd=cwd, env=environment(cwd), capture_output=True, text=True,
         timeout=300,
@@ -90,6 +91,22 @@ def test_every_command_has_help(command: str, flag: str, cli: Command) -> None:
     assert "--help" in answer.out
 
 
+@pytest.mark.parametrize("command", sorted(program.commands))
+def test_help_fits_80_columns(command: str, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    benches = [("bench", name) for name in program.commands["bench"].commands] if command == "bench" else []
+    for names in ((command,), *benches):
+        assert max(map(len, cli(*names, "--help").out.splitlines())) <= 80
+
+
+def test_the_lists_of_commands_describe_each_in_full(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments in (("--help",), ("bench", "--help")):
+        listed = cli(*arguments).out.partition("Commands:")[2].splitlines()[1:]
+        assert listed
+        assert not [line for line in listed if line.endswith("...")]
+
+
 def test_help_lists_the_commands_and_a_first_step(tmp_path: Path) -> None:
     answer = process("--help", cwd=tmp_path)
     assert (answer.status, answer.err) == (0, "")
@@ -103,7 +120,7 @@ def test_the_version(cli: Command) -> None:
 
 
 def test_reading_needs_neither_torch_nor_optuna_nor_plotly_nor_pandas(made: Path, tmp_path: Path) -> None:
-    """`--help`, `cost`, `front`, `show` and `space` answer at once because of this; CSV is pandas' work."""
+    """`--help`, `cost`, `front`, `show`, `space` and `status` are fast because of this; only CSV needs pandas."""
     code = f"""
 import sys
 from igc_nas.cli import main
@@ -112,7 +129,7 @@ print(loaded(), file=sys.stderr)
 for arguments in (
     ["--help"], ["search", "--help"], ["cost", "{PAPERS_NETWORK}"], ["cost", "made:0", "--json"],
     ["show", "{PAPERS_NETWORK}"], ["show", "made:0", "--json"], ["space"], ["space", "tiny"],
-    ["front", "made"], ["front", "made", "--json"], ["export", "made"], ["front", "made", "--csv"],
+    ["front", "made"], ["front", "made", "--json"], ["status", "made"], ["export", "made"], ["front", "made", "--csv"],
 ):
     print(main(arguments), loaded(), file=sys.stderr)
 """
@@ -120,7 +137,7 @@ for arguments in (
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True,
         check=True,
     )  # fmt: skip
-    assert done.stderr.splitlines() == ["[]"] + ["0 []"] * 11 + ["0 ['pandas']"]
+    assert done.stderr.splitlines() == ["[]"] + ["0 []"] * 12 + ["0 ['pandas']"]
 
 
 # Architectures.
@@ -142,7 +159,7 @@ def test_the_cost_as_text(cli: Command) -> None:
 
 
 @pytest.mark.parametrize("network", ["igcv1-l16m32-d20", "igcv2-c416-k8-d20"])
-def test_what_a_paper_prints_is_said_beside_our_cost(network: str, cli: Command) -> None:
+def test_the_cost_includes_the_error_that_the_paper_prints(network: str, cli: Command) -> None:
     found = cli("cost", network, "--json").json
     assert found["paper"].startswith("arXiv ")
     assert found["printed_error"]
@@ -157,7 +174,7 @@ def test_other_counters_agree(network: str, cli: Command) -> None:
 
 
 @pytest.mark.parametrize("network", [PAPERS_NETWORK, "igcv1-l24m2-d20-res", "igcv3-d-cifar"])
-def test_the_layers_shown_add_up(network: str, cli: Command) -> None:
+def test_the_costs_of_the_layers_add_up(network: str, cli: Command) -> None:
     found = cli("show", network, "--json").json
     for metric in ("params", "macs"):
         assert sum(layer[metric] for layer in found["layers"]) == found[metric]
@@ -192,7 +209,7 @@ def test_the_spaces_are_listed(cli: Command) -> None:
     assert {"igc_cifar", "tiny"} <= set(names)
 
 
-def test_a_space_says_its_size_and_its_ends(cli: Command) -> None:
+def test_a_space_shows_its_size_and_extreme_costs(cli: Command) -> None:
     found = cli("space", "tiny", "--json").json
     assert (found["space"], found["architectures"]) == ("tiny", 160)
     assert (found["smallest_params"], found["largest_params"]) == (706, 5090)
@@ -207,7 +224,7 @@ def test_classes_change_a_space(cli: Command) -> None:
     assert hundred["smallest_params"] > ten["smallest_params"]
 
 
-def test_a_space_is_held_against_a_budget(cli: Command) -> None:
+def test_a_space_within_a_budget(cli: Command) -> None:
     found = cli("space", "tiny", "--budget-params", "3k", "--json").json
     assert (found["architectures"], found["feasible"], found["share"]) == (160, 138, 138 / 160)
     assert (found["smallest_params"], found["largest_params"]) == (706, 2994)
@@ -228,7 +245,7 @@ def test_a_space_is_held_against_a_budget(cli: Command) -> None:
     assert ["share", "86.2500%"] in lines
 
 
-def test_a_space_is_held_against_two_budgets(cli: Command) -> None:
+def test_a_space_within_two_budgets(cli: Command) -> None:
     both = ("space", "tiny", "--budget-params", "1500", "--budget-macs", "200k")
     found = cli(*both, "--json").json
     one = cli(
@@ -245,14 +262,16 @@ def test_a_space_is_held_against_two_budgets(cli: Command) -> None:
     assert f"{found['acceptance']:.4%}" in cli(*both).out
 
 
-def test_a_space_too_large_to_count_says_so(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igc_nas.space.counting.MOST_FRONTS", 1)
-    assert cli("space", "tiny").status == 0
-    answer = cli("space", "tiny", "--budget-params", "3k")
-    refused(answer, 1, "tiny holds 160 architectures: too many to count those within a budget", "without a budget")
+def test_a_space_too_large_to_count_is_refused(cli: Command) -> None:
+    stage = "[[stage]]\nblocks = 1\n[stage.conv]\nwidth = [8, 16, 24, 32, 40, 48, 56, 64]\nkernel = [1, 3, 5]\n"
+    Path("wide.toml").write_text("[stem]\nwidth = 8\n" + 16 * stage)
+    size = cli("space", "wide.toml", "--json").json["architectures"]
+    assert size == 24**16
+    answer = cli("space", "wide.toml", "--budget-params", "3M")
+    refused(answer, 1, f"wide holds {size:,} architectures: too many to count", "leave out the budget")
 
 
-def test_budgets_that_exclude_each_other_leave_nothing(cli: Command) -> None:
+def test_budgets_that_exclude_each_other_are_infeasible(cli: Command) -> None:
     Path("apart.toml").write_text(
         "[stem]\nwidth = 8\n[[stage]]\nblocks = 1\n"
         "[stage.conv]\nwidth = 8\nstride = 1\n"  # few parameters, many pixels
@@ -263,7 +282,7 @@ def test_budgets_that_exclude_each_other_leave_nothing(cli: Command) -> None:
     refused(cli("space", "apart.toml", *map(str, both)), 3, "no architecture of apart is within both budgets")
 
 
-def test_a_space_says_the_condition_that_its_units_meet(cli: Command) -> None:
+def test_a_space_shows_its_complementary_condition(cli: Command) -> None:
     assert "complementary" not in cli("space", "tiny").out
     text = (Path(igc_nas.__file__).parents[1] / "search_spaces" / "tiny.toml").read_text()
     Path("loose.toml").write_text(text.replace("input =", 'complementary = "loose"\ninput ='))
@@ -314,7 +333,7 @@ def test_a_front_as_a_table(made: Path, cli: Command) -> None:
         assert str(candidate.arch) in answer.out
 
 
-def test_a_study_is_found_by_its_path_too(made: Path, cli: Command, tmp_path: Path) -> None:
+def test_a_study_is_also_found_by_its_path(made: Path, cli: Command, tmp_path: Path) -> None:
     by_name = cli("front", "made", "--json").out
     moved = made.rename(tmp_path / "elsewhere")
     assert cli("front", f"{moved}/", "--json").out == by_name
@@ -334,9 +353,7 @@ def test_a_study_without_trials_has_an_empty_front(cli: Command) -> None:
 
 
 @pytest.mark.parametrize("pick", ["knee", "best-error", "trial:2", "under:params=3k", "under:params=3k,macs=10M"])
-def test_an_exported_architecture_works_wherever_one_is_asked_for(
-    pick: str, made: Path, cli: Command, tmp_path: Path
-) -> None:
+def test_an_exported_architecture_works_in_every_command(pick: str, made: Path, cli: Command, tmp_path: Path) -> None:
     answer = cli("export", "made", "--pick", pick, "-o", "arch.toml")
     assert (answer.status, answer.out) == (0, "")
     assert "wrote arch.toml" in answer.err
@@ -390,7 +407,7 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("search --space tiny --workers 0", 2, ("--workers",)),
     ("search --space tiny --device tpu", 2, ("unknown device 'tpu'", "auto, cpu, cuda")),
     ("search --space tiny --device cuda:999", 2, ("--device cpu",)),
-    ("search --space tiny --recipe epochs", 2, ("no KEY=VALUE",)),
+    ("search --space tiny --recipe epochs", 2, ("is not KEY=VALUE",)),
     ("search --space tiny --recipe epoch=3", 2, ("recipe: epoch: unknown key",)),
     ("search --space tiny --recipe epochs=0", 2, ("recipe: epochs",)),
     ("search --space tiny --recipe epochs=3#4", 2, ("recipe: epochs",)),
@@ -458,7 +475,7 @@ def test_wrong_input_is_one_error_with_its_status(
 
 
 def tree(folder: Path) -> set[Path]:
-    """All that is in a folder; where datasets are kept may be made at any time."""
+    """All paths in a folder, except the data folder, which any command may create."""
     return {path for path in folder.rglob("*") if path.parts[0] != "data"}
 
 
@@ -486,7 +503,7 @@ def test_debug_shows_where_an_error_came_from(cli: Command, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("flag", ["--budget-params", "--budget-macs", "--budget-flops"])
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "2m", "2 MB", "1e6", "", "2MM", "٣", "inf", "nan", "9" * 30])
-def test_a_count_that_is_none_is_refused(flag: str, text: str, cli: Command) -> None:
+def test_text_that_is_not_a_count_is_refused(flag: str, text: str, cli: Command) -> None:
     refused(cli("search", "--space", "tiny", flag, text), 2, flag, "is not a positive whole number")
 
 
@@ -495,14 +512,14 @@ def test_a_count_that_is_none_is_refused(flag: str, text: str, cli: Command) -> 
     [("--budget-latency", t) for t in ("5", "0ms", "-1ms", "5 hours", "", "nanms", "1e3ms")]
     + [("--timeout", t) for t in ("0", "-1", "5ms", "2d", "", "inf", "1h30m")],
 )
-def test_a_time_that_is_none_is_refused(flag: str, text: str, cli: Command) -> None:
+def test_text_that_is_not_a_time_is_refused(flag: str, text: str, cli: Command) -> None:
     refused(cli("search", "--space", "tiny", flag, text), 2, flag, "write it as")
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("500", 500), ("1k", 1000), ("1.5k", 1500), ("0.7k", 700), ("2M", 2000000)]
 )
-def test_counts_are_written_as_people_do(text: str, value: int, cli: Command) -> None:
+def test_counts_have_suffixes(text: str, value: int, cli: Command) -> None:
     answer = cli("space", "tiny", "--budget-params", text)
     assert answer.status == (0 if value >= 706 else 3)
 
@@ -552,7 +569,7 @@ def test_a_file_name_that_is_too_long_is_an_error(place: str, made: Path, cli: C
 
 @pytest.mark.parametrize("folder", ["made", "other"])
 def test_a_hostile_file_cannot_write_on_the_terminal(folder: str, made: Path, cli: Command) -> None:
-    """Whoever sends a study chooses its name, its space's name, its dataset and its comments."""
+    """The author of a study.toml chooses the names of study and space, and the dataset."""
     evil = "\\u001b]0;title\\u0007\\u001b[2J\\u202e"
     text = (made / "study.toml").read_text()
     text = text.replace('name = "made"', f'name = "{evil}"').replace('space_name = "tiny"', f'space_name = "{evil}"')
@@ -574,7 +591,7 @@ def test_a_hostile_space_file_cannot_write_on_the_terminal(cli: Command) -> None
     assert answer.out.replace("\n", "").isprintable()
 
 
-# Going on with a study.
+# Continuing a study.
 
 
 SAME = ["", "--space tiny", "--budget-params 3k", "--objectives error,params,latency", "--recipe epochs=2 --seed 0"]
@@ -591,7 +608,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("flags", SAME)
-def test_the_same_question_again_is_answered_at_once(flags: str, made: Path, cli: Command) -> None:
+def test_the_same_search_again_ends_at_once_with_the_same_front(flags: str, made: Path, cli: Command) -> None:
     before = cli("front", "made", "--json").json
     answer = cli("search", "--study", "made", "--trials", "6", *flags.split(), "--json")
     assert answer.json == before
@@ -601,10 +618,12 @@ def test_the_same_question_again_is_answered_at_once(flags: str, made: Path, cli
 
 
 @pytest.mark.parametrize(("flags", "difference"), OTHER.items(), ids=OTHER)
-def test_another_question_is_refused_with_the_difference(flags: str, difference: str, made: Path, cli: Command) -> None:
+def test_a_search_with_other_settings_is_refused_naming_the_difference(
+    flags: str, difference: str, made: Path, cli: Command
+) -> None:
     before = {path.name: path.read_bytes() for path in made.iterdir()}
     answer = cli("search", "--study", "made", "--trials", "6", *flags.split())
-    refused(answer, 4, "made is there and asks another question", difference, "--study NAME")
+    refused(answer, 4, "made exists with other settings", difference, "--study NAME")
     assert {path.name: path.read_bytes() for path in made.iterdir()} == before
 
 
@@ -618,7 +637,7 @@ def test_one_search_at_a_time_while_others_read(made: Path, cli: Command) -> Non
 
 
 @pytest.mark.parametrize("damage", ["", "not a database", "SQLite format 3\x00" + "x" * 5000])
-def test_a_damaged_database_is_an_error_with_a_way_out(damage: str, made: Path, cli: Command) -> None:
+def test_a_damaged_database_is_an_error_that_names_the_next_step(damage: str, made: Path, cli: Command) -> None:
     (made / "study.db").write_text(damage)
     answer = cli("search", "--study", "made", "--trials", "6", "--json")
     assert "Traceback" not in answer.err
@@ -692,7 +711,7 @@ def test_a_signal_ends_a_search_and_its_trials_wait(
 
 @contextlib.contextmanager
 def started(*arguments: str, cwd: Path) -> Any:
-    """A command that runs while the test goes on; Ctrl-C reaches it even where a shell started us in its background."""
+    """A command running beside the test. SIGINT reaches it even if a shell started the tests in its background."""
     with (cwd / "stdout").open("w") as out, (cwd / "stderr").open("w") as err:
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         child = subprocess.Popen(
@@ -708,7 +727,7 @@ def started(*arguments: str, cwd: Path) -> Any:
 
 
 def await_text(text: str, paths: tuple[Path, ...], child: subprocess.Popen[bytes]) -> None:
-    """Wait until one of the files says it."""
+    """Wait until one of the files contains `text`."""
     end = time.monotonic() + 120
     while not any(path.is_file() and text in path.read_text() for path in paths):
         assert child.poll() is None, paths[0].read_text()
@@ -716,12 +735,12 @@ def await_text(text: str, paths: tuple[Path, ...], child: subprocess.Popen[bytes
         time.sleep(0.05)
 
 
-# Given architectures, stopping, every architecture of a space.
+# Enqueued architectures, pruning, brute force.
 
 
 @pytest.fixture
 def invented(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches of the command line run in this process, with numbers that are made up."""
+    """Searches of the command line run in this process, with invented errors and latencies."""
 
     def run_search(spec: Any, run: Run, **more: Any) -> Any:
         ends = Calibration(reference_ms=1.0, smallest=latency(0.1), largest=latency(1.0))
@@ -732,7 +751,7 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("invented")
-def test_given_networks_are_evaluated_first_and_once(cli: Command) -> None:
+def test_enqueued_networks_are_evaluated_first_and_once(cli: Command) -> None:
     command = (
         "search", "--space", "tiny", "--study", "s", "--dataset", "shapes", "--budget-params", "3k",
         "--enqueue", PAPERS_NETWORK, "--trials",
@@ -747,20 +766,23 @@ def test_given_networks_are_evaluated_first_and_once(cli: Command) -> None:
 
 
 @pytest.mark.usefixtures("invented")
-def test_a_bound_for_stopping_is_part_of_the_question(cli: Command) -> None:
+def test_prune_below_is_a_setting_of_the_study(cli: Command) -> None:
     command = ("search", "--space", "tiny", "--study", "s", "--dataset", "shapes", "--recipe", "rungs=[2000, 4000]")
     answer = cli(*command, "--prune-below", "0.5", "--trials", "26")
     assert answer.status == 0
-    assert "after 2,000, 4,000 images of 6,000; one is stopped there where its chance" in answer.err
+    assert "after 2,000, 4,000 images of 6,000; a trial is pruned if its probability" in answer.err
     study = load_study(Path("studies/s"))
     count = study.ended - len(study.candidates)
     assert count > 0
-    assert f"{count} of 26 trainings were stopped at a rung, with a chance below 0.5" in answer.err
+    assert (
+        f"{count} of 26 trials were pruned at a rung: their probability of reaching the front was below 0.5"
+        in answer.err
+    )
     assert cli("search", "--study", "s", "--trials", "26", "--prune-below", "0.5").status == 0
     refused(
         cli("search", "--study", "s", "--trials", "27", "--prune-below", "0.1"),
         4,
-        "stop: 0.1 asked for, 0.5 in the study",
+        "prune_below: 0.1 asked for, 0.5 in the study",
     )
     refused(
         cli("search", "--study", "s", "--trials", "27", "--recipe", "rungs=[2000]"), 4, "recipe.rungs: [2000] asked for"
@@ -770,7 +792,7 @@ def test_a_bound_for_stopping_is_part_of_the_question(cli: Command) -> None:
 
 
 @pytest.mark.usefixtures("invented")
-def test_all_of_a_small_space(cli: Command) -> None:
+def test_brute_force_evaluates_all_of_a_small_space(cli: Command) -> None:
     command = ("search", "--space", "tiny", "--study", "s", "--dataset", "shapes", "--budget-params", "1k")
     answer = cli(*command, "--sampler", "brute-force", "--json")
     study = load_study(Path("studies/s"))

@@ -1,4 +1,4 @@
-"""`igc-nas report` as it is typed."""
+"""The command `igc-nas report`."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def seeded(study: Study, seed: int) -> Study:
 
 @pytest.fixture
 def short(tmp_path: Path) -> Path:
-    """`studies/short` with all its relatives."""
+    """`studies/short` with a longer training, another seed and the papers' networks in its folder."""
     folder = tmp_path / "studies" / "short"
     rungs = {at: blurred(by_quality, noise, at) for at, noise in zip(RUNGS, (0.6, 0.25), strict=True)}
     write(folder, make(N, blurred(by_quality, 0.1, 0), rungs))
@@ -35,7 +35,7 @@ def short(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_report_says_what_was_compared_and_what_came_out(short: Path, cli: Command) -> None:
+def test_a_report_names_what_it_compares_and_the_results(short: Path, cli: Command) -> None:
     said = cli("report", "short").text
     for words in (
         "short against short/long: 40 architectures in both",
@@ -71,7 +71,7 @@ def test_the_same_as_json(short: Path, cli: Command) -> None:
     assert found["repeats"][0]["study"] == "short/seed1"
 
 
-def test_no_better_than_the_parameter_count_is_said_plainly(tmp_path: Path, cli: Command) -> None:
+def test_a_proxy_no_better_than_the_parameter_count_is_called_so(tmp_path: Path, cli: Command) -> None:
     write(tmp_path / "studies" / "short", make(N, by_size))
     write(tmp_path / "studies" / "same", make(N, blurred(by_size, 0.02, 0), recipe=LONG, name="same"))
     write(tmp_path / "studies" / "other", make(N, by_quality, name="other"))
@@ -83,7 +83,7 @@ def test_no_better_than_the_parameter_count_is_said_plainly(tmp_path: Path, cli:
     assert "Inside bins of like parameters: tau" in said
 
 
-def test_a_study_alone_is_held_against_its_own_end(tmp_path: Path, cli: Command) -> None:
+def test_a_study_alone_is_compared_with_its_own_end(tmp_path: Path, cli: Command) -> None:
     write(tmp_path / "studies" / "short", stop(make(N, by_quality, {2000: blurred(by_quality, 0.3, 0)}), at=30))
     said = cli("report", "short").text
     for words in (
@@ -101,7 +101,7 @@ def test_a_study_alone_is_held_against_its_own_end(tmp_path: Path, cli: Command)
     assert "only params and MACs can be judged" in cli("report", "bare").text
 
 
-def test_what_is_unlike_is_said(short: Path, cli: Command) -> None:
+def test_differences_of_data_and_length_are_named(short: Path, cli: Command) -> None:
     other = make(N, by_quality, recipe=RECIPE | {"epochs": 1}, name="brief", dataset_sha256="1" * 64, dataset="shapes")
     write(short.parent / "brief", other)
     said = cli("report", "short", "--reference", "brief").text

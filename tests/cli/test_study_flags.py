@@ -1,4 +1,4 @@
-"""What the flags of a search ask for, and whether a study that is there asks the same."""
+"""The options of a search as settings of a study, and whether an existing study has the same."""
 
 from pathlib import Path
 from typing import Any
@@ -7,29 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igc_nas.cli.study_flags import explicit, parse_recipe, resolve_study
+from igc_nas.cli.study_flags import SearchRequest, given_settings, parse_recipe, resolve_study
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import ConfigError, DataError, InfeasibleError, StudyError, UsageError
 from igc_nas.io.records import differences, restricted
 from igc_nas.nn.device import Device
+from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import default_recipe
-from igc_nas.study.spec import Budget, StudySpec
+from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import load_study
 from tests.support.builders import one_line, taken
 from tests.support.searches import evaluate, spec
 
 STUB = Device("cpu", "cpu", "stub")
-NOTHING = dict.fromkeys(
-    (
-        "space", "study_name", "dataset", "objectives", "budget_params", "budget_macs", "budget_flops",
-        "budget_latency", "sampler", "seed", "stop", "data_dir", "forms", "latency_forms", "latency_runtime", "storage",
-    )
-) | {"recipe": ()}  # fmt: skip
 
 
-def flags(**given: Any) -> dict[str, Any]:
-    """What the command line hands over where only `given` was typed."""
-    return NOTHING | {"root": Path("studies"), "data_dir": Path("no-data")} | given
+def request(**given: Any) -> SearchRequest:
+    """What the command line hands over if only `given` was typed."""
+    return SearchRequest(**({"data_dir": Path("no-data")} | given))
 
 
 def made(root: Path, trials: int = 2, **changes: Any) -> StudySpec:
@@ -41,24 +36,24 @@ def made(root: Path, trials: int = 2, **changes: Any) -> StudySpec:
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of studies with `made` in it, which no test here changes."""
+    """A folder of studies that holds `made`; no test here changes it."""
     root = tmp_path_factory.mktemp("studies")
     made(root)
     return root
 
 
-# What was typed.
+# Options as settings.
 
 
-def test_nothing_typed_asks_nothing() -> None:
-    assert explicit(flags()) == {}
+def test_no_options_give_no_settings() -> None:
+    assert given_settings(request()) == {}
 
 
-def test_what_was_typed_is_what_is_asked() -> None:
-    asked = explicit(
-        flags(sampler="nsga2", seed=0, objectives="params, error", budget_params=2000, recipe=("epochs=3", "lr=0.5"))
+def test_the_options_given_are_the_settings() -> None:
+    settings = given_settings(
+        request(sampler="nsga2", seed=0, objectives="params, error", budget_params=2000, recipe=("epochs=3", "lr=0.5"))
     )
-    assert asked == {
+    assert settings == {
         "sampler": "nsga2",
         "seed": 0,
         "objectives": ["params", "error"],
@@ -67,10 +62,10 @@ def test_what_was_typed_is_what_is_asked() -> None:
     }
 
 
-def test_a_space_is_asked_for_by_what_its_file_says() -> None:
-    asked = explicit(flags(space="tiny"))
-    assert asked["space_name"] == "tiny"
-    assert asked["space"] == spec().to_dict()["space"]
+def test_a_space_is_given_by_the_contents_of_its_file() -> None:
+    settings = given_settings(request(space="tiny"))
+    assert settings["space_name"] == "tiny"
+    assert settings["space"] == spec().to_dict()["space"]
 
 
 @pytest.mark.parametrize(
@@ -78,13 +73,13 @@ def test_a_space_is_asked_for_by_what_its_file_says() -> None:
     [(None, None, None), (60, None, 60), (None, 120, 60), (None, 121, 60), (50, 120, 50), (70, 120, 60)],
 )
 def test_flops_are_two_per_mac_and_the_tighter_limit_counts(macs: int, flops: int, limit: int) -> None:
-    asked = explicit(flags(budget_macs=macs, budget_flops=flops))
-    assert asked.get("budget", {}).get("macs") == limit
+    settings = given_settings(request(budget_macs=macs, budget_flops=flops))
+    assert settings.get("budget", {}).get("macs") == limit
 
 
-def test_a_budget_that_leaves_no_mac_is_refused_not_forgotten() -> None:
+def test_a_budget_below_one_mac_is_refused() -> None:
     with pytest.raises(ConfigError, match="macs"):
-        resolve_study(flags(space="tiny", budget_flops=1), STUB)
+        resolve_study(request(space="tiny", budget_flops=1), STUB)
 
 
 # --recipe KEY=VALUE.
@@ -117,8 +112,8 @@ def test_recipe_changes_are_read(typed: list[str], recipe: dict[str, Any]) -> No
         "\u202eepochs\u202c=3", "'epochs'=3",
     ],
 )  # fmt: skip
-def test_what_is_no_key_and_value_is_refused(typed: str) -> None:
-    with pytest.raises(UsageError, match="is no KEY=VALUE") as raised:
+def test_text_that_is_not_key_and_value_is_refused(typed: str) -> None:
+    with pytest.raises(UsageError, match="is not KEY=VALUE") as raised:
         parse_recipe([typed])
     assert "epochs=3" in raised.value.hint
     one_line(raised)
@@ -136,28 +131,28 @@ def test_what_is_no_key_and_value_is_refused(typed: str) -> None:
         "epochs=" + "[" * 5000, "epochs=9223372036854775808",
     ],
 )  # fmt: skip
-def test_a_recipe_that_cannot_be_is_refused_before_anything_runs(typed: str) -> None:
+def test_an_invalid_recipe_is_refused_before_anything_runs(typed: str) -> None:
     with pytest.raises(ConfigError, match=r"^recipe: ") as raised:
         default_recipe("cpu", **parse_recipe([typed]))
     one_line(raised)
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_a_recipe_or_an_error_of_one_line(text: str) -> None:
+def test_any_text_is_a_recipe_or_an_error_on_one_line(text: str) -> None:
     taken(lambda: default_recipe("cpu", **parse_recipe([text])))
 
 
 # A new study.
 
 
-def test_a_new_study_takes_defaults_for_what_was_not_typed(tmp_path: Path) -> None:
-    question = resolve_study(flags(root=tmp_path, space="tiny", budget_params=2000, recipe=("epochs=1",)), STUB)
-    asked = question.spec
-    assert (question.continued, question.dataset_flag, question.folder) == (False, "auto", tmp_path / asked.name)
-    assert (asked.objectives, asked.sampler, asked.seed) == (("error", "params", "latency"), "known-cost", 0)
-    assert (asked.dataset, asked.classes, asked.latency.device) == ("shapes", 10, "stub")
-    assert asked.recipe == default_recipe("cpu", epochs=1, dtype=STUB.fast_dtype, held_out=2000)
-    assert (asked.recipe.forms, asked.latency.forms) == ("fastest", "within-budget")
+def test_a_new_study_takes_defaults_for_options_not_given(tmp_path: Path) -> None:
+    study = resolve_study(request(root=tmp_path, space="tiny", budget_params=2000, recipe=("epochs=1",)), STUB)
+    found = study.spec
+    assert (study.continued, study.dataset, study.folder) == (False, "auto", tmp_path / found.name)
+    assert (found.objectives, found.sampler, found.seed) == (("error", "params", "latency"), "known-cost", 0)
+    assert (found.dataset, found.classes, found.latency.device) == ("shapes", 10, "stub")
+    assert found.recipe == default_recipe("cpu", epochs=1, dtype=STUB.fast_dtype, held_out=2000)
+    assert (found.recipe.forms, found.latency.forms) == ("fastest", "within-budget")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,24 +171,24 @@ def test_a_new_study_takes_defaults_for_what_was_not_typed(tmp_path: Path) -> No
         ({"space": "tiny", "study_name": "mine"}, "mine"),
     ],
 )
-def test_a_study_is_named_after_its_question(given: dict[str, Any], name: str, tmp_path: Path) -> None:
-    assert resolve_study(flags(root=tmp_path, **given), STUB).spec.name == name
+def test_a_study_is_named_after_its_settings(given: dict[str, Any], name: str, tmp_path: Path) -> None:
+    assert resolve_study(request(root=tmp_path, **given), STUB).spec.name == name
 
 
 @pytest.mark.parametrize("stem", ["a b", "a" * 240, "\x1b[31mred", "..", "naïve", "-x", "a\nb"])
-def test_a_space_whose_file_cannot_name_a_study_asks_for_a_name(stem: str, tmp_path: Path) -> None:
+def test_a_space_file_whose_name_cannot_name_a_study_needs_the_option(stem: str, tmp_path: Path) -> None:
     path = tmp_path / f"{stem}.toml"
     path.write_text(Path(__file__).parents[2].joinpath("search_spaces", "tiny.toml").read_text())
     with pytest.raises(UsageError, match="cannot be the name of a study") as raised:
-        resolve_study(flags(root=tmp_path, space=str(path)), STUB)
+        resolve_study(request(root=tmp_path, space=str(path)), STUB)
     one_line(raised)
-    assert resolve_study(flags(root=tmp_path, space=str(path), study_name="named"), STUB).spec.name == "named"
+    assert resolve_study(request(root=tmp_path, space=str(path), study_name="named"), STUB).spec.name == "named"
 
 
 @pytest.mark.parametrize("name", ["", " ", ".", "..", "../up", "a/b", "a.", "~", "-", "\u202eabc", "a" * 101])
-def test_a_name_that_is_no_folders_name_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_study_name_that_cannot_name_a_folder_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be the name of a study") as raised:
-        resolve_study(flags(root=tmp_path, space="tiny", study_name=name), STUB)
+        resolve_study(request(root=tmp_path, space="tiny", study_name=name), STUB)
     one_line(raised)
 
 
@@ -212,16 +207,18 @@ def test_a_name_that_is_no_folders_name_is_refused(name: str, tmp_path: Path) ->
         ({"dataset": "cifar10"}, DataError),
     ],
 )
-def test_what_cannot_be_asked_is_refused_and_leaves_nothing(
+def test_an_invalid_request_is_refused_and_leaves_no_file(
     given: dict[str, Any], error: type[Exception], tmp_path: Path
 ) -> None:
     with pytest.raises(error) as raised:
-        resolve_study(flags(root=tmp_path / "studies", data_dir=tmp_path / "data", **({"space": "tiny"} | given)), STUB)
+        resolve_study(
+            request(root=tmp_path / "studies", data_dir=tmp_path / "data", **({"space": "tiny"} | given)), STUB
+        )
     one_line(raised)
     assert list(tmp_path.iterdir()) == []
 
 
-# A study that is there.
+# An existing study.
 
 
 SAME: dict[str, dict[str, Any]] = {
@@ -256,50 +253,48 @@ OTHER: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("given", SAME.values(), ids=SAME)
-def test_the_same_question_continues_a_study(given: dict[str, Any], there: Path) -> None:
-    question = resolve_study(flags(root=there, study_name="made", **given), STUB)
-    assert (question.continued, question.folder) == (True, there / "made")
-    assert question.spec == load_study(there / "made").spec
+def test_the_same_settings_continue_a_study(given: dict[str, Any], there: Path) -> None:
+    study = resolve_study(request(root=there, study_name="made", **given), STUB)
+    assert (study.continued, study.folder) == (True, there / "made")
+    assert study.spec == load_study(there / "made").spec
 
 
 @pytest.mark.parametrize(("given", "difference"), OTHER.values(), ids=OTHER)
-def test_another_question_is_refused_by_name_of_the_difference(
-    given: dict[str, Any], difference: str, there: Path
-) -> None:
+def test_other_settings_are_refused_naming_the_difference(given: dict[str, Any], difference: str, there: Path) -> None:
     before = {path: path.read_bytes() for path in (there / "made").iterdir()}
-    with pytest.raises(StudyError, match="made is there and asks another question") as raised:
-        resolve_study(flags(root=there, study_name="made", **given), STUB)
+    with pytest.raises(StudyError, match="made exists with other settings") as raised:
+        resolve_study(request(root=there, study_name="made", **given), STUB)
     assert difference in raised.value.message
     assert raised.value.message.isprintable()
     assert {path: path.read_bytes() for path in (there / "made").iterdir()} == before
 
 
-def test_a_study_is_about_one_device(there: Path) -> None:
+def test_a_study_belongs_to_one_device(there: Path) -> None:
     with pytest.raises(StudyError, match=r"latency\.device: another asked for, stub in the study"):
-        resolve_study(flags(root=there, study_name="made"), Device("cpu", "cpu", "another"))
+        resolve_study(request(root=there, study_name="made"), Device("cpu", "cpu", "another"))
 
 
 def test_the_default_name_finds_the_study_too(tmp_path: Path) -> None:
-    first = resolve_study(flags(root=tmp_path, space="tiny", budget_params=2000), STUB)
+    first = resolve_study(request(root=tmp_path, space="tiny", budget_params=2000), STUB)
     made(tmp_path, name=first.spec.name, budget=Budget(params=2000))
-    again = resolve_study(flags(root=tmp_path, space="tiny", budget_params=2000), STUB)
+    again = resolve_study(request(root=tmp_path, space="tiny", budget_params=2000), STUB)
     assert (again.continued, again.spec.name) == (True, "tiny-shapes-params2k-s0")
     with pytest.raises(StudyError, match="sampler: random asked for"):
-        resolve_study(flags(root=tmp_path, space="tiny", budget_params=2000, sampler="random"), STUB)
+        resolve_study(request(root=tmp_path, space="tiny", budget_params=2000, sampler="random"), STUB)
 
 
-def test_an_edited_space_is_another_question(tmp_path: Path) -> None:
+def test_an_edited_space_is_refused(tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
     text = Path(__file__).parents[2].joinpath("search_spaces", "tiny.toml").read_text()
     mine.write_text(text)
     made(tmp_path, space=str(mine))
-    assert resolve_study(flags(root=tmp_path, study_name="made", space=str(mine)), STUB).continued
+    assert resolve_study(request(root=tmp_path, study_name="made", space=str(mine)), STUB).continued
     mine.write_text(text.replace("expand = [2, 4]", "expand = [2, 6]"))
     with pytest.raises(StudyError, match=r"space\.stage"):
-        resolve_study(flags(root=tmp_path, study_name="made", space=str(mine)), STUB)
+        resolve_study(request(root=tmp_path, study_name="made", space=str(mine)), STUB)
 
 
-def test_differences_are_named_by_their_place() -> None:
+def test_differences_are_named_by_their_path() -> None:
     has = {"seed": 0, "recipe": {"epochs": 2, "lr": 0.1}, "budget": {}}
     assert list(differences(has, has)) == []
     assert list(differences({"seed": 1, "recipe": {"epochs": 3}, "budget": {}, "name": "x"}, has)) == [
@@ -310,7 +305,7 @@ def test_differences_are_named_by_their_place() -> None:
     ]
 
 
-def test_what_is_restricted_has_the_keys_that_were_asked() -> None:
+def test_restricted_keeps_only_the_given_keys() -> None:
     has = {"seed": 0, "recipe": {"epochs": 2, "lr": 0.1}, "budget": {}}
     assert restricted(has, {"seed": 5, "recipe": {"lr": 3}, "name": "x"}) == {
         "seed": 0,

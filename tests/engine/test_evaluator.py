@@ -18,9 +18,9 @@ from igc_nas.engine.executor import Reporter
 from igc_nas.evaluation.latency import Measurer
 from igc_nas.nn.device import Device, cpu_name
 from igc_nas.nn.lowering.network_tuner import NetworkTuner
+from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import new_spec
 from igc_nas.study.records import Rung, Score, Trial
-from igc_nas.study.spec import Budget
 from tests.support.searches import latency
 
 CPU = Device("cpu", "cpu", cpu_name())

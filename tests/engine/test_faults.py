@@ -23,8 +23,9 @@ from igc_nas.engine.process_executor import ProcessExecutor
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import default_storage
 from igc_nas.errors import IgcNasError
+from igc_nas.space.budget import Budget
 from igc_nas.study.records import FINISHED, Latency, Score, Trial
-from igc_nas.study.spec import Budget, SamplerName, StudySpec
+from igc_nas.study.spec import SamplerName, StudySpec
 from igc_nas.study.study import load_study
 from tests.support.commands import Command
 from tests.support.searcher import all_gone, await_, command, commands_of, finished, left, started, typed, workers_of

@@ -19,9 +19,10 @@ from igc_nas.engine.search import Run, search
 from igc_nas.errors import DataError, InfeasibleError, StudyError
 from igc_nas.nn.device import cpu_name
 from igc_nas.samplers.pruner import MIN_COMPLETED, FinalErrorPrediction
+from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import new_spec
 from igc_nas.study.records import Rung
-from igc_nas.study.spec import Budget, Calibration, StudySpec
+from igc_nas.study.spec import Calibration, StudySpec
 from igc_nas.study.study import load_study
 from tests.support.searches import latency, spec
 from tests.support.stubs import stub

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from igc_nas.engine.search import Run, search
-from igc_nas.study.spec import Budget
+from igc_nas.space.budget import Budget
 from igc_nas.study.study import load_study
 from tests.support.searches import evaluate, evaluate_on_the_way, recorded, spec
 

@@ -16,10 +16,11 @@ from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.samplers.pruner import MIN_COMPLETED, Pruner
+from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.objectives import known_values
 from igc_nas.study.records import Trial
-from igc_nas.study.spec import Budget, SamplerName, StudySpec, training_seed
+from igc_nas.study.spec import SamplerName, StudySpec, training_seed
 from igc_nas.study.study import Study, load_study
 from tests.support.searches import RUNGS, evaluate, evaluate_on_the_way, spec
 

@@ -17,8 +17,8 @@ from igc_nas.engine.store import Store, replace_latencies
 from igc_nas.errors import ConfigError, StudyError
 from igc_nas.samplers.history import EXPECTED, Memory
 from igc_nas.samplers.study_sampler import distributions
+from igc_nas.space.budget import Budget
 from igc_nas.study.records import Trial
-from igc_nas.study.spec import Budget
 from igc_nas.study.study import load_study, read_trials
 from tests.support.searches import RUNGS, evaluate, evaluate_on_the_way, spec
 

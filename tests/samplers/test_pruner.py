@@ -19,9 +19,10 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.papers import reference
 from igc_nas.samplers.pruner import MIN_COMPLETED, MIN_STD, CompletedTraining, Pruner, PruningRule
+from igc_nas.space.budget import Budget
 from igc_nas.study.pareto import dominates, nondominated
 from igc_nas.study.records import Candidate, Trial
-from igc_nas.study.spec import Budget, StudySpec
+from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import Study
 from tests.support.searches import RUNGS as RUNG_SAMPLES
 from tests.support.searches import evaluate_on_the_way, spec

@@ -29,9 +29,10 @@ from igc_nas.samplers.history import EXPECTED, History, Memory, price
 from igc_nas.samplers.known_cost import STARTUP, KnownCost
 from igc_nas.samplers.mutation import Mutator
 from igc_nas.samplers.study_sampler import ExhaustedError, StudySampler, distributions
+from igc_nas.space.budget import Budget
 from igc_nas.space.encoding import Code
 from igc_nas.study.pareto import dominates, hypervolume
-from igc_nas.study.spec import Budget, SamplerName, StudySpec
+from igc_nas.study.spec import SamplerName, StudySpec
 from igc_nas.study.study import load_study
 from tests.support.builders import one_line
 from tests.support.searches import evaluate, spec

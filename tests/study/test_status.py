@@ -59,7 +59,7 @@ def test_what_ran_and_what_failed_and_why(folder: Path, cli: Command) -> None:
         assert said["where"] == f"evaluating (test_status.py:{line} in _failing_at_times)"
         assert ArchConfig.parse(said["arch"]) == trial.arch
     text = cli("status", "s").text
-    assert "searched by nobody now" in text
+    assert "search not running" in text
     assert f"trial {failed[0].number} memory, evaluating" in text
     assert "igc-nas search --study s" in text
     for command in found["next"]:
@@ -79,7 +79,7 @@ def test_a_failed_trial_can_be_looked_at_and_tried_again(folder: Path, cli: Comm
     again = Run(folder, trials=6, enqueue=(failed.arch,))
     (candidate,) = search(spec(name="s"), again, evaluate=evaluate)
     assert candidate.id == arch_id(failed.arch)
-    assert load_study(folder).trials[-1].given
+    assert load_study(folder).trials[-1].enqueued
     assert list(search(spec(name="s"), again, evaluate=evaluate)) == [], "it is there now"
 
 
@@ -103,13 +103,13 @@ def test_a_search_that_runs_is_seen_from_elsewhere(folder: Path, cli: Command) -
         (running,) = found["running"]
         assert (running["trial"], running["pid"], running["doing"]) == (trial.number, os.getpid(), "training")
         text = cli("status", "s").text
-        assert f"searched by pid {os.getpid()} on " in text
+        assert f"search running in pid {os.getpid()} on " in text
         assert "training, 3,000 images, accuracy 25%; by pid" in text
         assert "igc-nas search" not in text, "it is being searched"
         with pytest.raises(StudyError, match=f"is being searched by pid {os.getpid()} on "):
             StudyLock(folder)
     assert holder_of(folder) is None
-    assert f"waits trial {trial.number}" in cli("status", "s").text
+    assert f"waiting trial {trial.number}" in cli("status", "s").text
 
 
 def _arch(folder: Path) -> ArchConfig:
@@ -166,7 +166,7 @@ def test_a_study_on_another_machine_says_when_it_was_last_seen(folder: Path, cli
     owner = LockHolder(process=elsewhere, since="2026-01-01T00:00:00+00:00", seen="2026-01-01T00:05:00+00:00")
     (folder / OWNER_FILE).write_text(owner.model_dump_json())
     text = cli("status", "s").text
-    assert "by pid 7 on elsewhere, since 2026-01-01T00:00:00+00:00, last seen 2026-01-01T00:05:00+00:00" in text
+    assert "in pid 7 on elsewhere, since 2026-01-01T00:00:00+00:00, last seen 2026-01-01T00:05:00+00:00" in text
 
 
 def test_a_running_trial_of_an_older_release_is_read(folder: Path) -> None:

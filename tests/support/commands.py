@@ -1,4 +1,4 @@
-"""A command run in this process: what it did, and what an error looks like. The fixture `cli` is conftest's."""
+"""The result of a command run in this process (by the fixture `cli` of conftest), and the form of an error."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command did. `text` is stdout with every run of blanks and line ends as one blank."""
+    """Exit status, stdout and stderr of a command."""
 
     status: int
     out: str
@@ -16,13 +16,13 @@ class Answer:
 
     @property
     def json(self) -> Any:
-        """What stdout holds."""
+        """Stdout as JSON, of a command that succeeded."""
         assert self.status == 0, self.err
         return json.loads(self.out)
 
     @property
     def text(self) -> str:
-        """What stdout says."""
+        """Stdout of a command that succeeded in silence, with every run of white space as one blank."""
         assert (self.status, self.err) == (0, "")
         return " ".join(self.out.split())
 
@@ -31,7 +31,7 @@ Command = Callable[..., Answer]
 
 
 def refused(answer: Answer, status: int, *words: str) -> None:
-    """An error is a line and a hint (or click's usage), and nothing else happens."""
+    """Assert that a command failed with `status`, a line and a hint (or click's usage) that contain `words`."""
     assert answer.status == status, answer
     assert answer.out == ""
     assert 1 <= len(answer.err.splitlines()) <= 6, answer.err

@@ -33,9 +33,10 @@ from igc_nas.cli import main
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.samplers.brute_force import BruteForce
 from igc_nas.samplers.history import History, PricedCodes
+from igc_nas.space.budget import Budget
 from igc_nas.study.pareto import hypervolume, running_hypervolume
 from igc_nas.study.records import Candidate, Rung, Trial
-from igc_nas.study.spec import Budget, SamplerName, StudySpec
+from igc_nas.study.spec import SamplerName, StudySpec
 from igc_nas.study.study import STUDY_FILE, TRIALS_FILE, Study
 from tests.support.searches import evaluate
 from tests.support.searches import spec as tiny_spec
