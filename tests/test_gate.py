@@ -38,7 +38,7 @@ ALLOWED = {
     ("__init__.py", "__getattr__", "importlib.import_module"),
     ("evaluation/runtimes.py", "require", "importlib.import_module"),
     # Ray, where a cluster is asked for.
-    ("engine/ray/executor.py", "Cluster._hire", "importlib.import_module"),
+    ("engine/ray/executor.py", "RayExecutor._hire", "importlib.import_module"),
     ("engine/ray/nodes.py", "_silent", "importlib.import_module"),
     ("engine/ray/nodes.py", "_ray", "importlib.import_module"),
     ("engine/ray/nodes.py", "_found", "importlib.import_module"),

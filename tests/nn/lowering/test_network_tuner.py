@@ -360,7 +360,7 @@ def test_training_in_the_chosen_form_equals_the_factored_networks(config: ArchCo
 
 def test_every_chain_runs_in_its_fastest_form(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[Conv, Algorithms]] = []
-    usual = training.convolved
+    usual = training.convolve
 
     def noted(x: Tensor, weight: Tensor, conv: Conv, use: Algorithms) -> Tensor:
         ran.append((conv, use))
@@ -370,7 +370,7 @@ def test_every_chain_runs_in_its_fastest_form(monkeypatch: pytest.MonkeyPatch) -
     network = network_of(config)
     found = tuner(config, Steps(lowered=0.5))(network, "id")
     assert found is not None
-    monkeypatch.setattr(training, "convolved", noted)
+    monkeypatch.setattr(training, "convolve", noted)
     step(network, found, 0)
     chains = ChainTuner(Given(varied), BATCH, torch.float32, CPU.torch_device)
     wanted = []
@@ -459,9 +459,9 @@ def test_equal_chains_are_chosen_once() -> None:
     keys: list[str] = []
 
     class Noting(PinnedForms):
-        def chain(self, key: str, *given: Any) -> ChainForm:
+        def chain_form(self, key: str, *given: Any) -> ChainForm:
             keys.append(key)
-            return super().chain(key, *given)
+            return super().chain_form(key, *given)
 
     config = arch(IGCV1 | {"blocks": 4, "residual": True})
     network = network_of(config)
