@@ -344,7 +344,7 @@ def _searched(
         with ledger.watch.apart("stub"):
             if isinstance(event, Opened):
                 ledger.weigh()
-                store.live.sampler = _WatchedSampler(store.live.sampler, ledger.watch)
+                store.optuna_study.sampler = _WatchedSampler(store.optuna_study.sampler, ledger.watch)
             elif isinstance(event, Ended):
                 is_new = ledger.end(event.trial.number, event.trial.state)
                 if is_new and len(ledger.ended) % SAY_EVERY == 0:

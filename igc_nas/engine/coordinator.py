@@ -101,11 +101,11 @@ class Coordinator:
                     executor.answer(message.number, self.go_on(message))
                 else:
                     yield from self._handle(message)
-            self.store.owner.show(self.running.values())
+            self.store.lock.show(self.running.values())
 
     def _opened(self) -> None:
         """The study's scale is fixed: from here on trials are asked for."""
-        self.store.live.sampler = StudySampler(
+        self.store.optuna_study.sampler = StudySampler(
             self.store.spec, self.first_with_id.keys(), self.store.consecutive_failures
         )
         self.on_event(Opened(self.store.study))
@@ -180,13 +180,13 @@ class Coordinator:
         )
         self.first_with_id[arch_id(arch)] = trial.number
         trial = running_here(trial)
-        self.store.give(trial)
+        self.store.add(trial)
         return trial
 
     def _suggest(self) -> Trial:
         """Ask the sampler once. What comes back is running, infeasible, or a duplicate."""
-        spec, live = self.store.spec, self.store.live
-        asked = live.ask()
+        spec = self.store.spec
+        asked = self.store.optuna_study.ask()
         trial = Trial(number=asked.number, state="running", params={})
         try:
             arch = spec.search_space.suggest(asked)

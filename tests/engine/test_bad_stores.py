@@ -81,7 +81,7 @@ def test_a_number_that_changed_is_not_written_down(searched: Path, tmp_path: Pat
     good = (searched / DATABASE_FILE).read_bytes()
     message = opened(searched, tmp_path / "s", with_another_number(good))
     assert message is not None
-    assert message.startswith("StudyError the database and trials.jsonl of s tell of trial")
+    assert message.startswith("StudyError the database and trials.jsonl of s differ on trial")
 
 
 SQL = {

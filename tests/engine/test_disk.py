@@ -241,7 +241,7 @@ def test_a_result_that_the_database_and_the_evidence_tell_differently_is_refused
     folder = Path(shutil.copytree(whole, tmp_path / "s"))
     changed = (folder / "trials.jsonl").read_text().replace('"held_out":1000', '"held_out":1001', 1)
     (folder / "trials.jsonl").write_text(changed)
-    with pytest.raises(StudyError, match=r"the database and trials\.jsonl of s tell of trial \d+ differently"):
+    with pytest.raises(StudyError, match=r"the database and trials\.jsonl of s differ on trial \d+"):
         Store(folder, spec(sampler="nsga2"))
     assert (folder / "trials.jsonl").read_text() == changed
 

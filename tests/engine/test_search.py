@@ -317,7 +317,7 @@ def test_a_given_network_that_no_sampler_could_choose(sampler: SamplerName, tmp_
     assert trials[0].violation > 0
     assert all(cost_of(t.arch).params <= 3000 for t in trials[1:] if t.state == "complete")
     with Store(tmp_path / "s", question) as store:
-        assert store.live.trials[0].system_attrs["constraints:budget"] == trials[0].violation
+        assert store.optuna_study.trials[0].system_attrs["constraints:budget"] == trials[0].violation
 
 
 def test_given_twice_is_evaluated_once(tmp_path: Path) -> None:
