@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import sqlite3
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from igc_nas.bench.samplers.replay import Replay
 from igc_nas.bench.samplers.runs import Task, run_tasks
+from igc_nas.engine.database import parse_url, read_study
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import DATABASE_FILE, Store
 from igc_nas.errors import StudyError, UsageError
@@ -140,6 +142,20 @@ def test_a_database_that_somebody_wrote_in(kind: str, searched: Path, tmp_path: 
         database.close()
 
     opened(searched, tmp_path / "s", write)
+
+
+@pytest.mark.parametrize("stored", ["[]", "null", "3", '"text"', "[", "[" * 100_000, '{"schema": 1}'])
+def test_a_spec_in_the_database_that_is_no_spec_is_refused(stored: str, searched: Path, tmp_path: Path) -> None:
+    def write(place: Path) -> None:
+        with sqlite3.connect(place) as database:
+            database.execute("UPDATE study_user_attributes SET value_json = ?", (json.dumps(stored),))
+        database.close()
+
+    message = opened(searched, tmp_path / "s", write)
+    assert message is not None
+    assert message.startswith("StudyError")
+    with pytest.raises(StudyError, match="study stub in the database"):
+        read_study(parse_url(f"sqlite:///{tmp_path / 's' / DATABASE_FILE}"), "stub")
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
