@@ -314,10 +314,10 @@ class RayExecutor:
         nodes = [node for node in nodes_of(self._ray, self.device, self.threads) if node.id not in self._excluded]
         for index in sorted({*range(self.count)} - {handle.index for handle in self._handles}):
             taken = Counter(handle.node.id for handle in self._handles)
-            fit = [node for node in nodes if taken[node.id] < node.room]
+            fit = [node for node in nodes if taken[node.id] < node.capacity]
             if not fit:
                 return
-            self._handles.append(self._start(index, min(fit, key=lambda node: (taken[node.id], -node.room))))
+            self._handles.append(self._start(index, min(fit, key=lambda node: (taken[node.id], -node.capacity))))
 
     def _start(self, index: int, node: Node) -> ActorHandle:
         strategies = importlib.import_module("ray.util.scheduling_strategies")
