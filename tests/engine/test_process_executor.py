@@ -1,4 +1,4 @@
-"""Real worker processes: they evaluate, they die without harm, they end with their coordinator."""
+"""Real worker processes: they evaluate, dead ones are replaced, and they end with their coordinator."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def gone(processes: list[psutil.Process], within_s: float) -> bool:
 
 
 def test_workers_evaluate_die_and_are_replaced(tmp_path: Path) -> None:
-    """Two workers; the one that is on trial 1 is killed: that trial fails, and the search completes as asked."""
+    """Two workers, killed during trial 1: that trial fails, and the search still completes its number of trials."""
     killed: list[int] = []
 
     def kill_once(event: object) -> None:
@@ -76,7 +76,7 @@ def test_workers_evaluate_die_and_are_replaced(tmp_path: Path) -> None:
     assert all(trial.spent is None for trial in failed)
 
 
-def test_a_killed_coordinator_takes_its_workers_with_it(tmp_path: Path) -> None:
+def test_workers_of_a_killed_coordinator_exit(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "igc_nas", "search", "--space", "tiny", "--study", "s", "--dataset", "shapes"]
     command += ["--workers", "2", "--recipe", "epochs=500,train_size=2000", "--trials", "9"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as coordinator:
@@ -107,7 +107,7 @@ def _under_way(database: Path) -> bool:
         connection.close()
 
 
-def test_what_keeps_a_worker_from_starting_is_told(tmp_path: Path) -> None:
+def test_an_error_that_keeps_a_worker_from_starting_is_raised(tmp_path: Path) -> None:
     spec = question().model_copy(update={"recipe": question().recipe.model_copy(update={"train_size": 10**6})})
     with pytest.raises(Exception, match="train_size \\+ held_out"):
         list(search(spec, Run(tmp_path / "s", trials=1)))
@@ -198,7 +198,7 @@ def with_rungs(**changes) -> StudySpec:
 
 
 @pytest.mark.slow
-def test_a_training_that_is_stopped_at_a_rung_ends_there(tmp_path: Path) -> None:
+def test_a_training_that_is_pruned_at_a_rung_ends_there(tmp_path: Path) -> None:
     """Two workers; every other training is pruned, at its first rung or its second."""
     asked: list[RungReport] = []
 
@@ -243,7 +243,7 @@ def test_a_worker_that_dies_at_a_rung_costs_that_trial_only(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_two_workers_stop_what_has_little_chance(tmp_path: Path) -> None:
+def test_two_workers_prune_trainings_with_little_chance(tmp_path: Path) -> None:
     list(search(with_rungs(prune_below=0.6, sampler="random"), Run(tmp_path / "s", trials=50, workers=2)))
     study = load_study(tmp_path / "s")
     stopped = [t for t in study.trials if t.state == "pruned"]
@@ -266,8 +266,8 @@ def test_a_search_runs_on_a_gpu(tmp_path: Path) -> None:
     assert all(c.latency.conditions.device == c.score.conditions.device == device.name for c in found)
 
 
-def test_an_evaluator_of_ones_own_works_in_worker_processes(tmp_path: Path) -> None:
-    """8 workers, 25 trials each, and readers meanwhile: nothing is lost, nobody is left."""
+def test_a_custom_evaluator_works_in_worker_processes(tmp_path: Path) -> None:
+    """8 workers, 25 trials each, and readers meanwhile: no result is lost, no process is left."""
     seen: list[int] = []
 
     def read(event: object) -> None:

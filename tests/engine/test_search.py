@@ -48,7 +48,7 @@ def test_a_search_completes_as_many_different_architectures_as_asked(sampler: st
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("stop", [1, 5, 11, 17])
-def test_a_search_that_was_stopped_goes_on_as_if_it_was_not(sampler: str, stop: int, tmp_path: Path) -> None:
+def test_a_stopped_search_continues_with_the_same_trials(sampler: str, stop: int, tmp_path: Path) -> None:
     question = spec(sampler=sampler, budget=Budget(params=3000), seed=3)
     whole = run(tmp_path / "whole", 24, question)
     run(tmp_path / "parts", stop, question)
@@ -154,7 +154,7 @@ def test_a_time_limit_ends_a_search(tmp_path: Path) -> None:
     assert load_study(tmp_path / "s").trials == ()
 
 
-def test_events_tell_what_happens(tmp_path: Path) -> None:
+def test_events_of_a_search(tmp_path: Path) -> None:
     events = []
     list(search(spec(), Run(tmp_path / "s", trials=2), evaluate=evaluate, on_event=events.append))
     assert [type(e) for e in events] == [Opened, Started, Ended, Started, Ended]
@@ -195,7 +195,7 @@ def test_a_budget_that_is_left_away_is_another_question(tmp_path: Path) -> None:
         run(tmp_path / "s", 4, spec())
 
 
-def test_a_study_that_never_began_may_be_asked_anew(tmp_path: Path) -> None:
+def test_a_study_without_trials_and_scale_may_be_replaced(tmp_path: Path) -> None:
     uncalibrated = spec().model_copy(update={"bounds": {}, "reference_ms": None})
     with Store(tmp_path / "s", uncalibrated):
         pass

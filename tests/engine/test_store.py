@@ -1,4 +1,4 @@
-"""The store: what has ended is on disk, whoever dies; what is on disk is read back as it was."""
+"""The store: every ended trial is on disk, and is read back unchanged."""
 
 import contextlib
 import os
@@ -53,7 +53,7 @@ def test_a_store_opens_as_it_was_closed(tmp_path: Path) -> None:
         assert [t.number for t in store.optuna_study.trials] == [t.number for t in before]
 
 
-def test_evidence_alone_brings_the_database_back(tmp_path: Path) -> None:
+def test_trials_jsonl_restores_the_database(tmp_path: Path) -> None:
     searched(tmp_path / "s")
     before = load_study(tmp_path / "s").trials
     (tmp_path / "s" / "study.db").unlink()
@@ -61,7 +61,7 @@ def test_evidence_alone_brings_the_database_back(tmp_path: Path) -> None:
         assert store.study.trials == before
 
 
-def test_the_database_alone_brings_the_evidence_back(tmp_path: Path) -> None:
+def test_the_database_restores_trials_jsonl(tmp_path: Path) -> None:
     searched(tmp_path / "s")
     evidence = (tmp_path / "s" / "trials.jsonl").read_bytes()
     (tmp_path / "s" / "trials.jsonl").write_bytes(evidence[:-30])
@@ -70,7 +70,7 @@ def test_the_database_alone_brings_the_evidence_back(tmp_path: Path) -> None:
     assert (tmp_path / "s" / "trials.jsonl").read_bytes() == evidence
 
 
-def test_a_trial_that_was_cut_waits_for_the_next_search(tmp_path: Path) -> None:
+def test_an_interrupted_trial_waits_for_the_next_search(tmp_path: Path) -> None:
     steps = search(spec(), Run(tmp_path / "s", trials=9), evaluate=evaluate)
     next(steps)
     with pytest.raises(KeyboardInterrupt):
@@ -81,8 +81,8 @@ def test_a_trial_that_was_cut_waits_for_the_next_search(tmp_path: Path) -> None:
     assert [t.state for t in read_trials(tmp_path / "s" / "trials.jsonl")] == ["complete", "waiting"]
 
 
-def test_a_record_that_was_written_before_its_state_counts(tmp_path: Path) -> None:
-    """A process that dies between the two writes of an end has ended the trial."""
+def test_a_record_that_was_written_before_its_state_is_recovered(tmp_path: Path) -> None:
+    """A process that dies between the two writes has ended the trial."""
     searched(tmp_path / "s", trials=2)
     with Store(tmp_path / "s", spec()) as store:
         asked = store.optuna_study.ask()
@@ -95,7 +95,7 @@ def test_a_record_that_was_written_before_its_state_counts(tmp_path: Path) -> No
     assert in_database(tmp_path / "s")[2].state.name == "FAIL"
 
 
-def test_a_second_writer_is_refused_and_told_who(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_with_the_holder(tmp_path: Path) -> None:
     child = (
         "import sys, time\nsys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
         "from tests.support.searches import spec\n"
@@ -158,7 +158,7 @@ def test_another_database_may_be_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", [[0], [2], [1, 3], [4]])
-def test_evidence_with_holes_brings_back_what_it_has(lost: list[int], tmp_path: Path) -> None:
+def test_trials_jsonl_with_gaps_restores_the_rest(lost: list[int], tmp_path: Path) -> None:
     searched(tmp_path / "s")
     (tmp_path / "s" / "study.db").unlink()
     path = tmp_path / "s" / "trials.jsonl"
@@ -179,7 +179,7 @@ def test_a_database_of_another_question_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "s", spec(seed=5))
 
 
-def test_a_trial_that_proved_too_slow_is_infeasible_for_the_sampler_too(tmp_path: Path) -> None:
+def test_a_trial_over_the_latency_budget_is_infeasible_for_the_sampler_too(tmp_path: Path) -> None:
     question = spec(budget=Budget(latency_ms=0.5))
     list(search(question, Run(tmp_path / "s", trials=4), evaluate=evaluate))
     with Store(tmp_path / "s", question) as store:
@@ -193,8 +193,8 @@ def test_a_trial_that_proved_too_slow_is_infeasible_for_the_sampler_too(tmp_path
         assert all(c.latency.normalised_ms <= 0.5 for c in store.study.candidates)
 
 
-def test_what_was_stopped_is_told_to_the_sampler_after_any_opening(tmp_path: Path) -> None:
-    """PRUNED with what it expected: in the study that samplers see, in the database, and again from the evidence."""
+def test_samplers_see_pruned_trials_after_any_reopening(tmp_path: Path) -> None:
+    """PRUNED, with the expected error: in the samplers' view, in the database, and restored from either file."""
     question = spec(prune_below=0.5, recipe={"rungs": list(RUNGS)})
     list(search(question, Run(tmp_path / "s", trials=30), evaluate=evaluate_on_the_way))
     before = load_study(tmp_path / "s").trials
@@ -217,7 +217,7 @@ def test_what_was_stopped_is_told_to_the_sampler_after_any_opening(tmp_path: Pat
             assert history.expected.tolist() == [[s.expected_error, s.std] for s in stopped.values()]
 
 
-def test_a_stop_that_was_recorded_before_its_state_counts(tmp_path: Path) -> None:
+def test_a_pruned_trial_that_was_recorded_before_its_state_is_recovered(tmp_path: Path) -> None:
     question = spec(prune_below=0.5, recipe={"rungs": list(RUNGS)})
     list(search(question, Run(tmp_path / "s", trials=30), evaluate=evaluate_on_the_way))
     ended = next(t for t in load_study(tmp_path / "s").trials if t.pruned)
@@ -232,7 +232,7 @@ def test_a_stop_that_was_recorded_before_its_state_counts(tmp_path: Path) -> Non
         assert store.optuna_study.trials[asked.number].user_attrs[EXPECTED][1] == ended.pruned.std
 
 
-def test_a_given_trial_outside_the_space_comes_back(tmp_path: Path) -> None:
+def test_an_enqueued_trial_outside_the_space_is_restored(tmp_path: Path) -> None:
     outside = reference("igcv1-l24m2-d20", 10).arch
     run = Run(tmp_path / "s", trials=3, enqueue=(outside,))
     list(search(spec(budget=Budget(params=3000)), run, evaluate=evaluate))
@@ -245,7 +245,7 @@ def test_a_given_trial_outside_the_space_comes_back(tmp_path: Path) -> None:
             assert store.optuna_study.trials[0].values is not None
 
 
-def test_latencies_are_replaced_and_the_database_made_anew(tmp_path: Path) -> None:
+def test_replacing_latencies_rebuilds_the_database(tmp_path: Path) -> None:
     searched(tmp_path / "s")
     before = load_study(tmp_path / "s")
     first, *others = before.candidates
@@ -260,12 +260,12 @@ def test_latencies_are_replaced_and_the_database_made_anew(tmp_path: Path) -> No
     assert load_study(tmp_path / "s").candidates[: len(after.candidates)] == after.candidates
 
 
-def test_latencies_of_a_study_that_is_searched_stay(tmp_path: Path) -> None:
+def test_latencies_of_a_running_study_are_not_replaced(tmp_path: Path) -> None:
     with Store(tmp_path / "s", spec()), pytest.raises(StudyError, match="is being searched by"):
         replace_latencies(tmp_path / "s", {})
 
 
-def test_what_is_read_of_the_database_is_what_optuna_reads(tmp_path: Path) -> None:
+def test_samplers_see_the_trials_that_optuna_reads_from_the_database(tmp_path: Path) -> None:
     """A sampler sees the same trials as one that works on the database itself."""
     question = spec(
         sampler="nsga2", prune_below=0.5, recipe={"rungs": list(RUNGS)}, budget=Budget(params=2000, latency_ms=1.0)
@@ -282,7 +282,7 @@ def test_what_is_read_of_the_database_is_what_optuna_reads(tmp_path: Path) -> No
 
 
 def test_trials_that_samplers_read_share_their_distributions(tmp_path: Path) -> None:
-    """They are the same in all trials of a space, and would be the most of what a long study keeps in memory."""
+    """Copies of them would take most of the memory of a long study."""
     searched(tmp_path / "s")
     with Store(tmp_path / "s", spec()) as store:
         for _ in range(2):
@@ -328,7 +328,7 @@ update trial_user_attributes set trial_id = 2 where trial_id = -1;
         (SWAP, "has the record of trial"),
     ],
 )
-def test_rows_that_contradict_each_other_are_refused(damage: str, said: str, tmp_path: Path) -> None:
+def test_inconsistent_rows_are_refused(damage: str, said: str, tmp_path: Path) -> None:
     searched(tmp_path / "s")
     with contextlib.closing(sqlite3.connect(tmp_path / "s" / "study.db")) as connection, connection:
         connection.executescript(damage)

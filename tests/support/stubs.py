@@ -1,4 +1,4 @@
-"""Evaluators for worker processes that invent their numbers, as `searches.evaluate` does; and such as misbehave."""
+"""Evaluators for worker processes: with invented numbers, as of `searches.evaluate`, and with faults."""
 
 import contextlib
 import ctypes
@@ -55,7 +55,7 @@ def endless(spec: StudySpec, slot: WorkerSlot) -> Stub:
 
 
 class WithCommand(Stub):
-    """Has a command at work for each trial, as `--latency-command` does, in a session of its own."""
+    """Runs a command for each trial in another session, as `--latency-command` does."""
 
     def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
         with subprocess.Popen(["sleep", "600"], start_new_session=True) as sleep:  # noqa: S607
@@ -74,7 +74,7 @@ def endless_with_command(spec: StudySpec, slot: WorkerSlot) -> WithCommand:
 
 
 class WaitsForOthers(Stub):
-    """Says that it waits, and does so for longer than a trial may take."""
+    """Reports that it waits, for longer than a trial may take."""
 
     def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
         for _ in range(2):
@@ -89,7 +89,7 @@ def waits_for_others(spec: StudySpec, slot: WorkerSlot) -> WaitsForOthers:
 
 
 class SlowToCalibrate(Stub):
-    """Is at its calibration for as long as one likes; says so by a file."""
+    """Calibrates without end, after it has created a file."""
 
     def calibrate(self) -> Calibration:
         assert self.slot.folder is not None
@@ -103,7 +103,7 @@ def slow_to_calibrate(spec: StudySpec, slot: WorkerSlot) -> SlowToCalibrate:
 
 
 class OutOfMemory(Stub):
-    """Fails as torch does where memory is short, each time with the same words."""
+    """Fails as torch does without memory, each time with the same message."""
 
     def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
         _no_memory_for_torch(arch, reporter)
@@ -113,13 +113,13 @@ def out_of_memory(spec: StudySpec, slot: WorkerSlot) -> OutOfMemory:
     return OutOfMemory(spec, slot)
 
 
-# Faults: what may go wrong in a trial, by name.
+# Faults of a trial, by name.
 
 Fault = Callable[[ArchConfig, Reporter], Any]
 
 
 class UnpicklableError(Exception):
-    """Cannot be sent: it holds a lock. Cannot be put in words, either."""
+    """Cannot be pickled, because it holds a lock, and has no message."""
 
     def __init__(self) -> None:
         super().__init__(threading.Lock())
@@ -129,7 +129,7 @@ class UnpicklableError(Exception):
 
 
 class CannotCrossError(IgcNasError):
-    """Can be sent, and then not be made again."""
+    """Can be pickled, but not unpickled."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two} do not fit")
@@ -166,7 +166,7 @@ def _hang(arch: ArchConfig, reporter: Reporter) -> None:
 
 
 def _hang_with_the_gil(arch: ArchConfig, reporter: Reporter) -> None:
-    ctypes.PyDLL(None).sleep(600)  # PyDLL: nothing else runs in this process meanwhile
+    ctypes.PyDLL(None).sleep(600)  # PyDLL keeps the GIL
 
 
 def _unfinished(arch: ArchConfig, reporter: Reporter) -> Outcome:
@@ -175,7 +175,7 @@ def _unfinished(arch: ArchConfig, reporter: Reporter) -> Outcome:
 
 
 def _changed(part: str, **changes: Any) -> Fault:
-    """An outcome whose record was changed past its checks."""
+    """An outcome whose record was changed without validation."""
 
     def fault(arch: ArchConfig, reporter: Reporter) -> Outcome:
         measured, score = evaluate(arch, 0)
@@ -224,7 +224,7 @@ FAULTS: dict[str, Fault] = {
 
 
 class Faulty(Stub):
-    """Makes the fault that is next in the study's `faults.txt`, a name a line; then there are no more."""
+    """Has the next fault of the study's `faults.txt`, one name per line, and no fault after the last."""
 
     def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
         reporter.step("building")
@@ -242,7 +242,7 @@ def faulty(spec: StudySpec, slot: WorkerSlot) -> Faulty:
 
 
 class Talkative(Stub):
-    """Leaves a thread behind that goes on telling of a trial that is over."""
+    """Leaves a thread that reports progress of a trial that has ended."""
 
     def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
         outcome = super().__call__(arch, seed, reporter)

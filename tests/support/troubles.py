@@ -1,4 +1,4 @@
-"""Evaluators for actors on a cluster: they leave a note of where they work, and misbehave as the seed says."""
+"""Evaluators for actors on a cluster: they write down where they run, and the seed selects a fault."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tests.support.searches import RUNGS, evaluate, evaluate_on_the_way
 from tests.support.stubs import Stub
 
 KIND = "IGC_NAS_TEST_KIND"
-"""What device a node of the test's cluster pretends to have."""
+"""The device that a node of the test's cluster pretends to have."""
 FINE, RAISES, HANGS, KILLS, LEAVES, RUNG, NO_MEMORY = range(7)
 
 
@@ -26,7 +26,7 @@ def note(slot: WorkerSlot, word: str) -> None:
 
 
 def noted(folder: Path, word: str = "*") -> dict[int, int]:
-    """Processes that have left such a note, with their node's."""
+    """The processes that have left such a note, with their node's raylet."""
     return {int(path.name.split("-")[0]): int(path.read_text()) for path in folder.glob(f"*-{word}")}
 
 

@@ -161,7 +161,7 @@ class RayExecutor:
     def _wait_until_ready(self) -> None:
         """Wait until one actor is ready, and at most `GATHER_S` seconds until all are."""
         until = time.monotonic() + GATHER_S
-        while not self._ready() or (len(self._ready()) < len(self._handles) and time.monotonic() < until):
+        while not self.ready() or (len(self.ready()) < len(self._handles) and time.monotonic() < until):
             self._run_for(PLACEMENT_S)
 
     def _run_for(self, seconds: float) -> None:
@@ -175,12 +175,13 @@ class RayExecutor:
         for handle in self._handles:
             handle.send(SetSpec(spec.to_dict()))
 
-    def _ready(self) -> list[ActorHandle]:
+    def ready(self) -> list[ActorHandle]:
+        """The actors whose evaluator is ready."""
         return [handle for handle in self._handles if handle.ready]
 
     def idle(self) -> int:
         """The number of ready actors without a job; 1 while none is ready, for a job that waits for the first one."""
-        return max(0, max(1, len(self._ready())) - len(self.running()))
+        return max(0, max(1, len(self.ready())) - len(self.running()))
 
     def running(self) -> list[Job]:
         """The jobs that have not ended, including those that will be retried."""
@@ -192,7 +193,7 @@ class RayExecutor:
         self._assign_jobs()
 
     def _assign_jobs(self) -> None:
-        for handle in self._ready():
+        for handle in self.ready():
             if handle.job is None and self._pending:
                 handle.submit(self._pending.popleft())
 
@@ -298,7 +299,7 @@ class RayExecutor:
         if len(self._handles) < self.count and now - self._placed_at >= PLACEMENT_S:
             self._place_actors()
         self._assign_jobs()
-        if self._ready():
+        if self.ready():
             self._ready_at = now
         elif not self._handles and self._excluded and not self._was_ready:
             raise self._no_node_fits()

@@ -1,4 +1,4 @@
-"""A real Ray cluster of two nodes on this machine: its actors evaluate, they die without harm, nodes come and go."""
+"""A real Ray cluster of two nodes on this machine: actors evaluate and die, nodes join and leave."""
 
 import contextlib
 import os
@@ -49,7 +49,7 @@ def nodes() -> Iterator[Any]:
     there = {
         "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_prestart_worker_first_driver": "0",  # processes that nobody will use
+        "RAY_prestart_worker_first_driver": "0",  # unused processes
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in there.items():
@@ -104,11 +104,11 @@ def question(**changes: Any) -> Any:
     return spec(**{"sampler": "random", "prune_below": 0.0} | changes)
 
 
-def test_an_actor_is_killed_and_a_node_goes_and_nothing_is_lost(
+def test_a_killed_actor_and_a_removed_node_lose_no_result(
     tmp_path: Path, nodes: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Six actors on three nodes: what the lost ones worked on is tried again, and in the end nobody is there."""
-    told: list[str] = []
+    """Six actors on three nodes: the trials of lost actors are retried, and in the end no process is left."""
+    notices: list[str] = []
     killed: list[int] = []
 
     def kill(_: Progress) -> None:
@@ -121,7 +121,7 @@ def test_an_actor_is_killed_and_a_node_goes_and_nothing_is_lost(
         kills(event)
         removes(event)
         if isinstance(event, Notice):
-            told.append(event.text)
+            notices.append(event.text)
 
     with another(nodes) as third:
         third_raylet = third.all_processes["raylet"][0].process.pid
@@ -132,8 +132,8 @@ def test_an_actor_is_killed_and_a_node_goes_and_nothing_is_lost(
     assert [trial.state for trial in load_study(tmp_path / "s").trials] == ["complete"] * 24
     assert len({candidate.id for candidate in found}) == 24
     assert len(killed) == 1
-    assert 1 <= len(told) <= 3
-    assert all("is retried: its evaluator on" in text for text in told), told
+    assert 1 <= len(notices) <= 3
+    assert all("is retried: its evaluator on" in text for text in notices), notices
     seated = noted(tmp_path / "s", "seated")
     assert len(seated) >= 6
     assert third_raylet in seated.values()
@@ -145,11 +145,11 @@ def test_an_actor_is_killed_and_a_node_goes_and_nothing_is_lost(
 
 def test_what_goes_wrong_with_a_trial_is_its_own(tmp_path: Path, nodes: Any) -> None:
     """One search's faults, job by job; in between an actor is killed by Ray."""
-    told: list[str] = []
+    notices: list[str] = []
     folder = tmp_path / "s"
     lock = StudyLock(folder)
     try:
-        with executor(nodes, folder, address=nodes.address, trial_timeout_s=2.0, notify=told.append) as here:
+        with executor(nodes, folder, address=nodes.address, trial_timeout_s=2.0, notify=notices.append) as here:
             arch = here.spec.search_space.smallest("params")
             assert here.calibrate().reference_ms == 1.0
             here.set_spec(here.spec)
@@ -178,11 +178,11 @@ def test_what_goes_wrong_with_a_trial_is_its_own(tmp_path: Path, nodes: Any) -> 
             assert failure(2, HANGS) == ("timeout", "training", "it took longer than 2.0 s (--trial-timeout)")
             kind, _, reason = failure(3, KILLS)
             assert (kind, reason.split(" (")[0]) == ("died", "3 evaluators died of it")
-            assert [text.split(":")[0] for text in told] == ["trial 3 is retried"] * 2
+            assert [text.split(":")[0] for text in notices] == ["trial 3 is retried"] * 2
             here.submit(Job(4, arch, FINE))
-            while not here._ready() or here._ready()[0].job is None:
+            while not here.ready() or here.ready()[0].job is None:
                 list(here.messages(1.0))
-            ray.kill(here._ready()[0].handle)
+            ray.kill(here.ready()[0].actor)
             said: list[Any] = []
             while not (said and isinstance(said[-1], TrialCompleted | TrialFailed)):
                 said += here.messages(5.0)
@@ -198,28 +198,28 @@ def test_what_goes_wrong_with_a_trial_is_its_own(tmp_path: Path, nodes: Any) -> 
     assert all_gone(set(noted(folder, "seated")))
 
 
-def test_a_cluster_on_which_nobody_comes_to_work_ends_the_search(tmp_path: Path, nodes: Any) -> None:
+def test_a_cluster_without_a_ready_evaluator_ends_the_search(tmp_path: Path, nodes: Any) -> None:
     with executor(nodes, tmp_path, address=nodes.address, count=1, max_idle_s=0.01) as here:
-        assert here.idle() == 1  # a job may wait for the first one
+        assert here.idle() == 1  # for a job that waits for the first actor
         with pytest.raises(IgcNasError, match="no evaluator has been at work on the Ray cluster for") as caught:
             here.calibrate()
     assert "ray status" in caught.value.hint
 
 
-def test_nodes_of_another_kind_are_left_out_and_told_of_once(
+def test_nodes_of_another_kind_are_not_used_and_reported_once(
     tmp_path: Path, nodes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    notices: list[str] = []
 
     def hear(event: Event) -> None:
         if isinstance(event, Notice):
-            told.append(event.text)
+            notices.append(event.text)
 
     monkeypatch.setenv(KIND, "another")
     with another(nodes, num_cpus=3) as third:
         raylet = third.all_processes["raylet"][0].process.pid
         list(search(question(), run(tmp_path / "s", nodes, trials=4, workers=3), evaluator=troubled, on_event=hear))
-    assert told == [
+    assert notices == [
         f"node {socket.gethostname()} is not used: this device is another; the study's latencies are of stub"
     ]
     assert len(load_study(tmp_path / "s").candidates) == 4
@@ -361,8 +361,8 @@ def test_a_node_with_another_dataset_does_not_fit(tmp_path: Path) -> None:
         slot_here(other, config(), tmp_path)
 
 
-def test_a_seat_has_the_study_s_folder_where_the_node_sees_it(tmp_path: Path) -> None:
-    """Another folder of the same name, as on a node with disks of its own, has another owner or none."""
+def test_a_slot_has_the_study_s_folder_if_the_node_sees_it(tmp_path: Path) -> None:
+    """Another folder of the same name, as on a node with its own disks, has another lock holder or none."""
     study = tmp_path / "s"
     assert slot_here(spec(), config(folder=str(study)), tmp_path).folder is None
     lock = StudyLock(study)
