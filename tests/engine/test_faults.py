@@ -440,7 +440,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "nothing": ("error", "returning (worker.py:", "TypeError: the evaluator returned NoneType, not an Outcome"),
     "an outcome of words": ("error", "returning (worker.py:", "TypeError: the evaluator gave str, not Latency"),
     "a progress of words": ("error", "building (worker.py:", "TypeError: the evaluator gave str, not Epoch"),
-    "given up unasked": ("error", "returning (worker.py:", "TypeError: the evaluator gave up a training"),
+    "pruned unasked": ("error", "returning (worker.py:", "TypeError: the evaluator pruned a training"),
     "nan error": ("diverged", "returning (worker.py:", "Score: error: "),
     "inf loss": ("diverged", "returning (worker.py:", "Score: loss: Input should be a finite number"),
     "inf latency": ("diverged", "returning (worker.py:", "Latency: normalised_ms: Input should be a finite number"),

@@ -214,7 +214,7 @@ FAULTS: dict[str, Fault] = {
     "nothing": lambda arch, reporter: None,
     "an outcome of words": lambda arch, reporter: Outcome("fast", "good"),  # type: ignore[arg-type]
     "a progress of words": lambda arch, reporter: reporter.epoch("halfway"),  # type: ignore[arg-type]
-    "given up unasked": _unfinished,
+    "pruned unasked": _unfinished,
     "nan error": _changed("score", error=float("nan")),
     "inf loss": _changed("score", loss=float("inf")),
     "inf latency": _changed("latency", normalised_ms=float("inf")),
