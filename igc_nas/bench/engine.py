@@ -1,8 +1,8 @@
-"""bench engine: what the coordinator and the store cost for each trial, and how that grows with the study.
+"""bench engine: the time that coordinator and store take for each trial, and how it grows with the study.
 
-The real coordinator and the real store work for trials that take no time (see `igc_nas.bench.virtual_executor`).
-Bookkeeping of a trial is all that the coordinator's process does for it from asking until it is told, less the sampler,
-the stopping rule with its surrogate, and the making up of results: those are timed apart.
+The real coordinator and the real store handle trials that take no time (see `igc_nas.bench.virtual_executor`).
+The bookkeeping of a trial is all that the coordinator's process does for it, from the suggestion to the recorded
+result, without the sampler, the pruner with its surrogate, and the invention of results, which are timed separately.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -41,28 +41,28 @@ from igc_nas.study.spec import SamplerName, StudySpec
 from igc_nas.study.study import load_study
 
 MARKS = (100, 1_000, 10_000)
-"""Trials after which the figures are taken."""
+"""The numbers of trials at which the figures are taken."""
 MOST_AT_MARK = 200
-"""Trials before a mark that its figures are of, at most; and no more than half of all."""
+"""The figures of a mark are of at most this number of trials before it, and of at most half of them."""
 SAY_EVERY = 1_000
 Apart = Literal["sampler", "rule", "stub"]
 MB = 2**20
 
 
 class Stopwatch:
-    """Seconds (wall, CPU) of the coordinator's own work; what is done `apart` does not count, and is kept by name."""
+    """Seconds (wall, CPU) of the coordinator's own work. What is done within `apart` is counted separately, by name."""
 
     def __init__(self) -> None:
         self.apart_s: dict[Apart, NDArray[np.float64]] = defaultdict(lambda: np.zeros(2))
         self._away = np.zeros(2)
 
     def now(self) -> NDArray[np.float64]:
-        """The time so far, of an unknown start."""
+        """The seconds so far, from an arbitrary start."""
         return _clocks() - self._away
 
     @contextlib.contextmanager
     def apart(self, what: Apart) -> Iterator[None]:
-        """Leave the time of a block out."""
+        """Count the time of a block separately."""
         began = _clocks()
         try:
             yield
@@ -78,24 +78,25 @@ def _clocks() -> NDArray[np.float64]:
 
 @dataclass
 class Ledger:
-    """Seconds (wall, CPU) that trials cost, by number: to ask for them, and to hear what became of them."""
+    """Seconds (wall, CPU) of bookkeeping by trial number: for its suggestion (`asked`) and its messages (`told`)."""
 
     watch: Stopwatch = field(default_factory=Stopwatch)
+    marks: Sequence[int] = MARKS
     asked: dict[int, NDArray[np.float64]] = field(default_factory=dict)
     told: dict[int, NDArray[np.float64]] = field(default_factory=lambda: defaultdict(lambda: np.zeros(2)))
     ended: list[int] = field(default_factory=list)
-    """Numbers in the order in which the trials ended, those that the sampler was asked for in vain left out."""
+    """The numbers of the evaluated trials, in the order in which they ended."""
     states: Counter[str] = field(default_factory=Counter)
     rss: dict[int, int] = field(default_factory=dict)
-    """Bytes that the process holds after so many trials have ended; 0: when the first is asked for."""
+    """Resident bytes of the process by the number of ended trials; 0: before the first suggestion."""
 
     def end(self, number: int, state: str) -> bool:
-        """A trial has ended; whether it was evaluated."""
+        """Count a trial that has ended. Returns whether it was evaluated."""
         self.states[state] += 1
         if number not in self.asked:
             return False
         self.ended.append(number)
-        if len(self.ended) in (1, *MARKS):
+        if len(self.ended) in (1, *self.marks):
             self.weigh()
         return True
 
@@ -109,7 +110,7 @@ class Ledger:
 
 
 class _WatchedExecutor(VirtualExecutor):
-    """Charges what happens between an idle evaluator and its job, and between a message and the next, to trials."""
+    """Charges to a trial the time from an idle evaluator to its job, and the time between its messages and the next."""
 
     ledger: Ledger
 
@@ -124,9 +125,9 @@ class _WatchedExecutor(VirtualExecutor):
             super().submit(job)
         self._since = self.ledger.watch.now()
 
-    def answer(self, number: int, go_on: bool) -> None:
+    def answer(self, number: int, should_continue: bool) -> None:
         with self.ledger.watch.apart("stub"):
-            super().answer(number, go_on)
+            super().answer(number, should_continue)
 
     def messages(self, timeout: float | None) -> Iterator[Message]:
         with self.ledger.watch.apart("stub"):
@@ -138,17 +139,17 @@ class _WatchedExecutor(VirtualExecutor):
 
 
 class _WatchedCoordinator(Coordinator):
-    """Leaves the stopping rule, and the surrogate that it asks, out of the account."""
+    """Times the pruner and its surrogate separately."""
 
     ledger: Ledger
 
-    def judged(self, at: RungReport) -> FinalErrorPrediction | None:
+    def pruning_prediction(self, report: RungReport) -> FinalErrorPrediction | None:
         with self.ledger.watch.apart("rule"):
-            return super().judged(at)
+            return super().pruning_prediction(report)
 
 
 class _WatchedSampler(BaseSampler):
-    """Leaves a sampler's time out of the account."""
+    """Times a sampler separately."""
 
     def __init__(self, inner: BaseSampler, watch: Stopwatch) -> None:
         self._inner = inner
@@ -181,17 +182,17 @@ class _WatchedSampler(BaseSampler):
 
 @dataclass(frozen=True)
 class Costs:
-    """What trials cost around one mark: milliseconds of bookkeeping, and what the process held then."""
+    """The figures of one mark: milliseconds of bookkeeping per trial, and the memory of the process."""
 
     trials: int
     n: int
-    """Trials that these are of: the last ones before the mark."""
+    """The number of trials measured: the last ones before the mark."""
     median_ms: float
     p95_ms: float
     cpu_median_ms: float
     rss_mb: float
     growth_mb: float
-    """Since the first trial ended."""
+    """Growth of the resident memory since the first trial ended."""
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -200,23 +201,23 @@ class Costs:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What `bench engine` says."""
+    """The result of `bench engine`."""
 
     trials: int
     workers: int
     states: Mapping[str, int]
     marks: tuple[Costs, ...]
     rates: Mapping[str, float]
-    """Asks and tells a second, as far as bookkeeping goes; trials a second with all that is apart."""
+    """Asks and tells per second of bookkeeping; trials per second of the whole run."""
     apart_ms: Mapping[str, float]
-    """Mean milliseconds a trial of what is no bookkeeping."""
+    """Mean milliseconds per trial of what is timed separately."""
     peak_mb: float
     opening_s: Mapping[str, float]
     conditions: Mapping[str, Any]
 
     @property
     def growth(self) -> dict[str, dict[str, float]]:
-        """How many times the median bookkeeping of each mark is the one before, and the first: wall clock and CPU."""
+        """The median bookkeeping of each mark over that of the mark before, and of the last over that of the first."""
         pairs = [*zip(self.marks, self.marks[1:], strict=False)]
         pairs += [(self.marks[0], self.marks[-1])] if len(self.marks) > 2 else []
         return {
@@ -230,7 +231,7 @@ class EngineReport:
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
         return {
-            "bench": "engine: bookkeeping of a trial, without sampler, stopping rule and evaluation",
+            "bench": "engine: bookkeeping of a trial, without sampler, pruner and evaluation",
             "trials": self.trials,
             "workers": self.workers,
             "states": dict(self.states),
@@ -288,17 +289,19 @@ def bench_engine(
     storage: str | None = None,
     seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
+    marks: Sequence[int] = MARKS,
     **changes: Any,
 ) -> EngineReport:
-    """Search `igc_cifar` within 2 M parameters by `workers` virtual evaluators until `trials` have ended.
+    """Search `igc_cifar` within 2 M parameters with `workers` virtual evaluators until `trials` have ended.
 
-    `storage` is a database's URL; None: SQLite in a folder that is gone afterwards. `changes` are those of `new_spec`.
+    `storage` is the URL of a database; None: SQLite in a temporary folder. `changes` are those of `new_spec`.
     """
     with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as folder:
         place = Path(folder) / "engine"
         spec = _spec(sampler, seed, **changes)
         began = time.perf_counter()
-        ledger = _searched(place, spec, trials, workers, storage, seed, say)
+        ledger = Ledger(marks=marks)
+        _search(place, spec, trials, workers, storage, seed, say, ledger)
         wall_s = time.perf_counter() - began
         opening = _opening(place, storage)
     count = len(ledger.ended)
@@ -323,11 +326,11 @@ def bench_engine(
 
 def _spec(sampler: SamplerName, seed: int, **changes: Any) -> StudySpec:
     defaults: dict[str, Any] = {"budget": Budget(params=2_000_000), "sampler": sampler, "seed": seed}
-    defaults["name"] = f"engine-{secrets.token_hex(4)}"  # never a study that a database has already
+    defaults["name"] = f"engine-{secrets.token_hex(4)}"  # a new study in any database
     return new_spec(locate("shapes", None), "virtual", **(defaults | changes))
 
 
-def _searched(
+def _search(
     folder: Path,
     spec: StudySpec,
     trials: int,
@@ -335,9 +338,9 @@ def _searched(
     storage: str | None,
     seed: int,
     say: Callable[[str], None],
-) -> Ledger:
-    """The account of a search as `igc-nas search --quiet` does it."""
-    ledger = Ledger()
+    ledger: Ledger,
+) -> None:
+    """Search as `igc-nas search --quiet` does, and enter the times of its trials in the ledger."""
     display = SearchDisplay(trials, None, quiet=True)
 
     def watch(event: Event) -> None:
@@ -345,7 +348,7 @@ def _searched(
         with ledger.watch.apart("stub"):
             if isinstance(event, Opened):
                 ledger.weigh()
-                store.live.sampler = _WatchedSampler(store.live.sampler, ledger.watch)
+                store.optuna_study.sampler = _WatchedSampler(store.optuna_study.sampler, ledger.watch)
             elif isinstance(event, Ended):
                 is_new = ledger.end(event.trial.number, event.trial.state)
                 if is_new and len(ledger.ended) % SAY_EVERY == 0:
@@ -354,16 +357,15 @@ def _searched(
     with Store(folder, spec, storage) as store, _WatchedExecutor(spec, workers, seed) as executor:
         coordinator = _WatchedCoordinator(store, Limits(trials), watch)
         coordinator.ledger = executor.ledger = ledger
-        for _ in coordinator.with_executor(executor):
+        for _ in coordinator.run(executor):
             pass
         ledger.weigh()
-    return ledger
 
 
 def _costs(ledger: Ledger) -> Iterator[Costs]:
-    """At each mark that was reached, and at the end."""
+    """The figures at each mark that was reached, and at the end."""
     bookkeeping = 1000 * ledger.bookkeeping()
-    for mark in sorted({*(mark for mark in MARKS if mark <= len(bookkeeping)), len(bookkeeping)}):
+    for mark in sorted({*(mark for mark in ledger.marks if mark <= len(bookkeeping)), len(bookkeeping)}):
         n = min(MOST_AT_MARK, max(1, mark // 2))
         wall, cpu = bookkeeping[mark - n : mark].T
         yield Costs(
@@ -378,7 +380,7 @@ def _costs(ledger: Ledger) -> Iterator[Costs]:
 
 
 def _opening(folder: Path, storage: str | None) -> dict[str, float]:
-    """Seconds to read a study, to print its front in a process of its own, and to open it for writing again."""
+    """Seconds to read a study, to print its front in another process, and to open it for writing."""
     took: dict[str, float] = {}
     with _timed(took, "load"):
         study = load_study(folder)

@@ -1,4 +1,4 @@
-"""Evaluators in virtual time: an `Executor` whose trials take no time, and leave records as long as real ones."""
+"""Evaluators in virtual time: an `Executor` whose trials take no time and have records as long as real ones."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ FAILING = 0.02
 RUNG_NOISE = 0.1
 """Standard deviation of the error at a rung, relative to it."""
 ROUNDS = 101
-"""Of a latency: real ones have 31 and more, the noisier the more."""
+"""Samples of a latency: real ones have 31 or more."""
 FORMS = {"factored": 1.3, "folded": 1.2, "semidense": 1.05, "mixed": 1.0}
-"""Forms with their times, relative to the fastest."""
+"""The time of each form, relative to the fastest."""
 MACS_PER_MS = 2e7
 CONDITIONS = Conditions(
     device="virtual", threads=1, torch="none", igc_nas="none", load=1.0, clock_mhz=2700.0, temperature_c=50.0
 )
 
 Script = Generator[tuple[float, Message], bool, None]
-"""What an evaluator says of a trial: (virtual seconds since it spoke, message); it is sent the answer at a rung."""
+"""The messages of a trial: (virtual seconds since the one before, message); the answer to a rung is sent to it."""
 
 
 @dataclass
 class VirtualExecutor:
-    """An `Executor` of `count` evaluators whose trials last some virtual seconds, at random; some of them fail."""
+    """An `Executor` of `count` evaluators. A trial takes a random number of virtual seconds; some trials fail."""
 
     spec: StudySpec
     count: int
@@ -45,9 +45,9 @@ class VirtualExecutor:
     now_s: float = 0.0
     """Virtual time since the start."""
     _running: dict[int, tuple[Job, Script]] = field(default_factory=dict)
-    _agenda: list[tuple[float, int, Message]] = field(default_factory=list)
+    _queue: list[tuple[float, int, Message]] = field(default_factory=list)
     _order: Iterator[int] = field(default_factory=itertools.count)
-    """Breaks ties: who was put down first speaks first."""
+    """Breaks ties in the order of scheduling."""
 
     def __enter__(self) -> Self:
         return self
@@ -56,59 +56,59 @@ class VirtualExecutor:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self._running.clear()
-        self._agenda.clear()
+        self._queue.clear()
 
     def calibrate(self) -> Calibration:
-        """The ends of the latency scale, by the MACs of the cheapest and the dearest architecture."""
+        """The latency scale, invented from the MACs of the cheapest and the most expensive architecture."""
         rng = np.random.default_rng(self.seed)
         ends = (cost_of(arch) for arch in (self.spec.feasible.lightest(), self.spec.feasible.heaviest()))
         smallest, largest = (made_up_latency(cost, rng) for cost in ends)
         return Calibration(reference_ms=1.0, smallest=smallest, largest=largest)
 
-    def tell_spec(self, spec: StudySpec) -> None:
-        """Take the spec as it is after calibration."""
+    def set_spec(self, spec: StudySpec) -> None:
+        """Replace the spec after the calibration."""
         self.spec = spec
 
     def idle(self) -> int:
-        """How many evaluators wait for a job."""
+        """The number of evaluators without a job."""
         return self.count - len(self._running)
 
     def running(self) -> list[Job]:
-        """The jobs under way."""
+        """The jobs that have not ended."""
         return [job for job, _ in self._running.values()]
 
     def submit(self, job: Job) -> None:
-        """Begin a job."""
+        """Start a job."""
         script = _script(self.spec, job, np.random.default_rng([self.seed, job.number]))
         self._running[job.number] = (job, script)
-        self._plan(next(script))
+        self._schedule(next(script))
 
-    def answer(self, number: int, go_on: bool) -> None:
-        """Let the training at a rung go on, or end it."""
-        self._plan(self._running[number][1].send(go_on))
+    def answer(self, number: int, should_continue: bool) -> None:
+        """Continue the training that is at a rung, or prune it."""
+        self._schedule(self._running[number][1].send(should_continue))
 
     def messages(self, timeout: float | None) -> Iterator[Message]:
-        """What is said next in virtual time: one message."""
-        if not self._agenda:
+        """The next message in virtual time."""
+        if not self._queue:
             return
-        self.now_s, _, message = heapq.heappop(self._agenda)
+        self.now_s, _, message = heapq.heappop(self._queue)
         if isinstance(message, TrialCompleted | TrialPruned | TrialFailed):
             del self._running[message.number]
-        elif not isinstance(message, RungReport):  # there the evaluator waits for the answer
-            self._plan(next(self._running[message.number][1]))
+        elif not isinstance(message, RungReport):  # at a rung, the evaluator waits for the answer
+            self._schedule(next(self._running[message.number][1]))
         yield message
 
-    def _plan(self, said: tuple[float, Message]) -> None:
-        after_s, message = said
-        heapq.heappush(self._agenda, (self.now_s + after_s, next(self._order), message))
+    def _schedule(self, step: tuple[float, Message]) -> None:
+        after_s, message = step
+        heapq.heappush(self._queue, (self.now_s + after_s, next(self._order), message))
 
 
 def _script(spec: StudySpec, job: Job, rng: np.random.Generator) -> Script:
-    """An evaluation from its start to its end; how long it takes is drawn log-normally."""
+    """The messages of one evaluation, whose step time is log-normal."""
     step_s = float(rng.lognormal(1.0, 0.5))
     yield 0.0, Progress(job.number, "measuring")
     if rng.random() < FAILING:
-        yield step_s, TrialFailed(job.number, f"made up: trial {job.number} was to fail")
+        yield step_s, TrialFailed(job.number, f"invented: trial {job.number} fails")
         return
     cost = cost_of(job.arch)
     latency, error = made_up_latency(cost, rng), made_up_error(cost, rng)
@@ -124,8 +124,8 @@ def _script(spec: StudySpec, job: Job, rng: np.random.Generator) -> Script:
             continue
         seen = min(1.0, error * left * float(rng.normal(1.0, RUNG_NOISE)))
         done.append(Rung(samples=samples, error=seen, loss=2.3 * seen))
-        go_on = yield step_s, RungReport(job.number, latency, done[-1])
-        if not go_on:
+        should_continue = yield step_s, RungReport(job.number, latency, done[-1])
+        if not should_continue:
             training = Unfinished(rungs=tuple(done), curve=tuple(curve), train_s=step_s * len(done))
             yield 0.0, TrialPruned(job.number, latency, training, _spent(step_s))
             return
@@ -134,7 +134,7 @@ def _script(spec: StudySpec, job: Job, rng: np.random.Generator) -> Script:
 
 
 def _marks(spec: StudySpec) -> Iterator[tuple[int, bool]]:
-    """(images seen, whether that is a rung) of each epoch's end and each rung."""
+    """(images seen, is it a rung) for the end of each epoch and for each rung."""
     recipe = spec.recipe
     yield from ((recipe.train_size * epoch, False) for epoch in range(1, recipe.epochs + 1))
     yield from ((at, True) for at in recipe.rungs)
@@ -145,7 +145,7 @@ def _spent(step_s: float) -> TimeBreakdown:
 
 
 def made_up_latency(cost: Cost, rng: np.random.Generator) -> Latency:
-    """A latency by the MACs, with as many rounds and forms as a real one has."""
+    """A latency invented from the MACs, with the number of rounds and forms of a real one."""
     ms = 0.2 + cost.macs / MACS_PER_MS * float(rng.uniform(0.7, 1.3))
     samples = np.round(ms * rng.normal(1.0, 0.01, ROUNDS), 5).tolist()
     forms = {name: _form_time(cost, ms * times) for name, times in FORMS.items()}
@@ -186,13 +186,13 @@ def _form_time(cost: Cost, ms: float) -> FormTime:
 
 
 def made_up_error(cost: Cost, rng: np.random.Generator) -> float:
-    """An error that falls with the logarithms of parameters and MACs; a good part of it is chance."""
+    """An error that falls with the logarithms of parameters and MACs, times noise of 8 %."""
     known = 1.2 - 0.05 * math.log10(cost.params) - 0.05 * math.log10(cost.macs)
     return float(np.clip(known * rng.normal(1.0, 0.08), 0.05, 0.95))
 
 
 def made_up_score(spec: StudySpec, error: float, curve: tuple[Epoch, ...], rungs: tuple[Rung, ...]) -> Score:
-    """A score of `error`, with its curve."""
+    """A score with the error `error` and this curve."""
     return Score(
         error=error,
         loss=2.3 * error,

@@ -1,4 +1,4 @@
-"""The coordinator of a search: asks the sampler, hands architectures to evaluators, records what they say."""
+"""The coordinator of a search: asks the sampler, submits architectures to evaluators and records the results."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from igc_nas.samplers.pruner import FinalErrorPrediction, Pruner
 from igc_nas.samplers.study_sampler import MOST_REPEATS, ExhaustedError, StudySampler
 from igc_nas.study.lock import Running
 from igc_nas.study.records import Candidate, Latency, Pruned, Score, Trial, TrialState, Unfinished
-from igc_nas.study.spec import Calibration, training_seed
+from igc_nas.study.spec import training_seed
 
 SAME_FAILURES = 5
-SIGN_OF_LIFE_S = 10.0
-"""How long readers wait, at most, to see that a search is there."""
+SHOW_EVERY_S = 10.0
+"""Longest time between two updates of the file that shows readers which trials run."""
 
 Evaluate = Callable[[ArchConfig, int], tuple[Latency, Score]]
-"""(architecture, training seed) -> what was measured: the seam for tests and for evaluators of one's own."""
+"""(architecture, training seed) -> (latency, score): an evaluator of the user's own, or of a test."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a search goes, and what it evaluates first."""
+    """When a search ends, and what it evaluates first."""
 
     trials: int | None = None
-    """Trials that are complete or stopped, in all."""
+    """The number of trials to complete or prune, including those of earlier searches."""
     deadline: float | None = None
-    """By `time.monotonic`."""
+    """A time of `time.monotonic`."""
     enqueue: tuple[ArchConfig, ...] = ()
 
 
 class Coordinator:
-    """Owns a study while it is searched."""
+    """Runs a search: the only writer of its study."""
 
     def __init__(self, store: Store, limits: Limits, on_event: Callable[[Event], None]) -> None:
         self.store = store
@@ -53,93 +53,88 @@ class Coordinator:
         self.running: dict[int, Running] = {}
         self.began: dict[int, float] = {}
         self.predictions: dict[int, FinalErrorPrediction] = {}
-        """Of trainings that were told to stop."""
+        """The predictions of trainings that were told to stop, by trial number."""
         self.enqueued = list({arch_id(arch): arch for arch in limits.enqueue if self._is_new(arch)}.values())
         self.first_with_id = {
             identity: number
             for number, trial in sorted(store.trials.items(), reverse=True)
             if trial.state != "duplicate" and (identity := trial.id)
         }
-        self._judge: Pruner | None = None
-        """Made when the first training is at a rung."""
+        self._pruner: Pruner | None = None
+        """Constructed when the first training is at a rung."""
 
     def _is_new(self, arch: ArchConfig) -> bool:
-        """Whether an architecture that a person gives is to be evaluated: it is not there, or has failed."""
+        """Whether an enqueued architecture is evaluated: every trial of it that the study has is a failed one."""
         identity = arch_id(arch)
-        there = [trial for trial in self.store.trials.values() if trial.id == identity]
-        return all(trial.state == "failed" for trial in there)
+        return all(trial.state == "failed" for trial in self.store.trials.values() if trial.id == identity)
 
-    # The search, by an evaluator here or by an executor's.
+    # The search, by an evaluator in this process or by an executor.
 
-    def inline(self, evaluate: Evaluate) -> Generator[Candidate, None, None]:
+    def run_inline(self, evaluate: Evaluate) -> Generator[Candidate, None, None]:
         """Search one trial after another, in this process."""
         if self.store.spec.reference_ms is None and not self.store.spec.bounds:
             known = self.store.spec.known_bounds()
             self.store.fix_scale(self.store.spec.model_copy(update={"bounds": known}))
-        self._opened()
-        while not self.enough(0) and (job := self._next_job()):
+        self._begin()
+        while not self.has_enough(0) and (job := self._next_job()):
             try:
                 latency, score = evaluate(job.arch, job.seed)
-                message = self._until_stopped(job.number, latency, score)
+                message = self._replay_rungs(job.number, latency, score)
             except Exception as error:
                 message = failed(job.number, error, "evaluating")
             yield from self._handle(message)
 
-    def with_executor(self, executor: Executor) -> Generator[Candidate, None, None]:
-        """Search with as many trials at a time as the executor has evaluators."""
+    def run(self, executor: Executor) -> Generator[Candidate, None, None]:
+        """Search with one running trial for each evaluator of the executor."""
         if self.store.spec.reference_ms is None:
-            self._calibrated(executor.calibrate())
-        executor.tell_spec(self.store.spec)
-        self._opened()
-        while not self._late():
-            while executor.idle() and not self.enough(len(executor.running())) and (job := self._next_job()):
+            self.store.fix_scale(self.store.spec.with_scale(executor.calibrate()))
+        executor.set_spec(self.store.spec)
+        self._begin()
+        while not self._is_over():
+            while executor.idle() and not self.has_enough(len(executor.running())) and (job := self._next_job()):
                 executor.submit(job)
             if not executor.running():
                 return
-            for message in executor.messages(self._patience()):
+            for message in executor.messages(self._wait_s()):
                 if isinstance(message, RungReport):
-                    executor.answer(message.number, self.go_on(message))
+                    executor.answer(message.number, self.should_continue(message))
                 else:
                     yield from self._handle(message)
-            self.store.owner.show(self.running.values())
+            self.store.lock.show(self.running.values())
 
-    def _opened(self) -> None:
-        """The study's scale is fixed: from here on trials are asked for."""
-        self.store.live.sampler = StudySampler(
+    def _begin(self) -> None:
+        """Construct the sampler, which needs the latency scale."""
+        self.store.optuna_study.sampler = StudySampler(
             self.store.spec, self.first_with_id.keys(), self.store.consecutive_failures
         )
         self.on_event(Opened(self.store.study))
 
-    def _calibrated(self, calibration: Calibration) -> None:
-        """Fix the study's scale, once."""
-        self.store.fix_scale(self.store.spec.with_scale(calibration))
-
-    def _late(self) -> bool:
+    def _is_over(self) -> bool:
         return self.limits.deadline is not None and time.monotonic() >= self.limits.deadline
 
-    def _patience(self) -> float:
+    def _wait_s(self) -> float:
         left = math.inf if self.limits.deadline is None else self.limits.deadline - time.monotonic()
-        return max(0.0, min(left, SIGN_OF_LIFE_S))
+        return max(0.0, min(left, SHOW_EVERY_S))
 
-    def enough(self, running: int) -> bool:
-        """Whether the trials asked for are complete, or will be when those that run are.
+    def has_enough(self, running: int) -> bool:
+        """Whether no trial is to be started beside the `running` ones.
 
-        What a person gives is evaluated however many there are.
+        Enqueued architectures are evaluated even if the study has the number of trials asked for.
         """
-        asked_for = self.limits.trials
-        return self._late() or (not self.enqueued and asked_for is not None and self.store.ended + running >= asked_for)
+        target = self.limits.trials
+        return self._is_over() or (not self.enqueued and target is not None and self.store.ended + running >= target)
 
     # What is tried next.
 
     def _next_job(self) -> Job | None:
-        """A trial that an earlier run left, one that a person gives, or the sampler's next within the budget."""
+        """The next job: a trial that waits, an enqueued architecture, or a feasible suggestion of the sampler."""
         waiting = self.store.waiting()
         if waiting:
             return self._start(self.store.resume(waiting.number))
         if self.enqueued:
-            return self._start(self._enqueued(self.enqueued.pop(0)))
+            return self._start(self._add_enqueued(self.enqueued.pop(0)))
         for _ in range(MOST_REPEATS if not self.exhausted else 0):
-            if self._late():
+            if self._is_over():
                 return None
             try:
                 trial = self.store.add(self._suggest())
@@ -167,8 +162,8 @@ class Coordinator:
         self.on_event(Started(job))
         return job
 
-    def _enqueued(self, arch: ArchConfig) -> Trial:
-        """A trial of an architecture that no sampler chose; Optuna knows its parameters where it is of the space."""
+    def _add_enqueued(self, arch: ArchConfig) -> Trial:
+        """Add a trial of an enqueued architecture. It has parameters for the sampler if it is in the search space."""
         spec = self.store.spec
         try:
             params = spec.search_space.encode(arch)
@@ -179,14 +174,12 @@ class Coordinator:
             number=len(self.store.trials), state="running", params=params, arch=arch, violation=violation, enqueued=True
         )
         self.first_with_id[arch_id(arch)] = trial.number
-        trial = running_here(trial)
-        self.store.give(trial)
-        return trial
+        return self.store.add(running_here(trial))
 
     def _suggest(self) -> Trial:
-        """Ask the sampler once. What comes back is running, infeasible, or a duplicate."""
-        spec, live = self.store.spec, self.store.live
-        asked = live.ask()
+        """Ask the sampler once. The trial is running, infeasible, or a duplicate."""
+        spec = self.store.spec
+        asked = self.store.optuna_study.ask()
         trial = Trial(number=asked.number, state="running", params={})
         try:
             arch = spec.search_space.suggest(asked)
@@ -205,41 +198,41 @@ class Coordinator:
         self.first_with_id[identity] = trial.number
         return running_here(_changed(trial, "running", **known))
 
-    # Whether a training goes on.
+    # Pruning.
 
-    def judged(self, at: RungReport) -> FinalErrorPrediction | None:
-        """Why a training at a rung is to be given up; None: it goes on."""
-        trial = self.store.trials[at.number]
+    def pruning_prediction(self, report: RungReport) -> FinalErrorPrediction | None:
+        """The prediction by which a training at a rung is pruned; None if it continues."""
+        trial = self.store.trials[report.number]
         if trial.arch is None or not self.store.spec.prune_below:
             return None
-        self._judge = self._judge or Pruner(self.store.spec, self.store.study.candidates)
-        return self._judge.prune(trial.arch, at.latency, at.rung)
+        self._pruner = self._pruner or Pruner(self.store.spec, self.store.study.candidates)
+        return self._pruner.prune(trial.arch, report.latency, report.rung)
 
-    def go_on(self, at: RungReport) -> bool:
-        """Whether a training at a rung goes on."""
-        prediction = self.judged(at)
+    def should_continue(self, report: RungReport) -> bool:
+        """Whether a training at a rung continues."""
+        prediction = self.pruning_prediction(report)
         if prediction is not None:
-            self.predictions[at.number] = prediction
+            self.predictions[report.number] = prediction
         return prediction is None
 
-    def _until_stopped(self, number: int, latency: Latency, score: Score) -> Message:
-        """What a training that reported afterwards would have come to, had it been asked at its rungs."""
-        for place, rung in enumerate(score.rungs, start=1):
-            if not self.go_on(RungReport(number, latency, rung)):
+    def _replay_rungs(self, number: int, latency: Latency, score: Score) -> Message:
+        """Ask the pruner about the rungs of a finished training, as if it had been asked during the training."""
+        for count, rung in enumerate(score.rungs, start=1):
+            if not self.should_continue(RungReport(number, latency, rung)):
                 curve = tuple(epoch for epoch in score.curve if epoch.samples <= rung.samples)
                 return TrialPruned(
-                    number, latency, Unfinished(rungs=score.rungs[:place], curve=curve, train_s=score.train_s)
+                    number, latency, Unfinished(rungs=score.rungs[:count], curve=curve, train_s=score.train_s)
                 )
         return TrialCompleted(number, latency, score)
 
-    # What evaluators say.
+    # Messages of evaluators.
 
     def _handle(self, message: Message) -> Iterator[Candidate]:
         if isinstance(message, Progress):
-            self._progress(message)
+            self._update_progress(message)
             return
         assert not isinstance(message, RungReport)
-        trial = self._ended(message)
+        trial = self._ended_trial(message)
         self.running.pop(trial.number, None)
         self.store.finish(trial)
         self.on_event(Ended(trial))
@@ -248,17 +241,17 @@ class Coordinator:
             return
         self.failures.clear()
         if trial.candidate:
-            if self._judge:
-                self._judge.add(trial.candidate)
+            if self._pruner:
+                self._pruner.add(trial.candidate)
             yield trial.candidate
 
-    def _progress(self, progress: Progress) -> None:
+    def _update_progress(self, progress: Progress) -> None:
         before, epoch = self.running[progress.number], progress.epoch
-        far = {"samples": epoch.samples, "train_error": epoch.train_error} if epoch else {}
-        self.running[progress.number] = before.model_copy(update={"doing": progress.doing, **far})
+        training = {"samples": epoch.samples, "train_error": epoch.train_error} if epoch else {}
+        self.running[progress.number] = before.model_copy(update={"doing": progress.doing, **training})
         self.on_event(progress)
 
-    def _ended(self, message: TrialCompleted | TrialPruned | TrialFailed) -> Trial:
+    def _ended_trial(self, message: TrialCompleted | TrialPruned | TrialFailed) -> Trial:
         trial = self.store.trials[message.number]
         wall = round(time.monotonic() - self.began.pop(message.number), 3)
         trial = trial.model_copy(update={"process": None, "wall_s": wall})
@@ -267,11 +260,11 @@ class Coordinator:
         trial = trial.model_copy(update={"spent": message.spent})
         assert trial.arch is not None
         if isinstance(message, TrialPruned):
-            return self._halted(trial, trial.arch, message)
-        budget, took = self.store.spec.budget, message.latency.normalised_ms
-        violation = budget.violation(latency_ms=took)
+            return self._pruned_trial(trial, trial.arch, message)
+        budget, measured = self.store.spec.budget, message.latency.normalised_ms
+        violation = budget.violation(latency_ms=measured)
         if message.score is None or violation > 0:
-            reason = f"{took:.3f} ms; the budget is {budget.latency_ms or math.inf:g} ms"
+            reason = f"{measured:.3f} ms; the budget is {budget.latency_ms or math.inf:g} ms"
             return _changed(trial, "infeasible", reason=reason, violation=violation)
         candidate = Candidate(
             trial=trial.number,
@@ -284,9 +277,9 @@ class Coordinator:
         )
         return _changed(trial, "complete", candidate=candidate)
 
-    def _halted(self, trial: Trial, arch: ArchConfig, message: TrialPruned) -> Trial:
+    def _pruned_trial(self, trial: Trial, arch: ArchConfig, message: TrialPruned) -> Trial:
         prediction, at = self.predictions.pop(trial.number), message.training.rungs[-1].samples
-        stopped = Pruned(
+        pruned = Pruned(
             id=arch_id(arch),
             cost=cost_of(arch),
             latency=message.latency,
@@ -297,7 +290,7 @@ class Coordinator:
             seed=training_seed(self.store.spec.seed, arch_id(arch)),
         )
         reason = f"after {at:,} samples its chance to end on the front was {prediction.p_front:.2g}"
-        return _changed(trial, "pruned", pruned=stopped, reason=reason)
+        return _changed(trial, "pruned", pruned=pruned, reason=reason)
 
     def _count_failure(self, reason: str) -> None:
         if reason not in self.failures:

@@ -1,8 +1,9 @@
-"""A quiet room: while one process measures, the others that use the same device pause.
+"""A readers-writer lock on a device: training shares the device, and a measurement has it alone.
 
-Made of file locks, which the system releases when their holder dies. There is a gate, and a seat for every worker. A
-worker sits while it works; to sit down it passes the gate. Who measures stands up, closes the gate and waits until
-every seat is empty; who works looks at the gate between two steps and stands up while it is closed.
+It consists of file locks, which the operating system releases when their holder dies: one for each worker, held while
+it works, and a gate, which every worker passes before it takes its own lock. A writer releases its own lock, closes the
+gate and waits for the locks of all others; readers look at the gate between two steps and release their lock while it
+is closed. (filelock's own readers-writer lock cannot tell a reader that a writer waits.)
 """
 
 from __future__ import annotations
@@ -14,82 +15,90 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+GATE_FILE = "gate.lock"
+
 
 class DeviceLock:
-    """Seat `seat` of `seats` in a room whose locks are files in `folder`.
+    """The lock of worker `index` of `workers` that share a device, by files in `folder`.
 
-    `synchronize` is called before standing up: a GPU has work queued that must be over before another may measure.
-    `waited_s` are the seconds that were spent waiting for others, so far.
+    `synchronize` is called before the lock is released for a writer: the queued work of a GPU must have ended.
+    `waited_s` is the time spent waiting for other workers so far, in seconds.
     """
 
-    def __init__(self, folder: Path, seat: int, seats: int, synchronize: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, folder: Path, index: int, workers: int, synchronize: Callable[[], None] = lambda: None) -> None:
         self.waited_s = 0.0
-        self._settle = synchronize
-        self.waits: Callable[[bool], None] = lambda _: None
-        """Hears that we begin to wait for others (True), and that we go on (False)."""
-        self._gate = FileLock(folder / "gate.lock", poll_interval=0.005)
-        self._seats = [FileLock(folder / f"seat{i}.lock", poll_interval=0.005) for i in range(seats)]
+        self._synchronize = synchronize
+        self.on_waiting: Callable[[bool], None] = lambda _: None
+        """Called when a wait for others begins (True) and ends (False)."""
+        self._gate = FileLock(folder / GATE_FILE, poll_interval=0.005)
+        locks = [FileLock(folder / f"worker{i}.lock", poll_interval=0.005) for i in range(workers)]
         self._remote = FileLock(folder / "remote.lock", poll_interval=0.02)
-        self._own = self._seats[seat]
-        self._others = [lock for i, lock in enumerate(self._seats) if i != seat]
+        self._own = locks[index]
+        self._others = [lock for i, lock in enumerate(locks) if i != index]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether this worker holds the device with others now."""
+        return self._own.is_locked
 
     @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
-        """Use the device, standing up for others whenever `pause` is called."""
-        self._sit()
+    def shared(self) -> Iterator[None]:
+        """Use the device together with others; `pause` lets a writer have it."""
+        self._acquire_shared()
         try:
             yield
         finally:
             self._own.release(force=True)
 
     @contextlib.contextmanager
-    def measuring(self) -> Iterator[None]:
-        """Have the device to ourselves; within `working` the own seat is taken again afterwards."""
-        worked = self._own.is_locked
-        if worked:
-            self._stand()  # two who wait for each other's seat would wait for ever
+    def exclusive(self) -> Iterator[None]:
+        """Have the device alone. Within `shared`, the shared lock is released before and taken again afterwards."""
+        was_shared = self.is_shared
+        if was_shared:
+            self._release_shared()  # two writers that hold shared locks would wait for each other for ever
         try:
             with contextlib.ExitStack() as stack:
-                with self._waiting():
+                with self.waiting():
                     for lock in (self._gate, *self._others):
                         stack.enter_context(lock)
                 yield
         finally:
-            if worked:
-                self._sit()
+            if was_shared:
+                self._acquire_shared()
 
     @contextlib.contextmanager
-    def remotely(self) -> Iterator[None]:
-        """Have another machine to ourselves; the others go on working here."""
+    def remote(self) -> Iterator[None]:
+        """Have another machine alone, on which a command measures; this device stays shared."""
         with contextlib.ExitStack() as stack:
-            with self._waiting():
+            with self.waiting():
                 stack.enter_context(self._remote)
             yield
 
     def pause(self) -> None:
-        """Between two steps: wait while somebody measures."""
+        """Called between two steps: wait while another worker measures."""
         try:
             self._gate.acquire(timeout=0)
         except Timeout:
-            self._stand()
-            self._sit()
+            self._release_shared()
+            self._acquire_shared()
         else:
             self._gate.release()
 
-    def _stand(self) -> None:
-        self._settle()
+    def _release_shared(self) -> None:
+        self._synchronize()
         self._own.release(force=True)
 
-    def _sit(self) -> None:
-        with self._waiting(), self._gate:
+    def _acquire_shared(self) -> None:
+        with self.waiting(), self._gate:
             self._own.acquire()
 
     @contextlib.contextmanager
-    def _waiting(self) -> Iterator[None]:
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block as waiting for others."""
         began = time.perf_counter()
-        self.waits(True)
+        self.on_waiting(True)
         try:
             yield
         finally:
             self.waited_s += time.perf_counter() - began
-            self.waits(False)
+            self.on_waiting(False)

@@ -1,4 +1,4 @@
-"""One trial, in order of price: build, measure latency, train the proxy, score."""
+"""The evaluation of one trial, cheapest step first: build, measure the latency, train the proxy, score."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from igc_nas.study.records import Latency, Rung, Score, TimeBreakdown, Unfinishe
 from igc_nas.study.spec import Calibration, StudySpec
 
 
-def evaluator_at(spec: StudySpec, seat: WorkerSlot) -> Evaluator:
-    """The evaluator of a seat. Raises what `Evaluator` raises."""
-    device = find_devices(seat.device)[0]
-    room = DeviceLock(seat.room, seat.place, seat.sharing, device.synchronize)
-    return Evaluator(spec, seat.info, device, seat.threads, room, seat.folder, seat.latency_command)
+def evaluator_at(spec: StudySpec, slot: WorkerSlot) -> Evaluator:
+    """The evaluator of a worker slot. Raises what `Evaluator` raises."""
+    device = find_devices(slot.device)[0]
+    lock = DeviceLock(slot.lock_folder, slot.index, slot.workers_on_device, device.synchronize)
+    return Evaluator(spec, slot.info, device, slot.threads, lock, slot.folder, slot.latency_command)
 
 
 class Evaluator:
-    """Evaluates architectures for one study on one device, in the process that it is made in.
+    """Evaluates architectures for one study on one device, in the current process.
 
-    `folder` is the study's, which keeps the forms that it trains in; `latency_command` measures where the study's
-    latencies are another machine's.
+    `folder` is the study's folder, which keeps the forms that networks are trained in; `latency_command` measures if
+    the study's latencies are of another machine.
 
-    Raises `StudyError` where the device is not the one that the study's latencies are of, `DataError` for its data.
+    Raises `StudyError` if the study's latencies are of another device, `DataError` if its dataset cannot be read.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Evaluator:
         info: DatasetInfo,
         device: Device,
         threads: int,
-        room: DeviceLock,
+        lock: DeviceLock,
         folder: Path | None = None,
         latency_command: str | None = None,
     ) -> None:
@@ -59,15 +59,15 @@ class Evaluator:
         self.info = info
         self.device = device
         self.threads = threads
-        self.room = room
-        self._clock = _Clock(room)
-        self._measure = self._measurer(latency_command)
-        table = timing_cache_for(device.name, threads, "training")
-        self._fastest = NetworkTuner.of(spec.recipe, device, table, PinnedForms(folder), room.pause)
+        self.lock = lock
+        self._stopwatch = _Stopwatch(lock)
+        self.measurer = self._make_measurer(latency_command)
+        timings = timing_cache_for(device.name, threads, "training")
+        self.tuner = NetworkTuner.of(spec.recipe, device, timings, PinnedForms(folder), lock.pause)
         configure_torch(device, threads)
         self.train, self.held_out = load_proxy(info, spec.recipe, spec.seed, device.torch_device)
 
-    def _measurer(self, latency_command: str | None) -> Measurer | CommandMeasurer:
+    def _make_measurer(self, latency_command: str | None) -> Measurer | CommandMeasurer:
         spec, limit = self.spec.latency, self.spec.budget.params
         if spec.remote:
             if latency_command is None:
@@ -78,30 +78,30 @@ class Evaluator:
             return CommandMeasurer(latency_command, spec, limit)
         if self.device.name != spec.device:
             raise StudyError(f"this device is {self.device.name}; the study's latencies are of {spec.device}")
-        table = timing_cache_for(self.device.name, spec.threads, "deployment", self.room.pause)
-        return Measurer(spec, self.device, limit, table, alone=self._alone, pause=self.room.pause)
+        timings = timing_cache_for(self.device.name, spec.threads, "deployment", self.lock.pause)
+        return Measurer(spec, self.device, limit, timings, alone=self._alone, pause=self.lock.pause)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        with self.room.measuring(), self._clock.runs("measure"):
+        with self.lock.exclusive(), self._stopwatch.time("measure"):
             yield
 
     def latency(self, arch: ArchConfig, reference_ms: float | None) -> Latency:
-        """Measure an architecture with the study's conditions, alone on the device. Called within `room.working`."""
-        if isinstance(self._measure, CommandMeasurer):
-            with self.room.remotely(), self._clock.runs("measure"):
-                return self._measure(arch, reference_ms)
+        """Measure an architecture under the study's conditions, alone on the device. Called within `lock.shared`."""
+        if isinstance(self.measurer, CommandMeasurer):
+            with self.lock.remote(), self._stopwatch.time("measure"):
+                return self.measurer(arch, reference_ms)
         configure_torch(self.device, self.spec.latency.threads)
         try:
-            return self._measure(arch, reference_ms)
+            return self.measurer(arch, reference_ms)
         finally:
-            self._measure.cache.save()
+            self.measurer.cache.save()
             configure_torch(self.device, self.threads)
 
     def calibrate(self) -> Calibration:
         """Measure the feasible architectures with the fewest and the most MACs, and so the reference network."""
         small, large = self.spec.feasible.lightest(), self.spec.feasible.heaviest()
-        with self.room.working():
+        with self.lock.shared():
             first = self.latency(small, None)
             return Calibration(
                 reference_ms=first.reference_ms,
@@ -110,59 +110,61 @@ class Evaluator:
             )
 
     def lowered(self, network: Network, arch: ArchConfig) -> LoweredNetwork | None:
-        """How a network is trained fastest; None: factored, as it is written.
+        """The network in the forms that train fastest; None if the recipe has the factored form.
 
-        Others may train meanwhile: alternatives take turns, and the choice between them is all that is asked.
+        Other workers may train at the same time: the forms are timed in turn, and only their order matters.
         """
-        return None if self.spec.recipe.forms == "factored" else self._fastest(network, arch_id(arch))
+        return None if self.spec.recipe.forms == "factored" else self.tuner(network, arch_id(arch))
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter | None = None) -> Outcome:
-        """Evaluate an architecture, telling `watch`. Raises what building, measuring or training raises."""
-        watch = watch or Reporter()
-        self.room.waits = watch.waits
-        self._clock = clock = _Clock(self.room)
-        with self.room.working():
-            watch.doing("measuring")
-            with clock.runs("prepare"):
+    def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter | None = None) -> Outcome:
+        """Evaluate an architecture, with its progress to `reporter`. Raises what building and training raise."""
+        reporter = reporter or Reporter()
+        self.lock.on_waiting = reporter.waiting
+        self._stopwatch = stopwatch = _Stopwatch(self.lock)
+        with self.lock.shared():
+            reporter.step("measuring")
+            with stopwatch.time("prepare"):
                 latency = self.latency(arch, self.spec.reference_ms)
             score = None
             if self.spec.budget.violation(latency_ms=latency.normalised_ms) <= 0:
-                score = self._score(arch, seed, watch, lambda rung: watch.go_on(latency, rung))
-        return Outcome(latency, score, clock.spent())
+                score = self._score(arch, seed, reporter, lambda rung: reporter.should_continue(latency, rung))
+        return Outcome(latency, score, stopwatch.spent())
 
-    def _score(self, arch: ArchConfig, seed: int, watch: Reporter, go_on: Callable[[Rung], bool]) -> Score | Unfinished:
-        watch.doing("building")
+    def _score(
+        self, arch: ArchConfig, seed: int, reporter: Reporter, should_continue: Callable[[Rung], bool]
+    ) -> Score | Unfinished:
+        reporter.step("building")
         network = build(arch, seed).to(self.device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        watch.doing("choosing forms")
-        with self._clock.runs("choose"):
+        reporter.step("choosing forms")
+        with self._stopwatch.time("choose"):
             lowered = self.lowered(network, arch)
-        watch.doing("training")
-        with self._clock.runs("train"):
-            task = ProxyTask(self.train, self.held_out, self.spec.recipe, self.info, self.device, self.room.pause)
-            return train_proxy(network, task, seed, lowered, watch.epoch, go_on)
+        reporter.step("training")
+        with self._stopwatch.time("train"):
+            task = ProxyTask(self.train, self.held_out, self.spec.recipe, self.info, self.device, self.lock.pause)
+            return train_proxy(network, task, seed, lowered, reporter.epoch, should_continue)
 
 
-class _Clock:
-    """Seconds of one evaluation by what they are spent on; what waits for others counts as nothing else."""
+class _Stopwatch:
+    """Seconds of one evaluation by step. Time spent waiting for other workers counts as waiting only."""
 
-    def __init__(self, room: DeviceLock) -> None:
-        self._room = room
-        self._waited_s = room.waited_s
+    def __init__(self, lock: DeviceLock) -> None:
+        self._lock = lock
+        self._waited_s = lock.waited_s
         self._seconds = dict.fromkeys(("prepare", "measure", "choose", "train"), 0.0)
 
     @contextlib.contextmanager
-    def runs(self, what: str) -> Iterator[None]:
-        """What is done within is `what`; what is within that again is not counted twice."""
+    def time(self, step: str) -> Iterator[None]:
+        """Add the time of the block to `step`, less what is timed or waited within it."""
         began, counted = time.perf_counter(), self._counted_s()
         try:
             yield
         finally:
-            self._seconds[what] += time.perf_counter() - began - (self._counted_s() - counted)
+            self._seconds[step] += time.perf_counter() - began - (self._counted_s() - counted)
 
     def _counted_s(self) -> float:
-        return sum(self._seconds.values()) + self._room.waited_s
+        return sum(self._seconds.values()) + self._lock.waited_s
 
     def spent(self) -> TimeBreakdown:
-        """All of it."""
-        seconds = {f"{what}_s": round(seconds, 3) for what, seconds in self._seconds.items()}
-        return TimeBreakdown(**seconds, wait_s=round(self._room.waited_s - self._waited_s, 3))
+        """The seconds so far."""
+        seconds = {f"{step}_s": round(seconds, 3) for step, seconds in self._seconds.items()}
+        return TimeBreakdown(**seconds, wait_s=round(self._lock.waited_s - self._waited_s, 3))

@@ -1,4 +1,4 @@
-"""What happens in a search, as it is told to whoever watches."""
+"""The events of a search, for displays."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Opened:
-    """The study is open and its scale is fixed; trials follow."""
+    """The study is open and has its latency scale; trials follow."""
 
     study: Study
 
 
 @dataclass(frozen=True)
 class Started:
-    """A trial has been handed to an evaluator."""
+    """A trial has been submitted to an evaluator."""
 
     job: Job
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A running trial has begun something else ("measuring", "training"), or has finished an epoch of its training."""
+    """A running trial has begun another step ("measuring", "training"), or has finished an epoch of its training."""
 
     number: int
     doing: str
@@ -43,21 +43,21 @@ class Progress:
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial has ended, whichever way."""
+    """A trial has ended, in whatever state."""
 
     trial: Trial
 
 
 @dataclass(frozen=True)
 class Exhausted:
-    """The sampler has nothing new to suggest; the search ends when what runs has ended."""
+    """The sampler has nothing new to suggest; the search ends when the running trials have ended."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Something about where evaluators work that a person should know: a node left out, a node lost."""
+    """A message about the executor for the user: a node is not used, a node was lost."""
 
     text: str
 

@@ -1,7 +1,7 @@
-"""What a coordinator and its evaluators say to each other, wherever those are: in processes here, or on a cluster.
+"""The interface between a coordinator and its evaluators, which run in processes of this machine or on a cluster.
 
-An executor is where evaluators sit. The coordinator submits jobs to it, reads messages from it and answers those that
-ask whether a training goes on.
+An executor manages the evaluators. The coordinator submits jobs to it, reads messages from it and answers each report
+of a rung. An executor sends its evaluators requests (`Request`); an evaluator sends messages back.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import DatasetInfo
@@ -25,28 +25,29 @@ ExecutorName = Literal["processes", "ray"]
 
 @dataclass(frozen=True)
 class WorkerSlot:
-    """Where an evaluator works: a device, its threads, and whom it shares the device with.
+    """The resources of an evaluator: a device, threads, and its share of the device.
 
-    `place` of `sharing` evaluators on that device, which keep quiet for each other through files in `room`.
+    It is number `index` (from 0) of `workers_on_device` evaluators, which share the device by file locks in
+    `lock_folder` (see `igc_nas.engine.device_lock`).
     """
 
     info: DatasetInfo
     device: str
     """torch's name."""
     threads: int
-    room: Path
-    place: int = 0
-    sharing: int = 1
+    lock_folder: Path
+    index: int = 0
+    workers_on_device: int = 1
     folder: Path | None = None
-    """The study's."""
+    """The study's folder."""
     latency_command: str | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an evaluation gave. Without a score the latency was over the budget, and nothing was trained.
+    """The result of an evaluation. `score` is None if the latency was over the budget, so that nothing was trained.
 
-    `score` is `Unfinished` where the training was stopped at a rung.
+    It is `Unfinished` if the training was pruned at a rung.
     """
 
     latency: Latency
@@ -54,39 +55,80 @@ class Outcome:
     spent: TimeBreakdown | None = None
 
 
-@dataclass(frozen=True)
 class Reporter:
-    """Whom an evaluation tells how far it is; the default is nobody, and every training goes on."""
+    """Takes the progress of one evaluation. This one ignores it, and lets every training continue."""
 
-    doing: Callable[[str], None] = lambda _: None
-    """What is begun: "measuring", "choosing forms", "training"."""
-    epoch: Callable[[Epoch], None] = lambda _: None
-    go_on: Callable[[Latency, Rung], bool] = lambda latency, rung: True
-    waits: Callable[[bool], None] = lambda _: None
-    """True: from here on it waits for others, who use the device. False: no longer."""
+    def step(self, name: str) -> None:
+        """A step begins: "measuring", "choosing forms", "training"."""
+
+    def epoch(self, epoch: Epoch) -> None:
+        """An epoch of the training has ended."""
+
+    def should_continue(self, latency: Latency, rung: Rung) -> bool:
+        """Whether the training continues after this rung."""
+        return True
+
+    def waiting(self, is_waiting: bool) -> None:
+        """The evaluation begins to wait until others release the device (True), or has stopped waiting (False)."""
 
 
 class Evaluating(Protocol):
     """An evaluator: `igc_nas.engine.evaluator.Evaluator`, or one of your own."""
 
     spec: StudySpec
+    """Replaced once, by the spec with the latency scale, after the calibration."""
 
     def calibrate(self) -> Calibration:
         """Measure the reference and the ends of the latency scale."""
         ...
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
-        """Evaluate an architecture; raises what goes wrong."""
+    def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
+        """Evaluate an architecture. An exception is recorded as the reason why the trial failed."""
         ...
 
 
 MakeEvaluator = Callable[[StudySpec, WorkerSlot], Evaluating]
-"""Makes an evaluator in the process that it will work in; to get there it is pickled, so it is a module's function."""
+"""Makes an evaluator, in the evaluator's process. It is pickled, so it must be a module-level function."""
+
+
+# Requests: what an executor sends to an evaluator.
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """Evaluate an architecture; the answer is a `TrialCompleted`, `TrialPruned` or `TrialFailed`."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Measure the latency scale; the answer is a `Calibration` or an `IgcNasError`."""
+
+
+@dataclass(frozen=True)
+class SetSpec:
+    """Use another spec from now on. `spec` is `StudySpec.to_dict`: a `StudySpec` would be sent with its caches."""
+
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RungAnswer:
+    """The answer to a `RungReport`."""
+
+    should_continue: bool
+
+
+Request = RunJob | Calibrate | SetSpec | RungAnswer
+
+
+# Messages: what an evaluator sends to its executor.
 
 
 @dataclass(frozen=True)
 class TrialCompleted:
-    """A trial has ended. Without a score its latency was over the budget."""
+    """A trial has ended. `score` is None if its latency was over the budget."""
 
     number: int
     latency: Latency
@@ -96,7 +138,7 @@ class TrialCompleted:
 
 @dataclass(frozen=True)
 class RungReport:
-    """A training has reached a rung and waits to hear whether it goes on (`Executor.answer`)."""
+    """A training has reached a rung and waits for `Executor.answer`."""
 
     number: int
     latency: Latency
@@ -105,7 +147,7 @@ class RungReport:
 
 @dataclass(frozen=True)
 class TrialPruned:
-    """A training was stopped at a rung."""
+    """A training was pruned at a rung."""
 
     number: int
     latency: Latency
@@ -122,11 +164,22 @@ class TrialFailed:
     failure: Failure = field(default_factory=lambda: Failure(kind="error", where="evaluating"))
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """A worker begins to wait for others (`waited_s` is None), or has waited `waited_s`, which no timeout counts."""
+
+    number: int
+    waited_s: float | None = None
+
+
+READY = "ready"
+"""The first message of an evaluator, once it is constructed."""
+
 Message = Progress | RungReport | TrialCompleted | TrialPruned | TrialFailed
 
 
 class Executor(Protocol):
-    """Evaluators for one study. A context manager: at its end all of them are gone."""
+    """Evaluators for one study. A context manager, which ends all of them."""
 
     def __enter__(self) -> Self:
         """Start the evaluators."""
@@ -135,104 +188,94 @@ class Executor(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        """End them."""
+        """End the evaluators."""
         ...
 
     def calibrate(self) -> Calibration:
-        """Have one evaluator measure the scale while the others are idle. Raises what keeps it from that."""
+        """Measure the latency scale in one evaluator while the others are idle. Raises the evaluator's error."""
         ...
 
-    def tell_spec(self, spec: StudySpec) -> None:
-        """Give every evaluator the spec as it is now (after calibration)."""
+    def set_spec(self, spec: StudySpec) -> None:
+        """Replace the spec of every evaluator, after the calibration."""
         ...
 
     def idle(self) -> int:
-        """How many evaluators wait for a job."""
+        """The number of evaluators without a job."""
         ...
 
     def running(self) -> list[Job]:
-        """The jobs under way."""
+        """The jobs that have not ended."""
         ...
 
     def submit(self, job: Job) -> None:
         """Give a job to an idle evaluator."""
         ...
 
-    def answer(self, number: int, go_on: bool) -> None:
-        """Tell the evaluator that is at a rung with trial `number` whether to go on."""
+    def answer(self, number: int, should_continue: bool) -> None:
+        """Answer the `RungReport` of trial `number`."""
         ...
 
     def messages(self, timeout: float | None) -> Iterator[Message]:
-        """What evaluators have to say, waiting at most `timeout` seconds for the first word.
+        """The messages of evaluators, waiting at most `timeout` seconds for the first one.
 
-        A dead evaluator's trial has `TrialFailed`, and another one is in its place. Raises what no evaluator can live
-        with.
+        A dead evaluator is replaced, and its trial ends with `TrialFailed`. Raises an error that concerns all
+        evaluators.
         """
         ...
 
 
 @dataclass
 class JobTimer:
-    """How long a job has been worked on, without the time in which it waited for others."""
+    """The time spent on a job, without the time in which it waited for other evaluators."""
 
     began: float | None = None
     waited_s: float = 0.0
-    waits: bool = False
+    is_waiting: bool = False
 
     def spent_s(self, now: float) -> float:
-        """Seconds up to `now`, as far as they are known: those of a wait that has not ended are counted."""
+        """Seconds up to `now`, including those of a wait that has not ended."""
         return 0.0 if self.began is None else now - self.began - self.waited_s
 
-    def hear(self, word: Waiting) -> None:
-        """Take in that the evaluator waits, or that it does no longer."""
-        self.waits = word.waited_s is None
-        self.waited_s += word.waited_s or 0.0
+    def update(self, message: Waiting) -> None:
+        """Begin or end a wait."""
+        self.is_waiting = message.waited_s is None
+        self.waited_s += message.waited_s or 0.0
 
 
 @dataclass(kw_only=True)
 class WorkerHandle:
-    """One evaluator, from its executor's side."""
+    """One evaluator, as its executor tracks it."""
 
     ready: bool = False
     job: Job | None = None
-    doing: str = "starting"
-    clock: JobTimer = field(default_factory=JobTimer)
+    step: str = "starting"
+    timer: JobTimer = field(default_factory=JobTimer)
+    now: Callable[[], float] = time.monotonic
 
-    def begin(self, job: Job) -> None:
-        """Note a job. Its time begins when the evaluator is ready."""
-        self.job, self.doing, self.clock = job, "starting", JobTimer(time.monotonic() if self.ready else None)
+    def assign(self, job: Job) -> None:
+        """Set its job, whose time begins when the evaluator is ready."""
+        self.job, self.step, self.timer = job, "starting", JobTimer(self.now() if self.ready else None)
 
-    def hear(self, word: object) -> None:
-        """Take in what the evaluator says."""
-        if word == READY:
-            self.ready, self.clock.began = True, time.monotonic()
-        elif isinstance(word, Waiting):
-            self.clock.hear(word)
-        elif isinstance(word, Progress):
-            self.doing = word.doing
-        elif isinstance(word, TrialCompleted | TrialPruned | TrialFailed):
-            self.job = None
+    def update(self, message: object) -> None:
+        """Update the state of the evaluator by a message of its own."""
+        match message:
+            case str() if message == READY:
+                self.ready, self.timer.began = True, self.now()
+            case Waiting():
+                self.timer.update(message)
+            case Progress():
+                self.step = message.doing
+            case TrialCompleted() | TrialPruned() | TrialFailed():
+                self.job = None
 
     def left_s(self, limit_s: float | None) -> float | None:
-        """Seconds until its job has taken longer than `limit_s`; None: no end is in sight."""
-        if limit_s is None or self.job is None or self.clock.began is None or self.clock.waits:
+        """Seconds until its job exceeds `limit_s`; None if nothing limits it now."""
+        if limit_s is None or self.job is None or self.timer.began is None or self.timer.is_waiting:
             return None
-        return max(0.0, limit_s - self.clock.spent_s(time.monotonic()))
+        return max(0.0, limit_s - self.timer.spent_s(self.now()))
 
-    def too_long(self, limit_s: float) -> TrialFailed:
-        """What becomes of its job when that has taken longer than `limit_s`."""
+    def timed_out(self, limit_s: float) -> TrialFailed:
+        """The failure of its job, which has exceeded `limit_s`."""
         assert self.job is not None
         reason = f"it took longer than {format_seconds(limit_s)} (--trial-timeout)"
-        return TrialFailed(self.job.number, reason, Failure(kind="timeout", where=self.doing))
-
-
-READY = "ready"
-"""The first word of an evaluator that is made."""
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A worker waits for others, or does no longer and has waited `waited_s`: that is not its trial's time."""
-
-    number: int
-    waited_s: float | None = None
+        return TrialFailed(self.job.number, reason, Failure(kind="timeout", where=self.step))

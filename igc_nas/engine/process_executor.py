@@ -1,7 +1,7 @@
-"""Evaluators in processes of their own, started by spawn; they end by themselves when their coordinator dies.
+"""Evaluators in worker processes, started by spawn, which exit when their coordinator dies.
 
-The coordinator talks to each over a pipe and never shares memory with it, so a worker that crashes takes one trial with
-it and nothing else, and one that hangs can be killed.
+Each is connected to the coordinator by a pipe and shares no memory with it, so a worker that crashes costs one trial
+only, and one that hangs can be killed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,14 @@ from typing import Any, Self
 from igc_nas.data.datasets import DatasetInfo
 from igc_nas.engine.events import Job, Progress
 from igc_nas.engine.executor import (
+    Calibrate,
     MakeEvaluator,
     Message,
+    Request,
+    RungAnswer,
     RungReport,
+    RunJob,
+    SetSpec,
     TrialCompleted,
     TrialFailed,
     TrialPruned,
@@ -34,7 +39,7 @@ from igc_nas.engine.executor import (
     WorkerHandle,
     WorkerSlot,
 )
-from igc_nas.engine.worker import job_message, kill_descendants, kill_orphans, worker_main
+from igc_nas.engine.worker import kill_descendants, kill_orphans, worker_main
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.host import oom_kills
 from igc_nas.study.process import uninterrupted
@@ -43,31 +48,32 @@ from igc_nas.study.spec import Calibration, StudySpec
 
 GRACE_S = 3.0
 MOST_STILLBORN = 3
-HEED_S = 0.5
-"""Whoever ends a worker by SIGTERM ends all of a group's processes, mostly: so long we wait for our own."""
+"""The number of workers that may die in a row before they are ready."""
+SIGTERM_WAIT_S = 0.5
+"""How long to wait for our own SIGTERM after a worker has died of one: a process group usually gets it together."""
 
 
 @dataclass
 class _Worker(WorkerHandle):
     process: SpawnProcess
     pipe: Connection
-    place: int
+    index: int
     ooms: int
-    """Processes that the system had killed for want of memory when this one was started."""
+    """The number of processes that the system had killed for lack of memory when this one was started."""
 
     def is_on(self, number: int) -> bool:
-        """Whether it works on trial `number`."""
+        """Whether it evaluates trial `number`."""
         return self.job is not None and self.job.number == number
 
-    def send(self, kind: str, value: object) -> None:
-        """Send a word. A process that has died is noticed where its answer is awaited."""
+    def send(self, request: Request) -> None:
+        """Send a request. That a process has died is noticed when its messages are received."""
         with contextlib.suppress(OSError):
-            self.pipe.send((kind, value))
+            self.pipe.send(request)
 
-    def take(self, job: Job) -> None:
-        """Begin a job, or have it wait for a process that is starting up."""
-        self.begin(job)
-        self.send(*job_message(job))
+    def submit(self, job: Job) -> None:
+        """Start a job; a worker that is not ready yet starts it then."""
+        self.assign(job)
+        self.send(RunJob(job))
 
 
 @dataclass
@@ -84,15 +90,15 @@ class ProcessExecutor:
     """The study's folder."""
     latency_command: str | None = None
     trial_timeout_s: float | None = None
-    """A trial that is worked on for longer has failed, and its process is killed; None: never."""
+    """A trial that takes longer has failed, and its process is killed; None: no limit."""
     _workers: list[_Worker] = field(default_factory=list)
     _stillborn: int = 0
 
     def __enter__(self) -> Self:
-        self._room = tempfile.TemporaryDirectory(prefix="igc-nas-room-")
+        self._lock_folder = tempfile.TemporaryDirectory(prefix="igc-nas-locks-")
         try:
-            for place in range(self.count):
-                self._workers.append(self._start(place))
+            for index in range(self.count):
+                self._workers.append(self._start(index))
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -107,50 +113,50 @@ class ProcessExecutor:
             worker.process.terminate()
         until = time.monotonic() + GRACE_S
         for worker in self._workers:
-            _bury(worker, until - time.monotonic())
+            _join(worker, until - time.monotonic())
         kill_orphans(*(worker.process.pid or 0 for worker in self._workers))
         self._workers.clear()
-        self._room.cleanup()
+        self._lock_folder.cleanup()
 
     def calibrate(self) -> Calibration:
-        """Measure the reference and the ends of the latency scale in the first worker, before the others work."""
+        """Measure the reference and the ends of the latency scale in the first worker, while the others are idle."""
         while waiting := [worker for worker in self._workers if not worker.ready]:
             _raise_if_error(self._receive(waiting[0]))
         worker = self._workers[0]
-        worker.send("calibrate", None)
+        worker.send(Calibrate())
         answer = self._receive(worker)
         _raise_if_error(answer)
         if not isinstance(answer, Calibration):
             raise IgcNasError("the worker process died while it measured the latency scale")
         return answer
 
-    def tell_spec(self, spec: StudySpec) -> None:
-        """Give every worker the spec as it is now (after calibration)."""
+    def set_spec(self, spec: StudySpec) -> None:
+        """Replace the spec of every worker, after the calibration."""
         self.spec = spec
         for worker in self._workers:
-            worker.send("spec", spec.to_dict())
+            worker.send(SetSpec(spec.to_dict()))
 
     def idle(self) -> int:
-        """How many workers wait for a job (those that are still starting up are among them)."""
+        """The number of workers without a job, including those that are starting."""
         return sum(worker.job is None for worker in self._workers)
 
     def running(self) -> list[Job]:
-        """The jobs under way."""
+        """The jobs that have not ended."""
         return [worker.job for worker in self._workers if worker.job]
 
     def submit(self, job: Job) -> None:
         """Give a job to an idle worker."""
-        next(w for w in self._workers if w.job is None).take(job)
+        next(w for w in self._workers if w.job is None).submit(job)
 
-    def answer(self, number: int, go_on: bool) -> None:
-        """Tell the worker that is at a rung with trial `number` whether to go on."""
+    def answer(self, number: int, should_continue: bool) -> None:
+        """Answer the `RungReport` of trial `number`."""
         for worker in self._workers:
             if worker.is_on(number):
-                worker.send("go_on", go_on)
+                worker.send(RungAnswer(should_continue))
 
     def messages(self, timeout: float | None) -> Iterator[Message]:
-        """What workers have to say, waiting at most `timeout` seconds for the first word. Replaces the dead."""
-        for pipe in wait([w.pipe for w in self._workers], self._patience(timeout)):
+        """The messages of workers, waiting at most `timeout` seconds for the first one. Replaces dead workers."""
+        for pipe in wait([w.pipe for w in self._workers], self._wait_s(timeout)):
             worker = next(w for w in self._workers if w.pipe is pipe)
             answer = self._receive(worker)
             if isinstance(answer, Progress | RungReport | TrialCompleted | TrialPruned | TrialFailed):
@@ -158,73 +164,72 @@ class ProcessExecutor:
             else:
                 _raise_if_error(answer)
         for worker in [w for w in self._workers if w.left_s(self.trial_timeout_s) == 0.0]:
-            yield self._give_up(worker)
+            yield self._time_out(worker)
 
-    def _patience(self, timeout: float | None) -> float | None:
-        """How long to wait for a word: no longer than until a trial's time is over."""
+    def _wait_s(self, timeout: float | None) -> float | None:
+        """How long to wait for a message: at most until a trial times out."""
         limits = [timeout, *(w.left_s(self.trial_timeout_s) for w in self._workers)]
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def _give_up(self, worker: _Worker) -> TrialFailed:
-        """End a worker whose trial has taken too long, and start another in its place."""
+    def _time_out(self, worker: _Worker) -> TrialFailed:
+        """Kill a worker whose trial has taken too long, and start another one."""
         assert self.trial_timeout_s is not None
         kill_descendants(worker.process.pid or 0)
         worker.process.kill()
-        _bury(worker, GRACE_S)
-        self._workers[self._workers.index(worker)] = self._start(worker.place)
-        return worker.too_long(self.trial_timeout_s)
+        _join(worker, GRACE_S)
+        self._workers[self._workers.index(worker)] = self._start(worker.index)
+        return worker.timed_out(self.trial_timeout_s)
 
     def _receive(self, worker: _Worker) -> Any:
         try:
             answer = worker.pipe.recv()
         except (EOFError, OSError):
             return self._replace(worker)
-        except Exception:  # no word of ours: whatever else is in this pipe cannot be understood, either
+        except Exception:  # not one of our messages: the rest of the pipe cannot be read either
             worker.process.kill()
             return self._replace(worker)
         if isinstance(answer, Waiting | Progress | RungReport) and not worker.is_on(answer.number):
-            return None  # a thread that its evaluator has left behind
-        worker.hear(answer)
+            return None  # from a thread that the evaluator of an earlier trial has left
+        worker.update(answer)
         return answer
 
     def _replace(self, worker: _Worker) -> TrialFailed | IgcNasError | None:
-        """Start another process in the place of a dead one; what it was working on has failed.
+        """Start another process in place of a dead one, whose trial has failed.
 
-        A job that it had not begun is the next one's; processes that die again and again before they can work are
-        an error.
+        A job that it had not started is given to the new one. Returns an error if too many die before they are ready.
         """
-        _bury(worker, GRACE_S)
+        _join(worker, GRACE_S)
         kill_orphans(worker.process.pid or 0)
         if worker.process.exitcode == -signal.SIGTERM:
-            time.sleep(HEED_S)
+            time.sleep(SIGTERM_WAIT_S)
         died = f"the worker process died ({_exit(worker.process.exitcode)})"
         self._stillborn = 0 if worker.ready else self._stillborn + 1
         if self._stillborn >= MOST_STILLBORN:
             return IgcNasError(f"{died} before it could work, {MOST_STILLBORN} times in a row")
-        successor = self._start(worker.place)
+        successor = self._start(worker.index)
         self._workers[self._workers.index(worker)] = successor
         if worker.job is None:
             return None
         if not worker.ready:
-            successor.take(worker.job)
+            successor.submit(worker.job)
             return None
         if worker.process.exitcode == -signal.SIGKILL and oom_kills() > worker.ooms:
             reason = f"{died}, when the system had no memory left"
-            return TrialFailed(worker.job.number, reason, Failure(kind="memory", where=worker.doing))
-        return TrialFailed(worker.job.number, died, Failure(kind="died", where=worker.doing))
+            return TrialFailed(worker.job.number, reason, Failure(kind="memory", where=worker.step))
+        return TrialFailed(worker.job.number, died, Failure(kind="died", where=worker.step))
 
-    def _start(self, place: int) -> _Worker:
-        device = self.devices[place % len(self.devices)]
-        sharing = [p for p in range(self.count) if self.devices[p % len(self.devices)] == device]
-        room = Path(self._room.name) / device.replace(":", "")
-        room.mkdir(exist_ok=True)
-        seat = WorkerSlot(
+    def _start(self, index: int) -> _Worker:
+        device = self.devices[index % len(self.devices)]
+        on_device = [i for i in range(self.count) if self.devices[i % len(self.devices)] == device]
+        lock_folder = Path(self._lock_folder.name) / device.replace(":", "")
+        lock_folder.mkdir(exist_ok=True)
+        slot = WorkerSlot(
             self.info,
             device,
             self.threads,
-            room,
-            sharing.index(place),
-            len(sharing),
+            lock_folder,
+            on_device.index(index),
+            len(on_device),
             self.folder,
             self.latency_command,
         )
@@ -232,18 +237,18 @@ class ProcessExecutor:
         ours, theirs = context.Pipe()
         process = context.Process(
             target=worker_main,
-            args=(theirs, self.spec.to_dict(), seat, self.make),
-            name=f"igc-nas worker {place}",
+            args=(theirs, self.spec.to_dict(), slot, self.make),
+            name=f"igc-nas worker {index}",
             daemon=True,
         )
         with _child_environment(self.threads):
             process.start()
         theirs.close()
-        return _Worker(process, ours, place, oom_kills())
+        return _Worker(process, ours, index, oom_kills())
 
 
-def _bury(worker: _Worker, grace_s: float) -> None:
-    """Wait for a worker that ends; kill it where it does not."""
+def _join(worker: _Worker, grace_s: float) -> None:
+    """Wait for a worker to exit, and kill it if it does not within `grace_s` seconds."""
     worker.process.join(max(0.0, grace_s))
     if worker.process.is_alive():
         worker.process.kill()
@@ -258,7 +263,7 @@ def _raise_if_error(answer: object) -> None:
 
 @contextlib.contextmanager
 def _child_environment(threads: int) -> Iterator[None]:
-    """What a child must have before it imports torch: threads that sleep when idle, and no Ctrl-C of its own."""
+    """Environment that a child needs before it imports torch: idle threads sleep, and SIGINT is ignored."""
     wanted = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

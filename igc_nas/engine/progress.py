@@ -1,4 +1,4 @@
-"""The progress of a search, shown as its trials end."""
+"""The progress of a search, on the terminal."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from igc_nas.study.records import Candidate, Epoch, Trial
 from igc_nas.study.study import Study
 
 LEAST_FOR_ESTIMATE, SAY_LEFT_EVERY = 3, 10
-"""Trials that must have ended before the rest is estimated; how often a log is told of it."""
+"""The number of ended trials before the remaining time is estimated; a log has the estimate every 10 trials."""
 
 
 def trial_line(trial: Trial) -> str:
-    """One line for a trial that has ended."""
+    """A trial that has ended, in one line."""
     head = f"trial {trial.number:>4}  {trial.state:<10}"
     if trial.candidate:
         c = candidate_words(trial.candidate)
@@ -41,7 +41,7 @@ def trial_line(trial: Trial) -> str:
 
 
 class StudyProgress:
-    """How far a study is: what has ended, its front and its hypervolume, as trials end one by one."""
+    """The number of ended trials, the front and the hypervolume of a study, updated trial by trial."""
 
     def __init__(self, study: Study) -> None:
         self.spec = study.spec
@@ -53,7 +53,7 @@ class StudyProgress:
             self._join(candidate)
 
     def add(self, trial: Trial) -> None:
-        """Take a trial that has ended."""
+        """Add a trial that has ended."""
         self.ended += trial.state in ("complete", "pruned")
         if trial.candidate:
             self._join(trial.candidate)
@@ -67,7 +67,7 @@ class StudyProgress:
 
     @property
     def text(self) -> str:
-        """For the line of facts."""
+        """The front and its hypervolume in words."""
         volume = f"   hypervolume {self._volume.volume:.4f}" if self._volume else ""
         return f"front {len(self._front)}{volume}"
 
@@ -79,16 +79,16 @@ class SearchDisplay:
     """
 
     def __init__(self, target: int | None, timeout_s: float | None, *, quiet: bool = False) -> None:
-        self._standing: StudyProgress | None = None
+        self._study_progress: StudyProgress | None = None
         self._target = target
         self._timeout_s = timeout_s
         self._quiet = quiet
         self._ends = 0
-        """Trials of this run that have ended with something to show."""
+        """The number of trials of this run that have ended, without infeasible ones and duplicates."""
         self._console = console(stderr=True)
         self._began = time.monotonic()
         self._running: dict[int, tuple[str, str]] = {}
-        self._unfit = 0
+        self._not_built = 0
         self._live = Live(self, console=self._console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Self:
@@ -102,10 +102,10 @@ class SearchDisplay:
         self._live.stop()
 
     def show(self, event: Event) -> None:
-        """Take an event."""
+        """Show an event."""
         match event:
             case Opened(study):
-                self._standing = StudyProgress(study)
+                self._study_progress = StudyProgress(study)
             case Started(job):
                 cost = cost_of(job.arch)
                 text = f"{format_count(cost.params)} params, {format_count(cost.macs)} MACs  {job.arch}"
@@ -121,18 +121,18 @@ class SearchDisplay:
                 self._say(text)
 
     def _progress(self, doing: str, epoch: Epoch | None) -> str:
-        """How far a running trial is: its epoch, and its accuracy on the images that it is trained on."""
+        """The step of a running trial, with its images and training accuracy."""
         if epoch is None:
             return doing
-        samples = self._standing.spec.recipe.samples if self._standing else epoch.samples
+        samples = self._study_progress.spec.recipe.samples if self._study_progress else epoch.samples
         return f"{doing}: {epoch.samples:,} of {samples:,} images, accuracy {1 - epoch.train_error:.0%}"
 
     def _ended(self, trial: Trial) -> None:
         self._running.pop(trial.number, None)
-        if self._standing:
-            self._standing.add(trial)
+        if self._study_progress:
+            self._study_progress.add(trial)
         if trial.state not in ("complete", "pruned", "failed"):
-            self._unfit += 1
+            self._not_built += 1
         else:
             self._say(trial_line(trial))
             self._ends += 1
@@ -140,10 +140,10 @@ class SearchDisplay:
                 self._say(left)
 
     def _left(self) -> str:
-        """How long the trials that are left will take, as fast as those of this run went."""
-        if not (self._target and self._standing and self._ends >= LEAST_FOR_ESTIMATE):
+        """The estimated time for the remaining trials, at the speed of this run."""
+        if not (self._target and self._study_progress and self._ends >= LEAST_FOR_ESTIMATE):
             return ""
-        missing = max(0, self._target - self._standing.ended)
+        missing = max(0, self._target - self._study_progress.ended)
         each = (time.monotonic() - self._began) / self._ends
         return f"about {format_seconds(missing * each)} left for {missing} trials"
 
@@ -152,12 +152,12 @@ class SearchDisplay:
             self._console.print(Text(printable(line)), soft_wrap=True)
 
     def __rich__(self) -> Group:
-        done = self._standing.ended if self._standing else 0
+        done = self._study_progress.ended if self._study_progress else 0
         bars = Table.grid()
         if self._target:
             bars.add_row(ProgressBar(total=self._target, completed=done, width=40))
         lines = Table.grid(padding=(0, 2))
-        if self._standing is None:
+        if self._study_progress is None:
             lines.add_row("starting the workers: loading data, calibrating the latency scale")
         for number, (text, state) in sorted(self._running.items()):
             lines.add_row(f"trial {number}", Text(state), Text(text, overflow="ellipsis", no_wrap=True))
@@ -167,9 +167,9 @@ class SearchDisplay:
         spent = time.monotonic() - self._began
         facts = (
             f"trials {done}/{self._target}" if self._target else f"trials {done}",
-            self._standing.text if self._standing else "",
+            self._study_progress.text if self._study_progress else "",
             f"{format_seconds(max(0.0, self._timeout_s - spent))} left" if self._timeout_s else format_seconds(spent),
             "" if self._timeout_s else self._left(),
-            f"{self._unfit} suggestions not built" if self._unfit else "",
+            f"{self._not_built} suggestions not built" if self._not_built else "",
         )
         return "   ".join(filter(None, facts))

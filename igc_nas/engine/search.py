@@ -1,4 +1,4 @@
-"""The search as a function: a question, how to run it, and the candidates that come out.
+"""The search as a function of a study's spec and of how to run it. It yields candidates.
 
 for candidate in search(spec):
     print(candidate.cost.params, candidate.score.error)
@@ -29,26 +29,26 @@ from igc_nas.study.study import STUDY_FILE, Study, load_study
 
 @dataclass(frozen=True)
 class Run:
-    """How a search is run: nothing here changes a result. None leaves a limit out."""
+    """How a search is run. Nothing here changes its results. A limit of None does not apply."""
 
     folder: Path
     trials: int | None = None
-    """Trials that are complete, or stopped at a rung, in all: earlier runs included."""
+    """The number of trials to complete or prune, including those of earlier runs."""
     timeout_s: float | None = None
-    """Seconds of this run; trials under way then are taken up by the next one."""
+    """Seconds of this run; the next run resumes the trials that are running then."""
     trial_timeout_s: float | None = None
-    """Seconds that one trial may be worked on; pauses, in which others measure, are not counted."""
+    """Seconds that one trial may take, without the pauses in which other workers measure."""
     workers: int = 1
     threads: int = 1
     devices: tuple[str, ...] = ()
-    """torch's names, `("cuda:0", "cuda:1")`; none: those of this machine that the study's latencies are of."""
+    """torch's names, `("cuda:0", "cuda:1")`; empty: the devices of this machine that the study's latencies are of."""
     data_dir: Path | None = None
     storage: str | None = field(default=None, repr=False)
     """The database, `sqlite:///path` or `postgresql://user:password@host/name`; None: study.db in the folder."""
     latency_command: str | None = None
-    """What measures where the study's latencies are another machine's."""
+    """The command that measures if the study's latencies are of another machine."""
     enqueue: tuple[ArchConfig, ...] = ()
-    """Architectures to evaluate before the sampler is asked, of the space or not, within the budgets or not."""
+    """Architectures to evaluate first, whether they are in the search space and within the budgets or not."""
     executor: ExecutorName = "processes"
     ray_address: str | None = None
     """HOST:PORT of a Ray cluster, for the executor `ray`; None: `$RAY_ADDRESS`, else this machine's."""
@@ -62,20 +62,20 @@ def search(
     evaluator: MakeEvaluator | None = None,
     on_event: Callable[[Event], None] = lambda _: None,
 ) -> Iterator[Candidate]:
-    """Search, yielding each candidate as it is completed; the study in `run.folder` is continued where there is one.
+    """Search, and yield each candidate when it is complete. A study that is in `run.folder` is continued.
 
     With `evaluate`, trials run one after another in this process; otherwise in worker processes (started by spawn: a
     script needs the usual `if __name__ == "__main__":`), each of which makes an `evaluator`, by default ours. Closing
-    the iterator stops the search: trials under way wait for the next run.
+    the iterator stops the search: running trials wait for the next run.
 
-    Raises `StudyError` where the store cannot be used or is of another question, `DataError`, `InfeasibleError`, and
-    `IgcNasError` after five failures in a row for one reason.
+    Raises `StudyError` if the study cannot be opened or asks another question, `DataError`, `InfeasibleError`, and
+    `IgcNasError` after five failures in a row for the same reason.
     """
     run = run or Run(Path("studies") / spec.name)
     deadline = None if run.timeout_s is None else time.monotonic() + run.timeout_s
     with Store(run.folder, continued(spec, run), run.storage) as store:
         coordinator = Coordinator(store, Limits(run.trials, deadline, run.enqueue), on_event)
-        steps = coordinator.inline(evaluate) if evaluate else _with_evaluators(coordinator, run, evaluator)
+        steps = coordinator.run_inline(evaluate) if evaluate else _with_evaluators(coordinator, run, evaluator)
         with closing(steps):
             yield from steps
 
@@ -83,19 +83,19 @@ def search(
 def _with_evaluators(
     coordinator: Coordinator, run: Run, evaluator: MakeEvaluator | None
 ) -> Generator[Candidate, None, None]:
-    if not coordinator.enough(0):
+    if not coordinator.has_enough(0):
         with _executor(coordinator.store.spec, run, evaluator, coordinator.on_event) as executor:
-            yield from coordinator.with_executor(executor)
+            yield from coordinator.run(executor)
 
 
 def _executor(
     spec: StudySpec, run: Run, evaluator: MakeEvaluator | None, on_event: Callable[[Event], None]
 ) -> Executor:
-    """Where the evaluators of a run work. Raises `StudyError`, `DataError`, `UsageError`."""
+    """The executor of a run. Raises `StudyError`, `DataError`, `UsageError`."""
     make = evaluator or _our_evaluator()
     devices = run.devices or (("cpu",) if evaluator else matching_devices(spec.latency))
     if run.executor == "ray":
-        return _cluster(spec, run, make, devices[0], on_event)
+        return _ray_executor(spec, run, make, devices[0], on_event)
     info = locate(spec.dataset.split(" ")[0], data_dir(run.data_dir))
     if (info.label, info.sha256) != (spec.dataset, spec.dataset_sha256):
         raise StudyError(f"the dataset is {info.label}; the study is about {spec.dataset}", "use another --study")
@@ -112,16 +112,16 @@ def _executor(
     )
 
 
-def _cluster(
+def _ray_executor(
     spec: StudySpec, run: Run, make: MakeEvaluator, device: str, on_event: Callable[[Event], None]
 ) -> Executor:
-    """The evaluators of a run on a Ray cluster, on nodes whose device is the study's."""
+    """The executor of a run on a Ray cluster. Raises `UsageError` with a latency command."""
     from igc_nas.engine.ray.executor import RayExecutor
 
     if spec.latency.remote:
         raise UsageError(
             "a latency command measures one network at a time; the nodes of a cluster do not wait for each other",
-            "leave --executor ray away",
+            "search without --executor ray",
         )
     return RayExecutor(
         spec,
@@ -143,25 +143,25 @@ def _our_evaluator() -> MakeEvaluator:
 
 
 def continued(spec: StudySpec, run: Run) -> StudySpec:
-    """The spec of the study that is there, with the scale that it has fixed, where there is one; else `spec`.
+    """The spec of the study that the run continues, with its latency scale; `spec` if there is no study yet.
 
-    Raises `StudyError` where that study asks another question than `spec`.
+    Raises `StudyError` if that study asks another question than `spec`.
     """
     study = begun(run.folder, run.storage)
     if study is None:
         return spec
-    there = study.spec
-    different = list(differences(spec.identity(), there.identity()))
+    found = study.spec
+    different = list(differences(spec.identity(), found.identity()))
     if different:
         raise StudyError(
-            f"study {there.name} is there and asks another question: {'; '.join(different[:4])}",
+            f"study {found.name} exists and asks another question: {'; '.join(different[:4])}",
             "search into another folder",
         )
-    return there
+    return found
 
 
 def begun(folder: Path, storage: str | None = None) -> Study | None:
-    """The study in a folder, or else of its name in a database, that has trials or a scale already; None without."""
+    """The study in a folder, or of the folder's name in a database, if it has trials or a latency scale; else None."""
     study = load_study(folder) if (folder / STUDY_FILE).is_file() else None
     if storage and not (study and study.is_begun):
         study = stored_study(parse_url(storage), folder.name, folder)
@@ -169,9 +169,9 @@ def begun(folder: Path, storage: str | None = None) -> Study | None:
 
 
 def matching_devices(latency: LatencySpec) -> tuple[str, ...]:
-    """torch's names of this machine's devices that a study's latencies are of; all, where another machine measures.
+    """torch's names of the devices of this machine that a study's latencies are of; all if another machine measures.
 
-    Raises `StudyError` where there is none.
+    Raises `StudyError` if there is none.
     """
     from igc_nas.nn.device import find_devices
 

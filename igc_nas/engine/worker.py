@@ -1,4 +1,4 @@
-"""The evaluator's side of the conversation: what runs in a worker's process, or in an actor on a cluster."""
+"""The evaluator's side of an executor: what runs in a worker process, or in an actor on a cluster."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from igc_nas.arch.config import ArchConfig
 from igc_nas.engine.events import Job, Progress
 from igc_nas.engine.executor import (
     READY,
+    Calibrate,
     Evaluating,
     MakeEvaluator,
     Message,
     Outcome,
     Reporter,
+    Request,
+    RungAnswer,
     RungReport,
+    RunJob,
+    SetSpec,
     TrialCompleted,
     TrialFailed,
     TrialPruned,
@@ -40,88 +44,101 @@ from igc_nas.study.spec import Calibration, StudySpec
 PACKAGE = Path(__file__).parents[1]
 OUT_OF_MEMORY = ("defaultcpuallocator", "out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
 SEAMS = ("worker.py", "coordinator.py")
-"""Where evaluators are called from: an error that came no further is theirs."""
-MOST_SAID = 10_000
-"""Characters of an error that are looked at."""
+"""The modules that call evaluators: an error with no deeper frame of ours comes from an evaluator of the user."""
+MOST_TEXT = 10_000
+"""The number of characters of an error message that are read."""
 PARENT_GONE = 86
 """Exit status of a worker whose coordinator is gone."""
 MARK = "IGC_NAS_WORKER"
-"""The variable by which what a worker has started is known: the coordinator's pid and the worker's."""
+"""Environment variable of all that a worker starts: `COORDINATOR_PID/WORKER_PID`."""
 
 F_ = TypeVar("F_", bound=Frozen)
 
 
 class AloneError(EOFError):
-    """The coordinator is gone."""
+    """The coordinator has ended."""
 
 
 class Channel(Protocol):
-    """The evaluator's end of a connection to its executor: a pipe, or what works like one."""
+    """The evaluator's end of the connection to its executor: a pipe, or two queues."""
 
-    def send(self, word: Any, /) -> None:
-        """Say something."""
+    def send(self, message: Any, /) -> None:
+        """Send a message to the executor."""
         ...
 
     def recv(self) -> Any:
-        """The executor's next word."""
+        """Wait for the executor's next request."""
         ...
 
 
-def run_job(evaluator: Evaluating, job: Job, say: Callable[[Any], None], ask: Callable[[RungReport], bool]) -> Message:
-    """Evaluate a job, saying how far it is and asking at rungs; what goes wrong is the message, not an error.
+class JobReporter(Reporter):
+    """Sends the progress of one job to the executor. Its methods raise `AloneError` when the coordinator has ended."""
 
-    Raises `AloneError` where nobody does any more.
-    """
-    doing, since, to_stop = "building", 0.0, False
+    def __init__(self, job: Job, channel: Channel) -> None:
+        self._number = job.number
+        self._channel = channel
+        self._waiting_since = 0.0
+        self.current_step = "building"
+        self.is_pruned = False
 
-    def tell(word: Any) -> None:
-        with _listened_to():
-            say(word)
+    def step(self, name: str) -> None:
+        """Send the name of the step that begins."""
+        self.current_step = str(name)
+        self._send(Progress(self._number, self.current_step))
 
-    def begin(what: str) -> None:
-        nonlocal doing
-        doing = str(what)
-        tell(Progress(job.number, doing))
+    def epoch(self, epoch: Epoch) -> None:
+        """Send the end of an epoch."""
+        self._send(Progress(self._number, self.current_step, _whole(epoch, Epoch)))
 
-    def epoch(point: Epoch) -> None:
-        tell(Progress(job.number, doing, _whole(point, Epoch)))
+    def waiting(self, is_waiting: bool) -> None:
+        """Send that the evaluator begins to wait, or how long it has waited."""
+        if is_waiting:
+            self._waiting_since = time.monotonic()
+        self._send(Waiting(self._number, None if is_waiting else time.monotonic() - self._waiting_since))
 
-    def waits(begins: bool) -> None:
-        nonlocal since
-        if begins:
-            since = time.monotonic()
-        tell(Waiting(job.number, None if begins else time.monotonic() - since))
+    def should_continue(self, latency: Latency, rung: Rung) -> bool:
+        """Send a rung, and wait for the answer."""
+        self._send(RungReport(self._number, _whole(latency, Latency), _whole(rung, Rung)))
+        with _coordinator_lives():
+            answer = self._channel.recv()
+        assert isinstance(answer, RungAnswer)
+        self.is_pruned = not answer.should_continue
+        return answer.should_continue
 
-    def go_on(latency: Latency, rung: Rung) -> bool:
-        nonlocal to_stop
-        at = RungReport(job.number, _whole(latency, Latency), _whole(rung, Rung))
-        with _listened_to():
-            to_stop = not ask(at)
-        return not to_stop
-
-    try:
-        outcome = evaluator(job.arch, job.seed, Reporter(begin, epoch, go_on, waits))
-        doing = "returning"
-        message = _message(job.number, outcome)
-        if isinstance(message, TrialPruned) and not to_stop:
-            raise TypeError("the evaluator gave up a training that was to go on")
-        return message
-    except AloneError:
-        raise
-    except (Exception, KeyboardInterrupt, SystemExit) as error:
-        return failed(job.number, error, doing)
+    def _send(self, message: Message | Waiting) -> None:
+        with _coordinator_lives():
+            self._channel.send(message)
 
 
 @contextlib.contextmanager
-def _listened_to() -> Iterator[None]:
+def _coordinator_lives() -> Iterator[None]:
     try:
         yield
     except (EOFError, OSError) as error:
         raise AloneError from error
 
 
+def run_job(evaluator: Evaluating, job: Job, channel: Channel) -> Message:
+    """Evaluate a job. An error of the evaluator is returned as `TrialFailed`.
+
+    Raises `AloneError` when the coordinator has ended.
+    """
+    reporter = JobReporter(job, channel)
+    try:
+        outcome = evaluator(job.arch, job.seed, reporter)
+        reporter.current_step = "returning"
+        message = _message(job.number, outcome)
+        if isinstance(message, TrialPruned) and not reporter.is_pruned:
+            raise TypeError("the evaluator pruned a training that was to continue")
+        return message
+    except AloneError:
+        raise
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        return failed(job.number, error, reporter.current_step)
+
+
 def _message(number: int, outcome: Outcome) -> Message:
-    """What an evaluator returned, made of our own records: others could be read by nobody."""
+    """The evaluator's result as records of igc_nas only, which the coordinator can unpickle."""
     if not isinstance(outcome, Outcome):
         raise TypeError(f"the evaluator returned {type(outcome).__name__}, not an Outcome")
     latency = _whole(outcome.latency, Latency)
@@ -132,17 +149,17 @@ def _message(number: int, outcome: Outcome) -> Message:
 
 
 def _whole(record: object, kind: type[F_]) -> F_:
-    """The record, validated: `model_copy` and `model_construct` are not. Raises `TypeError`, `ValidationError`."""
+    """Validate a record: `model_copy` and `model_construct` do not. Raises `TypeError`, `ValidationError`."""
     if not isinstance(record, kind):
         raise TypeError(f"the evaluator gave {type(record).__name__}, not {kind.__name__}")
     try:
         return kind.model_validate(record.model_dump(by_alias=True, warnings=False))
     except ValidationError as error:
-        raise error.with_traceback(None) from None  # it was found here, wherever in pydantic
+        raise error.with_traceback(None) from None  # without pydantic's own frames
 
 
 def calibrated(evaluator: Evaluating) -> Calibration | IgcNasError:
-    """The evaluator's calibration, or why it has none."""
+    """The evaluator's calibration, or the error that it raised."""
     try:
         return _whole(evaluator.calibrate(), Calibration)
     except Exception as error:
@@ -150,25 +167,25 @@ def calibrated(evaluator: Evaluating) -> Calibration | IgcNasError:
 
 
 def to_igc_error(error: Exception) -> IgcNasError:
-    """An error as one that people can read, and that can cross to another process."""
+    """An error as one of ours, which has a readable message and can be pickled."""
     if not isinstance(error, IgcNasError):
         return IgcNasError(reason_of(error))
     ours = next(kind for kind in type(error).__mro__ if kind.__module__ == IgcNasError.__module__)
     return ours(error.message, error.hint)  # type: ignore[no-any-return]
 
 
-def failed(number: int, error: BaseException, doing: str) -> TrialFailed:
-    """A trial that ended with an error."""
-    return TrialFailed(number, reason_of(error), Failure(kind=_kind(error), where=f"{doing}{_place(error)}"))
+def failed(number: int, error: BaseException, step: str) -> TrialFailed:
+    """The message for a trial that ended with an error in `step`."""
+    return TrialFailed(number, reason_of(error), Failure(kind=_kind(error), where=f"{step}{_place(error)}"))
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a trial failed, on one line, in characters that a file can hold."""
-    words = " ".join(_said(error)[:MOST_SAID].split())[:300]
-    return words.encode(errors="replace").decode()
+    """Why a trial failed: one line of at most 300 characters that can be encoded as UTF-8."""
+    line = " ".join(_text(error)[:MOST_TEXT].split())[:300]
+    return line.encode(errors="replace").decode()
 
 
-def _said(error: BaseException) -> str:
+def _text(error: BaseException) -> str:
     if isinstance(error, IgcNasError):
         return error.message
     if isinstance(error, ValidationError):
@@ -182,7 +199,7 @@ def _said(error: BaseException) -> str:
 def _kind(error: BaseException) -> FailureKind:
     if isinstance(error, DivergedError) or _not_finite(error):
         return "diverged"
-    if isinstance(error, MemoryError) or any(words in _said(error).lower() for words in OUT_OF_MEMORY):
+    if isinstance(error, MemoryError) or any(words in _text(error).lower() for words in OUT_OF_MEMORY):
         return "memory"
     return "refused" if isinstance(error, IgcNasError) else "error"
 
@@ -192,7 +209,7 @@ def _not_finite(error: BaseException) -> bool:
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of ours that the error passed through, ` (train.py:101 in epoch)`; else the innermost."""
+    """The innermost frame of igc_nas in the traceback, ` (training.py:101 in epoch)`; without one, the innermost."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [f for f in frames if Path(f.filename).parent.is_relative_to(PACKAGE) and Path(f.filename).name not in SEAMS]
     if not frames:
@@ -201,49 +218,35 @@ def _place(error: BaseException) -> str:
     return f" ({Path(at.filename).name}:{at.lineno} in {at.name})"
 
 
-def serve(line: Channel, spec: dict[str, Any], make: Callable[[StudySpec], Evaluating]) -> None:
-    """An evaluator's life: be made, say so, evaluate what comes until the line is cut. Else say why it is not made."""
+def serve(channel: Channel, spec: dict[str, Any], make: Callable[[StudySpec], Evaluating]) -> None:
+    """Make an evaluator, send `READY` or the error, and serve requests until the connection ends."""
     try:
         evaluator = make(StudySpec.parse(spec))
     except Exception as error:
-        line.send(to_igc_error(error))
-        return  # whoever reads this raises it
-    with contextlib.suppress(EOFError, OSError):  # the coordinator is gone
-        line.send(READY)
+        channel.send(to_igc_error(error))
+        return
+    with contextlib.suppress(EOFError, OSError):  # the coordinator has ended
+        channel.send(READY)
         while True:
-            _serve(line, evaluator)
+            request: Request = channel.recv()
+            match request:
+                case RunJob(job):
+                    channel.send(run_job(evaluator, job, channel))
+                case Calibrate():
+                    channel.send(calibrated(evaluator))
+                case SetSpec(changed):
+                    evaluator.spec = StudySpec.parse(changed)
+                case RungAnswer():
+                    raise AssertionError("no training is at a rung")
 
 
-def _serve(line: Channel, evaluator: Evaluating) -> None:
-    """One word of the executor."""
-
-    def ask(at: RungReport) -> bool:
-        line.send(at)
-        _, answer = line.recv()
-        return bool(answer)
-
-    kind, value = line.recv()
-    if kind == "spec":
-        evaluator.spec = StudySpec.parse(value)
-    elif kind == "calibrate":
-        line.send(calibrated(evaluator))
-    else:
-        number, arch, seed = value
-        line.send(run_job(evaluator, Job(number, ArchConfig.parse(arch), seed), line.send, ask))
+# In a spawned process.
 
 
-def job_message(job: Job) -> tuple[str, object]:
-    """A job as an evaluator is told of it."""
-    return "job", (job.number, job.arch.to_dict(), job.seed)
+def worker_main(pipe: Connection, spec: dict[str, Any], slot: WorkerSlot, make: MakeEvaluator) -> None:
+    """The main function of a worker process: serve requests until the coordinator ends.
 
-
-# In a process that was spawned.
-
-
-def worker_main(pipe: Connection, spec: dict[str, Any], seat: WorkerSlot, make: MakeEvaluator) -> None:
-    """A worker's life: make the evaluator, say so, evaluate what comes, end with the coordinator.
-
-    A terminal tells all of its processes of Ctrl-C, and that it is closed: the coordinator is the one that answers.
+    SIGINT and SIGHUP are ignored: a terminal sends them to all of its processes, and the coordinator handles them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -251,11 +254,11 @@ def worker_main(pipe: Connection, spec: dict[str, Any], seat: WorkerSlot, make: 
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ[MARK] = f"{os.getppid()}/{os.getpid()}"
     _end_with_parent()
-    serve(pipe, spec, lambda spec: make(spec, seat))
+    serve(pipe, spec, lambda spec: make(spec, slot))
 
 
 def _end_with_parent() -> None:
-    """Leave at once when the coordinator is gone, however it went, and take along what was started here."""
+    """Exit at once when the coordinator has ended, in whatever way, and kill all that was started here."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -268,7 +271,7 @@ def _end_with_parent() -> None:
 
 
 def kill_orphans(*pids: int) -> None:
-    """Kill what workers of this process had started that are dead themselves, so that it is nobody's child now."""
+    """Kill what dead workers of this process, by their pids, had started: it is no longer a child of any of them."""
     import psutil
 
     marks = {f"{os.getpid()}/{pid}" for pid in pids}
@@ -279,7 +282,7 @@ def kill_orphans(*pids: int) -> None:
 
 
 def kill_descendants(pid: int) -> None:
-    """Kill what a process has started: a latency command outlives a worker that is killed in the middle of one."""
+    """Kill the descendants of a process: a latency command outlives a worker that is killed while it runs."""
     import psutil
 
     with contextlib.suppress(psutil.Error):

@@ -1,7 +1,7 @@
-"""Who searches a study: one process, which holds the lock of its folder, and says beside it who it is, what runs.
+"""The lock of a study: one process searches it, and writes beside the lock file who it is and which trials run.
 
-The lock is the lease of the study and of every trial under way: the system takes it from a process that dies, however
-it dies. So whoever gets the lock knows that no trial is being evaluated any more, and readers need no lock.
+The lock is also the lease of every running trial: the operating system releases it when its holder dies, however it
+dies. So a process that gets the lock knows that no trial of the study is running. Readers need no lock.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from igc_nas.io.records import Frozen
 from igc_nas.study.process import Process
 
 OWNER = ".owner"
-"""Suffix of the file beside a lock that says who holds it."""
+"""Suffix of the file beside a lock that names its holder."""
 LOCK_FILE, OWNER_FILE = "study.lock", f"study{OWNER}"
 SHOW_EVERY_S = 2.0
 
 
 class Running(Frozen):
-    """A trial under way: what is being done, and how far its training is."""
+    """A running trial: its current step, and the progress of its training."""
 
     number: Annotated[int, Field(ge=0)]
     doing: str
     since: str
-    """UTC, ISO 8601: when the trial was begun."""
+    """UTC, ISO 8601: when the trial started."""
     samples: int | None = None
     train_error: float | None = None
 
@@ -44,60 +44,59 @@ class LockHolder(Frozen):
     process: Process
     since: str
     seen: str
-    """UTC, ISO 8601: when it last said so."""
+    """UTC, ISO 8601: when it last wrote this."""
     running: Annotated[tuple[Running, ...], Field(strict=False)] = ()
 
 
 class StudyLock:
-    """The lock of a study's folder, held. Raises `StudyError` naming host and pid where another process has it."""
+    """The lock of a study's folder, held until `release`.
+
+    `others` are more files to lock, such as that of a database which several folders may share. Raises `StudyError`
+    with host and pid of the holder if another process has one of the locks.
+    """
 
     def __init__(self, folder: Path, *others: Path) -> None:
-        """`others`: more files to lock, as of a database that several folders may share."""
         self.folder = folder
+        self.show_every_s = SHOW_EVERY_S
         self._locks: list[filelock.FileLock] = []
         self._shown_at = -SHOW_EVERY_S
-        self._owner = LockHolder(process=Process.here(), since=now(), seen=now())
+        self._holder = LockHolder(process=Process.here(), since=now(), seen=now())
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StudyError(f"{folder}: {error.strerror or error}") from None
         try:
             for path in (folder / LOCK_FILE, *others):
-                self._take(path)
+                self._acquire(path)
         except BaseException:
             self.release()
             raise
 
-    def _take(self, path: Path) -> None:
+    def _acquire(self, path: Path) -> None:
         lock = filelock.FileLock(path, timeout=0)
         try:
             lock.acquire()
         except filelock.Timeout:
-            owner = _read(path.with_suffix(OWNER))
+            holder = _read(path.with_suffix(OWNER))
             raise StudyError(
-                f"study {self.folder.name} is being searched by {owner.process if owner else 'another process'}",
+                f"study {self.folder.name} is being searched by {holder.process if holder else 'another process'}",
                 "stop it there, or give this search another --study; front, status and dashboard read it meanwhile",
             ) from None
         except OSError as error:
             raise StudyError(f"{path}: {error.strerror or error}") from None
         self._locks.append(lock)
-        self._say(path.with_suffix(OWNER), self._owner)
-
-    @staticmethod
-    def _say(path: Path, owner: LockHolder) -> None:
-        write_whole(path, owner.model_dump_json(exclude_none=True), durable=False)
+        _write(path.with_suffix(OWNER), self._holder)
 
     def show(self, running: Iterable[Running]) -> None:
-        """Say that we are here, and what runs; at most every `SHOW_EVERY_S`."""
-        if time.monotonic() - self._shown_at < SHOW_EVERY_S:
+        """Write for readers which trials run, at most every `show_every_s` seconds."""
+        if time.monotonic() - self._shown_at < self.show_every_s:
             return
         self._shown_at = time.monotonic()
-        owner = self._owner.model_copy(update={"seen": now(), "running": tuple(running)})
-        with contextlib.suppress(IgcNasError):  # nothing depends on it
-            self._say(self.folder / OWNER_FILE, owner)
+        with contextlib.suppress(IgcNasError):  # only displays read it
+            _write(self.folder / OWNER_FILE, self._holder.model_copy(update={"seen": now(), "running": tuple(running)}))
 
     def release(self) -> None:
-        """Let the study go."""
+        """Release every lock, and remove the files that name us."""
         while self._locks:
             lock = self._locks.pop()
             with contextlib.suppress(OSError):
@@ -106,18 +105,22 @@ class StudyLock:
 
 
 def holder_of(folder: Path) -> LockHolder | None:
-    """Who searches the study in `folder`, as far as can be seen: None where nobody says so, or who said so is dead."""
+    """The process that searches the study in `folder`; None if no file names one, or the process named is dead."""
     return _read(folder / OWNER_FILE)
+
+
+def _write(path: Path, holder: LockHolder) -> None:
+    write_whole(path, holder.model_dump_json(exclude_none=True), durable=False)
 
 
 def _read(path: Path) -> LockHolder | None:
     try:
-        owner = LockHolder.model_validate_json(path.read_bytes())
+        holder = LockHolder.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
-    return None if owner.process.is_alive() is False else owner
+    return None if holder.process.is_alive() is False else holder
 
 
 def now() -> str:
-    """UTC, ISO 8601, to the second."""
+    """The current time: UTC, ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""A process by what makes it one: host, boot, pid and when it started. A pid alone is given again to others."""
+"""Identity of a process: host, boot, pid and start time. A pid alone is reused."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from igc_nas.io.records import Frozen
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SAME_START_S = 2.0
-"""Two readings of one process's start may differ by so much: it is derived from a clock that is set while it runs."""
+"""Tolerance when start times are compared: they are derived from the system clock, which may be adjusted."""
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""What asks a process to end, and may be answered."""
+"""The signals that ask a process to end, and that it can handle."""
 
 
 class Process(Frozen):
-    """A process of some machine. `boot` and `started` are None where an older record, or the system, does not say."""
+    """A process of some machine. `boot` and `started` are None if an older record or the system does not have them.
+
+    `psutil.Process.is_running` compares the same, but cannot be made from what another process has recorded.
+    """
 
     host: str
     pid: Annotated[int, Field(ge=1)]
@@ -34,11 +37,11 @@ class Process(Frozen):
 
     @classmethod
     def here(cls) -> Process:
-        """This one."""
+        """The current process."""
         return cls(host=socket.gethostname(), pid=os.getpid(), boot=_boot(), started=_start_of(os.getpid()))
 
     def is_alive(self) -> bool | None:
-        """Whether it runs still; None where that cannot be seen from here, because it is another machine's."""
+        """Whether it still runs; None for a process of another machine, which cannot be checked from here."""
         if self.host != socket.gethostname():
             return None
         if self.boot is not None and self.boot != _boot():
@@ -52,12 +55,12 @@ class Process(Frozen):
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back what asks this process to end until the block is over: half of it done would be worse."""
+    """Delay SIGINT, SIGTERM and SIGHUP until the block has ended, so that it is not left half done."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield  # Python handles signals in the main thread
         return
     held: list[int] = []
-    ours = [number for number in ENDING if signal.getsignal(number) is not None]  # None: not Python's to put back
+    ours = [number for number in ENDING if signal.getsignal(number) is not None]  # None: not set by Python
     before = {number: signal.signal(number, lambda number, _: held.append(number)) for number in ours}
     try:
         yield
@@ -70,7 +73,7 @@ def uninterrupted() -> Iterator[None]:
 
 @cache
 def _boot() -> str | None:
-    """What tells this boot of the machine from every other."""
+    """An identifier of this boot of the machine."""
     import psutil
 
     try:
@@ -80,7 +83,7 @@ def _boot() -> str | None:
 
 
 def _start_of(pid: int) -> float | None:
-    """When a process of this machine started; None where there is none. A zombie is none."""
+    """Start time of a process of this machine; None if there is no such process, or it is a zombie."""
     import psutil
 
     try:

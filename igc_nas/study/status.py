@@ -1,4 +1,4 @@
-"""How a study stands: what ran, what runs and where, what failed and why, and what to type next."""
+"""The status of a study: its trials by state, what runs where, what failed and why, and the next commands."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MOST_COMMANDS_FOR_FAILURES = 3
 
 @dataclass(frozen=True)
 class Status:
-    """A study with whoever searches it; `owner` is None where nobody does, as far as can be seen from here."""
+    """A study with the process that searches it; `owner` is None if none is known to run."""
 
     study: Study
     owner: LockHolder | None
 
     @property
     def counts(self) -> dict[str, int]:
-        """Trials by state, those that there are."""
+        """The number of trials in each state that occurs."""
         return dict(Counter(trial.state for trial in self.study.trials))
 
     @property
@@ -33,14 +33,14 @@ class Status:
 
     @property
     def running(self) -> tuple[tuple[Trial, Running | None], ...]:
-        """The trials that are being evaluated, as far as can be seen from here, each with how far it is."""
-        far = {running.number: running for running in self.owner.running} if self.owner else {}
+        """The trials whose process is not known to be dead, each with its progress where the process reports it."""
+        progress = {running.number: running for running in self.owner.running} if self.owner else {}
         begun = (trial for trial in self.study.trials if trial.state == "running" and trial.process)
-        return tuple((t, far.get(t.number)) for t in begun if t.process and t.process.is_alive() is not False)
+        return tuple((t, progress.get(t.number)) for t in begun if t.process and t.process.is_alive() is not False)
 
     @property
     def interrupted(self) -> tuple[Trial, ...]:
-        """The trials that the next search takes up: those that wait, and those whose process is gone."""
+        """The trials that the next search resumes: those that wait, and those whose process is dead."""
         running = {trial.number for trial, _ in self.running}
         return tuple(
             trial
@@ -49,7 +49,7 @@ class Status:
         )
 
     def next_commands(self) -> tuple[str, ...]:
-        """What to type next, the most pressing first."""
+        """The commands to type next, the most urgent first."""
         name = study_argument(self.study.folder, self.study.spec.name)
         commands = [f"igc-nas show {name}:{t.number}" for t in self.failed[-MOST_COMMANDS_FOR_FAILURES:] if t.arch]
         if self.owner is None and not self.running:
@@ -59,7 +59,7 @@ class Status:
         return tuple(commands)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as `status --json` prints it."""
+        """The output of `status --json`."""
         study, volume = self.study, self.study.hypervolume()
         return {
             "study": study.spec.name,
@@ -69,7 +69,7 @@ class Status:
             "trials": self.counts,
             "front": len(study.front()),
             "hypervolume": volume,
-            "running": [_running(trial, far) for trial, far in self.running],
+            "running": [_running(trial, progress) for trial, progress in self.running],
             "interrupted": [trial.number for trial in self.interrupted],
             "failed": [_failed(trial) for trial in self.failed],
             "next": list(self.next_commands()),
@@ -77,14 +77,14 @@ class Status:
 
 
 def status_of(study: Study) -> Status:
-    """How a study stands now."""
+    """The current status of a study."""
     return Status(study, holder_of(study.folder) if study.folder else None)
 
 
-def _running(trial: Trial, far: Running | None) -> dict[str, Any]:
+def _running(trial: Trial, progress: Running | None) -> dict[str, Any]:
     where = {} if trial.process is None else {"host": trial.process.host, "pid": trial.process.pid}
-    said = {} if far is None else far.model_dump(exclude={"number", "since"})
-    return {"trial": trial.number, "since": trial.started, **where, **said, "summary": str(trial.arch)}
+    reported = {} if progress is None else progress.model_dump(exclude={"number", "since"})
+    return {"trial": trial.number, "since": trial.started, **where, **reported, "summary": str(trial.arch)}
 
 
 def _failed(trial: Trial) -> dict[str, Any]:

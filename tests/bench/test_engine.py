@@ -1,4 +1,4 @@
-"""The engine's bench: every trial is accounted for, what is timed apart is left out, and growth is a ratio of marks."""
+"""The engine benchmark: it counts every trial, times samplers separately, and growth is a ratio of two marks."""
 
 import json
 import math
@@ -10,7 +10,6 @@ import pytest
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
-from igc_nas.bench import engine
 from igc_nas.bench.engine import Costs, EngineReport, Ledger, Stopwatch, bench_engine
 from igc_nas.bench.virtual_executor import VirtualExecutor, made_up_latency
 from igc_nas.engine.events import Job, Progress
@@ -24,10 +23,9 @@ def question() -> StudySpec:
     return spec(recipe={"rungs": [2000]}, prune_below=0.02)
 
 
-def test_a_short_run_has_all_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "MARKS", (100, 200))
-    said: list[str] = []
-    report = bench_engine(300, workers=32, say=said.append, recipe={"rungs": [2000]}, prune_below=0.02)
+def test_a_short_run_has_all_figures() -> None:
+    recipe = {"rungs": [2000]}
+    report = bench_engine(300, workers=32, marks=(100, 200), recipe=recipe, prune_below=0.02)
     found = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     states = found["states"]
     assert states["complete"] + states["pruned"] == 300
@@ -61,7 +59,7 @@ def test_growth_is_the_ratio_of_medians() -> None:
     assert EngineReport(100, 4, {}, marks[:1], {}, {}, 0.0, {}, {}).growth == {}
 
 
-def test_what_is_apart_does_not_count() -> None:
+def test_time_apart_is_counted_separately() -> None:
     watch = Stopwatch()
     began = watch.now()
     with watch.apart("sampler"):
@@ -73,13 +71,13 @@ def test_what_is_apart_does_not_count() -> None:
     assert set(watch.apart_s) == {"sampler", "rule"}
 
 
-def test_an_account_is_in_the_order_of_ends() -> None:
+def test_bookkeeping_is_in_the_order_of_ends() -> None:
     ledger = Ledger()
     for number, seconds in ((0, 1.0), (1, 2.0), (2, 4.0)):
         ledger.asked[number] = np.array([seconds, 0.0])
     ledger.told[2] += 0.5
     assert [ledger.end(number, "complete") for number in (2, 0)] == [True, True]
-    assert not ledger.end(7, "duplicate"), "nobody evaluated it"
+    assert not ledger.end(7, "duplicate"), "it was not evaluated"
     assert ledger.bookkeeping()[:, 0].tolist() == [4.5, 1.0]
     assert dict(ledger.states) == {"complete": 2, "duplicate": 1}
     assert list(ledger.rss) == [1]
@@ -88,13 +86,13 @@ def test_an_account_is_in_the_order_of_ends() -> None:
 # Virtual evaluators.
 
 
-def conversation(executor: VirtualExecutor, go_on: bool = True) -> Iterator[Message]:
-    """All that is said until nobody works, every rung answered alike."""
+def conversation(executor: VirtualExecutor, should_continue: bool = True) -> Iterator[Message]:
+    """All messages until no job is left, with the same answer to every rung."""
     while executor.running():
         for message in executor.messages(None):
             yield message
             if isinstance(message, RungReport):
-                executor.answer(message.number, go_on)
+                executor.answer(message.number, should_continue)
 
 
 def jobs(executor: VirtualExecutor, count: int) -> None:
@@ -103,13 +101,13 @@ def jobs(executor: VirtualExecutor, count: int) -> None:
         executor.submit(Job(number, executor.spec.feasible.draw(rng), seed=0))
 
 
-@pytest.mark.parametrize("go_on", [True, False])
-def test_every_trial_ends_once_and_time_never_runs_back(go_on: bool) -> None:
+@pytest.mark.parametrize("should_continue", [True, False])
+def test_every_trial_ends_once_and_time_never_runs_back(should_continue: bool) -> None:
     with VirtualExecutor(question(), 200, seed=1) as executor:
         jobs(executor, 200)
         assert executor.idle() == 0
         times, ends = [], {}
-        for message in conversation(executor, go_on):
+        for message in conversation(executor, should_continue):
             times.append(executor.now_s)
             if isinstance(message, TrialCompleted | TrialPruned | TrialFailed):
                 assert message.number not in ends
@@ -117,11 +115,11 @@ def test_every_trial_ends_once_and_time_never_runs_back(go_on: bool) -> None:
     assert times == sorted(times)
     assert len(ends) == 200
     kinds = {type(message) for message in ends.values()}
-    assert kinds == {TrialCompleted if go_on else TrialPruned, TrialFailed}
+    assert kinds == {TrialCompleted if should_continue else TrialPruned, TrialFailed}
     assert list(ends) != sorted(ends), "they take different times"
 
 
-def test_a_trial_says_what_a_real_one_says() -> None:
+def test_a_virtual_trial_sends_the_messages_of_a_real_one() -> None:
     with VirtualExecutor(question(), 1, seed=1) as executor:
         jobs(executor, 1)
         said = list(conversation(executor))
@@ -133,7 +131,7 @@ def test_a_trial_says_what_a_real_one_says() -> None:
     assert end.score.samples == executor.spec.recipe.samples
 
 
-def test_made_up_records_are_as_long_as_real_ones() -> None:
+def test_invented_records_are_as_long_as_real_ones() -> None:
     arch: ArchConfig = spec().feasible.heaviest()
     made = len(made_up_latency(cost_of(arch), np.random.default_rng(0)).model_dump_json(exclude_none=True))
     real = [len(c.latency.model_dump_json(exclude_none=True)) for c in load_study("igc_cifar10_2m").candidates]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import sqlite3
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from igc_nas.bench.samplers.replay import Replay
 from igc_nas.bench.samplers.runs import Task, run_tasks
+from igc_nas.engine.database import parse_url, read_study
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import DATABASE_FILE, Store
 from igc_nas.errors import StudyError, UsageError
@@ -39,7 +41,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(searched: Path, folder: Path, database: bytes | Callable[[Path], object]) -> str | None:
-    """Open a study with another database: None, or the one line of a refusal. What has ended is still written down."""
+    """Open a study with another database. Returns None or the refusal. trials.jsonl must keep all ended trials."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(searched, folder)
     place = folder / DATABASE_FILE
@@ -76,12 +78,12 @@ def with_another_number(database: bytes) -> bytes:
 RECORDED = b'median_ms\\":'
 
 
-def test_a_number_that_changed_is_not_written_down(searched: Path, tmp_path: Path) -> None:
-    """A byte of a record in the database: the file tells it as it was."""
+def test_a_number_that_changed_is_refused(searched: Path, tmp_path: Path) -> None:
+    """A changed byte in a record of the database: trials.jsonl still has the original."""
     good = (searched / DATABASE_FILE).read_bytes()
     message = opened(searched, tmp_path / "s", with_another_number(good))
     assert message is not None
-    assert message.startswith("StudyError the database and trials.jsonl of s tell of trial")
+    assert message.startswith("StudyError the database and trials.jsonl of s differ on trial")
 
 
 SQL = {
@@ -133,13 +135,27 @@ SQL = {
 
 
 @pytest.mark.parametrize("kind", SQL)
-def test_a_database_that_somebody_wrote_in(kind: str, searched: Path, tmp_path: Path) -> None:
+def test_a_database_that_was_edited(kind: str, searched: Path, tmp_path: Path) -> None:
     def write(place: Path) -> None:
         with sqlite3.connect(place) as database:
             database.executescript(SQL[kind])
         database.close()
 
     opened(searched, tmp_path / "s", write)
+
+
+@pytest.mark.parametrize("stored", ["[]", "null", "3", '"text"', "[", "[" * 100_000, '{"schema": 1}'])
+def test_a_spec_in_the_database_that_is_no_spec_is_refused(stored: str, searched: Path, tmp_path: Path) -> None:
+    def write(place: Path) -> None:
+        with sqlite3.connect(place) as database:
+            database.execute("UPDATE study_user_attributes SET value_json = ?", (json.dumps(stored),))
+        database.close()
+
+    message = opened(searched, tmp_path / "s", write)
+    assert message is not None
+    assert message.startswith("StudyError")
+    with pytest.raises(StudyError, match="study stub in the database"):
+        read_study(parse_url(f"sqlite:///{tmp_path / 's' / DATABASE_FILE}"), "stub")
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
@@ -170,7 +186,7 @@ def test_evidence_of_a_trial_far_away_is_refused_at_once(number: int, searched: 
 
 @pytest.fixture
 def invented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Searches of the command line run in this process in an empty folder, with numbers that are made up."""
+    """Searches of the command line run in this process in an empty folder, with invented numbers."""
 
     def run_search(spec: Any, run: Run, **more: Any) -> Any:
         ends = Calibration(reference_ms=1.0, smallest=latency(0.1), largest=latency(1.0))
@@ -185,7 +201,7 @@ SEARCH = ("search", "--space", "tiny", "--study", "s", "--dataset", "shapes", "-
 
 
 @pytest.mark.usefixtures("invented")
-def test_a_search_goes_on_or_says_why_not(cli: Command, tmp_path: Path) -> None:
+def test_a_search_continues_or_reports_why_it_cannot(cli: Command, tmp_path: Path) -> None:
     assert cli(*SEARCH, "3").status == 0
     folder = tmp_path / "studies" / "s"
     good = (folder / DATABASE_FILE).read_bytes()

@@ -1,4 +1,4 @@
-"""The quiet room, with real processes: who measures is alone, and a dead holder frees it."""
+"""The device lock, with real processes: a measurement is alone, and a dead holder releases it."""
 
 import multiprocessing
 import os
@@ -9,35 +9,44 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
-from igc_nas.engine.device_lock import DeviceLock
+from igc_nas.engine.device_lock import GATE_FILE, DeviceLock
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def work(folder: Path, seat: int, seats: int, log: Path, stop: Event) -> None:
+def work(folder: Path, index: int, workers: int, log: Path, stop: Event) -> None:
     """Train in steps of a few milliseconds, each noted with its begin and end."""
-    room = DeviceLock(folder, seat, seats)
-    with room.working(), log.open("a", buffering=1) as file:
+    lock = DeviceLock(folder, index, workers)
+    with lock.shared(), log.open("a", buffering=1) as file:
         while not stop.is_set():
-            room.pause()
+            lock.pause()
             begin = time.monotonic()
             time.sleep(0.003)
             file.write(f"{begin} {time.monotonic()}\n")
 
 
-def measure_for_ever(folder: Path, seats: int, inside: Event) -> None:
-    with DeviceLock(folder, 0, seats).measuring():
+def measure_for_ever(folder: Path, workers: int, inside: Event) -> None:
+    with DeviceLock(folder, 0, workers).exclusive():
         inside.set()
         time.sleep(600)
 
 
+def may_enter(folder: Path) -> bool:
+    """Whether another worker could use the device now."""
+    try:
+        with FileLock(folder / GATE_FILE, timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
 @pytest.fixture
 def trainers(tmp_path: Path):
-    """Two trainers in seats 1 and 2, and the logs of their steps."""
+    """Two trainers, workers 1 and 2, and the logs of their steps."""
     stop = SPAWN.Event()
-    logs = [tmp_path / f"log{seat}" for seat in (1, 2)]
+    logs = [tmp_path / f"log{index}" for index in (1, 2)]
     processes = [SPAWN.Process(target=work, args=(tmp_path, i, 3, logs[i - 1], stop)) for i in (1, 2)]
     for process in processes:
         process.start()
@@ -56,22 +65,22 @@ def steps(log: Path) -> list[tuple[float, float]]:
     return [(float(begin), float(end)) for begin, end in lines]
 
 
-def test_nobody_works_while_one_measures(trainers: list[Path], tmp_path: Path) -> None:
-    room = DeviceLock(tmp_path, 0, 3)
-    quiet = []
+def test_no_step_runs_during_a_measurement(trainers: list[Path], tmp_path: Path) -> None:
+    lock = DeviceLock(tmp_path, 0, 3)
+    alone = []
     for _ in range(5):
-        with room.measuring():
+        with lock.exclusive():
             begin = time.monotonic()
             time.sleep(0.06)
-            quiet.append((begin, time.monotonic()))
+            alone.append((begin, time.monotonic()))
         time.sleep(0.05)
     for log in trainers:
         done = steps(log)
-        assert not [s for s in done for q in quiet if s[0] < q[1] and q[0] < s[1]]
-        assert any(s[0] > quiet[-1][1] for s in done), "they go on afterwards"
+        assert not [s for s in done for q in alone if s[0] < q[1] and q[0] < s[1]]
+        assert any(s[0] > alone[-1][1] for s in done), "they go on afterwards"
 
 
-def test_a_killed_measurer_leaves_the_room(trainers: list[Path], tmp_path: Path) -> None:
+def test_a_killed_measurer_releases_the_lock(trainers: list[Path], tmp_path: Path) -> None:
     inside = SPAWN.Event()
     measurer = SPAWN.Process(target=measure_for_ever, args=(tmp_path, 3, inside))
     measurer.start()
@@ -88,33 +97,33 @@ def test_a_killed_measurer_leaves_the_room(trainers: list[Path], tmp_path: Path)
     assert all(len(steps(log)) > n for log, n in zip(trainers, before, strict=True))
 
 
-def test_a_room_of_one_is_always_quiet(tmp_path: Path) -> None:
-    room = DeviceLock(tmp_path, 0, 1)
-    with room.measuring():
+def test_a_single_worker_never_waits(tmp_path: Path) -> None:
+    lock = DeviceLock(tmp_path, 0, 1)
+    with lock.exclusive():
         pass
-    with room.working():
-        room.pause()
-    with room.measuring():
+    with lock.shared():
+        lock.pause()
+    with lock.exclusive():
         pass
 
 
-def work_and_measure(folder: Path, seat: int, log: Path, rounds: int) -> None:
+def work_and_measure(folder: Path, index: int, log: Path, rounds: int) -> None:
     """Measure from time to time while at work, as a trial does."""
-    room = DeviceLock(folder, seat, 2)
+    lock = DeviceLock(folder, index, 2)
     with log.open("a", buffering=1) as file:
         for _ in range(rounds):
-            with room.working():
-                room.pause()
-                with room.measuring():
+            with lock.shared():
+                lock.pause()
+                with lock.exclusive():
                     begin = time.monotonic()
                     time.sleep(0.01)
                     file.write(f"{begin} {time.monotonic()}\n")
-                room.pause()
-        file.write(f"{room.waited_s} 0\n")
+                lock.pause()
+        file.write(f"{lock.waited_s} 0\n")
 
 
-def test_two_who_measure_while_at_work_do_not_wait_for_each_other_for_ever(tmp_path: Path) -> None:
-    logs = [tmp_path / f"log{seat}" for seat in (0, 1)]
+def test_two_workers_that_measure_do_not_deadlock(tmp_path: Path) -> None:
+    logs = [tmp_path / f"log{index}" for index in (0, 1)]
     processes = [SPAWN.Process(target=work_and_measure, args=(tmp_path, i, logs[i], 20)) for i in (0, 1)]
     for process in processes:
         process.start()
@@ -127,50 +136,59 @@ def test_two_who_measure_while_at_work_do_not_wait_for_each_other_for_ever(tmp_p
     assert waited >= 0
 
 
-def test_measuring_at_work_leaves_one_at_work(tmp_path: Path) -> None:
-    room, other = DeviceLock(tmp_path, 0, 2), DeviceLock(tmp_path, 1, 2)
-    with room.working():
-        with room.measuring():
-            assert not room._own.is_locked
-            with pytest.raises(Timeout):
-                other._gate.acquire(timeout=0)
-        assert room._own.is_locked
-        with pytest.raises(RuntimeError), room.measuring():
+def test_the_shared_lock_is_taken_again_after_measuring(tmp_path: Path) -> None:
+    lock = DeviceLock(tmp_path, 0, 2)
+    with lock.shared():
+        with lock.exclusive():
+            assert not lock.is_shared
+            assert not may_enter(tmp_path)
+        assert lock.is_shared
+        with pytest.raises(RuntimeError), lock.exclusive():
             raise RuntimeError
-        assert room._own.is_locked, "also where measuring fails"
-    assert not room._own.is_locked
-    other._gate.acquire(timeout=0)
+        assert lock.is_shared, "also where measuring fails"
+    assert not lock.is_shared
+    assert may_enter(tmp_path)
 
 
-def test_the_time_that_is_waited_for_others_is_counted(tmp_path: Path) -> None:
-    room, other = DeviceLock(tmp_path, 0, 2), DeviceLock(tmp_path, 1, 2)
-    with room.working():
-        room.pause()
-    with room.measuring():
+def test_the_time_spent_waiting_for_others_is_counted(tmp_path: Path) -> None:
+    lock, other = DeviceLock(tmp_path, 0, 2), DeviceLock(tmp_path, 1, 2)
+    with lock.shared():
+        lock.pause()
+    with lock.exclusive():
         time.sleep(0.05)
-    assert room.waited_s < 0.05, "there is nobody; measuring is no waiting"
+    assert lock.waited_s < 0.05, "no other worker is there, and measuring is not waiting"
     entered = threading.Event()
 
     def measure() -> None:
-        with other.measuring():
+        with other.exclusive():
             entered.set()
             time.sleep(0.1)
 
-    for wait in (room.pause, lambda: room.working().__enter__(), lambda: room.measuring().__enter__()):
-        before = room.waited_s
+    def pause() -> None:
+        lock.pause()
+        work()  # which releases the lock at its end
+
+    def work() -> None:
+        with lock.shared():
+            pass
+
+    def measure_too() -> None:
+        with lock.exclusive():
+            pass
+
+    for wait in (pause, work, measure_too):
+        before = lock.waited_s
         thread = threading.Thread(target=measure)
         thread.start()
         assert entered.wait(30)
         entered.clear()
         wait()
         thread.join()
-        assert 0.03 < room.waited_s - before < 5
-        for lock in (room._own, room._gate, *room._others):
-            lock.release(force=True)
+        assert 0.03 < lock.waited_s - before < 5
 
 
 def test_waiting_for_another_machine_is_counted(tmp_path: Path) -> None:
-    room = DeviceLock(tmp_path, 0, 1)
-    with room.remotely():
+    lock = DeviceLock(tmp_path, 0, 1)
+    with lock.remote():
         time.sleep(0.05)
-    assert room.waited_s < 0.05
+    assert lock.waited_s < 0.05

@@ -33,7 +33,7 @@ SEARCH = ("search", "--space", "tiny", "--dataset", "shapes", "--study", "s", "-
 
 @pytest.fixture
 def invented(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches of the command line run in this process, with numbers that are made up."""
+    """Searches of the command line run in this process, with invented numbers."""
 
     def run_search(spec: Any, run: Run, **more: Any) -> Any:
         ends = Calibration(reference_ms=1.0, smallest=latency(0.1), largest=latency(1.0))
@@ -47,7 +47,7 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[int], None]]:
-    """A disk of so many kB at `folder`; what is yielded gives it another size. Skips where we may not have one."""
+    """A disk of this size at `folder`; yields a function that resizes it. Skips the test without the right to mount."""
     folder.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder],  # noqa: S607
@@ -67,7 +67,7 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[int], None]]:
 
 
 SIZES = (12, 96, 160, 164, 172, 180, 192, 224, 256, 320)
-"""kB: from one in which nothing of a study has room to one that holds a dozen trials."""
+"""kB: from one that is too small for any file of a study to one that holds a dozen trials."""
 
 
 @pytest.mark.usefixtures("invented")
@@ -97,7 +97,7 @@ def test_a_full_disk_is_one_error_and_the_same_command_continues(
 
 
 def refused_for_want_of_room(status: int, err: str) -> None:
-    """One line that says what, and perhaps another that says what to do."""
+    """An error of one line, with or without a hint."""
     assert status in (1, 4), err
     said = [line for line in err.splitlines() if line.startswith("igc-nas: ")]
     assert len(said) == 1, err
@@ -155,8 +155,8 @@ def test_a_file_that_may_not_grow_is_one_error(size: int, tmp_path: Path) -> Non
     is_in_order(folder)
 
 
-def test_the_first_error_is_the_one_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk is full when a search is stopped: that it was stopped is what is said."""
+def test_the_first_error_is_the_one_that_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when a search is stopped: the stop is what is reported."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -167,7 +167,7 @@ def test_the_first_error_is_the_one_that_is_told(tmp_path: Path, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         steps.throw(KeyboardInterrupt())
     monkeypatch.undo()
-    Store(tmp_path / "s", spec()).close()  # and the study was let go
+    Store(tmp_path / "s", spec()).close()  # the study was released
     is_in_order(tmp_path / "s")
 
 
@@ -237,11 +237,11 @@ def test_twenty_truncated_databases_are_opened_or_refused(whole: Path, tmp_path:
     assert survives(truncated, 20, 1, whole, tmp_path / "s") >= 15
 
 
-def test_a_result_that_the_database_and_the_evidence_tell_differently_is_refused(whole: Path, tmp_path: Path) -> None:
+def test_results_that_differ_in_the_database_and_trials_jsonl_are_refused(whole: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "s"))
     changed = (folder / "trials.jsonl").read_text().replace('"held_out":1000', '"held_out":1001', 1)
     (folder / "trials.jsonl").write_text(changed)
-    with pytest.raises(StudyError, match=r"the database and trials\.jsonl of s tell of trial \d+ differently"):
+    with pytest.raises(StudyError, match=r"the database and trials\.jsonl of s differ on trial \d+"):
         Store(folder, spec(sampler="nsga2"))
     assert (folder / "trials.jsonl").read_text() == changed
 
@@ -270,7 +270,7 @@ def ended_study(folder: Path) -> tuple[Trial, ...]:
 
 
 @pytest.mark.parametrize("tail", [b'{"number":5,"state":"comp', b"{", b"\0" * 700, b"\xff\xfe", b'{"number":5}'])
-def test_a_torn_last_line_is_nobodys(tail: bytes, tmp_path: Path) -> None:
+def test_a_torn_last_line_is_ignored(tail: bytes, tmp_path: Path) -> None:
     before = ended_study(tmp_path / "s")
     evidence = (tmp_path / "s" / "trials.jsonl").read_bytes()
     (tmp_path / "s" / "trials.jsonl").write_bytes(evidence + tail)
@@ -315,7 +315,7 @@ def test_an_end_that_only_the_evidence_has_counts(number: int, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("number", [4, 2])
-def test_a_trial_that_nothing_says_the_end_of_is_taken_up(number: int, tmp_path: Path) -> None:
+def test_a_trial_without_a_recorded_end_is_resumed(number: int, tmp_path: Path) -> None:
     before = ended_study(tmp_path / "s")
     as_running(tmp_path / "s", number)
     kept = (tmp_path / "s" / "trials.jsonl").read_bytes().splitlines(keepends=True)
@@ -356,7 +356,7 @@ def test_an_empty_study_file_is_refused_with_what_it_lacks(tmp_path: Path) -> No
     assert (tmp_path / "s" / "trials.jsonl").read_bytes().startswith(evidence)
 
 
-def test_a_lock_file_that_nobody_holds_is_no_lock(tmp_path: Path) -> None:
+def test_a_lock_file_without_a_holder_does_not_lock(tmp_path: Path) -> None:
     before = ended_study(tmp_path / "s")
     (tmp_path / "s" / "study.lock").write_text("12345")
     (tmp_path / "s" / ".igc-nas-0123456789abcdef.tmp").write_text("cut short")

@@ -1,4 +1,4 @@
-"""One trial in this process: what it spends its time on, and when it is alone."""
+"""One trial in this process: the time of each step, and when it has the device alone."""
 
 import contextlib
 import time
@@ -11,16 +11,14 @@ import torch
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import locate
-from igc_nas.engine import evaluator as evaluate
+from igc_nas.engine import evaluator as evaluator_module
 from igc_nas.engine.device_lock import DeviceLock
 from igc_nas.engine.evaluator import Evaluator
 from igc_nas.engine.executor import Reporter
-from igc_nas.evaluation.latency import Measurer
 from igc_nas.nn.device import Device, cpu_name
-from igc_nas.nn.lowering.network_tuner import NetworkTuner
 from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import new_spec
-from igc_nas.study.records import Rung, Score, Trial
+from igc_nas.study.records import Latency, Rung, Score, Trial
 from tests.support.searches import latency
 
 CPU = Device("cpu", "cpu", cpu_name())
@@ -45,28 +43,34 @@ def evaluator(folder: Path, **changes: Any) -> Evaluator:
 
 
 def stubbed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], found: Evaluator) -> None:
-    """Phases that do nothing for so many seconds, of which `others` are spent waiting for them, in the choice."""
+    """Replace each step by one that sleeps; the choice of forms also waits for others."""
+    timings, alone = found.measurer.table, found.measurer.alone
 
-    def measure(self: Measurer, arch: ArchConfig, reference_ms: float | None) -> Any:
-        assert found.room._own.is_locked, "at work"
+    class Measure:
+        table = timings
+
+        def __call__(self, arch: ArchConfig, reference_ms: float | None) -> Latency:
+            return measure()
+
+    def measure() -> Latency:
+        assert found.lock.is_shared
         time.sleep(seconds["prepare"] / 2)
-        with self.alone():
-            assert not found.room._own.is_locked
+        with alone():
+            assert not found.lock.is_shared
             time.sleep(seconds["measure"])
         time.sleep(seconds["prepare"] / 2)
         return latency(2.0)
 
-    def choose(self: NetworkTuner, *_: Any) -> None:
+    def choose(*_: Any) -> None:
         time.sleep(seconds["choose"])
-        with found.room._waiting():
+        with found.lock.waiting():
             time.sleep(seconds["wait"])
 
-    monkeypatch.setattr(Measurer, "__call__", measure)
-    monkeypatch.setattr(NetworkTuner, "__call__", choose)
-    monkeypatch.setattr(evaluate, "train_proxy", lambda *_: time.sleep(seconds["train"]))
+    found.measurer, found.tuner = Measure(), choose  # type: ignore[assignment]
+    monkeypatch.setattr(evaluator_module, "train_proxy", lambda *_: time.sleep(seconds["train"]))
 
 
-def test_what_a_trial_spends_is_told_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_each_step_is_recorded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = evaluator(tmp_path)
     seconds = {"prepare": 0.1, "measure": 0.15, "choose": 0.2, "wait": 0.25, "train": 0.3}
     stubbed(monkeypatch, seconds, found)
@@ -77,7 +81,7 @@ def test_what_a_trial_spends_is_told_and_nothing_twice(tmp_path: Path, monkeypat
         for name, expected in seconds.items():
             assert expected <= spent[f"{name}_s"] + 1e-3, name
         assert sum(spent.values()) <= took + 0.01
-    assert not found.room._own.is_locked
+    assert not found.lock.is_shared
 
 
 def test_over_the_latency_budget_nothing_is_chosen_or_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,24 +94,30 @@ def test_over_the_latency_budget_nothing_is_chosen_or_trained(tmp_path: Path, mo
 
 
 def test_a_real_trial(tmp_path: Path) -> None:
-    """Only the race and the rounds are alone; others may measure before and after."""
+    """Only the race and the final rounds have the device alone; others may measure before and after."""
     found = evaluator(tmp_path)
     paused: list[bool] = []
-    usual = found.room.pause
+    usual = found.lock.pause
     alone = []
 
     @contextlib.contextmanager
     def measuring() -> Iterator[None]:
-        with DeviceLock.measuring(found.room):
+        with DeviceLock.exclusive(found.lock):
             alone.append(len(paused))
             yield
-            assert len(paused) == alone[-1], "nobody pauses who is alone"
+            assert len(paused) == alone[-1], "a measurement does not pause"
 
-    found.room.measuring = measuring  # type: ignore[method-assign]
-    found.room.pause = lambda: (paused.append(True), usual())[1]  # type: ignore[method-assign]
-    found._measure.pause = found._measure.cache.pause = found.room.pause  # type: ignore[union-attr]
+    found.lock.exclusive = measuring  # type: ignore[method-assign]
+    found.lock.pause = lambda: (paused.append(True), usual())[1]  # type: ignore[method-assign]
+    found.measurer.pause = found.measurer.cache.pause = found.lock.pause  # type: ignore[union-attr]
     rungs: list[Rung] = []
-    outcome = found(ARCH, 0, Reporter(go_on=lambda latency, rung: bool(rungs.append(rung)) or True))
+
+    class Rungs(Reporter):
+        def should_continue(self, latency: Latency, rung: Rung) -> bool:
+            rungs.append(rung)
+            return True
+
+    outcome = found(ARCH, 0, Rungs())
     assert isinstance(outcome.score, Score)
     assert len(alone) == 1
     assert alone[0] > len(outcome.latency.forms) > 1
@@ -117,7 +127,7 @@ def test_a_real_trial(tmp_path: Path) -> None:
     assert min(spent.prepare_s, spent.measure_s, spent.choose_s) > 0
 
 
-def test_a_trial_keeps_what_it_spent_and_older_ones_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_keeps_its_times_and_older_trials_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = evaluator(tmp_path)
     stubbed(monkeypatch, dict.fromkeys(("prepare", "measure", "choose", "wait", "train"), 0.0), found)
     spent = found(ARCH, 0).spent

@@ -1,4 +1,4 @@
-"""Kills, stops, signals and bad trials: what has ended is there, what was under way is taken up, nobody is left.
+"""Kills, stops, signals and bad trials: ended trials are kept, running ones are resumed, no process is left.
 
 The sizes that are promised run with `-m faults`; every test has a short form beside them.
 """
@@ -37,7 +37,7 @@ SOME_SAMPLERS = [
     pytest.param(name, marks=() if name in ("known-cost", "nsga2") else pytest.mark.faults) for name in SAMPLERS
 ]
 LARGE = {"space": "igc_cifar", "sampler": "stratified"}
-"""A question that hundreds of trials do not exhaust, asked in no time."""
+"""A spec whose space hundreds of trials do not exhaust, and whose sampler takes no time."""
 
 
 def timeless(trials: tuple[Trial, ...]) -> list[Trial]:
@@ -53,7 +53,7 @@ def ended(folder: Path) -> dict[int, Trial]:
 
 
 def running_in_database(folder: Path) -> int:
-    """How many trials a reader of the database sees under way."""
+    """The number of running trials that a reader of the database sees."""
     connection = sqlite3.connect(f"file:{folder / 'study.db'}?mode=ro", uri=True)
     try:
         return int(connection.execute("select count(*) from trials where state = 'RUNNING'").fetchone()[0])
@@ -62,7 +62,7 @@ def running_in_database(folder: Path) -> int:
 
 
 def is_in_order(folder: Path) -> None:
-    """The database and the evidence say the same; nothing runs, is lost, is there twice, or is missing."""
+    """Database and trials.jsonl agree; no trial runs, is lost, duplicated or missing."""
     study = load_study(folder)
     assert read_study(parse_url(default_storage(folder)), study.spec.name).trials == study.trials
     assert [trial.number for trial in study.trials] == list(range(len(study.trials)))
@@ -105,13 +105,13 @@ def killed_at_random(folder: Path, kills: int, seed: int) -> None:
     assert "worker.py" not in (folder.parent / "out" / "stderr").read_text(), "they go without a word"
 
 
-def test_killed_coordinators_lose_nothing_and_leave_nobody(tmp_path: Path) -> None:
+def test_killed_coordinators_lose_no_result_and_leave_no_process(tmp_path: Path) -> None:
     killed_at_random(tmp_path / "s", kills=2, seed=100)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(8))
-def test_two_hundred_killed_coordinators_lose_nothing_and_leave_nobody(seed: int, tmp_path: Path) -> None:
+def test_two_hundred_killed_coordinators_lose_no_result_and_leave_no_process(seed: int, tmp_path: Path) -> None:
     killed_at_random(tmp_path / "s", kills=25, seed=seed)
 
 
@@ -183,7 +183,7 @@ def front(folder: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("sampler", SOME_SAMPLERS)
-def test_a_search_that_is_stopped_in_every_trial_ends_as_if_it_was_not(sampler: str, tmp_path: Path) -> None:
+def test_a_search_that_is_stopped_in_every_trial_gives_the_same_trials(sampler: str, tmp_path: Path) -> None:
     """Twelve stops; before each opening another part of the study is gone, and is made of the other one."""
     question = asked(sampler)
     whole = inline(tmp_path / "whole", question)
@@ -200,7 +200,7 @@ def test_a_search_that_is_stopped_in_every_trial_ends_as_if_it_was_not(sampler: 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_search_that_is_stopped_at_any_of_twelve_trials_has_the_same_front(sampler: str, tmp_path: Path) -> None:
+def test_a_search_that_is_stopped_at_any_of_twelve_trials_gives_the_same_front(sampler: str, tmp_path: Path) -> None:
     question = asked(sampler)
     whole = inline(tmp_path / "whole", question)
     for k in range(12):
@@ -381,7 +381,7 @@ def test_a_signal_during_the_calibration_ends_a_search(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 def test_a_search_that_ignores_a_hangup_goes_on(tmp_path: Path) -> None:
-    """`nohup igc-nas search`: the terminal is closed, and tells all of its processes."""
+    """`nohup igc-nas search`: closing the terminal sends SIGHUP to all of its processes."""
     words = ["nohup", *command("slow_stub", tmp_path / "s", 100, workers=2, **LARGE)]
     with started(words, tmp_path / "out", str(tmp_path)) as child:
         await_(lambda: len(ended(tmp_path / "s")) > 2)
@@ -391,7 +391,7 @@ def test_a_search_that_ignores_a_hangup_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_stopped_workers_do_not_hold_a_search_up(tmp_path: Path) -> None:
+def test_stopped_workers_do_not_block_the_end_of_a_search(tmp_path: Path) -> None:
     """Eight processes that SIGTERM does not reach, because SIGSTOP has: they are killed together."""
     words = command("endless", tmp_path / "s", 100, workers=8, **LARGE)
     with started(words, tmp_path / "out", str(tmp_path)) as child:
@@ -441,7 +441,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "nothing": ("error", "returning (worker.py:", "TypeError: the evaluator returned NoneType, not an Outcome"),
     "an outcome of words": ("error", "returning (worker.py:", "TypeError: the evaluator gave str, not Latency"),
     "a progress of words": ("error", "building (worker.py:", "TypeError: the evaluator gave str, not Epoch"),
-    "given up unasked": ("error", "returning (worker.py:", "TypeError: the evaluator gave up a training"),
+    "pruned unasked": ("error", "returning (worker.py:", "TypeError: the evaluator pruned a training"),
     "nan error": ("diverged", "returning (worker.py:", "Score: error: "),
     "inf loss": ("diverged", "returning (worker.py:", "Score: loss: Input should be a finite number"),
     "inf latency": ("diverged", "returning (worker.py:", "Latency: normalised_ms: Input should be a finite number"),

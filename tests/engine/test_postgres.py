@@ -74,7 +74,7 @@ def test_another_machine_goes_on_where_one_left(server: Server, tmp_path: Path) 
     assert timeless(there.trials) == timeless(load_study(whole).trials)
 
 
-def test_a_second_writer_is_refused_and_told_who(server: Server, question: StudySpec, tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_with_the_holder(server: Server, question: StudySpec, tmp_path: Path) -> None:
     """From another folder, as from another machine: the server holds the lock."""
     with Store(tmp_path / "a" / question.name, question, server.url):
         expected = rf"study {question.name} is being searched by pid {os.getpid()} on "

@@ -1,4 +1,4 @@
-"""Real worker processes: they evaluate, they die without harm, they end with their coordinator."""
+"""Real worker processes: they evaluate, dead ones are replaced, and they end with their coordinator."""
 
 import os
 import signal
@@ -11,17 +11,19 @@ import psutil
 import pytest
 
 from igc_nas.data.datasets import locate
+from igc_nas.engine.coordinator import Coordinator, Limits
 from igc_nas.engine.evaluator import evaluator_at
 from igc_nas.engine.events import Ended, Job, Started
 from igc_nas.engine.executor import RungReport, TrialCompleted, TrialFailed
 from igc_nas.engine.process_executor import ProcessExecutor
 from igc_nas.engine.search import Run, search
+from igc_nas.engine.store import Store
 from igc_nas.errors import DataError, InfeasibleError, StudyError
 from igc_nas.nn.device import cpu_name
 from igc_nas.samplers.pruner import MIN_COMPLETED, FinalErrorPrediction
 from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import new_spec
-from igc_nas.study.records import Rung
+from igc_nas.study.records import Candidate, Rung
 from igc_nas.study.spec import Calibration, StudySpec
 from igc_nas.study.study import load_study
 from tests.support.searches import latency, spec
@@ -44,7 +46,7 @@ def gone(processes: list[psutil.Process], within_s: float) -> bool:
 
 
 def test_workers_evaluate_die_and_are_replaced(tmp_path: Path) -> None:
-    """Two workers; the one that is on trial 1 is killed: that trial fails, and the search completes as asked."""
+    """Two workers, killed during trial 1: that trial fails, and the search still completes its number of trials."""
     killed: list[int] = []
 
     def kill_once(event: object) -> None:
@@ -75,7 +77,7 @@ def test_workers_evaluate_die_and_are_replaced(tmp_path: Path) -> None:
     assert all(trial.spent is None for trial in failed)
 
 
-def test_a_killed_coordinator_takes_its_workers_with_it(tmp_path: Path) -> None:
+def test_workers_of_a_killed_coordinator_exit(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "igc_nas", "search", "--space", "tiny", "--study", "s", "--dataset", "shapes"]
     command += ["--workers", "2", "--recipe", "epochs=500,train_size=2000", "--trials", "9"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as coordinator:
@@ -87,8 +89,6 @@ def test_a_killed_coordinator_takes_its_workers_with_it(tmp_path: Path) -> None:
         coordinator.kill()
         coordinator.wait()
         assert gone(workers, within_s=10)
-    from igc_nas.engine.store import Store
-
     with Store(tmp_path / "studies" / "s", load_study(tmp_path / "studies" / "s").spec) as store:
         assert [t.number for t in store.study.trials if t.state == "waiting"] == [0, 1]
 
@@ -108,7 +108,7 @@ def _under_way(database: Path) -> bool:
         connection.close()
 
 
-def test_what_keeps_a_worker_from_starting_is_told(tmp_path: Path) -> None:
+def test_an_error_that_keeps_a_worker_from_starting_is_raised(tmp_path: Path) -> None:
     spec = question().model_copy(update={"recipe": question().recipe.model_copy(update={"train_size": 10**6})})
     with pytest.raises(Exception, match="train_size \\+ held_out"):
         list(search(spec, Run(tmp_path / "s", trials=1)))
@@ -160,7 +160,7 @@ def test_idle_and_starting_workers_that_die_are_replaced() -> None:
         list(workers.messages(10))
         spec = question().with_scale(workers.calibrate())
         _kill_all()  # while it is idle
-        workers.tell_spec(spec)
+        workers.set_spec(spec)
         arch = spec.search_space.smallest("params")
         workers.submit(Job(0, arch, 0))
         ended: list[object] = []
@@ -184,23 +184,32 @@ def test_closing_ends_the_processes(tmp_path: Path) -> None:
     assert gone(running, within_s=5)
 
 
+def coordinated(kind: type[Coordinator], folder: Path, trials: int, workers: int) -> list[Candidate]:
+    """The candidates of a search with rungs by another coordinator."""
+    with (
+        Store(folder, with_rungs()) as store,
+        ProcessExecutor(store.spec, locate("shapes", None), ("cpu",), workers, evaluator_at, folder=folder) as executor,
+    ):
+        return list(kind(store, Limits(trials), lambda _: None).run(executor))
+
+
 def with_rungs(**changes) -> StudySpec:
     recipe = RECIPE | {"rungs": [200, 500], "average": 0.9}
     return new_spec(locate("shapes", None), cpu_name(), space="tiny", name="s", recipe=recipe, **changes)
 
 
 @pytest.mark.slow
-def test_a_training_that_is_stopped_at_a_rung_ends_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two workers; every other training is given up, at its first rung or its second."""
+def test_a_training_that_is_pruned_at_a_rung_ends_there(tmp_path: Path) -> None:
+    """Two workers; every other training is pruned, at its first rung or its second."""
     asked: list[RungReport] = []
 
-    def judged(_: object, at: RungReport) -> FinalErrorPrediction | None:
-        asked.append(at)
-        gives_up = at.number % 2 == 1 and at.rung.samples == (200 if at.number == 1 else 500)
-        return FinalErrorPrediction(0.7, 0.1, 0.01) if gives_up else None
+    class Pruning(Coordinator):
+        def pruning_prediction(self, report: RungReport) -> FinalErrorPrediction | None:
+            asked.append(report)
+            is_pruned = report.number % 2 == 1 and report.rung.samples == (200 if report.number == 1 else 500)
+            return FinalErrorPrediction(0.7, 0.1, 0.01) if is_pruned else None
 
-    monkeypatch.setattr("igc_nas.engine.coordinator.Coordinator.judged", judged)
-    found = list(search(with_rungs(), Run(tmp_path / "s", trials=4, workers=2)))
+    found = coordinated(Pruning, tmp_path / "s", trials=4, workers=2)
     study = load_study(tmp_path / "s")
     assert [t.state for t in study.trials] == ["complete", "pruned", "complete", "pruned"]
     assert {c.trial for c in found} == {0, 2}
@@ -214,20 +223,20 @@ def test_a_training_that_is_stopped_at_a_rung_ends_there(tmp_path: Path, monkeyp
             : 1 if trial.number == 3 else 2
         ]
     assert [len(rungs) for _, rungs in sorted(told.items())] == [2, 1, 2, 2]
-    assert [(t.pruned.chance, t.pruned.expected_error) for t in study.trials if t.pruned] == [(0.01, 0.7)] * 2
+    assert [(t.pruned.p_front, t.pruned.expected_error) for t in study.trials if t.pruned] == [(0.01, 0.7)] * 2
     assert not children()
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_at_a_rung_costs_that_trial_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def judged(_: object, at: RungReport) -> FinalErrorPrediction | None:
-        if at.number == 0:
-            for process in children():
-                process.kill()  # it waits for the answer
-        return None
+def test_a_worker_that_dies_at_a_rung_costs_that_trial_only(tmp_path: Path) -> None:
+    class Killing(Coordinator):
+        def pruning_prediction(self, report: RungReport) -> FinalErrorPrediction | None:
+            if report.number == 0:
+                for process in children():
+                    process.kill()  # it waits for the answer
+            return None
 
-    monkeypatch.setattr("igc_nas.engine.coordinator.Coordinator.judged", judged)
-    list(search(with_rungs(), Run(tmp_path / "s", trials=1)))
+    coordinated(Killing, tmp_path / "s", trials=1, workers=1)
     failed, complete = load_study(tmp_path / "s").trials
     assert (failed.state, failed.reason) == ("failed", "the worker process died (SIGKILL)")
     assert complete.state == "complete"
@@ -235,14 +244,14 @@ def test_a_worker_that_dies_at_a_rung_costs_that_trial_only(tmp_path: Path, monk
 
 
 @pytest.mark.slow
-def test_two_workers_stop_what_has_little_chance(tmp_path: Path) -> None:
+def test_two_workers_prune_trainings_with_little_chance(tmp_path: Path) -> None:
     list(search(with_rungs(prune_below=0.6, sampler="random"), Run(tmp_path / "s", trials=50, workers=2)))
     study = load_study(tmp_path / "s")
     stopped = [t for t in study.trials if t.state == "pruned"]
     assert study.ended == 50
     assert stopped
     assert min(t.number for t in stopped) >= MIN_COMPLETED - 1
-    assert all(t.pruned.chance < 0.6 and 1 <= len(t.pruned.training.rungs) <= 2 for t in stopped)
+    assert all(t.pruned.p_front < 0.6 and 1 <= len(t.pruned.training.rungs) <= 2 for t in stopped)
 
 
 @pytest.mark.gpu
@@ -258,8 +267,8 @@ def test_a_search_runs_on_a_gpu(tmp_path: Path) -> None:
     assert all(c.latency.conditions.device == c.score.conditions.device == device.name for c in found)
 
 
-def test_an_evaluator_of_ones_own_works_in_worker_processes(tmp_path: Path) -> None:
-    """8 workers, 25 trials each, and readers meanwhile: nothing is lost, nobody is left."""
+def test_a_custom_evaluator_works_in_worker_processes(tmp_path: Path) -> None:
+    """8 workers, 25 trials each, and readers meanwhile: no result is lost, no process is left."""
     seen: list[int] = []
 
     def read(event: object) -> None:

@@ -18,7 +18,6 @@ from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.samplers.pruner import MIN_COMPLETED, Pruner
 from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SearchSpace
-from igc_nas.study.objectives import known_values
 from igc_nas.study.records import Trial
 from igc_nas.study.spec import SamplerName, StudySpec, training_seed
 from igc_nas.study.study import Study, load_study
@@ -50,7 +49,7 @@ def test_a_search_completes_as_many_different_architectures_as_asked(sampler: st
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("stop", [1, 5, 11, 17])
-def test_a_search_that_was_stopped_goes_on_as_if_it_was_not(sampler: str, stop: int, tmp_path: Path) -> None:
+def test_a_stopped_search_continues_with_the_same_trials(sampler: str, stop: int, tmp_path: Path) -> None:
     question = spec(sampler=sampler, budget=Budget(params=3000), seed=3)
     whole = run(tmp_path / "whole", 24, question)
     run(tmp_path / "parts", stop, question)
@@ -156,7 +155,7 @@ def test_a_time_limit_ends_a_search(tmp_path: Path) -> None:
     assert load_study(tmp_path / "s").trials == ()
 
 
-def test_events_tell_what_happens(tmp_path: Path) -> None:
+def test_events_of_a_search(tmp_path: Path) -> None:
     events = []
     list(search(spec(), Run(tmp_path / "s", trials=2), evaluate=evaluate, on_event=events.append))
     assert [type(e) for e in events] == [Opened, Started, Ended, Started, Ended]
@@ -197,7 +196,7 @@ def test_a_budget_that_is_left_away_is_another_question(tmp_path: Path) -> None:
         run(tmp_path / "s", 4, spec())
 
 
-def test_a_study_that_never_began_may_be_asked_anew(tmp_path: Path) -> None:
+def test_a_study_without_trials_and_scale_may_be_replaced(tmp_path: Path) -> None:
     uncalibrated = spec().model_copy(update={"bounds": {}, "reference_ms": None})
     with Store(tmp_path / "s", uncalibrated):
         pass
@@ -205,11 +204,11 @@ def test_a_study_that_never_began_may_be_asked_anew(tmp_path: Path) -> None:
     assert load_study(tmp_path / "s").spec.seed == 4
 
 
-# Stopping at rungs, and architectures that a person gives.
+# Pruning at rungs, and enqueued architectures.
 
 
-def stopping(sampler: SamplerName = "known-cost", stop: float = 0.3, **changes: Any) -> StudySpec:
-    return spec(sampler=sampler, prune_below=stop, recipe={"rungs": list(RUNGS)}, **changes)
+def pruning(sampler: SamplerName = "known-cost", prune_below: float = 0.3, **changes: Any) -> StudySpec:
+    return spec(sampler=sampler, prune_below=prune_below, recipe={"rungs": list(RUNGS)}, **changes)
 
 
 def run_on_the_way(folder: Path, trials: int, question: StudySpec, **more: Any) -> tuple[Trial, ...]:
@@ -218,15 +217,15 @@ def run_on_the_way(folder: Path, trials: int, question: StudySpec, **more: Any) 
 
 
 @pytest.mark.parametrize("sampler", ["known-cost", "tpe", "brute-force"])
-def test_hopeless_trainings_are_stopped_and_count(sampler: SamplerName, tmp_path: Path) -> None:
-    trials = run_on_the_way(tmp_path / "s", 36, stopping(sampler, 0.5))
+def test_hopeless_trainings_are_pruned_and_count(sampler: SamplerName, tmp_path: Path) -> None:
+    trials = run_on_the_way(tmp_path / "s", 36, pruning(sampler, 0.5))
     study = load_study(tmp_path / "s")
     stopped = [t for t in trials if t.state == "pruned"]
     assert len(stopped) >= 3
     assert study.ended == len(stopped) + len(study.candidates) == 36
     assert min(t.number for t in stopped) >= MIN_COMPLETED
     ids = [t.pruned.id for t in stopped] + [c.id for c in study.candidates]
-    assert len(set(ids)) == 36, "what was stopped is not tried again"
+    assert len(set(ids)) == 36, "a pruned architecture is not suggested again"
     for trial in stopped:
         known = trial.pruned
         assert (known.id, known.cost, known.seed) == (
@@ -234,119 +233,114 @@ def test_hopeless_trainings_are_stopped_and_count(sampler: SamplerName, tmp_path
         )  # fmt: skip
         assert known.training.rungs == evaluate_on_the_way(trial.arch, 0)[1].rungs[: len(known.training.rungs)]
         assert all(epoch.samples <= known.training.rungs[-1].samples for epoch in known.training.curve)
-        assert known.chance < 0.5
-        assert known.deviation > 0
+        assert known.p_front < 0.5
+        assert known.std > 0
         assert trial.candidate is None
         assert "its chance to end on the front was" in trial.reason
     assert all([r.samples for r in c.score.rungs] == list(RUNGS) for c in study.candidates)
 
 
-def test_a_stop_is_what_the_rule_says_of_those_that_ended_before(tmp_path: Path) -> None:
-    trials = run_on_the_way(tmp_path / "s", 30, stopping("random", 0.5))
+def test_a_training_is_pruned_by_what_is_known_of_the_trials_before(tmp_path: Path) -> None:
+    trials = run_on_the_way(tmp_path / "s", 30, pruning("random", 0.5))
     question = load_study(tmp_path / "s").spec
     for trial in trials:
         before = Study(question, trials[: trial.number])
         pruner = Pruner(question, before.candidates)
-        predictor, rule, prior_error = pruner.error_predictor, pruner.rule, None
-        if predictor:
-            prior_error = predictor.predict(predictor.encoding.code(trial.arch))
-            assert all(training.prior_error is not None for training in rule.completed)
         latency, score = evaluate_on_the_way(trial.arch, 0)
-        costs = known_values(cost_of(trial.arch), latency.normalised_ms, question.objectives)
-        looks = [rule.predict(costs, place, rung.error, prior_error) for place, rung in enumerate(score.rungs)]
-        below = [look for look in looks if look and look.chance < rule.bound]
-        assert (trial.state == "pruned") == bool(below)
+        predictions = [pruner.prune(trial.arch, latency, rung) for rung in score.rungs]
+        first = next(filter(None, predictions), None)
+        assert (trial.state == "pruned") == (first is not None)
         if trial.pruned:
-            assert (trial.pruned.chance, trial.pruned.expected_error, trial.pruned.deviation) == (
-                below[0].chance, below[0].expected_error, below[0].deviation
+            assert (trial.pruned.p_front, trial.pruned.expected_error, trial.pruned.std) == (
+                first.p_front, first.expected_error, first.std
             )  # fmt: skip
 
 
 @pytest.mark.parametrize("sampler", ["known-cost", "tpe"])
-def test_a_search_with_stops_goes_on_as_if_it_was_not_interrupted(sampler: SamplerName, tmp_path: Path) -> None:
-    whole = run_on_the_way(tmp_path / "whole", 32, stopping(sampler, 0.5))
+def test_an_interrupted_search_with_pruning_gives_the_same_trials(sampler: SamplerName, tmp_path: Path) -> None:
+    whole = run_on_the_way(tmp_path / "whole", 32, pruning(sampler, 0.5))
     assert any(t.state == "pruned" for t in whole)
     for trials in (5, 20, 32):
-        parts = run_on_the_way(tmp_path / "parts", trials, stopping(sampler, 0.5))
+        parts = run_on_the_way(tmp_path / "parts", trials, pruning(sampler, 0.5))
     assert timeless(parts) == timeless(whole)
 
 
 @pytest.mark.parametrize(
     "question",
     [
-        stopping(prune_below=0.0),
-        stopping(objectives=("params", "latency")),
+        pruning(prune_below=0.0),
+        pruning(objectives=("params", "latency")),
         spec(prune_below=0.5, recipe={"rungs": [1000, 3000]}),  # others than the evaluator's
     ],
 )
-def test_nothing_is_stopped_unasked(question: StudySpec, tmp_path: Path) -> None:
+def test_nothing_is_pruned_unless_asked_for(question: StudySpec, tmp_path: Path) -> None:
     assert {t.state for t in run_on_the_way(tmp_path / "s", 22, question)} <= {"complete", "duplicate", "infeasible"}
 
 
-def test_stopped_trials_do_not_teach_the_rule(tmp_path: Path) -> None:
-    run_on_the_way(tmp_path / "s", 30, stopping(prune_below=0.5))
+def test_pruned_trials_are_not_in_the_pruning_rule(tmp_path: Path) -> None:
+    run_on_the_way(tmp_path / "s", 30, pruning(prune_below=0.5))
     study = load_study(tmp_path / "s")
     assert len(Pruner(study.spec, study.candidates).rule.completed) == len(study.candidates) < 30
     ends = [c.model_copy(update={"score": c.score.model_copy(update={"rungs": ()})}) for c in study.candidates]
     assert Pruner(study.spec, ends).rule.bound == 0.0
 
 
-def test_a_given_architecture_of_the_space_comes_first(tmp_path: Path) -> None:
+def test_an_enqueued_architecture_of_the_space_comes_first(tmp_path: Path) -> None:
     question = spec(budget=Budget(params=3000))
     arch = question.feasible.heaviest()
-    given = run_first(tmp_path / "s", 3, question, (arch,))
+    given = run_enqueued(tmp_path / "s", 3, question, (arch,))
     assert [t.enqueued for t in given] == [True, None, None]
     assert given[0].arch == arch
     assert given[0].params == question.search_space.encode(arch)
     assert given[0].candidate.id == arch_id(arch) not in {t.candidate.id for t in given[1:]}
 
 
-def run_first(
+def run_enqueued(
     folder: Path, trials: int, question: StudySpec, first: tuple[ArchConfig, ...], evaluator: Evaluate = evaluate
 ) -> tuple[Trial, ...]:
-    list(search(question, Run(folder, trials=trials, first=first), evaluate=evaluator))
+    list(search(question, Run(folder, trials=trials, enqueue=first), evaluate=evaluator))
     return load_study(folder).trials
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_given_network_that_no_sampler_could_choose(sampler: SamplerName, tmp_path: Path) -> None:
-    """A paper's network, far over the budget: evaluated, kept, and in nobody's way afterwards."""
+def test_an_enqueued_network_outside_the_space(sampler: SamplerName, tmp_path: Path) -> None:
+    """A paper's network, far over the budget: it is evaluated and kept, and samplers go on as without it."""
     question = spec(sampler=sampler, budget=Budget(params=3000), seed=2)
     outside = reference("igcv1-l24m2-d20", 10).arch
-    trials = run_first(tmp_path / "s", 24 if sampler == "nsga2" else 14, question, (outside,))
-    assert (trials[0].given, trials[0].arch, trials[0].params, trials[0].state) == (True, outside, {}, "complete")
+    trials = run_enqueued(tmp_path / "s", 24 if sampler == "nsga2" else 14, question, (outside,))
+    assert (trials[0].enqueued, trials[0].arch, trials[0].params, trials[0].state) == (True, outside, {}, "complete")
     assert trials[0].violation > 0
     assert all(cost_of(t.arch).params <= 3000 for t in trials[1:] if t.state == "complete")
     with Store(tmp_path / "s", question) as store:
-        assert store.live.trials[0].system_attrs["constraints:budget"] == trials[0].violation
+        assert store.optuna_study.trials[0].system_attrs["constraints:budget"] == trials[0].violation
 
 
-def test_given_twice_is_evaluated_once(tmp_path: Path) -> None:
+def test_an_architecture_enqueued_twice_is_evaluated_once(tmp_path: Path) -> None:
     question = spec()
     small, large = question.feasible.lightest(), question.feasible.heaviest()
     first = (small, large, small)
-    run_first(tmp_path / "s", 1, question, first)
-    run_first(tmp_path / "s", 3, question, first)
-    trials = run_first(tmp_path / "s", 4, question, (*first, large))
+    run_enqueued(tmp_path / "s", 1, question, first)
+    run_enqueued(tmp_path / "s", 3, question, first)
+    trials = run_enqueued(tmp_path / "s", 4, question, (*first, large))
     assert [t.enqueued for t in trials] == [True, True, None, None]
-    assert timeless(trials) == timeless(run_first(tmp_path / "whole", 4, question, first))
+    assert timeless(trials) == timeless(run_enqueued(tmp_path / "whole", 4, question, first))
 
 
 def test_a_given_trial_that_was_cut_is_taken_up(tmp_path: Path) -> None:
     question = spec()
     outside = reference("igcv1-l24m2-d20", 10).arch
     with pytest.raises(KeyboardInterrupt):
-        run_first(tmp_path / "s", 3, question, (outside,), _failing_at(0))
+        run_enqueued(tmp_path / "s", 3, question, (outside,), _failing_at(0))
     assert [(t.state, t.enqueued) for t in load_study(tmp_path / "s").trials] == [("waiting", True)]
     trials = run(tmp_path / "s", 3, question)  # nobody has to name it again
-    assert timeless(trials) == timeless(run_first(tmp_path / "whole", 3, question, (outside,)))
+    assert timeless(trials) == timeless(run_enqueued(tmp_path / "whole", 3, question, (outside,)))
 
 
 def test_what_fails_or_is_too_slow_is_not_given_again(tmp_path: Path) -> None:
     question = spec(budget=Budget(latency_ms=0.5))
     slow = reference("igcv1-l24m2-d20", 10).arch
     for trials in (2, 3):
-        found = run_first(tmp_path / "s", trials, question, (slow,))
+        found = run_enqueued(tmp_path / "s", trials, question, (slow,))
     assert [t.state for t in found if t.enqueued] == ["infeasible"]
 
 

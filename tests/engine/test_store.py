@@ -1,4 +1,4 @@
-"""The store: what has ended is on disk, whoever dies; what is on disk is read back as it was."""
+"""The store: every ended trial is on disk, and is read back unchanged."""
 
 import contextlib
 import os
@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import pytest
-from sqlalchemy import event
 
 from igc_nas.arch.papers import reference
 from igc_nas.engine.search import Run, search
@@ -23,6 +23,24 @@ from igc_nas.study.study import load_study, read_trials
 from tests.support.searches import RUNGS, evaluate, evaluate_on_the_way, spec
 
 
+def in_database(folder: Path, name: str = "stub") -> list[optuna.trial.FrozenTrial]:
+    """The study's trials as another program opens them with Optuna."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    try:
+        return optuna.load_study(study_name=name, storage=storage).trials
+    finally:
+        storage.engine.dispose()
+
+
+def write_record(folder: Path, trial: Trial) -> None:
+    """Write a trial's record, and not its state, as a process leaves it that dies between the two."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    study_id = storage.get_study_id_from_name("stub")
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+    storage.set_trial_user_attr(trial_id, "igc_nas:record", trial.to_json())
+    storage.engine.dispose()
+
+
 def searched(folder: Path, trials: int = 5) -> None:
     list(search(spec(), Run(folder, trials=trials), evaluate=evaluate))
 
@@ -32,10 +50,10 @@ def test_a_store_opens_as_it_was_closed(tmp_path: Path) -> None:
     before = load_study(tmp_path / "s").trials
     with Store(tmp_path / "s", spec()) as store:
         assert store.study.trials == before
-        assert [t.number for t in store.live.trials] == [t.number for t in before]
+        assert [t.number for t in store.optuna_study.trials] == [t.number for t in before]
 
 
-def test_evidence_alone_brings_the_database_back(tmp_path: Path) -> None:
+def test_trials_jsonl_restores_the_database(tmp_path: Path) -> None:
     searched(tmp_path / "s")
     before = load_study(tmp_path / "s").trials
     (tmp_path / "s" / "study.db").unlink()
@@ -43,7 +61,7 @@ def test_evidence_alone_brings_the_database_back(tmp_path: Path) -> None:
         assert store.study.trials == before
 
 
-def test_the_database_alone_brings_the_evidence_back(tmp_path: Path) -> None:
+def test_the_database_restores_trials_jsonl(tmp_path: Path) -> None:
     searched(tmp_path / "s")
     evidence = (tmp_path / "s" / "trials.jsonl").read_bytes()
     (tmp_path / "s" / "trials.jsonl").write_bytes(evidence[:-30])
@@ -52,33 +70,32 @@ def test_the_database_alone_brings_the_evidence_back(tmp_path: Path) -> None:
     assert (tmp_path / "s" / "trials.jsonl").read_bytes() == evidence
 
 
-def test_a_trial_that_was_cut_waits_for_the_next_search(tmp_path: Path) -> None:
+def test_an_interrupted_trial_waits_for_the_next_search(tmp_path: Path) -> None:
     steps = search(spec(), Run(tmp_path / "s", trials=9), evaluate=evaluate)
     next(steps)
     with pytest.raises(KeyboardInterrupt):
         steps.throw(KeyboardInterrupt())
     with Store(tmp_path / "s", spec()) as store:
-        asked = store.live.ask()
+        asked = store.optuna_study.ask()
         store.add(Trial(number=asked.number, state="running", params={}))
     assert [t.state for t in read_trials(tmp_path / "s" / "trials.jsonl")] == ["complete", "waiting"]
 
 
-def test_a_record_that_was_written_before_its_state_counts(tmp_path: Path) -> None:
-    """A process that dies between the two writes of an end has ended the trial."""
+def test_a_record_that_was_written_before_its_state_is_recovered(tmp_path: Path) -> None:
+    """A process that dies between the two writes has ended the trial."""
     searched(tmp_path / "s", trials=2)
     with Store(tmp_path / "s", spec()) as store:
-        asked = store.live.ask()
+        asked = store.optuna_study.ask()
         store.add(Trial(number=asked.number, state="running", params={}))
-        ended = Trial(number=asked.number, state="failed", params={}, reason="power cut")
-        store._database._storage.set_trial_user_attr(store._ids[-1], "igc_nas:record", ended.to_json())
-        store.trials.pop(asked.number)  # as a dead process leaves it
+    ended = Trial(number=2, state="failed", params={}, reason="power cut")
+    write_record(tmp_path / "s", ended)
     with Store(tmp_path / "s", spec()) as store:
         assert store.trials[2] == ended
-        assert store.live.trials[2].state.name == "FAIL"
-        assert store._database.rows()[2].state.name == "FAIL"
+        assert store.optuna_study.trials[2].state.name == "FAIL"
+    assert in_database(tmp_path / "s")[2].state.name == "FAIL"
 
 
-def test_a_second_writer_is_refused_and_told_who(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_with_the_holder(tmp_path: Path) -> None:
     child = (
         "import sys, time\nsys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
         "from tests.support.searches import spec\n"
@@ -141,7 +158,7 @@ def test_another_database_may_be_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", [[0], [2], [1, 3], [4]])
-def test_evidence_with_holes_brings_back_what_it_has(lost: list[int], tmp_path: Path) -> None:
+def test_trials_jsonl_with_gaps_restores_the_rest(lost: list[int], tmp_path: Path) -> None:
     searched(tmp_path / "s")
     (tmp_path / "s" / "study.db").unlink()
     path = tmp_path / "s" / "trials.jsonl"
@@ -162,7 +179,7 @@ def test_a_database_of_another_question_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "s", spec(seed=5))
 
 
-def test_a_trial_that_proved_too_slow_is_infeasible_for_the_sampler_too(tmp_path: Path) -> None:
+def test_a_trial_over_the_latency_budget_is_infeasible_for_the_sampler_too(tmp_path: Path) -> None:
     question = spec(budget=Budget(latency_ms=0.5))
     list(search(question, Run(tmp_path / "s", trials=4), evaluate=evaluate))
     with Store(tmp_path / "s", question) as store:
@@ -171,14 +188,13 @@ def test_a_trial_that_proved_too_slow_is_infeasible_for_the_sampler_too(tmp_path
         for trial in slow:
             assert trial.violation is not None
             assert trial.violation > 0
-            assert store.live.trials[trial.number].system_attrs["constraints:budget"] == trial.violation
-            in_database = store._database._storage.get_trial(store._ids[trial.number])
-            assert in_database.system_attrs["constraints:budget"] == trial.violation
+            assert store.optuna_study.trials[trial.number].system_attrs["constraints:budget"] == trial.violation
+            assert in_database(tmp_path / "s")[trial.number].system_attrs["constraints:budget"] == trial.violation
         assert all(c.latency.normalised_ms <= 0.5 for c in store.study.candidates)
 
 
-def test_what_was_stopped_is_told_to_the_sampler_after_any_opening(tmp_path: Path) -> None:
-    """PRUNED with what it expected: in the study that samplers see, in the database, and again from the evidence."""
+def test_samplers_see_pruned_trials_after_any_reopening(tmp_path: Path) -> None:
+    """PRUNED, with the expected error: in the samplers' view, in the database, and restored from either file."""
     question = spec(prune_below=0.5, recipe={"rungs": list(RUNGS)})
     list(search(question, Run(tmp_path / "s", trials=30), evaluate=evaluate_on_the_way))
     before = load_study(tmp_path / "s").trials
@@ -192,33 +208,31 @@ def test_what_was_stopped_is_told_to_the_sampler_after_any_opening(tmp_path: Pat
         with Store(tmp_path / "s", question) as store:
             assert store.study.trials == before
             assert store.study.ended == 30
-            in_database = store._database._storage.get_all_trials(store._database.study_id)
-            for trials in (store.live.trials, in_database):
+            for trials in (store.optuna_study.trials, in_database(tmp_path / "s")):
                 pruned = {t.number: t.user_attrs[EXPECTED] for t in trials if t.state.name == "PRUNED"}
-                assert pruned == {n: [s.expected_error, s.deviation] for n, s in stopped.items()}
+                assert pruned == {n: [s.expected_error, s.std] for n, s in stopped.items()}
                 assert all(t.values is None for t in trials if t.state.name == "PRUNED")
-            history = Memory(question.search_space, question.feasible.encoding).history(store.live, len(before))
+            history = Memory(question.search_space, question.feasible.encoding).history(store.optuna_study, len(before))
             assert len(history.pruned) == len(stopped)
-            assert history.expected.tolist() == [[s.expected_error, s.deviation] for s in stopped.values()]
+            assert history.expected.tolist() == [[s.expected_error, s.std] for s in stopped.values()]
 
 
-def test_a_stop_that_was_recorded_before_its_state_counts(tmp_path: Path) -> None:
+def test_a_pruned_trial_that_was_recorded_before_its_state_is_recovered(tmp_path: Path) -> None:
     question = spec(prune_below=0.5, recipe={"rungs": list(RUNGS)})
     list(search(question, Run(tmp_path / "s", trials=30), evaluate=evaluate_on_the_way))
     ended = next(t for t in load_study(tmp_path / "s").trials if t.pruned)
     with Store(tmp_path / "s", question) as store:
-        asked = store.live.ask()
+        asked = store.optuna_study.ask()
         store.add(Trial(number=asked.number, state="running", params={}))
-        ended = ended.model_copy(update={"number": asked.number})
-        store._database._storage.set_trial_user_attr(store._ids[-1], "igc_nas:record", ended.to_json())
-        store.trials.pop(asked.number)  # as a dead process leaves it
+    ended = ended.model_copy(update={"number": asked.number})
+    write_record(tmp_path / "s", ended)
     with Store(tmp_path / "s", question) as store:
         assert store.trials[asked.number] == ended
-        assert store.live.trials[asked.number].state.name == "PRUNED"
-        assert store.live.trials[asked.number].user_attrs[EXPECTED][1] == ended.stopped.deviation
+        assert store.optuna_study.trials[asked.number].state.name == "PRUNED"
+        assert store.optuna_study.trials[asked.number].user_attrs[EXPECTED][1] == ended.pruned.std
 
 
-def test_a_given_trial_outside_the_space_comes_back(tmp_path: Path) -> None:
+def test_an_enqueued_trial_outside_the_space_is_restored(tmp_path: Path) -> None:
     outside = reference("igcv1-l24m2-d20", 10).arch
     run = Run(tmp_path / "s", trials=3, enqueue=(outside,))
     list(search(spec(budget=Budget(params=3000)), run, evaluate=evaluate))
@@ -227,11 +241,11 @@ def test_a_given_trial_outside_the_space_comes_back(tmp_path: Path) -> None:
         (tmp_path / "s" / lost).unlink()
         with Store(tmp_path / "s", spec(budget=Budget(params=3000))) as store:
             assert store.study.trials == before
-            assert store.live.trials[0].params == {}
-            assert store.live.trials[0].values is not None
+            assert store.optuna_study.trials[0].params == {}
+            assert store.optuna_study.trials[0].values is not None
 
 
-def test_latencies_are_replaced_and_the_database_made_anew(tmp_path: Path) -> None:
+def test_replacing_latencies_rebuilds_the_database(tmp_path: Path) -> None:
     searched(tmp_path / "s")
     before = load_study(tmp_path / "s")
     first, *others = before.candidates
@@ -240,44 +254,43 @@ def test_latencies_are_replaced_and_the_database_made_anew(tmp_path: Path) -> No
     after = load_study(tmp_path / "s")
     assert after.candidates == (first.model_copy(update={"latency": quiet}), *others)
     with Store(tmp_path / "s", spec()) as store:
-        told = store.live.get_trials(deepcopy=False)[first.trial].values
+        told = store.optuna_study.get_trials(deepcopy=False)[first.trial].values
         assert told[spec().objectives.index("latency")] == quiet.normalised_ms
     list(search(spec(), Run(tmp_path / "s", trials=7), evaluate=evaluate))
     assert load_study(tmp_path / "s").candidates[: len(after.candidates)] == after.candidates
 
 
-def test_latencies_of_a_study_that_is_searched_stay(tmp_path: Path) -> None:
+def test_latencies_of_a_running_study_are_not_replaced(tmp_path: Path) -> None:
     with Store(tmp_path / "s", spec()), pytest.raises(StudyError, match="is being searched by"):
         replace_latencies(tmp_path / "s", {})
 
 
-def test_what_is_read_of_the_database_is_what_optuna_reads(tmp_path: Path) -> None:
-    """Records with their states stand for Optuna's trials: nothing that a sampler looks at differs."""
+def test_samplers_see_the_trials_that_optuna_reads_from_the_database(tmp_path: Path) -> None:
+    """A sampler sees the same trials as one that works on the database itself."""
     question = spec(
         sampler="nsga2", prune_below=0.5, recipe={"rungs": list(RUNGS)}, budget=Budget(params=2000, latency_ms=1.0)
     )
     list(search(question, Run(tmp_path / "s", trials=40), evaluate=evaluate_on_the_way))
     with Store(tmp_path / "s", question) as store:
-        optunas = store._database._storage.get_all_trials(store._database.study_id)
-        ours = store.live.get_trials(deepcopy=False)
+        stored = in_database(tmp_path / "s")
+        ours = store.optuna_study.get_trials(deepcopy=False)
         assert len({trial.state for trial in store.trials.values()}) >= 3
-        assert [row.trial_id for row in store._database.rows()] == [trial._trial_id for trial in optunas] == store._ids
-        for theirs, mine in zip(optunas, ours, strict=True):
+        for theirs, mine in zip(stored, ours, strict=True):
             for name in ("number", "state", "params", "distributions", "values", "system_attrs"):
                 assert getattr(mine, name) == getattr(theirs, name), (mine.number, name)
             assert mine.user_attrs == {k: v for k, v in theirs.user_attrs.items() if k != "igc_nas:record"}
 
 
-def test_live_trials_share_their_distributions(tmp_path: Path) -> None:
-    """They are the same in all trials of a space, and would be the most of what a long study keeps in memory."""
+def test_trials_that_samplers_read_share_their_distributions(tmp_path: Path) -> None:
+    """Copies of them would take most of the memory of a long study."""
     searched(tmp_path / "s")
     with Store(tmp_path / "s", spec()) as store:
         for _ in range(2):
-            asked = store.live.ask()
-            with contextlib.suppress(ConfigError):  # nobody said that it would be a network
+            asked = store.optuna_study.ask()
+            with contextlib.suppress(ConfigError):  # it need not be a network
                 spec().search_space.suggest(asked)
             store.add(Trial(number=asked.number, state="failed", params=asked.params))
-        trials = store.live.get_trials(deepcopy=False)
+        trials = store.optuna_study.get_trials(deepcopy=False)
         for part in (trials[:5], trials[5:]):
             first, *others = part
             assert first.distributions
@@ -285,19 +298,14 @@ def test_live_trials_share_their_distributions(tmp_path: Path) -> None:
                 assert all(other.distributions[name] is d for name, d in first.distributions.items())
 
 
-def test_a_trial_is_written_by_little_more_than_a_statement_for_each_parameter(tmp_path: Path) -> None:
-    """Optuna's own way takes three for each parameter, which was most of what a trial's bookkeeping cost."""
-    question, statements = spec(space="igc_cifar"), []
+def test_optuna_reads_the_parameters_of_an_enqueued_trial(tmp_path: Path) -> None:
+    question = spec(space="igc_cifar")
     with Store(tmp_path / "s", question) as store:
-        engine = store._database._storage.engine
-        event.listen(engine, "after_cursor_execute", lambda *arguments: statements.append(arguments[2]))
         params = question.search_space.encode(question.feasible.lightest())
-        store.give(Trial(number=0, state="running", params=params))
-        assert len(params) > 30
-        assert len(statements) < 1.5 * len(params)
-        (read,) = store._database._storage.get_all_trials(store._database.study_id)
-        assert read.params == params
-        assert read.distributions == distributions(question.search_space)
+        store.add(Trial(number=0, state="running", params=params))
+        for (trial,) in (store.optuna_study.trials, in_database(tmp_path / "s")):
+            assert trial.params == params
+            assert trial.distributions == distributions(question.search_space)
 
 
 SWAP = """
@@ -320,7 +328,7 @@ update trial_user_attributes set trial_id = 2 where trial_id = -1;
         (SWAP, "has the record of trial"),
     ],
 )
-def test_rows_that_contradict_each_other_are_refused(damage: str, said: str, tmp_path: Path) -> None:
+def test_inconsistent_rows_are_refused(damage: str, said: str, tmp_path: Path) -> None:
     searched(tmp_path / "s")
     with contextlib.closing(sqlite3.connect(tmp_path / "s" / "study.db")) as connection, connection:
         connection.executescript(damage)

@@ -1,4 +1,4 @@
-"""Who searches a study: believed while it lives, and no longer."""
+"""The lock of a study, and the file that names its holder: valid while the holder lives."""
 
 import multiprocessing
 import os
@@ -11,17 +11,16 @@ import pytest
 
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import StudyError
-from igc_nas.study import process
 from igc_nas.study.lock import OWNER_FILE, LockHolder, StudyLock, holder_of
-from igc_nas.study.process import Process
+from igc_nas.study.process import SAME_START_S, Process
 from tests.support.searches import evaluate, spec
 
 
 def claimed_by(folder: Path, who: Process) -> None:
-    """The file of an owner that did not remove it: it was killed."""
+    """Write the file that a holder leaves behind when it is killed."""
     folder.mkdir(exist_ok=True)
-    owner = LockHolder(process=who, since="2026-01-01T00:00:00+00:00", seen="2026-01-01T00:00:00+00:00")
-    (folder / OWNER_FILE).write_text(owner.model_dump_json(exclude_none=True))
+    holder = LockHolder(process=who, since="2026-01-01T00:00:00+00:00", seen="2026-01-01T00:00:00+00:00")
+    (folder / OWNER_FILE).write_text(holder.model_dump_json(exclude_none=True))
 
 
 def dead_pid() -> int:
@@ -45,7 +44,9 @@ ANOTHER: dict[str, tuple[dict[str, Any], bool | None]] = {
 
 
 @pytest.mark.parametrize(("changes", "alive"), ANOTHER.values(), ids=ANOTHER)
-def test_a_process_is_told_from_every_other(changes: dict[str, Any], alive: bool | None, tmp_path: Path) -> None:
+def test_a_process_is_distinguished_from_every_other(
+    changes: dict[str, Any], alive: bool | None, tmp_path: Path
+) -> None:
     who = Process.parse(HERE.model_dump() | changes)
     assert who.is_alive() is alive
     claimed_by(tmp_path, who)
@@ -53,10 +54,10 @@ def test_a_process_is_told_from_every_other(changes: dict[str, Any], alive: bool
     assert (found and found.process) == (None if alive is False else who)
 
 
-def test_this_process_says_who_it_is() -> None:
+def test_the_identity_of_this_process() -> None:
     assert (HERE.host, HERE.pid) == (socket.gethostname(), os.getpid())
     assert HERE.boot
-    assert HERE.started == pytest.approx(psutil.Process().create_time(), abs=process.SAME_START_S)
+    assert HERE.started == pytest.approx(psutil.Process().create_time(), abs=SAME_START_S)
     assert str(HERE) == f"pid {os.getpid()} on {socket.gethostname()}"
 
 
@@ -79,25 +80,25 @@ def test_a_process_that_has_ended_is_dead_and_so_is_a_zombie() -> None:
     ],
     ids=["dead", "of an earlier boot", "of another machine"],
 )
-def test_what_a_dead_owner_said_does_not_keep_a_study(who: Process, tmp_path: Path) -> None:
-    """The lock decides, and the system has taken it back."""
+def test_the_file_of_a_dead_holder_does_not_block_a_study(who: Process, tmp_path: Path) -> None:
+    """Only the lock counts, which the operating system has released."""
     list(search(spec(), Run(tmp_path / "s", trials=2), evaluate=evaluate))
     claimed_by(tmp_path / "s", who)
     assert len(list(search(spec(), Run(tmp_path / "s", trials=4), evaluate=evaluate))) == 2
     assert not (tmp_path / "s" / OWNER_FILE).exists()
 
 
-def test_an_owner_is_named_to_whoever_comes_second(tmp_path: Path) -> None:
-    owner = StudyLock(tmp_path / "s")
+def test_a_second_process_is_told_who_holds_the_lock(tmp_path: Path) -> None:
+    lock = StudyLock(tmp_path / "s")
     with pytest.raises(StudyError, match=f"study s is being searched by pid {os.getpid()} on {socket.gethostname()}"):
         StudyLock(tmp_path / "s")
-    assert holder_of(tmp_path / "s") is not None, "who was refused has removed nothing"
-    owner.release()
+    assert holder_of(tmp_path / "s") is not None, "a refused process removes no file"
+    lock.release()
     assert holder_of(tmp_path / "s") is None
     StudyLock(tmp_path / "s").release()
 
 
 @pytest.mark.parametrize("text", ["", "{", "\0" * 300, '{"process": {}}', "[]", '{"process": {"host": "a", "pid": 0}}'])
-def test_an_owner_that_cannot_be_read_is_nobody(text: str, tmp_path: Path) -> None:
+def test_a_damaged_owner_file_names_no_holder(text: str, tmp_path: Path) -> None:
     (tmp_path / OWNER_FILE).write_text(text)
     assert holder_of(tmp_path) is None

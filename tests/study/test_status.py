@@ -94,10 +94,10 @@ def test_other_trials_say_what_became_of_them(folder: Path, cli: Command) -> Non
 
 def test_a_search_that_runs_is_seen_from_elsewhere(folder: Path, cli: Command) -> None:
     with Store(folder, spec(name="s")) as store:
-        asked = store.live.ask()
+        asked = store.optuna_study.ask()
         trial = store.add(running_here(Trial(number=asked.number, state="running", params={}, arch=_arch(folder))))
-        store.owner._shown_at = float("-inf")
-        store.owner.show([Running(number=trial.number, doing="training", since=now(), samples=3000, train_error=0.75)])
+        store.lock.show_every_s = 0.0
+        store.lock.show([Running(number=trial.number, doing="training", since=now(), samples=3000, train_error=0.75)])
         found = cli("status", "s", "--json").json
         assert found["searched_by"]["process"]["pid"] == os.getpid()
         (running,) = found["running"]

@@ -1,4 +1,4 @@
-"""A search in a process of its own, so that a test can kill it, stop it and starve it.
+"""A search in another process, which a test can kill, stop or starve.
 
 `python searcher.py STUB '{"folder": ..., "trials": 9, "workers": 4, "spec": {...}}'`, or as a person types it:
 `python searcher.py STUB search --space tiny ...`, where only the evaluators are not those of igc-nas.
@@ -21,7 +21,7 @@ import psutil
 import igc_nas
 
 MARK = "IGC_NAS_TEST"
-"""The variable by which everything that a search has started is found again."""
+"""Environment variable of all processes that a search has started."""
 
 
 def command(evaluator: str, folder: Path, trials: int, workers: int = 4, **question: Any) -> list[str]:
@@ -37,7 +37,7 @@ def typed(evaluator: str, *words: str) -> list[str]:
 
 @contextlib.contextmanager
 def started(words: list[str], cwd: Path, mark: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command that runs while the test goes on, in a group of its own; what it says is in `cwd`/stdout, /stderr."""
+    """A command that runs beside the test in another process group; its output is in `cwd`/stdout and /stderr."""
     cwd.mkdir(exist_ok=True)
     package = str(Path(igc_nas.__file__).parents[1])
     environment = os.environ | {
@@ -60,13 +60,13 @@ def started(words: list[str], cwd: Path, mark: str) -> Iterator[subprocess.Popen
 
 
 def finished(words: list[str], cwd: Path, mark: str, within_s: float = 120) -> int:
-    """The exit status of a command that is left to end."""
+    """Run a command to its end. Returns its exit status."""
     with started(words, cwd, mark) as child:
         return child.wait(within_s)
 
 
 def left(mark: str) -> list[psutil.Process]:
-    """The processes that a search has started, itself among them, and that still live."""
+    """The processes of a search, itself included, that still live."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -76,7 +76,7 @@ def left(mark: str) -> list[psutil.Process]:
 
 
 def all_gone(mark: str, within_s: float = 10) -> bool:
-    """Whether nothing is left of a search, at the latest after `within_s`."""
+    """Whether all processes of a search end within `within_s`."""
     until = time.monotonic() + within_s
     while left(mark) and time.monotonic() < until:
         time.sleep(0.02)
@@ -95,7 +95,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
 
 def commands_of(worker: psutil.Process) -> list[psutil.Process]:
-    """What a worker has at work for its trial."""
+    """The child processes of a worker."""
     with contextlib.suppress(psutil.Error):
         return worker.children(recursive=True)
     return []

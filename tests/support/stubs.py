@@ -1,4 +1,4 @@
-"""Evaluators for worker processes that invent their numbers, as `searches.evaluate` does; and such as misbehave."""
+"""Evaluators for worker processes: with invented numbers, as of `searches.evaluate`, and with faults."""
 
 import contextlib
 import ctypes
@@ -26,100 +26,100 @@ class Stub:
     """Takes `seconds` for each architecture."""
 
     spec: StudySpec
-    seat: WorkerSlot
+    slot: WorkerSlot
     seconds: float = 0.0
 
     def calibrate(self) -> Calibration:
         return Calibration(reference_ms=1.0, smallest=latency(0.1), largest=latency(1.0))
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
-        watch.doing("measuring")
+    def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
+        reporter.step("measuring")
         measured, score = evaluate(arch, seed)
-        watch.doing("training")
+        reporter.step("training")
         time.sleep(self.seconds)
         for epoch in score.curve:
-            watch.epoch(epoch)
+            reporter.epoch(epoch)
         return Outcome(measured, score)
 
 
-def stub(spec: StudySpec, seat: WorkerSlot) -> Stub:
-    return Stub(spec, seat)
+def stub(spec: StudySpec, slot: WorkerSlot) -> Stub:
+    return Stub(spec, slot)
 
 
-def slow_stub(spec: StudySpec, seat: WorkerSlot) -> Stub:
-    return Stub(spec, seat, seconds=0.05)
+def slow_stub(spec: StudySpec, slot: WorkerSlot) -> Stub:
+    return Stub(spec, slot, seconds=0.05)
 
 
-def endless(spec: StudySpec, seat: WorkerSlot) -> Stub:
-    return Stub(spec, seat, seconds=600)
+def endless(spec: StudySpec, slot: WorkerSlot) -> Stub:
+    return Stub(spec, slot, seconds=600)
 
 
 class WithCommand(Stub):
-    """Has a command at work for each trial, as `--latency-command` does, in a session of its own."""
+    """Runs a command for each trial in another session, as `--latency-command` does."""
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
+    def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
         with subprocess.Popen(["sleep", "600"], start_new_session=True) as sleep:  # noqa: S607
             try:
-                return super().__call__(arch, seed, watch)
+                return super().__call__(arch, seed, reporter)
             finally:
                 sleep.kill()
 
 
-def with_command(spec: StudySpec, seat: WorkerSlot) -> WithCommand:
-    return WithCommand(spec, seat, seconds=0.02)
+def with_command(spec: StudySpec, slot: WorkerSlot) -> WithCommand:
+    return WithCommand(spec, slot, seconds=0.02)
 
 
-def endless_with_command(spec: StudySpec, seat: WorkerSlot) -> WithCommand:
-    return WithCommand(spec, seat, seconds=600)
+def endless_with_command(spec: StudySpec, slot: WorkerSlot) -> WithCommand:
+    return WithCommand(spec, slot, seconds=600)
 
 
 class WaitsForOthers(Stub):
-    """Says that it waits, and does so for longer than a trial may take."""
+    """Reports that it waits, for longer than a trial may take."""
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
+    def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
         for _ in range(2):
-            watch.waits(True)
+            reporter.waiting(True)
             time.sleep(self.seconds)
-            watch.waits(False)
-        return super().__call__(arch, seed, watch)
+            reporter.waiting(False)
+        return super().__call__(arch, seed, reporter)
 
 
-def waits_for_others(spec: StudySpec, seat: WorkerSlot) -> WaitsForOthers:
-    return WaitsForOthers(spec, seat, seconds=1.5)
+def waits_for_others(spec: StudySpec, slot: WorkerSlot) -> WaitsForOthers:
+    return WaitsForOthers(spec, slot, seconds=1.5)
 
 
 class SlowToCalibrate(Stub):
-    """Is at its calibration for as long as one likes; says so by a file."""
+    """Calibrates without end, after it has created a file."""
 
     def calibrate(self) -> Calibration:
-        assert self.seat.folder is not None
-        (self.seat.folder / "calibrating").touch()
+        assert self.slot.folder is not None
+        (self.slot.folder / "calibrating").touch()
         time.sleep(600)
         return super().calibrate()
 
 
-def slow_to_calibrate(spec: StudySpec, seat: WorkerSlot) -> SlowToCalibrate:
-    return SlowToCalibrate(spec, seat)
+def slow_to_calibrate(spec: StudySpec, slot: WorkerSlot) -> SlowToCalibrate:
+    return SlowToCalibrate(spec, slot)
 
 
 class OutOfMemory(Stub):
-    """Fails as torch does where memory is short, each time with the same words."""
+    """Fails as torch does without memory, each time with the same message."""
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
-        _no_memory_for_torch(arch, watch)
-
-
-def out_of_memory(spec: StudySpec, seat: WorkerSlot) -> OutOfMemory:
-    return OutOfMemory(spec, seat)
+    def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
+        _no_memory_for_torch(arch, reporter)
 
 
-# Faults: what may go wrong in a trial, by name.
+def out_of_memory(spec: StudySpec, slot: WorkerSlot) -> OutOfMemory:
+    return OutOfMemory(spec, slot)
+
+
+# Faults of a trial, by name.
 
 Fault = Callable[[ArchConfig, Reporter], Any]
 
 
 class UnpicklableError(Exception):
-    """Cannot be sent: it holds a lock. Cannot be put in words, either."""
+    """Cannot be pickled, because it holds a lock, and has no message."""
 
     def __init__(self) -> None:
         super().__init__(threading.Lock())
@@ -129,55 +129,55 @@ class UnpicklableError(Exception):
 
 
 class CannotCrossError(IgcNasError):
-    """Can be sent, and then not be made again."""
+    """Can be pickled, but not unpickled."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two} do not fit")
 
 
 def _raise(error: BaseException) -> Fault:
-    def fault(arch: ArchConfig, watch: Reporter) -> NoReturn:
+    def fault(arch: ArchConfig, reporter: Reporter) -> NoReturn:
         raise error
 
     return fault
 
 
-def _no_memory_for_torch(arch: ArchConfig, watch: Reporter) -> NoReturn:
-    watch.doing("training")
+def _no_memory_for_torch(arch: ArchConfig, reporter: Reporter) -> NoReturn:
+    reporter.step("training")
     raise RuntimeError(
         "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
         "allocate 4096000000000 bytes. Error code 12 (Cannot allocate memory)"
     )
 
 
-def _segfault(arch: ArchConfig, watch: Reporter) -> None:
+def _segfault(arch: ArchConfig, reporter: Reporter) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.string_at(0)
 
 
-def _abort(arch: ArchConfig, watch: Reporter) -> None:
+def _abort(arch: ArchConfig, reporter: Reporter) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.abort()
 
 
-def _hang(arch: ArchConfig, watch: Reporter) -> None:
-    watch.doing("training")
+def _hang(arch: ArchConfig, reporter: Reporter) -> None:
+    reporter.step("training")
     time.sleep(600)
 
 
-def _hang_with_the_gil(arch: ArchConfig, watch: Reporter) -> None:
-    ctypes.PyDLL(None).sleep(600)  # PyDLL: nothing else runs in this process meanwhile
+def _hang_with_the_gil(arch: ArchConfig, reporter: Reporter) -> None:
+    ctypes.PyDLL(None).sleep(600)  # PyDLL keeps the GIL
 
 
-def _unfinished(arch: ArchConfig, watch: Reporter) -> Outcome:
+def _unfinished(arch: ArchConfig, reporter: Reporter) -> Outcome:
     measured, score = evaluate(arch, 0)
     return Outcome(measured, Unfinished(rungs=(Rung(samples=50, error=0.5, loss=1.0),), curve=score.curve, train_s=0.0))
 
 
 def _changed(part: str, **changes: Any) -> Fault:
-    """An outcome whose record was changed past its checks."""
+    """An outcome whose record was changed without validation."""
 
-    def fault(arch: ArchConfig, watch: Reporter) -> Outcome:
+    def fault(arch: ArchConfig, reporter: Reporter) -> Outcome:
         measured, score = evaluate(arch, 0)
         if part == "latency":
             return Outcome(measured.model_copy(update=changes), score)
@@ -186,8 +186,8 @@ def _changed(part: str, **changes: Any) -> Fault:
     return fault
 
 
-def _recursion(arch: ArchConfig, watch: Reporter) -> None:
-    _recursion(arch, watch)
+def _recursion(arch: ArchConfig, reporter: Reporter) -> None:
+    _recursion(arch, reporter)
 
 
 FAULTS: dict[str, Fault] = {
@@ -195,12 +195,12 @@ FAULTS: dict[str, Fault] = {
     "memory": _raise(MemoryError()),
     "memory of torch": _no_memory_for_torch,
     "segfault": _segfault,
-    "exit": lambda arch, watch: os._exit(3),
+    "exit": lambda arch, reporter: os._exit(3),
     "abort": _abort,
-    "kill": lambda arch, watch: os.kill(os.getpid(), signal.SIGKILL),
+    "kill": lambda arch, reporter: os.kill(os.getpid(), signal.SIGKILL),
     "hang": _hang,
     "hang with the GIL": _hang_with_the_gil,
-    "stopped by a signal": lambda arch, watch: os.kill(os.getpid(), signal.SIGSTOP),
+    "stopped by a signal": lambda arch, reporter: os.kill(os.getpid(), signal.SIGSTOP),
     "build": _raise(ConfigError("groups (=4) must divide width (=30)", "use 28 or 32")),
     "recursion": _recursion,
     "no words": _raise(UnpicklableError()),
@@ -208,13 +208,13 @@ FAULTS: dict[str, Fault] = {
     "many words": _raise(RuntimeError("a line of words\n" * 2**16)),
     "hostile words": _raise(RuntimeError("\udcff\x00\x1b[2J\u202e")),
     "Ctrl-C": _raise(KeyboardInterrupt()),
-    "sys.exit": lambda arch, watch: sys.exit("enough"),
+    "sys.exit": lambda arch, reporter: sys.exit("enough"),
     "end of file": _raise(EOFError("Ran out of input")),
-    "no outcome": lambda arch, watch: evaluate(arch, 0),
-    "nothing": lambda arch, watch: None,
-    "an outcome of words": lambda arch, watch: Outcome("fast", "good"),  # type: ignore[arg-type]
-    "a progress of words": lambda arch, watch: watch.epoch("halfway"),  # type: ignore[arg-type]
-    "given up unasked": _unfinished,
+    "no outcome": lambda arch, reporter: evaluate(arch, 0),
+    "nothing": lambda arch, reporter: None,
+    "an outcome of words": lambda arch, reporter: Outcome("fast", "good"),  # type: ignore[arg-type]
+    "a progress of words": lambda arch, reporter: reporter.epoch("halfway"),  # type: ignore[arg-type]
+    "pruned unasked": _unfinished,
     "nan error": _changed("score", error=float("nan")),
     "inf loss": _changed("score", loss=float("inf")),
     "inf latency": _changed("latency", normalised_ms=float("inf")),
@@ -224,39 +224,39 @@ FAULTS: dict[str, Fault] = {
 
 
 class Faulty(Stub):
-    """Makes the fault that is next in the study's `faults.txt`, a name a line; then there are no more."""
+    """Has the next fault of the study's `faults.txt`, one name per line, and no fault after the last."""
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
-        watch.doing("building")
-        assert self.seat.folder is not None
-        path = self.seat.folder / "faults.txt"
+    def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
+        reporter.step("building")
+        assert self.slot.folder is not None
+        path = self.slot.folder / "faults.txt"
         names = path.read_text().splitlines() if path.exists() else []
         if names:
             path.write_text("\n".join(names[1:]))
-            return FAULTS[names[0]](arch, watch)
-        return super().__call__(arch, seed, watch)
+            return FAULTS[names[0]](arch, reporter)
+        return super().__call__(arch, seed, reporter)
 
 
-def faulty(spec: StudySpec, seat: WorkerSlot) -> Faulty:
-    return Faulty(spec, seat)
+def faulty(spec: StudySpec, slot: WorkerSlot) -> Faulty:
+    return Faulty(spec, slot)
 
 
 class Talkative(Stub):
-    """Leaves a thread behind that goes on telling of a trial that is over."""
+    """Leaves a thread that reports progress of a trial that has ended."""
 
-    def __call__(self, arch: ArchConfig, seed: int, watch: Reporter) -> Outcome:
-        outcome = super().__call__(arch, seed, watch)
+    def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
+        outcome = super().__call__(arch, seed, reporter)
 
         def talk() -> None:
             with contextlib.suppress(Exception):
                 for _ in range(20):
                     time.sleep(0.005)
-                    watch.doing("training")
+                    reporter.step("training")
 
         threading.Thread(target=talk, daemon=True).start()
         time.sleep(0.02)
         return outcome
 
 
-def talkative(spec: StudySpec, seat: WorkerSlot) -> Talkative:
-    return Talkative(spec, seat)
+def talkative(spec: StudySpec, slot: WorkerSlot) -> Talkative:
+    return Talkative(spec, slot)

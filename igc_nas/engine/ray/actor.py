@@ -1,7 +1,7 @@
-"""The evaluator's side on a Ray cluster: an actor on a node, and whether that node fits the study.
+"""The evaluator's side of a Ray cluster: an actor on a node, and whether that node fits the study.
 
-A node fits where igc-nas and torch are of the coordinator's versions, the study's dataset is there (in `$IGC_NAS_DATA`
-of that node, with the study's hash), and the device is the one that the study's latencies are of.
+A node fits if it has the coordinator's versions of igc-nas and torch, the study's dataset (in `$IGC_NAS_DATA` of that
+node, with the same hash), and the device that the study's latencies are of.
 """
 
 from __future__ import annotations
@@ -13,136 +13,141 @@ import queue
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from igc_nas._version import __version__
 from igc_nas.data.datasets import data_dir, locate
-from igc_nas.engine.executor import Evaluating, MakeEvaluator, WorkerSlot
+from igc_nas.engine.executor import Evaluating, MakeEvaluator, Request, WorkerSlot
 from igc_nas.engine.worker import kill_descendants, serve
 from igc_nas.errors import StudyError
 from igc_nas.study.lock import holder_of
 from igc_nas.study.process import Process
 from igc_nas.study.spec import StudySpec
 
-OVER = 87
-"""Exit status of an actor whose evaluator has ended by itself."""
+EVALUATOR_ENDED = 87
+"""Exit status of an actor whose evaluator thread has ended by itself."""
 
 
 @dataclass(frozen=True)
 class ActorConfig:
-    """What an actor is told when it begins: plain data, which other versions can read, too."""
+    """The configuration of an actor: plain data, which other versions of igc-nas can read as well."""
 
     spec: dict[str, Any]
     versions: dict[str, str]
     run: str
-    """Names this run of the search on every node."""
-    place: int
-    places: int
+    """An identifier of this run of the search."""
+    index: int
+    count: int
+    """The actor is number `index` (from 0) of `count`."""
     device: str
     threads: int
     folder: str | None
-    """The study's, where the coordinator is."""
+    """The study's folder on the coordinator's machine."""
     coordinator: Process
 
 
 class QueuePair:
-    """Two queues as one end of a pipe."""
+    """Two queues that work as one end of a pipe (see `igc_nas.engine.worker.Channel`)."""
 
     def __init__(self) -> None:
-        self.inwards: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.outwards: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def send(self, word: Any, /) -> None:
-        """Say something to the coordinator."""
-        self.outwards.put(word)
+    def send(self, message: Any, /) -> None:
+        """Send a message to the coordinator."""
+        self.messages.put(message)
 
     def recv(self) -> Any:
-        """The coordinator's next word."""
-        return self.inwards.get()
+        """Wait for the coordinator's next request."""
+        return self.requests.get()
 
 
 class Actor:
-    """An evaluator on a node, in a thread of its own. Calls of one concurrency group come one after another.
+    """An evaluator on a node, in its own thread. Ray runs the calls of one concurrency group one after another.
 
-    Every call returns soon: `words` after `wait_s` at the latest.
+    Every call returns soon: `messages` after at most `wait_s` seconds.
     """
 
-    def __init__(self) -> None:
-        self._line = QueuePair()
-        self._room: Path | None = None
+    def __init__(self, exit_process: Callable[[int], object] = os._exit) -> None:
+        self.channel = QueuePair()
+        self._exit = exit_process
+        self._lock_folder: Path | None = None
 
-    def begin(self, offer: ActorConfig, make: MakeEvaluator) -> None:
-        """Make the evaluator; whether that could be done is its first word."""
-        self._room = Path(tempfile.gettempdir()) / f"igc-nas-room-{offer.run}"
-        threading.Thread(target=self._live, args=(offer, make, self._room), daemon=True).start()
+    def start(self, config: ActorConfig, make: MakeEvaluator) -> None:
+        """Make the evaluator in its thread; its first message is `READY` or the error."""
+        self._lock_folder = Path(tempfile.gettempdir()) / f"igc-nas-locks-{config.run}"
+        threading.Thread(target=self._serve, args=(config, make, self._lock_folder), daemon=True).start()
 
-    def _live(self, offer: ActorConfig, make: MakeEvaluator, room: Path) -> None:
+    def _serve(self, config: ActorConfig, make: MakeEvaluator, lock_folder: Path) -> None:
         def made(spec: StudySpec) -> Evaluating:
-            return make(spec, slot_here(spec, offer, room))
+            return make(spec, slot_here(spec, config, lock_folder))
 
         try:
-            serve(self._line, offer.spec, made)
+            serve(self.channel, config.spec, made)
         finally:
-            self._line.send(None)
+            self.channel.send(None)
 
-    def tell(self, word: tuple[str, object]) -> None:
-        """Give the evaluator a word of the coordinator's."""
-        self._line.inwards.put(word)
+    def request(self, request: Request) -> None:
+        """Pass a request to the evaluator."""
+        self.channel.requests.put(request)
 
-    def words(self, wait_s: float) -> list[Any]:
-        """What the evaluator has said since the last call, waiting for the first word."""
+    def messages(self, wait_s: float) -> list[Any]:
+        """The evaluator's messages since the last call, waiting for the first one."""
         found = []
         with contextlib.suppress(queue.Empty):
-            found.append(self._line.outwards.get(timeout=wait_s))
+            found.append(self.channel.messages.get(timeout=wait_s))
             while True:
-                found.append(self._line.outwards.get_nowait())
+                found.append(self.channel.messages.get_nowait())
         if found == [None]:
-            os._exit(OVER)  # the evaluator has left its thread: it will not work any more
-        if None in found:
+            self._exit(EVALUATOR_ENDED)
+        if None in found:  # the messages before it are delivered first
             found.remove(None)
-            self._line.send(None)
+            self.channel.send(None)
         return found
 
-    def leave(self, clear: bool) -> None:
-        """End, with what was started here; with `clear`, remove what this run has left on the node."""
+    def stop(self, clear: bool) -> None:
+        """Exit, and kill what was started here; with `clear`, remove the files of this run from the node."""
         kill_descendants(os.getpid())
-        if clear and self._room is not None:
-            shutil.rmtree(self._room, ignore_errors=True)  # the last one to leave removes it for good
-        os._exit(0)
+        if clear and self._lock_folder is not None:
+            shutil.rmtree(self._lock_folder, ignore_errors=True)  # others may still use it: the last one removes it
+        self._exit(0)
 
 
 def versions_here() -> dict[str, str]:
-    """What must be the same on every node. Builds of one version (`+cpu`, `+cu130`) are the same."""
+    """The versions that every node must have. Builds of one version (`+cpu`, `+cu130`) count as equal."""
     return {"igc-nas": __version__, "torch": importlib.metadata.version("torch").split("+")[0]}
 
 
-def slot_here(spec: StudySpec, offer: ActorConfig, room: Path) -> WorkerSlot:
-    """The seat that this node has for a study. Raises `StudyError` or `DataError` where the node does not fit."""
+def slot_here(spec: StudySpec, config: ActorConfig, lock_folder: Path) -> WorkerSlot:
+    """The slot of an actor on this node. Raises `StudyError` or `DataError` if the node does not fit."""
     for name, here in versions_here().items():
-        if here != offer.versions.get(name):
+        if here != config.versions.get(name):
             raise StudyError(
-                f"{name} is {here} there; the search runs with {offer.versions.get(name)}",
+                f"{name} is {here} there; the search runs with {config.versions.get(name)}",
                 "install the same versions on every node",
             )
     info = locate(spec.dataset.split(" ")[0], data_dir())
     if (info.label, info.sha256) != (spec.dataset, spec.dataset_sha256):
         raise StudyError(
             f"the dataset is {info.label} there; the study is about {spec.dataset}",
-            "put the same files on every node, where IGC_NAS_DATA says",
+            "put the same files on every node, in its IGC_NAS_DATA",
         )
-    room = room / (offer.device + os.environ.get("CUDA_VISIBLE_DEVICES", "")).replace(":", "").replace("/", "")
-    room.mkdir(parents=True, exist_ok=True)
-    folder = _same_folder(offer)
-    return WorkerSlot(info, offer.device, offer.threads, room, offer.place, offer.places, folder)
+    lock_folder = lock_folder / (config.device + os.environ.get("CUDA_VISIBLE_DEVICES", "")).replace(":", "").replace(
+        "/", ""
+    )
+    lock_folder.mkdir(parents=True, exist_ok=True)
+    folder = _same_folder(config)
+    return WorkerSlot(info, config.device, config.threads, lock_folder, config.index, config.count, folder)
 
 
-def _same_folder(offer: ActorConfig) -> Path | None:
-    """The study's folder, where this node sees the one that the coordinator has: its owner's file says whose it is."""
-    owner = holder_of(Path(offer.folder)) if offer.folder else None
-    if offer.folder is None or owner is None:
+def _same_folder(config: ActorConfig) -> Path | None:
+    """The study's folder if this node sees the coordinator's: the coordinator must hold the lock of that folder."""
+    holder = holder_of(Path(config.folder)) if config.folder else None
+    if config.folder is None or holder is None:
         return None
-    there, theirs = owner.process, offer.coordinator
-    same = (there.host, there.boot, there.pid) == (theirs.host, theirs.boot, theirs.pid)
-    return Path(offer.folder) if same else None
+    found, expected = holder.process, config.coordinator
+    same = (found.host, found.boot, found.pid) == (expected.host, expected.boot, expected.pid)
+    return Path(config.folder) if same else None

@@ -1,6 +1,6 @@
-"""The nodes of a Ray cluster: how they are reached, and how many evaluators find a place there.
+"""The nodes of a Ray cluster: the connection to it, and how many evaluators each node has room for.
 
-Ray is imported where it is asked for, and nowhere else.
+Ray is an optional dependency, so it is imported only when a function needs it.
 """
 
 from __future__ import annotations
@@ -19,36 +19,37 @@ from typing import Any
 from igc_nas.errors import IgcNasError, UsageError
 
 REACH_S = 5.0
-"""A cluster that does not answer within this time is not there."""
+"""Timeout for the answer of a cluster, in seconds."""
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 HINT = "start one with `ray start --head`, or name another with --ray-address HOST:PORT"
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the cluster, and how many evaluators find a place there when it has nothing else to do."""
+    """A node of the cluster."""
 
     id: str
     host: str
-    room: int
+    capacity: int
+    """The number of evaluators that the node can hold when it runs nothing else."""
 
 
 def places(address: str | None, device: str, threads: int) -> int:
-    """How many evaluators find a place on a cluster that has nothing else to do. Raises what `connected` raises."""
+    """The number of evaluators that a cluster can hold when it runs nothing else. Raises what `connected` raises."""
     with connected(address) as ray:
-        count = sum(node.room for node in nodes_of(ray, device, threads))
+        count = sum(node.capacity for node in nodes_of(ray, device, threads))
         if not count:
             raise no_room(ray, device, threads)
         return count
 
 
 def needs_of(device: str, threads: int) -> Mapping[str, float]:
-    """What an evaluator takes of a node, in Ray's words."""
+    """The resources that an evaluator needs, by Ray's names."""
     return {"CPU": threads} if device == "cpu" else {"CPU": threads, "GPU": 1}
 
 
 def nodes_of(ray: Any, device: str, threads: int) -> list[Node]:
-    """The nodes that are there."""
+    """The nodes that are alive."""
     needs = needs_of(device, threads).items()
     return [
         Node(
@@ -62,7 +63,7 @@ def nodes_of(ray: Any, device: str, threads: int) -> list[Node]:
 
 
 def no_room(ray: Any, device: str, threads: int) -> IgcNasError:
-    """What to say where no node can hold an evaluator."""
+    """The error for a cluster none of whose nodes can hold an evaluator."""
     needs = " and ".join(f"{count:g} {name}" for name, count in needs_of(device, threads).items())
     has = [
         ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in ("CPU", "GPU"))
@@ -74,9 +75,9 @@ def no_room(ray: Any, device: str, threads: int) -> IgcNasError:
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[Any]:
-    """Ray, connected to a cluster; a connection that this process has already is used, and left as it is.
+    """The module `ray`, connected to a cluster. A connection that the process already has is used and stays open.
 
-    Raises `UsageError` where Ray is not installed or the address is none, `IgcNasError` where no cluster answers.
+    Raises `UsageError` if Ray is not installed or the address is invalid, `IgcNasError` if no cluster answers.
     """
     ray = _ray()
     if ray.is_initialized():
@@ -103,24 +104,27 @@ def _ray() -> Any:
 
 
 def _answering(address: str) -> str:
-    """HOST:PORT of a cluster where something answers: Ray itself would try for minutes."""
+    """Resolve an address to HOST:PORT, and check that a cluster answers there.
+
+    `ray.init` does not report it in time: Ray 2.60 retries for more than 120 s if nothing listens at the address.
+    """
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS") or _found()
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:
         raise UsageError(f"{address!r:.80} is no address of a Ray cluster", "use auto, or HOST:PORT")
     try:
-        speaks = _speaks_http2(host.strip("[]"), int(port))
+        is_http2 = _speaks_http2(host.strip("[]"), int(port))
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise IgcNasError(f"no Ray cluster answers at {address:.80}: {reason}", HINT) from None
-    if not speaks:
+    if not is_http2:
         raise IgcNasError(f"what answers at {address:.80} is no Ray cluster", HINT)
     return address
 
 
 def _speaks_http2(host: str, port: int) -> bool:
-    """Whether a server greets as those of HTTP/2 do (RFC 9113, 3.4), by a frame of settings: Ray's does, but in TLS."""
+    """Whether a server answers with a SETTINGS frame of HTTP/2 (RFC 9113, section 3.4), as Ray's does without TLS."""
     with socket.create_connection((host, port), timeout=REACH_S) as connection:
         if os.environ.get("RAY_USE_TLS", "0") != "0":
             return True
@@ -129,7 +133,7 @@ def _speaks_http2(host: str, port: int) -> bool:
 
 
 def _found() -> str:
-    """The address of the cluster that this machine belongs to."""
+    """The address of the cluster that this machine belongs to. Ray has no public function for it but `ray.init`."""
     services = importlib.import_module("ray._private.services")
     try:
         found: str = services.canonicalize_bootstrap_address_or_die("auto")
@@ -140,7 +144,7 @@ def _found() -> str:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep our handler of SIGTERM, which Ray would replace."""
+    """Restore our SIGTERM handler, which Ray replaces."""
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if in_main else None
     try:
@@ -152,7 +156,7 @@ def _own_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep stdout ours: Ray prints there what it hears of lost actors, whatever `log_to_driver` says."""
+    """Keep Ray from printing messages about lost actors to stdout, which it does even with `log_to_driver=False`."""
     driver: Any = importlib.import_module("ray._private.worker")
     printer = getattr(driver, "print_to_stdstream", None)
     driver.print_to_stdstream = lambda *_, **__: None

@@ -1,4 +1,4 @@
-"""A real Ray cluster of two nodes on this machine: its actors evaluate, they die without harm, nodes come and go."""
+"""A real Ray cluster of two nodes on this machine: actors evaluate and die, nodes join and leave."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ import pytest
 from igc_nas.data.datasets import locate
 from igc_nas.engine.events import Event, Job, Notice, Progress
 from igc_nas.engine.executor import RungReport, TrialCompleted, TrialFailed, TrialPruned
-from igc_nas.engine.ray.actor import OVER, Actor, ActorConfig, slot_here, versions_here
+from igc_nas.engine.ray.actor import EVALUATOR_ENDED, Actor, ActorConfig, slot_here, versions_here
 from igc_nas.engine.ray.executor import RayExecutor
 from igc_nas.engine.ray.nodes import connected, places
 from igc_nas.engine.search import Run, search
@@ -43,13 +43,13 @@ RECIPE = {"epochs": 1, "train_size": 400, "held_out": 100, "resolution": 8, "cro
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
     """The cluster: `nodes.address`, `nodes.add_node`, `nodes.remove_node`."""
-    from ray.cluster_utils import RayExecutor as Nodes
+    from ray.cluster_utils import Cluster as Nodes
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path must be short
     there = {
         "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_prestart_worker_first_driver": "0",  # processes that nobody will use
+        "RAY_prestart_worker_first_driver": "0",  # unused processes
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in there.items():
@@ -101,14 +101,14 @@ def all_gone(pids: set[int], within_s: float = 10) -> bool:
 
 
 def question(**changes: Any) -> Any:
-    return spec(**{"sampler": "random", "stop": 0.0} | changes)
+    return spec(**{"sampler": "random", "prune_below": 0.0} | changes)
 
 
-def test_an_actor_is_killed_and_a_node_goes_and_nothing_is_lost(
+def test_a_killed_actor_and_a_removed_node_lose_no_result(
     tmp_path: Path, nodes: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Six actors on three nodes: what the lost ones worked on is tried again, and in the end nobody is there."""
-    told: list[str] = []
+    """Six actors on three nodes: the trials of lost actors are retried, and in the end no process is left."""
+    notices: list[str] = []
     killed: list[int] = []
 
     def kill(_: Progress) -> None:
@@ -121,7 +121,7 @@ def test_an_actor_is_killed_and_a_node_goes_and_nothing_is_lost(
         kills(event)
         removes(event)
         if isinstance(event, Notice):
-            told.append(event.text)
+            notices.append(event.text)
 
     with another(nodes) as third:
         third_raylet = third.all_processes["raylet"][0].process.pid
@@ -132,8 +132,8 @@ def test_an_actor_is_killed_and_a_node_goes_and_nothing_is_lost(
     assert [trial.state for trial in load_study(tmp_path / "s").trials] == ["complete"] * 24
     assert len({candidate.id for candidate in found}) == 24
     assert len(killed) == 1
-    assert 1 <= len(told) <= 3
-    assert all("is tried again: its evaluator on" in text for text in told), told
+    assert 1 <= len(notices) <= 3
+    assert all("is retried: its evaluator on" in text for text in notices), notices
     seated = noted(tmp_path / "s", "seated")
     assert len(seated) >= 6
     assert third_raylet in seated.values()
@@ -145,14 +145,14 @@ def test_an_actor_is_killed_and_a_node_goes_and_nothing_is_lost(
 
 def test_what_goes_wrong_with_a_trial_is_its_own(tmp_path: Path, nodes: Any) -> None:
     """One search's faults, job by job; in between an actor is killed by Ray."""
-    told: list[str] = []
+    notices: list[str] = []
     folder = tmp_path / "s"
-    ownership = StudyLock(folder)
+    lock = StudyLock(folder)
     try:
-        with executor(nodes, folder, address=nodes.address, trial_timeout_s=2.0, say=told.append) as here:
+        with executor(nodes, folder, address=nodes.address, trial_timeout_s=2.0, notify=notices.append) as here:
             arch = here.spec.search_space.smallest("params")
             assert here.calibrate().reference_ms == 1.0
-            here.tell_spec(here.spec)
+            here.set_spec(here.spec)
             assert here.idle() == 2
 
             def becomes(number: int, seed: int) -> list[Any]:
@@ -178,11 +178,11 @@ def test_what_goes_wrong_with_a_trial_is_its_own(tmp_path: Path, nodes: Any) -> 
             assert failure(2, HANGS) == ("timeout", "training", "it took longer than 2.0 s (--trial-timeout)")
             kind, _, reason = failure(3, KILLS)
             assert (kind, reason.split(" (")[0]) == ("died", "3 evaluators died of it")
-            assert [text.split(":")[0] for text in told] == ["trial 3 is tried again"] * 2
+            assert [text.split(":")[0] for text in notices] == ["trial 3 is retried"] * 2
             here.submit(Job(4, arch, FINE))
-            while not here._ready() or here._ready()[0].job is None:
+            while not here.ready() or here.ready()[0].job is None:
                 list(here.messages(1.0))
-            ray.kill(here._ready()[0].handle)
+            ray.kill(here.ready()[0].actor)
             said: list[Any] = []
             while not (said and isinstance(said[-1], TrialCompleted | TrialFailed)):
                 said += here.messages(5.0)
@@ -194,33 +194,33 @@ def test_what_goes_wrong_with_a_trial_is_its_own(tmp_path: Path, nodes: Any) -> 
             kind, _, reason = failure(8, LEAVES)
             assert kind == "error"
     finally:
-        ownership.release()
+        lock.release()
     assert all_gone(set(noted(folder, "seated")))
 
 
-def test_a_cluster_on_which_nobody_comes_to_work_ends_the_search(tmp_path: Path, nodes: Any) -> None:
-    with executor(nodes, tmp_path, address=nodes.address, count=1, patience_s=0.01) as here:
-        assert here.idle() == 1  # a job may wait for the first one
+def test_a_cluster_without_a_ready_evaluator_ends_the_search(tmp_path: Path, nodes: Any) -> None:
+    with executor(nodes, tmp_path, address=nodes.address, count=1, max_idle_s=0.01) as here:
+        assert here.idle() == 1  # for a job that waits for the first actor
         with pytest.raises(IgcNasError, match="no evaluator has been at work on the Ray cluster for") as caught:
             here.calibrate()
     assert "ray status" in caught.value.hint
 
 
-def test_nodes_of_another_kind_are_left_out_and_told_of_once(
+def test_nodes_of_another_kind_are_not_used_and_reported_once(
     tmp_path: Path, nodes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    notices: list[str] = []
 
     def hear(event: Event) -> None:
         if isinstance(event, Notice):
-            told.append(event.text)
+            notices.append(event.text)
 
     monkeypatch.setenv(KIND, "another")
     with another(nodes, num_cpus=3) as third:
         raylet = third.all_processes["raylet"][0].process.pid
         list(search(question(), run(tmp_path / "s", nodes, trials=4, workers=3), evaluator=troubled, on_event=hear))
-    assert told == [
-        f"node {socket.gethostname()} is left out: this device is another; the study's latencies are of stub"
+    assert notices == [
+        f"node {socket.gethostname()} is not used: this device is another; the study's latencies are of stub"
     ]
     assert len(load_study(tmp_path / "s").candidates) == 4
     assert raylet not in noted(tmp_path / "s", "seated").values()
@@ -342,46 +342,46 @@ def test_a_latency_command_and_a_cluster_do_not_go_together(tmp_path: Path) -> N
 # On a node.
 
 
-def offer(**changes: Any) -> ActorConfig:
-    made = {"spec": {}, "versions": versions_here(), "run": "r", "place": 1, "places": 2, "device": "cpu", "threads": 1}
+def config(**changes: Any) -> ActorConfig:
+    made = {"spec": {}, "versions": versions_here(), "run": "r", "index": 1, "count": 2, "device": "cpu", "threads": 1}
     return ActorConfig(**made | {"folder": None, "coordinator": Process.here()} | changes)
 
 
 def test_a_node_of_other_versions_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"torch is .* there; the search runs with 1\.0") as caught:
-        slot_here(spec(), offer(versions=versions_here() | {"torch": "1.0"}), tmp_path)
+        slot_here(spec(), config(versions=versions_here() | {"torch": "1.0"}), tmp_path)
     assert caught.value.hint == "install the same versions on every node"
     with pytest.raises(StudyError, match=r"igc-nas is .* there; the search runs with None"):
-        slot_here(spec(), offer(versions={}), tmp_path)
+        slot_here(spec(), config(versions={}), tmp_path)
 
 
 def test_a_node_with_another_dataset_does_not_fit(tmp_path: Path) -> None:
     other = spec().model_copy(update={"dataset_sha256": "0" * 64})
     with pytest.raises(StudyError, match="the dataset is shapes there; the study is about shapes"):
-        slot_here(other, offer(), tmp_path)
+        slot_here(other, config(), tmp_path)
 
 
-def test_a_seat_has_the_study_s_folder_where_the_node_sees_it(tmp_path: Path) -> None:
-    """Another folder of the same name, as on a node with disks of its own, has another owner or none."""
+def test_a_slot_has_the_study_s_folder_if_the_node_sees_it(tmp_path: Path) -> None:
+    """Another folder of the same name, as on a node with its own disks, has another lock holder or none."""
     study = tmp_path / "s"
-    assert slot_here(spec(), offer(folder=str(study)), tmp_path).folder is None
-    ownership = StudyLock(study)
+    assert slot_here(spec(), config(folder=str(study)), tmp_path).folder is None
+    lock = StudyLock(study)
     try:
-        seat = slot_here(spec(), offer(folder=str(study)), tmp_path)
-        assert (seat.folder, seat.place, seat.sharing, seat.room) == (study, 1, 2, tmp_path / "cpu")
+        slot = slot_here(spec(), config(folder=str(study)), tmp_path)
+        assert (slot.folder, slot.index, slot.workers_on_device, slot.lock_folder) == (study, 1, 2, tmp_path / "cpu")
         stranger = Process.here().model_copy(update={"host": "another"})
-        assert slot_here(spec(), offer(folder=str(study), coordinator=stranger), tmp_path).folder is None
+        assert slot_here(spec(), config(folder=str(study), coordinator=stranger), tmp_path).folder is None
     finally:
-        ownership.release()
+        lock.release()
 
 
-def test_an_actor_s_words_are_heard_in_order_and_its_end_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    actor, ended = Actor(), []
-    monkeypatch.setattr("igc_nas.engine.ray.actor.os._exit", ended.append)
-    assert actor.words(0.01) == []
-    for word in ("a", "b", None):
-        actor._line.send(word)
-    assert actor.words(0.01) == ["a", "b"]
+def test_an_actor_s_messages_keep_their_order_and_its_end_ends_the_process() -> None:
+    ended: list[int] = []
+    actor = Actor(exit_process=ended.append)
+    assert actor.messages(0.01) == []
+    for message in ("a", "b", None):
+        actor.channel.send(message)
+    assert actor.messages(0.01) == ["a", "b"]
     assert not ended
-    actor.words(0.01)
-    assert ended == [OVER]
+    actor.messages(0.01)
+    assert ended == [EVALUATOR_ENDED]
