@@ -71,7 +71,7 @@ class Compiled:
 
 
 def compiled(source: Source, cache: Path | None = None) -> Compiled:
-    """Compile, or take from `cache`, and load. Raises `CompilerError` with the compiler's first line and its command."""
+    """Compile, or take from `cache`, and load. Raises `CompilerError` with the compiler's first line and command."""
     channels, height, width = source.image
     entry = ENTRY.format(image=channels * height * width, classes=source.classes)
     library = _library(source.text + "\n" + entry, cache)

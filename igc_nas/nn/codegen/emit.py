@@ -31,24 +31,11 @@ typedef int ivec __attribute__((vector_size({bytes}), may_alias));
 
 #define LOAD(p) (*(const vec *)(p))
 #define STORE(p, v) (*(vec *)(p) = (v))
+/* Macros: a function with vectors as arguments has another ABI where the processor has no such registers. */
+#define RELU(a) ((vec)((ivec)(a) & ((a) > (vec){{0}})))
+#define RELU6(a) ((vec)(((ivec)RELU(a) & ((a) < SIX)) | ((ivec)SIX & ((a) >= SIX))))
+#define SIX ((vec){{{sixes}}})
 """
-ACTIVATIONS = {
-    "relu": """\
-static inline vec relu(vec a)
-{
-    const vec zero = {0};
-    return (vec)((ivec)a & (a > zero));
-}
-""",
-    "relu6": """\
-static inline vec relu6(vec a)
-{
-    const vec zero = {0}, six = zero + 6.0f;
-    a = (vec)((ivec)a & (a > zero));
-    return (vec)(((ivec)a & (a < six)) | ((ivec)six & (a >= six)));
-}
-""",
-}
 
 
 @dataclass(frozen=True)
@@ -85,12 +72,11 @@ class _Emitter:
 
     def source(self) -> Source:
         places = _Arena.of(self.program)
-        image = self.program.images[0]
+        image, lanes = self.program.images[0], self.program.lanes
         calls = list(self._calls(places))
         text = "\n".join(
             [
-                PROLOGUE.format(bytes=4 * self.program.lanes),
-                *(ACTIVATIONS[name] for name in sorted(_activations(self.program))),
+                PROLOGUE.format(bytes=4 * lanes, sixes=", ".join(["6.0f"] * lanes)),
                 *(text.replace("KERNEL", name) for text, name in self.kernels.items()),
                 "static void forward(const float *image, float *logits, const float *weights, float *arena)",
                 "{",
@@ -106,10 +92,8 @@ class _Emitter:
         yield from _input_lines(self.program.images[0], places.images[0])
         for step in self.program.steps:
             if isinstance(step, PoolOp):
-                image = self.program.images[step.source]
-                yield from _pool_lines(
-                    image, places.images[step.source], places.images[step.target], self.program.lanes
-                )
+                image, at = self.program.images[step.source], places.images[step.source]
+                yield from _pool_lines(image, at, places.images[step.target], self.program.lanes)
             else:
                 yield from self._segment(step, places)
         yield f"memcpy(logits, arena + {places.images[-1]}, {self.program.classes} * sizeof(float));"
@@ -147,11 +131,6 @@ class _Emitter:
         self.weights.append(np.concatenate([floats, np.zeros(rest, np.float32)]))
         self.placed += len(floats) + rest
         return at
-
-
-def _activations(program: Program) -> set[str]:
-    rows = (op for step in program.steps if isinstance(step, Segment) for op in step.ops)
-    return {op.act for op in rows if isinstance(op, ConvRow) and op.act}
 
 
 # What stands between the kernels.
@@ -278,7 +257,7 @@ def _tile_lines(op: ConvRow, cut: Tiling, pixels: int, row_stride: int) -> Itera
             place = f"(x + {p}) * {len(op.target)} + {o * cut.out_step}"
             if op.add:
                 yield f"a{o}_{p} += LOAD(at + {place});"
-            value = f"{op.act}(a{o}_{p})" if op.act else f"a{o}_{p}"
+            value = f"{op.act.upper()}(a{o}_{p})" if op.act else f"a{o}_{p}"
             yield f"STORE(ot + {place}, {value});"
 
 

@@ -47,15 +47,12 @@ class Tiling:
 
 def tiling(row: ConvRow, width: int, lanes: int, registers: int) -> Tiling:
     """The tiling of a convolution that writes rows of `width` pixels, on a machine with so many vector registers."""
-    return (
-        _along_outputs(row, width, lanes, registers)
-        if row.way == "outputs"
-        else _along_groups(row, width, lanes, registers)
-    )
+    cut = _along_outputs if row.way == "outputs" else _along_groups
+    return cut(row, width, lanes, registers)
 
 
 def _shape(vectors: int, width: int, registers: int) -> tuple[int, int]:
-    """(outputs, pixels) of a tile: the most products for each load, with accumulators, weights and an input in registers."""
+    """(outputs, pixels) of a tile: the most products for each load, while sums, weights and one input fit."""
     best, found = -1.0, (1, 1)
     for outs in (1, 2, 3, 4, 6, 8):
         if vectors % outs:
