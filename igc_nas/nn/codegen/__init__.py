@@ -1,5 +1,5 @@
-"""Generated C: a plan as one C file in which an interleave moves nothing, for a compiler and a device of any kind.
+"""Generated C: a plan as one C file in which an interleave moves no data, for any compiler with vector extensions.
 
-Torch-free. `orders` (where a channel lies), `program` (the plan as row operations), `emit` (C), `pack` (weights),
-`build` (compile and load). Imported by `evaluation` and everything above it.
+Order of work: `orders` (where a channel lies), `program` (row operations), `tiles`, `pack` (weights), `emit` (C),
+`build` (compile, load), `target` (which vectors are fastest). Imported by `evaluation` and everything above it.
 """
