@@ -199,7 +199,7 @@ static void KERNEL(const float *restrict in, float *restrict out)
 
 def _conv_text(op: ConvRow, cut: Tiling, width: int, row_stride: int) -> str:
     conv = op.conv
-    per_tile = conv.kernel**2 * (conv.in_channels // conv.groups) * cut.outs * cut.lanes
+    per_tile = conv.kernel**2 * cut.inputs * cut.outs * cut.lanes
     count = len(cut.tiles)
     add = ", const float *restrict add" if op.add else ""
     lines = [

@@ -26,9 +26,10 @@ def packed(row: ConvRow, tiling: Tiling, tensors: Tensors) -> NDArray[np.float32
     """The weights and biases of one convolution."""
     weight, bias = _folded(row, tensors)
     conv = row.conv
-    size_out = conv.out_channels // conv.groups
-    taps, terms = conv.kernel**2, conv.in_channels // conv.groups
-    whole = np.zeros((len(tiling.tiles), taps, terms, tiling.outs, tiling.lanes))
+    size_in, size_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    taps = conv.kernel**2
+    merged_out = conv.out_channels // len(tiling.sorted_inputs) if tiling.sorted_inputs else size_out
+    whole = np.zeros((len(tiling.tiles), taps, tiling.inputs, tiling.outs, tiling.lanes))
     biases = np.zeros((len(tiling.tiles), tiling.outs, tiling.lanes))
     for number, tile in enumerate(tiling.tiles):
         for out in range(tiling.outs):
@@ -37,8 +38,12 @@ def packed(row: ConvRow, tiling: Tiling, tensors: Tensors) -> NDArray[np.float32
                 channel = row.target[position]
                 if channel == PAD:
                     continue
-                inputs = tiling.inputs_of(channel // size_out)
-                whole[number, :, :, out, lane] = weight[position][inputs].reshape(terms, taps).T
+                first = channel // size_out * size_in
+                read = tiling.sorted_inputs[channel // merged_out] if tiling.sorted_inputs else None
+                for term in range(tiling.inputs):
+                    index = term if read is None else read[term] - first
+                    if 0 <= index < size_in:  # else an input of a group that is merged with this one
+                        whole[number, :, term, out, lane] = weight[position][index]
                 biases[number, out, lane] = bias[position]
     return np.concatenate([whole.ravel(), biases.ravel()]).astype(np.float32)
 

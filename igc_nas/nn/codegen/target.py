@@ -1,7 +1,8 @@
 """Which vectors generated C should use on this machine: by timing, because a processor's flags do not say what is fast.
 
-The candidates are timed once on three small networks; the best one, and the best
-of another vector length, are then compiled for each network, and the faster one is used. All times are kept in the timing cache, so a network runs with the same vectors when a study goes on.
+The candidates are timed once on three small networks; the best one, and the best of another vector length, are then
+compiled for each network, and the faster one is used. All times are kept in the timing cache, so a network runs with
+the same vectors when a study goes on.
 """
 
 from __future__ import annotations
@@ -68,18 +69,15 @@ def tuned(network: Network, times: TimingCache, libraries: Path | None = None) -
 def machine_targets(times: TimingCache, libraries: Path | None = None) -> tuple[Target, Target]:
     """The fastest candidate on this machine, and the fastest of those with other lanes. Raises `CompilerError`."""
 
-    def measure() -> dict[str, float]:
-        archs = [ArchConfig.parse({"stem": {"width": 48}, "stage": [sample]}) for sample in _SAMPLES]
-        networks = [build(arch, 0).eval() for arch in archs]
-        return {
-            str(target): geometric_mean(
-                least_ms(compiled(generated(network, target), libraries)) for network in networks
-            )
-            for target in CANDIDATES
-        }
+    def mean_ms(target: Target) -> float:
+        archs = (ArchConfig.parse({"stem": {"width": 48}, "stage": [sample]}) for sample in _SAMPLES)
+        sources = (generated(build(arch, 0).eval(), target) for arch in archs)
+        return geometric_mean(least_ms(compiled(text, libraries)) for text in sources)
 
-    measured = times.get("native targets", map(str, CANDIDATES), measure)
-    return tuple(sorted(CANDIDATES, key=lambda target: measured[str(target)])[:2])
+    names = {str(target): target for target in CANDIDATES}
+    measured = times.get("native targets", names, lambda: {name: mean_ms(target) for name, target in names.items()})
+    best, *rest = sorted(CANDIDATES, key=lambda target: measured[str(target)])
+    return best, next(target for target in rest if target.lanes != best.lanes)
 
 
 def least_ms(network: Compiled) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from igc_nas.nn.codegen.orders import padded, positions
-from igc_nas.nn.codegen.program import ConvRow
+from igc_nas.nn.codegen.program import ConvRow, merged
 
 MOST_PIXELS = 8
 
@@ -24,7 +24,7 @@ class Tiling:
     """Tiles of `outs` vectors, `out_step` positions apart, x `pixels` pixels.
 
     `terms`: (count, step) pairs, outermost first, that say where a tile's inputs lie behind `source`; `sorted_inputs`
-    has, for each group, the input channels in that order.
+    has, for each (merged) group, the input channels of the convolution in that order; None: those of each lane's group.
     """
 
     lanes: int
@@ -38,11 +38,10 @@ class Tiling:
     offsets: tuple[tuple[int, ...], ...] | None = None
     """Where `terms` are no regular nest: for each tile the inputs' places behind `source`."""
 
-    def inputs_of(self, group: int) -> list[int]:
-        """The input channels of a group, within it, in the order in which they are read."""
-        if self.sorted_inputs is None:
-            return list(range(prod(count for count, _ in self.terms)))
-        return list(self.sorted_inputs[group])
+    @property
+    def inputs(self) -> int:
+        """How many inputs a tile sums over for each tap."""
+        return prod(count for count, _ in self.terms)
 
 
 def tiling(row: ConvRow, width: int, lanes: int, registers: int) -> Tiling:
@@ -70,18 +69,17 @@ def _shape(vectors: int, width: int, registers: int) -> tuple[int, int]:
 
 
 def _along_outputs(row: ConvRow, width: int, lanes: int, registers: int) -> Tiling:
-    conv = row.conv
-    size_in, size_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    count, size_in, size_out = merged(row.conv, lanes)
     depth = padded(size_out, lanes)
     outs, pixels = _shape(depth // lanes, width, registers)
     where = positions(row.source)
-    groups = [sorted(range(g * size_in, (g + 1) * size_in), key=where.__getitem__) for g in range(conv.groups)]
+    groups = [sorted(range(g * size_in, (g + 1) * size_in), key=where.__getitem__) for g in range(count)]
     starts = [where[group[0]] for group in groups]
     shapes = [tuple(where[c] - where[group[0]] for c in group) for group in groups]
     terms = nest(shapes[0]) if len(set(shapes)) == 1 else None
-    cells = [(g, first) for g in range(conv.groups) for first in range(0, depth // lanes, outs)]
+    cells = [(g, first) for g in range(count) for first in range(0, depth // lanes, outs)]
     tiles = tuple(Tile(g * depth + first * lanes, starts[g]) for g, first in cells)
-    inputs = tuple(tuple(c - g * size_in for c in group) for g, group in enumerate(groups))
+    inputs = tuple(map(tuple, groups))
     if terms is not None:
         return Tiling(lanes, outs, pixels, lanes, tiles, terms, True, inputs)
     offsets = tuple(shapes[g] for g, _ in cells)
