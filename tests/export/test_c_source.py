@@ -91,20 +91,11 @@ def test_it_computes_the_same_on_another_processor(name: str, lanes: int, tmp_pa
     files.write(tmp_path)
     x = torch.randn(1, *files.image, generator=torch.Generator().manual_seed(1))
     (tmp_path / "image").write_bytes(x.numpy().tobytes())
-    command = [
-        "aarch64-linux-gnu-gcc",
-        "-std=c11",
-        "-O2",
-        "-ffp-contract=fast",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-static",
-    ]
-    subprocess.run([*command, "mynet_main.c", "mynet.c", "-o", "mynet"], cwd=tmp_path, check=True, timeout=600)
-    done = subprocess.run(
-        ["qemu-aarch64", "./mynet", "image"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    flags = ["-std=c11", "-O2", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror", "-static"]
+    command = ["aarch64-linux-gnu-gcc", *flags, "mynet_main.c", "mynet.c", "-o", "mynet"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=600)
+    emulated = ["qemu-aarch64", "./mynet", "image"]
+    done = subprocess.run(emulated, cwd=tmp_path, capture_output=True, text=True, check=True)
     found = np.array([float(line) for line in done.stdout.split()])
     with torch.inference_mode():
         wanted = network.double()(x.double())[0].numpy()
