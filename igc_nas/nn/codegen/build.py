@@ -1,0 +1,164 @@
+"""Generated C compiled for this machine: once for each architecture, kept in the user's cache, loaded and called.
+
+The weights are an argument, so what is compiled depends on the architecture, the compiler and the processor alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igc_nas.errors import IgcNasError
+from igc_nas.nn.codegen.emit import Source
+
+FLAGS = ("-std=c11", "-O2", "-march=native", "-ffp-contract=fast", "-Wall", "-Wextra", "-pedantic")
+"""-std=c11 alone forbids what a fused multiply-add is: -ffp-contract=fast allows it."""
+TIMEOUT_S = 300.0
+
+ENTRY = """\
+void igc_nas_run(const float *images, int count, float *logits, const float *weights, void *workspace)
+{{
+    for (int n = 0; n < count; ++n)
+        forward(images + (size_t)n * {image}, logits + (size_t)n * {classes}, weights, workspace);
+}}
+"""
+
+
+class CompilerError(IgcNasError):
+    """There is no C compiler, or it fails."""
+
+
+def compiler() -> tuple[str, ...] | None:
+    """The C compiler's command: `$CC`, else `cc`, `gcc` or `clang`; None where there is none."""
+    words = shlex.split(os.environ.get("CC", ""))
+    if words:
+        return tuple(words) if shutil.which(words[0]) else None
+    return next(((name,) for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A network in machine code. Not for several threads at once: it has one workspace."""
+
+    function: Callable[..., None]
+    weights: NDArray[np.float32]
+    workspace: NDArray[np.float32]
+    image: tuple[int, int, int]
+    classes: int
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(batch, channels, height, width) float32 images to (batch, classes) logits."""
+        images = np.ascontiguousarray(images, np.float32)
+        if images.shape[1:] != self.image:
+            raise ValueError(f"images of {images.shape[1:]}; the network is compiled for {self.image}")
+        logits = np.empty((len(images), self.classes), np.float32)
+        addresses = (array.ctypes.data for array in (logits, self.weights, self.workspace))
+        self.function(images.ctypes.data, len(images), *addresses)
+        return logits
+
+
+def compiled(source: Source, cache: Path | None = None) -> Compiled:
+    """Compile, or take from `cache`, and load. Raises `CompilerError` with the compiler's first line and command."""
+    channels, height, width = source.image
+    entry = ENTRY.format(image=channels * height * width, classes=source.classes)
+    library = _library(source.text + "\n" + entry, cache)
+    function = library.igc_nas_run
+    pointer = ctypes.c_void_p
+    function.argtypes, function.restype = [pointer, ctypes.c_int, pointer, pointer, pointer], None
+    return Compiled(function, _aligned(source.weights), _aligned_zeros(source.arena), source.image, source.classes)
+
+
+def _library(text: str, cache: Path | None) -> ctypes.CDLL:
+    command = compiler()
+    if command is None:
+        raise CompilerError("there is no C compiler", "install gcc or clang, or name one in $CC")
+    name = hashlib.sha256("\0".join([text, *command, *FLAGS, _processor()]).encode()).hexdigest()[:32] + ".so"
+    kept = cache / name if cache and _is_ours(cache) else None
+    if kept is not None and kept.is_file():
+        try:
+            return ctypes.CDLL(str(kept))
+        except OSError:  # a damaged file, or a folder that no program may be loaded from
+            kept = None
+    with tempfile.TemporaryDirectory(prefix="igc-nas-") as folder:
+        made = _compile(text, command, Path(folder))
+        library = ctypes.CDLL(str(made))
+        if kept is not None:
+            _keep(made, kept)
+        return library
+
+
+def _compile(text: str, command: tuple[str, ...], folder: Path) -> Path:
+    source, made = folder / "network.c", folder / "network.so"
+    source.write_text(text, encoding="utf-8")
+    words = [*command, *FLAGS, "-shared", "-fPIC", str(source), "-o", str(made)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said, done = [str(error)], None
+    if done is None or done.returncode:
+        kept = Path(tempfile.mkdtemp(prefix="igc-nas-failed-")) / source.name
+        shutil.copyfile(source, kept)
+        raise CompilerError(f"the C compiler fails: {said[0]:.300}", shlex.join([*words[:-3], str(kept), *words[-2:]]))
+    return made
+
+
+def _keep(made: Path, kept: Path) -> None:
+    """Add a library to the cache in one step; a cache that cannot be written is none."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
+            file.write(made.read_bytes())
+        Path(file.name).replace(kept)
+    except OSError:
+        return
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is, or can be made, one that nobody else may write: what is loaded from it is run."""
+    if not hasattr(os, "getuid"):
+        return False
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError:
+        return False
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+@lru_cache(maxsize=1)
+def _processor() -> str:
+    """What -march=native depends on: code for another processor, in a cache that machines share, may not run."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        import platform
+
+        return platform.processor() or platform.machine()
+    wanted = ("model name", "flags", "Features", "CPU part", "isa")
+    return "\n".join(dict.fromkeys(line for line in lines if line.split("\t")[0].strip() in wanted))
+
+
+def _aligned_zeros(count: int) -> NDArray[np.float32]:
+    """`count` floats from a multiple of 64 bytes on."""
+    raw = np.zeros(count + 16, np.float32)
+    start = -raw.ctypes.data % 64 // 4
+    return raw[start : start + count]
+
+
+def _aligned(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    found = _aligned_zeros(len(values))
+    found[:] = values
+    return found

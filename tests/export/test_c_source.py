@@ -1,0 +1,102 @@
+"""The exported C: it compiles without a warning, runs clean under sanitizers, and prints the network's logits."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from igc_nas.errors import ConfigError, IgcNasError
+from igc_nas.evaluation.latency import randomize_batchnorm_
+from igc_nas.export.c_source import CFiles, c_files, verify_c
+from igc_nas.export.source import Source
+from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.network import Network, build
+from igc_nas.study.lookup import load_architecture
+
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
+NAMES = ["igcv1-l8m2-d8-res", "igcv2-c24-k4-d8"]
+
+
+def exported(name: str = NAMES[0], title: str = "a network", **options: bool | int) -> tuple[CFiles, Network]:
+    arch = load_architecture(name)
+    network = randomize_batchnorm_(build(arch, 0)).eval()
+    return c_files("mynet", Source(arch, title), network, **options), network
+
+
+@needs_compiler
+@pytest.mark.parametrize("weights_file", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_it_computes_the_networks_logits(name: str, weights_file: bool) -> None:
+    assert verify_c(*exported(name, weights_file=weights_file)) <= 1e-5
+
+
+@needs_compiler
+def test_other_weights_are_found_out() -> None:
+    files, network = exported()
+    with torch.no_grad():
+        network.get_parameter("classifier.linear.weight").mul_(1.001)
+    with pytest.raises(IgcNasError, match="differ from the network's"):
+        verify_c(files, network)
+
+
+@needs_compiler
+@pytest.mark.parametrize("weights_file", [False, True])
+def test_the_program_refuses_what_is_no_image(weights_file: bool, tmp_path: Path) -> None:
+    files, _ = exported(weights_file=weights_file)
+    files.write(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"mynet.c", "mynet.h", "mynet_main.c"} | (
+        {"mynet.bin"} if weights_file else set()
+    )
+    words = [*(compiler() or ()), "-std=c11", "-pedantic", "-Wall", "-Wextra", "-Werror", "mynet_main.c", "mynet.c"]
+    subprocess.run([*words, "-o", "mynet"], cwd=tmp_path, check=True, timeout=300)
+    (tmp_path / "short").write_bytes(b"\0" * 100)
+    for arguments in ([], ["short"], ["nothing"], ["short", "short"]):
+        done = subprocess.run(["./mynet", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "usage: mynet IMAGE (a file of 3072 floats)\n"
+    if weights_file:
+        (tmp_path / "image").write_bytes(np.zeros(3072, np.float32).tobytes())
+        (tmp_path / "mynet.bin").write_bytes(b"")
+        done = subprocess.run(["./mynet", "image"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (1, "mynet.bin cannot be read\n")
+
+
+@pytest.mark.parametrize("name", ["", "my-net", "1net", "net.c", "a" * 64, "nét", "a b", "x;y"])
+def test_a_name_that_c_does_not_know_is_refused(name: str) -> None:
+    arch = load_architecture(NAMES[0])
+    with pytest.raises(ConfigError, match="cannot be the name of a C function"):
+        c_files(name, Source(arch, "a network"), build(arch, 0).eval())
+
+
+@needs_compiler
+@pytest.mark.parametrize("title", ["*/ int main(void) { /*", "a\\", "two\nlines", "??/"])
+def test_a_title_stays_in_its_comment(title: str) -> None:
+    assert verify_c(*exported(title=title)) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("aarch64-linux-gnu-gcc") and shutil.which("qemu-aarch64")),
+    reason="needs gcc-aarch64-linux-gnu and qemu-user",
+)
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("name", NAMES)
+def test_it_computes_the_same_on_another_processor(name: str, lanes: int, tmp_path: Path) -> None:
+    files, network = exported(name, weights_file=True, lanes=lanes, registers=32)
+    files.write(tmp_path)
+    x = torch.randn(1, *files.image, generator=torch.Generator().manual_seed(1))
+    (tmp_path / "image").write_bytes(x.numpy().tobytes())
+    flags = ["-std=c11", "-O2", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror", "-static"]
+    command = ["aarch64-linux-gnu-gcc", *flags, "mynet_main.c", "mynet.c", "-o", "mynet"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=600)
+    emulated = ["qemu-aarch64", "./mynet", "image"]
+    done = subprocess.run(emulated, cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = np.array([float(line) for line in done.stdout.split()])
+    with torch.inference_mode():
+        wanted = network.double()(x.double())[0].numpy()
+    assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) <= 1e-5
