@@ -38,13 +38,15 @@ ALLOWED = {
     ("__init__.py", "__getattr__", "importlib.import_module"),
     ("evaluation/runtimes.py", "require", "importlib.import_module"),
     # Ray, where a cluster is asked for.
-    ("engine/ray/executor.py", "RayExecutor._hire", "importlib.import_module"),
+    ("engine/ray/executor.py", "RayExecutor._start", "importlib.import_module"),
     ("engine/ray/nodes.py", "_silent", "importlib.import_module"),
     ("engine/ray/nodes.py", "_ray", "importlib.import_module"),
     ("engine/ray/nodes.py", "_found", "importlib.import_module"),
     # What has been written a moment ago, read back to be compared.
     ("export/graph.py", "_pt2_reader", "torch.export.load"),
     # Our own kernels, compiled in a folder of this process.
+    # Generated C, compiled for this processor; kept in a folder that nobody else may write.
+    ("nn/codegen/build.py", "load", "ctypes.CDLL"),
     ("nn/lowering/native.py", "library", "ctypes.CDLL"),
 }
 """(file, function, what), each of which is there."""

@@ -46,12 +46,20 @@ def train(batch: int | None, resolution: int | None, device: str, as_json: bool)
 @device_option
 @as_json
 def deploy(batches: tuple[int, ...], latency_runtime: str | None, device: str, as_json: bool) -> None:
-    """A forward pass: the best form against the factored network."""
+    """A forward pass: the best form against the factored network.
+
+    With --runtime native: generated C against the fastest of eager PyTorch, ONNX Runtime and OpenVINO.
+    """
     found = _prepared(device)
     from igc_nas.bench.deployment import bench_deploy
     from igc_nas.evaluation.runtimes import require
 
     runtime = latency_runtime or "eager"
+    if runtime == "native":
+        from igc_nas.bench.native import bench_native
+
+        _show(bench_native(found, batches or (1, 32), say), as_json)
+        return
     require(runtime)  # type: ignore[arg-type]
     _show(bench_deploy(found, batches or (1, 32), runtime, say), as_json)  # type: ignore[arg-type]
 

@@ -13,7 +13,7 @@ from igc_nas.cli.loading import load, quiet_threads
 from igc_nas.cli.options import FILE, classes_option, storage_option, studies_dir
 from igc_nas.cli.output import put, say
 from igc_nas.errors import ConfigError, UsageError
-from igc_nas.export.destination import FORMATS, FORMS, check_destination
+from igc_nas.export.destination import FORMATS, FORMS, c_paths, check_destination
 
 if TYPE_CHECKING:
     from igc_nas.export.graph import Exporter, Graph
@@ -31,6 +31,7 @@ class ExportRequest:
     weights: Path | None
     untrained: bool
     form: str | None
+    weights_file: bool
     seed: int
     classes: int | None
     out: Path | None
@@ -46,13 +47,14 @@ class ExportRequest:
     "--format",
     "kind",
     type=click.Choice(FORMATS),
-    help="A config, one PyTorch file, ONNX, torch's exported program, or a folder of them. [default: by the suffix "
-    "of -o, else toml]",
+    help="A config, one PyTorch file, ONNX, torch's exported program, C, or a folder of them. [default: by the "
+    "suffix of -o, else toml]",
 )
 @click.option("--weights", type=FILE, help="A weights.safetensors file, or the folder of the training that wrote it.")
-@click.option("--untrained", is_flag=True, help="Write ONNX or pt2 files with random weights.")
+@click.option("--untrained", is_flag=True, help="Write ONNX, pt2 or C files with random weights.")
 @click.option("--form", type=click.Choice(FORMS), help="Form of the network in ONNX and pt2 files. [default: the "
               "fastest, measured here, of those that the study allows]")  # fmt: skip
+@click.option("--weights-file", is_flag=True, help="Of c: write the weights to NAME.bin instead of into NAME.c.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of random weights.")
 @classes_option
 @click.option("-o", "--out", type=FILE, help="File or folder to write. [default: stdout, for toml and py]")
@@ -85,7 +87,7 @@ def export(**options: Any) -> None:
 
 def _format_by_suffix(out: Path | None) -> str:
     suffix = out.suffix.lower().removeprefix(".") if out else ""
-    return suffix if suffix in ("py", "onnx", "pt2") else "toml"
+    return suffix if suffix in ("py", "onnx", "pt2", "c") else "toml"
 
 
 def _source(request: ExportRequest) -> tuple[Source, Path | None]:
@@ -126,15 +128,17 @@ def _check_options(kind: str, weights: Path | None, request: ExportRequest) -> N
         raise UsageError("a config holds no weights: --weights does not go with toml", "add --format py, onnx or dir")
     if weights and request.untrained:
         raise UsageError("--weights and --untrained exclude each other")
-    if kind in ("toml", "py"):
-        for name, given in (("untrained", request.untrained), ("form", request.form)):
-            if given:
-                raise UsageError(f"--{name} does not go with {kind}", "it goes with --format onnx, pt2 or dir")
-    elif request.out is None:
+    if kind in ("toml", "py") and request.untrained:
+        raise UsageError(f"--untrained does not go with {kind}", "it goes with --format onnx, pt2, c or dir")
+    if kind in ("toml", "py", "c") and request.form:
+        raise UsageError(f"--form does not go with {kind}", "it goes with --format onnx, pt2 or dir")
+    if kind != "c" and request.weights_file:
+        raise UsageError(f"--weights-file does not go with {kind}", "it goes with --format c")
+    if kind not in ("toml", "py") and request.out is None:
         suffix = "" if kind == "dir" else f".{kind}"
         raise UsageError(f"{kind} is not for stdout", f"name a file or folder: -o model{suffix}")
     if not weights and not request.untrained:
-        if kind in ("onnx", "pt2"):
+        if kind in ("onnx", "pt2", "c"):
             raise UsageError(
                 f"{kind} holds weights, and there are none", "add --weights FILE, or --untrained for random ones"
             )
@@ -145,6 +149,8 @@ def _check_options(kind: str, weights: Path | None, request: ExportRequest) -> N
 def _check_place(kind: str, out: Path, force: bool) -> None:
     if kind == "dir":
         check_destination(out, force)
+    elif kind == "c" and not force and (there := [path for path in c_paths(out) if path.exists()]):
+        raise UsageError(f"{there[0]} exists", "choose another -o, or add --force")
     elif out.exists() and not force:
         raise UsageError(f"{out} exists", "choose another -o, or add --force")
     elif out.is_dir():
@@ -173,6 +179,8 @@ def _write(kind: str, source: Source, weights: Path | None, request: ExportReque
     assert out is not None
     if kind == "dir":
         return [*lines, *_write_folder(source, network, bool(weights), out, request)]
+    if kind == "c":
+        return [*lines, *_write_c(source, network, out, request.weights_file)]
     from igc_nas.io.files import write_whole
 
     graph = _graph("onnx" if kind == "onnx" else "pt2", source, network, request.form)
@@ -219,6 +227,26 @@ def _write_folder(source: Source, network: Network, trained: bool, out: Path, re
     if graph is None:
         return [*(lines if not request.untrained else []), f"no model.onnx: {no_onnx}"]
     return graph.lines(source.cost.params)
+
+
+def _write_c(source: Source, network: Network, out: Path, weights_file: bool) -> list[str]:
+    """Write the C files of a network beside `out`, which is NAME.c; for the vectors that are fastest here."""
+    from igc_nas.evaluation.runtimes import require
+    from igc_nas.export.c_source import c_files, verify_c
+    from igc_nas.nn.codegen.target import machine_targets
+    from igc_nas.nn.device import cpu_name
+    from igc_nas.nn.lowering.timing_cache import cache_dir, timing_cache_for
+
+    require("native", "the check of a C file")
+    with timing_cache_for(cpu_name(), 1, "native") as cache:
+        target = machine_targets(cache, cache_dir() / "native")[0]
+    files = c_files(
+        out.stem, source, network, weights_file=weights_file, lanes=target.lanes, registers=target.registers
+    )
+    error = verify_c(files, network)
+    files.write(out.parent)
+    names = ", ".join([*files.texts, *([f"{out.stem}.bin"] if weights_file else [])])
+    return [f"files    {names}", f"checked  compiled and run, with sanitizers and without: {_error_text(error)}"]
 
 
 def _graph(kind: Any, source: Source, network: Network, form: str | None) -> Graph:

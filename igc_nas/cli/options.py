@@ -42,7 +42,7 @@ runtime_option = click.option(
     "--latency-runtime",
     "--runtime",
     "latency_runtime",
-    type=click.Choice(["eager", "compile", "onnxruntime", "openvino"]),
+    type=click.Choice(["eager", "compile", "onnxruntime", "openvino", "native"]),
     help="Runtime of latency measurements. [default: eager]",
 )
 latency_forms_option = click.option(

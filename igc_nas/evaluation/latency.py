@@ -203,8 +203,11 @@ class Measurer:
             )
 
     def variants(self, network: Network) -> list[Variant]:
-        """The forms that the spec allows, the factored network first where it is among them."""
-        if self.spec.forms == "factored":
+        """The forms that the spec allows, the factored network first where it is among them.
+
+        Generated C runs the factored network at the rate of a dense product, so it has no other forms.
+        """
+        if self.spec.forms == "factored" or self.spec.runtime == "native":
             return [factored_variant(network.plan)]
         most = self.most_params if self.spec.forms == "within-budget" else None
         mixed = mixed_variant(network, self.spec.batch, self.cache, most)
@@ -221,7 +224,10 @@ class Measurer:
         runs = []
         for variant in self.variants(network):
             self.pause()
-            module = variant.module(network, self.spec.batch, self.cache, self.spec.runtime)
+            if self.spec.runtime == "native":
+                module: nn.Module = network
+            else:
+                module = variant.module(network, self.spec.batch, self.cache, self.spec.runtime)
             output = self.instruments.runner(self.spec.runtime, module, x, self.spec.threads)
             run = FormRun(variant.name, variant, output)
             if self._is_equal(run, wanted):

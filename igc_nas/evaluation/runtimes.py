@@ -4,6 +4,7 @@ eager        PyTorch without a compiler, in inference mode
 compile      torch.compile
 onnxruntime  exported to ONNX, run by ONNX Runtime          pip install 'igc-nas[onnx]'
 openvino     exported to ONNX, run by OpenVINO, CPU only     pip install 'igc-nas[openvino]'
+native       generated C, compiled by `$CC` or cc, one thread of a CPU; the factored network only
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from torch import Tensor, nn
 
 from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.io.text import printable
+from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.codegen.target import tuned
+from igc_nas.nn.device import cpu_name
+from igc_nas.nn.lowering.timing_cache import cache_dir, timing_cache_for
+from igc_nas.nn.network import Network
 from igc_nas.study.spec import RuntimeName
 
 Runner = Callable[[], Tensor]
@@ -32,7 +38,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 EXTRA = {"onnxruntime": "onnx", "openvino": "openvino"}
 MOST_COMPILED = 1_000_000
 """Networks that torch.compile may compile in one process; by default it is eight for one `forward`."""
-CPU_ONLY = ("onnxruntime", "openvino")
+CPU_ONLY = ("onnxruntime", "openvino", "native")
 
 
 def runner_for(runtime: RuntimeName, module: nn.Module, x: Tensor, threads: int) -> Runner:
@@ -51,8 +57,12 @@ def runner_for(runtime: RuntimeName, module: nn.Module, x: Tensor, threads: int)
 def require(runtime: RuntimeName, who: str | None = None) -> None:
     """Raise `UsageError` with the pip command if a package of a runtime is missing.
 
-    The message names `who` needs the package; by default the runtime.
+    The message names `who` needs the package; by default the runtime. `native` needs a C compiler instead.
     """
+    if runtime == "native" and compiler() is None:
+        raise UsageError(
+            f"{who or 'the runtime native'} needs a C compiler", "install gcc or clang, or name one in $CC"
+        )
     for package in PACKAGES.get(runtime, ()):
         try:
             importlib.import_module(package)
@@ -184,9 +194,22 @@ def _openvino(module: nn.Module, x: Tensor, threads: int) -> Runner:
     return lambda: torch.from_numpy(request.infer([feed])[0])
 
 
+def _native(module: nn.Module, x: Tensor, threads: int) -> Runner:
+    require("native")
+    if not isinstance(module, Network):
+        raise UsageError("the runtime native runs factored networks only")
+    if threads != 1:
+        raise UsageError(f"the runtime native uses one thread, not {threads}", "--threads 1")
+    with timing_cache_for(cpu_name(), threads, "native") as cache:
+        compiled = tuned(module, cache, cache_dir() / "native")
+    images = x.contiguous().numpy()
+    return lambda: torch.from_numpy(compiled(images))
+
+
 RUNTIMES: dict[RuntimeName, Callable[[nn.Module, Tensor, int], Runner]] = {
     "eager": _eager,
     "compile": _compiled,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
+    "native": _native,
 }

@@ -6,13 +6,19 @@ from pathlib import Path
 
 from igc_nas.errors import UsageError
 
-FORMATS = ("toml", "py", "onnx", "pt2", "dir")
+FORMATS = ("toml", "py", "onnx", "pt2", "c", "dir")
 FORMS = ("fastest", "factored", "folded", "semidense", "dense", "mixed")
 """Forms of an exported graph: the fastest allowed one, or one of `igc_nas.nn.lowering.variants` by name."""
 MARKER = "# a folder of igc-nas export"
 """The first line of config.toml in an exported folder: only a folder with it is overwritten."""
 CONFIG, MODEL, WEIGHTS, ONNX, CARD = "config.toml", "model.py", "weights.safetensors", "model.onnx", "README.md"
 FILES = (CONFIG, MODEL, WEIGHTS, ONNX, CARD)
+
+
+def c_paths(path: Path) -> tuple[Path, ...]:
+    """The files that an export to NAME.c writes: NAME.c, NAME.h, NAME_main.c and, with --weights-file, NAME.bin."""
+    names = (f"{path.stem}.c", f"{path.stem}.h", f"{path.stem}_main.c", f"{path.stem}.bin")
+    return tuple(path.with_name(name) for name in names)
 
 
 def check_destination(path: Path, force: bool) -> None:

@@ -26,7 +26,7 @@ from igc_nas.study.schema import SCHEMA, current_spec
 
 SamplerName = Literal["known-cost", "stratified", "random", "tpe", "nsga2", "evolution", "brute-force"]
 DtypeName = Literal["float32", "bfloat16"]
-RuntimeName = Literal["eager", "compile", "onnxruntime", "openvino"]
+RuntimeName = Literal["eager", "compile", "onnxruntime", "openvino", "native"]
 LatencyForms = Literal["within-budget", "any", "factored"]
 Bound = Annotated[tuple[float, float], Field(strict=False)]
 

@@ -44,7 +44,7 @@ def evaluator(folder: Path, **changes: Any) -> Evaluator:
 
 def stubbed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], found: Evaluator) -> None:
     """Replace each step by one that sleeps; the choice of forms also waits for others."""
-    timings, alone = found.measurer.table, found.measurer.alone
+    timings, alone = found.measurer.cache, found.measurer.alone
 
     class Measure:
         table = timings

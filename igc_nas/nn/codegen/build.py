@@ -74,14 +74,15 @@ def compiled(source: Source, cache: Path | None = None) -> Compiled:
     """Compile, or take from `cache`, and load. Raises `CompilerError` with the compiler's first line and command."""
     channels, height, width = source.image
     entry = ENTRY.format(image=channels * height * width, classes=source.classes)
-    library = _library(source.text + "\n" + entry, cache)
+    library = load(source.text + "\n" + entry, cache)
     function = library.igc_nas_run
     pointer = ctypes.c_void_p
     function.argtypes, function.restype = [pointer, ctypes.c_int, pointer, pointer, pointer], None
     return Compiled(function, _aligned(source.weights), _aligned_zeros(source.arena), source.image, source.classes)
 
 
-def _library(text: str, cache: Path | None) -> ctypes.CDLL:
+def load(text: str, cache: Path | None = None) -> ctypes.CDLL:
+    """C compiled for this processor and loaded, or taken from `cache`. Raises `CompilerError`."""
     command = compiler()
     if command is None:
         raise CompilerError("there is no C compiler", "install gcc or clang, or name one in $CC")
