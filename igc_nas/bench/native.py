@@ -138,7 +138,7 @@ def _peak(lanes: int) -> float:
     sums = [f"a{k}" for k in range(SUMS)]
     text = FMA_LOOP.format(
         bytes=4 * lanes,
-        names=", ".join(f"{name} = {{0}}" for name in sums),
+        names=", ".join(f"{name} = {{{number}.0f}}" for number, name in enumerate(sums)),  # alike, they would be one
         body="\n".join(f"        {name} = {name} * y + x;" for name in sums),
         sums=" + ".join(sums),
     )

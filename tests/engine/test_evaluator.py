@@ -47,7 +47,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], found: E
     timings, alone = found.measurer.cache, found.measurer.alone
 
     class Measure:
-        table = timings
+        cache = timings
 
         def __call__(self, arch: ArchConfig, reference_ms: float | None) -> Latency:
             return measure()
