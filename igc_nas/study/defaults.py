@@ -138,15 +138,18 @@ def new_spec(
         prune_below=prune_below,
         budget=budget,
         recipe=_fitting_recipe(kind, info, recipe or {}),
-        latency=LatencySpec.parse(
-            {"device": device_name, "input": file.input, "forms": "within-budget", "cuda_graph": kind == "cuda"}
-            | dict(latency or {}),
-            "latency",
-        ),
+        latency=_latency_spec(device_name, kind, file, latency or {}),
         space=file,
     )
     spec.feasible.lightest()  # raises where nothing fits
     return spec
+
+
+def _latency_spec(device_name: str, kind: str, space: SpaceFile, changes: Mapping[str, Any]) -> LatencySpec:
+    defaults = {"device": device_name, "input": space.input, "forms": "within-budget", "cuda_graph": kind == "cuda"}
+    if changes.get("runtime") == "native":  # it runs the factored network, on images as they are given
+        defaults |= {"forms": "factored", "memory_format": "contiguous"}
+    return LatencySpec.parse(defaults | dict(changes), "latency")
 
 
 def _fitting_recipe(kind: str, info: DatasetInfo, changes: Mapping[str, Any]) -> Recipe:

@@ -22,6 +22,7 @@ from igc_nas.evaluation.retraining import RESULT_FILE, RUN_FILE, WEIGHTS_FILE
 from igc_nas.export import folder
 from igc_nas.export import verify as proof
 from igc_nas.export.graph import Exporter, Graph
+from igc_nas.nn.codegen.build import compiler
 from igc_nas.nn.network import Network, build
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study
@@ -309,3 +310,49 @@ def test_a_file_that_fails_its_check_is_not_written(cli: Command, monkeypatch: p
     assert Path("old.py").read_text() == "mine"
     refused(cli("export", "arch.toml", "--format", "dir", "-o", "out"), 2, "does not run by itself")
     assert not Path("out").exists()
+
+
+# C.
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler")
+def test_c_is_three_files_beside_each_other(cli: Command, empty: Path) -> None:
+    answer = cli("export", "igcv1-l8m2-d8", "--untrained", "-o", empty / "net.c")
+    assert answer.status == 0, answer.err
+    assert {path.name for path in empty.iterdir()} == {"net.c", "net.h", "net_main.c"}
+    assert "relative error" in answer.err
+    refused(cli("export", "igcv1-l8m2-d8", "--untrained", "-o", empty / "net.c"), 2, "net.c exists")
+    (empty / "net.c").unlink()
+    refused(cli("export", "igcv1-l8m2-d8", "--untrained", "-o", empty / "net.c"), 2, "net.h exists")
+    again = cli("export", "igcv1-l8m2-d8", "--untrained", "--weights-file", "--force", "-o", empty / "net.c")
+    assert again.status == 0, again.err
+    assert (empty / "net.bin").stat().st_size % 64 == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-o", "net.c"), "c holds weights"),
+        (("--untrained", "--format", "c"), "not for stdout"),
+        (("--untrained", "--form", "dense", "-o", "net.c"), "--form does not go with c"),
+        (("--untrained", "--weights-file", "-o", "net.onnx"), "--weights-file does not go with onnx"),
+        (("--untrained", "-o", "my-net.c"), "cannot be the name of a C function"),
+    ],
+)
+def test_wrong_input_for_c(words: tuple[str, ...], said: str, cli: Command, empty: Path) -> None:
+    refused(cli("export", "igcv1-l8m2-d8", *words), 2, said)
+    assert list(empty.iterdir()) == []
+
+
+def test_c_needs_a_compiler(cli: Command, monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    answer = cli("export", "igcv1-l8m2-d8", "--untrained", "-o", empty / "net.c")
+    refused(answer, 2, "the check of a C file needs a C compiler")

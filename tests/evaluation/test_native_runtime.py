@@ -1,0 +1,84 @@
+"""The runtime `native` in measurements, searches and benchmarks."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.bench.native import bench_native, peak_gmacs
+from igc_nas.data.datasets import locate
+from igc_nas.errors import UsageError
+from igc_nas.evaluation.latency import measure_latency
+from igc_nas.evaluation.runtimes import require
+from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.device import Device, cpu_name
+from igc_nas.study.defaults import new_spec
+from igc_nas.study.lookup import load_architecture
+from igc_nas.study.spec import LatencySpec
+from igc_nas.study.study import load_study
+from tests.support.commands import Command, refused
+
+CPU = Device("cpu", "cpu", cpu_name())
+SMALL = load_architecture("igcv1-l8m2-d8")
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_latency_is_of_the_factored_network_in_c(batch: int) -> None:
+    spec = LatencySpec(device=CPU.name, runtime="native", forms="any", batch=batch)
+    found = measure_latency(SMALL, spec, CPU, cap_s=0.0)
+    assert (found.runtime, found.batch, found.form, found.forms) == ("native", batch, "factored", {})
+    assert found.memory_format == "contiguous"
+    assert found.deployed_params is not None
+    eager = measure_latency(SMALL, spec.model_copy(update={"runtime": "eager", "forms": "factored"}), CPU, cap_s=0.0)
+    assert (found.deployed_params, found.deployed_macs) == (eager.deployed_params, eager.deployed_macs)
+
+
+def test_without_a_compiler_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch, cli: Command) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(UsageError, match="the runtime native needs a C compiler"):
+        require("native")
+    refused(cli("measure", "igcv1-l8m2-d8", "--runtime", "native"), 2, "install gcc or clang")
+
+
+@needs_compiler
+def test_more_threads_are_refused(cli: Command) -> None:
+    refused(cli("measure", "igcv1-l8m2-d8", "--runtime", "native", "--threads", "2"), 2, "one thread")
+
+
+@needs_compiler
+def test_a_search_measures_generated_c_and_goes_on(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["search", "--space", "tiny", "--dataset", "shapes", "--workers", "1", "--study", "s", "--quiet"]
+    recipe = ["--recipe", "epochs=1,train_size=200,held_out=50,resolution=8,rungs=[]"]
+    assert cli(*words, *recipe, "--latency-runtime", "native", "--trials", "1").status == 0
+    assert cli(*words, "--trials", "2").status == 0
+    study = load_study(tmp_path / "studies" / "s")
+    assert {c.latency.runtime for c in study.candidates} == {"native"}
+    assert (study.spec.latency.forms, study.spec.latency.memory_format) == ("factored", "contiguous")
+    refused(cli(*words, "--latency-runtime", "eager"), 4, "native")
+
+
+def test_the_default_of_a_study_stays_eager() -> None:
+    spec = new_spec(locate("shapes"), CPU.name)
+    assert (spec.latency.runtime, spec.latency.forms) == ("eager", "within-budget")
+
+
+@needs_compiler
+def test_the_benchmark_has_every_runtime_and_the_share_of_the_peak() -> None:
+    archs: dict[str, ArchConfig] = {"small": SMALL}
+    report = bench_native(CPU, (1,), archs=archs, rounds=3).to_dict()
+    (row,) = report["rows"]
+    assert {"native_ms", "eager_nchw_ms", "eager_nhwc_ms"} <= row.keys()
+    peers = [ms for name, ms in row.items() if name.endswith("_ms") and name != "native_ms"]
+    assert row["ratio"] == pytest.approx(min(peers) / row["native_ms"], rel=0.01)
+    assert 0 < row["share_of_peak"] < 1
+    assert report["conditions"]["peak_gmac_s"] == pytest.approx(peak_gmacs(), rel=0.5)
+    with pytest.raises(UsageError, match="on a CPU"):
+        bench_native(dataclasses.replace(CPU, kind="cuda"), (1,), archs=archs)
