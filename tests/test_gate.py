@@ -45,7 +45,7 @@ ALLOWED = {
     # What has been written a moment ago, read back to be compared.
     ("export/graph.py", "_pt2_reader", "torch.export.load"),
     # Our own kernels, compiled in a folder of this process.
-    # Generated C, compiled for this processor; kept in a folder that nobody else may write.
+    # Generated C, compiled for this processor; kept in a folder to which only the user may write.
     ("nn/codegen/build.py", "load", "ctypes.CDLL"),
     ("nn/lowering/native.py", "library", "ctypes.CDLL"),
 }

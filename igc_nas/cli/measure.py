@@ -151,7 +151,7 @@ def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
     lines = [
         f"{latency.median_ms:.3f} ms  ({interval_words(latency.low_ms, latency.high_ms, latency.n)})",
         *([f"{noise_words(latency.noise)}; measure again when the machine is quiet"] if latency.noisy else []),
-        f"form {latency.form}; {cost.macs:,} MACs and {cost.params:,} parameters as it is written",
+        f"form {latency.form}; {cost.macs:,} MACs and {cost.params:,} parameters in the factored form",
         "",
     ]
     if latency.forms:

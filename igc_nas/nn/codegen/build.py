@@ -128,7 +128,7 @@ def _keep(made: Path, kept: Path) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder is, or can be made, one that nobody else may write: what is loaded from it is run."""
+    """Whether a folder exists or can be made, and only this user may write to it: what is loaded from it is run."""
     if not hasattr(os, "getuid"):
         return False
     try:

@@ -53,7 +53,7 @@ class Source:
 
 
 def source(program: Program, tensors: Tensors, registers: int = 16) -> Source:
-    """The C of a program with the tensors of a network's state_dict, for a machine with so many vector registers.
+    """The C of a program with the tensors of a network's state_dict, for a machine with `registers` vector registers.
 
     Raises `ConfigError` where the images of a network need more than 2^31 floats, which C's int cannot index.
     """

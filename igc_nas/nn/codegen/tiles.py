@@ -45,7 +45,7 @@ class Tiling:
 
 
 def tiling(row: ConvRow, width: int, lanes: int, registers: int) -> Tiling:
-    """The tiling of a convolution that writes rows of `width` pixels, on a machine with so many vector registers."""
+    """The tiling of a convolution that writes rows of `width` pixels, on a machine with `registers` vectors."""
     cut = _along_outputs if row.way == "outputs" else _along_groups
     return cut(row, width, lanes, registers)
 
