@@ -95,7 +95,7 @@ def test_a_line_for_each_form(cli: Command) -> None:
         assert re.fullmatch(r"[\d.]+[kMG]?", row[-4])
     assert rows[0][-1] == "1.00", "times as fast as the factored"
     cost = cost_of(igc_nas.load_architecture(NETWORK))
-    assert f"{cost.macs:,} MACs and {cost.params:,} parameters as it is written" in answer.out
+    assert f"{cost.macs:,} MACs and {cost.params:,} parameters in the factored form" in answer.out
     assert f"on {cpu_name()}" in answer.out
     assert re.search(r"^form (factored|folded|semidense|dense|mixed); ", answer.out, re.MULTILINE)
 
