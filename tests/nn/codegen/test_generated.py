@@ -24,6 +24,7 @@ from igc_nas.nn.codegen.program import program
 from igc_nas.nn.codegen.tiles import nest
 from igc_nas.nn.network import Network, interleave
 from igc_nas.nn.network import build as build_network
+from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.lookup import load_architecture
@@ -56,12 +57,13 @@ def errors(network: Network, made: Source, batch: int, seed: int = 0) -> tuple[f
 
 @cache
 def drawable(space: str) -> Feasible:
-    return Feasible(SearchSpace.load(space, 7), *((None, None) if space == "tiny" else (400_000, 20_000_000)))
+    budget = Budget() if space == "tiny" else Budget(params=400_000, macs=20_000_000)
+    return Feasible(SearchSpace.load(space, 7), budget)
 
 
 @needs_compiler
 @pytest.mark.parametrize("space", SPACES)
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(
     seed=st.integers(0, 2**32), target=st.sampled_from(TARGETS), size=st.tuples(st.integers(5, 37), st.integers(5, 37))
 )
@@ -92,8 +94,7 @@ UNITS: dict[str, dict[str, Any]] = {
 
 
 @needs_compiler
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize(("kernel", "residual"), [(3, True), (5, False), (7, True)])
 @pytest.mark.parametrize("first", UNITS)
 def test_units_follow_each_other(first: str, kernel: int, residual: bool) -> None:
     """Each unit before each other one, with strides, odd widths, a head, and lanes that no width is a multiple of."""
