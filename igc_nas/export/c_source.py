@@ -98,7 +98,12 @@ void {name}_run({_arguments(weights_file)});
 
 
 def _body(name: str, source: Source, made: emit.Source, weights_file: bool) -> str:
-    comment = "\n".join(f"   {line}".rstrip() for line in facts(source)).replace("*/", "* /").replace("/*", "/ *")
+    comment = (
+        "\n".join(f"   {line}".rstrip() for line in facts(source))
+        .replace("*/", "* /")
+        .replace("/*", "/ *")
+        .replace("??", "? ?")
+    )
     command = f"cc -std=c11 -O3 -march=native -ffp-contract=fast {name}_main.c {name}.c -o {name}"
     kept = "" if weights_file else f"\n{_weights_text(made.weights)}\n"
     return f"""\

@@ -23,6 +23,7 @@ def question() -> StudySpec:
     return spec(recipe={"rungs": [2000]}, prune_below=0.02)
 
 
+@pytest.mark.slow
 def test_a_short_run_has_all_figures() -> None:
     recipe = {"rungs": [2000]}
     report = bench_engine(300, workers=32, marks=(100, 200), recipe=recipe, prune_below=0.02)

@@ -660,6 +660,7 @@ def test_a_damaged_study_file_is_an_error(text: str, made: Path, cli: Command) -
 # Real searches: ten seconds each.
 
 
+@pytest.mark.slow
 def test_a_search_from_a_terminal(tmp_path: Path) -> None:
     command = (*TINY, "--trials", "3", "--json")
     first = process(*command, cwd=tmp_path)

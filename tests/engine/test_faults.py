@@ -105,6 +105,7 @@ def killed_at_random(folder: Path, kills: int, seed: int) -> None:
     assert "worker.py" not in (folder.parent / "out" / "stderr").read_text(), "they go without a word"
 
 
+@pytest.mark.slow
 def test_killed_coordinators_lose_no_result_and_leave_no_process(tmp_path: Path) -> None:
     killed_at_random(tmp_path / "s", kills=2, seed=100)
 

@@ -45,6 +45,7 @@ def gone(processes: list[psutil.Process], within_s: float) -> bool:
     return not alive
 
 
+@pytest.mark.slow
 def test_workers_evaluate_die_and_are_replaced(tmp_path: Path) -> None:
     """Two workers, killed during trial 1: that trial fails, and the search still completes its number of trials."""
     killed: list[int] = []
@@ -77,6 +78,7 @@ def test_workers_evaluate_die_and_are_replaced(tmp_path: Path) -> None:
     assert all(trial.spent is None for trial in failed)
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_coordinator_exit(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "igc_nas", "search", "--space", "tiny", "--study", "s", "--dataset", "shapes"]
     command += ["--workers", "2", "--recipe", "epochs=500,train_size=2000", "--trials", "9"]

@@ -50,6 +50,7 @@ def test_more_threads_are_refused(cli: Command) -> None:
     refused(cli("measure", "igcv1-l8m2-d8", "--runtime", "native", "--threads", "2"), 2, "one thread")
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_search_measures_generated_c_and_goes_on(
     cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -70,7 +70,7 @@ def test_the_runtimes_are_those_of_a_study() -> None:
     from typing import get_args
 
     assert set(RUNTIMES) == set(get_args(RuntimeName))
-    assert set(EXTRA) == set(CPU_ONLY) < set(RUNTIMES)
+    assert {*EXTRA, "native"} == set(CPU_ONLY) < set(RUNTIMES)
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, missing: str | None = None) -> None:
@@ -114,7 +114,7 @@ ALL_BUT_TWO_ARE_SLOW = ["factored", "dense", *(pytest.param(form, marks=pytest.m
 
 
 @pytest.mark.parametrize("form", ALL_BUT_TWO_ARE_SLOW)
-@pytest.mark.parametrize("runtime", CPU_ONLY)
+@pytest.mark.parametrize("runtime", PACKAGES)
 def test_exported_networks_compute_the_network(
     runtime: RuntimeName, form: str, network: Network, x: Tensor, wanted: Tensor
 ) -> None:
@@ -189,7 +189,7 @@ def test_a_missing_extra_is_named_with_its_command(
         assert raised.value.hint == command
 
 
-@pytest.mark.parametrize("runtime", CPU_ONLY)
+@pytest.mark.parametrize("runtime", PACKAGES)
 def test_a_missing_package_is_found_before_anything_is_exported(
     runtime: RuntimeName, x: Tensor, monkeypatch: pytest.MonkeyPatch, export_by: Export
 ) -> None:

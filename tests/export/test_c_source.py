@@ -74,9 +74,8 @@ def test_a_name_that_c_does_not_know_is_refused(name: str) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("title", ["*/ int main(void) { /*", "a\\", "two\nlines", "??/"])
-def test_a_title_stays_in_its_comment(title: str) -> None:
-    assert verify_c(*exported(title=title)) <= 1e-5
+def test_a_title_stays_in_its_comment() -> None:
+    assert verify_c(*exported(title="*/ int main(void) { /* a ??/\nb \\\nc")) <= 1e-5
 
 
 @pytest.mark.slow

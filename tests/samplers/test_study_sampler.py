@@ -285,6 +285,7 @@ def scaled_hypervolume(base: StudySpec, archs: list[ArchConfig], error: Error) -
     return hypervolume(points, (1.0, 1.0))
 
 
+@pytest.mark.slow
 def test_known_cost_finds_better_fronts_than_random_draws() -> None:
     volumes: dict[str, list[float]] = {
         name: [scaled_hypervolume(TWO, Loop(with_sampler(TWO, name, seed)).go(40), smooth) for seed in range(5)]
