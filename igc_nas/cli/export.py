@@ -240,9 +240,7 @@ def _write_c(source: Source, network: Network, out: Path, weights_file: bool) ->
     require("native", "the check of a C file")
     with timing_cache_for(cpu_name(), 1, "native") as cache:
         target = machine_targets(cache, cache_dir() / "native")[0]
-    files = c_files(
-        out.stem, source, network, weights_file=weights_file, lanes=target.lanes, registers=target.registers
-    )
+    files = c_files(out.stem, source, network, weights_file=weights_file, target=target)
     error = verify_c(files, network)
     files.write(out.parent)
     names = ", ".join([*files.texts, *([f"{out.stem}.bin"] if weights_file else [])])

@@ -22,7 +22,7 @@ from igc_nas.export.source import Source, facts
 from igc_nas.io.files import write_whole
 from igc_nas.nn.codegen import emit
 from igc_nas.nn.codegen.build import CompilerError, compiler
-from igc_nas.nn.codegen.program import program
+from igc_nas.nn.codegen.target import PORTABLE, Target, generated
 from igc_nas.nn.network import Network
 
 FLAGS = ("-std=c11", "-ffp-contract=fast", "-Wall", "-Wextra")
@@ -51,13 +51,12 @@ class CFiles:
 
 
 def c_files(
-    name: str, source: Source, network: Network, *, weights_file: bool = False, lanes: int = 8, registers: int = 16
+    name: str, source: Source, network: Network, *, weights_file: bool = False, target: Target = PORTABLE
 ) -> CFiles:
     """The files of a network in evaluation mode. Raises `ConfigError` where `name` is no C identifier."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,62}", name, re.ASCII):
         raise ConfigError(f"{name!r:.80} cannot be the name of a C function", "use letters, digits and _: -o mynet.c")
-    tensors = {key: tensor.detach().double().cpu().numpy() for key, tensor in network.state_dict().items()}
-    made = emit.source(program(network.plan, lanes), tensors, registers)
+    made = generated(network, target)
     texts = {
         f"{name}.h": _header(name, made, weights_file),
         f"{name}.c": _body(name, source, made, weights_file),

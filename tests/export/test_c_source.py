@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.export.c_source import CFiles, c_files, verify_c
 from igc_nas.export.source import Source
 from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.codegen.target import Target
 from igc_nas.nn.network import Network, build
 from igc_nas.study.lookup import load_architecture
 
@@ -22,7 +24,7 @@ needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
 NAMES = ["igcv1-l8m2-d8-res", "igcv2-c24-k4-d8"]
 
 
-def exported(name: str = NAMES[0], title: str = "a network", **options: bool | int) -> tuple[CFiles, Network]:
+def exported(name: str = NAMES[0], title: str = "a network", **options: Any) -> tuple[CFiles, Network]:
     arch = load_architecture(name)
     network = randomize_batchnorm_(build(arch, 0)).eval()
     return c_files("mynet", Source(arch, title), network, **options), network
@@ -86,7 +88,7 @@ def test_a_title_stays_in_its_comment() -> None:
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 @pytest.mark.parametrize("name", NAMES)
 def test_it_computes_the_same_on_another_processor(name: str, lanes: int, tmp_path: Path) -> None:
-    files, network = exported(name, weights_file=True, lanes=lanes, registers=32)
+    files, network = exported(name, weights_file=True, target=Target(lanes, 32))
     files.write(tmp_path)
     x = torch.randn(1, *files.image, generator=torch.Generator().manual_seed(1))
     (tmp_path / "image").write_bytes(x.numpy().tobytes())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import geometric_mean
 
@@ -60,10 +61,14 @@ def tuned(network: Network, times: TimingCache, libraries: Path | None = None) -
     `libraries`: the folder where compiled networks are kept.
     """
     sources = {str(target): generated(network, target) for target in machine_targets(times, libraries)}
-    made = {name: compiled(text, libraries) for name, text in sources.items()}
+
+    @cache
+    def network_of(target: str) -> Compiled:
+        return compiled(sources[target], libraries)
+
     shape = hashlib.sha256("\0".join(text.text for text in sources.values()).encode()).hexdigest()[:16]
-    measured = times.get(f"native {shape}", made, lambda: {name: least_ms(one) for name, one in made.items()})
-    return made[min(made, key=measured.__getitem__)]
+    measured = times.get(f"native {shape}", sources, lambda: {name: least_ms(network_of(name)) for name in sources})
+    return network_of(min(sources, key=measured.__getitem__))
 
 
 def machine_targets(times: TimingCache, libraries: Path | None = None) -> tuple[Target, Target]:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import Conv, Interleave, Plan, plan
-from igc_nas.nn.device import Device
 from igc_nas.nn.lowering import chain_tuner as choice
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering import network_tuner as fastest
@@ -40,31 +39,8 @@ from igc_nas.nn.lowering.parts import chains_in, training_blocks
 from igc_nas.nn.lowering.timing_cache import Times, TimingCache
 from igc_nas.nn.lowering.training import ChainForm, LoweredNetwork, plain_form
 from igc_nas.nn.network import Network
-from igc_nas.study.spec import Schedule
+from tests.support.tuning import ARCHS, BATCH, CPU, EACH, Timed
 
-BATCH = 3
-CPU = Device("cpu", "cpu", "test")
-SCHEDULE = Schedule(epochs=1, batch=BATCH, lr=0.1, forms="fastest")
-Timed = Callable[[str, str], float]
-"""Made-up milliseconds of an alternative, by the key of its shape and its name."""
-
-
-def arch(*stages: dict[str, Any]) -> ArchConfig:
-    stage = [{"blocks": 1} | stage for stage in stages]
-    return ArchConfig.parse({"input": (3, 7, 7), "classes": 5, "stem": {"width": 8}, "stage": stage})
-
-
-IGCV1: dict[str, Any] = {"unit": "igcv1", "L": 4, "M": 3}
-IGCV2: dict[str, Any] = {"unit": "igcv2", "width": 12, "depth": 3}
-IGCV3: dict[str, Any] = {"unit": "igcv3", "width": 8, "expand": 2, "G1": 4, "G2": 2}
-ARCHS = {
-    "igcv1": arch(IGCV1 | {"blocks": 2, "kernel": 5}),
-    "igcv1 residual, strided": arch(IGCV1 | {"residual": True, "stride": 2, "blocks": 2}),
-    "igcv2": arch(IGCV2 | {"kernel": 5}, IGCV2 | {"width": 24, "depth": 4, "stride": 2}),
-    "igcv3": arch(IGCV3 | {"blocks": 2, "kernel": 5}),
-    "conv": arch({"unit": "conv", "width": 8, "residual": True}),
-}
-EACH = pytest.mark.parametrize("config", ARCHS.values(), ids=ARCHS.keys())
 CHAIN = Chain(
     (Conv("primary", 8, 12, 3, 1, 4), Interleave(12, 4), Conv("secondary", 12, 12, 1, 1, 3), Interleave(12, 3)), 6, 5
 )
