@@ -145,7 +145,7 @@ def merged(conv: Conv, lanes: int) -> tuple[int, int, int]:
     return conv.groups // together, size_in * together, size_out * together
 
 
-def _conv_orders(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[Order, Order]:
+def conv_orders(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[Order, Order]:
     """(the order that the convolution reads, the order that it writes)."""
     size_in, size_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
     if way == "outputs":
@@ -157,7 +157,7 @@ def _conv_orders(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[Order,
 
 
 def _conv_cost(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[float, Order]:
-    source, target = _conv_orders(conv, way, order, lanes)
+    source, target = conv_orders(conv, way, order, lanes)
     inputs = merged(conv, lanes)[1] if way == "outputs" else conv.in_channels // conv.groups
     terms = inputs * conv.kernel**2
     work = len(target) / lanes * (terms + 1.0) / conv.stride**2
@@ -205,7 +205,7 @@ def _choices(layers: tuple[Layer, ...], order: Order, lanes: int) -> dict[Order,
     return found
 
 
-def _best_ways(plan: Plan, start: Order, lanes: int) -> list[tuple[Way, ...]]:
+def best_ways(plan: Plan, start: Order, lanes: int) -> list[tuple[Way, ...]]:
     """The ways of each block's convolutions, by dynamic programming over the orders at the blocks' borders."""
     states: dict[Order, tuple[float, list[tuple[Way, ...]]]] = {start: (0.0, [])}
     scale = 1.0
@@ -248,7 +248,7 @@ class _Builder:
         """Row operations on image `here` that have no target yet."""
 
     def built(self) -> Program:
-        ways = _best_ways(self.plan, self.order, self.lanes)
+        ways = best_ways(self.plan, self.order, self.lanes)
         for block, chosen in zip(self.plan.blocks[:-1], ways, strict=True):
             self._layers(block.layers, block.name, iter(chosen))
         self._classifier(self.plan.blocks[-1])
@@ -273,7 +273,7 @@ class _Builder:
                     raise AssertionError("the classifier is a block of its own")
 
     def _conv(self, conv: Conv, block: str, way: Way) -> None:
-        source, target = _conv_orders(conv, way, self.order, self.lanes)
+        source, target = conv_orders(conv, way, self.order, self.lanes)
         if source != self.order:
             self.pending.append(PermuteRow(self.order, source))
             self.order = source
