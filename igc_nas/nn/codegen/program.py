@@ -13,7 +13,7 @@ the first-level cache; what is read with a frame of zeros, or later, lies in a w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -156,7 +156,8 @@ def conv_orders(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[Order, 
     return lane_major(conv.groups, size_in, lanes), lane_major(conv.groups, size_out, lanes)
 
 
-def _conv_cost(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[float, Order]:
+def forward_cost(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[float, Order]:
+    """(vector instructions for an input pixel, with those of a permutation; the order of the output)."""
     source, target = conv_orders(conv, way, order, lanes)
     inputs = merged(conv, lanes)[1] if way == "outputs" else conv.in_channels // conv.groups
     terms = inputs * conv.kernel**2
@@ -173,19 +174,24 @@ def _convs(layers: tuple[Layer, ...]) -> Iterator[Conv]:
             yield from _convs(layer.shortcut)
 
 
-def _walk(layers: tuple[Layer, ...], ways: Iterator[Way], order: Order, lanes: int) -> _Trace:
+ConvCost = Callable[[Conv, Way, Order, int], tuple[float, Order]]
+
+
+def _walk(
+    layers: tuple[Layer, ...], ways: Iterator[Way], order: Order, lanes: int, conv_cost: ConvCost = forward_cost
+) -> _Trace:
     cost, scale = 0.0, 1.0
     for layer in layers:
         match layer:
             case Conv():
-                work, order = _conv_cost(layer, next(ways), order, lanes)
+                work, order = conv_cost(layer, next(ways), order, lanes)
                 cost += work * scale
                 scale /= layer.stride**2
             case Interleave(_, groups):
                 order = interleaved(order, groups)
             case Residual(body, shortcut):
-                inner = _walk(body, ways, order, lanes)
-                other = _walk(shortcut, ways, order, lanes) if shortcut else _Trace(0.0, order)
+                inner = _walk(body, ways, order, lanes, conv_cost)
+                other = _walk(shortcut, ways, order, lanes, conv_cost) if shortcut else _Trace(0.0, order)
                 cost += (inner.cost + other.cost) * scale
                 cost += PERMUTE_COST * len(inner.order) * scale if other.order != inner.order else 0.0
                 order = inner.order
@@ -195,30 +201,34 @@ def _walk(layers: tuple[Layer, ...], ways: Iterator[Way], order: Order, lanes: i
 
 
 @lru_cache(maxsize=4096)
-def _choices(layers: tuple[Layer, ...], order: Order, lanes: int) -> dict[Order, tuple[float, tuple[Way, ...]]]:
+def _choices(
+    layers: tuple[Layer, ...], order: Order, lanes: int, conv_cost: ConvCost
+) -> dict[Order, tuple[float, tuple[Way, ...]]]:
     """For each order that a block can end in: the least cost, and the ways that have it."""
     found: dict[Order, tuple[float, tuple[Way, ...]]] = {}
     for ways in product(*map(_ways, _convs(layers))):
-        trace = _walk(layers, iter(ways), order, lanes)
+        trace = _walk(layers, iter(ways), order, lanes, conv_cost)
         if trace.order not in found or trace.cost < found[trace.order][0]:
             found[trace.order] = (trace.cost, ways)
     return found
 
 
-def best_ways(plan: Plan, start: Order, lanes: int) -> list[tuple[Way, ...]]:
-    """The ways of each block's convolutions, by dynamic programming over the orders at the blocks' borders."""
+def best_ways(
+    blocks: Sequence[BlockPlan], start: Order, lanes: int, conv_cost: ConvCost = forward_cost
+) -> tuple[float, list[tuple[Way, ...]]]:
+    """(their cost, the ways of each block's convolutions) by dynamic programming over the orders at blocks' borders."""
     states: dict[Order, tuple[float, list[tuple[Way, ...]]]] = {start: (0.0, [])}
     scale = 1.0
-    for block in plan.blocks[:-1]:
+    for block in blocks:
         after: dict[Order, tuple[float, list[tuple[Way, ...]]]] = {}
         for order, (cost, chosen) in states.items():
-            for end, (more, ways) in _choices(block.layers, order, lanes).items():
+            for end, (more, ways) in _choices(block.layers, order, lanes, conv_cost).items():
                 total = cost + more * scale
                 if end not in after or total < after[end][0]:
                     after[end] = (total, [*chosen, ways])
         states = after
         scale /= _stride(block.layers) ** 2
-    return min(states.values(), key=lambda state: state[0])[1]
+    return min(states.values(), key=lambda state: state[0])
 
 
 def _stride(layers: tuple[Layer, ...]) -> int:
@@ -248,7 +258,7 @@ class _Builder:
         """Row operations on image `here` that have no target yet."""
 
     def built(self) -> Program:
-        ways = best_ways(self.plan, self.order, self.lanes)
+        _, ways = best_ways(self.plan.blocks[:-1], self.order, self.lanes)
         for block, chosen in zip(self.plan.blocks[:-1], ways, strict=True):
             self._layers(block.layers, block.name, iter(chosen))
         self._classifier(self.plan.blocks[-1])

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from igc_nas.arch.plan import Conv
 from igc_nas.nn.codegen.orders import PAD, Order, group_major, padded, positions
-from igc_nas.nn.codegen.program import Way, merged
+from igc_nas.nn.codegen.program import Way, conv_orders, merged
 from igc_nas.nn.training_step.tiles import MOST_PIXELS, MOST_VECTORS, most_pixels
 
 Ints = NDArray[np.int32]
+
+PERMUTE_COST = 2.0
+"""Vector instructions that permuting one float costs about."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,8 @@ def forward_vectors(step: ConvStep, lanes: int) -> list[Vector]:
     source, target = np.array(step.source, np.int32), np.array(step.target, np.int32)
     if step.way == "groups":
         return list(_lane_major(_depth(step, lanes), source, target, lanes))
-    groups, size_in, size_out = merged(conv, lanes)
-    depth = padded(size_out, lanes)
+    groups, size_in, _ = merged(conv, lanes)
+    depth = len(target) // groups
     found = []
     for g in range(groups):
         inputs = np.array(sorted(range(g * size_in, (g + 1) * size_in), key=where.__getitem__), np.int32)
@@ -83,11 +87,21 @@ def forward_vectors(step: ConvStep, lanes: int) -> list[Vector]:
     return found
 
 
-def input_vectors(step: ConvStep, lanes: int) -> tuple[list[Vector], Order]:
-    """The vectors of the gradient of a convolution's input, and the order in which they are stored.
+def input_order(step: ConvStep, lanes: int) -> Order:
+    """The order in which the gradient of a convolution's input is computed.
 
     It is the order that the convolution reads, if the inputs of each group lie there in runs of whole vectors.
     """
+    if step.way == "groups":
+        return step.source
+    groups, size_in, _ = merged(step.conv, lanes)
+    if all(_windows(step.source, range(g * size_in, (g + 1) * size_in), lanes) for g in range(groups)):
+        return step.source
+    return group_major(groups, size_in, lanes)
+
+
+def input_vectors(step: ConvStep, lanes: int) -> tuple[list[Vector], Order]:
+    """The vectors of the gradient of a convolution's input, and the order in which they are stored (`input_order`)."""
     conv = step.conv
     target = np.array(step.target, np.int32)
     if step.way == "groups":
@@ -95,10 +109,8 @@ def input_vectors(step: ConvStep, lanes: int) -> tuple[list[Vector], Order]:
         return list(_lane_major(_depth(step, lanes), target, source, lanes)), step.source
     groups, size_in, size_out = merged(conv, lanes)
     where = positions(step.target)
-    for order in (step.source, group_major(groups, size_in, lanes)):
-        starts = [_windows(order, range(g * size_in, (g + 1) * size_in), lanes) for g in range(groups)]
-        if all(starts):
-            break
+    order = input_order(step, lanes)
+    starts = [_windows(order, range(g * size_in, (g + 1) * size_in), lanes) for g in range(groups)]
     channels = np.array(order, np.int32)
     found = []
     for g, windows in enumerate(starts):
@@ -106,6 +118,20 @@ def input_vectors(step: ConvStep, lanes: int) -> tuple[list[Vector], Order]:
         sources, terms = tuple(where[c] for c in outputs), np.repeat(outputs[:, None], lanes, 1)
         found += [Vector(at, channels[at : at + lanes], sources, terms) for at in windows]
     return found, order
+
+
+@lru_cache(maxsize=65_536)
+def step_cost(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[float, Order]:
+    """(vector instructions of a training step for an input pixel, the order of the output), as `best_ways` asks."""
+    source, target = conv_orders(conv, way, order, lanes)
+    step = ConvStep("", conv, way, source, target)
+    inputs = merged(conv, lanes)[1] if way == "outputs" else conv.in_channels // conv.groups
+    cost = 3 * len(target) / lanes * (inputs * conv.kernel**2 + 1) / conv.stride**2
+    if source != order:
+        cost += 2 * PERMUTE_COST * len(source)
+    if input_order(step, lanes) != source:
+        cost += PERMUTE_COST * len(source)
+    return cost, target
 
 
 def _depth(step: ConvStep, lanes: int) -> int:

@@ -13,7 +13,7 @@ whenever it is read.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from igc_nas.arch.config import Activation
-from igc_nas.arch.plan import Act, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual
-from igc_nas.nn.codegen.orders import PAD, Order, interleaved, positions
+from igc_nas.arch.plan import Act, BlockPlan, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual
+from igc_nas.nn.codegen.orders import PAD, Order, group_major, interleaved, lane_major, positions
 from igc_nas.nn.codegen.program import Way, best_ways, conv_orders
 from igc_nas.nn.training_step import layout
 from igc_nas.nn.training_step import operations as ops
@@ -180,8 +180,10 @@ class StepProgram:
         channels, height, width = self.plan.input
         image = self._stored(height, width, channels, stored=False)
         view = Seen(image, tuple(range(channels)), needs_grad=False)
-        ways = best_ways(self.plan, view.order, self.lanes)
-        for block, chosen in zip(self.plan.blocks[:-1], ways, strict=True):
+        stem, *rest = self.plan.blocks[:-1]
+        start, chosen_ways = self._stem_order(stem, rest)
+        view = self._layers(stem.layers, stem.name, view, iter(("outputs",)), start)
+        for block, chosen in zip(rest, chosen_ways, strict=True):
             view = self._layers(block.layers, block.name, view, iter(chosen))
         last = self.plan.blocks[-1].layers
         if not (isinstance(last[0], Pool) and all(isinstance(layer, Linear) for layer in last[1:])):
@@ -197,7 +199,21 @@ class StepProgram:
         pool = ops.Pool(self._view(view), None, channel, features, of.depth, of.height * of.width)
         return pool, ops.LoadPoolGradient(None, channel, features)
 
-    def _layers(self, layers: tuple[Layer, ...], block: str, view: Seen, ways: Iterator[Way]) -> Seen:
+    def _stem_order(self, stem: BlockPlan, rest: Sequence[BlockPlan]) -> tuple[Order, list[tuple[Way, ...]]]:
+        """The order in which the stem writes, which a dense convolution is free to choose, and the others' ways."""
+        conv, *others = stem.layers
+        if not isinstance(conv, Conv) or conv.groups > 1 or any(isinstance(layer, Conv | Residual) for layer in others):
+            raise Unsupported("a stem of another kind than one dense convolution")
+        width = conv.out_channels
+        orders = {group_major(1, width, self.lanes)}
+        orders |= {lane_major(g, width // g, self.lanes) for g in range(self.lanes // 2, width) if width % g == 0}
+        found = [(*best_ways(rest, order, self.lanes, layout.step_cost), order) for order in sorted(orders)]
+        _, ways, order = min(found, key=lambda entry: entry[0])
+        return order, ways
+
+    def _layers(
+        self, layers: tuple[Layer, ...], block: str, view: Seen, ways: Iterator[Way], target: Order | None = None
+    ) -> Seen:
         at = 0
         while at < len(layers):
             layer = layers[at]
@@ -205,7 +221,7 @@ class StepProgram:
                 end = at
                 while end < len(layers) and isinstance(layers[end], Conv | Interleave):
                     end += 1
-                view = self._chain(layers[at:end], block, view, ways)
+                view = self._chain(layers[at:end], block, view, ways, target)
                 at = end
                 continue
             if isinstance(layer, Interleave):
@@ -228,7 +244,9 @@ class StepProgram:
             at += 1
         return view
 
-    def _chain(self, layers: tuple[Layer, ...], block: str, view: Seen, ways: Iterator[Way]) -> Seen:
+    def _chain(
+        self, layers: tuple[Layer, ...], block: str, view: Seen, ways: Iterator[Way], dense_target: Order | None = None
+    ) -> Seen:
         steps: list[Step] = []
         order = view.order
         for layer in layers:
@@ -238,6 +256,7 @@ class StepProgram:
             assert isinstance(layer, Conv)
             way = next(ways)
             source, target = conv_orders(layer, way, order, self.lanes)
+            target = dense_target or target
             if source != order:
                 steps.append(PermuteStep(order, source))
             steps.append(ConvStep(f"{block}.{layer.name}", layer, way, source, target))

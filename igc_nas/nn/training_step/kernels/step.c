@@ -183,21 +183,22 @@ static inline vec seen(const view *v, long at, int c)
 static void do_load_view(const load_view *op, long first, long images)
 {
     const area *to = &op->to;
-    const int depth = to->pixel, whole = depth - depth % LANES;
+    const int depth = to->pixel;
     const long line = (long)to->width * depth;
     const view v = op->from;
     EACH_PIXEL(n, y, images, *to) {
         const element *x = v.x + ((first + n) * to->height + y) * line;
         float *out = to->at + n * to->image + y * to->row;
-        if (!v.scale && depth % LANES) {
+        if (depth % LANES) { /* the input images */
             for (long i = 0; i < line; i++) out[i] = read_one(x + i);
         } else if (!v.scale) {
             for (long i = 0; i < line; i += LANES) STORE(out + i, read(x + i));
         } else {
-            for (int c = 0; c < whole; c += LANES) {
-                const vec a = LOAD(v.scale + c), b = LOAD(v.offset + c);
-                for (long i = c; i < line; i += depth) STORE(out + i, activated(read(x + i) * a + b, v.act));
-            }
+            for (long i = 0; i < line; i += depth)
+                for (int c = 0; c < depth; c += LANES) {
+                    const vec value = read(x + i + c) * LOAD(v.scale + c) + LOAD(v.offset + c);
+                    STORE(out + i + c, activated(value, v.act));
+                }
         }
     }
 }
@@ -215,10 +216,10 @@ static void do_load_gradient(const load_gradient *op, long first, long images)
             for (long i = 0; i < line; i += LANES) STORE(out + i, read(g + i));
             continue;
         }
-        for (int c = 0; c < depth; c += LANES) {
-            const vec a = LOAD(op->scale + c), b = LOAD(op->slope + c), k = LOAD(op->constant + c);
-            for (long i = c; i < line; i += depth) STORE(out + i, read(g + i) * a - read(x + i) * b - k);
-        }
+        for (long i = 0; i < line; i += depth)
+            for (int c = 0; c < depth; c += LANES)
+                STORE(out + i + c, read(g + i + c) * LOAD(op->scale + c) - read(x + i + c) * LOAD(op->slope + c) -
+                                       LOAD(op->constant + c));
     }
 }
 
@@ -264,73 +265,98 @@ static void do_weight_gradient(const weight_gradient *op, long images)
 static void do_permute(const permute *op, long images)
 {
     const area *from = &op->from, *to = &op->to;
-    EACH_PIXEL(n, y, images, *to)
-        for (int x = 0; x < to->width; x++) {
-            const float *in = from->at + n * from->image + y * from->row + (long)x * from->pixel;
-            float *out = to->at + n * to->image + y * to->row + (long)x * to->pixel;
-            for (int c = 0; c < to->pixel; c++) out[c] = op->source[c] < 0 ? 0.0f : in[op->source[c]];
+    EACH_PIXEL(n, y, images, *to) {
+        const float *in = from->at + n * from->image + y * from->row;
+        float *out = to->at + n * to->image + y * to->row;
+        for (int c = 0; c < to->pixel; c++) {
+            const long source = op->source[c];
+            for (long x = 0; x < to->width; x++)
+                out[x * to->pixel + c] = source < 0 ? 0.0f : in[x * from->pixel + source];
+        }
+    }
+}
+
+/* Adjacent vectors whose sums are kept in registers together: a cache line of bfloat16. */
+#define TOGETHER 4
+#define FOR_CHANNELS(depth, part)                                                                                      \
+    {                                                                                                                  \
+        int c = 0;                                                                                                     \
+        for (; c + TOGETHER * LANES <= (depth); c += TOGETHER * LANES) part(op, first, images, c, TOGETHER);           \
+        for (; c < (depth); c += LANES) part(op, first, images, c, 1);                                                 \
+    }
+
+static inline __attribute__((always_inline)) void store_part(const store *op, long first, long images, int c, int count)
+{
+    const area *from = &op->from;
+    const int depth = from->pixel;
+    const long line = (long)from->width * depth;
+    vec sum[TOGETHER] = {{0}}, square[TOGETHER] = {{0}}, shift[TOGETHER] = {{0}};
+    for (int k = 0; op->sum && k < count; k++) shift[k] = LOAD(op->shift + c + k * LANES);
+    EACH_PIXEL(n, y, images, *from) {
+        const float *in = from->at + n * from->image + y * from->row + c;
+        element *out = op->to + ((first + n) * from->height + y) * line + c;
+        for (long i = 0; i < line; i += depth)
+            for (int k = 0; k < count; k++) {
+                const vec value = LOAD(in + i + k * LANES), d = value - shift[k];
+                write(out + i + k * LANES, value);
+                sum[k] += d;
+                square[k] += d * d;
+            }
+    }
+    for (int k = 0; op->sum && k < count; k++)
+        for (int l = 0; l < LANES; l++) {
+            op->sum[c + k * LANES + l] += sum[k][l];
+            op->square[c + k * LANES + l] += square[k][l];
         }
 }
 
 static void do_store(const store *op, long first, long images)
 {
-    const area *from = &op->from;
-    const int depth = from->pixel;
-    const long line = (long)from->width * depth;
-    if (op->sum && first == 0)
-        for (int c = 0; c < depth; c++) op->shift[c] = from->at[c];
-    for (int c = 0; c < depth; c += LANES) {
-        vec sum = {0}, square = {0};
-        const vec shift = op->sum ? LOAD(op->shift + c) : sum;
-        EACH_PIXEL(n, y, images, *from) {
-            const float *in = from->at + n * from->image + y * from->row;
-            element *out = op->to + ((first + n) * from->height + y) * line;
-            for (long i = c; i < line; i += depth) {
-                const vec value = LOAD(in + i), d = value - shift;
-                write(out + i, value);
-                sum += d;
-                square += d * d;
-            }
-        }
-        if (op->sum)
-            for (int l = 0; l < LANES; l++) {
-                op->sum[c + l] += sum[l];
-                op->square[c + l] += square[l];
-            }
-    }
+    if (op->sum && first == 0) memcpy(op->shift, op->from.at, op->from.pixel * sizeof *op->shift);
+    FOR_CHANNELS(op->from.pixel, store_part)
 }
 
-static void do_store_gradient(const store_gradient *op, long first, long images)
+static inline __attribute__((always_inline)) void store_gradient_part(const store_gradient *op, long first, long images,
+                                                                      int c, int count)
 {
     const area *from = &op->from;
     const int depth = from->pixel, normed = op->last && op->of.scale != 0, act = op->of.act;
     const long line = (long)from->width * depth;
-    for (int c = 0; c < depth; c += LANES) {
-        vec sum = {0}, product_ = {0}, a = sum, b = sum, mean = sum;
-        if (normed) a = LOAD(op->of.scale + c), b = LOAD(op->of.offset + c), mean = LOAD(op->of.mean + c);
-        EACH_PIXEL(n, y, images, *from) {
-            const float *in = from->at + n * from->image + y * from->row;
-            const long at = ((first + n) * from->height + y) * line;
-            element *out = op->to + at;
-            const element *x = op->of.x + at;
-            for (long i = c; i < line; i += depth) {
-                vec g = LOAD(in + i);
-                if (op->add) g += read(out + i);
+    vec sum[TOGETHER] = {{0}}, dot[TOGETHER] = {{0}}, a[TOGETHER] = {{0}}, b[TOGETHER] = {{0}}, mean[TOGETHER] = {{0}};
+    for (int k = 0; normed && k < count; k++) {
+        a[k] = LOAD(op->of.scale + c + k * LANES);
+        b[k] = LOAD(op->of.offset + c + k * LANES);
+        mean[k] = LOAD(op->of.mean + c + k * LANES);
+    }
+    EACH_PIXEL(n, y, images, *from) {
+        const float *in = from->at + n * from->image + y * from->row + c;
+        const long at = ((first + n) * from->height + y) * line + c;
+        element *out = op->to + at;
+        const element *x = op->of.x + at;
+        for (long i = 0; i < line; i += depth)
+            for (int k = 0; k < count; k++) {
+                const long here = i + k * LANES;
+                vec g = LOAD(in + here);
+                if (op->add) g += read(out + here);
                 if (normed) {
-                    const vec value = read(x + i);
-                    g = passed(g, value * a + b, act);
-                    sum += g;
-                    product_ += g * (value - mean);
+                    const vec value = read(x + here);
+                    g = passed(g, value * a[k] + b[k], act);
+                    sum[k] += g;
+                    dot[k] += g * (value - mean[k]);
                 }
-                write(out + i, g);
-            }
-        }
-        if (normed)
-            for (int l = 0; l < LANES; l++) {
-                op->sum[c + l] += sum[l];
-                op->product[c + l] += product_[l];
+                write(out + here, g);
             }
     }
+    for (int k = 0; normed && k < count; k++)
+        for (int l = 0; l < LANES; l++) {
+            op->sum[c + k * LANES + l] += sum[k][l];
+            op->product[c + k * LANES + l] += dot[k][l];
+        }
+}
+
+static void do_store_gradient(const store_gradient *op, long first, long images)
+{
+    FOR_CHANNELS(op->from.pixel, store_gradient_part)
 }
 
 static void do_load_sum_gradient(const load_sum_gradient *op, long first, long images)
