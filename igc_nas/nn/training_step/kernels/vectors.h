@@ -1,6 +1,9 @@
 /* Vectors of LANES float32 (GCC's and Clang's, for any processor), and images of `element`: bfloat16 where BF16 is
    defined, else float32. Loads and stores by memcpy need no alignment. */
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -39,6 +42,15 @@ static inline vec read(const element *at)
 
 static inline void write(element *at, vec value)
 {
+#if defined(__AVX512BF16__) && defined(__AVX512VL__) && LANES == 8
+    const __m128bh native = _mm256_cvtneps_pbh((__m256)value);
+    memcpy(at, &native, sizeof native);
+    return;
+#elif defined(__AVX512BF16__) && LANES == 16
+    const __m256bh native = _mm512_cvtneps_pbh((__m512)value);
+    memcpy(at, &native, sizeof native);
+    return;
+#endif
     const words bits = (words)value;
     const words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
     const words is_nan = (words)(value != value);
