@@ -1,10 +1,10 @@
 """Which weights meet which channels in the registers: the tables of a convolution's products.
 
 A *vector* is LANES consecutive positions of an output pixel, each a sum over the same number of terms. In the way
-`outputs` its lanes are outputs of one group, and each input is broadcast; in the way `groups` its lanes are groups, and
-inputs are vectors, too (`igc_nas.nn.codegen.program`). The gradient of the input is a product of the same kind: the ways
-and orders are those of the convolution, inputs and outputs change places. A strided convolution's is one product for each
-position within a stride, with the taps that reach it.
+`outputs` its lanes are outputs of one group, and each input is broadcast; in the way `groups` its lanes are groups,
+and inputs are vectors, too (`igc_nas.nn.codegen.program`). The gradient of the input is a product of the same kind:
+the ways and orders are those of the convolution, inputs and outputs change places. A strided convolution's is one
+product for each position within a stride, with the taps that reach it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ConvStep:
 
 @dataclass(frozen=True)
 class Vector:
-    """`target`: where it is stored; `lanes`: its channels; `sources`: where its terms are read; `terms`: their channels,
-    (terms, LANES)."""
+    """`target`: where it is stored; `lanes`: its channels; `sources`: where its terms are read; `terms`: their
+    channels, (terms, LANES)."""
 
     target: int
     lanes: Ints
@@ -82,8 +82,8 @@ def forward_vectors(step: ConvStep, lanes: int) -> list[Vector]:
         inputs = np.array(sorted(range(g * size_in, (g + 1) * size_in), key=where.__getitem__), np.int32)
         sources = tuple(where[c] for c in inputs)
         terms = np.repeat(inputs[:, None], lanes, 1)
-        for at in range(g * depth, (g + 1) * depth, lanes):
-            found.append(Vector(at, target[at : at + lanes], sources, terms))
+        starts = range(g * depth, (g + 1) * depth, lanes)
+        found += [Vector(at, target[at : at + lanes], sources, terms) for at in starts]
     return found
 
 
@@ -231,7 +231,7 @@ def _tables(
 
 
 def _chunks(vectors: list[Vector]) -> Iterator[list[Vector]]:
-    """Vectors with the same sources in tiles of at most `MOST_VECTORS`, as equal as possible, three rather than four."""
+    """Vectors with the same sources in tiles of at most `MOST_VECTORS`, as equal as possible."""
     count = len(vectors)
     size = 3 if count % 3 == 0 else min(MOST_VECTORS, count)
     tiles = -(-count // size)

@@ -8,22 +8,30 @@ from pathlib import Path
 
 import torch
 
-from igc_nas.nn.codegen.build import load
+from igc_nas.nn.codegen.build import CompilerError, load
 from igc_nas.nn.lowering.timing_cache import cache_dir
 from igc_nas.nn.training_step.tiles import tiles_text
 
-LANES = 8
 KERNELS = Path(__file__).parent / "kernels"
 
 
-def source(dtype: torch.dtype, lanes: int = LANES) -> str:
+def source(dtype: torch.dtype, lanes: int) -> str:
     """The kernels as one C text; activations are stored in `dtype`, float32 or bfloat16."""
     defines = [f"#define LANES {lanes}", *(["#define BF16"] if dtype == torch.bfloat16 else [])]
     return "\n".join([*defines, (KERNELS / "vectors.h").read_text(), tiles_text(), (KERNELS / "step.c").read_text()])
 
 
+def available(dtype: torch.dtype, lanes: int) -> bool:
+    """Whether the kernels can be compiled and loaded on this machine."""
+    try:
+        library(dtype, lanes)
+    except (CompilerError, OSError, AttributeError):
+        return False
+    return True
+
+
 @cache
-def library(dtype: torch.dtype, lanes: int = LANES) -> ctypes.CDLL:
+def library(dtype: torch.dtype, lanes: int) -> ctypes.CDLL:
     """The kernels, loaded. Raises `CompilerError`."""
     loaded = load(source(dtype, lanes), cache_dir() / "kernels")
     loaded.igc_nas_step.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_long]

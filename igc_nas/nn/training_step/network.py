@@ -10,25 +10,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from igc_nas.arch.plan import Linear, Plan
+from igc_nas.nn.lowering.training import NetworkForm
 from igc_nas.nn.network import Network
-from igc_nas.nn.training_step.library import LANES, library
+from igc_nas.nn.training_step.library import library
 from igc_nas.nn.training_step.program import StepProgram
 
 
 class NativeStep:
     """The forward function of `network` on images of the size of `whole`, with activations stored in `dtype`.
 
-    In training the activations of a batch stay in the step's own memory until the next batch: the backward pass of an
-    earlier one raises `RuntimeError`. No gradient of the images is computed. Raises `Unsupported` for a plan that the
-    kernels cannot compute, `CompilerError` without a C compiler.
+    `lanes` are the floats of a vector, 8 or 16. One thread computes. In training the activations of a batch stay in the
+    step's own memory until the next batch: the backward pass of an earlier one raises `RuntimeError`. No gradient of
+    the images is computed. Raises `Unsupported` for a plan that the kernels cannot compute, `CompilerError` without a
+    C compiler.
     """
 
-    form = "native-step"
-
-    def __init__(self, network: Network, whole: Plan, dtype: torch.dtype) -> None:
-        self.network, self.whole, self.dtype = network, whole, dtype
-        self._library = library(dtype)
-        self._program = StepProgram(network, whole, 1, dtype, LANES)
+    def __init__(self, network: Network, whole: Plan, dtype: torch.dtype, lanes: int = 8) -> None:
+        self.network, self.whole, self.dtype, self.lanes = network, whole, dtype, lanes
+        self._library = library(dtype, lanes)
+        self._program = StepProgram(network, whole, 1, dtype, lanes)
         self._classifier = [
             network.get_submodule(f"{whole.blocks[-1].name}.{layer.name}")
             for layer in whole.blocks[-1].layers
@@ -36,6 +36,11 @@ class NativeStep:
         ]
         self._generation = 0
         self._images: Tensor | None = None
+
+    @property
+    def form(self) -> NetworkForm:
+        """Its name in forms.json and in records."""
+        return "native-step-8" if self.lanes == 8 else "native-step-16"
 
     def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Images to logits, in float32."""
@@ -59,12 +64,12 @@ class NativeStep:
 
     def _evaluated(self, x: Tensor) -> Tensor:
         batch = max(self._program.batch, 1)
-        return torch.cat([self.run_forward(part, training=False) for part in x.split(batch)])
+        return torch.cat([self.run_forward(part, training=False) for part in torch.split(x, batch)])
 
     def run_forward(self, x: Tensor, training: bool) -> Tensor:
         """Pooled features of a batch; in training with its own statistics, which update the running ones."""
         if len(x) > self._program.batch:
-            self._program = StepProgram(self.network, self.whole, len(x), self.dtype, LANES)
+            self._program = StepProgram(self.network, self.whole, len(x), self.dtype, self.lanes)
         program = self._program
         if training:
             self._check_statistics(len(x))

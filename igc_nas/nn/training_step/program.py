@@ -295,9 +295,7 @@ class StepProgram:
         view.norm = node.norm = Normed(module, op, backward, [floats, doubles])
         self.norms.append(view.norm)
 
-    def _residual(
-        self, layer: Residual, block: str, view: Seen, ways: Iterator[Way], act: Activation | None
-    ) -> Seen:
+    def _residual(self, layer: Residual, block: str, view: Seen, ways: Iterator[Way], act: Activation | None) -> Seen:
         body = self._layers(layer.body, block, view, ways)
         shortcut = self._layers(layer.shortcut, block, view, ways) if layer.shortcut else view
         if shortcut.order != body.order:
@@ -321,7 +319,6 @@ class StepProgram:
         array = np.ascontiguousarray(values, np.int32)
         self._kept.append(array)
         return int(array.ctypes.data)
-
 
     def _view(self, view: Seen) -> ops.View:
         norm = view.norm.op if view.norm else None
@@ -348,7 +345,9 @@ class StepProgram:
     def _forward_chain(self, node: ChainNode) -> None:
         scratch = Scratch()
         outputs = [*node.between, node.out]
-        areas = [scratch.area(stored, _frame(step)) for stored, step in zip(self._inputs(node), node.steps, strict=True)]
+        areas = [
+            scratch.area(stored, _frame(step)) for stored, step in zip(self._inputs(node), node.steps, strict=True)
+        ]
         areas.append(scratch.area(node.out))
         images, floats = scratch.placed()
         inner: list[ctypes.Structure] = [self._load(node.source, areas[0])]
@@ -435,7 +434,9 @@ class StepProgram:
         images, floats = scratch.placed()
         self.pool_gradient.to = area
         self._in_scratch.append((self.pool_gradient, "to"))
-        self._blocks(self.backward, [self.pool_gradient, self._store_gradient(self._last, area)], scratch, images, floats)
+        self._blocks(
+            self.backward, [self.pool_gradient, self._store_gradient(self._last, area)], scratch, images, floats
+        )
         for node in reversed(self.nodes):
             if isinstance(node, ChainNode):
                 self._backward_chain(node)
@@ -470,9 +471,7 @@ class StepProgram:
         frames = [0, *map(_frame, node.steps)]
         areas = [scratch.area(stored, _frame(step)) for stored, step in zip(inputs, node.steps, strict=True)]
         needed = [node.source.needs_grad, *[True] * len(node.steps)]
-        gradients = [
-            scratch.area(stored, frame) for stored, frame in zip([*inputs, node.out], frames, strict=True)
-        ]
+        gradients = [scratch.area(stored, frame) for stored, frame in zip([*inputs, node.out], frames, strict=True)]
         compact = {
             at: scratch.area(inputs[at])
             for at, step in enumerate(node.steps)
