@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ from igc_nas.study.spec import Recipe, Schedule
 
 TrainingForm = LoweredNetwork | NativeStep
 Lowering = Callable[[Network], TrainingForm]
+ChainForms = Callable[[], dict[str, ChainForm]]
+"""The forms of a network's chains by their keys; they are found at the first call."""
 STEP_LANES: dict[NetworkForm, int] = {"native-step-8": 8, "native-step-16": 16}
 StepTimer = Callable[[NetworkForm, Callable[[], None]], Timer]
 RACE = Race(rounds=4, cap_s=0.5, drop_after=2)
@@ -109,14 +111,15 @@ class NetworkTuner:
         """
         whole = replace(network.plan, input=(network.plan.input[0], self.resolution, self.resolution))
         key = f"{identity} @{self.resolution} {self._scope}"
-        form = self.pins.network_form(key, lambda: self._fastest(network, whole))
+        chains = cache(lambda: self._chains(whole))
+        form = self.pins.network_form(key, lambda: self._fastest(network, whole, chains))
         self.cache.save()
         if not self._can_run(form):
             raise StudyError(
                 "this training was started with compiled kernels, and there is no C compiler",
                 "install one (cc), or start another training",
             )
-        return None if form == "factored" else self._lowering(form, whole)(network)
+        return None if form == "factored" else self._lowering(form, whole, chains)(network)
 
     def _can_run(self, form: NetworkForm) -> bool:
         if form in STEP_LANES:
@@ -138,20 +141,19 @@ class NetworkTuner:
             f"{chain.key} {self._scope}", lambda: tuner.best(chain, first), lambda form: tuner.allows(chain, form)
         )
 
-    def _fastest(self, network: Network, whole: Plan) -> NetworkForm:
+    def _fastest(self, network: Network, whole: Plan, chains: ChainForms) -> NetworkForm:
         """The fastest form that computes the factored network's function."""
         entrants = entrants_for(self.device.kind) if self.entrants is None else self.entrants
-        steps = self._equal(network, whole, [form for form in entrants if form in STEP_LANES])
+        steps = self._equal(network, whole, [form for form in entrants if form in STEP_LANES], chains)
         if steps:
             samples = self._raced(network, steps)
             best = min(steps, key=lambda form: typical(samples[form]))
             if typical(samples["factored"]) > self.obviously * typical(samples[best]):
                 return best
-        chains = self._chains(whole)
-        equal = self._equal(network, whole, [form for form in entrants if form not in STEP_LANES])
+        equal = self._equal(network, whole, [form for form in entrants if form not in STEP_LANES], chains)
         if not (equal or steps):
             return "factored"
-        if len(equal) == 1 and not steps and self.device.kind == "cpu" and self._is_obvious(whole, chains):
+        if len(equal) == 1 and not steps and self.device.kind == "cpu" and self._is_obvious(whole, chains()):
             return next(iter(equal))
         samples = self._raced(network, steps | equal)
         return self.race.winner(samples, size=lambda form: int(form != "factored"))
@@ -186,7 +188,9 @@ class NetworkTuner:
 
         return once
 
-    def _equal(self, network: Network, whole: Plan, entrants: Sequence[NetworkForm]) -> dict[NetworkForm, Lowering]:
+    def _equal(
+        self, network: Network, whole: Plan, entrants: Sequence[NetworkForm], chains: ChainForms
+    ) -> dict[NetworkForm, Lowering]:
         """The forms whose outputs, gradients and running statistics equal the factored network's."""
         if not entrants:
             return {}
@@ -202,7 +206,7 @@ class NetworkTuner:
         allowed = [bound + TIMES_ERROR * error for bound, error in zip(FLOAT32_ERRORS, own, strict=True)]
         found: dict[NetworkForm, Lowering] = {}
         for form in entrants:
-            lowered = self._lowering(form, whole)
+            lowered = self._lowering(form, whole, chains)
             try:
                 errors = _errors(outcome(lowered), wanted)
             except Unsupported:
@@ -211,10 +215,10 @@ class NetworkTuner:
                 found[form] = lowered
         return found
 
-    def _lowering(self, form: NetworkForm, whole: Plan) -> Lowering:
+    def _lowering(self, form: NetworkForm, whole: Plan, chains: ChainForms) -> Lowering:
         if form in STEP_LANES:
             return partial(NativeStep, whole=whole, dtype=self.dtype, lanes=STEP_LANES[form])
-        return partial(self.lower, whole=whole, forms=self._chains(whole), dtype=self.dtype, native=form == "native")
+        return partial(self.lower, whole=whole, forms=chains(), dtype=self.dtype, native=form == "native")
 
     def _images(self, network: Network) -> Tensor:
         """A batch of noise, channels-last."""

@@ -1,9 +1,9 @@
 """A plan as the operations of a training step: forward, and backward from the gradient of the pooled features.
 
 A *view* is a stored tensor as its readers see it: a convolution's output behind its batch norm and activation, or a
-residual sum. Between two batch norms lies a chain of convolutions; a few images at a time go through it in scratch. What
-is stored: the output of each convolution, each residual sum, and their gradients. A view's activation is computed again
-whenever it is read.
+residual sum. Between two batch norms lies a chain of convolutions; a few images at a time go through it in scratch.
+What is stored: the output of each convolution, each residual sum, and their gradients. A view's activation is computed
+again whenever it is read.
 
     forward   chain: view -> scratch -> ... -> output + sums over the batch; batch norm: sums -> scale, offset
     backward  batch norm: sums -> how the gradient passes it; chain: gradient -> scratch -> weight gradients, the
@@ -32,6 +32,7 @@ SCRATCH_BYTES = 320 * 1024
 """What the scratch of the images that go through a chain together should take: a part of a second-level cache."""
 MOST_IMAGES = 16
 ALIGN = 64
+STEM_WAY: Way = "outputs"
 ACTS: dict[Activation | None, int] = {None: 0, "relu": 1, "relu6": 2}
 
 
@@ -182,7 +183,7 @@ class StepProgram:
         view = Seen(image, tuple(range(channels)), needs_grad=False)
         stem, *rest = self.plan.blocks[:-1]
         start, chosen_ways = self._stem_order(stem, rest)
-        view = self._layers(stem.layers, stem.name, view, iter(("outputs",)), start)
+        view = self._layers(stem.layers, stem.name, view, iter([STEM_WAY]), start)
         for block, chosen in zip(rest, chosen_ways, strict=True):
             view = self._layers(block.layers, block.name, view, iter(chosen))
         last = self.plan.blocks[-1].layers

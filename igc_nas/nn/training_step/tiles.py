@@ -46,8 +46,8 @@ def _conv_tile(vectors: int, pixels: int, broadcast: int) -> str:
     outs, width = range(vectors), range(pixels)
     sums = ", ".join(f"a{o}_{p} = {{0}}" for o in outs for p in width)
     lines = [
-        f"static void conv_{vectors}_{pixels}_{broadcast}(const float *in, long in_pixel, const int *offsets, int terms,",
-        "    const float *weights, float *out, long out_pixel, const int *targets)",
+        f"static void conv_{vectors}_{pixels}_{broadcast}(const float *in, long in_pixel, const int *offsets,",
+        "    int terms, const float *weights, float *out, long out_pixel, const int *targets)",
         "{",
         f"    vec {sums};",
         "    for (int t = 0; t < terms; t++) {",
