@@ -30,7 +30,8 @@ from igc_nas.analysis.views import (
     trials_view,
 )
 from igc_nas.arch.config import ArchConfig, Head, StageConfig, Stem, describe_stage
-from igc_nas.arch.plan import Layer, Residual, end_blocks, stage_layers, stem_layers
+from igc_nas.arch.layers import Layer, Residual
+from igc_nas.arch.plan import end_blocks, stage_layers, stem_layers
 from igc_nas.io.text import visible
 from igc_nas.study.lock import Running
 from igc_nas.study.names import study_argument

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from igc_nas.arch.plan import Conv, Interleave
+from igc_nas.arch.layers import Conv, Interleave
 from igc_nas.nn.lowering.chain import Chain, Form, Segment, form_macs, forms_of, is_form, layout, steps_key
 from igc_nas.nn.lowering.compose import compose
 from igc_nas.nn.lowering.convolution import Algorithm, Algorithms, Direction, options, product
