@@ -1,4 +1,4 @@
-"""Every kind of layer computes, in output and gradients, what a statement of it in plain torch does, at the cost given."""
+"""Every kind of layer computes, in output and gradients, what a statement of it in plain torch does; so its cost."""
 
 from collections.abc import Callable
 
