@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import platform
 import re
@@ -63,6 +64,12 @@ class Device:
         """Wait until the device has finished all queued work."""
         if self.kind == "cuda":
             torch.cuda.synchronize(self.torch_device)
+
+    def release_memory(self) -> None:
+        """Give a GPU's unused memory back to the driver, for other processes on it and for tensors of other sizes."""
+        if self.kind == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True, slots=True)
