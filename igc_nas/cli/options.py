@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from igc_nas.errors import UsageError
-from igc_nas.io.units import parse_count, parse_ms, parse_seconds
+from igc_nas.io.units import parse_count, parse_count_range, parse_ms, parse_seconds
 
 
 class Quantity(click.ParamType[Any]):
@@ -28,6 +28,7 @@ class Quantity(click.ParamType[Any]):
 
 
 COUNT, MS, SECONDS = Quantity("count", parse_count), Quantity("time", parse_ms), Quantity("duration", parse_seconds)
+RANGE = Quantity("range", parse_count_range)
 FILE = click.Path(path_type=Path)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -15,7 +15,7 @@ from igc_nas.errors import ConfigError
 from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SpaceFile, find_space
 from igc_nas.study.names import check_study_name
-from igc_nas.study.spec import LatencySpec, Recipe, SamplerName, StudySpec, default_name
+from igc_nas.study.spec import Goal, LatencySpec, Recipe, SamplerName, StudySpec, default_name
 
 PRUNE_BELOW = 0.02
 """A training is pruned at a rung where its probability to end on the front is below this."""
@@ -109,7 +109,8 @@ def new_spec(
     space: str | Path = "igc_cifar",
     name: str | None = None,
     budget: Budget | None = None,
-    objectives: tuple[str, ...] = ("error", "params", "latency"),
+    objectives: tuple[str, ...] | None = None,
+    goal: Goal | None = None,
     sampler: SamplerName = "known-cost",
     seed: int = 0,
     prune_below: float = PRUNE_BELOW,
@@ -117,6 +118,9 @@ def new_spec(
     latency: Mapping[str, Any] | None = None,
 ) -> StudySpec:
     """The spec of a new study, with the defaults for the kind of device.
+
+    Without `objectives` they are error, parameters and latency. Without `goal` it is `best-error` where there is an
+    upper limit and at most the error is named as objective, else `front`.
 
     `info` comes from `igc_nas.data.datasets.locate`, the device's name and kind from `igc_nas.nn.device.find_devices`.
     Raises `ConfigError` for an unknown space or a wrong recipe, `InfeasibleError` where nothing fits the budget.
@@ -132,7 +136,8 @@ def new_spec(
         classes=info.classes,
         dataset=info.label,
         dataset_sha256=info.sha256,
-        objectives=objectives,
+        objectives=objectives or ("error", "params", "latency"),
+        goal=goal or _default_goal(budget, objectives),
         sampler=sampler,
         seed=seed,
         prune_below=prune_below,
@@ -143,6 +148,12 @@ def new_spec(
     )
     spec.feasible.lightest()  # raises where nothing fits
     return spec
+
+
+def _default_goal(budget: Budget, objectives: tuple[str, ...] | None) -> Goal | None:
+    if objectives == ("error",) or (objectives is None and budget.is_limited):
+        return "best-error"
+    return "front" if objectives is None or "error" in objectives else None
 
 
 def _latency_spec(device_name: str, kind: str, space: SpaceFile, changes: Mapping[str, Any]) -> LatencySpec:
