@@ -43,8 +43,8 @@ def parse_count_range(text: str, what: str = "range") -> tuple[int | None, int |
 
     Raises `UsageError`.
     """
-    low, dots, high = text.strip().rpartition("..")
-    if dots and not (low or high):
+    low, _, high = text.strip().rpartition("..")
+    if not (low or high):
         raise UsageError(f"{what} {text!r:.80} has no end", "write it as 500k..2M, ..2M or 500k..")
     found = (parse_count(low, what) if low else None, parse_count(high, what) if high else None)
     if found[0] and found[1] and found[0] > found[1]:

@@ -130,14 +130,20 @@ def new_spec(
     if file.input[0] != 3 or file.input[1] != file.input[2]:
         raise ConfigError(f"{path.name}: input {list(file.input)} is not that of square colour images, [3, H, H]")
     budget = budget or Budget()
+    goal = goal or _default_goal(budget, objectives)
+    objectives = objectives or ("error", "params", "latency")
+    if goal and "error" not in objectives:
+        raise ConfigError(f"goal {goal} needs the objective error")
+    if goal == "front" and len(objectives) == 1:
+        raise ConfigError("a front needs two objectives", "leave out --goal, or name a second one: error,params")
     spec = StudySpec(
         name=check_study_name(name or default_name(path.stem, info.name, budget, seed)),
         space_name=path.stem,
         classes=info.classes,
         dataset=info.label,
         dataset_sha256=info.sha256,
-        objectives=objectives or ("error", "params", "latency"),
-        goal=goal or _default_goal(budget, objectives),
+        objectives=objectives,
+        goal=goal,
         sampler=sampler,
         seed=seed,
         prune_below=prune_below,
