@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import ConfigError
+from igc_nas.io.files import user_path
 from igc_nas.io.text import printable
 from igc_nas.nn.network import Network, build
 from igc_nas.study.lookup import load_architecture
@@ -46,7 +47,7 @@ def create_model(
     config = arch if isinstance(arch, ArchConfig) else load_architecture(arch)
     network = build(config if not wanted else config.with_classes(wanted), seed, device)
     if weights is not None:
-        load_weights(network, Path(weights))
+        load_weights(network, user_path(weights))
     if wanted == 0:
         network.reset_classifier(0)
     return network

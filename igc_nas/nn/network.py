@@ -150,11 +150,7 @@ def _main_path_convs(blocks: Sequence[BlockPlan]) -> Iterator[Conv]:
 
 def interleave(x: Float[Tensor, "n c h w"], groups: int) -> Float[Tensor, "n c h w"]:
     """The papers' permutation of channels, `out[j*g + i] = in[i*(C/g) + j]`; keeps the memory format."""
-    n, c, h, w = x.shape
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        last = x.permute(0, 2, 3, 1).reshape(n, h, w, groups, c // groups)
-        return last.transpose(3, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
-    return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+    return F.channel_shuffle(x, groups)
 
 
 def activate_(x: Tensor, act: Activation | None) -> Tensor:
