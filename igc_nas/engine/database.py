@@ -70,7 +70,7 @@ def parse_url(given: str) -> URL:
             "use sqlite:///path/to/study.db or postgresql://user@host/database",
         )
     if kind == "sqlite":
-        return _sqlite_url(url)
+        return _sqlite_url(url, has_options="?" in given)
     if kind == "postgresql":
         _require_driver()
         if not url.database:
@@ -78,14 +78,14 @@ def parse_url(given: str) -> URL:
     return url.set(drivername=KINDS[kind])
 
 
-def _sqlite_url(url: URL) -> URL:
+def _sqlite_url(url: URL, *, has_options: bool) -> URL:
     """The URL of a SQLite file, with `~` expanded. Raises `UsageError` where it names none."""
     name = url.database or ""
     if url.host or name == ":memory:" or not Path(name).name:
         raise UsageError("the storage names no file", "use sqlite:///path/to/study.db")
     if "\0" in name or "\n" in name:
         raise UsageError("the storage names no possible file", "use sqlite:///path/to/study.db")
-    if url.query:
+    if has_options:
         raise UsageError("a ? in the address of a SQLite file begins options, which are not used", "write it as %3F")
     return URL.create("sqlite", database=str(user_path(name)))
 
