@@ -22,5 +22,5 @@ def test_large_tensors_reuse_the_pages_of_freed_ones() -> None:
         torch.empty(mb << 20, dtype=torch.uint8).fill_(1)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    faults(80)
-    assert sum(faults(mb) for mb in (80, 40, 60, 80)) < (40 << 20) // PAGE
+    rounds = [sum(faults(mb) for mb in (80, 40, 60, 80)) for _ in range(6)]
+    assert min(rounds[1:]) < (20 << 20) // PAGE, rounds  # of 260 MB

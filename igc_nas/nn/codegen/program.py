@@ -19,7 +19,8 @@ from functools import lru_cache
 from itertools import product
 from typing import Literal
 
-from igc_nas.arch.plan import Act, BlockPlan, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual
+from igc_nas.arch.layers import Act, Conv, Interleave, Layer, Linear, Norm, Pool, Residual
+from igc_nas.arch.plan import BlockPlan, Plan
 from igc_nas.nn.codegen.orders import Order, group_major, interleaved, lane_major
 
 Way = Literal["outputs", "groups"]

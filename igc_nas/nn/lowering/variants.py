@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from igc_nas.arch.cost import plan_cost
-from igc_nas.arch.plan import Linear, Plan
+from igc_nas.arch.layers import Linear
+from igc_nas.arch.plan import Plan
 from igc_nas.nn.lowering.chain import (
     Chain,
     ConvKey,
