@@ -1,4 +1,4 @@
-"""Devices that trials run on: how to find them, their names, their fastest dtype."""
+"""Devices that trials run on: how to find them, their names, their fastest dtype, their default runtime."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 
 from igc_nas.errors import UsageError
-from igc_nas.study.spec import DtypeName
+from igc_nas.nn.codegen.build import compiler
+from igc_nas.study.spec import DtypeName, RuntimeName
 
 Kind = Literal["cpu", "cuda"]
 
@@ -47,6 +48,11 @@ class Device:
     def dtype_for(self, forms: str) -> DtypeName:
         """The dtype in which networks train fastest with `forms` (`fastest` or `factored`)."""
         return "float32" if forms == "factored" and self.kind == "cpu" else self.fast_dtype
+
+    @property
+    def deployment_runtime(self) -> RuntimeName:
+        """The runtime of latencies by default: generated C on a CPU with a C compiler, else eager PyTorch."""
+        return "native" if self.kind == "cpu" and compiler() is not None else "eager"
 
     @property
     def uuid(self) -> str | None:
