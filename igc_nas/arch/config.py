@@ -43,7 +43,8 @@ Image = Annotated[
     ],
     Field(strict=False),
 ]
-Activation = Literal["relu", "relu6"]
+Activation = Literal["relu", "relu6", "hswish"]
+Gate = Literal["sigmoid", "hsigmoid"]
 
 
 class Stem(Frozen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -143,7 +144,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     from igc_nas.data.datasets import auto_notice, data_dir
     from igc_nas.engine.search import Run
     from igc_nas.evaluation.runtimes import check_runtime
-    from igc_nas.nn.device import find_devices
+    from igc_nas.nn.device import find_devices, survey_gpus
     from igc_nas.samplers.brute_force import BruteForce
     from igc_nas.study.defaults import default_extent
 
@@ -174,7 +175,10 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     )
     check_runtime(spec, run.enqueue)
     notice = auto_notice(resolved.info, data_dir(request.data_dir)) if resolved.dataset == "auto" else None
-    _announce(spec, run, devices, notice, resolved)
+    notices = [notice] if notice else []
+    if request.device in ("auto", "cuda"):
+        notices += [f"not used: {text}" for text in survey_gpus().notices]
+    _announce(spec, run, devices, notices, resolved)
     return spec, run
 
 
@@ -187,7 +191,7 @@ def _ray_workers(request: SearchRequest, device: Device) -> int:
 
 
 def _announce(
-    spec: StudySpec, run: Run, devices: tuple[Device, ...], notice: str | None, resolved: ResolvedStudy
+    spec: StudySpec, run: Run, devices: tuple[Device, ...], notices: Sequence[str], resolved: ResolvedStudy
 ) -> None:
     """Say what is searched and how, where it is written, how to stop and to continue."""
     from igc_nas.analysis.words import LATENCY_FORMS, conditions_words, recipe_words
@@ -195,7 +199,7 @@ def _announce(
     from igc_nas.engine.database import masked, parse_url
 
     recipe = spec.recipe
-    say(*([notice, ""] if notice else []))
+    say(*([*notices, ""] if notices else []))
     say(
         f"study     {spec.name} ({'continued' if resolved.continued else 'new'}), in {run.folder}"
         + (f" and {masked(parse_url(run.storage))}" if run.storage else ""),

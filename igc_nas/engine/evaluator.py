@@ -124,13 +124,16 @@ class Evaluator:
         reporter = reporter or Reporter()
         self.lock.on_waiting = reporter.waiting
         self._stopwatch = stopwatch = _Stopwatch(self.lock)
-        with self.lock.shared():
-            reporter.step("measuring")
-            with stopwatch.time("prepare"):
-                latency = self.latency(arch, self.spec.reference_ms)
-            score = None
-            if self.spec.budget.violation(latency_ms=latency.normalised_ms) <= 0:
-                score = self._score(arch, seed, reporter, lambda rung: reporter.should_continue(latency, rung))
+        try:
+            with self.lock.shared():
+                reporter.step("measuring")
+                with stopwatch.time("prepare"):
+                    latency = self.latency(arch, self.spec.reference_ms)
+                score = None
+                if self.spec.budget.violation(latency_ms=latency.normalised_ms) <= 0:
+                    score = self._score(arch, seed, reporter, lambda rung: reporter.should_continue(latency, rung))
+        finally:
+            self.device.release_memory()
         return Outcome(latency, score, stopwatch.spent())
 
     def _score(

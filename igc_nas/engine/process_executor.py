@@ -191,6 +191,8 @@ class ProcessExecutor:
         if isinstance(answer, Waiting | Progress | RungReport) and not worker.is_on(answer.number):
             return None  # from a thread that the evaluator of an earlier trial has left
         worker.update(answer)
+        if isinstance(answer, TrialFailed) and answer.failure.kind == "died":  # it has lost its GPU, and ends
+            self._replace(worker)
         return answer
 
     def _replace(self, worker: _Worker) -> TrialFailed | IgcNasError | None:
@@ -263,8 +265,14 @@ def _raise_if_error(answer: object) -> None:
 
 @contextlib.contextmanager
 def _child_environment(threads: int) -> Iterator[None]:
-    """Environment that a child needs before it imports torch: idle threads sleep, and SIGINT is ignored."""
+    """Environment that a child needs before it imports torch: idle threads sleep, and SIGINT is ignored.
+
+    On a GPU memory segments can grow: the tensors' sizes change with every trial, and would fragment fixed ones.
+    """
+    allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF")
     wanted = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    if allocator is None:
+        wanted["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     in_main = threading.current_thread() is threading.main_thread()

@@ -178,12 +178,12 @@ def matching_devices(latency: LatencySpec) -> tuple[str, ...]:
 
     Raises `StudyError` if there is none.
     """
-    from igc_nas.nn.device import find_devices
+    from igc_nas.nn.device import find_devices, survey_gpus
 
     if latency.remote:
         return tuple(device.torch_name for device in find_devices("auto"))
     name = latency.device
-    here = (*find_devices("auto"), *find_devices("cpu"))
+    here = (*survey_gpus().supported, *find_devices("cpu"))
     found = tuple(dict.fromkeys(device.torch_name for device in here if device.name == name))
     if not found:
         has = ", ".join(dict.fromkeys(device.name for device in here))

@@ -42,7 +42,17 @@ from igc_nas.study.records import Epoch, Failure, FailureKind, Latency, Rung, Sc
 from igc_nas.study.spec import Calibration, StudySpec
 
 PACKAGE = Path(__file__).parents[1]
-OUT_OF_MEMORY = ("defaultcpuallocator", "out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+OUT_OF_MEMORY = (
+    "defaultcpuallocator",
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "cudnn_status_alloc_failed",
+    "cublas_status_alloc_failed",
+)
+CONTEXT_LOST = ("AcceleratorError", "CUDA error", "_STATUS_EXECUTION_FAILED", "_STATUS_INTERNAL_ERROR")
+"""Words of errors after which every further CUDA call of the process fails, unless they are of `OUT_OF_MEMORY`."""
 SEAMS = ("worker.py", "coordinator.py")
 """The modules that call evaluators: an error with no deeper frame of ours comes from an evaluator of the user."""
 MOST_TEXT = 10_000
@@ -201,6 +211,8 @@ def _kind(error: BaseException) -> FailureKind:
         return "diverged"
     if isinstance(error, MemoryError) or any(words in _text(error).lower() for words in OUT_OF_MEMORY):
         return "memory"
+    if any(words in _text(error) for words in CONTEXT_LOST):
+        return "died"
     return "refused" if isinstance(error, IgcNasError) else "error"
 
 
@@ -219,7 +231,10 @@ def _place(error: BaseException) -> str:
 
 
 def serve(channel: Channel, spec: dict[str, Any], make: Callable[[StudySpec], Evaluating]) -> None:
-    """Make an evaluator, send `READY` or the error, and serve requests until the connection ends."""
+    """Make an evaluator, send `READY` or the error, and serve requests until the connection ends.
+
+    Returns after a trial that lost the CUDA context: only a new process can use the GPU again.
+    """
     try:
         evaluator = make(StudySpec.parse(spec))
     except Exception as error:
@@ -231,7 +246,10 @@ def serve(channel: Channel, spec: dict[str, Any], make: Callable[[StudySpec], Ev
             request: Request = channel.recv()
             match request:
                 case RunJob(job):
-                    channel.send(run_job(evaluator, job, channel))
+                    message = run_job(evaluator, job, channel)
+                    channel.send(message)
+                    if isinstance(message, TrialFailed) and message.failure.kind == "died":
+                        return
                 case Calibrate():
                     channel.send(calibrated(evaluator))
                 case SetSpec(changed):

@@ -28,12 +28,12 @@ from igc_nas.arch.papers import reference
 from igc_nas.errors import IgcNasError, InfeasibleError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.host import NoiseMonitor
-from igc_nas.evaluation.nvml import energy_per_run, find_gpu
 from igc_nas.evaluation.runtimes import CPU_ONLY, Runner, runner_for
-from igc_nas.nn.device import Device, without_tf32
+from igc_nas.nn.device import Device, exact_float32
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import Variant, factored_variant, mixed_variant, uniform_variants
 from igc_nas.nn.network import Network, build
+from igc_nas.nn.nvml import energy_per_run, find_gpu
 from igc_nas.nn.timing import Race, Timer, median_interval, timed
 from igc_nas.study.records import Conditions, FormTime, Latency
 from igc_nas.study.spec import LatencySpec, RuntimeName
@@ -219,7 +219,7 @@ class Measurer:
         network = randomize_batchnorm_(build(arch, 0)).eval()
         network.to(self.device.torch_device, memory_format=_layout(self.spec))  # type: ignore[call-overload]
         x = _input(arch.input, self.spec, self.device)
-        with without_tf32():
+        with exact_float32():
             wanted = self.instruments.runner("eager", network, x, self.spec.threads)()
         runs = []
         for variant in self.variants(network):
@@ -243,7 +243,7 @@ class Measurer:
 
     def _is_equal(self, run: FormRun, wanted: Tensor) -> bool:
         """Whether a form computes the network's function. Raises `IgcNasError` where the factored one does not."""
-        with without_tf32():
+        with exact_float32():
             error = float((run.output() - wanted).norm() / wanted.norm())
         if not error < MOST_ERROR and run.name == "factored":
             raise IgcNasError(f"{self.spec.runtime} computes another function (relative error {error:.1e})")

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.plan import BlockPlan, Layer, Plan, Residual, end_blocks, plan, stage_layers
+from igc_nas.arch.layers import Branched, Layer
+from igc_nas.arch.plan import BlockPlan, Plan, end_blocks, plan, stage_layers
 from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.io.text import printable
 from igc_nas.nn.codegen.build import NO_COMPILER, compiler, load
@@ -133,8 +134,8 @@ def unit_plans(space: SearchSpace) -> Iterator[Plan]:
 
 def _kinds(layers: Iterable[Layer]) -> tuple[object, ...]:
     return tuple(
-        (_kinds(layer.body), _kinds(layer.shortcut))
-        if isinstance(layer, Residual)
+        (type(layer), *map(_kinds, layer.branches))
+        if isinstance(layer, Branched)
         else (type(layer), getattr(layer, "kind", None))
         for layer in layers
     )

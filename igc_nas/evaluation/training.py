@@ -119,10 +119,11 @@ class Training:
         usual = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average
         self.network.train()
-        for index in self.images.in_order(self.recipe.batch, images):
+        for done, index in enumerate(self.images.in_order(self.recipe.batch, images)):
             pause()
+            for norm in norms:  # a cumulative average; a momentum of None would wait for the GPU to count batches
+                norm.momentum = 1.0 / (done + 1)
             self.forward(self.images.batch(index))
         for norm, momentum in zip(norms, usual, strict=True):
             norm.momentum = momentum
@@ -134,13 +135,21 @@ class Training:
         self.network.eval()
         wrong = torch.zeros((), device=self.device.torch_device, dtype=torch.int64)
         loss = torch.zeros((), device=self.device.torch_device)
-        for index in images.in_order(max(256, self.recipe.batch), count):
+        for index in images.in_order(self._evaluation_batch(count), count):
             pause()
             logits = self.forward(images.batch(index)).float()
             labels = images.labels[index]
             wrong += (logits.argmax(1) != labels).sum()
             loss += F.cross_entropy(logits, labels, reduction="sum")
         return wrong.item() / count, loss.item() / count
+
+    def _evaluation_batch(self, count: int) -> int:
+        """Images per batch of an evaluation. On a GPU one that divides `count` where there is one: cuDNN's benchmark
+        mode would search anew for every convolution of a smaller last batch."""
+        most = max(256, self.recipe.batch)
+        if self.device.kind == "cpu":
+            return most
+        return next((size for size in range(most, most // 4, -1) if count % size == 0), most)
 
     def state(self) -> dict[str, Tensor]:
         """What `restore` needs, as tensors: weights, momentum, generator state, number of finished epochs."""

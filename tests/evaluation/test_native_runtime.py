@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.plan import Act, BlockPlan, Conv, Linear, Norm, Plan, Pool
+from igc_nas.arch.layers import Act, Conv, Linear, Norm, Pool
+from igc_nas.arch.plan import BlockPlan, Plan
 from igc_nas.bench.native import bench_native, peak_gmacs
 from igc_nas.data.datasets import locate
 from igc_nas.errors import UsageError

@@ -19,7 +19,8 @@ from functools import lru_cache
 from itertools import product
 from typing import Literal
 
-from igc_nas.arch.plan import Act, BlockPlan, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual
+from igc_nas.arch.layers import Act, Conv, Interleave, Layer, Linear, Norm, Pool, Residual
+from igc_nas.arch.plan import BlockPlan, Plan
 from igc_nas.errors import IgcNasError
 from igc_nas.nn.codegen.orders import Order, group_major, interleaved, lane_major
 
@@ -117,7 +118,27 @@ class UnsupportedLayerError(IgcNasError):
 
 def program(plan: Plan, lanes: int) -> Program:
     """The program of a plan for vectors of `lanes` floats. Raises `UnsupportedLayerError` with block and layer."""
+    for block in plan.blocks[:-1]:
+        _check(block.layers, block.name)
     return _Builder(plan, lanes).built()
+
+
+def _check(layers: tuple[Layer, ...], block: str) -> None:
+    """Raise `UnsupportedLayerError` for a kind of layer, or a variety of it, that has no code."""
+    for layer in layers:
+        match layer:
+            case Conv():
+                has_code = layer.kernel % 2 == 1 and layer.pad == layer.kernel // 2 and not layer.bias
+            case Act(kind):
+                has_code = kind in ("relu", "relu6")
+            case Residual():
+                has_code = True
+                _check(layer.body, block)
+                _check(layer.shortcut, block)
+            case _:
+                has_code = isinstance(layer, Interleave | Norm)
+        if not has_code:
+            raise _unsupported(layer, block)
 
 
 # Which way each convolution runs.
@@ -324,7 +345,7 @@ class _Builder:
 
     def _classifier(self, block: BlockPlan) -> None:
         match block.layers:
-            case (Pool(), Linear() as linear):
+            case (Pool(), Linear(bias=True) as linear):
                 pass
             case _:
                 raise _unsupported(block.layers[-1], block.name)

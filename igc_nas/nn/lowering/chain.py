@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from igc_nas.arch.plan import Conv, Interleave, Norm
+from igc_nas.arch.layers import Conv, Interleave, Norm
 
 WIDEST_GROUP = 16
 """Channels in a vector register (float32, AVX-512). Narrower groups may run faster when merged with others."""

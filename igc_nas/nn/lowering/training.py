@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igc_nas.arch.config import Activation
-from igc_nas.arch.plan import Act, Interleave, Linear, Plan, Pool
+from igc_nas.arch.layers import Act, Interleave, Linear, Pool
+from igc_nas.arch.plan import Plan
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.chain import Chain, Piece, Segment, factored, layout
 from igc_nas.nn.lowering.compose import compose, rows_interleaved, rows_restored

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from igc_nas.arch.cost import plan_cost
-from igc_nas.arch.plan import Linear, Plan
+from igc_nas.arch.layers import Linear
+from igc_nas.arch.plan import Plan
+from igc_nas.nn.device import exact_float32
 from igc_nas.nn.lowering.chain import (
     Chain,
     ConvKey,
@@ -62,9 +64,11 @@ class Variant:
         """The network in this form; for eager PyTorch in channels-last, on a CPU with the fastest kernels."""
         if self.name == "factored":
             return network
+        with exact_float32():
+            deployed: nn.Module = DeployedNetwork(network, self.forms)
         if runtime != "eager":
-            return DeployedNetwork(network, self.forms)
-        deployed = DeployedNetwork(network, self.forms).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return deployed
+        deployed = deployed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return fastest_kernels(deployed, batch, cache, next(network.parameters()).device)
 
 
@@ -130,7 +134,9 @@ def _time_forms(
     x = x.contiguous(memory_format=torch.channels_last)
     runs = {}
     for name, form in forms.items():
-        module = chain_module(network, block, chain, form).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with exact_float32():
+            module = chain_module(network, block, chain, form)
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         module = fastest_kernels(module, batch, cache, like.device)
         runs[name] = timed(_running(module, x), _synchronize(like.device))
     return {name: max(round(ms, 5), 1e-5) for name, ms in raced(runs, ROUNDS, CAP_S * len(runs)).items()}

@@ -98,16 +98,41 @@ class Gpu:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class InstalledGpus:
+    """The GPUs that the driver knows, whatever torch can use; `driver` is its version, None if it does not say."""
+
+    driver: str | None
+    names: tuple[str, ...]
+
+
+def installed_gpus(nvml: Any = None) -> InstalledGpus | None:
+    """The GPUs that NVML lists; None where NVML or its driver is missing, or it lists none."""
+    nvml = nvml or _pynvml()
+    names: list[str] = []
+    driver = None
+    with suppress(nvml.NVMLError, AttributeError):
+        _start(nvml)
+        with suppress(nvml.NVMLError):
+            driver = str(nvml.nvmlSystemGetDriverVersion())
+        handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+        names.extend(str(nvml.nvmlDeviceGetName(handle)) for handle in handles)
+    return InstalledGpus(driver, tuple(names)) if names else None
+
+
+def _pynvml() -> Any:
+    import pynvml
+
+    return pynvml
+
+
 def find_gpu(uuid: str, nvml: Any = None) -> Gpu | None:
     """The GPU (or MIG slice) with this UUID; None where NVML, its driver or the GPU is missing.
 
     `uuid` is NVML's ("GPU-...", "MIG-...") or torch's, which has no prefix:
     `str(torch.cuda.get_device_properties(0).uuid)`. `nvml` is the module pynvml or, in tests, a fake.
     """
-    if nvml is None:
-        import pynvml
-
-        nvml = pynvml
+    nvml = nvml or _pynvml()
     names = (uuid,) if uuid.startswith(("GPU-", "MIG-")) else (f"GPU-{uuid}", f"MIG-{uuid}")
     with suppress(nvml.NVMLError, AttributeError):
         _start(nvml)
