@@ -1,4 +1,4 @@
-"""Devices that trials run on: how to find them, their names, their fastest dtype."""
+"""Devices that trials run on: how to find them, their names, their fastest dtype, their default runtime."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from typing import Any, Literal
 import torch
 
 from igc_nas.errors import UsageError
+from igc_nas.nn.codegen.build import compiler
 from igc_nas.nn.nvml import installed_gpus
-from igc_nas.study.spec import DtypeName
+from igc_nas.study.spec import DtypeName, RuntimeName
 
 Kind = Literal["cpu", "cuda"]
 GET_CUDA = "install the build of torch for the driver (https://pytorch.org/get-started), or add --device cpu"
@@ -53,6 +54,11 @@ class Device:
     def dtype_for(self, forms: str) -> DtypeName:
         """The dtype in which networks train fastest with `forms` (`fastest` or `factored`)."""
         return "float32" if forms == "factored" and self.kind == "cpu" else self.fast_dtype
+
+    @property
+    def deployment_runtime(self) -> RuntimeName:
+        """The runtime of latencies by default: generated C on a CPU with a C compiler, else eager PyTorch."""
+        return "native" if self.kind == "cpu" and compiler() is not None else "eager"
 
     @property
     def uuid(self) -> str | None:
