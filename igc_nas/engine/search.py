@@ -68,10 +68,15 @@ def search(
     script needs the usual `if __name__ == "__main__":`), each of which makes an `evaluator`, by default ours. Closing
     the iterator stops the search: running trials wait for the next run.
 
-    Raises `StudyError` if the study cannot be opened or asks another question, `DataError`, `InfeasibleError`, and
-    `IgcNasError` after five failures in a row for the same reason.
+    Raises `StudyError` if the study cannot be opened or asks another question, `DataError`, `InfeasibleError`,
+    `UsageError` where the runtime of its latencies is missing here, and `IgcNasError` where that has no code for a
+    layer, or after five failures in a row for the same reason.
     """
     run = run or Run(Path("studies") / spec.name)
+    if evaluate is None and evaluator is None:
+        from igc_nas.evaluation.runtimes import check_runtime
+
+        check_runtime(spec, run.enqueue)
     deadline = None if run.timeout_s is None else time.monotonic() + run.timeout_s
     with Store(run.folder, continued(spec, run), run.storage) as store:
         coordinator = Coordinator(store, Limits(run.trials, deadline, run.enqueue), on_event)

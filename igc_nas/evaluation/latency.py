@@ -211,11 +211,11 @@ class Measurer:
 
         Generated C runs the factored network at the rate of a dense product, so it has no other forms.
         """
-        if self.spec.forms == "factored" or self.spec.runtime == "native":
-            return [factored_variant(network.plan)]
         most = self.most_params if self.spec.forms == "within-budget" else None
-        mixed = mixed_variant(network, self.spec.batch, self.cache, most)
-        found = [*uniform_variants(network.plan), mixed]
+        if self.spec.forms == "factored" or self.spec.runtime == "native":
+            found = [factored_variant(network.plan)]
+        else:
+            found = [*uniform_variants(network.plan), mixed_variant(network, self.spec.batch, self.cache, most)]
         return [variant for variant in found if most is None or variant.params <= most]
 
     def _form_runs(self, arch: ArchConfig) -> list[FormRun]:
@@ -237,7 +237,9 @@ class Measurer:
             if self._is_equal(run, wanted):
                 runs.append(run)
         if not runs:
-            fewest = min(variant.params for variant in uniform_variants(network.plan))
+            native = self.spec.runtime == "native"
+            forms = [factored_variant(network.plan)] if native else uniform_variants(network.plan)
+            fewest = min(variant.params for variant in forms)
             raise InfeasibleError(
                 f"no form of the network has at most {self.most_params:,} parameters; the smallest has {fewest:,}"
             )
