@@ -57,12 +57,13 @@ runtime_option = click.option(
     "--runtime",
     "latency_runtime",
     type=click.Choice(["eager", "compile", "onnxruntime", "openvino", "native"]),
-    help="Runtime of latency measurements. [default: eager]",
+    help="Runtime of latency measurements. [default: native on a CPU with a C compiler, else eager]",
 )
 latency_forms_option = click.option(
     "--latency-forms",
     type=click.Choice(["within-budget", "any", "factored"]),
-    help="Forms allowed in deployment: within the parameter budget, any, or factored only. [default: within-budget]",
+    help="Forms allowed in deployment: within the parameter budget, any, or factored only. [default: factored with the "
+    "runtime native, else within-budget]",
 )
 storage_option = click.option(
     "--storage",

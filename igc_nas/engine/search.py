@@ -69,12 +69,17 @@ def search(
     `evaluator`, by default ours. (Workers import the script only if it defines the `evaluator`; then the call has to be
     under `if __name__ == "__main__":`.) Closing the iterator stops the search: running trials wait for the next run.
 
-    Raises `StudyError` if the study cannot be opened or asks another question, `DataError`, `InfeasibleError`, and
-    `IgcNasError` after five failures in a row for the same reason.
+    Raises `StudyError` if the study cannot be opened or asks another question, `DataError`, `InfeasibleError`,
+    `UsageError` where the runtime of its latencies is missing here, and `IgcNasError` where that has no code for a
+    layer, or after five failures in a row for the same reason.
     """
     refuse_while_imported()
     run = run or Run(Path("studies") / spec.name)
     run = replace(run, folder=user_path(run.folder))
+    if evaluate is None and evaluator is None:
+        from igc_nas.evaluation.runtimes import check_runtime
+
+        check_runtime(spec, run.enqueue)
     deadline = None if run.timeout_s is None else time.monotonic() + run.timeout_s
     with Store(run.folder, continued(spec, run), run.storage) as store:
         coordinator = Coordinator(store, Limits(run.trials, deadline, run.enqueue), on_event)

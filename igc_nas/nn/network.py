@@ -60,27 +60,16 @@ class Block(nn.Module):
 
     def run(self, layers: tuple[Layer, ...], x: Tensor) -> Tensor:
         """Run some of the block's layers in order."""
-        entry, hooked = x, any(module._backward_hooks for module in self.children())
+        kept = x  # others may read what enters these layers, the gradient of an activation its output, hooks any map
+        hooked = any(module._backward_hooks for module in self.children())
         for layer in layers:
             if isinstance(layer, Act):
-                # In place, which saves the memory of a map, unless others read it: another branch, or a backward hook.
-                x = activate(x, layer.kind, inplace=x is not entry and not hooked)
+                x = kept = activate(x, layer.kind, inplace=x is not kept and not hooked)
             elif isinstance(layer, Branched):
-                x = self._join(layer, x)
+                x = join(layer, [self.run(*branch) for branch in zip(layer.branches, entries(layer, x), strict=True)])
             else:
                 x = plain(layer, x) if isinstance(layer, WITHOUT_DATA) else self.get_submodule(layer.name)(x)
         return x
-
-    def _join(self, layer: Branched, x: Tensor) -> Tensor:
-        match layer:
-            case Residual(body, shortcut):
-                return self.run(body, x) + self.run(shortcut, x)
-            case Concat(branches):
-                return torch.cat([self.run(branch, x) for branch in branches], 1)
-            case Split(channels, first, second):
-                return torch.cat([self.run(first, x[:, :channels]), self.run(second, x[:, channels:])], 1)
-            case DualPath(channels, body, shortcut):
-                return dual_path(self.run(body, x), self.run(shortcut, x), channels)
 
 
 WITHOUT_DATA = Interleave | MaxPool | AvgPool | Subsample | Pool | Flatten
@@ -103,10 +92,25 @@ def plain(layer: Interleave | MaxPool | AvgPool | Subsample | Pool | Flatten, x:
             return x.flatten(1)
 
 
-def dual_path(body: Tensor, shortcut: Tensor, channels: int) -> Tensor:
-    """The sum of the first `channels` channels, then the shortcut's further ones, then the body's."""
-    summed = shortcut[:, :channels] + body[:, :channels]
-    return torch.cat([summed, shortcut[:, channels:], body[:, channels:]], 1)
+def entries(layer: Branched, x: Tensor) -> tuple[Tensor, ...]:
+    """What each branch of a layer reads."""
+    if isinstance(layer, Split):
+        return x[:, : layer.channels], x[:, layer.channels :]
+    return (x,) * len(layer.branches)
+
+
+def join(layer: Branched, outputs: Sequence[Tensor]) -> Tensor:
+    """The output of a layer from those of its branches."""
+    match layer:
+        case Residual():
+            body, shortcut = outputs
+            return body + shortcut
+        case Concat() | Split():
+            return torch.cat(list(outputs), 1)
+        case DualPath(channels):
+            body, shortcut = outputs
+            summed = shortcut[:, :channels] + body[:, :channels]
+            return torch.cat([summed, shortcut[:, channels:], body[:, channels:]], 1)
 
 
 class SqueezeExciteScale(nn.Module):
@@ -120,9 +124,12 @@ class SqueezeExciteScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The scaled feature map."""
-        factors = self.expand(F.relu(self.reduce(x.mean((2, 3)))))
-        factors = torch.sigmoid(factors) if self.gate == "sigmoid" else F.hardsigmoid(factors)
-        return x * factors[:, :, None, None]
+        return x * self.factors(x.mean((2, 3)))[:, :, None, None]
+
+    def factors(self, means: Tensor) -> Tensor:
+        """The factor of each channel from the channels' means."""
+        factors = self.expand(F.relu(self.reduce(means)))
+        return torch.sigmoid(factors) if self.gate == "sigmoid" else F.hardsigmoid(factors)
 
 
 class ChannelSelect(nn.Module):

@@ -149,7 +149,10 @@ def new_spec(
     recipe: Mapping[str, Any] | None = None,
     latency: Mapping[str, Any] | None = None,
 ) -> StudySpec:
-    """The spec of a new study, with the defaults for the kind of device.
+    """The spec of a new study, with the defaults for the kind of device. The runtime of its latencies is eager.
+
+    The command line takes the device's dtype and runtime: `recipe={"dtype": device.fast_dtype}`,
+    `latency={"runtime": device.deployment_runtime}`.
 
     `info` comes from `igc_nas.data.datasets.locate`, the device's name and kind from `igc_nas.nn.device.find_devices`.
     Raises `ConfigError` for an unknown space or a wrong recipe, `InfeasibleError` where nothing fits the budget.
@@ -181,6 +184,8 @@ def new_spec(
 def _latency_spec(device_name: str, kind: str, space: SpaceFile, changes: Mapping[str, Any]) -> LatencySpec:
     defaults = {"device": device_name, "input": space.input, "forms": "within-budget", "cuda_graph": kind == "cuda"}
     if changes.get("runtime") == "native":  # it runs the factored network, on images as they are given
+        if changes.get("forms", "factored") != "factored":
+            raise ConfigError("the runtime native runs factored networks only", "leave out --latency-forms")
         defaults |= {"forms": "factored", "memory_format": "contiguous"}
     return LatencySpec.parse(defaults | dict(changes), "latency")
 

@@ -197,7 +197,7 @@ def invented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path / "data"))
 
 
-SEARCH = ("search", "--space", "tiny", "--study", "s", "--dataset", "shapes", "--trials")
+SEARCH = ("search", "--space", "tiny", "--study", "s", "--dataset", "shapes", "--latency-runtime", "eager", "--trials")
 
 
 @pytest.mark.usefixtures("invented")

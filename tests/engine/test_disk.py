@@ -28,7 +28,8 @@ from tests.engine.test_faults import SAMPLERS, inline, is_in_order, timeless
 from tests.support.commands import Command
 from tests.support.searches import evaluate, latency, spec
 
-SEARCH = ("search", "--space", "tiny", "--dataset", "shapes", "--study", "s", "--sampler", "stratified", "--quiet")
+SEARCH = ("search", "--space", "tiny", "--dataset", "shapes", "--study", "s", "--sampler", "stratified", "--quiet",
+          "--latency-runtime", "eager")  # fmt: skip
 
 
 @pytest.fixture

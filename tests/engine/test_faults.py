@@ -242,7 +242,7 @@ def test_a_search_of_one_worker_that_is_killed_ends_with_the_same_front(sampler:
 def test_a_real_search_that_is_killed_in_a_training_ends_with_the_same_front(tmp_path: Path) -> None:
     """Nothing is invented here but the images: factored networks, their errors and parameters."""
     words = ("search", "--space", "tiny", "--dataset", "shapes", "--study", "s", "--objectives", "error,params")
-    words += ("--forms", "factored", "--latency-forms", "factored", "--workers", "1", "--trials", "6", "--quiet")
+    words += ("--forms", "factored", "--latency-runtime", "eager", "--workers", "1", "--trials", "6", "--quiet")
     words += (
         "--recipe",
         "epochs=6,train_size=2000,held_out=500,resolution=8,rungs=[],dtype=float32",
@@ -281,7 +281,7 @@ def _learned(trial: Trial) -> Any:
 # Signals, to the program as a person runs it.
 
 TYPED = ("search", "--space", "tiny", "--dataset", "shapes", "--study", "s", "--sampler", "stratified")
-TYPED += ("--workers", "3", "--trials", "100")
+TYPED += ("--workers", "3", "--trials", "100", "--latency-runtime", "eager")
 
 
 def ended_by(numbers: list[int], tmp_path: Path, to_group: bool = False) -> int:
