@@ -43,7 +43,7 @@ from igc_nas.arch.layers import (
     Subsample,
 )
 from igc_nas.arch.plan import Plan
-from igc_nas.errors import ConfigError
+from igc_nas.errors import IgcNasError
 from igc_nas.nn.codegen.orders import (
     PAD,
     Order,
@@ -253,8 +253,12 @@ class Program:
     classes: int
 
 
+class UnsupportedLayerError(IgcNasError):
+    """Generated C has no code for a network: it ends in features."""
+
+
 def program(plan: Plan, lanes: int) -> Program:
-    """The program of a plan for vectors of `lanes` floats."""
+    """The program of a plan for vectors of `lanes` floats. Raises `UnsupportedLayerError` where no classifier ends it."""
     return _Builder(plan, lanes).built()
 
 
@@ -440,7 +444,10 @@ class _Builder:
     def built(self) -> Program:
         last = self.plan.blocks[-1].layers
         if not last or not isinstance(last[-1], Linear):
-            raise ConfigError("generated C is of a network that ends in a classifier, and this one has none")
+            raise UnsupportedLayerError(
+                f"{self.plan.blocks[-1].name}: generated C is of networks that end in a classifier",
+                "--latency-runtime eager runs every network",
+            )
         ways = _best_ways(self.plan, self.order, self.lanes)
         for block, chosen in zip(self.plan.blocks, ways, strict=True):
             self._layers(block.layers, block.name, iter(chosen))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from igc_nas.arch.cost import Cost, plan_cost
 from igc_nas.arch.plan import Plan
+from igc_nas.nn.cuda_timing import event_timer
 from igc_nas.nn.device import exact_float32
 from igc_nas.nn.lowering.chain import (
     Chain,
@@ -137,7 +138,9 @@ def _time_forms(
             module = chain_module(network, block, chain, form)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         module = fastest_kernels(module, batch, cache, like.device)
-        runs[name] = timed(_running(module, x), _synchronize(like.device))
+        run = _running(module, x)
+        on_gpu = like.device.type == "cuda"  # in a graph, as the whole network is timed
+        runs[name] = event_timer(run, like.device, graph=True) if on_gpu else timed(run)
     return {name: max(round(ms, 5), 1e-5) for name, ms in raced(runs, ROUNDS, CAP_S * len(runs)).items()}
 
 
@@ -170,10 +173,6 @@ def _time_kernels(folded: FoldedConv, batch: int, offered: tuple[Kernel, ...]) -
 
 def _running(module: nn.Module, x: Tensor) -> Callable[[], object]:
     return lambda: module(x)
-
-
-def _synchronize(device: torch.device) -> Callable[[], None]:
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
 
 
 def _chains(whole: Plan) -> list[tuple[str, Chain]]:

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from igc_nas.arch.layers import Act, Conv, Linear, Norm, Pool, SqueezeExcite
+from igc_nas.arch.layers import Linear, Pool, SqueezeExcite
 from igc_nas.arch.plan import BlockPlan, Plan
-from igc_nas.errors import ConfigError
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.nn.codegen.build import ENTRY, FLAGS, compiled, compiler
 from igc_nas.nn.codegen.emit import Source, source
@@ -114,9 +113,3 @@ def test_the_sigmoid_is_exact_to_single_precision() -> None:
     found = compiled(made)(np.ones((1, channels, 1, 1), np.float32))[0]
     wanted = torch.sigmoid(gates.double()).numpy()
     assert np.all(np.abs(found - wanted) <= 2e-7 * wanted + 1e-37)
-
-
-def test_a_network_without_classifier_is_refused() -> None:
-    whole = Plan((3, 4, 4), 0, (BlockPlan("stem", (Conv("conv", 3, 8), Norm("norm", 8), Act("relu"), Pool())),))
-    with pytest.raises(ConfigError, match="classifier"):
-        program(whole, 8)
