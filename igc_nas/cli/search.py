@@ -15,6 +15,7 @@ from igc_nas.cli.options import (
     as_json,
     data_dir_option,
     device_option,
+    image_size_option,
     latency_forms_option,
     runtime_option,
     storage_option,
@@ -26,6 +27,7 @@ from igc_nas.io.units import format_seconds
 
 if TYPE_CHECKING:
     from igc_nas.cli.study_flags import SearchRequest
+    from igc_nas.data.packed import ImageSet
     from igc_nas.engine.search import Run
     from igc_nas.nn.device import Device
     from igc_nas.study.spec import StudySpec
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--space", help="A search space: a name (see `igc-nas space`) or a .toml file. [default: igc_cifar]")
 @click.option("--study", "study_name", help="Name of the study. [default: from space, dataset, budgets and seed]")
-@click.option("--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), help="[default: auto]")
+@click.option("--dataset", help="auto, cifar10, cifar100, shapes, or a folder of images. [default: auto]")
+@image_size_option
 @click.option("--objectives", help="Two or three of error, params, macs, flops, latency, activations.")
 @click.option("--budget-params", type=COUNT, help="Upper limit on parameters, inclusive: 500k, 2M.")
 @click.option("--budget-macs", type=COUNT, help="Upper limit on multiply-adds per image, inclusive: 60M.")
@@ -197,6 +200,7 @@ def _announce(spec: StudySpec, run: Run, devices: tuple[Device, ...], notice: st
         + (f" and {masked(parse_url(run.storage))}" if run.storage else ""),
         f"space     {spec.space_name}, {spec.search_space.size:,} architectures; budget {spec.budget}",
         f"data      {data_label(spec.dataset)}",
+        *([f"          {_images_words(spec.images)}"] if spec.images else []),
         f"goal      least {', '.join(spec.objectives)}; sampler {spec.sampler}, seed {spec.seed}",
         f"recipe    {recipe_words(recipe, held_out=True)}",
         *([f"rungs     {_rungs(spec)}"] if recipe.rungs else []),
@@ -207,6 +211,11 @@ def _announce(spec: StudySpec, run: Run, devices: tuple[Device, ...], notice: st
         "stop      Ctrl-C; the same command continues",
         "",
     )
+
+
+def _images_words(images: ImageSet) -> str:
+    sizes = f"{images.train:,} training and {images.test:,} test images of {len(images.classes):,} classes"
+    return f"{sizes}, {images.size} x {images.size} pixels"
 
 
 def _devices_in_words(run: Run, devices: tuple[Device, ...]) -> str:
