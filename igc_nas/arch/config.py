@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticKnownError
 
 from igc_nas.arch.factors import balanced_factors, prime_factors
-from igc_nas.io.files import read_text
+from igc_nas.io.files import read_text, user_path
 from igc_nas.io.records import Frozen, parse_toml
 
 UNITS = ("igcv1", "igcv2", "igcv3", "conv")
@@ -43,7 +43,8 @@ Image = Annotated[
     ],
     Field(strict=False),
 ]
-Activation = Literal["relu", "relu6"]
+Activation = Literal["relu", "relu6", "hswish"]
+Gate = Literal["sigmoid", "hsigmoid"]
 
 
 class Stem(Frozen):
@@ -243,7 +244,7 @@ class ArchConfig(Frozen):
     @classmethod
     def load(cls, path: Path) -> ArchConfig:
         """Read an architecture file. Raises `ConfigError`."""
-        return cls.from_toml(read_text(path), path.name)
+        return cls.from_toml(read_text(user_path(path)), path.name)
 
     def __str__(self) -> str:
         head = f" | {self.head.width}" if self.head else ""

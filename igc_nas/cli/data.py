@@ -13,6 +13,7 @@ from igc_nas.cli.loading import packing_bar
 from igc_nas.cli.options import FILE, as_json, data_dir_option, image_size_option
 from igc_nas.cli.output import put, put_json
 from igc_nas.errors import UsageError
+from igc_nas.io.files import user_path
 from igc_nas.io.text import nearest
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def data(
     if is_folder(name):
         if source or url:
             raise UsageError("--from and --url are for cifar10 and cifar100", "leave them out")
-        _show_folder(Path(name), image_size, folder, packs=packs, as_json=as_json)
+        _show_folder(user_path(name), image_size, folder, packs=packs, as_json=as_json)
         return
     if image_size or packs:
         raise UsageError("--image-size and --pack are for a folder of images", "leave them out, or name a folder")

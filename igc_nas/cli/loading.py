@@ -104,13 +104,9 @@ def say_unusable(info: DatasetInfo) -> None:
 def read_architecture(file: BinaryIO, name: str, classes: int | None, image_size: int | None = None) -> ArchConfig:
     """An architecture as TOML from an open file; errors call the file `name`. Raises `ConfigError`."""
     from igc_nas.arch.config import ArchConfig
-    from igc_nas.errors import ConfigError
+    from igc_nas.io.files import decoded
 
-    try:
-        text = file.read(MOST_BYTES).decode()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{name} is not UTF-8 text") from None
-    found = ArchConfig.from_toml(text, name)
+    found = ArchConfig.from_toml(decoded(file.read(MOST_BYTES), name), name)
     return _with_side(found if classes is None else found.with_classes(classes), image_size)
 
 

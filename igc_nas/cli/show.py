@@ -35,7 +35,8 @@ def show(arch: str, classes: int | None, image_size: int | None, as_json: bool, 
     if as_json:
         layers = [
             {"block": r.block, "layer": type(r.layer).__name__, "name": getattr(r.layer, "name", None)}
-            | {"shape": r.shape, "params": r.cost.params, "macs": r.cost.macs, "in_shortcut": r.in_shortcut}
+            | {"shape": r.shape, "params": r.cost.params, "macs": r.cost.macs}
+            | {"in_shortcut": r.branch == "shortcut", "branch": r.branch}
             for r in listed
         ]
         trial = {} if found is None else {"trial": found[1].model_dump(mode="json", by_alias=True, exclude_none=True)}

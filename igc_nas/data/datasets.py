@@ -26,7 +26,7 @@ from igc_nas.data.image_folder import Problems, Progress, no_progress, shown
 from igc_nas.data.packed import ImageSet
 from igc_nas.data.shapes import SEED, TRAIN_COUNT, VERSION, make_shapes
 from igc_nas.errors import ConfigError, DataError, UsageError
-from igc_nas.io.files import read_text
+from igc_nas.io.files import read_text, user_folder, user_path
 from igc_nas.io.text import nearest
 
 Bytes = NDArray[np.uint8]
@@ -93,13 +93,7 @@ def normalisation(label: str) -> tuple[tuple[float, ...], tuple[float, ...]] | N
 
 def data_dir(flag: Path | None = None) -> Path:
     """The folder of datasets: the flag, else `$IGC_NAS_DATA`, else the user's cache folder."""
-    if flag is not None:
-        return flag
-    if os.environ.get("IGC_NAS_DATA"):
-        return Path(os.environ["IGC_NAS_DATA"])
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("igc-nas"))
+    return user_folder("IGC_NAS_DATA") if flag is None else user_path(flag)
 
 
 def locate(
@@ -117,7 +111,7 @@ def locate(
     """
     folder = data_dir(folder)
     if is_folder(name):
-        return _own_images(Path(name), folder, SIDE if image_size is None else image_size, progress)
+        return _own_images(user_path(name), folder, SIDE if image_size is None else image_size, progress)
     if image_size not in (None, SIDE):
         raise UsageError(
             f"the images of {name!r:.40} have {SIDE} x {SIDE} pixels",
@@ -146,7 +140,7 @@ def is_folder(name: str | Path) -> bool:
     if isinstance(name, Path):
         return True
     try:
-        return name not in ("", "auto", *NAMES) and ("/" in name or os.sep in name or Path(name).is_dir())
+        return name not in ("", "auto", *NAMES) and ("/" in name or os.sep in name or user_path(name).is_dir())
     except (OSError, ValueError):  # a name that no file can have
         return False
 

@@ -25,7 +25,7 @@ from igc_nas.arch.config import STAGE_OF_UNIT, UNITS, ArchConfig, Head, Image, S
 from igc_nas.arch.cost import Cost, Shape, layers_cost
 from igc_nas.arch.plan import end_blocks, normalised, stage_layers, stem_layers
 from igc_nas.errors import ConfigError
-from igc_nas.io.files import is_file, read_text
+from igc_nas.io.files import is_file, read_text, user_path
 from igc_nas.io.records import Frozen, first_problem, key_text, parse_toml
 from igc_nas.io.resources import shipped
 from igc_nas.io.text import nearest
@@ -462,7 +462,7 @@ def space_names() -> list[str]:
 
 def find_space(name: str) -> Path:
     """The file of a space: an existing path, or a shipped name. Raises `ConfigError` listing the names."""
-    path = Path(name)
+    path = user_path(name)
     if path.suffix == ".toml":
         if is_file(path):
             return path

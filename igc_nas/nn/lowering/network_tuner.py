@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from igc_nas.arch.plan import Plan
 from igc_nas.errors import StudyError
-from igc_nas.nn.device import Device, without_tf32
+from igc_nas.nn.device import Device, exact_float32
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.chain import Chain
 from igc_nas.nn.lowering.chain_tuner import ChainTuner
@@ -173,7 +173,7 @@ class NetworkTuner:
 
         def outcome(make: Callable[[Network], Forward]) -> tuple[Tensor, ...]:
             self.pause()
-            with without_tf32():
+            with exact_float32():
                 return _outcome(copy.deepcopy(network), make, images)
 
         wanted = outcome(lambda copied: copied)
