@@ -11,7 +11,7 @@ import click
 
 from igc_nas.errors import UsageError
 from igc_nas.io.files import user_path
-from igc_nas.io.units import parse_count, parse_ms, parse_seconds
+from igc_nas.io.units import parse_count, parse_count_range, parse_ms, parse_seconds
 
 
 class Quantity(click.ParamType[Any]):
@@ -30,6 +30,7 @@ class Quantity(click.ParamType[Any]):
 
 
 COUNT, MS, SECONDS = Quantity("count", parse_count), Quantity("time", parse_ms), Quantity("duration", parse_seconds)
+RANGE = Quantity("range", parse_count_range)
 
 
 class UserPath(click.ParamType[Path]):

@@ -12,6 +12,7 @@ from igc_nas.cli.loading import architecture, load
 from igc_nas.cli.options import (
     COUNT,
     MS,
+    RANGE,
     SECONDS,
     as_json,
     data_dir_option,
@@ -40,8 +41,21 @@ if TYPE_CHECKING:
 @click.option("--study", "study_name", help="Name of the study. [default: from space, dataset, budgets and seed]")
 @click.option("--dataset", help="auto, cifar10, cifar100, shapes, or a folder of images. [default: auto]")
 @image_size_option
-@click.option("--objectives", help="Two or three of error, params, macs, flops, latency, activations.")
+@click.option(
+    "--objectives",
+    help="Error alone, or two or three of error, params, macs, flops, latency, activations. "
+    "[default: error,params,latency]",
+)
+@click.option(
+    "--goal",
+    type=click.Choice(["best-error", "front"]),
+    help="The least error within the budget first, or all of the front. [default: best-error with a budget, "
+    "unless --objectives names several]",
+)
+@click.option("--params", type=RANGE, metavar="RANGE", help="Limits on parameters, inclusive: 500k..2M, ..2M, 500k.. .")
+@click.option("--macs", type=RANGE, metavar="RANGE", help="Limits on multiply-adds per image, inclusive: 10M..60M.")
 @click.option("--budget-params", type=COUNT, help="Upper limit on parameters, inclusive: 500k, 2M.")
+@click.option("--min-params", type=COUNT, help="Lower limit on parameters, inclusive: 500k.")
 @click.option("--budget-macs", type=COUNT, help="Upper limit on multiply-adds per image, inclusive: 60M.")
 @click.option("--budget-flops", type=COUNT, help="Upper limit on FLOPs (2 per MAC) per image, inclusive: 120M.")
 @click.option("--budget-latency", type=MS, help="Upper limit on the latency of one batch, inclusive: 5ms.")
@@ -116,7 +130,7 @@ def search(**options: Any) -> None:
         for _ in run_search(spec, run, on_event=display.show):
             pass
     study = load(run.folder, run.folder.parent)
-    print_front(study, study.spec.objectives, "json" if request.as_json else "table")
+    print_front(study, study.spec.front_objectives, "json" if request.as_json else "table")
     if not request.quiet:
         _say_summary(study, run.trials)
 
@@ -209,7 +223,7 @@ def _announce(
         f"space     {spec.space_name}, {spec.search_space.size:,} architectures; budget {spec.budget}",
         f"data      {data_label(spec.dataset)}",
         *([f"          {_images_words(spec.images)}"] if spec.images else []),
-        f"goal      least {', '.join(spec.objectives)}; sampler {spec.sampler}, seed {spec.seed}",
+        f"goal      {_goal(spec)}; sampler {spec.sampler}, seed {spec.seed}",
         f"recipe    {recipe_words(recipe, held_out=True)}",
         *([f"rungs     {_rungs(spec)}"] if recipe.rungs else []),
         f"device    {devices[0].name}" + _devices_in_words(run, devices),
@@ -225,6 +239,15 @@ def _announce(
 def _images_words(images: ImageSet) -> str:
     sizes = f"{images.train:,} training and {images.test:,} test images of {len(images.classes):,} classes"
     return f"{sizes}, {images.size} x {images.size} pixels"
+
+
+def _goal(spec: StudySpec) -> str:
+    from igc_nas.analysis.words import GOALS
+
+    if len(spec.objectives) == 1:
+        return "the least error within the budget"
+    over = f"over {', '.join(spec.objectives)}"
+    return f"{GOALS[spec.goal]}, {over}" if spec.goal else f"the front {over}"
 
 
 def _devices_in_words(run: Run, devices: tuple[Device, ...]) -> str:

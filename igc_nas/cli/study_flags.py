@@ -23,7 +23,7 @@ from igc_nas.study.study import Study
 
 if TYPE_CHECKING:
     from igc_nas.engine.executor import ExecutorName
-    from igc_nas.study.spec import LatencyForms, RuntimeName, SamplerName
+    from igc_nas.study.spec import Goal, LatencyForms, RuntimeName, SamplerName
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class SearchRequest:
     image_size: int | None = None
     """Pixels of a side; the default is the space's input for a folder of images."""
     objectives: str | None = None
+    goal: Goal | None = None
+    params: tuple[int | None, int | None] | None = None
+    """Lower and upper limit, as `macs`; None: no limit."""
+    macs: tuple[int | None, int | None] | None = None
+    min_params: int | None = None
     budget_params: int | None = None
     budget_macs: int | None = None
     budget_flops: int | None = None
@@ -110,7 +115,8 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
         space=space,
         name=name,
         budget=budget,
-        objectives=tuple(settings.get("objectives", ("error", "params", "latency"))),
+        objectives=tuple(settings["objectives"]) if "objectives" in settings else None,
+        goal=request.goal,
         sampler=request.sampler or "known-cost",
         seed=seed,
         prune_below=PRUNE_BELOW if request.prune_below is None else request.prune_below,
@@ -142,17 +148,16 @@ def _located(dataset: str, request: SearchRequest, space: str) -> DatasetInfo:
 
 def given_settings(request: SearchRequest) -> dict[str, Any]:
     """The settings of a study that the request gives, keyed as in study.toml; those not given are left out."""
-    scalars = {"sampler": request.sampler, "seed": request.seed, "prune_below": request.prune_below}
+    scalars = {
+        "goal": request.goal,
+        "sampler": request.sampler,
+        "seed": request.seed,
+        "prune_below": request.prune_below,
+    }
     settings: dict[str, Any] = _without_none(scalars)
     if request.objectives is not None:
         settings["objectives"] = list(parse_objectives(request.objectives))
-    macs = [request.budget_macs, request.budget_flops and request.budget_flops // 2]
-    budget = {
-        "params": request.budget_params,
-        "macs": min((m for m in macs if m is not None), default=None),
-        "latency_ms": request.budget_latency,
-    }
-    if limits := _without_none(budget):
+    if limits := given_limits(request):
         settings["budget"] = limits
     if request.recipe:
         settings["recipe"] = parse_recipe(request.recipe)
@@ -166,6 +171,19 @@ def given_settings(request: SearchRequest) -> dict[str, Any]:
         path = find_space(request.space)
         settings |= {"space_name": path.stem, "space": SpaceFile.load(path).to_dict()}
     return settings
+
+
+def given_limits(request: SearchRequest) -> dict[str, Any]:
+    """The fields of the budget that the request gives; of two upper or lower limits on one cost the tighter."""
+    (least_params, most_params), (least_macs, most_macs) = request.params or (None, None), request.macs or (None, None)
+    most = {
+        "params": (request.budget_params, most_params),
+        "macs": (request.budget_macs, request.budget_flops and request.budget_flops // 2, most_macs),
+    }
+    least = {"min_params": (request.min_params, least_params), "min_macs": (least_macs,)}
+    limits = {name: min((m for m in given if m is not None), default=None) for name, given in most.items()}
+    limits |= {name: max((m for m in given if m is not None), default=None) for name, given in least.items()}
+    return _without_none(limits | {"latency_ms": request.budget_latency})
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

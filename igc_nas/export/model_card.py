@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from math import prod
 
 from igc_nas._version import __version__
-from igc_nas.analysis.words import conditions_words, form_words, interval_words, noise_words, recipe_words
+from igc_nas.analysis.words import (
+    conditions_words,
+    form_words,
+    front_end_words,
+    interval_words,
+    noise_words,
+    recipe_words,
+)
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.export.destination import C_COMMAND, C_SOURCE
 from igc_nas.export.source import Source, unfinished_text
@@ -94,6 +101,8 @@ def _warnings(source: Source, contents: Contents) -> Iterator[str]:
         yield "**The errors were measured on synthetic images that igc-nas draws; they say nothing about photographs.**"
     if (unfinished := unfinished_text(source)) is not None:
         yield f"**{_md(unfinished[0].upper() + unfinished[1:])}.**"
+    if source.study and (end := front_end_words(source.study)):
+        yield f"Of the study {_md(source.study.spec.name)}: {_md(end)}"
 
 
 def _numbers(source: Source, contents: Contents) -> Iterator[tuple[str, str, str]]:

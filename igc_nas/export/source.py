@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from igc_nas.analysis.words import conditions_words, counted, form_words, interval_words, recipe_words
+from igc_nas.analysis.words import (
+    conditions_words,
+    counted,
+    form_words,
+    front_end_words,
+    interval_words,
+    recipe_words,
+)
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.plan import arch_id
@@ -155,6 +162,8 @@ def _measurements(source: Source) -> Iterator[str]:
         yield unfinished
     elif isinstance(source.measured, Candidate):
         yield error_text(source.study, source.measured)
+        if end := front_end_words(source.study):
+            yield end
     if source.measured is not None:
         yield from latency_lines(source.measured)
 

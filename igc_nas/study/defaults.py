@@ -17,7 +17,7 @@ from igc_nas.errors import ConfigError
 from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SpaceFile, find_space
 from igc_nas.study.names import check_study_name
-from igc_nas.study.spec import LatencySpec, Recipe, SamplerName, StudySpec, default_name
+from igc_nas.study.spec import Goal, LatencySpec, Recipe, SamplerName, StudySpec, default_name
 
 PRUNE_BELOW = 0.02
 """A training is pruned at a rung where its probability to end on the front is below this."""
@@ -142,7 +142,8 @@ def new_spec(
     space: str | Path = "igc_cifar",
     name: str | None = None,
     budget: Budget | None = None,
-    objectives: tuple[str, ...] = ("error", "params", "latency"),
+    objectives: tuple[str, ...] | None = None,
+    goal: Goal | None = None,
     sampler: SamplerName = "known-cost",
     seed: int = 0,
     prune_below: float = PRUNE_BELOW,
@@ -154,6 +155,9 @@ def new_spec(
     The command line takes the device's dtype and runtime: `recipe={"dtype": device.fast_dtype}`,
     `latency={"runtime": device.deployment_runtime}`.
 
+    Without `objectives` they are error, parameters and latency. Without `goal` it is `best-error` where there is an
+    upper limit and at most the error is named as objective, else `front`.
+
     `info` comes from `igc_nas.data.datasets.locate`, the device's name and kind from `igc_nas.nn.device.find_devices`.
     Raises `ConfigError` for an unknown space or a wrong recipe, `InfeasibleError` where nothing fits the budget.
     """
@@ -164,6 +168,12 @@ def new_spec(
     if file.input[0] != 3 or file.input[1] != file.input[2]:
         raise ConfigError(f"{path.name}: input {list(file.input)} is not that of square colour images, [3, H, H]")
     budget = budget or Budget()
+    goal = goal or _default_goal(budget, objectives)
+    objectives = objectives or ("error", "params", "latency")
+    if goal and "error" not in objectives:
+        raise ConfigError(f"goal {goal} needs the objective error")
+    if goal == "front" and len(objectives) == 1:
+        raise ConfigError("a front needs two objectives", "leave out --goal, or name a second one: error,params")
     spec = StudySpec(
         name=check_study_name(name or default_name(path.stem, info.name, budget, seed)),
         space_name=path.stem,
@@ -172,6 +182,7 @@ def new_spec(
         dataset_sha256=info.sha256,
         images=info.images,
         objectives=objectives,
+        goal=goal,
         sampler=sampler,
         seed=seed,
         prune_below=prune_below,
@@ -183,6 +194,12 @@ def new_spec(
     spec.feasible.lightest()  # raises where nothing fits
     spec.search_space.check_side()
     return spec
+
+
+def _default_goal(budget: Budget, objectives: tuple[str, ...] | None) -> Goal | None:
+    if objectives == ("error",) or (objectives is None and budget.is_limited):
+        return "best-error"
+    return "front" if objectives is None or "error" in objectives else None
 
 
 def _latency_spec(device_name: str, kind: str, space: SpaceFile, changes: Mapping[str, Any]) -> LatencySpec:
