@@ -17,6 +17,7 @@ from igc_nas.cli.options import (
     as_json,
     data_dir_option,
     device_option,
+    image_size_option,
     latency_forms_option,
     runtime_option,
     storage_option,
@@ -28,6 +29,7 @@ from igc_nas.io.units import format_seconds
 
 if TYPE_CHECKING:
     from igc_nas.cli.study_flags import ResolvedStudy, SearchRequest
+    from igc_nas.data.packed import ImageSet
     from igc_nas.engine.search import Run
     from igc_nas.nn.device import Device
     from igc_nas.study.spec import StudySpec
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--space", help="A search space: a name (see `igc-nas space`) or a .toml file. [default: igc_cifar]")
 @click.option("--study", "study_name", help="Name of the study. [default: from space, dataset, budgets and seed]")
-@click.option("--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), help="[default: auto]")
+@click.option("--dataset", help="auto, cifar10, cifar100, shapes, or a folder of images. [default: auto]")
+@image_size_option
 @click.option(
     "--objectives",
     help="Error alone, or two or three of error, params, macs, flops, latency, activations. "
@@ -219,6 +222,7 @@ def _announce(
         + (f" and {masked(parse_url(run.storage))}" if run.storage else ""),
         f"space     {spec.space_name}, {spec.search_space.size:,} architectures; budget {spec.budget}",
         f"data      {data_label(spec.dataset)}",
+        *([f"          {_images_words(spec.images)}"] if spec.images else []),
         f"goal      {_goal(spec)}; sampler {spec.sampler}, seed {spec.seed}",
         f"recipe    {recipe_words(recipe, held_out=True)}",
         *([f"rungs     {_rungs(spec)}"] if recipe.rungs else []),
@@ -230,6 +234,11 @@ def _announce(
         "stop      Ctrl-C; the same command continues",
         "",
     )
+
+
+def _images_words(images: ImageSet) -> str:
+    sizes = f"{images.train:,} training and {images.test:,} test images of {len(images.classes):,} classes"
+    return f"{sizes}, {images.size} x {images.size} pixels"
 
 
 def _goal(spec: StudySpec) -> str:
