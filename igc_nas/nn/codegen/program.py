@@ -258,7 +258,7 @@ class UnsupportedLayerError(IgcNasError):
 
 
 def program(plan: Plan, lanes: int) -> Program:
-    """The program of a plan for vectors of `lanes` floats. Raises `UnsupportedLayerError` where no classifier ends it."""
+    """The program of a plan for vectors of `lanes` floats. Raises `UnsupportedLayerError` without a classifier."""
     return _Builder(plan, lanes).built()
 
 
