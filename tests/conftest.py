@@ -24,6 +24,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs of this machine from all tests but those of `-m gpu`: `--device auto` then means the CPU."""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif "PYTEST_XDIST_WORKER" in os.environ or (config.option.numprocesses or 0) > 0:
+        raise pytest.UsageError("two processes would time each other's work on one GPU: run `pytest -m gpu -n 0`")
+
+
 settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")
 

@@ -2,19 +2,42 @@
 
 Conventions, as the papers count:
 
-- `params`: convolution weights, BN gamma and beta, classifier weight and bias;
-- `macs`: multiply-adds of convolutions and the classifier for one image (BN, activations, bias and additions are not
-  counted); `flops` = 2 * `macs`;
-- `activations`: elements written by convolutions and the classifier for one image.
+- `params`: weights of convolutions and linear layers and their biases, BN gamma and beta, slopes of PReLU;
+- `macs`: multiply-adds of convolutions and linear layers, SE's among them, for one image (BN, activations, pools,
+  biases and additions are not counted); `flops` = 2 * `macs`;
+- `activations`: elements written by convolutions and linear layers for one image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.plan import Act, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
+from igc_nas.arch.layers import (
+    Act,
+    AvgPool,
+    Branched,
+    Concat,
+    Conv,
+    DualPath,
+    Flatten,
+    Interleave,
+    Layer,
+    Linear,
+    MaxPool,
+    Norm,
+    Pool,
+    PRelu,
+    Residual,
+    Select,
+    Split,
+    SqueezeExcite,
+    Subsample,
+)
+from igc_nas.arch.plan import Plan, plan
+from igc_nas.errors import ConfigError
 
 Shape = tuple[int, ...]
 
@@ -51,7 +74,8 @@ class LayerCost:
     layer: Layer
     shape: Shape
     cost: Cost
-    in_shortcut: bool = False
+    branch: str = ""
+    """`shortcut`, `branch 2`, ...; "" on the main path."""
 
 
 def cost_of(arch: ArchConfig) -> Cost:
@@ -72,14 +96,36 @@ def plan_cost(whole: Plan) -> Cost:
     return total
 
 
+def check_side(arch: ArchConfig) -> None:
+    """Raise `ConfigError` for images so small that the last stage has less than a pixel.
+
+    A convolution of stride s makes ceil(H / s) of H pixels, which is never less than one: the strides are multiplied.
+    """
+    total, shape = 1 << 12, (arch.input[0], 1 << 12, 1 << 12)
+    for block in plan(arch).blocks:
+        _, after = layers_cost(block.layers, shape)
+        if len(after) != 3:
+            break
+        shape = (after[0], after[1], after[2])
+    total //= shape[1]
+    side = min(arch.input[1:])
+    if side < total:
+        raise ConfigError(
+            f"the strides multiply to {total}: of {side} x {side} pixels the last stage has less than one",
+            f"use images of {total} pixels or more",
+        )
+
+
 def layers_cost(layers: Iterable[Layer], shape: Shape) -> tuple[Cost, Shape]:
     """(cost, output shape) of layers in a row behind the input `shape`."""
     params = macs = activations = 0
     for layer in layers:
-        if isinstance(layer, Residual):
-            shortcut, _ = layers_cost(layer.shortcut, shape)
-            cost, shape = layers_cost(layer.body, shape)
-            cost += shortcut
+        if isinstance(layer, Branched):
+            parts = [
+                layers_cost(part, entry) for part, entry in zip(layer.branches, entries(layer, shape), strict=True)
+            ]
+            shape = joined(layer, [out for _, out in parts])
+            cost = sum((part for part, _ in parts), _FREE)
         else:
             cost, shape = layer_cost(layer, shape)
         params += cost.params
@@ -92,42 +138,87 @@ _FREE = Cost()
 
 
 def layer_cost(layer: Layer, shape: Shape) -> tuple[Cost, Shape]:
-    """(cost, output shape) of one layer, a `Residual` excepted, behind the input `shape`."""
+    """(cost, output shape) of one layer without branches behind the input `shape`."""
     match layer:
         case Conv(_, c_in, c_out, kernel, stride, groups):
-            _, height, width = shape
-            height, width = -(-height // stride), -(-width // stride)
+            height, width = _side(shape[1], kernel, stride, layer.pad), _side(shape[2], kernel, stride, layer.pad)
             weights = c_out * (c_in // groups) * kernel * kernel
-            return Cost(weights, weights * height * width, c_out * height * width), (c_out, height, width)
+            params = weights + c_out if layer.bias else weights
+            return Cost(params, weights * height * width, c_out * height * width), (c_out, height, width)
         case Norm(_, channels):
             return Cost(params=2 * channels), shape
-        case Linear(_, features, classes):
-            return Cost(features * classes + classes, features * classes, classes), (classes,)
+        case Linear(_, features, out, bias):
+            return Cost(features * out + (out if bias else 0), features * out, out), (out,)
+        case SqueezeExcite(_, channels, squeeze, _, bias):
+            weights, written = 2 * channels * squeeze, channels + squeeze
+            return Cost(weights + (written if bias else 0), weights, written), shape
+        case PRelu(_, channels):
+            return Cost(params=channels), shape
         case Pool():
             return _FREE, shape[:1]
+        case Flatten():
+            return _FREE, (prod(shape),)
+        case MaxPool(kernel, stride, padding) | AvgPool(kernel, stride, padding):
+            return _FREE, (shape[0], _side(shape[1], kernel, stride, padding), _side(shape[2], kernel, stride, padding))
+        case Subsample(stride, before, after):
+            return _FREE, (shape[0] + before + after, -(-shape[1] // stride), -(-shape[2] // stride))
+        case Select(_, _, out):
+            return _FREE, (out, *shape[1:])
         case Interleave() | Act():
             return _FREE, shape
-        case Residual():
-            raise AssertionError("layers_cost opens a residual block")
+    raise AssertionError(f"layers_cost opens {layer}")
+
+
+def _side(pixels: int, kernel: int, stride: int, padding: int) -> int:
+    return (pixels + 2 * padding - kernel) // stride + 1
+
+
+def entries(layer: Branched, shape: Shape) -> tuple[Shape, ...]:
+    """The input shapes of a layer's branches, for the layer's input `shape`."""
+    if isinstance(layer, Split):
+        return (layer.channels, *shape[1:]), (shape[0] - layer.channels, *shape[1:])
+    return (shape,) * len(layer.branches)
+
+
+def joined(layer: Branched, outputs: Sequence[Shape]) -> Shape:
+    """The output shape of a layer whose branches put out `outputs`."""
+    if isinstance(layer, Residual):
+        return outputs[0]
+    channels = sum(shape[0] for shape in outputs) - (layer.channels if isinstance(layer, DualPath) else 0)
+    return channels, *outputs[0][1:]
 
 
 def rows(whole: Plan) -> Iterator[LayerCost]:
-    """Every layer of a plan in order, residual blocks opened, body before shortcut."""
+    """Every layer of a plan in order, layers with branches opened, a body before its shortcut.
+
+    A `Concat`, `Split` or `DualPath` has a row of its own behind its branches, with the shape that they join to.
+    """
     shape: Shape = whole.input
     for block in whole.blocks:
-        for row in _rows(block.name, block.layers, shape, False):
-            yield row
-            shape = shape if row.in_shortcut else row.shape
+        shape = yield from _rows(block.name, block.layers, shape, "")
 
 
-def _rows(block: str, layers: tuple[Layer, ...], shape: Shape, in_shortcut: bool) -> Iterator[LayerCost]:
+def _rows(block: str, layers: tuple[Layer, ...], shape: Shape, branch: str) -> Generator[LayerCost, None, Shape]:
     for layer in layers:
-        if isinstance(layer, Residual):
-            entry = shape
-            for row in _rows(block, layer.body, entry, in_shortcut):
-                yield row
-                shape = row.shape
-            yield from _rows(block, layer.shortcut, entry, True)
+        if isinstance(layer, Branched):
+            outputs = []
+            for name, part, entry in zip(branch_names(layer), layer.branches, entries(layer, shape), strict=True):
+                outputs.append((yield from _rows(block, part, entry, name or branch)))
+            shape = joined(layer, outputs)
+            if not isinstance(layer, Residual):
+                yield LayerCost(block, layer, shape, _FREE, branch)
         else:
             cost, shape = layer_cost(layer, shape)
-            yield LayerCost(block, layer, shape, cost, in_shortcut)
+            yield LayerCost(block, layer, shape, cost, branch)
+    return shape
+
+
+def branch_names(layer: Branched) -> tuple[str, ...]:
+    """What tables call a layer's branches; "" is the main path."""
+    match layer:
+        case Residual() | DualPath():
+            return "", "shortcut"
+        case Split():
+            return "first part", "second part"
+        case Concat(branches):
+            return tuple(f"branch {number}" for number in range(1, len(branches) + 1))

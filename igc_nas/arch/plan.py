@@ -1,21 +1,17 @@
 """The plan: an architecture as layers in order. Cost, network, tables and exports are computed from it.
 
-A new unit needs one more function here, which returns its layers. A convolution pads by kernel // 2 and has no
-bias, so a side of H pixels becomes ceil(H / stride).
-
-    Interleave(g): out[j*g + i] = in[i*(C/g) + j], 0 <= i < g, 0 <= j < C/g   (IGCV1 eq. 3; torch's ChannelShuffle(g))
+A new unit needs one more function here, which returns its layers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from math import gcd
 
 from igc_nas.arch.config import (
-    Activation,
     ArchConfig,
     ConvStage,
     Head,
@@ -25,71 +21,19 @@ from igc_nas.arch.config import (
     StageConfig,
     Stem,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Conv:
-    """A kernel x kernel convolution without bias; `groups` divides both widths."""
-
-    name: str
-    in_channels: int
-    out_channels: int
-    kernel: int = 1
-    stride: int = 1
-    groups: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Interleave:
-    """The papers' channel permutation over `channels` channels in `groups` groups."""
-
-    channels: int
-    groups: int
-
-    @property
-    def is_identity(self) -> bool:
-        """One group, or groups of one channel: no channel moves."""
-        return self.groups in (1, self.channels)
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """Batch normalisation with gamma and beta."""
-
-    name: str
-    channels: int
-
-
-@dataclass(frozen=True, slots=True)
-class Act:
-    """`relu` or `relu6`."""
-
-    kind: Activation
-
-
-@dataclass(frozen=True, slots=True)
-class Residual:
-    """body(x) + shortcut(x); an empty shortcut is the identity."""
-
-    body: tuple[Layer, ...]
-    shortcut: tuple[Layer, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """Global average pooling; (channels, height, width) becomes (channels,)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """The classifier, with bias."""
-
-    name: str
-    in_features: int
-    out_features: int
-
-
-Layer = Conv | Interleave | Norm | Act | Residual | Pool | Linear
+from igc_nas.arch.layers import (
+    Act,
+    Concat,
+    Conv,
+    DualPath,
+    Interleave,
+    Layer,
+    Linear,
+    Norm,
+    Pool,
+    Residual,
+    Split,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +187,16 @@ def arch_id(arch: ArchConfig) -> str:
 
 @lru_cache(maxsize=65_536)
 def normalised(layers: tuple[Layer, ...]) -> tuple[object, ...]:
-    """Layers as plain nested tuples without names and without identity interleaves."""
+    """Layers as plain nested tuples without names and without identity interleaves.
+
+    Fields that came later (padding, biases) are in a tuple only where they differ from their defaults: ids stay.
+    """
     out: list[object] = []
     for layer in layers:
         match layer:
             case Conv(_, c_in, c_out, kernel, stride, groups):
-                out.append(("conv", c_in, c_out, kernel, stride, groups))
+                padding = () if layer.pad == kernel // 2 else (("padding", layer.pad),)
+                out.append(("conv", c_in, c_out, kernel, stride, groups, *padding, *(("bias",) if layer.bias else ())))
             case Interleave(channels, groups):
                 if not layer.is_identity:
                     out.append(("interleave", channels, groups))
@@ -256,10 +204,19 @@ def normalised(layers: tuple[Layer, ...]) -> tuple[object, ...]:
                 out.append(("norm", channels))
             case Act(kind):
                 out.append(("act", kind))
-            case Residual(body, shortcut):
-                out.append(("residual", normalised(body), normalised(shortcut)))
             case Pool():
                 out.append(("pool",))
-            case Linear(_, features, classes):
-                out.append(("linear", features, classes))
+            case Linear(_, features, features_out, bias):
+                out.append(("linear", features, features_out, *(() if bias else ("no bias",))))
+            case Residual(body, shortcut):
+                out.append(("residual", normalised(body), normalised(shortcut)))
+            case Concat(branches):
+                out.append(("concat", *map(normalised, branches)))
+            case Split(channels, first, second):
+                out.append(("split", channels, normalised(first), normalised(second)))
+            case DualPath(channels, body, shortcut):
+                out.append(("dual path", channels, normalised(body), normalised(shortcut)))
+            case _:
+                values = (getattr(layer, field.name) for field in fields(layer) if field.name != "name")
+                out.append((type(layer).__name__, *values))
     return tuple(out)

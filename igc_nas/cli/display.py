@@ -9,7 +9,26 @@ from rich.text import Text
 
 from igc_nas.analysis.words import candidate_words, conditions_words
 from igc_nas.arch.cost import LayerCost
-from igc_nas.arch.plan import Act, Conv, Interleave, Layer, Linear, Norm, Pool
+from igc_nas.arch.layers import (
+    Act,
+    AvgPool,
+    Concat,
+    Conv,
+    DualPath,
+    Flatten,
+    Interleave,
+    Layer,
+    Linear,
+    MaxPool,
+    Norm,
+    Pool,
+    PRelu,
+    Residual,
+    Select,
+    Split,
+    SqueezeExcite,
+    Subsample,
+)
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.engine.progress import trial_line
 from igc_nas.io.console import table
@@ -69,7 +88,7 @@ def plan_table(title: str, rows: Iterable[LayerCost]) -> Group:
     cells = (
         (
             row.block,
-            ("shortcut: " if row.in_shortcut else "") + layer_text(row.layer),
+            (f"{row.branch}: " if row.branch else "") + layer_text(row.layer),
             " x ".join(map(str, row.shape)),
             f"{row.cost.params:,}",
             f"{row.cost.macs:,}",
@@ -80,22 +99,45 @@ def plan_table(title: str, rows: Iterable[LayerCost]) -> Group:
 
 
 def layer_text(layer: Layer) -> str:
-    """One layer in words."""
+    """One layer in words, those with branches without their branches."""
     match layer:
         case Conv(name, c_in, c_out, kernel, stride, groups):
             text = f"{name}: conv {kernel}x{kernel} {c_in}->{c_out}"
-            return text + (f" groups {groups}" if groups > 1 else "") + (f" stride {stride}" if stride > 1 else "")
+            text += f" groups {groups}" if groups > 1 else ""
+            text += f" stride {stride}" if stride > 1 else ""
+            text += f" padding {layer.pad}" if layer.pad != kernel // 2 else ""
+            return text + (" with bias" if layer.bias else "")
         case Interleave(_, groups):
             return f"interleave({groups})" + (" = identity" if layer.is_identity else "")
+        case Select(name, c_in, c_out):
+            return f"{name}: {c_out} of {c_in} channels by index"
         case Norm(name, _):
             return f"{name}: batch norm"
         case Act(kind):
             return kind
+        case PRelu(name, _):
+            return f"{name}: prelu"
+        case SqueezeExcite(name, channels, squeeze, gate, bias):
+            return f"{name}: squeeze-excite {channels}->{squeeze}->{channels} {gate}" + (" with bias" if bias else "")
+        case MaxPool(kernel, stride) | AvgPool(kernel, stride):
+            return f"{'max' if isinstance(layer, MaxPool) else 'average'} pool {kernel}x{kernel} stride {stride}"
+        case Subsample(stride, before, after):
+            return f"every {stride}th pixel, {before}+{after} zero channels"
         case Pool():
             return "global average pool"
-        case Linear(name, features, classes):
-            return f"{name}: linear {features}->{classes} with bias"
-    raise AssertionError(layer)
+        case Flatten():
+            return "flatten"
+        case Linear(name, features, classes, bias):
+            return f"{name}: linear {features}->{classes}" + (" with bias" if bias else "")
+        case Concat(branches):
+            parts = [f"branch {number}" if part else "the input" for number, part in enumerate(branches, 1)]
+            return f"concat of {' and '.join(parts)}"
+        case Split(channels):
+            return f"split at channel {channels}, joined"
+        case DualPath(channels):
+            return f"dual path: {channels} channels summed, the rest concatenated"
+        case Residual():
+            return "sum"
 
 
 def status_lines(status: Status) -> list[str]:

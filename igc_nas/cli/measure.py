@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from igc_nas.cli.loading import architecture, load, quiet_threads, read_architecture
-from igc_nas.cli.options import COUNT, as_json, classes_option, device_option, runtime_option, studies_dir
+from igc_nas.cli.options import COUNT, as_json, classes_option, device_option, runtime_option, side_option, studies_dir
 from igc_nas.cli.output import put, put_json, say
 from igc_nas.errors import StudyError, UsageError
 
 if TYPE_CHECKING:
     from igc_nas.arch.config import ArchConfig
     from igc_nas.engine.remeasuring import Remeasured
+    from igc_nas.nn.device import Device
     from igc_nas.study.records import Latency
     from igc_nas.study.spec import RuntimeName
     from igc_nas.study.study import Study
 
 OF_ONE_ARCHITECTURE = (
-    "classes", "device", "batch", "threads", "latency_runtime", "forms", "budget_params", "cuda_graph", "cold_cache",
-    "energy",
+    "classes", "image_size", "device", "batch", "threads", "latency_runtime", "forms", "budget_params", "cuda_graph",
+    "cold_cache", "energy",
 )  # fmt: skip
 """Options that `--study` excludes: the study has its own conditions."""
 
@@ -37,11 +38,12 @@ class MeasureRequest:
     study_name: str | None
     keep: bool
     classes: int | None
+    image_size: int | None
     device: str
     batch: int
     threads: int
     latency_runtime: RuntimeName | None
-    forms: Literal["any", "factored"]
+    forms: Literal["any", "factored"] | None
     budget_params: int | None
     cuda_graph: bool
     cold_cache: bool
@@ -56,11 +58,12 @@ class MeasureRequest:
 @click.option("--study", "study_name", help="Measure the candidates of this study again, one after the other.")
 @click.option("--keep", is_flag=True, help="With --study: measure noisy candidates; quiet new latencies are recorded.")
 @classes_option
+@side_option
 @device_option
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images per pass.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads, on a CPU.")
 @runtime_option
-@click.option("--forms", type=click.Choice(["any", "factored"]), default="any", show_default=True, help="Forms to run.")
+@click.option("--forms", type=click.Choice(["any", "factored"]), help="Forms to run. [default: all of the runtime]")
 @click.option("--budget-params", type=COUNT, help="Upper limit on a form's parameters, inclusive: 500k.")
 @click.option("--cuda-graph/--no-cuda-graph", default=True, show_default=True, help="On a GPU, replay a CUDA graph.")
 @click.option("--cold-cache", is_flag=True, help="On a GPU, empty its L2 cache before every pass.")
@@ -73,12 +76,13 @@ class MeasureRequest:
 @as_json
 @studies_dir
 def measure(**options: Any) -> None:
-    """Measure the latency of ARCH on this machine, in all its forms.
+    """Measure the latency of ARCH on this machine.
 
-    Each round also times a fixed reference network. ARCH is a .toml file, - (TOML on stdin), a paper's network or
-    STUDY:N. With --study the candidates of a study are measured again under the study's conditions. With --keep only
-    its noisy ones are, and each new latency that is not noisy replaces the recorded one (the next search rebuilds the
-    study's database from trials.jsonl).
+    On a CPU with a C compiler it is that of the factored network as generated C; with --runtime eager, compile,
+    onnxruntime or openvino the network runs in all its forms. Each round also times a fixed reference network. ARCH is
+    a .toml file, - (TOML on stdin), a paper's network or STUDY:N. With --study the candidates of a study are measured
+    again under the study's conditions. With --keep only its noisy ones are, and each new latency that is not noisy
+    replaces the recorded one (the next search rebuilds the study's database from trials.jsonl).
     """
     request = MeasureRequest(**options)
     if request.keep and request.study_name is None:
@@ -91,9 +95,9 @@ def measure(**options: Any) -> None:
         return
     assert request.arch is not None
     config = (
-        read_architecture(sys.stdin.buffer, "stdin", request.classes)
+        read_architecture(sys.stdin.buffer, "stdin", request.classes, request.image_size)
         if request.arch == "-"
-        else architecture(request.arch, request.classes, request.root)
+        else architecture(request.arch, request.classes, request.root, request.image_size)
     )
     quiet_threads(request.threads)
     latency = _measured(config, request)
@@ -116,19 +120,30 @@ def _measured(config: ArchConfig, request: MeasureRequest) -> Latency:
     from igc_nas.study.spec import LatencySpec
 
     device = find_devices(request.device)[0]
-    runtime: RuntimeName = request.latency_runtime or "eager"
+    runtime = request.latency_runtime or _default_runtime(config, device, request)
     require(runtime)
     spec = LatencySpec(
         device=device.name,
         batch=request.batch,
         threads=request.threads,
         runtime=runtime,
-        forms="within-budget" if request.budget_params and request.forms == "any" else request.forms,
+        forms="factored" if request.forms == "factored" else "within-budget" if request.budget_params else "any",
         input=config.input,
         cuda_graph=device.kind == "cuda" and request.cuda_graph,
         cold_cache=device.kind == "cuda" and request.cold_cache,
     )
     return local_measurer(spec, device, request.budget_params, energy=request.energy)(config)
+
+
+def _default_runtime(config: ArchConfig, device: Device, request: MeasureRequest) -> RuntimeName:
+    """Generated C on a CPU; says why where it is not."""
+    from igc_nas.arch.plan import plan
+    from igc_nas.evaluation.runtimes import default_runtime
+
+    runtime, because = default_runtime(device, threads=request.threads, forms=request.forms, plans=(plan(config),))
+    if because:
+        say(f"runtime {runtime}: {because}")
+    return runtime
 
 
 def _facts(latency: Latency, config: ArchConfig) -> dict[str, Any]:

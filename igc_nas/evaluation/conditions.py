@@ -6,8 +6,8 @@ import torch
 
 from igc_nas._version import __version__
 from igc_nas.evaluation.host import cpu_clock_mhz, load
-from igc_nas.evaluation.nvml import find_gpu
-from igc_nas.nn.device import Device
+from igc_nas.nn.device import Device, uses_tf32
+from igc_nas.nn.nvml import find_gpu
 from igc_nas.study.records import Conditions
 
 
@@ -20,7 +20,7 @@ def conditions_of(device: Device) -> Conditions:
         igc_nas=__version__,
         load=load(),
         clock_mhz=cpu_clock_mhz() if device.kind == "cpu" else None,
-        tf32=torch.backends.cudnn.allow_tf32 if device.kind == "cuda" else None,
+        tf32=uses_tf32() if device.kind == "cuda" else None,
     )
     gpu = find_gpu(device.uuid) if device.uuid else None
     if gpu is None:

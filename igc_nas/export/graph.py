@@ -25,7 +25,7 @@ from igc_nas.evaluation.host import NoiseMonitor
 from igc_nas.evaluation.latency import MOST_ERROR, Measurer
 from igc_nas.evaluation.runtimes import ANY_BATCH, contiguous, onnx_model, onnx_session, quiet_exporter, require
 from igc_nas.io.units import format_count, format_ms
-from igc_nas.nn.device import Device, without_tf32
+from igc_nas.nn.device import Device, exact_float32
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import Variant, mixed_variant, uniform_variants
 from igc_nas.nn.network import Network
@@ -185,7 +185,7 @@ def difference(run: Callable[[Tensor], Tensor], network: Network) -> float:
     worst = 0.0
     for batch in CHECKED_BATCHES:
         x = torch.randn(batch, *network.plan.input, generator=generator)
-        with torch.inference_mode(), without_tf32():
+        with torch.inference_mode(), exact_float32():
             wanted, exact = network(x), exact_network(x.double())
         if not wanted.isfinite().all():
             raise IgcNasError("the network's own outputs on random images are not finite: its weights are unusable")

@@ -6,10 +6,19 @@ import html
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from igc_nas._version import __version__
-from igc_nas.analysis.words import conditions_words, form_words, interval_words, noise_words, recipe_words
-from igc_nas.data.datasets import is_synthetic, normalisation
+from igc_nas.analysis.words import (
+    conditions_words,
+    form_words,
+    front_end_words,
+    interval_words,
+    noise_words,
+    recipe_words,
+)
+from igc_nas.data.datasets import is_synthetic
+from igc_nas.export.destination import C_COMMAND, C_SOURCE
 from igc_nas.export.source import Source, unfinished_text
 from igc_nas.io.text import printable
 from igc_nas.study.records import Candidate
@@ -30,7 +39,7 @@ class OnnxSummary:
 class Contents:
     """The folder's other files: size in bytes by name, and relative error against the network by name.
 
-    `trained`: the folder has weights. `no_onnx` is the reason why `onnx` is None.
+    `trained`: the folder has weights. `no_onnx` is the reason why `onnx` is None, `no_c` that why there is no model.c.
     """
 
     sizes: Mapping[str, int]
@@ -38,13 +47,20 @@ class Contents:
     trained: bool
     onnx: OnnxSummary | None = None
     no_onnx: str = ""
+    no_c: str = ""
 
+
+MOST_CLASSES = 100
+"""The number of classes that the card names."""
 
 _DESCRIPTIONS = {
     "config.toml": "the architecture; `igc-nas show`, `cost`, `measure`, `train` and `igc_nas.create_model` read it",
     "model.py": "the network as one PyTorch file that does not import igc-nas",
     "weights.safetensors": "its weights, for `model.py` and `igc_nas.create_model`",
     "model.onnx": "the network with its weights for inference, batches of any size",
+    "model.c": "the factored network with its weights as C11 without malloc, one image a call",
+    "model.h": "its interface: `model_workspace_bytes`, `model_run`",
+    "model_main.c": "a program that reads an image from a file and prints the logits",
 }
 
 
@@ -64,6 +80,7 @@ def card_text(source: Source, contents: Contents) -> str:
             ("file", "bytes", ""), ((f"`{n}`", f"{size:,}", _DESCRIPTIONS[n]) for n, size in contents.sizes.items())
         ),
         *([f"There is no `model.onnx`: {_md(contents.no_onnx)}."] if contents.no_onnx else []),
+        *([f"There is no `model.c`: {_md(contents.no_c)}."] if contents.no_c else []),
         "Each file was read back and its outputs compared with the network's on random images: "
         + "; ".join(f"`{name}` {_error(error)}" for name, error in contents.errors.items())
         + ".",
@@ -79,11 +96,13 @@ def card_text(source: Source, contents: Contents) -> str:
 def _warnings(source: Source, contents: Contents) -> Iterator[str]:
     if not contents.trained:
         yield "**UNTRAINED: the weights are random; predictions are meaningless.**"
-    dataset = _dataset(source)
+    dataset = source.dataset
     if dataset and is_synthetic(dataset):
         yield "**The errors were measured on synthetic images that igc-nas draws; they say nothing about photographs.**"
     if (unfinished := unfinished_text(source)) is not None:
         yield f"**{_md(unfinished[0].upper() + unfinished[1:])}.**"
+    if source.study and (end := front_end_words(source.study)):
+        yield f"Of the study {_md(source.study.spec.name)}: {_md(end)}"
 
 
 def _numbers(source: Source, contents: Contents) -> Iterator[tuple[str, str, str]]:
@@ -130,8 +149,7 @@ def _numbers(source: Source, contents: Contents) -> Iterator[tuple[str, str, str
 
 
 def _use(source: Source, contents: Contents) -> Iterator[str]:
-    dataset = _dataset(source)
-    statistics = normalisation(dataset) if dataset else None
+    dataset, statistics = source.dataset, source.statistics
     if statistics is not None:
         mean, std = (f"({', '.join(f'{value:g}' for value in values)})" for values in statistics)
         yield (
@@ -140,6 +158,11 @@ def _use(source: Source, contents: Contents) -> Iterator[str]:
         )
     else:
         yield "Inputs are images normalised per channel with the mean and standard deviation of the training set."
+    if source.images:
+        names = source.images.classes
+        more = f", ... ({len(names):,} in all; `model.py` has them)" if len(names) > MOST_CLASSES else ""
+        listed = ", ".join(_md(name) for name in names[:MOST_CLASSES])
+        yield f"Classes, in the order of the outputs: {listed}{more}."
     image = ", ".join(map(str, source.arch.input))
     weights = 'model = load_weights(Network(), "weights.safetensors").eval()'
     yield (
@@ -153,6 +176,12 @@ def _use(source: Source, contents: Contents) -> Iterator[str]:
             'session = onnxruntime.InferenceSession("model.onnx")\n'
             f'logits = session.run(None, {{"image": numpy.zeros((2, {image}), numpy.float32)}})[0]\n```'
         )
+    if C_SOURCE in contents.sizes:
+        floats = prod(source.arch.input)
+        yield (
+            f"`image` is a file of {floats:,} float32 values, channel by channel, row by row:\n\n"
+            f"```sh\n{C_COMMAND.format(name='model')}\n./model image\n```"
+        )
     more = ', weights="weights.safetensors"' if contents.trained else ""
     yield f'```python\nimport igc_nas\n\nmodel = igc_nas.create_model("config.toml"{more})\n```'
     if not contents.trained:
@@ -160,13 +189,6 @@ def _use(source: Source, contents: Contents) -> Iterator[str]:
             "`igc-nas train config.toml` trains it; `igc-nas export config.toml --weights models/... --format dir` "
             "then writes this folder with its weights."
         )
-
-
-def _dataset(source: Source) -> str:
-    """The label of the dataset the weights were trained on, or else the study's; empty if neither is known."""
-    if source.trained:
-        return source.trained.dataset
-    return source.study.spec.dataset if source.study else ""
 
 
 def _error(error: float) -> str:

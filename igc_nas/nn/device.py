@@ -1,23 +1,30 @@
-"""Devices that trials run on: how to find them, their names, their fastest dtype."""
+"""Devices that trials run on: how to find them, their names, their fastest dtype, their default runtime."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
+import os
 import platform
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from igc_nas.errors import UsageError
-from igc_nas.study.spec import DtypeName
+from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.nvml import installed_gpus
+from igc_nas.study.spec import DtypeName, RuntimeName
 
 Kind = Literal["cpu", "cuda"]
+GET_CUDA = "install the build of torch for the driver (https://pytorch.org/get-started), or add --device cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,11 @@ class Device:
         return "float32" if forms == "factored" and self.kind == "cpu" else self.fast_dtype
 
     @property
+    def deployment_runtime(self) -> RuntimeName:
+        """The runtime of latencies by default: generated C on a CPU with a C compiler, else eager PyTorch."""
+        return "native" if self.kind == "cpu" and compiler() is not None else "eager"
+
+    @property
     def uuid(self) -> str | None:
         """The GPU's UUID, its identifier in NVML; None for a CPU."""
         if self.kind != "cuda":
@@ -60,24 +72,110 @@ class Device:
         if self.kind == "cuda":
             torch.cuda.synchronize(self.torch_device)
 
+    def release_memory(self) -> None:
+        """Give a GPU's unused memory back to the driver, for other processes on it and for tensors of other sizes."""
+        if self.kind == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
 
-def find_devices(text: str) -> tuple[Device, ...]:
-    """The devices of `auto` (GPUs if there are any, else the CPU), `cpu`, `cuda` (all visible GPUs) or `cuda:N`.
 
-    Raises `UsageError` for another text and for a device that torch does not see.
+@dataclass(frozen=True, slots=True)
+class GpuSurvey:
+    """The NVIDIA GPUs of this machine.
+
+    `supported` are those that torch sees and has kernels for; `left_out` says of each other one why it is not used.
+    """
+
+    supported: tuple[Device, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def of_one_model(self) -> tuple[Device, ...]:
+        """The supported GPUs with the first one's name: latencies of two models cannot be compared."""
+        return tuple(device for device in self.supported if device.name == self.supported[0].name)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Why each GPU that `of_one_model` leaves out is not used."""
+        others = [device for device in self.supported if device.name != self.supported[0].name]
+        return (
+            *self.left_out,
+            *(f"{d.torch_name} is another model ({d.name}): --device {d.torch_name} uses it alone" for d in others),
+        )
+
+
+def survey_gpus(nvml: Any = None) -> GpuSurvey:
+    """Which GPUs torch can use, and why not the others; `nvml` is pynvml or, in tests, a fake.
+
+    GPUs that CUDA_VISIBLE_DEVICES hides are not mentioned.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of an old driver; the survey says it
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = [Device("cuda", f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(count)]
+    supported = tuple(device for device in devices if _has_kernels_for(device))
+    left_out = [
+        f"torch {torch.__version__} has no kernels for {device.torch_name}, {device.name} "
+        f"(compute capability {_capability(device)}; it has {', '.join(torch.cuda.get_arch_list())})"
+        for device in devices
+        if device not in supported
+    ]
+    if not devices and os.environ.get("CUDA_VISIBLE_DEVICES") is None and (installed := installed_gpus(nvml)):
+        left_out += [f"{name}: {_why_invisible(installed.driver)}" for name in dict.fromkeys(installed.names)]
+    return GpuSurvey(supported, tuple(left_out))
+
+
+def _capability(device: Device) -> str:
+    return "{}.{}".format(*torch.cuda.get_device_capability(device.torch_device))
+
+
+def _has_kernels_for(device: Device) -> bool:
+    """Whether this torch runs on a GPU: binaries work on later GPUs of their major version, PTX on all later ones.
+
+    (CUDA C++ Programming Guide, Binary Compatibility and PTX Compatibility.)
+    """
+    major, minor = torch.cuda.get_device_capability(device.torch_device)
+    for text in torch.cuda.get_arch_list():
+        kind, _, version = text.partition("_")
+        digits = re.sub(r"\D", "", version)
+        at = int(digits[:-1]), int(digits[-1])
+        if (kind == "sm" and at[0] == major and at[1] <= minor) or (kind == "compute" and at <= (major, minor)):
+            return True
+    return False
+
+
+def _why_invisible(driver: str | None) -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return f"the driver{f' {driver}' if driver else ''} is too old for torch {torch.__version__}, or the GPU is in use"
+
+
+def find_devices(text: str, nvml: Any = None) -> tuple[Device, ...]:
+    """The devices of `auto` (GPUs if there are any, else the CPU), `cpu`, `cuda` (GPUs of the first's model), `cuda:N`.
+
+    Raises `UsageError` for another text, for a GPU that torch cannot use, and for `auto` on a machine whose only GPUs
+    torch cannot use: a search on the CPU has another recipe and other latencies than the user expects.
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::([0-9]{1,3}))?", text)
     if not match:
         raise UsageError(f"unknown device {text!r:.40}", "use auto, cpu, cuda or cuda:0")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if text == "cpu" or (text == "auto" and not count):
+    if text == "cpu":
         return (Device("cpu", "cpu", cpu_name()),)
-    if not count:
-        raise UsageError("no CUDA device is visible to torch", "use --device cpu, or install a CUDA build of torch")
-    wanted = range(count) if match[1] is None else (int(match[1]),)
-    if wanted[-1] >= count:
-        raise UsageError(f"there is no {text}; torch sees {count} CUDA device(s)", "use cuda:0")
-    return tuple(Device("cuda", f"cuda:{i}", torch.cuda.get_device_name(i)) for i in wanted)
+    survey = survey_gpus(nvml)
+    if match[1] is not None:
+        found = tuple(device for device in survey.supported if device.torch_name == text)
+        if not found and survey.supported:
+            there = ", ".join(device.torch_name for device in survey.supported)
+            raise UsageError(f"there is no {text} that torch can use; it can use {there}", f"use {there}")
+    else:
+        found = survey.of_one_model
+    if found:
+        return found
+    if survey.left_out:
+        raise UsageError("; ".join(survey.left_out), GET_CUDA)
+    if text == "auto":
+        return (Device("cpu", "cpu", cpu_name()),)
+    raise UsageError("no CUDA device is visible to torch", "use --device cpu, or install a CUDA build of torch")
 
 
 def cpu_name() -> str:
@@ -94,21 +192,60 @@ def cpu_name() -> str:
 
 
 @contextlib.contextmanager
-def without_tf32() -> Iterator[None]:
-    """Disable TF32, which keeps only 10 bits of the mantissa, to compare float32 results."""
-    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+def exact_float32() -> Iterator[None]:
+    """Compare float32 results: TF32, which keeps 10 bits of the mantissa, and cuDNN's benchmark mode are off.
+
+    With benchmark mode on, cuDNN would time its engines for shapes that are compared once and never run again.
+    """
+    kept, benchmark = [flag.fp32_precision for flag in TF32_FLAGS], torch.backends.cudnn.benchmark
+    _set_fp32("ieee")
+    torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
+        for flag, precision in zip(TF32_FLAGS, kept, strict=True):
+            flag.fp32_precision = precision
+        torch.backends.cudnn.benchmark = benchmark
+
+
+_BACKENDS: Any = torch.backends
+TF32_FLAGS = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv)
+"""Where torch keeps the precision of float32 products. (The older `allow_tf32` raises once a caller has used these.)"""
+
+
+def uses_tf32() -> bool:
+    """Whether float32 convolutions on a GPU are computed in TF32."""
+    return bool(_BACKENDS.cudnn.conv.fp32_precision == "tf32")
+
+
+def _set_fp32(precision: Literal["ieee", "tf32"]) -> None:
+    for flag in TF32_FLAGS:
+        flag.fp32_precision = precision
 
 
 def configure_torch(device: Device, threads: int) -> None:
     """Configure torch in this process: number of threads, the CUDA device, TF32 on, cuDNN's benchmark mode on."""
     torch.set_num_threads(threads)
+    if device.kind == "cpu":
+        keep_freed_memory()
     if device.kind == "cuda":
         torch.cuda.set_device(device.torch_device)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+        _set_fp32("tf32")
         torch.backends.cudnn.benchmark = True
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt (malloc.h)."""
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep freed memory for the next tensor, instead of returning it to the system.
+
+    By default it maps every large tensor anew, and the system zeroes its pages when they are first touched: at batch
+    128 of 32 x 32 images that was half of the time of a training step. Does nothing with another C library.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -8,20 +8,8 @@ from numpy.typing import NDArray
 
 from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage
 from igc_nas.arch.factors import balanced_factors, prime_factors
-from igc_nas.arch.plan import (
-    BlockPlan,
-    Conv,
-    Interleave,
-    Layer,
-    Linear,
-    Norm,
-    Residual,
-    arch_id,
-    igcv1_layers,
-    igcv2_layers,
-    igcv3_layers,
-    plan,
-)
+from igc_nas.arch.layers import Conv, Interleave, Layer, Linear, Norm, Residual
+from igc_nas.arch.plan import BlockPlan, arch_id, igcv1_layers, igcv2_layers, igcv3_layers, plan
 from tests.support.builders import architectures
 
 Paths = NDArray[np.float64]

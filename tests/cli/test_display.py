@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from igc_nas.arch.cost import cost_of, rows
+from igc_nas.arch.layers import Act, Conv, Interleave, Linear, Norm, Pool
 from igc_nas.arch.papers import reference
-from igc_nas.arch.plan import Act, Conv, Interleave, Linear, Norm, Pool, plan
+from igc_nas.arch.plan import plan
 from igc_nas.cli.display import (
     CANDIDATE_COLUMNS,
     candidate_cells,

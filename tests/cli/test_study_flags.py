@@ -11,6 +11,7 @@ from igc_nas.cli.study_flags import SearchRequest, given_settings, parse_recipe,
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import ConfigError, DataError, InfeasibleError, StudyError, UsageError
 from igc_nas.io.records import differences, restricted
+from igc_nas.nn.codegen.build import compiler
 from igc_nas.nn.device import Device
 from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import default_recipe
@@ -145,14 +146,41 @@ def test_any_text_is_a_recipe_or_an_error_on_one_line(text: str) -> None:
 # A new study.
 
 
+def default_latency(tmp_path: Path, device: Device = STUB, **given: Any) -> tuple[str, str, str]:
+    """(runtime, forms, why it is not native) of a new study."""
+    found = resolve_study(request(root=tmp_path, space="tiny", **given), device)
+    return found.spec.latency.runtime, found.spec.latency.forms, found.eager_because
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler")
+def test_latency_is_that_of_native_c_unless_something_else_is_asked_for(tmp_path: Path) -> None:
+    assert default_latency(tmp_path) == ("native", "factored", "")
+    assert default_latency(tmp_path, latency_runtime="eager") == ("eager", "within-budget", "")
+    assert default_latency(tmp_path, forms="factored")[:2] == ("native", "factored")
+    assert default_latency(tmp_path, latency_forms="any") == ("eager", "any", "native C runs factored networks only")
+    assert default_latency(tmp_path, latency_command="ssh pi") == ("eager", "within-budget", "")
+    with pytest.raises(ConfigError, match="factored networks only"):
+        default_latency(tmp_path, latency_runtime="native", latency_forms="any")
+
+
+def test_without_a_compiler_latency_is_eager_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    runtime, forms, because = default_latency(tmp_path)
+    assert (runtime, forms) == ("eager", "within-budget")
+    assert "no C compiler" in because
+    assert "install gcc or clang" in because
+    assert Device("cuda", "cuda:0", "a GPU").deployment_runtime == "eager"
+
+
 def test_a_new_study_takes_defaults_for_options_not_given(tmp_path: Path) -> None:
     study = resolve_study(request(root=tmp_path, space="tiny", budget_params=2000, recipe=("epochs=1",)), STUB)
     found = study.spec
     assert (study.continued, study.dataset, study.folder) == (False, "auto", tmp_path / found.name)
     assert (found.objectives, found.sampler, found.seed) == (("error", "params", "latency"), "known-cost", 0)
+    assert found.goal == "best-error"
     assert (found.dataset, found.classes, found.latency.device) == ("shapes", 10, "stub")
     assert found.recipe == default_recipe("cpu", epochs=1, dtype=STUB.fast_dtype, held_out=2000)
-    assert (found.recipe.forms, found.latency.forms) == ("fastest", "within-budget")
+    assert (found.recipe.forms, found.latency.runtime) == ("fastest", STUB.deployment_runtime)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,7 +225,11 @@ def test_a_study_name_that_cannot_name_a_folder_is_refused(name: str, tmp_path: 
     [
         ({"space": "tinny"}, ConfigError),
         ({"space": "nowhere.toml"}, ConfigError),
-        ({"objectives": "error"}, UsageError),
+        ({"objectives": "params"}, UsageError),
+        ({"objectives": "error", "goal": "front"}, ConfigError),
+        ({"objectives": "params,macs", "goal": "best-error"}, ConfigError),
+        ({"params": (3000, 3000)}, InfeasibleError),
+        ({"min_params": 3000, "budget_params": 2000}, ConfigError),
         ({"objectives": "error,error"}, UsageError),
         ({"objectives": "error,speed"}, UsageError),
         ({"recipe": ("epochs",)}, UsageError),
@@ -216,6 +248,30 @@ def test_an_invalid_request_is_refused_and_leaves_no_file(
         )
     one_line(raised)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "goal", "front"),
+    [
+        ({}, "front", ("error", "params", "latency")),
+        ({"budget_macs": 600_000}, "best-error", ("error", "params", "latency")),
+        ({"min_params": 1000}, "front", ("error", "params", "latency")),
+        ({"budget_params": 2000, "objectives": "error,params"}, "front", ("error", "params")),
+        ({"objectives": "error"}, "best-error", ("error", "params")),
+        ({"objectives": "params,macs"}, None, ("params", "macs")),
+        ({"budget_params": 2000, "goal": "front"}, "front", ("error", "params", "latency")),
+    ],
+)
+def test_a_budget_asks_for_the_least_error_within_it(
+    given: dict[str, Any], goal: str | None, front: tuple[str, ...], tmp_path: Path
+) -> None:
+    found = resolve_study(request(root=tmp_path, space="tiny", **given), STUB).spec
+    assert (found.goal, found.front_objectives) == (goal, front)
+
+
+def test_ranges_and_limits_on_one_cost_are_all_kept() -> None:
+    given = request(params=(1000, 3000), budget_params=2000, min_params=500, macs=(None, 50), budget_flops=200)
+    assert given_settings(given) == {"budget": {"params": 2000, "min_params": 1000, "macs": 50}}
 
 
 # An existing study.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import Field, asdict, fields
 from functools import cached_property
 from typing import Any
 
@@ -30,7 +30,8 @@ from igc_nas.analysis.views import (
     trials_view,
 )
 from igc_nas.arch.config import ArchConfig, Head, StageConfig, Stem, describe_stage
-from igc_nas.arch.plan import Layer, Residual, end_blocks, stage_layers, stem_layers
+from igc_nas.arch.layers import Layer, Residual
+from igc_nas.arch.plan import end_blocks, stage_layers, stem_layers
 from igc_nas.io.text import visible
 from igc_nas.study.lock import Running
 from igc_nas.study.names import study_argument
@@ -60,7 +61,7 @@ class CachedStudy(Study):
 
     def front(self, objectives: Sequence[str] | None = None) -> tuple[Candidate, ...]:
         """The candidates that no other one dominates, by the first objective ascending."""
-        names = tuple(objectives or self.spec.objectives)
+        names = tuple(objectives or self.spec.front_objectives)
         if names not in self._fronts:
             self._fronts[names] = super().front(names)
         return self._fronts[names]
@@ -119,16 +120,16 @@ def _study(study: Study, plans: Plans) -> Json:
         "argument": visible(study_argument(study.folder, spec.name)),
         "dataset": visible(spec.dataset),
         "device": visible(spec.latency.device),
-        "objectives": spec.objectives,
+        "objectives": spec.front_objectives,
         "limits": limits(study),
         "cards": numbers(study),
         "samples": spec.recipe.samples,
         "batch": spec.latency.batch,
         "trials": _trials(study, view, plans),
-        "front": front_rows(study, spec.objectives),
+        "front": front_rows(study, spec.front_objectives),
         "knee": study.pick("knee").trial if study.candidates else None,
         "volume": _volume(study),
-        "scale": [[name, *spec.bounds[name]] for name in spec.objectives if name in spec.bounds],
+        "scale": [[name, *spec.scale_bounds(name)] for name in spec.front_objectives if name in spec.bounds],
         "forms": _forms(detailed),
         "detailed": len(detailed),
         "curves": _curves(study),
@@ -241,12 +242,12 @@ class Plans:
 
     An architecture is [side, stem, (text, first, further, count) of each stage, ..., end]: the side of its images, then
     indices of stage texts and blocks. A block is a list of indices of layers; a residual one is [body, shortcut]. A
-    layer is its kind, then its fields.
+    layer is its kind, then its fields, up to the last one that differs from its default.
     """
 
     def __init__(self) -> None:
         self.stages = Interned()
-        self.layers = Interned(lambda layer: [type(layer).__name__, *(getattr(layer, f.name) for f in fields(layer))])
+        self.layers = Interned(_layer_fields)
         self.blocks = Interned(self._layer_indices)
         self._cache: dict[Hashable, tuple[int, ...]] = {}
 
@@ -287,6 +288,20 @@ class Plans:
             else self.layers.index(layer)
             for layer in layers
         ]
+
+
+_ALWAYS = ("stride", "groups")
+"""Fields that the page's script reads from every layer that has them."""
+
+
+def _layer_fields(layer: Layer) -> list[Any]:
+    named = fields(layer)
+    count = next((i for i in range(len(named), 0, -1) if _is_said(layer, named[i - 1])), 0)
+    return [type(layer).__name__, *(getattr(layer, field.name) for field in named[:count])]
+
+
+def _is_said(layer: Layer, field: Field[Any]) -> bool:
+    return field.name in _ALWAYS or getattr(layer, field.name) != field.default
 
 
 def live_payload(statuses: Sequence[Status]) -> Json:

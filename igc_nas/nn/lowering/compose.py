@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from igc_nas.arch.plan import Conv, Interleave
+from igc_nas.arch.layers import Conv, Interleave
 from igc_nas.nn.lowering.chain import Segment
 
 

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from igc_nas.arch.plan import Conv
+from igc_nas.arch.layers import Conv
 from igc_nas.nn.lowering import native
 
 Algorithm = Literal["conv", "matmul", "flip", "tiles", "float32", "native"]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from igc_nas.arch.config import Activation
-from igc_nas.arch.plan import Conv
+from igc_nas.arch.layers import Conv
 
 SOURCES = ("norm.c", "depthwise.c")
 FLAGS = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-w")

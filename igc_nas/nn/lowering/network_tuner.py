@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from igc_nas.arch.plan import Plan
 from igc_nas.errors import StudyError
-from igc_nas.nn.device import Device, without_tf32
+from igc_nas.nn.device import Device, exact_float32
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.chain import Chain
 from igc_nas.nn.lowering.chain_tuner import ChainTuner
@@ -30,7 +30,7 @@ from igc_nas.nn.network import Network
 from igc_nas.nn.timing import Race, Timer, timed, typical
 from igc_nas.nn.training_step import library
 from igc_nas.nn.training_step.network import NativeStep
-from igc_nas.nn.training_step.program import Unsupported
+from igc_nas.nn.training_step.ways import Unsupported
 from igc_nas.study.spec import Recipe, Schedule
 
 TrainingForm = LoweredNetwork | NativeStep
@@ -198,7 +198,7 @@ class NetworkTuner:
 
         def outcome(make: Callable[[Network], Forward]) -> tuple[Tensor, ...]:
             self.pause()
-            with without_tf32():
+            with exact_float32():
                 return _outcome(copy.deepcopy(network), make, images)
 
         wanted = outcome(lambda copied: copied)

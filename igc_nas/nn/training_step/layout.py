@@ -11,20 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from igc_nas.arch.plan import Conv
+from igc_nas.arch.layers import Conv
 from igc_nas.nn.codegen.orders import PAD, Order, group_major, padded, positions
-from igc_nas.nn.codegen.program import Way, conv_orders, merged
+from igc_nas.nn.codegen.program import Way, merged
 from igc_nas.nn.training_step.tiles import MOST_PIXELS, MOST_VECTORS, most_pixels
 
 Ints = NDArray[np.int32]
-
-PERMUTE_COST = 2.0
-"""Vector instructions that permuting one float costs about."""
 
 
 @dataclass(frozen=True)
@@ -118,20 +114,6 @@ def input_vectors(step: ConvStep, lanes: int) -> tuple[list[Vector], Order]:
         sources, terms = tuple(where[c] for c in outputs), np.repeat(outputs[:, None], lanes, 1)
         found += [Vector(at, channels[at : at + lanes], sources, terms) for at in windows]
     return found, order
-
-
-@lru_cache(maxsize=65_536)
-def step_cost(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[float, Order]:
-    """(vector instructions of a training step for an input pixel, the order of the output), as `best_ways` asks."""
-    source, target = conv_orders(conv, way, order, lanes)
-    step = ConvStep("", conv, way, source, target)
-    inputs = merged(conv, lanes)[1] if way == "outputs" else conv.in_channels // conv.groups
-    cost = 3 * len(target) / lanes * (inputs * conv.kernel**2 + 1) / conv.stride**2
-    if source != order:
-        cost += 2 * PERMUTE_COST * len(source)
-    if input_order(step, lanes) != source:
-        cost += PERMUTE_COST * len(source)
-    return cost, target
 
 
 def _depth(step: ConvStep, lanes: int) -> int:

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from igc_nas.arch.plan import Linear, Plan
+from igc_nas.arch.layers import Linear
+from igc_nas.arch.plan import Plan
 from igc_nas.nn.lowering.training import NetworkForm
 from igc_nas.nn.network import Network
 from igc_nas.nn.training_step.library import library

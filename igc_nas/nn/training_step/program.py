@@ -13,7 +13,7 @@ again whenever it is read.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from igc_nas.arch.config import Activation
-from igc_nas.arch.plan import Act, BlockPlan, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual
-from igc_nas.nn.codegen.orders import PAD, Order, group_major, interleaved, lane_major, positions
-from igc_nas.nn.codegen.program import Way, best_ways, conv_orders
+from igc_nas.arch.layers import Act, Conv, Interleave, Layer, Linear, Norm, Pool, Residual
+from igc_nas.arch.plan import Plan
+from igc_nas.nn.codegen.orders import PAD, Order, interleaved, positions
+from igc_nas.nn.codegen.program import Way, conv_orders
 from igc_nas.nn.training_step import layout
 from igc_nas.nn.training_step import operations as ops
 from igc_nas.nn.training_step.layout import ConvStep
+from igc_nas.nn.training_step.ways import Unsupported, best_ways
 
 SCRATCH_BYTES = 320 * 1024
 """What the scratch of the images that go through a chain together should take: a part of a second-level cache."""
@@ -34,10 +36,6 @@ MOST_IMAGES = 16
 ALIGN = 64
 STEM_WAY: Way = "outputs"
 ACTS: dict[Activation | None, int] = {None: 0, "relu": 1, "relu6": 2}
-
-
-class Unsupported(Exception):  # noqa: N818 - an answer
-    """The plan has something that the kernels do not compute."""
 
 
 @dataclass(frozen=True)
@@ -182,10 +180,11 @@ class StepProgram:
         image = self._stored(height, width, channels, stored=False)
         view = Seen(image, tuple(range(channels)), needs_grad=False)
         stem, *rest = self.plan.blocks[:-1]
-        start, chosen_ways = self._stem_order(stem, rest)
-        view = self._layers(stem.layers, stem.name, view, iter([STEM_WAY]), start)
-        for block, chosen in zip(rest, chosen_ways, strict=True):
-            view = self._layers(block.layers, block.name, view, iter(chosen))
+        order, chosen = best_ways(stem, rest, self.lanes)
+        view = self._layers(stem.layers, stem.name, view, iter([STEM_WAY]), order)
+        ways = iter(chosen)
+        for block in rest:
+            view = self._layers(block.layers, block.name, view, ways)
         last = self.plan.blocks[-1].layers
         if not (isinstance(last[0], Pool) and all(isinstance(layer, Linear) for layer in last[1:])):
             raise Unsupported("a classifier of another kind than pooling and one layer")
@@ -199,18 +198,6 @@ class StepProgram:
         self.features = features
         pool = ops.Pool(self._view(view), None, channel, features, of.depth, of.height * of.width)
         return pool, ops.LoadPoolGradient(None, channel, features)
-
-    def _stem_order(self, stem: BlockPlan, rest: Sequence[BlockPlan]) -> tuple[Order, list[tuple[Way, ...]]]:
-        """The order in which the stem writes, which a dense convolution is free to choose, and the others' ways."""
-        conv, *others = stem.layers
-        if not isinstance(conv, Conv) or conv.groups > 1 or any(isinstance(layer, Conv | Residual) for layer in others):
-            raise Unsupported("a stem of another kind than one dense convolution")
-        width = conv.out_channels
-        orders = {group_major(1, width, self.lanes)}
-        orders |= {lane_major(g, width // g, self.lanes) for g in range(self.lanes // 2, width) if width % g == 0}
-        found = [(*best_ways(rest, order, self.lanes, layout.step_cost), order) for order in sorted(orders)]
-        _, ways, order = min(found, key=lambda entry: entry[0])
-        return order, ways
 
     def _layers(
         self, layers: tuple[Layer, ...], block: str, view: Seen, ways: Iterator[Way], target: Order | None = None
@@ -232,13 +219,15 @@ class StepProgram:
             elif isinstance(layer, Norm):
                 self._norm(layer, block, view)
             elif isinstance(layer, Act):
-                if view.norm is None or view.act or view.uses:
-                    raise Unsupported("an activation that follows no batch norm")
+                if view.norm is None or view.act or view.uses or layer.kind not in ACTS:
+                    raise Unsupported("an activation that follows no batch norm, or another one than ReLU and ReLU6")
                 view.act = layer.kind
             elif isinstance(layer, Residual):
                 following = layers[at + 1] if at + 1 < len(layers) else None
                 act = following.kind if isinstance(following, Act) else None
                 view = self._residual(layer, block, view, ways, act)
+                if act not in ACTS:
+                    raise Unsupported(f"{act} behind a sum")
                 at += act is not None
             else:
                 raise Unsupported(f"{type(layer).__name__} before the classifier")
@@ -255,6 +244,8 @@ class StepProgram:
                 order = interleaved(order, layer.groups)
                 continue
             assert isinstance(layer, Conv)
+            if layer.bias or layer.pad != layer.kernel // 2 or layer.kernel % 2 == 0:
+                raise Unsupported("a convolution with a bias, or with another padding than kernel // 2")
             way = next(ways)
             source, target = conv_orders(layer, way, order, self.lanes)
             target = dense_target or target

@@ -19,8 +19,9 @@ from igc_nas.analysis.dashboard.document import SCRIPTS, asset, dashboard, write
 from igc_nas.analysis.dashboard.payload import MOST_DETAILED, Plans, payload
 from igc_nas.analysis.views import front_rows, surrogate_view
 from igc_nas.arch.config import ArchConfig, describe_stage
+from igc_nas.arch.layers import Conv, Interleave, Linear, Residual
 from igc_nas.arch.papers import figures
-from igc_nas.arch.plan import Conv, Interleave, Residual, plan
+from igc_nas.arch.plan import plan
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import FormTime, Trial
 from igc_nas.study.study import Study
@@ -326,6 +327,8 @@ def _plain(layer: Any) -> list[Any]:
         return ["Conv", layer.name, *shape]
     if isinstance(layer, Interleave):
         return ["Interleave", layer.channels, layer.groups]
+    if isinstance(layer, Linear):
+        return ["Linear", layer.name, layer.in_features, layer.out_features]
     return [type(layer).__name__, *(getattr(layer, name) for name in layer.__slots__)]
 
 

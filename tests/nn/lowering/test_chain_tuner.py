@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.plan import Conv, Interleave, Plan, plan
+from igc_nas.arch.layers import Conv, Interleave
+from igc_nas.arch.plan import Plan, plan
 from igc_nas.nn.lowering import chain_tuner as choice
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering import network_tuner as fastest

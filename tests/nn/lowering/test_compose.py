@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from igc_nas.arch.config import ConvStage, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
-from igc_nas.arch.plan import Conv, Interleave, igcv2_layers, stage_layers
+from igc_nas.arch.layers import Conv, Interleave
+from igc_nas.arch.plan import igcv2_layers, stage_layers
 from igc_nas.nn.lowering.chain import Chain, Form, Piece, Segment, factored, forms_of, layout
 from igc_nas.nn.lowering.compose import compose, rows_interleaved, rows_restored
 from igc_nas.nn.lowering.parts import chains_in, training_parts
@@ -44,7 +45,7 @@ def chains() -> list[Chain]:
     found = {
         chain.key: chain
         for (in_width, stage), size in zip(stages(), itertools.cycle([(4, 4), (5, 3), (1, 6), (1, 1)]), strict=False)
-        for chain in chains_in(training_parts(stage_layers(stage, in_width)[0], *size)[0])
+        for chain in chains_in(training_parts(stage_layers(stage, in_width)[0], (in_width, *size))[0])
     }
     narrow, wide = Conv("narrow", 6, 12, groups=3), Conv("wide", 12, 12, groups=2)
     two, three, four = (Interleave(12, groups) for groups in (2, 3, 4))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from igc_nas.arch.plan import Conv
+from igc_nas.arch.layers import Conv
 from igc_nas.nn.lowering.convolution import (
     MOST_WINDOW_ELEMENTS,
     Algorithm,

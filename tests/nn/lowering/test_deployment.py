@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.plan import Act, BlockPlan, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
+from igc_nas.arch.layers import Act, Conv, Interleave, Layer, Linear, Norm, Pool, Residual
+from igc_nas.arch.plan import BlockPlan, Plan, plan
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.nn.lowering.chain import Chain, Form, Piece, dense, factored, form_macs, form_params, forms_of
 from igc_nas.nn.lowering.deployment import (

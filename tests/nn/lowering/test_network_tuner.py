@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.plan import Conv, arch_id
+from igc_nas.arch.layers import Conv
+from igc_nas.arch.plan import arch_id
 from igc_nas.errors import StudyError
 from igc_nas.nn.lowering import native, training
 from igc_nas.nn.lowering.chain import Chain, layout

@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.plan import Conv, Interleave, plan
+from igc_nas.arch.layers import Conv, Interleave
+from igc_nas.arch.plan import plan
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.nn.lowering.chain import Chain, Form, Piece, dense, factored, forms_of, is_form, layout
 from igc_nas.nn.lowering.chain_tuner import ChainTuner

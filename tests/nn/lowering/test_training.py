@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.plan import Act, BlockPlan, Conv, Interleave, Layer, Linear, Norm, Plan, Pool, Residual, plan
+from igc_nas.arch.layers import Act, Conv, Interleave, Layer, Linear, Norm, Pool, Residual
+from igc_nas.arch.plan import BlockPlan, Plan, plan
 from igc_nas.nn.lowering import training
 from igc_nas.nn.lowering.chain import Chain, Piece, forms_of, layout
 from igc_nas.nn.lowering.compose import compose

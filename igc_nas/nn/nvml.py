@@ -33,6 +33,9 @@ THROTTLING = {
 }
 """Clock event reasons that lower the clocks, by their bit. One cause may set two bits."""
 
+THROTTLED_NS = {"sw_power_cap": 74, "sync_boost": 76, "sw_thermal": 269, "hw_thermal": 270, "hw_power_brake": 271}
+"""Field identifiers of the counters of nanoseconds with lowered clocks, by reason."""
+
 POLL_S = 0.001
 LONGEST_TICK_S = 0.5
 """The driver updates its energy counter every 20 to 100 ms; without an update in this time it is not working."""
@@ -90,6 +93,28 @@ class Gpu:
         """Energy that the board has used since the driver was loaded, in millijoules (since Volta). Never raises."""
         return self._read("nvmlDeviceGetTotalEnergyConsumption")
 
+    def throttled_ns(self) -> dict[str, int]:
+        """Nanoseconds with lowered clocks since the driver was loaded, by reason; without what NVML cannot say."""
+        found = {}
+        with suppress(self.nvml.NVMLError, AttributeError):
+            fields = self.nvml.nvmlDeviceGetFieldValues(self.handle, list(THROTTLED_NS.values()))
+            for reason, value in zip(THROTTLED_NS, fields, strict=True):
+                if value.nvmlReturn == 0:
+                    found[reason] = int(value.value.ullVal)
+        return found
+
+    def sm_use(self, since_us: int) -> dict[int, int]:
+        """Percent of the multiprocessors' time by process id, the highest sample since a time of the system's clock.
+
+        Empty where NVML cannot say (MIG, WSL).
+        """
+        use: dict[int, int] = {}
+        with suppress(self.nvml.NVMLError, AttributeError):
+            for sample in self.nvml.nvmlDeviceGetProcessUtilization(self.handle, since_us):
+                if sample.timeStamp > since_us:
+                    use[int(sample.pid)] = max(use.get(int(sample.pid), 0), int(sample.smUtil))
+        return use
+
     def _read(self, *names: str, of: int | None = None) -> int | None:
         """The value of the first function that works: NVML has renamed them, and no version has all names."""
         for name in names:
@@ -98,16 +123,41 @@ class Gpu:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class InstalledGpus:
+    """The GPUs that the driver knows, whatever torch can use; `driver` is its version, None if it does not say."""
+
+    driver: str | None
+    names: tuple[str, ...]
+
+
+def installed_gpus(nvml: Any = None) -> InstalledGpus | None:
+    """The GPUs that NVML lists; None where NVML or its driver is missing, or it lists none."""
+    nvml = nvml or _pynvml()
+    names: list[str] = []
+    driver = None
+    with suppress(nvml.NVMLError, AttributeError):
+        _start(nvml)
+        with suppress(nvml.NVMLError):
+            driver = str(nvml.nvmlSystemGetDriverVersion())
+        handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+        names.extend(str(nvml.nvmlDeviceGetName(handle)) for handle in handles)
+    return InstalledGpus(driver, tuple(names)) if names else None
+
+
+def _pynvml() -> Any:
+    import pynvml
+
+    return pynvml
+
+
 def find_gpu(uuid: str, nvml: Any = None) -> Gpu | None:
     """The GPU (or MIG slice) with this UUID; None where NVML, its driver or the GPU is missing.
 
     `uuid` is NVML's ("GPU-...", "MIG-...") or torch's, which has no prefix:
     `str(torch.cuda.get_device_properties(0).uuid)`. `nvml` is the module pynvml or, in tests, a fake.
     """
-    if nvml is None:
-        import pynvml
-
-        nvml = pynvml
+    nvml = nvml or _pynvml()
     names = (uuid,) if uuid.startswith(("GPU-", "MIG-")) else (f"GPU-{uuid}", f"MIG-{uuid}")
     with suppress(nvml.NVMLError, AttributeError):
         _start(nvml)

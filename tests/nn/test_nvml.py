@@ -9,8 +9,8 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from igc_nas.evaluation import nvml as module
-from igc_nas.evaluation.nvml import Energy, GpuState, energy_per_run, find_gpu, throttling
+from igc_nas.nn import nvml as module
+from igc_nas.nn.nvml import Energy, GpuState, energy_per_run, find_gpu, throttling
 
 UUID = "3f2a8c1e-0000-4000-8000-0123456789ab"
 HEALTHY = GpuState(
@@ -123,7 +123,7 @@ def test_a_real_gpu_has_a_state() -> None:
 
 def test_the_module_imports_neither_pynvml_nor_torch() -> None:
     heavy = "{'torch', 'pynvml', 'numpy', 'pydantic'}"
-    code = f"import sys, igc_nas.evaluation.nvml; print(sorted({heavy} & sys.modules.keys()))"
+    code = f"import sys, igc_nas.nn.nvml; print(sorted({heavy} & sys.modules.keys()))"
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -1,0 +1,147 @@
+"""Which device a search takes: GPUs of one model that torch has kernels for; never the CPU in silence."""
+
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+import torch
+
+from igc_nas.errors import UsageError
+from igc_nas.nn.device import exact_float32, find_devices, survey_gpus
+from tests.support.commands import Command
+from tests.support.fake_cuda import fake_cuda
+
+ARCHS = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+
+
+class FakeNvml:
+    """A pynvml that knows these GPUs; `driver` None: there is no driver."""
+
+    NVMLError = pynvml.NVMLError
+
+    def __init__(self, *names: str, driver: str | None = "550.54.15") -> None:
+        self.names = names
+        self.driver = driver
+
+    def nvmlInit(self) -> None:
+        if self.driver is None:
+            raise pynvml.NVMLError_LibraryNotFound
+
+    def nvmlSystemGetDriverVersion(self) -> str | None:
+        return self.driver
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.names)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetName(self, handle: int) -> str:
+        return self.names[handle]
+
+
+@pytest.fixture
+def visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs are not hidden by the environment, as `tests/conftest.py` hides them."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("visible")
+@pytest.mark.parametrize(
+    ("cuda", "reason"), [(None, "built without CUDA"), ("13.0", "the driver 550.54.15 is too old for torch")]
+)
+@pytest.mark.parametrize("text", ["auto", "cuda"])
+def test_a_gpu_that_torch_cannot_use_is_named(
+    text: str, cuda: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(UsageError, match=f"NVIDIA H200: .*{reason}") as caught:
+        find_devices(text, FakeNvml("NVIDIA H200", "NVIDIA H200"))
+    assert caught.value.message.count("NVIDIA H200") == 1
+    assert "--device cpu" in str(caught.value.hint)
+    assert find_devices("cpu", FakeNvml("NVIDIA H200"))[0].kind == "cpu"
+
+
+@pytest.mark.usefixtures("visible")
+def test_without_a_gpu_auto_is_the_cpu() -> None:
+    assert find_devices("auto", FakeNvml(driver=None))[0].kind == "cpu"
+    assert find_devices("auto", FakeNvml())[0].kind == "cpu"
+    with pytest.raises(UsageError, match="no CUDA device"):
+        find_devices("cuda", FakeNvml(driver=None))
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_a_gpu_that_the_user_hides_is_not_asked_for(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert find_devices("auto", FakeNvml("NVIDIA H200"))[0].kind == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("capability", "is_supported"),
+    [
+        ((7, 0), False),
+        ((7, 5), True),
+        ((8, 0), True),
+        ((8, 9), True),
+        ((9, 0), True),
+        ((10, 3), True),
+        ((11, 0), False),
+    ],
+)
+def test_a_gpu_without_kernels_is_left_out(
+    capability: tuple[int, int], is_supported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_cuda(capability=capability):
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ARCHS)
+        assert bool(survey_gpus().supported) is is_supported
+        if is_supported:
+            assert find_devices("auto")[0].kind == "cuda"
+        else:
+            for text in ("auto", "cuda", "cuda:0"):
+                with pytest.raises(UsageError, match=f"no kernels for cuda:0, Fake GPU .*{capability[0]}"):
+                    find_devices(text)
+
+
+def test_ptx_runs_on_later_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda(capability=(12, 1)):
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90", "compute_90"])
+        assert survey_gpus().supported
+
+
+def test_a_search_takes_the_gpus_of_the_first_ones_model() -> None:
+    with fake_cuda(count=3, names=("NVIDIA RTX A6000", "NVIDIA T400", "NVIDIA RTX A6000")):
+        assert [device.torch_name for device in find_devices("cuda")] == ["cuda:0", "cuda:2"]
+        assert find_devices("auto") == find_devices("cuda")
+        assert find_devices("cuda:1")[0].name == "NVIDIA T400"
+        assert [notice for notice in survey_gpus().notices if "cuda:1 is another model (NVIDIA T400)" in notice]
+        with pytest.raises(UsageError, match="it can use cuda:0, cuda:1, cuda:2"):
+            find_devices("cuda:3")
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float32")])
+def test_the_dtype_is_one_that_the_gpu_has_units_for(capability: tuple[int, int], dtype: str) -> None:
+    with fake_cuda(capability=capability):
+        assert find_devices("auto")[0].fast_dtype == dtype
+
+
+def test_the_precision_of_a_users_program_is_kept() -> None:
+    """Whatever a caller has set by torch's present interface is read, and restored."""
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, conv.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        with exact_float32():
+            assert matmul.fp32_precision == conv.fp32_precision == "ieee"
+        assert matmul.fp32_precision == "tf32"
+        assert conv.fp32_precision == before[1]
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before
+
+
+@pytest.mark.usefixtures("visible")
+def test_a_search_says_what_hinders_it(cli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setattr("igc_nas.nn.device.installed_gpus", lambda _: SimpleNamespace(driver="470.1", names=("T4",)))
+    answer = cli("search", "--space", "tiny", "--dataset", "shapes", "--studies-dir", str(tmp_path))
+    assert answer.status == 2
+    assert "T4: " in answer.err
+    assert "--device cpu" in answer.err
