@@ -75,7 +75,7 @@ class MeasureRequest:
 def measure(**options: Any) -> None:
     """Measure the latency of ARCH on this machine, in all its forms.
 
-    Each round also times a fixed reference network. ARCH is a .toml file, - (TOML on stdin), a paper's network or
+    Each round also times a fixed reference network. ARCH is a .toml file, - (TOML on stdin), a network's name or
     STUDY:N. With --study the candidates of a study are measured again under the study's conditions. With --keep only
     its noisy ones are, and each new latency that is not noisy replaces the recorded one (the next search rebuilds the
     study's database from trials.jsonl).

@@ -16,8 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igc_nas.arch.config import Activation
-from igc_nas.arch.layers import Act, Conv, Interleave, Linear, Pool
+from igc_nas.arch.layers import Act, Activation, Conv, Interleave, Linear, Pool
 from igc_nas.nn.lowering.chain import Chain, Form, Scale, Segment, factored, has_map, layout
 from igc_nas.nn.lowering.compose import compose, rows_restored
 from igc_nas.nn.lowering.parts import Branches, Part, inference_blocks

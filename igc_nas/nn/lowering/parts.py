@@ -10,8 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from igc_nas.arch.config import Activation
-from igc_nas.arch.layers import Act, Conv, Interleave, Layer, Linear, Norm, Pool, Residual
+from igc_nas.arch.layers import Act, Activation, Conv, Interleave, Layer, Linear, Norm, Pool, Residual
 from igc_nas.arch.plan import Plan
 from igc_nas.nn.lowering.chain import Chain, Scale, Step
 

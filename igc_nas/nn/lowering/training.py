@@ -17,8 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igc_nas.arch.config import Activation
-from igc_nas.arch.layers import Act, Interleave, Linear, Pool
+from igc_nas.arch.layers import Act, Activation, Interleave, Linear, Pool
 from igc_nas.arch.plan import Plan
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.chain import Chain, Piece, Segment, factored, layout
