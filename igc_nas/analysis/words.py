@@ -38,8 +38,9 @@ def recipe_words(recipe: Recipe, *, held_out: bool = False) -> str:
 
 
 def runtime_words(runtime: str, batch: int, threads: int, device: str, *, layout: str = "") -> str:
-    """Runtime and machine of a forward pass: `eager, batch 1, 1 thread, on Intel Xeon`; `layout` before `on`."""
-    return f"{runtime}, batch {batch}, {counted(threads, 'thread')}, {f'{layout}, ' if layout else ''}on {device}"
+    """Runtime and machine of a forward pass: `native C, batch 1, 1 thread, on Intel Xeon`; `layout` before `on`."""
+    name = "native C" if runtime == "native" else runtime
+    return f"{name}, batch {batch}, {counted(threads, 'thread')}, {f'{layout}, ' if layout else ''}on {device}"
 
 
 def conditions_words(of: Latency | LatencySpec) -> str:

@@ -27,7 +27,7 @@ from igc_nas.arch.stages import (
     out_width,
     with_all_fields,
 )
-from igc_nas.io.files import read_text
+from igc_nas.io.files import read_text, user_path
 from igc_nas.io.records import Frozen, parse_toml
 
 Image = Annotated[
@@ -186,7 +186,7 @@ class ArchConfig(Frozen):
     @classmethod
     def load(cls, path: Path) -> ArchConfig:
         """Read an architecture file. Raises `ConfigError`."""
-        return cls.from_toml(read_text(path), path.name)
+        return cls.from_toml(read_text(user_path(path)), path.name)
 
     def __str__(self) -> str:
         head = f" | {self.head}" if self.head else ""

@@ -55,7 +55,7 @@ def bench_latency(
         }
     measure.cache.save()
     return Report(
-        f"latency of {len(archs)} architectures, twice each in random order",
+        f"latency of {len(archs)} architectures in {measure.spec.runtime}, twice each in random order",
         tuple(rows),
         conditions_of(device).model_dump(exclude_none=True),
         ("quiet",),
@@ -64,7 +64,7 @@ def bench_latency(
 
 
 def _measurer(device: Device, image: tuple[int, int, int]) -> Measurer:
-    spec = LatencySpec(device=device.name, forms="any", input=image)
+    spec = LatencySpec(device=device.name, runtime=device.deployment_runtime, forms="any", input=image)
     return Measurer(spec, device, cache=timing_cache_for(device.name, spec.threads, "deployment"))
 
 

@@ -92,7 +92,7 @@ def _spec(kind: str, device: Device, seed: int, space: str) -> StudySpec:
         sampler="random",
         seed=seed,
         recipe={"dtype": device.dtype_for(kind), "forms": kind},
-        latency={"forms": "factored" if kind == "factored" else "within-budget"},
+        latency={"runtime": device.deployment_runtime} | ({"forms": "factored"} if kind == "factored" else {}),
     )
 
 

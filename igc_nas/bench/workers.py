@@ -139,6 +139,7 @@ def _spec(device: Device, dataset: str, seed: int, space: str) -> StudySpec:
         seed=seed,
         prune_below=0.0,
         recipe={"dtype": device.fast_dtype},
+        latency={"runtime": device.deployment_runtime},
     )
 
 

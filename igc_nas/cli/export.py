@@ -16,6 +16,7 @@ from igc_nas.errors import ConfigError, UsageError
 from igc_nas.export.destination import FORMATS, FORMS, c_paths, check_destination
 
 if TYPE_CHECKING:
+    from igc_nas.export.c_source import CFiles
     from igc_nas.export.graph import Exporter, Graph
     from igc_nas.export.source import Source
     from igc_nas.nn.network import Network
@@ -222,29 +223,50 @@ def _write_folder(source: Source, network: Network, trained: bool, out: Path, re
             no_onnx = f"{error.message} ({error.hint})"
         else:
             graph, no_onnx = _graph("onnx", source, network, request.form), ""
-    write_folder(out, source, network, trained, graph, no_onnx)
-    lines = [] if trained else ["weights  none: igc-nas train makes them, --weights adds them"]
-    if graph is None:
-        return [*(lines if not request.untrained else []), f"no model.onnx: {no_onnx}"]
-    return graph.lines(source.cost.params)
+    c, no_c = _folder_c(source, network, trained or request.untrained)
+    write_folder(out, source, network, trained, graph, no_onnx, c=c, no_c=no_c)
+    without_weights = not trained and not request.untrained
+    return [
+        *(["weights  none: igc-nas train makes them, --weights adds them"] if without_weights else []),
+        *([f"no model.onnx: {no_onnx}"] if graph is None else graph.lines(source.cost.params)),
+        f"no model.c: {no_c}" if c is None else _c_line(c[1], "model.c"),
+    ]
+
+
+def _folder_c(source: Source, network: Network, with_weights: bool) -> tuple[tuple[CFiles, float] | None, str]:
+    """(the C files of a folder with their error, or None; why there are none)."""
+    from igc_nas.nn.codegen.build import CompilerError
+    from igc_nas.nn.codegen.program import UnsupportedLayerError
+
+    if not with_weights:
+        return None, "it would hold weights, and there are none"
+    try:
+        return _checked_c("model", source, network, weights_file=False), ""
+    except (UsageError, CompilerError, UnsupportedLayerError) as error:
+        return None, f"{error.message} ({error.hint})"
 
 
 def _write_c(source: Source, network: Network, out: Path, weights_file: bool) -> list[str]:
-    """Write the C files of a network beside `out`, which is NAME.c; for the vectors that are fastest here."""
-    from igc_nas.evaluation.runtimes import require
-    from igc_nas.export.c_source import c_files, verify_c
-    from igc_nas.nn.codegen.target import machine_targets
-    from igc_nas.nn.device import cpu_name
-    from igc_nas.nn.lowering.timing_cache import cache_dir, timing_cache_for
-
-    require("native", "the check of a C file")
-    with timing_cache_for(cpu_name(), 1, "native") as cache:
-        target = machine_targets(cache, cache_dir() / "native")[0]
-    files = c_files(out.stem, source, network, weights_file=weights_file, target=target)
-    error = verify_c(files, network)
+    """Write the C files of a network beside `out`, which is NAME.c."""
+    files, error = _checked_c(out.stem, source, network, weights_file)
     files.write(out.parent)
     names = ", ".join([*files.texts, *([f"{out.stem}.bin"] if weights_file else [])])
-    return [f"files    {names}", f"checked  compiled and run, with sanitizers and without: {_error_text(error)}"]
+    return [f"files    {names}", _c_line(error)]
+
+
+def _checked_c(name: str, source: Source, network: Network, weights_file: bool) -> tuple[CFiles, float]:
+    """The C files of a network for the vectors that are fastest here, and their error as compiled and run."""
+    from igc_nas.evaluation.runtimes import require
+    from igc_nas.export.c_source import c_files, verify_c
+    from igc_nas.nn.codegen.target import target_here
+
+    require("native", "the check of a C file")
+    files = c_files(name, source, network, weights_file=weights_file, target=target_here())
+    return files, verify_c(files, network)
+
+
+def _c_line(error: float, name: str = "") -> str:
+    return f"checked  {f'{name}, ' if name else ''}compiled and run, with sanitizers and without: {_error_text(error)}"
 
 
 def _graph(kind: Any, source: Source, network: Network, form: str | None) -> Graph:
@@ -266,6 +288,8 @@ def _exporter(source: Source) -> Exporter:
     own = {"device": device.name, "runtime": "onnxruntime", "input": source.arch.input, "memory_format": "contiguous"}
     away = {"remote": False, "cuda_graph": False, "cold_cache": False}
     study_spec = source.study.spec if source.study else None
+    if study_spec and study_spec.latency.runtime == "native":  # "factored" says what native C runs
+        own["forms"] = "within-budget"
     spec = study_spec.latency.model_copy(update=own | away) if study_spec else LatencySpec(**own, forms="any")  # type: ignore[arg-type]
     configure_torch(device, spec.threads)
     limit = study_spec.budget.params if study_spec else None

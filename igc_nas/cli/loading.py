@@ -42,13 +42,9 @@ def architecture(name: str, classes: int | None, root: Path) -> ArchConfig:
 def read_architecture(file: BinaryIO, name: str, classes: int | None) -> ArchConfig:
     """An architecture as TOML from an open file; errors call the file `name`. Raises `ConfigError`."""
     from igc_nas.arch.config import ArchConfig
-    from igc_nas.errors import ConfigError
+    from igc_nas.io.files import decoded
 
-    try:
-        text = file.read(MOST_BYTES).decode()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{name} is not UTF-8 text") from None
-    found = ArchConfig.from_toml(text, name)
+    found = ArchConfig.from_toml(decoded(file.read(MOST_BYTES), name), name)
     return found if classes is None else found.with_classes(classes)
 
 

@@ -18,6 +18,7 @@ from igc_nas.errors import StudyError, UsageError
 if TYPE_CHECKING:
     from igc_nas.arch.config import ArchConfig
     from igc_nas.engine.remeasuring import Remeasured
+    from igc_nas.nn.device import Device
     from igc_nas.study.records import Latency
     from igc_nas.study.spec import RuntimeName
     from igc_nas.study.study import Study
@@ -41,7 +42,7 @@ class MeasureRequest:
     batch: int
     threads: int
     latency_runtime: RuntimeName | None
-    forms: Literal["any", "factored"]
+    forms: Literal["any", "factored"] | None
     budget_params: int | None
     cuda_graph: bool
     cold_cache: bool
@@ -60,7 +61,7 @@ class MeasureRequest:
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images per pass.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads, on a CPU.")
 @runtime_option
-@click.option("--forms", type=click.Choice(["any", "factored"]), default="any", show_default=True, help="Forms to run.")
+@click.option("--forms", type=click.Choice(["any", "factored"]), help="Forms to run. [default: all of the runtime]")
 @click.option("--budget-params", type=COUNT, help="Upper limit on a form's parameters, inclusive: 500k.")
 @click.option("--cuda-graph/--no-cuda-graph", default=True, show_default=True, help="On a GPU, replay a CUDA graph.")
 @click.option("--cold-cache", is_flag=True, help="On a GPU, empty its L2 cache before every pass.")
@@ -73,12 +74,13 @@ class MeasureRequest:
 @as_json
 @studies_dir
 def measure(**options: Any) -> None:
-    """Measure the latency of ARCH on this machine, in all its forms.
+    """Measure the latency of ARCH on this machine.
 
-    Each round also times a fixed reference network. ARCH is a .toml file, - (TOML on stdin), a network's name or
-    STUDY:N. With --study the candidates of a study are measured again under the study's conditions. With --keep only
-    its noisy ones are, and each new latency that is not noisy replaces the recorded one (the next search rebuilds the
-    study's database from trials.jsonl).
+    On a CPU with a C compiler it is that of the factored network as generated C; with --runtime eager, compile,
+    onnxruntime or openvino the network runs in all its forms. Each round also times a fixed reference network. ARCH is
+    a .toml file, - (TOML on stdin), a network's name or STUDY:N. With --study the candidates of a study are measured
+    again under the study's conditions. With --keep only its noisy ones are, and each new latency that is not noisy
+    replaces the recorded one (the next search rebuilds the study's database from trials.jsonl).
     """
     request = MeasureRequest(**options)
     if request.keep and request.study_name is None:
@@ -116,19 +118,30 @@ def _measured(config: ArchConfig, request: MeasureRequest) -> Latency:
     from igc_nas.study.spec import LatencySpec
 
     device = find_devices(request.device)[0]
-    runtime: RuntimeName = request.latency_runtime or "eager"
+    runtime = request.latency_runtime or _default_runtime(config, device, request)
     require(runtime)
     spec = LatencySpec(
         device=device.name,
         batch=request.batch,
         threads=request.threads,
         runtime=runtime,
-        forms="within-budget" if request.budget_params and request.forms == "any" else request.forms,
+        forms="factored" if request.forms == "factored" else "within-budget" if request.budget_params else "any",
         input=config.input,
         cuda_graph=device.kind == "cuda" and request.cuda_graph,
         cold_cache=device.kind == "cuda" and request.cold_cache,
     )
     return local_measurer(spec, device, request.budget_params, energy=request.energy)(config)
+
+
+def _default_runtime(config: ArchConfig, device: Device, request: MeasureRequest) -> RuntimeName:
+    """Generated C on a CPU; says why where it is not."""
+    from igc_nas.arch.plan import plan
+    from igc_nas.evaluation.runtimes import default_runtime
+
+    runtime, because = default_runtime(device, threads=request.threads, forms=request.forms, plans=(plan(config),))
+    if because:
+        say(f"runtime {runtime}: {because}")
+    return runtime
 
 
 def _facts(latency: Latency, config: ArchConfig) -> dict[str, Any]:

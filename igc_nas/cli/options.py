@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from igc_nas.errors import UsageError
+from igc_nas.io.files import user_path
 from igc_nas.io.units import parse_count, parse_ms, parse_seconds
 
 
@@ -28,7 +30,19 @@ class Quantity(click.ParamType[Any]):
 
 
 COUNT, MS, SECONDS = Quantity("count", parse_count), Quantity("time", parse_ms), Quantity("duration", parse_seconds)
-FILE = click.Path(path_type=Path)
+
+
+class UserPath(click.ParamType[Path]):
+    """A path with a leading `~` expanded: shells do not expand that of `--option=~/x`, nor of a variable's value."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path, with the user's home in place of `~`."""
+        return user_path(os.fsdecode(value))
+
+
+FILE = UserPath()
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 studies_dir = click.option(
@@ -43,12 +57,13 @@ runtime_option = click.option(
     "--runtime",
     "latency_runtime",
     type=click.Choice(["eager", "compile", "onnxruntime", "openvino", "native"]),
-    help="Runtime of latency measurements. [default: eager]",
+    help="Runtime of latency measurements. [default: native on a CPU with a C compiler, else eager]",
 )
 latency_forms_option = click.option(
     "--latency-forms",
     type=click.Choice(["within-budget", "any", "factored"]),
-    help="Forms allowed in deployment: within the parameter budget, any, or factored only. [default: within-budget]",
+    help="Forms allowed in deployment: within the parameter budget, any, or factored only. [default: factored with the "
+    "runtime native, else within-budget]",
 )
 storage_option = click.option(
     "--storage",

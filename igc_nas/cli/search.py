@@ -26,7 +26,7 @@ from igc_nas.cli.renamed import RenamedChoice
 from igc_nas.io.units import format_seconds
 
 if TYPE_CHECKING:
-    from igc_nas.cli.study_flags import SearchRequest
+    from igc_nas.cli.study_flags import ResolvedStudy, SearchRequest
     from igc_nas.engine.search import Run
     from igc_nas.nn.device import Device
     from igc_nas.study.spec import StudySpec
@@ -143,6 +143,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     from igc_nas.cli.study_flags import latency_conditions, resolve_study
     from igc_nas.data.datasets import auto_notice, data_dir
     from igc_nas.engine.search import Run
+    from igc_nas.evaluation.runtimes import check_runtime
     from igc_nas.nn.device import find_devices, survey_gpus
     from igc_nas.samplers.brute_force import BruteForce
     from igc_nas.study.defaults import default_extent
@@ -172,11 +173,12 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
         latency_command=request.latency_command if spec.latency.remote else None,
         enqueue=tuple(architecture(name, spec.classes, request.root) for name in request.enqueue),
     )
+    check_runtime(spec, run.enqueue)
     notice = auto_notice(resolved.info, data_dir(request.data_dir)) if resolved.dataset == "auto" else None
     notices = [notice] if notice else []
     if request.device in ("auto", "cuda"):
         notices += [f"not used: {text}" for text in survey_gpus().notices]
-    _announce(spec, run, devices, notices, continued=resolved.continued)
+    _announce(spec, run, devices, notices, resolved)
     return spec, run
 
 
@@ -189,7 +191,7 @@ def _ray_workers(request: SearchRequest, device: Device) -> int:
 
 
 def _announce(
-    spec: StudySpec, run: Run, devices: tuple[Device, ...], notices: Sequence[str], *, continued: bool
+    spec: StudySpec, run: Run, devices: tuple[Device, ...], notices: Sequence[str], resolved: ResolvedStudy
 ) -> None:
     """Say what is searched and how, where it is written, how to stop and to continue."""
     from igc_nas.analysis.words import LATENCY_FORMS, conditions_words, recipe_words
@@ -199,7 +201,7 @@ def _announce(
     recipe = spec.recipe
     say(*([*notices, ""] if notices else []))
     say(
-        f"study     {spec.name} ({'continued' if continued else 'new'}), in {run.folder}"
+        f"study     {spec.name} ({'continued' if resolved.continued else 'new'}), in {run.folder}"
         + (f" and {masked(parse_url(run.storage))}" if run.storage else ""),
         f"space     {spec.space_name}, {spec.search_space.size:,} architectures; budget {spec.budget}",
         f"data      {data_label(spec.dataset)}",
@@ -207,8 +209,9 @@ def _announce(
         f"recipe    {recipe_words(recipe, held_out=True)}",
         *([f"rungs     {_rungs(spec)}"] if recipe.rungs else []),
         f"device    {devices[0].name}" + _devices_in_words(run, devices),
-        f"latency   {LATENCY_FORMS[spec.latency.forms]}, {conditions_words(spec.latency)}"
-        + (", by a command" if spec.latency.remote else ""),
+        f"latency   {conditions_words(spec.latency)}" + (", by a command" if spec.latency.remote else ""),
+        f"          {LATENCY_FORMS[spec.latency.forms]}",
+        *([f"          {resolved.eager_because}"] if resolved.eager_because else []),
         f"extent    {_extent(run)}; {run.workers} worker(s) of {run.threads} thread(s)",
         "stop      Ctrl-C; the same command continues",
         "",

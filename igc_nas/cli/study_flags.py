@@ -13,7 +13,7 @@ from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.records import differences, parse_toml, restricted
 from igc_nas.nn.device import Device
 from igc_nas.space.budget import Budget
-from igc_nas.space.search_space import SpaceFile, find_space
+from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, search_space
 from igc_nas.study.defaults import PRUNE_BELOW, new_spec
 from igc_nas.study.names import check_study_name
 from igc_nas.study.objectives import parse_objectives
@@ -72,6 +72,8 @@ class ResolvedStudy:
     info: DatasetInfo
     continued: bool
     dataset: str
+    eager_because: str = ""
+    """Why the latencies of a new study of a CPU are not those of generated C, where no runtime is asked for."""
 
 
 def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
@@ -95,6 +97,9 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
     if study := begun(folder, request.storage):
         return _continued(study, settings, request, device)
     recipe = settings.get("recipe", {})
+    path = find_space(space)
+    choices = search_space(SpaceFile.load(path), info.classes, path.stem)
+    runtime, eager_because = _default_runtime(request, device, choices)
     spec = new_spec(
         info,
         device.name,
@@ -107,9 +112,18 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
         seed=seed,
         prune_below=PRUNE_BELOW if request.prune_below is None else request.prune_below,
         recipe={"dtype": device.dtype_for(recipe.get("forms", "fastest")), **recipe},
-        latency=settings.get("latency"),
+        latency={"runtime": runtime} | settings.get("latency", {}),
     )
-    return ResolvedStudy(spec, folder, info, continued=False, dataset=dataset)
+    return ResolvedStudy(spec, folder, info, continued=False, dataset=dataset, eager_because=eager_because)
+
+
+def _default_runtime(request: SearchRequest, device: Device, space: SearchSpace) -> tuple[RuntimeName, str]:
+    """The runtime of a new study's latencies where none is asked for, see `default_runtime`; a command has its own."""
+    from igc_nas.evaluation.runtimes import default_runtime, unit_plans
+
+    if request.latency_command is not None or request.latency_runtime is not None:
+        return "eager", ""
+    return default_runtime(device, forms=request.latency_forms, plans=unit_plans(space))
 
 
 def given_settings(request: SearchRequest) -> dict[str, Any]:
@@ -208,7 +222,7 @@ def latency_conditions(spec: StudySpec, request: SearchRequest, *, new: bool) ->
 
     For a new study with a command, the command measures one network, and the conditions that it prints become the
     spec's. Raises `StudyError` if an existing study's latencies are of the other kind (a command's, this machine's);
-    `UsageError` for a runtime that is not installed, or that is not the command's.
+    `UsageError` for a runtime that is not the command's.
     """
     command = request.latency_command
     if not new and spec.latency.remote != (command is not None):
@@ -218,10 +232,6 @@ def latency_conditions(spec: StudySpec, request: SearchRequest, *, new: bool) ->
             "give --latency-command" if spec.latency.remote else "leave out --latency-command",
         )
     if command is None or not new:
-        if spec.latency.runtime != "eager" and not spec.latency.remote:
-            from igc_nas.evaluation.runtimes import require
-
-            require(spec.latency.runtime)
         return spec
     from igc_nas.evaluation.remote import CommandMeasurer, remote_spec
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from igc_nas.data.cifar import LAYOUTS, Layout
 from igc_nas.data.shapes import SEED, TRAIN_COUNT, VERSION, make_shapes
 from igc_nas.errors import ConfigError, DataError, UsageError
-from igc_nas.io.files import read_text
+from igc_nas.io.files import read_text, user_folder, user_path
 from igc_nas.io.text import nearest
 
 Bytes = NDArray[np.uint8]
@@ -72,13 +71,7 @@ def normalisation(label: str) -> tuple[tuple[float, ...], tuple[float, ...]] | N
 
 def data_dir(flag: Path | None = None) -> Path:
     """The folder of datasets: the flag, else `$IGC_NAS_DATA`, else the user's cache folder."""
-    if flag is not None:
-        return flag
-    if os.environ.get("IGC_NAS_DATA"):
-        return Path(os.environ["IGC_NAS_DATA"])
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("igc-nas"))
+    return user_folder("IGC_NAS_DATA") if flag is None else user_path(flag)
 
 
 def locate(name: str = "auto", folder: Path | None = None) -> DatasetInfo:

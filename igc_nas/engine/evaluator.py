@@ -18,6 +18,7 @@ from igc_nas.errors import StudyError
 from igc_nas.evaluation.images import load_proxy
 from igc_nas.evaluation.latency import Measurer
 from igc_nas.evaluation.remote import CommandMeasurer
+from igc_nas.evaluation.runtimes import require
 from igc_nas.evaluation.training import ProxyTask, train_proxy
 from igc_nas.nn.device import Device, configure_torch, find_devices
 from igc_nas.nn.lowering.network_tuner import NetworkTuner
@@ -42,7 +43,8 @@ class Evaluator:
     `folder` is the study's folder, which keeps the forms that networks are trained in; `latency_command` measures if
     the study's latencies are of another machine.
 
-    Raises `StudyError` if the study's latencies are of another device, `DataError` if its dataset cannot be read.
+    Raises `StudyError` if the study's latencies are of another device, `UsageError` if their runtime is missing here,
+    `DataError` if its dataset cannot be read.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Evaluator:
             return CommandMeasurer(latency_command, spec, limit)
         if self.device.name != spec.device:
             raise StudyError(f"this device is {self.device.name}; the study's latencies are of {spec.device}")
+        require(spec.runtime)
         timings = timing_cache_for(self.device.name, spec.threads, "deployment", self.lock.pause)
         return Measurer(spec, self.device, limit, timings, alone=self._alone, pause=self.lock.pause)
 
@@ -121,13 +124,16 @@ class Evaluator:
         reporter = reporter or Reporter()
         self.lock.on_waiting = reporter.waiting
         self._stopwatch = stopwatch = _Stopwatch(self.lock)
-        with self.lock.shared():
-            reporter.step("measuring")
-            with stopwatch.time("prepare"):
-                latency = self.latency(arch, self.spec.reference_ms)
-            score = None
-            if self.spec.budget.violation(latency_ms=latency.normalised_ms) <= 0:
-                score = self._score(arch, seed, reporter, lambda rung: reporter.should_continue(latency, rung))
+        try:
+            with self.lock.shared():
+                reporter.step("measuring")
+                with stopwatch.time("prepare"):
+                    latency = self.latency(arch, self.spec.reference_ms)
+                score = None
+                if self.spec.budget.violation(latency_ms=latency.normalised_ms) <= 0:
+                    score = self._score(arch, seed, reporter, lambda rung: reporter.should_continue(latency, rung))
+        finally:
+            self.device.release_memory()
         return Outcome(latency, score, stopwatch.spent())
 
     def _score(

@@ -11,6 +11,7 @@ from igc_nas.engine.store import replace_latencies
 from igc_nas.errors import StudyError
 from igc_nas.evaluation.latency import Measurer
 from igc_nas.evaluation.remote import CommandMeasurer
+from igc_nas.evaluation.runtimes import check_runtime
 from igc_nas.nn.device import Device, configure_torch, find_devices
 from igc_nas.nn.lowering.timing_cache import timing_cache_for
 from igc_nas.study.records import Candidate, Latency
@@ -63,10 +64,12 @@ def remeasure(
 def study_measurer(spec: StudySpec, latency_command: str | None = None) -> Measure:
     """What measures a study's candidates: this machine, or the latency command, under the study's conditions.
 
-    Raises `StudyError` if this machine has no device that the study's latencies are of, or the command is missing.
+    Raises `StudyError` if this machine has no device that the study's latencies are of, or the command is missing;
+    `UsageError` if their runtime is missing here.
     """
     if not spec.latency.remote:
         device = find_devices(matching_devices(spec.latency)[0])[0]
+        check_runtime(spec)
         return local_measurer(spec.latency, device, spec.budget.params, spec.reference_ms)
     if latency_command is None:
         raise StudyError("the study's latencies were measured by a command", "give it with --latency-command")

@@ -42,7 +42,17 @@ from igc_nas.study.records import Epoch, Failure, FailureKind, Latency, Rung, Sc
 from igc_nas.study.spec import Calibration, StudySpec
 
 PACKAGE = Path(__file__).parents[1]
-OUT_OF_MEMORY = ("defaultcpuallocator", "out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+OUT_OF_MEMORY = (
+    "defaultcpuallocator",
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "cudnn_status_alloc_failed",
+    "cublas_status_alloc_failed",
+)
+CONTEXT_LOST = ("AcceleratorError", "CUDA error", "_STATUS_EXECUTION_FAILED", "_STATUS_INTERNAL_ERROR")
+"""Words of errors after which every further CUDA call of the process fails, unless they are of `OUT_OF_MEMORY`."""
 SEAMS = ("worker.py", "coordinator.py")
 """The modules that call evaluators: an error with no deeper frame of ours comes from an evaluator of the user."""
 MOST_TEXT = 10_000
@@ -88,7 +98,7 @@ class JobReporter(Reporter):
 
     def epoch(self, epoch: Epoch) -> None:
         """Send the end of an epoch."""
-        self._send(Progress(self._number, self.current_step, _whole(epoch, Epoch)))
+        self._send(Progress(self._number, self.current_step, validated(epoch, Epoch)))
 
     def waiting(self, is_waiting: bool) -> None:
         """Send that the evaluator begins to wait, or how long it has waited."""
@@ -98,7 +108,7 @@ class JobReporter(Reporter):
 
     def should_continue(self, latency: Latency, rung: Rung) -> bool:
         """Send a rung, and wait for the answer."""
-        self._send(RungReport(self._number, _whole(latency, Latency), _whole(rung, Rung)))
+        self._send(RungReport(self._number, validated(latency, Latency), validated(rung, Rung)))
         with _coordinator_lives():
             answer = self._channel.recv()
         assert isinstance(answer, RungAnswer)
@@ -141,14 +151,14 @@ def _message(number: int, outcome: Outcome) -> Message:
     """The evaluator's result as records of igc_nas only, which the coordinator can unpickle."""
     if not isinstance(outcome, Outcome):
         raise TypeError(f"the evaluator returned {type(outcome).__name__}, not an Outcome")
-    latency = _whole(outcome.latency, Latency)
-    spent = None if outcome.spent is None else _whole(outcome.spent, TimeBreakdown)
+    latency = validated(outcome.latency, Latency)
+    spent = None if outcome.spent is None else validated(outcome.spent, TimeBreakdown)
     if isinstance(outcome.score, Unfinished):
-        return TrialPruned(number, latency, _whole(outcome.score, Unfinished), spent)
-    return TrialCompleted(number, latency, None if outcome.score is None else _whole(outcome.score, Score), spent)
+        return TrialPruned(number, latency, validated(outcome.score, Unfinished), spent)
+    return TrialCompleted(number, latency, None if outcome.score is None else validated(outcome.score, Score), spent)
 
 
-def _whole(record: object, kind: type[F_]) -> F_:
+def validated(record: object, kind: type[F_]) -> F_:
     """Validate a record: `model_copy` and `model_construct` do not. Raises `TypeError`, `ValidationError`."""
     if not isinstance(record, kind):
         raise TypeError(f"the evaluator gave {type(record).__name__}, not {kind.__name__}")
@@ -161,7 +171,7 @@ def _whole(record: object, kind: type[F_]) -> F_:
 def calibrated(evaluator: Evaluating) -> Calibration | IgcNasError:
     """The evaluator's calibration, or the error that it raised."""
     try:
-        return _whole(evaluator.calibrate(), Calibration)
+        return validated(evaluator.calibrate(), Calibration)
     except Exception as error:
         return to_igc_error(error)
 
@@ -201,6 +211,8 @@ def _kind(error: BaseException) -> FailureKind:
         return "diverged"
     if isinstance(error, MemoryError) or any(words in _text(error).lower() for words in OUT_OF_MEMORY):
         return "memory"
+    if any(words in _text(error) for words in CONTEXT_LOST):
+        return "died"
     return "refused" if isinstance(error, IgcNasError) else "error"
 
 
@@ -219,7 +231,10 @@ def _place(error: BaseException) -> str:
 
 
 def serve(channel: Channel, spec: dict[str, Any], make: Callable[[StudySpec], Evaluating]) -> None:
-    """Make an evaluator, send `READY` or the error, and serve requests until the connection ends."""
+    """Make an evaluator, send `READY` or the error, and serve requests until the connection ends.
+
+    Returns after a trial that lost the CUDA context: only a new process can use the GPU again.
+    """
     try:
         evaluator = make(StudySpec.parse(spec))
     except Exception as error:
@@ -231,7 +246,10 @@ def serve(channel: Channel, spec: dict[str, Any], make: Callable[[StudySpec], Ev
             request: Request = channel.recv()
             match request:
                 case RunJob(job):
-                    channel.send(run_job(evaluator, job, channel))
+                    message = run_job(evaluator, job, channel)
+                    channel.send(message)
+                    if isinstance(message, TrialFailed) and message.failure.kind == "died":
+                        return
                 case Calibrate():
                     channel.send(calibrated(evaluator))
                 case SetSpec(changed):

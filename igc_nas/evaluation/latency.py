@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -27,8 +27,10 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.papers import reference
 from igc_nas.errors import IgcNasError, InfeasibleError
 from igc_nas.evaluation.conditions import conditions_of
+from igc_nas.evaluation.gpu_noise import GpuNoiseMonitor, monitor_for
 from igc_nas.evaluation.host import NoiseMonitor
 from igc_nas.evaluation.runtimes import CPU_ONLY, Runner, runner_for
+from igc_nas.nn.cuda_timing import captured, event_timer
 from igc_nas.nn.device import Device, exact_float32
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import Variant, factored_variant, mixed_variant, uniform_variants
@@ -42,6 +44,8 @@ REFERENCE = "regconv-w16-d8"
 """The fixed network of every round: regular convolutions only, 12 M MACs; no choice of a form changes its time."""
 
 WARM_UP_S, MOST_WARM_UP_S = 0.03, 1.0
+GPU_WARM_UP_S = 0.3
+"""An idle GPU needs some tenths of a second to raise its clock; its time may be stable at the low one."""
 STABLE = 0.05
 """Warm-up ends when two consecutive windows of runs have medians that differ by less than this share."""
 LEAST_ROUNDS, MOST_ROUNDS = 31, 301
@@ -51,10 +55,8 @@ RACE = Race(rounds=15, cap_s=0.4)
 ENOUGH_WIDTH = 0.03
 """The rounds end when the interval of the median ratio is narrower than this share of it."""
 NOISY_WIDTH = 0.05
-MOST_ERROR = 1e-4
+MOST_ERROR, MOST_TF32_ERROR = 1e-4, 1e-2
 """A form is not used if its outputs differ by more than this from the factored network's (relative, norm-wise)."""
-L2_BYTES = 256 << 20
-"""More than any GPU's L2 cache."""
 
 
 @dataclass(frozen=True)
@@ -115,19 +117,21 @@ class RoundSamples:
 
 def timer_for(run: FormRun, spec: LatencySpec, device: Device) -> Timer:
     """A function that runs a form once and returns its milliseconds: by CUDA events on a GPU, else by the clock."""
-    return _cuda_timer(run.output, spec, device) if device.kind == "cuda" else timed(run.output)
+    if device.kind == "cpu":
+        return timed(run.output)
+    return event_timer(run.output, device.torch_device, graph=spec.cuda_graph, cold_cache=spec.cold_cache)
 
 
-def warm_up(timer: Timer) -> None:
-    """Run until the time is stable, for at most a second."""
-    until, last = time.perf_counter() + MOST_WARM_UP_S, 0.0
-    while time.perf_counter() < until:
+def warm_up(timer: Timer, least_s: float = 0.0) -> None:
+    """Run for `least_s` seconds and until the time is stable, for at most a second."""
+    started, last = time.perf_counter(), 0.0
+    while time.perf_counter() < started + MOST_WARM_UP_S:
         window_end = time.perf_counter() + WARM_UP_S
         times = [timer(), timer(), timer()]
         while time.perf_counter() < window_end:
             times.append(timer())
         now = median(times)
-        if abs(now - last) < STABLE * now:
+        if abs(now - last) < STABLE * now and time.perf_counter() >= started + least_s:
             return
         last = now
 
@@ -138,11 +142,11 @@ class Instruments:
 
     runner: Callable[[RuntimeName, nn.Module, Tensor, int], Runner] = runner_for
     timer: Callable[[FormRun, LatencySpec, Device], Timer] = timer_for
-    warm_up: Callable[[Timer], None] = warm_up
+    warm_up: Callable[[Timer, float], None] = warm_up
     race: Race = RACE
     clock: Callable[[], float] = time.perf_counter
     least_s: float = LEAST_S
-    monitor: Callable[[], NoiseMonitor] = NoiseMonitor
+    monitor: Callable[[Device], NoiseMonitor | GpuNoiseMonitor] = monitor_for
     conditions: Callable[[Device], Conditions] = conditions_of
 
 
@@ -179,12 +183,12 @@ class Measurer:
         timers = {name: self._timer(run) for name, run in runs.items()}
         pace = self._reference_timer
         with self.alone():
-            monitor, began = self.instruments.monitor(), self.instruments.clock()
-            self.instruments.warm_up(pace)
+            monitor, began = self.instruments.monitor(self.device), self.instruments.clock()
+            self.instruments.warm_up(pace, GPU_WARM_UP_S if self.device.kind == "cuda" else 0.0)
             forms, chosen = self._race(runs, timers)
             samples = self._rounds(timers[chosen], pace, began)
             conditions = self.instruments.conditions(self.device)  # at once: an idle GPU reports no throttling
-            disturbances = monitor.disturbances(self.spec.threads if self.device.kind == "cpu" else 0)
+            disturbances = monitor.disturbances(self.spec.threads)
             noise = noise_reasons(samples, conditions, disturbances)
             run = runs[chosen]
             return Latency(
@@ -198,7 +202,7 @@ class Measurer:
                 forms=forms,
                 **self._setting(),
                 input=arch.input,
-                energy_mj=self._energy(timers[chosen]) if self.energy else None,
+                energy_mj=self._energy(run) if self.energy else None,
                 conditions=conditions,
             )
 
@@ -207,11 +211,11 @@ class Measurer:
 
         Generated C runs the factored network at the rate of a dense product, so it has no other forms.
         """
-        if self.spec.forms == "factored" or self.spec.runtime == "native":
-            return [factored_variant(network.plan)]
         most = self.most_params if self.spec.forms == "within-budget" else None
-        mixed = mixed_variant(network, self.spec.batch, self.cache, most)
-        found = [*uniform_variants(network.plan), mixed]
+        if self.spec.forms == "factored" or self.spec.runtime == "native":
+            found = [factored_variant(network.plan)]
+        else:
+            found = [*uniform_variants(network.plan), mixed_variant(network, self.spec.batch, self.cache, most)]
         return [variant for variant in found if most is None or variant.params <= most]
 
     def _form_runs(self, arch: ArchConfig) -> list[FormRun]:
@@ -233,19 +237,26 @@ class Measurer:
             if self._is_equal(run, wanted):
                 runs.append(run)
         if not runs:
-            fewest = min(variant.params for variant in uniform_variants(network.plan))
+            native = self.spec.runtime == "native"
+            forms = [factored_variant(network.plan)] if native else uniform_variants(network.plan)
+            fewest = min(variant.params for variant in forms)
             raise InfeasibleError(
                 f"no form of the network has at most {self.most_params:,} parameters; the smallest has {fewest:,}"
             )
         return runs
 
     def _is_equal(self, run: FormRun, wanted: Tensor) -> bool:
-        """Whether a form computes the network's function. Raises `IgcNasError` where the factored one does not."""
-        with exact_float32():
+        """Whether a form computes the network's function. Raises `IgcNasError` where the factored one does not.
+
+        A compiled one is compared in TF32, as it is timed: torch.compile would compile it anew without.
+        """
+        in_tf32 = self.spec.runtime == "compile" and self.device.kind == "cuda"
+        with nullcontext() if in_tf32 else exact_float32():
             error = float((run.output() - wanted).norm() / wanted.norm())
-        if not error < MOST_ERROR and run.name == "factored":
+        is_equal = error < (MOST_TF32_ERROR if in_tf32 else MOST_ERROR)
+        if not is_equal and run.name == "factored":
             raise IgcNasError(f"{self.spec.runtime} computes another function (relative error {error:.1e})")
-        return error < MOST_ERROR
+        return is_equal
 
     def _timer(self, run: FormRun) -> Timer:
         return self.instruments.timer(run, self.spec, self.device)
@@ -265,7 +276,7 @@ class Measurer:
         """(times of all forms, name of the fastest); no times where there is only one."""
         if len(runs) == 1:
             (name,) = runs
-            self.instruments.warm_up(timers[name])
+            self.instruments.warm_up(timers[name], 0.0)
             return {}, name
         samples = self.instruments.race.run(timers)
         forms = {name: _form_time(runs[name], found) for name, found in samples.items()}
@@ -293,13 +304,17 @@ class Measurer:
             "batch": spec.batch,
             "dtype": spec.dtype,
             "memory_format": "contiguous" if spec.runtime in CPU_ONLY else spec.memory_format,
-            "cuda_graph": spec.cuda_graph and spec.runtime == "eager",
+            "cuda_graph": spec.cuda_graph,
             "cold_cache": spec.cold_cache,
         }
 
-    def _energy(self, timer: Timer) -> float | None:
+    def _energy(self, run: FormRun) -> float | None:
+        """Millijoules of one run, by runs that are queued without waiting: a GPU that waits between them idles."""
         gpu = find_gpu(self.device.uuid) if self.device.uuid else None
-        found = energy_per_run(gpu, timer, self.device.synchronize) if gpu else None
+        if gpu is None:
+            return None
+        again = captured(run.output, self.device.torch_device) if self.spec.cuda_graph else run.output
+        found = energy_per_run(gpu, again, self.device.synchronize)
         return found.per_run_mj if found else None
 
 
@@ -311,9 +326,10 @@ def measure_latency(
     *,
     most_params: int | None = None,
     cap_s: float = 2.0,
+    energy: bool = False,
 ) -> Latency:
     """Measure one architecture; see `Measurer`."""
-    return Measurer(spec, device, most_params, cap_s=cap_s)(arch, reference_ms)
+    return Measurer(spec, device, most_params, cap_s=cap_s, energy=energy)(arch, reference_ms)
 
 
 def noise_reasons(samples: RoundSamples, conditions: Conditions, disturbances: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -367,44 +383,3 @@ def _input(image: tuple[int, int, int], spec: LatencySpec, device: Device) -> Te
 
 def _layout(spec: LatencySpec) -> torch.memory_format:
     return torch.channels_last if spec.memory_format == "channels_last" else torch.contiguous_format
-
-
-def _cuda_timer(run: Callable[[], Tensor], spec: LatencySpec, device: Device) -> Callable[[], float]:
-    """Milliseconds between two events around a run, or around the replay of its captured graph."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    again: Callable[[], object] = _captured(run) if spec.cuda_graph and spec.runtime == "eager" else run
-    flood = _flood(device.torch_name) if spec.cold_cache else None
-
-    def once() -> float:
-        if flood is not None:
-            flood.zero_()
-        begin.record()
-        again()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end))
-
-    return once
-
-
-@lru_cache(maxsize=8)
-def _flood(device: str) -> Tensor:
-    return torch.empty(L2_BYTES, dtype=torch.int8, device=device)
-
-
-def _captured(run: Callable[[], Tensor]) -> Callable[[], None]:
-    """The kernels of a run as a CUDA graph, after a warm-up on a side stream as capturing demands."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-
-    def replay() -> None:
-        graph.replay()
-
-    return replay

@@ -103,7 +103,8 @@ class CommandMeasurer:
         for name in CONDITIONS:
             if has[name] != (wanted := getattr(spec, name)):
                 found = printable(str(has[name]), lines=False)[:80]
-                raise IgcNasError(f"the latency command measured with {name} {found}; the study's is {wanted}")
+                hint = f"add --runtime {wanted} to it" if name == "runtime" else None
+                raise IgcNasError(f"the latency command measured with {name} {found}; the study's is {wanted}", hint)
         if spec.forms == "factored" and latency.form != "factored":
             raise IgcNasError(
                 "the latency command measured another form than the factored one", "add --forms factored to it"
@@ -128,7 +129,7 @@ def remote_spec(latency: Latency, spec: LatencySpec) -> LatencySpec:
         "dtype": latency.dtype,
         "cuda_graph": latency.cuda_graph,
         "cold_cache": latency.cold_cache,
-    }
+    } | ({"forms": "factored"} if latency.runtime == "native" else {})
     try:
         return LatencySpec.parse(spec.model_dump(mode="json") | found)
     except ConfigError as error:

@@ -4,7 +4,7 @@ eager        PyTorch without a compiler, in inference mode
 compile      torch.compile
 onnxruntime  exported to ONNX, run by ONNX Runtime          pip install 'igc-nas[onnx]'
 openvino     exported to ONNX, run by OpenVINO, CPU only     pip install 'igc-nas[openvino]'
-native       generated C, compiled by `$CC` or cc, one thread of a CPU; the factored network only
+native       generated C, compiled by `$CC` or cc, one thread of a CPU; the factored network only; the default there
 """
 
 from __future__ import annotations
@@ -14,20 +14,26 @@ import copy
 import importlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.layers import Branched, Layer
+from igc_nas.arch.plan import BlockPlan, Plan, plan
+from igc_nas.arch.shapes import layers_shape
+from igc_nas.arch.units import end_layers, stage_layers
 from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.io.text import printable
-from igc_nas.nn.codegen.build import compiler
-from igc_nas.nn.codegen.target import tuned
-from igc_nas.nn.device import cpu_name
-from igc_nas.nn.lowering.timing_cache import cache_dir, timing_cache_for
+from igc_nas.nn.codegen.build import NO_COMPILER, compiler, load
+from igc_nas.nn.codegen.program import UnsupportedLayerError, program
+from igc_nas.nn.codegen.target import PORTABLE, tuned_here
+from igc_nas.nn.device import Device
 from igc_nas.nn.network import Network
-from igc_nas.study.spec import RuntimeName
+from igc_nas.space.search_space import SearchSpace
+from igc_nas.study.spec import RuntimeName, StudySpec
 
 Runner = Callable[[], Tensor]
 """Runs a network once on a fixed input and returns its output."""
@@ -60,9 +66,7 @@ def require(runtime: RuntimeName, who: str | None = None) -> None:
     The message names `who` needs the package; by default the runtime. `native` needs a C compiler instead.
     """
     if runtime == "native" and compiler() is None:
-        raise UsageError(
-            f"{who or 'the runtime native'} needs a C compiler", "install gcc or clang, or name one in $CC"
-        )
+        raise UsageError(f"{who or 'the runtime native'} needs a C compiler", NO_COMPILER)
     for package in PACKAGES.get(runtime, ()):
         try:
             importlib.import_module(package)
@@ -71,6 +75,73 @@ def require(runtime: RuntimeName, who: str | None = None) -> None:
                 f"{who or f'the runtime {runtime}'} needs the package {package}",
                 f"pip install 'igc-nas[{EXTRA[runtime]}]'",
             ) from None
+
+
+def default_runtime(
+    device: Device, *, threads: int = 1, forms: str | None = None, plans: Iterable[Plan] = ()
+) -> tuple[RuntimeName, str]:
+    """(the runtime of latencies where none is asked for, why that is not generated C although the device is a CPU).
+
+    It is generated C where a C compiler is there, one thread is measured, multiplied-out `forms` are not asked for, and
+    each layer of the `plans` has code; else eager PyTorch.
+    """
+    if device.deployment_runtime != "native":
+        return "eager", f"there is no C compiler for native C: {NO_COMPILER}" if device.kind == "cpu" else ""
+    if threads != 1:
+        return "eager", "native C uses one thread"
+    if forms not in (None, "factored"):
+        return "eager", "native C runs factored networks only"
+    try:
+        for each in plans:
+            program(each, PORTABLE.lanes)
+    except UnsupportedLayerError as error:
+        return "eager", error.message
+    return "native", ""
+
+
+def check_runtime(spec: StudySpec, enqueued: Iterable[ArchConfig] = ()) -> None:
+    """Raise `UsageError` or `UnsupportedLayerError` where latencies of a study cannot be measured on this machine.
+
+    `enqueued` are architectures outside of the study's space.
+    """
+    runtime = spec.latency.runtime
+    if spec.latency.remote or runtime == "eager":
+        return
+    try:
+        require(runtime, f"study {spec.name}, whose latencies are of the runtime {runtime},")
+        if runtime == "native":
+            load("int igc_nas_probe;\n")
+    except IgcNasError as error:
+        way_out = "for latencies in eager PyTorch, start another study: --study NAME --latency-runtime eager"
+        raise UsageError(error.message, f"{error.hint}\n{way_out}") from None
+    if runtime == "native":
+        for each in (*unit_plans(spec.search_space), *map(plan, enqueued)):
+            program(each, PORTABLE.lanes)
+
+
+def unit_plans(space: SearchSpace) -> Iterator[Plan]:
+    """For each kind of block that a space's stages may have, in layers, one small network with it."""
+    seen: set[object] = set()
+    for stage in space.stages:
+        for option in stage.options:
+            first, rest = stage_layers(option, option.width)
+            kinds = _kinds((*first, *rest))
+            if kinds not in seen:
+                seen.add(kinds)
+                at = f"stage{stage.number}.block"
+                blocks = (BlockPlan(f"{at}1", first), BlockPlan(f"{at}2", rest))
+                shape = layers_shape((*first, *rest), (option.width, 8, 8))
+                ends = end_layers(shape, space.file.head, space.classes)
+                yield Plan((option.width, 8, 8), space.classes, (*blocks, *(BlockPlan(*end) for end in ends)))
+
+
+def _kinds(layers: Iterable[Layer]) -> tuple[object, ...]:
+    return tuple(
+        (type(layer), *map(_kinds, layer.branches))
+        if isinstance(layer, Branched)
+        else (type(layer), getattr(layer, "kind", None))
+        for layer in layers
+    )
 
 
 def onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
@@ -200,8 +271,7 @@ def _native(module: nn.Module, x: Tensor, threads: int) -> Runner:
         raise UsageError("the runtime native runs factored networks only")
     if threads != 1:
         raise UsageError(f"the runtime native uses one thread, not {threads}", "--threads 1")
-    with timing_cache_for(cpu_name(), threads, "native") as cache:
-        compiled = tuned(module, cache, cache_dir() / "native")
+    compiled = tuned_here(module)
     images = x.contiguous().numpy()
     return lambda: torch.from_numpy(compiled(images))
 

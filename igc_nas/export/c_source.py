@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from igc_nas.errors import ConfigError, IgcNasError
+from igc_nas.export.destination import C_COMMAND
 from igc_nas.export.source import Source, facts
 from igc_nas.io.files import write_whole
 from igc_nas.nn.codegen import emit
@@ -103,14 +104,13 @@ def _body(name: str, source: Source, made: emit.Source, weights_file: bool) -> s
         .replace("/*", "/ *")
         .replace("??", "? ?")
     )
-    command = f"cc -std=c11 -O3 -march=native -ffp-contract=fast {name}_main.c {name}.c -o {name}"
     kept = "" if weights_file else f"\n{_weights_text(made.weights)}\n"
     return f"""\
 /* {name}: an interleaved group convolution network.
 
 {comment}
 
-   Compile: {command}
+   Compile: {C_COMMAND.format(name=name)}
    (-march=native is for the processor that compiles; name another by -march= or -mcpu=) */
 
 #include "{name}.h"

@@ -12,7 +12,10 @@ FORMS = ("fastest", "factored", "folded", "semidense", "dense", "mixed")
 MARKER = "# a folder of igc-nas export"
 """The first line of config.toml in an exported folder: only a folder with it is overwritten."""
 CONFIG, MODEL, WEIGHTS, ONNX, CARD = "config.toml", "model.py", "weights.safetensors", "model.onnx", "README.md"
-FILES = (CONFIG, MODEL, WEIGHTS, ONNX, CARD)
+C_SOURCE, C_HEADER, C_MAIN = "model.c", "model.h", "model_main.c"
+FILES = (CONFIG, MODEL, WEIGHTS, ONNX, C_SOURCE, C_HEADER, C_MAIN, CARD)
+C_COMMAND = "cc -std=c11 -O3 -march=native -ffp-contract=fast {name}_main.c {name}.c -o {name}"
+"""How an exported C file is compiled with its program."""
 
 
 def c_paths(path: Path) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""An exported folder: config.toml, model.py, weights.safetensors, model.onnx, README.md; written atomically."""
+"""An exported folder: config, stand-alone PyTorch, weights, ONNX, C, README.md; written atomically."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import IgcNasError
-from igc_nas.export.destination import CARD, CONFIG, FILES, MARKER, MODEL, ONNX, WEIGHTS
+from igc_nas.export.c_source import CFiles
+from igc_nas.export.destination import C_SOURCE, CARD, CONFIG, FILES, MARKER, MODEL, ONNX, WEIGHTS
 from igc_nas.export.graph import Graph
 from igc_nas.export.model_card import Contents, OnnxSummary, card_text
 from igc_nas.export.source import Source, config_text
@@ -28,11 +29,15 @@ def write_folder(
     graph: Graph | None,
     no_onnx: str = "",
     verify: Callable[[Path, Network, Path | None], float] | None = None,
+    *,
+    c: tuple[CFiles, float] | None = None,
+    no_c: str = "",
 ) -> None:
     """Write the folder, after reading every file back and comparing it with `network`.
 
-    The caller has checked `path` with `check_destination`. The weights are written only if `trained`. `no_onnx` is the
-    reason why `graph` is None. `verify` replaces `verify_standalone`, which starts a process. Raises `IgcNasError` if a
+    The caller has checked `path` with `check_destination`. The weights are written only if `trained`. `c` has
+    the C files named `model` and their error (see `verify_c`); `no_onnx` and `no_c` are the reasons why `graph` and `c`
+    are None. `verify` replaces `verify_standalone`, which starts a process. Raises `IgcNasError` if a
     file differs from the network; then nothing is written.
     """
     with whole_folder(path) as folder:
@@ -52,8 +57,11 @@ def write_folder(
             errors[ONNX] = graph.error
             timing = None if graph.timing is None else str(graph.timing)
             onnx = OnnxSummary(graph.form, graph.params, graph.macs, timing, graph.opset)
+        if c is not None:
+            files, errors[C_SOURCE] = c
+            files.write(folder)
         sizes = {name: (folder / name).stat().st_size for name in FILES if (folder / name).exists()}
-        write_whole(folder / CARD, card_text(source, Contents(sizes, errors, trained, onnx, no_onnx)))
+        write_whole(folder / CARD, card_text(source, Contents(sizes, errors, trained, onnx, no_onnx, no_c)))
 
 
 def weights_bytes(network: Network) -> bytes:

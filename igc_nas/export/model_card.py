@@ -6,10 +6,12 @@ import html
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from igc_nas._version import __version__
 from igc_nas.analysis.words import conditions_words, form_words, interval_words, noise_words, recipe_words
 from igc_nas.data.datasets import is_synthetic, normalisation
+from igc_nas.export.destination import C_COMMAND, C_SOURCE
 from igc_nas.export.source import Source, unfinished_text
 from igc_nas.io.text import printable
 from igc_nas.study.records import Candidate
@@ -30,7 +32,7 @@ class OnnxSummary:
 class Contents:
     """The folder's other files: size in bytes by name, and relative error against the network by name.
 
-    `trained`: the folder has weights. `no_onnx` is the reason why `onnx` is None.
+    `trained`: the folder has weights. `no_onnx` is the reason why `onnx` is None, `no_c` that why there is no model.c.
     """
 
     sizes: Mapping[str, int]
@@ -38,6 +40,7 @@ class Contents:
     trained: bool
     onnx: OnnxSummary | None = None
     no_onnx: str = ""
+    no_c: str = ""
 
 
 _DESCRIPTIONS = {
@@ -45,6 +48,9 @@ _DESCRIPTIONS = {
     "model.py": "the network as one PyTorch file that does not import igc-nas",
     "weights.safetensors": "its weights, for `model.py` and `igc_nas.create_model`",
     "model.onnx": "the network with its weights for inference, batches of any size",
+    "model.c": "the factored network with its weights as C11 without malloc, one image a call",
+    "model.h": "its interface: `model_workspace_bytes`, `model_run`",
+    "model_main.c": "a program that reads an image from a file and prints the logits",
 }
 
 
@@ -64,6 +70,7 @@ def card_text(source: Source, contents: Contents) -> str:
             ("file", "bytes", ""), ((f"`{n}`", f"{size:,}", _DESCRIPTIONS[n]) for n, size in contents.sizes.items())
         ),
         *([f"There is no `model.onnx`: {_md(contents.no_onnx)}."] if contents.no_onnx else []),
+        *([f"There is no `model.c`: {_md(contents.no_c)}."] if contents.no_c else []),
         "Each file was read back and its outputs compared with the network's on random images: "
         + "; ".join(f"`{name}` {_error(error)}" for name, error in contents.errors.items())
         + ".",
@@ -152,6 +159,12 @@ def _use(source: Source, contents: Contents) -> Iterator[str]:
             "```python\nimport numpy, onnxruntime\n\n"
             'session = onnxruntime.InferenceSession("model.onnx")\n'
             f'logits = session.run(None, {{"image": numpy.zeros((2, {image}), numpy.float32)}})[0]\n```'
+        )
+    if C_SOURCE in contents.sizes:
+        floats = prod(source.arch.input)
+        yield (
+            f"`image` is a file of {floats:,} float32 values, channel by channel, row by row:\n\n"
+            f"```sh\n{C_COMMAND.format(name='model')}\n./model image\n```"
         )
     more = ', weights="weights.safetensors"' if contents.trained else ""
     yield f'```python\nimport igc_nas\n\nmodel = igc_nas.create_model("config.toml"{more})\n```'

@@ -33,6 +33,9 @@ THROTTLING = {
 }
 """Clock event reasons that lower the clocks, by their bit. One cause may set two bits."""
 
+THROTTLED_NS = {"sw_power_cap": 74, "sync_boost": 76, "sw_thermal": 269, "hw_thermal": 270, "hw_power_brake": 271}
+"""Field identifiers of the counters of nanoseconds with lowered clocks, by reason."""
+
 POLL_S = 0.001
 LONGEST_TICK_S = 0.5
 """The driver updates its energy counter every 20 to 100 ms; without an update in this time it is not working."""
@@ -89,6 +92,28 @@ class Gpu:
     def energy_mj(self) -> int | None:
         """Energy that the board has used since the driver was loaded, in millijoules (since Volta). Never raises."""
         return self._read("nvmlDeviceGetTotalEnergyConsumption")
+
+    def throttled_ns(self) -> dict[str, int]:
+        """Nanoseconds with lowered clocks since the driver was loaded, by reason; without what NVML cannot say."""
+        found = {}
+        with suppress(self.nvml.NVMLError, AttributeError):
+            fields = self.nvml.nvmlDeviceGetFieldValues(self.handle, list(THROTTLED_NS.values()))
+            for reason, value in zip(THROTTLED_NS, fields, strict=True):
+                if value.nvmlReturn == 0:
+                    found[reason] = int(value.value.ullVal)
+        return found
+
+    def sm_use(self, since_us: int) -> dict[int, int]:
+        """Percent of the multiprocessors' time by process id, the highest sample since a time of the system's clock.
+
+        Empty where NVML cannot say (MIG, WSL).
+        """
+        use: dict[int, int] = {}
+        with suppress(self.nvml.NVMLError, AttributeError):
+            for sample in self.nvml.nvmlDeviceGetProcessUtilization(self.handle, since_us):
+                if sample.timeStamp > since_us:
+                    use[int(sample.pid)] = max(use.get(int(sample.pid), 0), int(sample.smUtil))
+        return use
 
     def _read(self, *names: str, of: int | None = None) -> int | None:
         """The value of the first function that works: NVML has renamed them, and no version has all names."""

@@ -9,12 +9,15 @@ from functools import cache
 from statistics import median
 from typing import Any, TypeVar
 
+import torch
 from scipy.stats import quantile_test  # here, not when first needed: its import takes longer than a race
 
 Name = TypeVar("Name")
 Timer = Callable[[], float]
 """Runs something once and returns its milliseconds (see `timed`)."""
 
+NEVER_MS = 1e9
+"""The time of a run that cannot be used, as the device has no memory for it. Finite, as caches hold finite times."""
 CAPPED_ROUNDS = 3
 """Rounds that a race has even where they take longer than `cap_s`: the median of three survives one outlier."""
 PAIRED_ROUNDS, SELDOM = 5, 0.1
@@ -124,12 +127,18 @@ def timed(
     synchronize: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timer:
-    """`run` as a function that returns its milliseconds; `synchronize` waits for work that it has queued on a GPU."""
+    """`run` as a function that returns its milliseconds; `synchronize` waits for work that it has queued on a GPU.
+
+    A run that the device has no memory for takes `NEVER_MS`.
+    """
 
     def once() -> float:
         started = clock()
-        run()
-        synchronize()
+        try:
+            run()
+            synchronize()
+        except (MemoryError, torch.OutOfMemoryError):
+            return NEVER_MS
         return (clock() - started) * 1000
 
     return once

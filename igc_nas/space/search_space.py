@@ -28,7 +28,7 @@ from igc_nas.arch.shapes import Shape, layers_shape
 from igc_nas.arch.stages import STAGE_OF_UNIT, UNITS, StageConfig, out_width
 from igc_nas.arch.units import end_layers, stage_blocks, stage_layers, stem_layers
 from igc_nas.errors import ConfigError
-from igc_nas.io.files import is_file, read_text
+from igc_nas.io.files import is_file, read_text, user_path
 from igc_nas.io.records import Frozen, first_problem, key_text, parse_toml
 from igc_nas.io.resources import shipped
 from igc_nas.io.text import nearest
@@ -449,7 +449,7 @@ def space_names() -> list[str]:
 
 def find_space(name: str) -> Path:
     """The file of a space: an existing path, or a shipped name. Raises `ConfigError` listing the names."""
-    path = Path(name)
+    path = user_path(name)
     if path.suffix == ".toml":
         if is_file(path):
             return path

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,13 +94,44 @@ def default_extent(kind: str, devices: int = 1, *, cores: int | None = None, mem
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, by its affinity and by its container's quota (cgroup v2)."""
+    """Cores that this process may use, by its affinity and by the CPU quotas of its control groups."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(math.floor(quota) for quota in cpu_quotas())]))
+
+
+def cpu_quotas(root: Path = Path("/")) -> Iterator[float]:
+    """The CPU quotas, in cores, of this process's control groups and of those that contain them (cgroup v1 and v2).
+
+    `root` has the folders `proc` and `sys`. A container sees its own group at the mount point.
+    """
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or "max"
-        return cores
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    mounts = root / "sys/fs/cgroup"
+    groups: list[Path] = [mounts, mounts / "cpu", mounts / "cpu,cpuacct"]
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        names = [""] if not controllers else ["cpu", "cpu,cpuacct"] if "cpu" in controllers.split(",") else []
+        for name in names:
+            group = (mounts / name).joinpath(*(part for part in path.split("/") if part not in ("", "..")))
+            groups += [group, *(parent for parent in group.parents if parent.is_relative_to(mounts / name))]
+    for group in dict.fromkeys(groups):
+        for read in (_quota_v2, _quota_v1):
+            with contextlib.suppress(OSError, ValueError):  # no such file, or no limit: "max", -1
+                yield read(group)
+
+
+def _quota_v2(group: Path) -> float:
+    quota, period = (group / "cpu.max").read_text().split()
+    return int(quota) / int(period)
+
+
+def _quota_v1(group: Path) -> float:
+    quota, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+    if quota <= 0:
+        raise ValueError("no limit")
+    return quota / period
 
 
 def new_spec(
@@ -116,7 +149,10 @@ def new_spec(
     recipe: Mapping[str, Any] | None = None,
     latency: Mapping[str, Any] | None = None,
 ) -> StudySpec:
-    """The spec of a new study, with the defaults for the kind of device.
+    """The spec of a new study, with the defaults for the kind of device. The runtime of its latencies is eager.
+
+    The command line takes the device's dtype and runtime: `recipe={"dtype": device.fast_dtype}`,
+    `latency={"runtime": device.deployment_runtime}`.
 
     `info` comes from `igc_nas.data.datasets.locate`, the device's name and kind from `igc_nas.nn.device.find_devices`.
     Raises `ConfigError` for an unknown space or a wrong recipe, `InfeasibleError` where nothing fits the budget.
@@ -148,6 +184,8 @@ def new_spec(
 def _latency_spec(device_name: str, kind: str, space: SpaceFile, changes: Mapping[str, Any]) -> LatencySpec:
     defaults = {"device": device_name, "input": space.input, "forms": "within-budget", "cuda_graph": kind == "cuda"}
     if changes.get("runtime") == "native":  # it runs the factored network, on images as they are given
+        if changes.get("forms", "factored") != "factored":
+            raise ConfigError("the runtime native runs factored networks only", "leave out --latency-forms")
         defaults |= {"forms": "factored", "memory_format": "contiguous"}
     return LatencySpec.parse(defaults | dict(changes), "latency")
 

@@ -49,6 +49,14 @@ class Schedule(Frozen):
     crop: Annotated[int, Field(ge=0, le=64)] = 4
     """Pixels of padding for the random crop; 0 is no crop."""
     flip: bool = True
+    cutout: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Side in pixels of the square that is cut out of each training image; 0: none."""
+    mixup: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Pairs of images are mixed in shares of Beta(mixup, mixup); 0: not mixed."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The scored weights are an exponential average with this decay per step; 0: no average."""
+    decay_norms: bool = True
+    """Whether weight decay applies to BN's gamma and beta and to biases, too."""
     dtype: DtypeName = "float32"
     """The type of convolutions and products; weights, BN statistics and the optimiser's state are float32."""
     forms: Literal["fastest", "factored"] = "factored"
@@ -64,8 +72,6 @@ class Recipe(Schedule):
     train_size: Annotated[int, Field(ge=1)]
     held_out: Annotated[int, Field(ge=1)]
     resolution: Annotated[int, Field(ge=4, le=1024)]
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The scored weights are an exponential average with this decay per step; 0: no average."""
     rungs: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, max_length=16)] = ()
     """Numbers of samples seen, ascending, at which a training is scored before its end (and may be pruned).
 

@@ -306,7 +306,7 @@ def test_both_searches_of_bench_search_see_the_same_architectures() -> None:
     assert len(searches.candidates["factored"]) == 4
     specs = {spec.name: spec for spec in searches.specs}
     assert [specs[kind].recipe.forms for kind in FORMS] == ["factored", "fastest"]
-    assert [specs[kind].latency.forms for kind in FORMS] == ["factored", "within-budget"]
+    assert {specs[kind].latency.runtime for kind in FORMS} == {CPU.deployment_runtime}
     assert specs["factored"].recipe.dtype == "float32"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -160,9 +161,16 @@ def test_a_folder_with_everything(cli: Command) -> None:
     assert "weights  models/mine: test error 6.21 % on 10,000 images of cifar10" in said
     assert "form     dense: " in said
     assert "checked  against PyTorch on random images" in said
-    assert {p.name for p in out.iterdir()} == {
+    c_files = {"model.c", "model.h", "model_main.c"} if compiler() else set()
+    assert {p.name for p in out.iterdir()} == c_files | {
         "README.md", "config.toml", "model.onnx", "model.py", "weights.safetensors",
     }  # fmt: skip
+    assert ("checked  model.c, compiled and run" in said) == bool(c_files)
+    if c_files:
+        card = (out / "README.md").read_text()
+        (command,) = [line for line in card.splitlines() if line.startswith("cc ")]
+        subprocess.run(shlex.split(command), cwd=out, check=True)
+        assert "`model.c` relative error" in card
     model = igc_nas.create_model(out / "config.toml", weights=out / "weights.safetensors").eval()
     import onnxruntime
 
@@ -173,23 +181,34 @@ def test_a_folder_with_everything(cli: Command) -> None:
     refused(cli("export", "models/mine", "--format", "dir", "-o", out), 2, "out exists", "--force")
 
 
+@pytest.fixture
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No C compiler."""
+    monkeypatch.setenv("CC", "no-such-compiler")
+
+
+@pytest.mark.usefixtures("without_compiler")
 def test_a_folder_with_weights_by_name(cli: Command, unproved: None, ungraphed: list[tuple[Any, ...]]) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     for weights in ("models/mine", f"models/mine/{WEIGHTS_FILE}"):
         said = wrote(cli("export", "arch.toml", "--weights", weights, "--format", "dir", "-o", "out", "--force"))
         assert "test error 6.21 %" in said
+        assert "no model.c: the check of a C file needs a C compiler (install gcc or clang" in said
+    assert "There is no `model.c`: the check of a C file needs a C compiler" in Path("out/README.md").read_text()
     assert ungraphed == [("onnx", "fastest")] * 2
     assert "6.21 %" in Path("out/README.md").read_text()
     assert str(Path.cwd()) not in Path("out/README.md").read_text() + Path("out/model.py").read_text()
 
 
+@pytest.mark.usefixtures("without_compiler")
 def test_a_folder_without_weights(cli: Command, unproved: None, ungraphed: list[tuple[Any, ...]]) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     said = wrote(cli("export", "made", "--format", "dir", "-o", "out"))
     assert "weights  none" in said
     assert "no model.onnx" in said
+    assert "no model.c: it would hold weights, and there are none" in said
     assert {p.name for p in Path("out").iterdir()} == {"README.md", "config.toml", "model.py"}
     said = wrote(cli("export", "made", "--format", "dir", "-o", "out", "--force", "--untrained", "--form", "semidense"))
     assert "UNTRAINED" in said
@@ -198,6 +217,7 @@ def test_a_folder_without_weights(cli: Command, unproved: None, ungraphed: list[
     assert ungraphed == [("onnx", "semidense")]
 
 
+@pytest.mark.usefixtures("without_compiler")
 def test_a_folder_without_the_extra_installed(cli: Command, unproved: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     said = wrote(cli("export", "models/mine", "--format", "dir", "-o", "out"))
@@ -278,8 +298,8 @@ BAD: list[tuple[str, int, tuple[str, ...]]] = [
     ("export strided.toml --format py --weights models/mine", 2, ("same shapes, but it computes another function",)),
     ("export arch.toml --classes 5 --format py --weights models/mine", 2, (
         "classifier.linear.weight is (10, 8), the network has (5, 8)", "of 10 classes")),
-    ("export arch.toml --format py --weights pickle.pt", 2, ("pickle.pt is no readable safetensors file",)),
-    ("export arch.toml --format py --weights cut.safetensors", 2, ("cut.safetensors is no readable safetensors",)),
+    ("export arch.toml --format py --weights pickle.pt", 2, ("pickle.pt is not a readable safetensors file",)),
+    ("export arch.toml --format py --weights cut.safetensors", 2, ("cut.safetensors is not a readable safetensors",)),
     ("export arch.toml --format py --weights checkpoint.safetensors", 2, (
         "stem.conv.weight is nothing", "looks like a checkpoint")),
     ("export arch.toml --format py --weights nothing.safetensors", 2, ("nothing.safetensors",)),

@@ -53,9 +53,11 @@ print(json.dumps({
 } | json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}")))
 """
 """Stands for `igc-nas measure --json -` on another machine: prints a latency proportional to the MACs."""
+EAGER = ("--device", "cpu", "--runtime", "eager")
 SEARCH = (
     "search", "--space", "tiny", "--dataset", "shapes", "--workers", "1", "--device", "cpu", "--quiet",
-    "--forms", "factored", "--recipe", "epochs=1,train_size=200,held_out=100,resolution=8",
+    "--forms", "factored", "--latency-runtime", "eager",
+    "--recipe", "epochs=1,train_size=200,held_out=100,resolution=8",
 )  # fmt: skip
 
 
@@ -80,7 +82,7 @@ def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def test_a_line_for_each_form(cli: Command) -> None:
-    answer = cli("measure", NETWORK, "--device", "cpu")
+    answer = cli("measure", NETWORK, *EAGER)
     assert (answer.status, answer.err) == (0, "")
     lines = answer.out.splitlines()
     assert re.match(r"[\d.]+ ms  \(95 % interval [\d.]+ to [\d.]+, n = \d+\)$", lines[0])
@@ -109,7 +111,7 @@ def test_noise_is_shown_with_its_reason() -> None:
 
 
 def test_the_record_as_json(cli: Command) -> None:
-    found = cli("measure", NETWORK, "--device", "cpu", "--json").json
+    found = cli("measure", NETWORK, *EAGER, "--json").json
     assert 0 < found["low_ms"] <= found["median_ms"] <= found["high_ms"]
     assert isinstance(found["noisy"], bool)
     assert found["noisy"] is bool(found["noise"])
@@ -132,18 +134,18 @@ def test_the_record_as_json(cli: Command) -> None:
 
 
 def test_only_the_factored_form(cli: Command) -> None:
-    found = cli("measure", NETWORK, "--device", "cpu", "--forms", "factored", "--json").json
+    found = cli("measure", NETWORK, *EAGER, "--forms", "factored", "--json").json
     assert (found["form"], found["forms"]) == ("factored", {})
     assert found["deployed_params"] == found["params"]
-    text = cli("measure", NETWORK, "--device", "cpu", "--forms", "factored").out
+    text = cli("measure", NETWORK, *EAGER, "--forms", "factored").out
     assert "form factored" in text
     assert "median ms" not in text
 
 
 def test_only_forms_within_a_budget(cli: Command) -> None:
-    every = cli("measure", NETWORK, "--device", "cpu", "--json").json
+    every = cli("measure", NETWORK, *EAGER, "--json").json
     assert max(form["params"] for form in every["forms"].values()) > 30_000 > every["params"]
-    found = cli("measure", NETWORK, "--device", "cpu", "--budget-params", "30k", "--json").json
+    found = cli("measure", NETWORK, *EAGER, "--budget-params", "30k", "--json").json
     assert {"factored", "folded"} <= set(found["forms"])
     assert "dense" not in found["forms"]
     assert all(form["params"] <= 30_000 for form in found["forms"].values())
@@ -187,7 +189,7 @@ def test_an_open_file_that_holds_no_architecture(data: bytes) -> None:
 
 
 def test_measuring_saves_the_timing_cache(cli: Command, tmp_path: Path) -> None:
-    cli("measure", NETWORK, "--device", "cpu", "--json")
+    cli("measure", NETWORK, *EAGER, "--json")
     (table,) = (tmp_path / "cache").rglob("*.json")
     assert json.loads(table.read_text())["times"]
 
@@ -230,7 +232,7 @@ def test_a_runtime_that_is_not_installed(
 
 
 def test_a_budget_that_no_form_is_within(cli: Command) -> None:
-    answer = cli("measure", NETWORK, "--device", "cpu", "--budget-params", "10")
+    answer = cli("measure", NETWORK, *EAGER, "--budget-params", "10")
     refused(answer, 3, "no form of the network has at most 10 parameters", "the smallest has")
 
 
@@ -289,7 +291,7 @@ def test_the_noise_of_a_study_measured_again(remote: Path, cli: Command, tmp_pat
 
 def test_a_study_is_measured_under_its_own_budget(made: Path, cli: Command) -> None:
     rows = cli("measure", "--study", "made", "--json").json["rows"]
-    every = cli("measure", "made:0", "--device", "cpu", "--json").json["forms"]
+    every = cli("measure", "made:0", *EAGER, "--json").json["forms"]
     assert max(form["params"] for form in every.values()) > load_study(made).spec.budget.params
     assert all(row["deployed_params"] <= 3000 for row in rows)
 

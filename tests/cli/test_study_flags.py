@@ -11,6 +11,7 @@ from igc_nas.cli.study_flags import SearchRequest, given_settings, parse_recipe,
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import ConfigError, DataError, InfeasibleError, StudyError, UsageError
 from igc_nas.io.records import differences, restricted
+from igc_nas.nn.codegen.build import compiler
 from igc_nas.nn.device import Device
 from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import default_recipe
@@ -145,6 +146,32 @@ def test_any_text_is_a_recipe_or_an_error_on_one_line(text: str) -> None:
 # A new study.
 
 
+def default_latency(tmp_path: Path, device: Device = STUB, **given: Any) -> tuple[str, str, str]:
+    """(runtime, forms, why it is not native) of a new study."""
+    found = resolve_study(request(root=tmp_path, space="tiny", **given), device)
+    return found.spec.latency.runtime, found.spec.latency.forms, found.eager_because
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler")
+def test_latency_is_that_of_native_c_unless_something_else_is_asked_for(tmp_path: Path) -> None:
+    assert default_latency(tmp_path) == ("native", "factored", "")
+    assert default_latency(tmp_path, latency_runtime="eager") == ("eager", "within-budget", "")
+    assert default_latency(tmp_path, forms="factored")[:2] == ("native", "factored")
+    assert default_latency(tmp_path, latency_forms="any") == ("eager", "any", "native C runs factored networks only")
+    assert default_latency(tmp_path, latency_command="ssh pi") == ("eager", "within-budget", "")
+    with pytest.raises(ConfigError, match="factored networks only"):
+        default_latency(tmp_path, latency_runtime="native", latency_forms="any")
+
+
+def test_without_a_compiler_latency_is_eager_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    runtime, forms, because = default_latency(tmp_path)
+    assert (runtime, forms) == ("eager", "within-budget")
+    assert "no C compiler" in because
+    assert "install gcc or clang" in because
+    assert Device("cuda", "cuda:0", "a GPU").deployment_runtime == "eager"
+
+
 def test_a_new_study_takes_defaults_for_options_not_given(tmp_path: Path) -> None:
     study = resolve_study(request(root=tmp_path, space="tiny", budget_params=2000, recipe=("epochs=1",)), STUB)
     found = study.spec
@@ -152,7 +179,7 @@ def test_a_new_study_takes_defaults_for_options_not_given(tmp_path: Path) -> Non
     assert (found.objectives, found.sampler, found.seed) == (("error", "params", "latency"), "known-cost", 0)
     assert (found.dataset, found.classes, found.latency.device) == ("shapes", 10, "stub")
     assert found.recipe == default_recipe("cpu", epochs=1, dtype=STUB.fast_dtype, held_out=2000)
-    assert (found.recipe.forms, found.latency.forms) == ("fastest", "within-budget")
+    assert (found.recipe.forms, found.latency.runtime) == ("fastest", STUB.deployment_runtime)
     assert list(tmp_path.iterdir()) == []
 
 

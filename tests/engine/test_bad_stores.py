@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from igc_nas.bench.samplers.replay import Replay
 from igc_nas.bench.samplers.runs import Task, run_tasks
-from igc_nas.engine.database import parse_url, read_study
+from igc_nas.engine.database import DATABASE_FILE, parse_url, read_study
 from igc_nas.engine.search import Run, search
-from igc_nas.engine.store import DATABASE_FILE, Store
+from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.nn.lowering.timing_cache import TimingCache, timing_cache_for
 from igc_nas.study.records import Trial
@@ -197,7 +197,7 @@ def invented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path / "data"))
 
 
-SEARCH = ("search", "--space", "tiny", "--study", "s", "--dataset", "shapes", "--trials")
+SEARCH = ("search", "--space", "tiny", "--study", "s", "--dataset", "shapes", "--latency-runtime", "eager", "--trials")
 
 
 @pytest.mark.usefixtures("invented")

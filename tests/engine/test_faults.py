@@ -16,12 +16,11 @@ import pytest
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.engine.coordinator import SAME_FAILURES
-from igc_nas.engine.database import parse_url, read_study
+from igc_nas.engine.database import default_url, read_study
 from igc_nas.engine.events import Job
 from igc_nas.engine.executor import Message, TrialCompleted, TrialFailed
 from igc_nas.engine.process_executor import ProcessExecutor
 from igc_nas.engine.search import Run, search
-from igc_nas.engine.store import default_storage
 from igc_nas.errors import IgcNasError
 from igc_nas.space.budget import Budget
 from igc_nas.study.records import FINISHED, Latency, Score, Trial
@@ -64,7 +63,7 @@ def running_in_database(folder: Path) -> int:
 def is_in_order(folder: Path) -> None:
     """Database and trials.jsonl agree; no trial runs, is lost, duplicated or missing."""
     study = load_study(folder)
-    assert read_study(parse_url(default_storage(folder)), study.spec.name).trials == study.trials
+    assert read_study(default_url(folder), study.spec.name).trials == study.trials
     assert [trial.number for trial in study.trials] == list(range(len(study.trials)))
     assert running_in_database(folder) == 0
     assert not [t for t in study.trials if t.state == "running" or (t.failure and t.failure.kind == "lost")]
@@ -243,7 +242,7 @@ def test_a_search_of_one_worker_that_is_killed_ends_with_the_same_front(sampler:
 def test_a_real_search_that_is_killed_in_a_training_ends_with_the_same_front(tmp_path: Path) -> None:
     """Nothing is invented here but the images: factored networks, their errors and parameters."""
     words = ("search", "--space", "tiny", "--dataset", "shapes", "--study", "s", "--objectives", "error,params")
-    words += ("--forms", "factored", "--latency-forms", "factored", "--workers", "1", "--trials", "6", "--quiet")
+    words += ("--forms", "factored", "--latency-runtime", "eager", "--workers", "1", "--trials", "6", "--quiet")
     words += (
         "--recipe",
         "epochs=6,train_size=2000,held_out=500,resolution=8,rungs=[],dtype=float32",
@@ -282,7 +281,7 @@ def _learned(trial: Trial) -> Any:
 # Signals, to the program as a person runs it.
 
 TYPED = ("search", "--space", "tiny", "--dataset", "shapes", "--study", "s", "--sampler", "stratified")
-TYPED += ("--workers", "3", "--trials", "100")
+TYPED += ("--workers", "3", "--trials", "100", "--latency-runtime", "eager")
 
 
 def ended_by(numbers: list[int], tmp_path: Path, to_group: bool = False) -> int:
@@ -531,7 +530,7 @@ def test_a_search_that_runs_is_refused_to_others_while_readers_go_on(
         completed = [cli("front", "s", "--json").json["completed"] for _ in range(20)]
         assert completed == sorted(completed)
         assert cli("dashboard", "s", "-o", "page.html").status == 0
-        database = parse_url(default_storage(folder))
+        database = default_url(folder)
         counts = [len(read_study(database, "s").trials) for _ in range(20)]
         assert counts == sorted(counts)
         assert child.poll() is None

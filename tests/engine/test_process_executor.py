@@ -81,6 +81,7 @@ def test_workers_evaluate_die_and_are_replaced(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_workers_of_a_killed_coordinator_exit(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "igc_nas", "search", "--space", "tiny", "--study", "s", "--dataset", "shapes"]
+    command += ["--latency-runtime", "eager"]
     command += ["--workers", "2", "--recipe", "epochs=500,train_size=2000", "--trials", "9"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as coordinator:
         until = time.monotonic() + 60

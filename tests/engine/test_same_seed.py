@@ -86,7 +86,8 @@ def _rounds_alike() -> None:
 def test_a_real_search_finds_what_it_found(space: str, tmp_path: Path) -> None:
     words = [
         *("--space", space, "--dataset", "shapes", "--budget-params", "300k", "--trials", "12", "--workers", "1"),
-        *("--objectives", "error,params", "--forms", "factored", "--studies-dir", str(tmp_path), "--study", "same"),
+        *("--objectives", "error,params", "--forms", "factored", "--latency-runtime", "eager"),
+        *("--studies-dir", str(tmp_path), "--study", "same"),
         *("--recipe", "dtype=float32,epochs=1,train_size=800,held_out=500,resolution=8,rungs=[400]"),
     ]
     command = [sys.executable, "-m", "igc_nas", "search", *words]

@@ -112,10 +112,10 @@ class Script:
     def instruments(self, **changes: Any) -> Instruments:
         usual = {
             "timer": self.timer,
-            "warm_up": lambda _: None,
+            "warm_up": lambda *_: None,
             "race": replace(RACE, cap_s=60.0),
             "least_s": 0.0,
-            "monitor": Quiet,
+            "monitor": lambda _: Quiet(),
         }
         return Instruments(**(usual | changes))
 
@@ -478,7 +478,7 @@ def test_the_monitor_knows_the_threads_and_its_words_are_recorded(threads: int) 
             return (f"{threads} disturbed",)
 
     spec = SPEC.model_copy(update={"threads": threads})
-    found = measured(scripted([2.0], [1.0], monitor=Disturbed), spec=spec)
+    found = measured(scripted([2.0], [1.0], monitor=lambda _: Disturbed()), spec=spec)
     assert (found.noise, found.noisy) == ((f"{threads} disturbed",), True)
 
 

@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 
 from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.layers import Act, Conv, Linear, Norm, Pool
+from igc_nas.arch.plan import BlockPlan, Plan
 from igc_nas.bench.native import bench_native, peak_gmacs
 from igc_nas.data.datasets import locate
 from igc_nas.errors import UsageError
 from igc_nas.evaluation.latency import measure_latency
-from igc_nas.evaluation.runtimes import require
+from igc_nas.evaluation.runtimes import default_runtime, require, unit_plans
 from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.codegen.program import UnsupportedLayerError, program
 from igc_nas.nn.device import Device, cpu_name
+from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.defaults import new_spec
 from igc_nas.study.lookup import load_architecture
 from igc_nas.study.spec import LatencySpec
@@ -50,23 +54,63 @@ def test_more_threads_are_refused(cli: Command) -> None:
     refused(cli("measure", "igcv1-l8m2-d8", "--runtime", "native", "--threads", "2"), 2, "one thread")
 
 
+SEARCH = ("search", "--space", "tiny", "--dataset", "shapes", "--workers", "1", "--study", "s", "--quiet")
+
+
 @pytest.mark.slow
 @needs_compiler
 def test_a_search_measures_generated_c_and_goes_on(
     cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["search", "--space", "tiny", "--dataset", "shapes", "--workers", "1", "--study", "s", "--quiet"]
     recipe = ["--recipe", "epochs=1,train_size=200,held_out=50,resolution=8,rungs=[]"]
-    assert cli(*words, *recipe, "--latency-runtime", "native", "--trials", "1").status == 0
-    assert cli(*words, "--trials", "2").status == 0
+    first = cli(*SEARCH, *recipe, "--trials", "1")
+    assert first.status == 0
+    assert "latency   native C, batch 1, 1 thread" in first.err
+    assert cli(*SEARCH, "--trials", "2").status == 0
     study = load_study(tmp_path / "studies" / "s")
     assert {c.latency.runtime for c in study.candidates} == {"native"}
+    assert all(c.latency.deployed_params == c.cost.params for c in study.candidates)
     assert (study.spec.latency.forms, study.spec.latency.memory_format) == ("factored", "contiguous")
-    refused(cli(*words, "--latency-runtime", "eager"), 4, "native")
+    refused(cli(*SEARCH, "--latency-runtime", "eager"), 4, "native")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    for words in ((*SEARCH, "--trials", "3"), ("measure", "--study", "s")):
+        refused(cli(*words), 2, "study s", "needs a C compiler", "install gcc or clang", "--latency-runtime eager")
 
 
-def test_the_default_of_a_study_stays_eager() -> None:
+def test_a_compiler_that_fails_ends_a_search_before_it_begins(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CC", "false")
+    answer = cli(*SEARCH)
+    refused(answer, 2, "the C compiler fails: exit status 1", "false -std=c11", "--latency-runtime eager")
+    assert not Path("studies").exists()
+    (kept,) = [word for word in answer.err.split() if word.endswith("network.c")]
+    assert Path(kept).is_file()
+
+
+def test_a_layer_without_code_is_named() -> None:
+    layers = (Conv("conv", 3, 8), Norm("norm", 8), Act("relu"))
+    end = BlockPlan("classifier", (Pool(), Linear("fc", 8, 10)))
+    program(Plan((3, 8, 8), 10, (BlockPlan("stem", layers), end)), 8)
+    before_it = Plan((3, 8, 8), 10, (BlockPlan("stage1.block1", (Act("relu"), *layers)), end))
+    with pytest.raises(UnsupportedLayerError, match=r"stage1\.block1: .*Act\(kind='relu'\)"):
+        program(before_it, 8)
+    runtime, because = default_runtime(CPU, plans=(before_it,))
+    assert runtime == "eager"
+    assert "stage1.block1" in because or compiler() is None
+
+
+def test_every_unit_of_the_shipped_spaces_has_code() -> None:
+    for name in ("igc_cifar", "igc_table"):
+        plans = list(unit_plans(SearchSpace.load(name)))
+        assert plans
+        for plan in plans:
+            program(plan, 8)
+
+
+def test_a_spec_that_is_made_without_a_runtime_is_eager() -> None:
     spec = new_spec(locate("shapes"), CPU.name)
     assert (spec.latency.runtime, spec.latency.forms) == ("eager", "within-budget")
 

@@ -365,7 +365,9 @@ def test_igc_nas_measure_works_as_the_command(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))))
     monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    command = shlex.join([sys.executable, "-m", "igc_nas", "measure", "--device", "cpu", "--json", "-"])
+    command = shlex.join(
+        [sys.executable, "-m", "igc_nas", "measure", "--device", "cpu", "--runtime", "eager", "--json", "-"]
+    )
     found = CommandMeasurer(command)(ARCH, reference_ms=7.0)
     assert (found.batch, found.runtime, found.input, found.conditions.threads) == (1, "eager", ARCH.input, 1)
     assert found.form in found.forms

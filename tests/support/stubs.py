@@ -54,6 +54,26 @@ def endless(spec: StudySpec, slot: WorkerSlot) -> Stub:
     return Stub(spec, slot, seconds=600)
 
 
+class LosesContext(Stub):
+    """The study's second trial makes an illegal memory access: every later CUDA call of its process fails."""
+
+    lost = False
+
+    def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
+        assert self.slot.folder is not None
+        counted = self.slot.folder / "trials.txt"
+        with counted.open("a") as file:
+            file.write("x")
+        self.lost = self.lost or counted.stat().st_size == 2
+        if self.lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().__call__(arch, seed, reporter)
+
+
+def loses_context(spec: StudySpec, slot: WorkerSlot) -> LosesContext:
+    return LosesContext(spec, slot)
+
+
 class WithCommand(Stub):
     """Runs a command for each trial in another session, as `--latency-command` does."""
 

@@ -5,6 +5,7 @@ The weights are an argument, so what is compiled depends on the architecture, th
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -27,6 +28,8 @@ from igc_nas.nn.codegen.emit import Source
 FLAGS = ("-std=c11", "-O2", "-march=native", "-ffp-contract=fast", "-Wall", "-Wextra", "-pedantic")
 """-std=c11 alone forbids what a fused multiply-add is: -ffp-contract=fast allows it."""
 TIMEOUT_S = 300.0
+NO_COMPILER = "install gcc or clang, or name one in $CC"
+"""What to do where there is no C compiler."""
 
 ENTRY = """\
 void igc_nas_run(const float *images, int count, float *logits, const float *weights, void *workspace)
@@ -85,20 +88,25 @@ def load(text: str, cache: Path | None = None) -> ctypes.CDLL:
     """C compiled for this processor and loaded, or taken from `cache`. Raises `CompilerError`."""
     command = compiler()
     if command is None:
-        raise CompilerError("there is no C compiler", "install gcc or clang, or name one in $CC")
+        raise CompilerError("there is no C compiler", NO_COMPILER)
     name = hashlib.sha256("\0".join([text, *command, *FLAGS, _processor()]).encode()).hexdigest()[:32] + ".so"
     kept = cache / name if cache and _is_ours(cache) else None
     if kept is not None and kept.is_file():
-        try:
+        with contextlib.suppress(OSError):  # a damaged file, or a folder that no code may be loaded from
             return ctypes.CDLL(str(kept))
-        except OSError:  # a damaged file, or a folder that no program may be loaded from
-            kept = None
     with tempfile.TemporaryDirectory(prefix="igc-nas-") as folder:
         made = _compile(text, command, Path(folder))
-        library = ctypes.CDLL(str(made))
         if kept is not None:
             _keep(made, kept)
-        return library
+        try:
+            return ctypes.CDLL(str(made))
+        except OSError as error:
+            if kept is not None:
+                with contextlib.suppress(OSError):  # temporary files may lie where no code may be loaded from
+                    return ctypes.CDLL(str(kept))
+            raise CompilerError(
+                f"compiled code cannot be loaded: {error}", "name a folder in $TMPDIR that is not mounted noexec"
+            ) from None
 
 
 def _compile(text: str, command: tuple[str, ...], folder: Path) -> Path:

@@ -21,6 +21,7 @@ from typing import Literal
 
 from igc_nas.arch.layers import Act, Conv, Interleave, Layer, Linear, Norm, Pool, Residual
 from igc_nas.arch.plan import BlockPlan, Plan
+from igc_nas.errors import IgcNasError
 from igc_nas.nn.codegen.orders import Order, group_major, interleaved, lane_major
 
 Way = Literal["outputs", "groups"]
@@ -111,9 +112,33 @@ class Program:
     classes: int
 
 
+class UnsupportedLayerError(IgcNasError):
+    """Generated C has no code for a layer, or not where it stands."""
+
+
 def program(plan: Plan, lanes: int) -> Program:
-    """The program of a plan for vectors of `lanes` floats."""
+    """The program of a plan for vectors of `lanes` floats. Raises `UnsupportedLayerError` with block and layer."""
+    for block in plan.blocks[:-1]:
+        _check(block.layers, block.name)
     return _Builder(plan, lanes).built()
+
+
+def _check(layers: tuple[Layer, ...], block: str) -> None:
+    """Raise `UnsupportedLayerError` for a kind of layer, or a variety of it, that has no code."""
+    for layer in layers:
+        match layer:
+            case Conv():
+                has_code = layer.kernel % 2 == 1 and layer.pad == layer.kernel // 2 and not layer.bias
+            case Act(kind):
+                has_code = kind in ("relu", "relu6")
+            case Residual():
+                has_code = True
+                _check(layer.body, block)
+                _check(layer.shortcut, block)
+            case _:
+                has_code = isinstance(layer, Interleave | Norm)
+        if not has_code:
+            raise _unsupported(layer, block)
 
 
 # Which way each convolution runs.
@@ -263,15 +288,15 @@ class _Builder:
                 case Interleave(_, groups):
                     self.order = interleaved(self.order, groups)
                 case Norm(name):
-                    self._epilogue(norm=f"{block}.{name}", norm_order=self.order)
+                    self._epilogue(layer, block, norm=f"{block}.{name}", norm_order=self.order)
                 case Act(kind):
                     if not (at and isinstance(layers[at - 1], Residual)):
-                        self._epilogue(act=kind)
+                        self._epilogue(layer, block, act=kind)
                 case Residual():
                     following = layers[at + 1] if at + 1 < len(layers) else None
                     self._residual(layer, block, ways, following.kind if isinstance(following, Act) else None)
-                case Pool() | Linear():
-                    raise AssertionError("the classifier is a block of its own")
+                case _:
+                    raise _unsupported(layer, block)
 
     def _conv(self, conv: Conv, block: str, way: Way) -> None:
         source, target = _conv_orders(conv, way, self.order, self.lanes)
@@ -285,10 +310,11 @@ class _Builder:
         self.pending.append(ConvRow(f"{block}.{conv.name}", conv, way, source, target))
         self.order = target
 
-    def _epilogue(self, **changes: object) -> None:
-        """Add to the epilogue of the last convolution."""
-        last = self.pending[-1]
-        assert isinstance(last, ConvRow)
+    def _epilogue(self, layer: Layer, block: str, **changes: object) -> None:
+        """Add a layer to the epilogue of the last convolution."""
+        last = self.pending[-1] if self.pending else None
+        if not isinstance(last, ConvRow):
+            raise _unsupported(layer, block)
         self.pending[-1] = replace(last, **changes)  # type: ignore[arg-type]
 
     def _settle(self, add: int | None = None) -> int:
@@ -314,13 +340,15 @@ class _Builder:
         added = self._settle()
         self.here, self.order = start, order
         self._layers(layer.body, block, iter(chosen))
-        self._epilogue(add=True, act=act)
+        self._epilogue(layer, block, add=True, act=act)
         self._settle(added)
 
     def _classifier(self, block: BlockPlan) -> None:
-        pool, linear = block.layers
-        assert isinstance(pool, Pool)
-        assert isinstance(linear, Linear)
+        match block.layers:
+            case (Pool(), Linear(bias=True) as linear):
+                pass
+            case _:
+                raise _unsupported(block.layers[-1], block.name)
         source = self._settle()
         self.images.append(Image(1, 1, self.images[source].depth))
         self.here = len(self.images) - 1
@@ -331,3 +359,9 @@ class _Builder:
         self.pending = [ConvRow(name, conv, "outputs", self.order, target, bias=True)]
         self.order = target
         self._settle()
+
+
+def _unsupported(layer: Layer, block: str) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"{block}: generated C has no code for the layer {layer!r:.120}", "--latency-runtime eager runs every layer"
+    )

@@ -20,7 +20,8 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.nn.codegen.build import Compiled, compiled
 from igc_nas.nn.codegen.emit import Source, source
 from igc_nas.nn.codegen.program import program
-from igc_nas.nn.lowering.timing_cache import TimingCache
+from igc_nas.nn.device import cpu_name
+from igc_nas.nn.lowering.timing_cache import TimingCache, cache_dir, timing_cache_for
 from igc_nas.nn.network import Network, build
 
 RUNS, RUN_S = 9, 0.1
@@ -53,6 +54,31 @@ def generated(network: Network, target: Target = PORTABLE) -> Source:
     """The C of a network in evaluation mode, batch norm folded in."""
     tensors = {name: tensor.detach().double().cpu().numpy() for name, tensor in network.state_dict().items()}
     return source(program(network.plan, target.lanes), tensors, target.registers)
+
+
+def tuned_here(network: Network) -> Compiled:
+    """The network compiled as `tuned` does; times and code are kept in the user's cache.
+
+    Raises `CompilerError`.
+    """
+    with times_here() as times:
+        return tuned(network, times, libraries_here())
+
+
+def target_here() -> Target:
+    """The fastest target on this machine, whose time is kept in the user's cache. Raises `CompilerError`."""
+    with times_here() as times:
+        return machine_targets(times, libraries_here())[0]
+
+
+def times_here() -> TimingCache:
+    """The times of generated C on this machine."""
+    return timing_cache_for(cpu_name(), 1, "native")
+
+
+def libraries_here() -> Path:
+    """The folder of compiled networks."""
+    return cache_dir() / "native"
 
 
 def tuned(network: Network, times: TimingCache, libraries: Path | None = None) -> Compiled:

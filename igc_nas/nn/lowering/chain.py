@@ -72,7 +72,8 @@ class ConvKey:
 
     def __str__(self) -> str:
         c = self.conv
-        return f"c{c.kernel}s{c.stride}g{c.groups}i{c.in_channels}o{c.out_channels}@{self.height}x{self.width}"
+        shape = f"c{c.kernel}s{c.stride}{_padding_key(c)}g{c.groups}i{c.in_channels}o{c.out_channels}"
+        return f"{shape}@{self.height}x{self.width}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +109,15 @@ class Segment:
     @property
     def output_size(self) -> tuple[int, int]:
         """Height and width of the image that it writes."""
-        stride = self.as_conv.stride
-        return -(-self.height // stride), -(-self.width // stride)
+        return output_size([self.as_conv], self.height, self.width)
 
     @property
     def as_conv(self) -> Conv:
         """The convolution that computes `steps`."""
         convs = self.convs
-        spatial = max(convs, key=lambda conv: conv.kernel)
-        stride = max(conv.stride for conv in convs)
-        name = "*".join(conv.name for conv in convs)
-        return Conv(name, convs[0].in_channels, convs[-1].out_channels, spatial.kernel, stride, self.groups)
+        spatial = next(filter(is_spatial, convs), convs[0])
+        name, ends = "*".join(conv.name for conv in convs), (convs[0].in_channels, convs[-1].out_channels)
+        return Conv(name, *ends, spatial.kernel, spatial.stride, self.groups, spatial.padding)
 
     @property
     def key(self) -> ConvKey:
@@ -220,6 +219,11 @@ def form_params(chain: Chain, form: Form) -> int:
     return sum(segment_weights(segment) + _biases(segment) for segment in layout(chain, form))
 
 
+def has_bias(segment: Segment) -> bool:
+    """Whether a segment adds anything: a normalisation's shift, or a convolution's own bias."""
+    return any(isinstance(step, Scale) or (isinstance(step, Conv) and step.bias) for step in segment.steps)
+
+
 def has_map(segment: Segment) -> bool:
     """Whether the bias of a segment is a map over pixels: if a shift comes before a padded convolution.
 
@@ -227,14 +231,14 @@ def has_map(segment: Segment) -> bool:
     """
     shifted = False
     for step in segment.steps:
-        if isinstance(step, Conv) and step.kernel > 1 and shifted:
+        if isinstance(step, Conv) and step.pad and shifted:
             return True
-        shifted = shifted or isinstance(step, Scale)
+        shifted = shifted or isinstance(step, Scale) or (isinstance(step, Conv) and step.bias)
     return False
 
 
 def _biases(segment: Segment) -> int:
-    if not any(isinstance(step, Scale) for step in segment.steps):
+    if not has_bias(segment):
         return 0
     height, width = segment.output_size
     return segment.as_conv.out_channels * (height * width if has_map(segment) else 1)
@@ -271,7 +275,19 @@ def _one_spatial(convs: Sequence[Conv]) -> bool:
 
     The product of two padded spatial convolutions is another function at the border.
     """
-    return sum(conv.kernel > 1 or conv.stride > 1 for conv in convs) <= 1
+    return sum(map(is_spatial, convs)) <= 1
+
+
+def is_spatial(conv: Conv) -> bool:
+    """Whether a convolution is more than a product of each pixel's channels."""
+    return conv.kernel > 1 or conv.stride > 1 or conv.pad > 0
+
+
+def output_size(convs: Sequence[Conv], height: int, width: int) -> tuple[int, int]:
+    """Height and width behind convolutions in a row."""
+    for conv in convs:
+        height, width = ((side + 2 * conv.pad - conv.kernel) // conv.stride + 1 for side in (height, width))
+    return height, width
 
 
 def _is_depthwise(conv: Conv) -> bool:
@@ -282,8 +298,7 @@ def _pointwise_runs(convs: tuple[Conv, ...]) -> tuple[tuple[Conv, ...], ...]:
     """The convolutions in runs: each spatial one alone, adjacent pointwise ones together."""
     runs: list[tuple[Conv, ...]] = []
     for conv in convs:
-        spatial = conv.kernel > 1 or conv.stride > 1
-        if runs and not spatial and not (runs[-1][0].kernel > 1 or runs[-1][0].stride > 1):
+        if runs and not is_spatial(conv) and not is_spatial(runs[-1][0]):
             runs[-1] += (conv,)
         else:
             runs.append((conv,))
@@ -315,4 +330,9 @@ def _step_key(step: Step) -> str:
     if isinstance(step, Interleave):
         return f"p{step.groups}of{step.channels}"
     stride = f"s{step.stride}" if step.stride > 1 else ""
-    return f"c{step.kernel}{stride}g{step.groups}i{step.in_channels}o{step.out_channels}"
+    bias = "+" if step.bias else ""
+    return f"c{step.kernel}{stride}{_padding_key(step)}g{step.groups}i{step.in_channels}o{step.out_channels}{bias}"
+
+
+def _padding_key(conv: Conv) -> str:
+    return "" if conv.pad == conv.kernel // 2 else f"z{conv.pad}"

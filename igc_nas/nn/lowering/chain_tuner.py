@@ -21,12 +21,10 @@ from igc_nas.nn.lowering.convolution import Algorithm, Algorithms, Direction, op
 from igc_nas.nn.lowering.timing_cache import Times, TimingCache
 from igc_nas.nn.lowering.training import ChainForm, plain_form
 from igc_nas.nn.network import interleave
-from igc_nas.nn.timing import raced, timed
+from igc_nas.nn.timing import NEVER_MS, raced, timed
 
 ROUNDS, CAP_S, HOPELESS = 3, 0.02, 1.3
 """Few rounds are enough: to confuse two algorithms of nearly the same speed costs hardly any time."""
-NEVER_MS = 1e9
-"""The time of an algorithm that must not be used. Finite, because the cache holds finite times only."""
 APART = 64
 """Elements between two images cut from the same noise: their values differ, and both are aligned to cache lines."""
 MOST_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}

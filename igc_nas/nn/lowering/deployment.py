@@ -8,6 +8,7 @@ size instead of one number per channel.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -16,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igc_nas.arch.layers import Act, Activation, Conv, Interleave, Linear, Pool
-from igc_nas.nn.lowering.chain import Chain, Form, Scale, Segment, factored, has_map, layout
+from igc_nas.arch.layers import Act, Activation, Branched, Conv, Interleave, Layer, Residual
+from igc_nas.nn.lowering.chain import Chain, Form, Scale, Segment, factored, has_bias, has_map, is_spatial, layout
 from igc_nas.nn.lowering.compose import compose, rows_restored
-from igc_nas.nn.lowering.parts import Branches, Part, inference_blocks
-from igc_nas.nn.network import Network, activate_, interleave
+from igc_nas.nn.lowering.parts import Branches, NormAct, Part, Single, inference_blocks
+from igc_nas.nn.network import Block, Named, Network, activate_, entries, interleave, join
 
 
 class FoldedConv(nn.Module):
@@ -50,7 +51,7 @@ class FoldedConv(nn.Module):
         conv = self.conv
         bias_map = self.bias if self.has_map else None
         vector = None if self.has_map else self.bias
-        y = F.conv2d(x, self.weight, vector, conv.stride, conv.kernel // 2, 1, conv.groups)
+        y = F.conv2d(x, self.weight, vector, conv.stride, conv.pad, 1, conv.groups)
         if bias_map is not None:
             y = y + bias_map
         if other is not None:
@@ -58,6 +59,12 @@ class FoldedConv(nn.Module):
         return activate_(y, self.act)
 
 
+ONEDNN_ACTS: dict[Activation | None, tuple[str, list[float]]] = {
+    None: ("none", []),
+    "relu": ("relu", []),
+    "relu6": ("hardtanh", [0.0, 6.0]),
+    "hswish": ("hardswish", []),
+}
 REORDER_WEIGHT, FUSED_CONV = "_reorder_convolution_weight", "_convolution_pointwise"
 """oneDNN's weight packing and fused convolution, operators of `torch.ops.mkldnn`. PyTorch has no public API for them;
 TorchInductor's CPU backend calls the same. `kernels_for` does without them in a build of PyTorch that lacks them."""
@@ -70,11 +77,10 @@ class PackedConv(nn.Module):
         super().__init__()
         conv = folded.conv
         self.folded = folded
-        self._geometry = [conv.kernel // 2] * 2, [conv.stride] * 2, [1, 1], conv.groups
+        self._geometry = [conv.pad] * 2, [conv.stride] * 2, [1, 1], conv.groups
         size = [batch, conv.in_channels, folded.height, folded.width]
         self._packed = getattr(torch.ops.mkldnn, REORDER_WEIGHT)(folded.weight, *self._geometry, size)
-        act = {None: ("none", []), "relu": ("relu", []), "relu6": ("hardtanh", [0.0, 6.0])}
-        self._act, self._limits = act[folded.act]
+        self._act, self._limits = ONEDNN_ACTS[folded.act]
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """As `FoldedConv.forward`."""
@@ -118,7 +124,7 @@ def kernels_for(folded: FoldedConv) -> tuple[Kernel, ...]:
     if has_onednn and folded.weight.dtype == torch.float32:
         found.append("packed")
     conv = folded.conv
-    if conv.kernel == conv.stride == conv.groups == 1 and not folded.has_map:
+    if conv.groups == 1 and not is_spatial(conv) and not folded.has_map:
         found.append("matmul")
     return tuple(found)
 
@@ -163,7 +169,7 @@ class FusedSequential(nn.Module):
         super().__init__()
         self.steps = nn.ModuleList(steps)
         self.act = act
-        self._fused = bool(steps) and isinstance(steps[-1], FoldedConv)
+        self._fused = bool(steps) and isinstance(steps[-1], FoldedConv) and steps[-1].act is None
         if self._fused:
             steps[-1].act = act  # type: ignore[assignment]
 
@@ -179,33 +185,46 @@ class FusedSequential(nn.Module):
         return result
 
 
-class ResidualSum(nn.Module):
-    """act(body(x) + shortcut(x)); the last convolution of the body computes the sum."""
+class ScaleShift(nn.Module):
+    """act(factor * x + shift): a normalisation that follows no convolution, as BN in front of one (pre-activation)."""
 
-    def __init__(self, body: FusedSequential, shortcut: FusedSequential) -> None:
+    def __init__(self, factor: Tensor, shift: Tensor, act: Activation | None) -> None:
         super().__init__()
-        self.body = body
-        self.shortcut = shortcut
+        self.register_buffer("factor", factor)
+        self.register_buffer("shift", shift)
+        self.register_buffer("zero", torch.zeros_like(shift), persistent=False)
+        self.register_buffer("one", torch.ones_like(shift), persistent=False)
+        self.factor: Tensor
+        self.shift: Tensor
+        self.zero: Tensor
+        self.one: Tensor
+        self.act = act
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """By PyTorch's kernel of BN, one pass."""
+        return activate_(F.batch_norm(x, self.zero, self.one, self.factor, self.shift, False, 0.0, 0.0), self.act)
+
+
+class Joined(nn.Module):
+    """The branches of a layer and what joins them; the last convolution of a residual body computes the sum."""
+
+    def __init__(self, layer: Branched, branches: list[list[nn.Module]], act: Activation | None) -> None:
+        super().__init__()
+        self.layer, self.act = layer, act
+        self._sums = isinstance(layer, Residual)
+        (body, *others), last = branches, act if self._sums else None
+        if body and isinstance(end := body[-1], FusedSequential) and end.act is None:
+            body = [*body[:-1], *end.steps]
+        self.branches = nn.ModuleList([FusedSequential(body, last), *map(FusedSequential, others)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum of both branches, activated."""
-        result: Tensor = self.body(x, self.shortcut(x))
-        return result
-
-
-class Classifier(nn.Module):
-    """Global average pooling and the linear layer."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.register_buffer("weight", linear.weight.detach().clone())
-        self.register_buffer("bias", linear.bias.detach().clone())
-        self.weight: Tensor
-        self.bias: Tensor
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
-        """A feature map to logits."""
-        return F.linear(x.mean((2, 3)), self.weight, self.bias)
+        """The branches' outputs, joined and activated."""
+        branches = list(self.branches)
+        if self._sums:
+            result: Tensor = branches[0](x, branches[1](x))
+            return result
+        outputs = [branch(part) for branch, part in zip(branches, entries(self.layer, x), strict=True)]
+        return activate_(join(self.layer, outputs), self.act)
 
 
 class DeployedNetwork(nn.Module):
@@ -218,8 +237,10 @@ class DeployedNetwork(nn.Module):
         super().__init__()
         modules: list[nn.Module] = []
         with torch.no_grad():
-            for name, parts in inference_blocks(network.plan):
-                modules += _folded(network.get_submodule(name), parts, forms)
+            *body, (end, parts) = inference_blocks(network.plan)
+            for name, found in body:
+                modules += _folded(network.get_submodule(name), found, forms)
+            modules.append(nn.Sequential(*_folded(network.get_submodule(end), parts, forms)))
         self.blocks = nn.Sequential(*modules)
         self.eval()
 
@@ -236,33 +257,35 @@ def chain_module(network: Network, block: str, chain: Chain, form: Form) -> nn.M
 
 
 def _folded(block: nn.Module, parts: tuple[Part, ...], forms: Mapping[str, Form]) -> list[nn.Module]:
-    """The parts of a block as modules; an activation becomes part of the module before it."""
+    """The parts of a block as modules; an activation becomes part of the chain before it."""
     modules: list[nn.Module] = []
     for part in parts:
         match part:
             case Chain():
                 modules.append(FusedSequential(_chain(block, part, forms.get(part.key) or factored(part))))
-            case Branches(body, shortcut, act):
-                modules.append(_branches(block, body, shortcut, act, forms))
-            case Act(kind):
-                modules[-1] = FusedSequential(list(modules[-1].steps), kind)  # type: ignore[arg-type]
-            case Pool():
-                pass
-            case Linear(name):
-                modules.append(Classifier(block.get_submodule(name)))  # type: ignore[arg-type]
+            case NormAct(norm, act):
+                dtype = next(block.parameters()).dtype
+                factor, shift = (values.to(dtype) for values in _scale(block, Scale(norm)))
+                modules.append(ScaleShift(factor, shift, act))
+            case Branches(layer, branches, act):
+                modules.append(Joined(layer, [_folded(block, branch, forms) for branch in branches], act))
+            case Single(Act(kind)) if modules and isinstance(last := modules[-1], FusedSequential) and not last.act:
+                modules[-1] = FusedSequential(list(last.steps), kind)
+            case Single(layer):
+                modules.append(_frozen(block, layer))
     return modules
 
 
-def _branches(
-    block: nn.Module,
-    body: tuple[Part, ...],
-    shortcut: tuple[Part, ...],
-    act: Activation | None,
-    forms: Mapping[str, Form],
-) -> ResidualSum:
-    *before, last = _folded(block, body, forms)
-    assert isinstance(last, FusedSequential)
-    return ResidualSum(FusedSequential([*before, *last.steps], act), FusedSequential(_folded(block, shortcut, forms)))
+def _frozen(block: nn.Module, layer: Layer) -> nn.Module:
+    """A layer of a block as it is, its parameters as constants."""
+    if not isinstance(layer, Named):
+        return Block((layer,))
+    module = copy.deepcopy(block.get_submodule(layer.name))
+    for owner in module.modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            delattr(owner, name)
+            owner.register_buffer(name, parameter.detach())
+    return module
 
 
 def _chain(block: nn.Module, chain: Chain, form: Form) -> list[nn.Module]:
@@ -280,10 +303,10 @@ def _affine(block: nn.Module, segment: Segment) -> tuple[Tensor, Tensor | None]:
     maps: list[Callable[[Tensor], Tensor]] = []
     for step in segment.steps:
         if isinstance(step, Conv):
-            weight = block.get_submodule(step.name).weight
-            assert isinstance(weight, Tensor)
-            weights.append(weight.double())
-            maps.append(_conv2d(step, weights[-1]))
+            own = block.get_submodule(step.name)
+            assert isinstance(own, nn.Conv2d)
+            weights.append(own.weight.double())
+            maps.append(_conv2d(step, weights[-1], None if own.bias is None else own.bias.double()))
         elif isinstance(step, Interleave):
             maps.append(lambda x, groups=step.groups: interleave(x, groups))  # type: ignore[misc]
         else:
@@ -295,13 +318,13 @@ def _affine(block: nn.Module, segment: Segment) -> tuple[Tensor, Tensor | None]:
         y = apply(y)
     dtype = next(block.parameters()).dtype
     weight = compose(segment, weights).to(dtype)
-    if not any(isinstance(step, Scale) for step in segment.steps):
+    if not has_bias(segment):
         return weight, None
     return weight, (y if has_map(segment) else y[0, :, 0, 0]).to(dtype)
 
 
-def _conv2d(conv: Conv, weight: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda x: F.conv2d(x, weight, None, conv.stride, conv.kernel // 2, 1, conv.groups)
+def _conv2d(conv: Conv, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    return lambda x: F.conv2d(x, weight, bias, conv.stride, conv.pad, 1, conv.groups)
 
 
 def _scale(block: nn.Module, step: Scale) -> tuple[Tensor, Tensor]:

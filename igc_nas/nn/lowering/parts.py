@@ -1,7 +1,12 @@
 """The parts of a network in order: its chains (`chain`), and the layers between them.
 
 In training a batch normalisation ends a chain, because it needs the statistics of the batch (`training_parts`); at
-inference it is an affine step of the chain (`inference_parts`).
+inference it is an affine step of the chain (`inference_parts`). All that is not linear, or reads several tensors, ends
+a chain in both: activations, squeeze-excite, pools, concatenations and splits. A normalisation or an interleave behind
+such a layer stays by itself.
+
+Average pooling without padding commutes with pointwise convolutions, biases included: where it follows them (the
+transitions of DenseNet) it is moved in front of them, which leaves a fraction of their MACs, a quarter at 2x2.
 """
 
 from __future__ import annotations
@@ -10,9 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from igc_nas.arch.layers import Act, Activation, Conv, Interleave, Layer, Linear, Norm, Pool, Residual
+from igc_nas.arch.cost import Cost, layer_cost
+from igc_nas.arch.layers import Act, Activation, AvgPool, Branched, Conv, Interleave, Layer, Norm
 from igc_nas.arch.plan import Plan
-from igc_nas.nn.lowering.chain import Chain, Scale, Step
+from igc_nas.arch.shapes import Shape, entries, joined
+from igc_nas.nn.lowering.chain import Chain, Scale, Step, is_spatial, output_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,54 +37,32 @@ class NormAct:
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """body(x) + shortcut(x), then the activation; an empty shortcut is the identity."""
+    """A layer with branches, the parts of each branch, and the activation that follows, if any."""
 
-    body: tuple[Part, ...]
-    shortcut: tuple[Part, ...]
+    layer: Branched
+    branches: tuple[tuple[Part, ...], ...]
     act: Activation | None = None
 
 
-Part = Chain | NormAct | Branches | Act | Pool | Linear
+@dataclass(frozen=True, slots=True)
+class Single:
+    """A layer that is no part of a chain, on inputs of `shape`."""
+
+    layer: Layer
+    shape: Shape
 
 
-def training_parts(layers: tuple[Layer, ...], height: int, width: int) -> tuple[tuple[Part, ...], int, int]:
-    """(the parts of a sequence of layers, the height and width of its output) in training."""
-    parts: list[Part] = []
-    queue = deque(layers)
-    while queue:
-        match queue[0]:
-            case Conv():
-                chain, order = _training_chain(queue, height, width)
-                parts.append(chain)
-                if order:
-                    parts.append(NormAct(_norm(queue), _act(queue), order))
-                height, width = _output_size(chain)
-            case Norm():
-                parts.append(NormAct(_norm(queue), _act(queue)))
-            case Residual():
-                branches, height, width = _branches(queue, height, width, training_parts)
-                parts.append(branches)
-            case _:
-                parts.append(_plain(queue))
-    return tuple(parts), height, width
+Part = Chain | NormAct | Branches | Single
 
 
-def inference_parts(layers: tuple[Layer, ...], height: int, width: int) -> tuple[tuple[Part, ...], int, int]:
-    """(the parts of a sequence of layers, the height and width of its output) at inference."""
-    parts: list[Part] = []
-    queue = deque(layers)
-    while queue:
-        match queue[0]:
-            case Conv():
-                chain = _inference_chain(queue, height, width)
-                parts.append(chain)
-                height, width = _output_size(chain)
-            case Residual():
-                branches, height, width = _branches(queue, height, width, inference_parts)
-                parts.append(branches)
-            case _:
-                parts.append(_plain(queue))
-    return tuple(parts), height, width
+def training_parts(layers: tuple[Layer, ...], shape: Shape) -> tuple[tuple[Part, ...], Shape]:
+    """(the parts of a sequence of layers, the shape of its output) in training."""
+    return _parts(layers, shape, training_parts)
+
+
+def inference_parts(layers: tuple[Layer, ...], shape: Shape) -> tuple[tuple[Part, ...], Shape]:
+    """(the parts of a sequence of layers, the shape of its output) at inference."""
+    return _parts(layers, shape, inference_parts)
 
 
 def training_blocks(whole: Plan) -> list[tuple[str, tuple[Part, ...]]]:
@@ -90,39 +75,94 @@ def inference_blocks(whole: Plan) -> list[tuple[str, tuple[Part, ...]]]:
     return _blocks(whole, inference_parts)
 
 
-def _blocks(whole: Plan, parts_of: _PartsOf) -> list[tuple[str, tuple[Part, ...]]]:
-    _, height, width = whole.input
-    found = []
-    for block in whole.blocks:
-        parts, height, width = parts_of(block.layers, height, width)
-        found.append((block.name, parts))
-    return found
-
-
 def chains_in(parts: Sequence[Part]) -> Iterator[Chain]:
-    """The chains of `parts` in order, those of residual branches included."""
+    """The chains of `parts` in order, those of branches included."""
     for part in parts:
         if isinstance(part, Chain):
             yield part
         elif isinstance(part, Branches):
-            yield from chains_in(part.body)
-            yield from chains_in(part.shortcut)
+            for branch in part.branches:
+                yield from chains_in(branch)
 
 
-def _training_chain(queue: deque[Layer], height: int, width: int) -> tuple[Chain, tuple[Interleave, ...]]:
+def cost_beside_chains(parts: Sequence[Part]) -> Cost:
+    """Parameters and MACs of all that is in no chain."""
+    total = Cost()
+    for part in parts:
+        match part:
+            case NormAct(norm):
+                total += Cost(params=2 * norm.channels)
+            case Branches(_, branches):
+                total = sum(map(cost_beside_chains, branches), total)
+            case Single(layer, shape):
+                total += layer_cost(layer, shape)[0]
+            case Chain():
+                pass
+    return total
+
+
+_PartsOf = Callable[[tuple[Layer, ...], Shape], tuple[tuple[Part, ...], Shape]]
+
+
+def _blocks(whole: Plan, parts_of: _PartsOf) -> list[tuple[str, tuple[Part, ...]]]:
+    shape: Shape = whole.input
+    found = []
+    for block in whole.blocks:
+        parts, shape = parts_of(block.layers, shape)
+        found.append((block.name, parts))
+    return found
+
+
+def _parts(layers: tuple[Layer, ...], shape: Shape, parts_of: _PartsOf) -> tuple[tuple[Part, ...], Shape]:
+    take_chain = _training_chain if parts_of is training_parts else _inference_chain
+    parts: list[Part] = []
+    queue = deque(layers)
+    while queue:
+        layer = queue[0]
+        if isinstance(layer, Conv) and (take_chain is _inference_chain or _is_usual(layer)):
+            chain, order = take_chain(queue, shape)
+            if _pools_first(chain, queue):
+                pool = queue.popleft()
+                parts.append(Single(pool, shape))
+                chain = Chain(chain.steps, *layer_cost(pool, shape)[1][1:])
+            parts.append(chain)
+            if order:
+                parts.append(NormAct(_norm(queue), _act(queue), order))
+            shape = (chain.convs[-1].out_channels, *output_size(chain.convs, chain.height, chain.width))
+        elif isinstance(layer, Norm):
+            parts.append(NormAct(_norm(queue), _act(queue)))
+        elif isinstance(layer, Branched):
+            queue.popleft()
+            found = [parts_of(*branch) for branch in zip(layer.branches, entries(layer, shape), strict=True)]
+            shape = joined(layer, [after for _, after in found])
+            parts.append(Branches(layer, tuple(branch for branch, _ in found), _act(queue)))
+        else:
+            queue.popleft()
+            if not (isinstance(layer, Interleave) and layer.is_identity):
+                parts.append(Single(layer, shape))
+            shape = layer_cost(layer, shape)[1]
+    return tuple(parts), shape
+
+
+def _is_usual(conv: Conv) -> bool:
+    """Whether a convolution is of the kind that chains of training hold: without bias, padded by kernel // 2."""
+    return not conv.bias and conv.pad == conv.kernel // 2 and conv.kernel % 2 == 1
+
+
+def _training_chain(queue: deque[Layer], shape: Shape) -> tuple[Chain, tuple[Interleave, ...]]:
     """Take (the chain at the head of the queue, the interleaves moved from behind the following BN into it)."""
     steps: list[Step] = []
-    while queue and isinstance(layer := queue[0], Conv | Interleave):
+    while queue and (isinstance(layer := queue[0], Interleave) or (isinstance(layer, Conv) and _is_usual(layer))):
         steps.append(layer)
         queue.popleft()
     order: list[Interleave] = []
     while len(queue) > 1 and isinstance(queue[0], Norm) and isinstance(moved := queue[1], Interleave):
         del queue[1]
         order += [] if moved.is_identity else [moved]
-    return Chain(_without_identities((*steps, *order)), height, width), tuple(order)
+    return Chain(_without_identities((*steps, *order)), *shape[1:]), tuple(order)
 
 
-def _inference_chain(queue: deque[Layer], height: int, width: int) -> Chain:
+def _inference_chain(queue: deque[Layer], shape: Shape) -> tuple[Chain, tuple[Interleave, ...]]:
     """Take the chain at the head of the queue; each BN goes directly behind the convolution that it follows."""
     steps: list[Step] = []
     behind = 0  # interleaves after the last convolution
@@ -137,25 +177,14 @@ def _inference_chain(queue: deque[Layer], height: int, width: int) -> Chain:
         elif not layer.is_identity:
             steps.append(layer)
             behind += 1
-    return Chain(tuple(steps), height, width)
+    return Chain(tuple(steps), *shape[1:]), ()
 
 
-def _output_size(chain: Chain) -> tuple[int, int]:
-    height, width = chain.height, chain.width
-    for conv in chain.convs:
-        height, width = -(-height // conv.stride), -(-width // conv.stride)
-    return height, width
-
-
-def _branches(queue: deque[Layer], height: int, width: int, parts_of: _PartsOf) -> tuple[Branches, int, int]:
-    residual = queue.popleft()
-    assert isinstance(residual, Residual)
-    body, after_height, after_width = parts_of(residual.body, height, width)
-    shortcut, _, _ = parts_of(residual.shortcut, height, width)
-    return Branches(body, shortcut, _act(queue)), after_height, after_width
-
-
-_PartsOf = Callable[[tuple[Layer, ...], int, int], tuple[tuple[Part, ...], int, int]]
+def _pools_first(chain: Chain, queue: deque[Layer]) -> bool:
+    """Whether an average pooling follows that can be computed before the chain."""
+    if not queue or not isinstance(pool := queue[0], AvgPool):
+        return False
+    return pool.padding == 0 and not any(map(is_spatial, chain.convs))
 
 
 def _norm(queue: deque[Layer]) -> Norm:
@@ -169,12 +198,6 @@ def _act(queue: deque[Layer]) -> Activation | None:
         queue.popleft()
         return layer.kind
     return None
-
-
-def _plain(queue: deque[Layer]) -> Part:
-    layer = queue.popleft()
-    assert isinstance(layer, Act | Pool | Linear), "a chain starts with a convolution"
-    return layer
 
 
 def _without_identities(steps: Sequence[Step]) -> tuple[Step, ...]:

@@ -17,15 +17,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igc_nas.arch.layers import Act, Activation, Interleave, Linear, Pool
+from igc_nas.arch.layers import (
+    Act,
+    Activation,
+    Branched,
+    Conv,
+    Flatten,
+    Interleave,
+    Layer,
+    Linear,
+    Pool,
+    PRelu,
+    Select,
+    SqueezeExcite,
+)
 from igc_nas.arch.plan import Plan
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.chain import Chain, Piece, Segment, factored, layout
 from igc_nas.nn.lowering.compose import compose, rows_interleaved, rows_restored
 from igc_nas.nn.lowering.convolution import Algorithms, convolve
 from igc_nas.nn.lowering.native import BatchStats
-from igc_nas.nn.lowering.parts import Branches, NormAct, Part, training_blocks
-from igc_nas.nn.network import Network, activate_, interleave
+from igc_nas.nn.lowering.parts import Branches, NormAct, Part, Single, training_blocks
+from igc_nas.nn.network import WITHOUT_DATA, Named, Network, activate_, entries, interleave, join, plain
 
 Forward = Callable[[Tensor], Tensor]
 Step = Forward
@@ -104,14 +117,10 @@ class LoweredNetwork:
                 return LoweredChain(block, part, self.forms.get(part.key) or plain_form(part), self.dtype)
             case NormAct(norm, act, order):
                 return _NormStep(block.get_submodule(norm.name), act, order, self.native)  # type: ignore[arg-type]
-            case Branches(body, shortcut, act):
-                return _ResidualSum(self._parts(block, body), self._parts(block, shortcut), act)
-            case Act(kind):
-                return lambda x: activate_(x.clone(), kind)
-            case Pool():
-                return lambda x: x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
-            case Linear(name):
-                return block.get_submodule(name)
+            case Branches(layer, branches, act):
+                return _Joined(layer, [self._parts(block, branch) for branch in branches], act)
+            case Single(layer):
+                return _single(block, layer)
 
 
 class LoweredChain:
@@ -125,7 +134,8 @@ class LoweredChain:
         ]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The output of the chain; `x` and the output are channels-last."""
+        """The output of the chain, channels-last."""
+        x = x.contiguous(memory_format=torch.channels_last)  # a part of the channels (`Split`) is not
         for segment, modules, conv, use in self._convs:
             x = convolve(x, self._weight(segment, modules), conv, use)
             for step in segment.after:
@@ -136,19 +146,51 @@ class LoweredChain:
         return compose(segment, [module.weight for module in modules]).to(self.dtype)  # type: ignore[misc]
 
 
-class _ResidualSum:
-    """act(body(x) + shortcut(x)); an empty shortcut is the identity."""
+def _single(block: nn.Module, layer: Layer) -> Step:
+    """A layer that is in no chain, by its module in the block; what follows the pooling is in float32."""
+    module: Any = block.get_submodule(layer.name) if isinstance(layer, Named) else None
+    match layer:
+        case Act(kind):
+            return lambda x: activate_(x.clone(), kind)
+        case Pool():
+            return lambda x: x.mean((2, 3), dtype=_wide(x))
+        case Flatten():
+            return lambda x: x.flatten(1).to(_wide(x))
+        case Conv(stride=stride, groups=groups):
+            return lambda x: F.conv2d(
+                x, module.weight.to(x.dtype), _cast(module.bias, x.dtype), stride, layer.pad, 1, groups
+            )
+        case PRelu():
+            return lambda x: F.prelu(x, module.weight.to(x.dtype))
+        case SqueezeExcite():
+            return lambda x: x * module.factors(x.mean((2, 3), dtype=_wide(x))).to(x.dtype)[:, :, None, None]
+        case Linear() | Select():
+            return module  # type: ignore[no-any-return]
+    assert isinstance(layer, WITHOUT_DATA)
+    return lambda x: plain(layer, x)
 
-    def __init__(self, body: list[Step], shortcut: list[Step], act: Activation | None) -> None:
-        self._body, self._shortcut, self._act = body, shortcut, act
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if bias is None else bias.to(dtype)
+
+
+class _Joined:
+    """The branches of a layer and what joins them, then the activation."""
+
+    def __init__(self, layer: Branched, branches: list[list[Step]], act: Activation | None) -> None:
+        self._layer, self._branches, self._act = layer, branches, act
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = shortcut = x
-        for step in self._body:
-            y = step(y)
-        for step in self._shortcut:
-            shortcut = step(shortcut)
-        return activate_(y + shortcut, self._act)
+        outputs = []
+        for branch, y in zip(self._branches, entries(self._layer, x), strict=True):
+            for step in branch:
+                y = step(y)
+            outputs.append(y)
+        return activate_(join(self._layer, outputs), self._act)
 
 
 class _NormStep:
@@ -174,7 +216,10 @@ class _NormStep:
         if not module.training:
             return activate_(F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps), self._act)
         norm_act = self._kernel(x)
-        y = norm_act(x, BatchStats(weight, bias, mean, var, self._momentum(), module.eps), self._act)
+        fused = self._act if self._act in native.ACTS else None
+        y = norm_act(x, BatchStats(weight, bias, mean, var, self._momentum(), module.eps), fused)
+        if fused != self._act:
+            y = activate_(y.clone(), self._act)
         if self._order:
             module.running_mean.copy_(self._restored(mean))
             module.running_var.copy_(self._restored(var))

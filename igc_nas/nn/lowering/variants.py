@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from igc_nas.arch.cost import plan_cost
-from igc_nas.arch.layers import Linear
+from igc_nas.arch.cost import Cost, plan_cost
 from igc_nas.arch.plan import Plan
+from igc_nas.nn.cuda_timing import event_timer
+from igc_nas.nn.device import exact_float32
 from igc_nas.nn.lowering.chain import (
     Chain,
     ConvKey,
@@ -40,7 +41,7 @@ from igc_nas.nn.lowering.deployment import (
     set_kernels_,
     with_kernel,
 )
-from igc_nas.nn.lowering.parts import chains_in, inference_blocks
+from igc_nas.nn.lowering.parts import chains_in, cost_beside_chains, inference_blocks
 from igc_nas.nn.lowering.timing_cache import Times, TimingCache
 from igc_nas.nn.network import Network
 from igc_nas.nn.timing import raced, timed
@@ -63,9 +64,11 @@ class Variant:
         """The network in this form; for eager PyTorch in channels-last, on a CPU with the fastest kernels."""
         if self.name == "factored":
             return network
+        with exact_float32():
+            deployed: nn.Module = DeployedNetwork(network, self.forms)
         if runtime != "eager":
-            return DeployedNetwork(network, self.forms)
-        deployed = DeployedNetwork(network, self.forms).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return deployed
+        deployed = deployed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return fastest_kernels(deployed, batch, cache, next(network.parameters()).device)
 
 
@@ -131,9 +134,13 @@ def _time_forms(
     x = x.contiguous(memory_format=torch.channels_last)
     runs = {}
     for name, form in forms.items():
-        module = chain_module(network, block, chain, form).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with exact_float32():
+            module = chain_module(network, block, chain, form)
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         module = fastest_kernels(module, batch, cache, like.device)
-        runs[name] = timed(_running(module, x), _synchronize(like.device))
+        run = _running(module, x)
+        on_gpu = like.device.type == "cuda"  # in a graph, as the whole network is timed
+        runs[name] = event_timer(run, like.device, graph=True) if on_gpu else timed(run)
     return {name: max(round(ms, 5), 1e-5) for name, ms in raced(runs, ROUNDS, CAP_S * len(runs)).items()}
 
 
@@ -168,10 +175,6 @@ def _running(module: nn.Module, x: Tensor) -> Callable[[], object]:
     return lambda: module(x)
 
 
-def _synchronize(device: torch.device) -> Callable[[], None]:
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
-
-
 def _chains(whole: Plan) -> list[tuple[str, Chain]]:
     """(block's name, chain) of every chain of a plan."""
     return [(name, chain) for name, parts in inference_blocks(whole) for chain in chains_in(parts)]
@@ -179,18 +182,14 @@ def _chains(whole: Plan) -> list[tuple[str, Chain]]:
 
 def _variant(whole: Plan, name: str, pick: Callable[[Chain], Form]) -> Variant:
     forms = {chain.key: pick(chain) for _, chain in _chains(whole)}
-    linear = _linear(whole)
-    macs = sum(form_macs(chain, forms[chain.key]) for _, chain in _chains(whole))
-    return Variant(name, _params(whole, forms), macs + linear.in_features * linear.out_features, forms)
+    macs = sum(form_macs(chain, forms[chain.key]) for _, chain in _chains(whole)) + _beside(whole).macs
+    return Variant(name, _params(whole, forms), macs, forms)
 
 
 def _params(whole: Plan, forms: Mapping[str, Form]) -> int:
-    linear = _linear(whole)
-    chains = sum(form_params(chain, forms[chain.key]) for _, chain in _chains(whole))
-    return chains + (linear.in_features + 1) * linear.out_features
+    return sum(form_params(chain, forms[chain.key]) for _, chain in _chains(whole)) + _beside(whole).params
 
 
-def _linear(whole: Plan) -> Linear:
-    linear = whole.blocks[-1].layers[-1]
-    assert isinstance(linear, Linear)
-    return linear
+def _beside(whole: Plan) -> Cost:
+    """What is in no chain."""
+    return sum((cost_beside_chains(parts) for _, parts in inference_blocks(whole)), Cost())

@@ -311,7 +311,7 @@ def _answer_once(server: socket.socket, says: bytes) -> None:
 
 def _search(root: Path) -> list[str]:
     where = ["--studies-dir", str(root), "--study", "s", "--space", "tiny", "--dataset", "shapes", "--trials", "1"]
-    return ["search", *where, "--executor", "ray"]
+    return ["search", *where, "--executor", "ray", "--latency-runtime", "eager"]
 
 
 def test_a_machine_of_no_cluster_says_how_to_start_one(

@@ -11,6 +11,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import LayerCost, layers_cost, plan_cost, rows
 from igc_nas.arch.layers import Act, Conv, Interleave, Layer, Linear, Norm, Residual
 from igc_nas.arch.plan import Plan, plan
+from igc_nas.arch.shapes import Shape
 from igc_nas.arch.stages import Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.arch.units import stage_layers
 from igc_nas.nn.lowering.chain import (
@@ -32,10 +33,10 @@ from igc_nas.nn.lowering.chain import (
     segment_weights,
     semidense,
 )
-from igc_nas.nn.lowering.parts import Branches, NormAct, Part, chains_in, inference_parts, training_parts
+from igc_nas.nn.lowering.parts import Branches, NormAct, Part, Single, chains_in, inference_parts, training_parts
 from tests.support.builders import architectures
 
-PartsOf = Callable[[tuple[Layer, ...], int, int], tuple[tuple[Part, ...], int, int]]
+PartsOf = Callable[[tuple[Layer, ...], Shape], tuple[tuple[Part, ...], Shape]]
 EITHER = pytest.mark.parametrize("parts_of", [training_parts, inference_parts])
 
 
@@ -50,10 +51,10 @@ def read_back(parts: Sequence[Part]) -> tuple[Layer, ...]:
                 moved = layers[len(layers) - len(order) :]
                 assert tuple(moved) == order
                 layers[len(layers) - len(order) :] = [norm, *moved, *acts(act)]
-            case Branches(body, shortcut, act):
+            case Branches(Residual(), (body, shortcut), act):
                 layers += [Residual(read_back(body), read_back(shortcut)), *acts(act)]
-            case _:
-                layers.append(part)
+            case Single(layer):
+                layers.append(layer)
     return tuple(layers)
 
 
@@ -86,9 +87,9 @@ def moving(layers: Sequence[Layer]) -> tuple[Layer, ...]:
 
 
 def blocks_of(whole: Plan, parts_of: PartsOf) -> Iterator[tuple[str, tuple[Part, ...]]]:
-    _, height, width = whole.input
+    shape: Shape = whole.input
     for block in whole.blocks:
-        parts, height, width = parts_of(block.layers, height, width)
+        parts, shape = parts_of(block.layers, shape)
         yield block.name, parts
 
 
@@ -98,7 +99,7 @@ def named_chains(whole: Plan, parts_of: PartsOf) -> list[tuple[str, Chain]]:
 
 def chains_of(stage: StageConfig, in_width: int, parts_of: PartsOf = training_parts, side: int = 8) -> list[Chain]:
     first, _ = stage_layers(stage, in_width)
-    return list(chains_in(parts_of(first, side, side)[0]))
+    return list(chains_in(parts_of(first, (in_width, side, side))[0]))
 
 
 def conv_rows(whole: Plan) -> dict[tuple[str, str], LayerCost]:
@@ -135,7 +136,7 @@ def test_parts_read_back_are_the_plan(parts_of: PartsOf, arch: ArchConfig) -> No
 @EITHER
 @given(layers=layer_runs())
 def test_parts_of_any_sequence_of_layers_read_back(parts_of: PartsOf, layers: tuple[Layer, ...]) -> None:
-    parts, _, _ = parts_of(layers, 9, 7)
+    parts, _ = parts_of(layers, (12, 9, 7))
     assert read_back(parts) == moving(layers)
 
 
@@ -144,15 +145,15 @@ def test_parts_of_any_sequence_of_layers_read_back(parts_of: PartsOf, layers: tu
 def test_the_output_size_is_the_cost_models(
     parts_of: PartsOf, layers: tuple[Layer, ...], height: int, width: int
 ) -> None:
-    parts, *written = parts_of((*layers, Residual(layers)), height, width)
-    assert (12, *written) == layers_cost((*layers, Residual(layers)), (12, height, width))[1]
+    parts, written = parts_of((*layers, Residual(layers)), (12, height, width))
+    assert written == layers_cost((*layers, Residual(layers)), (12, height, width))[1]
     assert isinstance(parts[-1], Branches)
 
 
 @given(layers=layer_runs())
 def test_a_chain_ends_at_bn_in_training_and_not_before_a_nonlinearity_at_inference(layers: tuple[Layer, ...]) -> None:
     for parts_of, ends in ((training_parts, Norm | Act), (inference_parts, Act)):
-        chains = list(chains_in(parts_of(layers, 8, 8)[0]))
+        chains = list(chains_in(parts_of(layers, (12, 8, 8))[0]))
         starts = [
             at
             for at, layer in enumerate(moving(layers))
@@ -170,7 +171,7 @@ def ended(before: Sequence[Layer], ends: object) -> bool:
 
 def test_an_igcv3_interleave_is_moved_before_its_norm_in_training() -> None:
     stage = Igcv3Stage(width=8, expand=3, G1=2, G2=4, blocks=1)
-    expand, norm, depthwise, *_ = training_parts(stage_layers(stage, 8)[0], 8, 8)[0]
+    expand, norm, depthwise, *_ = training_parts(stage_layers(stage, 8)[0], (8, 8, 8))[0]
     assert isinstance(expand, Chain)
     assert expand.steps[1:] == (Interleave(24, 2),)
     assert norm == NormAct(Norm("expand_norm", 24), None, (Interleave(24, 2),))
@@ -244,7 +245,10 @@ def test_every_form_covers_its_chain_in_order(parts_of: PartsOf, arch: ArchConfi
 @given(arch=architectures(), layers=layer_runs())
 def test_every_form_can_be_multiplied_out(parts_of: PartsOf, arch: ArchConfig, layers: tuple[Layer, ...]) -> None:
     """A segment has at most one spatial or strided convolution; a grouped one has no interleave."""
-    for chain in (*(chain for _, chain in named_chains(plan(arch), parts_of)), *chains_in(parts_of(layers, 9, 7)[0])):
+    for chain in (
+        *(chain for _, chain in named_chains(plan(arch), parts_of)),
+        *chains_in(parts_of(layers, (12, 9, 7))[0]),
+    ):
         for form in forms_of(chain):
             for segment in layout(chain, form):
                 assert segment.convs[0].groups % segment.groups == 0

@@ -45,7 +45,7 @@ def chains() -> list[Chain]:
     found = {
         chain.key: chain
         for (in_width, stage), size in zip(stages(), itertools.cycle([(4, 4), (5, 3), (1, 6), (1, 1)]), strict=False)
-        for chain in chains_in(training_parts(stage_layers(stage, in_width)[0], *size)[0])
+        for chain in chains_in(training_parts(stage_layers(stage, in_width)[0], (in_width, *size))[0])
     }
     narrow, wide = Conv("narrow", 6, 12, groups=3), Conv("wide", 12, 12, groups=2)
     two, three, four = (Interleave(12, groups) for groups in (2, 3, 4))

@@ -1,0 +1,60 @@
+"""What disturbs a measurement on a GPU: other processes that compute on it, changing or lowered clocks."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from igc_nas.evaluation.host import NoiseMonitor
+from igc_nas.nn.device import Device
+from igc_nas.nn.nvml import Gpu, find_gpu
+
+MOST_SM_USE = 5
+"""Percent of the GPU's multiprocessor time that another process may use during a measurement."""
+CLOCK_CHANGE = 0.05
+"""A change of the SM clock by more than this share means that the GPU was not warm, or has throttled."""
+
+
+class GpuNoiseMonitor:
+    """Reports what has disturbed a measurement on a GPU since it was made, by NVML.
+
+    The machine's CPUs do not count: a graph of kernels runs without them. What NVML cannot say is not reported.
+    """
+
+    def __init__(self, gpu: Gpu | None, pid: int | None = None) -> None:
+        self._gpu = gpu
+        self._pid = os.getpid() if pid is None else pid
+        self._since_us = time.time_ns() // 1000
+        self._clock_mhz = gpu.state().sm_clock_mhz if gpu else None
+        self._throttled = gpu.throttled_ns() if gpu else {}
+
+    def disturbances(self, threads: int = 0) -> tuple[str, ...]:
+        """What may have disturbed a measurement since the monitor was made, in words; `threads` is not used."""
+        if self._gpu is None:
+            return ()
+        found = []
+        if others := self._busy_others(self._gpu):
+            found.append(f"{others} other process{'es' if others > 1 else ''} computed on the GPU")
+        clock = self._gpu.state().sm_clock_mhz
+        if clock and self._clock_mhz and abs(clock - self._clock_mhz) > CLOCK_CHANGE * max(clock, self._clock_mhz):
+            found.append(f"the GPU's clock went from {self._clock_mhz} to {clock} MHz")
+        now = self._gpu.throttled_ns()
+        if grown := [reason for reason, ns in now.items() if ns > self._throttled.get(reason, ns)]:
+            found.append(f"the GPU's clocks were lowered: {', '.join(grown)}")
+        return tuple(found)
+
+    def _busy_others(self, gpu: Gpu) -> int:
+        """Other processes with more than `MOST_SM_USE` % of the GPU.
+
+        In a container NVML has the host's process ids: then one of the busy ones is taken for this process.
+        """
+        use = gpu.sm_use(self._since_us)
+        busy = [pid for pid, percent in use.items() if percent > MOST_SM_USE]
+        return len(set(busy) - {self._pid}) if self._pid in use else max(0, len(busy) - 1)
+
+
+def monitor_for(device: Device) -> NoiseMonitor | GpuNoiseMonitor:
+    """The monitor of what disturbs measurements on a device."""
+    if device.kind == "cpu":
+        return NoiseMonitor()
+    return GpuNoiseMonitor(find_gpu(device.uuid) if device.uuid else None)

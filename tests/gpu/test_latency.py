@@ -1,0 +1,139 @@
+"""Latency on a GPU: forms captured and timed on its own stream and clock, noise by NVML."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+import pytest
+import torch
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.evaluation.gpu_noise import GpuNoiseMonitor
+from igc_nas.evaluation.latency import Measurer, measure_latency
+from igc_nas.nn.device import find_devices
+from igc_nas.nn.lowering.deployment import DeployedNetwork
+from igc_nas.nn.lowering.variants import uniform_variants
+from igc_nas.nn.nvml import THROTTLED_NS, Gpu
+from igc_nas.study.spec import LatencySpec
+from tests.gpu.builders import EACH, GPU, SMALL, on_gpu
+from tests.support.fake_cuda import Record, fake_cuda
+
+SPEC = LatencySpec(device="Fake GPU", forms="any", cuda_graph=True)
+
+
+@EACH
+def test_every_form_is_captured_and_timed(arch: ArchConfig, gpu: Record) -> None:
+    spec = SPEC.model_copy(update={"cold_cache": arch == SMALL["igcv1"]})
+    found = Measurer(spec, find_devices("cuda")[0], cap_s=0.05)(arch)
+    assert set(found.forms) == {"factored", "folded", "semidense", "dense", "mixed"}
+    assert found.cuda_graph
+    assert gpu.cpu_only == []
+    assert min(gpu.captured) > 0
+
+
+def test_chains_are_timed_as_the_network_is(gpu: Record) -> None:
+    """In graphs, by events: no wait for the device but that for the end of an event."""
+    Measurer(SPEC, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
+    assert not [place for reason, place in gpu.waits if reason == "synchronize"]
+
+
+def test_measuring_has_cudnn_search_for_what_is_timed_only(gpu: Record) -> None:
+    """Forms are folded and compared without searches; those of the reference, its images of batch 1, are used."""
+    Measurer(SPEC, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
+    assert {search.image[0] for search in gpu.searches} == {1}
+    assert {search.dtype for search in gpu.searches} == {torch.float32}
+    assert {search.tf32 for search in gpu.searches} == {True}
+
+
+@EACH
+def test_deployed_networks_lie_on_the_gpu(arch: ArchConfig, gpu: Record) -> None:
+    network = on_gpu(arch).eval()
+    for variant in uniform_variants(network.plan)[1:]:
+        deployed = DeployedNetwork(network, variant.forms)
+        assert {buffer.device for buffer in deployed.buffers()} == {GPU}
+        assert {buffer.dtype for buffer in deployed.buffers()} == {torch.float32}
+        with torch.inference_mode():
+            assert deployed(torch.zeros(2, 3, 32, 32, device=GPU)).device == GPU
+
+
+def test_the_second_gpu_is_timed_on_its_own_stream(cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda(count=2) as record:
+        device = find_devices("cuda:1")[0]
+        recorded: list[int] = []
+        real = torch.cuda.Event.record
+        monkeypatch.setattr(
+            torch.cuda.Event, "record", lambda self, *_: (recorded.append(record.current_device), real(self))[1]
+        )
+        measure_latency(SMALL["igcv1"], LatencySpec(device=device.name, cuda_graph=True), device, cap_s=0.05)
+        assert set(recorded) == {1}
+        assert record.current_device == 0
+
+
+# Noise.
+
+
+class Sensors:
+    """A pynvml that says what processes compute, and counts lowered clocks."""
+
+    NVMLError = pynvml.NVMLError
+
+    def __init__(self, **sm_use: int) -> None:
+        self.sm_use = {int(pid.removeprefix("pid")): percent for pid, percent in sm_use.items()}
+        self.clock = 1980
+        self.throttled = 0
+
+    def nvmlDeviceGetClockInfo(self, handle: str, of: int) -> int:
+        return self.clock
+
+    def nvmlDeviceGetProcessUtilization(self, handle: str, since_us: int) -> list[Any]:
+        return [SimpleNamespace(pid=p, smUtil=u, timeStamp=since_us + 1) for p, u in self.sm_use.items()]
+
+    def nvmlDeviceGetFieldValues(self, handle: str, fields: list[int]) -> list[Any]:
+        return [
+            SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(ullVal=self.throttled if f == 74 else 0))
+            for f in fields
+        ]
+
+
+def monitored(sensors: Any, pid: int = 7) -> GpuNoiseMonitor:
+    return GpuNoiseMonitor(Gpu(sensors, "handle"), pid)
+
+
+def test_a_quiet_gpu_has_no_noise() -> None:
+    assert monitored(Sensors(pid7=95, pid8=3)).disturbances() == ()
+    assert GpuNoiseMonitor(None).disturbances() == ()
+
+
+def test_a_neighbour_on_the_gpu_is_noise() -> None:
+    assert monitored(Sensors(pid7=60, pid8=40)).disturbances() == ("1 other process computed on the GPU",)
+
+
+@pytest.mark.parametrize(("sensors", "noisy"), [(Sensors(pid4001=95), False), (Sensors(pid4001=50, pid4002=45), True)])
+def test_in_a_container_one_busy_process_is_this_one(sensors: Sensors, noisy: bool) -> None:
+    assert bool(monitored(sensors).disturbances()) is noisy
+
+
+def test_clocks_that_change_or_are_lowered_are_noise() -> None:
+    sensors = Sensors(pid7=95)
+    monitor = monitored(sensors)
+    sensors.clock, sensors.throttled = 1410, 5_000_000
+    assert monitor.disturbances() == (
+        "the GPU's clock went from 1980 to 1410 MHz",
+        "the GPU's clocks were lowered: sw_power_cap",
+    )
+
+
+def test_a_gpu_that_says_nothing_has_no_noise() -> None:
+    assert monitored(SimpleNamespace(NVMLError=pynvml.NVMLError)).disturbances() == ()
+
+
+def test_the_counters_are_those_of_nvml() -> None:
+    names = {
+        "sw_power_cap": "SW_POWER_CAP",
+        "sync_boost": "SYNC_BOOST",
+        "sw_thermal": "SW_THERM_SLOWDOWN",
+        "hw_thermal": "HW_THERM_SLOWDOWN",
+        "hw_power_brake": "HW_POWER_BRAKE_SLOWDOWN",
+    }
+    for reason, field in THROTTLED_NS.items():
+        assert getattr(pynvml, f"NVML_FI_DEV_CLOCKS_EVENT_REASON_{names[reason]}") == field

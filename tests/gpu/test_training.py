@@ -1,0 +1,173 @@
+"""A training on a GPU: nothing in a step waits, one batch size, the dtypes and layout that are meant."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.data.datasets import locate
+from igc_nas.evaluation.images import Images, load_proxy
+from igc_nas.evaluation.training import Average, ProxyTask, ProxyTraining, Training, train_proxy
+from igc_nas.nn.device import find_devices
+from igc_nas.study.records import Score
+from tests.gpu.builders import EACH, FORMS, GPU, SMALL, images, lowered, on_gpu, recipe_of, training_of
+from tests.support.fake_cuda import NotCapturableError, Record
+
+
+def test_a_dataset_is_loaded_onto_the_gpu(gpu: Record) -> None:
+    train, held_out = load_proxy(locate("shapes", None), recipe_of(), 0, GPU)
+    assert {t.device for t in (train.pixels, train.labels, train.mean, train.std, held_out.pixels)} == {GPU}
+    assert train.pixels.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("form", FORMS)
+@EACH
+def test_an_epoch_waits_at_its_end_alone(arch: ArchConfig, form: str, gpu: Record) -> None:
+    training = training_of(arch, form)
+    average = Average(training.network, 0.99)
+    gpu.clear()
+    training.epoch(after_step=average.update)
+    assert [reason for reason, _ in gpu.waits] == ["item", "item"]  # the loss and the error
+    assert gpu.transfers == gpu.cpu_only == []
+    assert {search.dtype for search in gpu.searches} == {torch.bfloat16}
+    assert all(search.channels_last for search in gpu.searches)
+    floats = [*training.network.parameters(), *(b for b in training.network.buffers() if b.is_floating_point())]
+    assert {tensor.dtype for tensor in floats} == {torch.float32}
+    assert {state["momentum_buffer"].device for state in training.optimizer.state.values()} == {GPU}
+
+
+def test_an_evaluation_waits_at_its_end_alone(gpu: Record) -> None:
+    training = training_of(SMALL["igcv1"])
+    gpu.clear()
+    training.evaluate(images(600))
+    assert [reason for reason, _ in gpu.waits] == ["item", "item"]
+
+
+@pytest.mark.parametrize("form", ["factored", "plain"])
+def test_recalibrating_waits_for_nothing(form: str, gpu: Record) -> None:
+    training = training_of(SMALL["igcv1"], form)
+    gpu.clear()
+    training.recalibrate()
+    assert gpu.waits == []
+
+
+def test_scoring_has_one_batch_size(gpu: Record) -> None:
+    recipe = recipe_of(batch=250, train_size=500, held_out=5000, rungs=[250])
+    training = training_of(SMALL["igcv1"], batch=250, train_size=500)
+    gpu.clear()
+    proxy = ProxyTraining(training, images(5000), recipe, lambda: None)
+    proxy.score(250, 2000)
+    proxy.score(500)
+    assert {search.image[0] for search in gpu.searches} == {250}
+
+
+@pytest.mark.parametrize("form", ["factored", "plain"])
+def test_a_proxy_is_trained_and_scored(form: str, gpu: Record) -> None:
+    network = on_gpu(SMALL["igcv1"])
+    task = ProxyTask(images(192), images(128), recipe_of(rungs=[64]), locate("shapes", None), find_devices("cuda")[0])
+    score = train_proxy(network, task, 0, lowered(network, form))
+    assert isinstance(score, Score)
+    assert score.conditions.device == "Fake GPU"
+    assert gpu.cpu_only == []
+
+
+def test_a_training_continues_from_a_checkpoint(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = training_of(SMALL["igcv1"], epochs=2)
+    training.epoch()
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in training.state().items()}
+    other = training_of(SMALL["igcv1"], epochs=2)
+    monkeypatch.setattr(type(other.generator), "set_state", lambda self, state: self)  # a GPU's has another size
+    other.restore(state)
+    other.epoch()
+    assert {state["momentum_buffer"].device for state in other.optimizer.state.values()} == {GPU}
+
+
+# The harness finds what it is for: each of these faults would be a fault on a GPU.
+
+
+def _waits(training: Training) -> None:
+    forward = training.forward
+    training.forward = lambda x: forward(x * float(x.mean()))
+
+
+def _transfers(training: Training) -> None:
+    forward = training.forward
+    training.forward = lambda x: forward(x.cpu().to(GPU))
+
+
+def _is_on_the_cpu(training: Training) -> None:
+    training.images = replace(training.images, mean=torch.ones(3), std=torch.ones(3))
+
+
+def _has_a_cpu_generator(training: Training) -> None:
+    training.generator = torch.Generator("cpu")
+
+
+def _is_in_nchw(training: Training) -> None:
+    training.network.to(memory_format=torch.contiguous_format)
+    batch = type(training.images).augmented
+
+    class Contiguous(Images):
+        def augmented(self, *arguments: object) -> torch.Tensor:  # type: ignore[override]
+            return batch(self, *arguments).contiguous()  # type: ignore[arg-type]
+
+    training.images = Contiguous(*vars(training.images).values())
+
+
+def _is_in_float32(training: Training) -> None:
+    training.forward = training.network
+
+
+def _uses_a_cpu_kernel(training: Training) -> None:
+    forward = training.forward
+    training.forward = lambda x: (
+        forward(x)
+        + torch.ops.mkldnn._linear_pointwise(x.mean((2, 3)), torch.ones(10, 3, device=GPU), None, "none", [], "")
+    )
+
+
+def _reads_an_address(training: Training) -> None:
+    forward = training.forward
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        x.data_ptr()
+        return forward(x)
+
+    training.forward = run
+
+
+FAULTS = [
+    _waits, _transfers, _is_on_the_cpu, _has_a_cpu_generator, _is_in_nchw, _is_in_float32, _uses_a_cpu_kernel,
+    _reads_an_address,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_found(fault: object, gpu: Record) -> None:
+    training = training_of(SMALL["igcv1"])
+    fault(training)  # type: ignore[operator]
+    gpu.clear()
+    try:
+        training.epoch()
+    except (RuntimeError, NotCapturableError):
+        return
+    is_found = (
+        len(gpu.waits) > 2
+        or gpu.transfers
+        or gpu.cpu_only
+        or any(search.dtype != torch.bfloat16 or not search.channels_last for search in gpu.searches)
+    )
+    assert is_found
+
+
+def test_the_harness_refuses_a_wait_in_a_captured_graph(gpu: Record) -> None:
+    x = torch.ones(4, device=GPU)
+    with pytest.raises(NotCapturableError, match="item"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        x.sum().item()
+    layer = nn.Conv2d(3, 8, 3, device=GPU)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        F.relu(layer(torch.ones(2, 3, 8, 8, device=GPU))).sum().backward()
+    assert gpu.captured[-1] > 3
