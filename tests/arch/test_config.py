@@ -54,7 +54,11 @@ def test_load_reads_a_file_or_gives_the_reason_of_the_failure(tmp_path: Path) ->
     good = tmp_path / "good.toml"
     good.write_text(TOML)
     assert ArchConfig.load(good) == ArchConfig.from_toml(TOML)
-    for name, content in {"utf16": TOML.encode("utf-16"), "large": b"#" * 5_000_000, "png": b"\x89PNG\r\n"}.items():
+    for name, content in {
+        "latin1": f"# \xe9\n{TOML}".encode("latin-1"),
+        "large": b"#" * 5_000_000,
+        "png": b"\x89PNG\r\n",
+    }.items():
         bad = tmp_path / name
         bad.write_bytes(content)
         with pytest.raises(ConfigError, match=name):
