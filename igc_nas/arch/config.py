@@ -168,6 +168,11 @@ class ArchConfig(Frozen):
         """The same architecture with another number of classes."""
         return self if classes == self.classes else ArchConfig.parse(self.to_dict() | {"classes": classes})
 
+    def with_side(self, side: int) -> ArchConfig:
+        """The same architecture for square images of `side` pixels a side."""
+        same = self.input[1:] == (side, side)
+        return self if same else ArchConfig.parse(self.to_dict() | {"input": [self.input[0], side, side]})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data as a file holds it: no `None`, lists for tuples, `stage` for the stages."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -28,7 +28,8 @@ from igc_nas.arch.layers import (
     SqueezeExcite,
 )
 from igc_nas.arch.plan import Plan, plan
-from igc_nas.arch.shapes import Shape, entries, joined, layer_shape
+from igc_nas.arch.shapes import Shape, entries, joined, layer_shape, layers_shape
+from igc_nas.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,26 @@ def plan_cost(whole: Plan) -> Cost:
         cost, shape = known[key][0], known[key][1]  # type: ignore[assignment]
         total += cost
     return total
+
+
+def check_side(arch: ArchConfig) -> None:
+    """Raise `ConfigError` for images so small that the last stage has less than a pixel.
+
+    A convolution of stride s makes ceil(H / s) of H pixels, which is never less than one: the strides are multiplied.
+    """
+    total = 1 << 12
+    shape: Shape = (arch.input[0], total, total)
+    for block in plan(arch).blocks:
+        if block.name in ("head", "classifier"):
+            break
+        shape = layers_shape(block.layers, shape)
+    total //= shape[1]
+    side = min(arch.input[1:])
+    if side < total:
+        raise ConfigError(
+            f"the strides multiply to {total}: of {side} x {side} pixels the last stage has less than one",
+            f"use images of {total} pixels or more",
+        )
 
 
 def layers_cost(layers: Iterable[Layer], shape: Shape) -> tuple[Cost, Shape]:

@@ -33,6 +33,7 @@ from igc_nas.arch.layers import (
     Layer,
     Linear,
     MaxPool,
+    Named,
     Norm,
     Pool,
     PRelu,
@@ -401,9 +402,6 @@ def initialise(network: nn.Module, generator: torch.Generator | None = None) -> 
             nn.init.constant_(module.weight, 0.25)
         elif isinstance(module, ChannelSelect):
             module.reset_index()
-
-
-Named = Conv | Norm | Linear | SqueezeExcite | PRelu | Select
 
 
 def _named(layers: tuple[Layer, ...]) -> Iterator[Named]:

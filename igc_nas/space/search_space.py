@@ -75,6 +75,12 @@ class SpaceFile(Frozen):
         """Read a space file."""
         return cls.parse(parse_toml(read_text(path), path.name), path.name)
 
+    def with_side(self, side: int) -> SpaceFile:
+        """The same space for square images of `side` pixels a side."""
+        return (
+            self if self.input[1:] == (side, side) else self.model_copy(update={"input": (self.input[0], side, side)})
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data as the file holds it."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -246,6 +252,19 @@ class SearchSpace:
             reached = {shape_after(o, shape) for shape in levels[-1] for o in stage.following(shape[0])}
             levels.append(tuple(sorted(reached)))
         return tuple(levels)
+
+    def check_side(self) -> None:
+        """Raise `ConfigError` if images are so small that the last stage of some architecture has less than a pixel."""
+        total = max(stem.stride for stem in self.stems)
+        for stage in self.stages:
+            total *= max(option.stride for option in stage.options)
+        side = min(self.file.input[1:])
+        if side < total:
+            raise ConfigError(
+                f"{self.name}: its strides multiply to {total}: of {side} x {side} pixels the last stage has less than "
+                "one",
+                f"use images of {total} pixels or more (--image-size {total}), or a space with smaller strides",
+            )
 
     @cached_property
     def size(self) -> int:
