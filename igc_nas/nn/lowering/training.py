@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igc_nas.arch.config import Activation
 from igc_nas.arch.layers import (
     Act,
+    Activation,
     Branched,
     Conv,
     Flatten,
