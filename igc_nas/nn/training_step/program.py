@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from igc_nas.arch.config import Activation
-from igc_nas.arch.layers import Act, Conv, Interleave, Layer, Linear, Norm, Pool, Residual
+from igc_nas.arch.layers import Act, Activation, Conv, Interleave, Layer, Linear, Norm, Pool, Residual
 from igc_nas.arch.plan import Plan
 from igc_nas.nn.codegen.orders import PAD, Order, interleaved, positions
 from igc_nas.nn.codegen.program import Way, conv_orders
