@@ -225,6 +225,7 @@ def _announce(
         *([f"          {_images_words(spec.images)}"] if spec.images else []),
         f"goal      {_goal(spec)}; sampler {spec.sampler}, seed {spec.seed}",
         f"recipe    {recipe_words(recipe, held_out=True)}",
+        *([f"          {resolved.dtype}"] if resolved.dtype and resolved.dtype.step_ms else []),
         *([f"rungs     {_rungs(spec)}"] if recipe.rungs else []),
         f"device    {devices[0].name}" + _devices_in_words(run, devices),
         f"latency   {conditions_words(spec.latency)}" + (", by a command" if spec.latency.remote else ""),

@@ -27,7 +27,7 @@ MOST_WORKERS = 8
 
 RECIPES: dict[str, dict[str, Any]] = {
     # One core trains a mid-sized network in about 10 s: few images, at half resolution. The command line
-    # takes the device's dtype (`Device.dtype_for`) instead of this one.
+    # takes the device's dtype (`igc_nas.nn.lowering.fastest_dtype`) instead of this one.
     "cpu": {
         "epochs": 2,
         "train_size": 3000,
@@ -152,7 +152,7 @@ def new_spec(
 ) -> StudySpec:
     """The spec of a new study, with the defaults for the kind of device. The runtime of its latencies is eager.
 
-    The command line takes the device's dtype and runtime: `recipe={"dtype": device.fast_dtype}`,
+    The command line takes the device's dtype and runtime: `recipe={"dtype": fastest_dtype(device).dtype}`,
     `latency={"runtime": device.deployment_runtime}`.
 
     Without `objectives` they are error, parameters and latency. Without `goal` it is `best-error` where there is an
