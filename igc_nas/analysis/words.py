@@ -19,9 +19,15 @@ LATENCY_FORMS: dict[LatencyForms, str] = {
 """The form in which networks are timed, by `LatencySpec.forms`."""
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str, plural: str | None = None) -> str:
     """`1 epoch`, `3,000 images`."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def proxy_words(recipe: Recipe) -> str:
+    """A proxy training in brief: `2 epochs of 3,000 images at 16 x 16 pixels`."""
+    size = f"{recipe.resolution} x {recipe.resolution} pixels"
+    return f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.train_size, 'image')} at {size}"
 
 
 def recipe_words(recipe: Recipe, *, held_out: bool = False) -> str:

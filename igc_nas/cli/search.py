@@ -105,11 +105,14 @@ def search(**options: Any) -> None:
     """
     from igc_nas.cli.study_flags import SearchRequest
     from igc_nas.engine.progress import SearchDisplay
+    from igc_nas.engine.search import begun
     from igc_nas.engine.search import search as run_search
 
     request = SearchRequest(**options)
     spec, run = _prepared(request)
-    with SearchDisplay(run.trials, run.timeout_s, quiet=request.quiet) as display:
+    before = begun(run.folder, run.storage)
+    ended = before.ended if before else 0
+    with SearchDisplay(run.trials, run.timeout_s, quiet=request.quiet, ended=ended) as display:
         for _ in run_search(spec, run, on_event=display.show):
             pass
     study = load(run.folder, run.folder.parent)
