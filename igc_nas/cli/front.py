@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("study")
-@click.option("--objectives", help="Two or three objectives. [default: the study's own]")
+@click.option("--objectives", help="Error alone, or two or three objectives. [default: the study's own]")
 @as_json
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
@@ -60,7 +60,7 @@ def front(
     if len(asked) > 1:
         raise UsageError(f"--{asked[0]} and --{asked[1]} exclude each other")
     loaded = load(study, root, storage)
-    names = parse_objectives(objectives) if objectives else loaded.spec.objectives
+    names = parse_objectives(objectives) if objectives else loaded.spec.front_objectives
     print_front(loaded, names, asked[0] if asked else "table", sort=sort, top=top, wide=wide)
 
 
@@ -75,6 +75,7 @@ def print_front(
 ) -> None:
     """Print a study's front by these objectives: the first `top` members in the order of `sort`."""
     from igc_nas.analysis.tables import candidate_row
+    from igc_nas.analysis.words import front_end_words
 
     members = study.front(objectives)
     members = tuple(sorted(members, key=OBJECTIVES[sort].of) if sort else members)[:top]
@@ -87,7 +88,8 @@ def print_front(
                 "objectives": objectives,
                 "hypervolume": study.hypervolume(objectives),
                 "reference_point": [1.0] * len(objectives),
-                "bounds": {name: spec.bounds.get(name) for name in objectives},
+                "bounds": {name: spec.scale_bounds(name) if name in spec.bounds else None for name in objectives},
+                "front_end": front_end_words(study),
                 "completed": len(study.candidates),
                 "candidates": [candidate_row(c) for c in members],
             }
@@ -107,3 +109,5 @@ def print_front(
         from igc_nas.io.console import terminal_width
 
         put(*front_lines(study, members, objectives, terminal_width(), wide=wide))
+        if end := front_end_words(study):
+            say(end)

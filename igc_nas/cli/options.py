@@ -11,7 +11,7 @@ import click
 
 from igc_nas.errors import UsageError
 from igc_nas.io.files import user_path
-from igc_nas.io.units import parse_count, parse_ms, parse_seconds
+from igc_nas.io.units import parse_count, parse_count_range, parse_ms, parse_seconds
 
 
 class Quantity(click.ParamType[Any]):
@@ -30,6 +30,7 @@ class Quantity(click.ParamType[Any]):
 
 
 COUNT, MS, SECONDS = Quantity("count", parse_count), Quantity("time", parse_ms), Quantity("duration", parse_seconds)
+RANGE = Quantity("range", parse_count_range)
 
 
 class UserPath(click.ParamType[Path]):
@@ -69,5 +70,14 @@ storage_option = click.option(
     "--storage",
     envvar="IGC_NAS_STORAGE",
     help="Database of the study: sqlite:///path or postgresql://user@host/name. [default: study.db in its folder]",
+)
+side_option = click.option(
+    "--image-size", type=click.IntRange(1, 4096), metavar="PIXELS", help="Side of the images, instead of the network's."
+)
+image_size_option = click.option(
+    "--image-size",
+    type=click.IntRange(1, 4096),
+    metavar="PIXELS",
+    help="Side to which images of a folder are resized and cropped. [default: what the space or network reads: 32]",
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")

@@ -51,9 +51,9 @@ class StudyProgress:
         self.ended = study.ended
         self.best = [math.inf] * TENTHS
         """The least error of the candidates in each tenth of the budget."""
-        self._front = Front(len(self.spec.objectives))
-        is_scaled = all(name in self.spec.bounds for name in self.spec.objectives)
-        self._volume = RunningVolume(len(self.spec.objectives)) if is_scaled else None
+        self._front = Front(len(self.spec.front_objectives))
+        is_scaled = all(name in self.spec.bounds for name in self.spec.front_objectives)
+        self._volume = RunningVolume(len(self.spec.front_objectives)) if is_scaled else None
         for candidate in study.candidates:
             self._join(candidate)
 
@@ -68,10 +68,10 @@ class StudyProgress:
             if self._budget:
                 tenth = min(TENTHS - 1, int(TENTHS * candidate.cost.as_dict()[self._budget[0]] / self._budget[1]))
                 self.best[tenth] = min(self.best[tenth], candidate.score.error)
-            point = values(candidate, self.spec.objectives)
+            point = values(candidate, self.spec.front_objectives)
             self._front.add(point)
             if self._volume:
-                self._volume.add(self.spec.scaled(dict(zip(self.spec.objectives, point, strict=True))))
+                self._volume.add(self.spec.scaled(dict(zip(self.spec.front_objectives, point, strict=True))))
 
     @property
     def _budget(self) -> tuple[str, int] | None:
