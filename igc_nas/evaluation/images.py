@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,9 +44,13 @@ class Images:
         return self._normalised(self.pixels[index])
 
     def augmented(
-        self, index: Int64[Tensor, " b"], crop: int, flip: bool, generator: torch.Generator
+        self, index: Int64[Tensor, " b"], crop: int, flip: bool, generator: torch.Generator, *, cutout: int = 0
     ) -> Float[Tensor, "b 3 height width"]:
-        """The images of `index`, normalised; padded by `crop` reflected pixels, then cropped and flipped at random."""
+        """The images of `index`, normalised; padded by `crop` reflected pixels, then cropped and flipped at random.
+
+        With `cutout`, a square of that side, at a random place and cut at the border, is set to the mean colour
+        (DeVries and Taylor 2017).
+        """
         count, size, device = len(index), self.pixels.shape[1], self.pixels.device
         rows = torch.arange(size, device=device).expand(count, size)
         columns = rows
@@ -55,7 +60,14 @@ class Images:
         if crop:
             shift = torch.randint(-crop, crop + 1, (2, count, 1), generator=generator, device=device)
             rows, columns = (_reflect(index + by, size) for index, by in zip((rows, columns), shift, strict=True))
-        return self._normalised(self.pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]])
+        batch = self._normalised(self.pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]])
+        if cutout:
+            centre = torch.randint(size, (2, count, 1), generator=generator, device=device)
+            start = centre - cutout // 2
+            places = torch.arange(size, device=device)
+            down, across = ((places >= at) & (places < at + cutout) for at in start)
+            batch = batch.masked_fill((down[:, :, None] & across[:, None, :])[:, None], 0.0)
+        return batch
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
@@ -98,9 +110,9 @@ def load_test(info: DatasetInfo, resolution: int, device: torch.device) -> Image
 
 
 def _on_device(
-    images: NDArray[np.uint8], labels: NDArray[np.uint8], info: DatasetInfo, resolution: int, device: torch.device
+    images: NDArray[np.uint8], labels: NDArray[Any], info: DatasetInfo, resolution: int, device: torch.device
 ) -> Images:
-    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))  # a copy of what is mapped into memory
     if resolution != pixels.shape[-1]:
         pixels = torch.cat([_resized(pixels[i : i + 4096], resolution) for i in range(0, len(pixels), 4096)])
     return Images(

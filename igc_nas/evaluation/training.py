@@ -10,7 +10,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +34,33 @@ Pause = Callable[[], None]
 """Called between steps, so that other processes can measure latencies meanwhile."""
 
 
+@dataclass(frozen=True)
+class _OpenEpoch:
+    """An epoch that has begun: the generator's state before its permutation, its steps so far, and their sums."""
+
+    generator: Tensor
+    step: int
+    loss_sum: Tensor
+    wrong: Tensor
+    seen: int
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its part of a `Training.state`."""
+        counts = torch.tensor([self.step, self.seen])
+        return {
+            "epoch.generator": self.generator,
+            "epoch.counts": counts,
+            "epoch.loss_sum": self.loss_sum,
+            "epoch.wrong": self.wrong,
+        }
+
+
 class Training:
     """The training of one network, epoch by epoch.
 
     `forward` runs the network in another form (`igc_nas.nn.lowering`); None: factored. All randomness comes from one
-    generator seeded with `seed`, so `state` and `restore` continue a training bit for bit.
+    generator seeded with `seed`, so `state` and `restore` continue a training bit for bit, from between two epochs or
+    from within one (after any step).
     """
 
     def __init__(
@@ -57,56 +80,99 @@ class Training:
         self.done = 0
         self.generator = torch.Generator(device.torch_device).manual_seed(seed)
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(),
+            self._parameter_groups(),
             lr=recipe.lr,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             nesterov=recipe.momentum > 0,
             fused=True,
         )
+        self.average = Average(self.network, recipe.average) if recipe.average else None
+        self._open: _OpenEpoch | None = None
+        """The epoch that has begun and not ended."""
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """All parameters, or those of weight decay and those without (BN's gamma and beta, biases)."""
+        parameters = list(self.network.parameters())
+        if self.recipe.decay_norms:
+            return [{"params": parameters}]
+        decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+        others = [parameter for parameter in parameters if parameter.ndim <= 1]
+        return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches per epoch; 1 where there are fewer images than a batch."""
         return max(1, len(self.images) // self.recipe.batch)
 
-    def epoch(self, pause: Pause = lambda: None, after_step: Callable[[int], None] = lambda _: None) -> Epoch:
-        """Train one epoch; `after_step` is called with the number of steps done since the start of the training.
+    @property
+    def steps_done(self) -> int:
+        """Steps since the start of the training, those of an open epoch included."""
+        return self.done * self.steps_per_epoch + (self._open.step if self._open else 0)
 
+    def epoch(self, pause: Pause = lambda: None, after_step: Callable[[int], None] = lambda _: None) -> Epoch:
+        """Train one epoch, or the rest of one that `restore` has opened.
+
+        `after_step` is called with the number of steps done since the start of the training; it may take the `state`.
         Raises `DivergedError` if the mean loss of the epoch is not finite.
         """
         self.network.train()
-        loss_sum = torch.zeros((), device=self.device.torch_device)
-        wrong = torch.zeros((), device=self.device.torch_device, dtype=torch.int64)
-        seen, before = 0, self.done * self.steps_per_epoch
-        for step, index in enumerate(self._batches(), start=before):
+        order, now = self._begin_epoch()
+        first = self.done * self.steps_per_epoch
+        for place in range(now.step, self.steps_per_epoch):
             pause()
-            loss, logits = self._step(step, index)
-            loss_sum += loss
-            wrong += (logits.argmax(1) != self.images.labels[index]).sum()
-            seen += len(index)
-            after_step(step + 1)
+            index = order[place * self.recipe.batch : (place + 1) * self.recipe.batch]
+            loss, logits = self._step(first + place, index)
+            now = replace(
+                now,
+                step=place + 1,
+                loss_sum=now.loss_sum + loss,
+                wrong=now.wrong + (logits.argmax(1) != self.images.labels[index]).sum(),
+                seen=now.seen + len(index),
+            )
+            self._open = now
+            after_step(first + place + 1)
+        self._open = None
         self.done += 1
-        loss_mean = loss_sum.item() / self.steps_per_epoch
+        loss_mean = now.loss_sum.item() / self.steps_per_epoch
         if not math.isfinite(loss_mean):
             raise DivergedError(f"the training loss is {loss_mean} after epoch {self.done}", "lower lr in the recipe")
-        return Epoch(samples=self.done * seen, loss=loss_mean, train_error=wrong.item() / seen)
+        return Epoch(samples=self.done * now.seen, loss=loss_mean, train_error=now.wrong.item() / now.seen)
 
-    def _batches(self) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.images), generator=self.generator, device=self.images.labels.device)
-        for step in range(self.steps_per_epoch):
-            yield order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
+    def _begin_epoch(self) -> tuple[Tensor, _OpenEpoch]:
+        """(the permutation of the epoch, its progress): of the open epoch, or of a new one."""
+        device, count = self.images.labels.device, len(self.images)
+        if self._open is not None:
+            before = torch.Generator(device)
+            before.set_state(self._open.generator.cpu())
+            return torch.randperm(count, generator=before, device=device), self._open
+        begun = _OpenEpoch(
+            generator=self.generator.get_state(),
+            step=0,
+            loss_sum=torch.zeros((), device=self.device.torch_device),
+            wrong=torch.zeros((), device=self.device.torch_device, dtype=torch.int64),
+            seen=0,
+        )
+        return torch.randperm(count, generator=self.generator, device=device), begun
 
     def _step(self, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        recipe = self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = one_cycle(step, self.steps_per_epoch * self.recipe.epochs, self.recipe)
-        batch = self.images.augmented(index, self.recipe.crop, self.recipe.flip, self.generator)
+            group["lr"] = one_cycle(step, self.steps_per_epoch * recipe.epochs, recipe)
+        labels = self.images.labels[index]
+        batch = self.images.augmented(index, recipe.crop, recipe.flip, self.generator, cutout=recipe.cutout)
+        if recipe.mixup:
+            batch, others, share = mixed_up(batch, labels, recipe.mixup, self.generator)
         logits = self.forward(batch)
-        smoothing = self.recipe.label_smoothing
-        loss = F.cross_entropy(logits.float(), self.images.labels[index], label_smoothing=smoothing)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+        if recipe.mixup:
+            other = F.cross_entropy(logits.float(), others, label_smoothing=recipe.label_smoothing)
+            loss = torch.lerp(other, loss, share)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(step + 1)
         return loss.detach(), logits.detach()
 
     @torch.no_grad()
@@ -143,6 +209,25 @@ class Training:
             loss += F.cross_entropy(logits, labels, reduction="sum")
         return wrong.item() / count, loss.item() / count
 
+    def score(self, images: Images, pause: Pause = lambda: None, count: int | None = None) -> tuple[float, float]:
+        """(error rate, mean loss) on the first `count` of `images` (None: all), as a final score would be taken now.
+
+        It is of the averaged weights, if the recipe averages, with recomputed BN statistics: the running ones belong to
+        the weights of single steps. The training's state is left unchanged. Raises `DivergedError` if the loss is not
+        finite.
+        """
+        buffers = [(buffer, buffer.detach().clone()) for buffer in self.network.buffers()]
+        with self.average.in_place() if self.average else contextlib.nullcontext():
+            self.recalibrate(pause)
+            error, loss = self.evaluate(images, pause, count)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        self.network.train()
+        if not math.isfinite(loss):
+            raise DivergedError(f"the held-out loss is {loss}", "lower lr in the recipe")
+        return error, loss
+
     def _evaluation_batch(self, count: int) -> int:
         """Images per batch of an evaluation. On a GPU one that divides `count` where there is one: cuDNN's benchmark
         mode would search anew for every convolution of a smaller last batch."""
@@ -152,13 +237,25 @@ class Training:
         return next((size for size in range(most, most // 4, -1) if count % size == 0), most)
 
     def state(self) -> dict[str, Tensor]:
-        """What `restore` needs, as tensors: weights, momentum, generator state, number of finished epochs."""
+        """What `restore` needs, as tensors.
+
+        Weights and BN statistics, momentum, averaged weights, the generator's state, the number of finished epochs, and
+        the position within an open epoch.
+        """
         tensors = {f"model.{name}": value for name, value in self.network.state_dict().items()}
         for name, parameter in self.network.named_parameters():
             buffer = self.optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:
                 tensors[f"momentum.{name}"] = buffer
-        return tensors | {"generator": self.generator.get_state(), "done": torch.tensor(self.done)}
+        if self.average:
+            tensors |= {f"average.{name}": value for name, value in self._averaged().items()}
+        tensors |= {"generator": self.generator.get_state(), "done": torch.tensor(self.done)}
+        return tensors | (self._open.tensors() if self._open else {})
+
+    def _averaged(self) -> dict[str, Tensor]:
+        """The averaged weights by the names of the parameters."""
+        names = [name for name, _ in self.network.named_parameters()]
+        return dict(zip(names, self.average.weights, strict=True)) if self.average else {}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Load a `state`. Raises `KeyError`, `TypeError`, `ValueError` or `RuntimeError` for another training's."""
@@ -169,15 +266,52 @@ class Training:
             raise ValueError(f"it is after epoch {done} of {self.recipe.epochs}")
         model = {n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")}
         self.network.load_state_dict(model)
+        opened = self._opened(tensors, done)
         for name, parameter in self.network.named_parameters():
-            if done and self.recipe.momentum:
-                buffer = tensors[f"momentum.{name}"]
-                if (buffer.shape, buffer.dtype) != (parameter.shape, parameter.dtype):
-                    raise ValueError(f"momentum.{name} has another shape or dtype than its weight")
+            if (done or opened) and self.recipe.momentum:
                 # Fused SGD walks weight and momentum in memory order: the buffer must have the weight's strides.
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).detach().copy_(buffer)
+                buffer = torch.empty_like(parameter).detach()
+                self.optimizer.state[parameter]["momentum_buffer"] = _copied(tensors, f"momentum.{name}", buffer)
+        for name, weight in self._averaged().items():
+            _copied(tensors, f"average.{name}", weight)
         self.generator.set_state(tensors["generator"].cpu())
-        self.done = done
+        self.done, self._open = done, opened
+
+    def _opened(self, tensors: dict[str, Tensor], done: int) -> _OpenEpoch | None:
+        """The epoch that a state was taken in; None if it was taken between two."""
+        if "epoch.counts" not in tensors:
+            return None
+        step, seen = (int(count) for count in tensors["epoch.counts"])
+        batch = min(self.recipe.batch, len(self.images))
+        if done == self.recipe.epochs or not 0 < step <= self.steps_per_epoch or seen != step * batch:
+            raise ValueError(f"it is after step {step} of an epoch of {self.steps_per_epoch}")
+        device = self.device.torch_device
+        return _OpenEpoch(
+            generator=tensors["epoch.generator"].cpu(),
+            step=step,
+            loss_sum=_copied(tensors, "epoch.loss_sum", torch.zeros((), device=device)),
+            wrong=_copied(tensors, "epoch.wrong", torch.zeros((), device=device, dtype=torch.int64)),
+            seen=seen,
+        )
+
+
+def _copied(tensors: dict[str, Tensor], name: str, to: Tensor) -> Tensor:
+    """`to` with the values of tensor `name`. Raises `KeyError` or `ValueError` if it is missing or does not fit."""
+    found = tensors[name]
+    if (found.shape, found.dtype) != (to.shape, to.dtype):
+        raise ValueError(f"{name} has another shape or dtype than its weight")
+    return to.copy_(found)
+
+
+def mixed_up(batch: Tensor, labels: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(images, the labels of the second images, the share of the first ones), as Zhang et al. 2018 (mixup) mix a batch.
+
+    Each image is mixed with another one of the batch; the share, of Beta(`alpha`, `alpha`), is the batch's.
+    """
+    gammas = torch._standard_gamma(torch.full((2,), alpha, device=batch.device), generator)
+    share = gammas[0] / gammas.sum()
+    order = torch.randperm(len(batch), generator=generator, device=batch.device)
+    return torch.lerp(batch[order], batch, share), labels[order], share
 
 
 def one_cycle(step: int, steps: int, recipe: Schedule) -> float:
@@ -197,19 +331,20 @@ class Average:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self._weights = list(network.parameters())
-        self._average = [weight.detach().clone() for weight in self._weights]
+        self.weights = [weight.detach().clone() for weight in self._weights]
+        """The averaged weights, in the order of the parameters."""
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
         """Average in the current weights, the result of the `steps`-th step."""
         decay = min(self.decay, steps / (steps + 9))
-        torch._foreach_lerp_(self._average, [w.detach() for w in self._weights], 1 - decay)
+        torch._foreach_lerp_(self.weights, [w.detach() for w in self._weights], 1 - decay)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Within the context the network has the averaged weights, afterwards its own again."""
         own = [weight.detach().clone() for weight in self._weights]
-        self._set(self._average)
+        self._set(self.weights)
         try:
             yield
         finally:
@@ -226,11 +361,7 @@ class _Pruned(Exception):  # noqa: N818 - not an error: it unwinds the epoch
 
 
 class ProxyTraining:
-    """One proxy training with its rungs.
-
-    A score is of the averaged weights, if the recipe averages, with recomputed BN statistics: the running ones belong
-    to the weights of single steps. Scoring leaves the training's state unchanged.
-    """
+    """One proxy training with its rungs, each scored by `Training.score`."""
 
     def __init__(
         self, training: Training, held_out: Images, recipe: Recipe, pause: Pause, rung_images: int = RUNG_IMAGES
@@ -240,7 +371,6 @@ class ProxyTraining:
         self.recipe = recipe
         self.pause = pause
         self.rung_images = rung_images
-        self.average = Average(training.network, recipe.average) if recipe.average else None
         self.rungs: list[Rung] = []
         self.curve: list[Epoch] = []
         batch = min(recipe.batch, len(training.images))
@@ -250,8 +380,6 @@ class ProxyTraining:
         """Train to the end and score it; None if `go_on` returned False at a rung. Raises `DivergedError`."""
 
         def after_step(steps: int) -> None:
-            if self.average:
-                self.average.update(steps)
             samples = self._rung_after.get(steps)
             if samples is not None and steps < self.recipe.epochs * self.training.steps_per_epoch:
                 self.rungs.append(self.score(samples, self.rung_images))
@@ -271,17 +399,7 @@ class ProxyTraining:
 
         Raises `DivergedError` if the loss is not finite.
         """
-        training = self.training
-        buffers = [(buffer, buffer.detach().clone()) for buffer in training.network.buffers()]
-        with self.average.in_place() if self.average else contextlib.nullcontext():
-            training.recalibrate(self.pause)
-            error, loss = training.evaluate(self.held_out, self.pause, images)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-        training.network.train()
-        if not math.isfinite(loss):
-            raise DivergedError(f"the held-out loss is {loss}", "lower lr in the recipe")
+        error, loss = self.training.score(self.held_out, self.pause, images)
         return Rung(samples=samples, error=error, loss=loss)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import platform
@@ -225,7 +226,26 @@ def _set_fp32(precision: Literal["ieee", "tf32"]) -> None:
 def configure_torch(device: Device, threads: int) -> None:
     """Configure torch in this process: number of threads, the CUDA device, TF32 on, cuDNN's benchmark mode on."""
     torch.set_num_threads(threads)
+    if device.kind == "cpu":
+        keep_freed_memory()
     if device.kind == "cuda":
         torch.cuda.set_device(device.torch_device)
         _set_fp32("tf32")
         torch.backends.cudnn.benchmark = True
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt (malloc.h)."""
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep freed memory for the next tensor, instead of returning it to the system.
+
+    By default it maps every large tensor anew, and the system zeroes its pages when they are first touched: at batch
+    128 of 32 x 32 images that was half of the time of a training step. Does nothing with another C library.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -13,7 +13,16 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import locate
 from igc_nas.errors import ConfigError, DivergedError, UsageError
 from igc_nas.evaluation.images import Images, load_proxy
-from igc_nas.evaluation.training import RUNG_IMAGES, Average, ProxyTask, ProxyTraining, Training, one_cycle, train_proxy
+from igc_nas.evaluation.training import (
+    RUNG_IMAGES,
+    Average,
+    ProxyTask,
+    ProxyTraining,
+    Training,
+    mixed_up,
+    one_cycle,
+    train_proxy,
+)
 from igc_nas.nn.device import Device
 from igc_nas.nn.network import build
 from igc_nas.study.defaults import default_recipe
@@ -47,6 +56,79 @@ def test_a_training_continues_exactly_where_its_state_was_taken() -> None:
     other.restore(kept)
     assert [other.epoch(), other.epoch()] == points[1:]
     assert same(other.state(), whole.state())
+
+
+FULL = SCHEDULE.model_copy(
+    update={"cutout": 4, "mixup": 0.2, "average": 0.9, "decay_norms": False, "label_smoothing": 0.1}
+)
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 5, 8, 11])
+def test_a_training_continues_exactly_after_any_step(at: int) -> None:
+    """Of 3 epochs of 4 steps, by a recipe that draws for everything it can."""
+    whole, kept = Training(build(ARCH, 0), images(), FULL, CPU, seed=7), {}
+
+    def after_step(steps: int) -> None:
+        if steps == at:
+            kept.update({name: tensor.clone() for name, tensor in whole.state().items()})
+
+    points = [whole.epoch(after_step=after_step) for _ in range(3)]
+    other = Training(build(ARCH, 99), images(), FULL, CPU, seed=99)
+    other.restore(kept)
+    assert other.steps_done == at
+    rest = [other.epoch() for _ in range(3 - other.done)]
+    assert rest == points[-len(rest) :]
+    assert same(other.state(), whole.state())
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [5, 80], [2, 33], [-1, -16]])
+def test_an_impossible_position_in_an_epoch_is_refused(counts: list[int]) -> None:
+    training = Training(build(ARCH, 0), images(), SCHEDULE, CPU, 0)
+    kept: dict[str, torch.Tensor] = {}
+    training.epoch(after_step=lambda steps: kept.update(training.state()) if steps == 2 else None)
+    with pytest.raises(ValueError, match="after step"):
+        Training(build(ARCH, 0), images(), SCHEDULE, CPU, 0).restore(kept | {"epoch.counts": torch.tensor(counts)})
+
+
+def test_weight_decay_can_leave_norms_and_biases_alone() -> None:
+    decayed, spared = (
+        Training(build(ARCH, 0), images(), SCHEDULE.model_copy(update=change | {"weight_decay": 0.5}), CPU, 0)
+        for change in ({"decay_norms": True}, {"decay_norms": False})
+    )
+    for training in (decayed, spared):
+        for parameter in training.network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        training.optimizer.step()
+    changed = {
+        name: not torch.equal(a, b)
+        for (name, a), b in zip(spared.network.named_parameters(), decayed.network.parameters(), strict=True)
+    }
+    assert changed == {name: p.ndim == 1 and bool(p.any()) for name, p in spared.network.named_parameters()}
+
+
+def test_cutout_cuts_a_square_of_the_mean_colour_anywhere() -> None:
+    data = images(400)
+    index = torch.arange(400)
+    whole = data.augmented(index, 0, False, torch.Generator().manual_seed(1))
+    cut = data.augmented(index, 0, False, torch.Generator().manual_seed(1), cutout=4)
+    gone = (cut != whole).any(1)
+    assert (cut[gone[:, None].expand_as(cut)] == 0).all()
+    rows, columns = gone.any(2).sum(1), gone.any(1).sum(1)
+    assert torch.equal(gone.sum((1, 2)), rows * columns)
+    assert (int(rows.min()), int(rows.max()), int(columns.min()), int(columns.max())) == (2, 4, 2, 4)
+    assert gone.any(0).all()
+
+
+def test_mixup_mixes_pairs_in_one_share() -> None:
+    generator = torch.Generator().manual_seed(3)
+    batch, labels = torch.randn(16, 3, 4, 4), torch.arange(16)
+    shares = []
+    for _ in range(200):
+        mixed, others, share = mixed_up(batch, labels, 0.2, generator)
+        assert torch.allclose(mixed, share * batch + (1 - share) * batch[others], atol=1e-6)
+        shares.append(float(share))
+    assert 0.4 < np.mean(shares) < 0.6
+    assert np.var(shares) == pytest.approx(1 / (4 * (2 * 0.2 + 1)), rel=0.15)  # of Beta(a, a)
 
 
 def test_the_seed_decides_a_training() -> None:
@@ -195,7 +277,8 @@ def test_a_training_with_rungs_ends_as_one_without(rungs: list[int], average: fl
 def test_an_average_changes_the_score_and_not_the_training() -> None:
     plain, end = finished(recipe_of())
     averaged, other_end = finished(recipe_of(average=0.9))
-    assert same(averaged.training.state(), plain.training.state())
+    own = {name: value for name, value in averaged.training.state().items() if not name.startswith("average.")}
+    assert same(own, plain.training.state())
     assert averaged.curve == plain.curve
     assert other_end.loss != end.loss
 
