@@ -29,9 +29,15 @@ LATENCY_FORMS: dict[LatencyForms, str] = {
 """The form in which networks are timed, by `LatencySpec.forms`."""
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str, plural: str | None = None) -> str:
     """`1 epoch`, `3,000 images`."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def proxy_words(recipe: Recipe) -> str:
+    """A proxy training in brief: `2 epochs of 3,000 images at 16 x 16 pixels`."""
+    size = f"{recipe.resolution} x {recipe.resolution} pixels"
+    return f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.train_size, 'image')} at {size}"
 
 
 def front_end_words(study: Study) -> str | None:
@@ -56,7 +62,7 @@ def front_end_words(study: Study) -> str | None:
         return (
             f"The front ends at {format_count(end)} {noun}, {share}. {were} tried (up to "
             f"{format_count(max(larger))}); after {study.spec.recipe.samples:,} images {none} "
-            f"{'had ' if len(larger) > 1 else ''}a lower error. Longer trainings favour larger networks."
+            f"{'had ' if len(larger) > 1 else ''}a lower error. Longer trainings favour larger networks: search with more --time."
         )
     return None
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
-from igc_nas.arch.config import Activation, Gate
+Activation = Literal["relu", "relu6", "hswish"]
+Gate = Literal["sigmoid", "hsigmoid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,8 @@ class Linear:
 
 
 Branched = Residual | Concat | Split | DualPath
+Named = Conv | Norm | Linear | SqueezeExcite | PRelu | Select
+"""Those with parameters or stored data."""
 Layer = (
     Conv
     | Interleave

@@ -71,4 +71,13 @@ storage_option = click.option(
     envvar="IGC_NAS_STORAGE",
     help="Database of the study: sqlite:///path or postgresql://user@host/name. [default: study.db in its folder]",
 )
+side_option = click.option(
+    "--image-size", type=click.IntRange(1, 4096), metavar="PIXELS", help="Side of the images, instead of the network's."
+)
+image_size_option = click.option(
+    "--image-size",
+    type=click.IntRange(1, 4096),
+    metavar="PIXELS",
+    help="Side to which images of a folder are resized and cropped. [default: what the space or network reads: 32]",
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")

@@ -18,6 +18,7 @@ from igc_nas.cli.options import (
     as_json,
     data_dir_option,
     device_option,
+    image_size_option,
     latency_forms_option,
     runtime_option,
     storage_option,
@@ -29,6 +30,7 @@ from igc_nas.io.units import format_seconds
 
 if TYPE_CHECKING:
     from igc_nas.cli.study_flags import ResolvedStudy, SearchRequest
+    from igc_nas.data.packed import ImageSet
     from igc_nas.engine.search import Run
     from igc_nas.nn.device import Device
     from igc_nas.study.spec import StudySpec
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--space", help="A search space: a name (see `igc-nas space`) or a .toml file. [default: igc_cifar]")
 @click.option("--study", "study_name", help="Name of the study. [default: from space, dataset, budgets and seed]")
-@click.option("--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), help="[default: auto]")
+@click.option("--dataset", help="auto, cifar10, cifar100, shapes, or a folder of images. [default: auto]")
+@image_size_option
 @click.option(
     "--objectives",
     help="Error alone, or two or three of error, params, macs, flops, latency, activations. "
@@ -125,11 +128,14 @@ def search(**options: Any) -> None:
     """
     from igc_nas.cli.study_flags import SearchRequest
     from igc_nas.engine.progress import SearchDisplay
+    from igc_nas.engine.search import begun
     from igc_nas.engine.search import search as run_search
 
     request = SearchRequest(**options)
     spec, run = _prepared(request)
-    with SearchDisplay(run.trials, run.time_s, quiet=request.quiet) as display:
+    before = begun(run.folder, run.storage)
+    ended = before.ended if before else 0
+    with SearchDisplay(run.trials, run.time_s, quiet=request.quiet, ended=ended) as display:
         for _ in run_search(spec, run, on_event=display.show):
             pass
     study = load(run.folder, run.folder.parent)
@@ -248,6 +254,7 @@ def _announce(
         + (f" and {masked(parse_url(run.storage))}" if run.storage else ""),
         f"space     {spec.space_name}, {spec.search_space.size:,} architectures; budget {spec.budget}",
         f"data      {data_label(spec.dataset)}",
+        *([f"          {_images_words(spec.images)}"] if spec.images else []),
         f"goal      {_goal(spec)}; sampler {spec.sampler}, seed {spec.seed}",
         f"recipe    {recipe_words(recipe, held_out=True)}",
         *([f"rungs     {_rungs(spec)}"] if recipe.rungs else []),
@@ -260,6 +267,11 @@ def _announce(
         "stop      Ctrl-C; the same command continues",
         "",
     )
+
+
+def _images_words(images: ImageSet) -> str:
+    sizes = f"{images.train:,} training and {images.test:,} test images of {len(images.classes):,} classes"
+    return f"{sizes}, {images.size} x {images.size} pixels"
 
 
 def _goal(spec: StudySpec) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from igc_nas.data.datasets import DatasetInfo, data_dir, locate
+from igc_nas.cli.loading import packing_bar, say_unusable
+from igc_nas.data.datasets import SIDE, DatasetInfo, data_dir, is_folder, locate, relocate
 from igc_nas.engine.search import begun
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.records import differences, parse_toml, restricted
@@ -32,6 +33,8 @@ class SearchRequest:
     space: str | None = None
     study_name: str | None = None
     dataset: str | None = None
+    image_size: int | None = None
+    """Pixels of a side; the default is the space's input for a folder of images."""
     objectives: str | None = None
     goal: Goal | None = None
     params: tuple[int | None, int | None] | None = None
@@ -92,9 +95,9 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
     if name is not None and (study := begun(request.root / check_study_name(name), request.storage)):
         return _continued(study, settings, request, device)
     dataset = request.dataset or "auto"
-    info = locate(dataset, data_dir(request.data_dir))
-    budget = Budget.parse(settings.get("budget", {}))
     space = request.space or "igc_cifar"
+    info = _located(dataset, request, space)
+    budget = Budget.parse(settings.get("budget", {}))
     seed = request.seed or 0
     if name is None:
         name = check_study_name(default_name(find_space(space).stem, info.name, budget, seed))
@@ -130,6 +133,17 @@ def _default_runtime(request: SearchRequest, device: Device, space: SearchSpace)
     if request.latency_command is not None or request.latency_runtime is not None:
         return "eager", ""
     return default_runtime(device, forms=request.latency_forms, plans=unit_plans(space))
+
+
+def _located(dataset: str, request: SearchRequest, space: str) -> DatasetInfo:
+    """The dataset of a new study. A folder of images is packed, with a progress bar, at the side that is searched."""
+    size = request.image_size
+    if is_folder(dataset) and size is None:
+        size = SpaceFile.load(find_space(space)).input[1]
+    with packing_bar() as progress:
+        info = locate(dataset, data_dir(request.data_dir), image_size=size, progress=progress)
+    say_unusable(info)
+    return info
 
 
 def given_settings(request: SearchRequest) -> dict[str, Any]:
@@ -213,12 +227,14 @@ def _scalar(text: str) -> Any:
 def _continued(study: Study, settings: dict[str, Any], request: SearchRequest, device: Device) -> ResolvedStudy:
     """The study as it is. Raises `StudyError` if the settings given, the device or the data differ from its own."""
     spec = study.spec
-    info = locate(spec.dataset.split(" ")[0], data_dir(request.data_dir))
+    info = _relocated(spec, request)
     has = spec.to_dict()
     here = {} if spec.latency.remote else {"device": device.name}
     settings = settings | {"dataset": info.label, "dataset_sha256": info.sha256}
+    if info.images and "space" in settings:
+        settings["space"] = SpaceFile.parse(settings["space"], "space").with_side(info.side).to_dict()
     settings["latency"] = here | settings.get("latency", {})
-    if request.dataset not in (None, "auto", info.name):
+    if request.dataset not in (None, "auto", info.name) and not is_folder(request.dataset):
         settings["dataset"] = request.dataset
     if "budget" in settings:  # one limit given means: this limit alone
         limits = dict.fromkeys(Budget.model_fields)
@@ -233,6 +249,21 @@ def _continued(study: Study, settings: dict[str, Any], request: SearchRequest, d
         )
     assert study.folder is not None
     return ResolvedStudy(spec, study.folder, info, continued=True, dataset=request.dataset or "auto")
+
+
+def _relocated(spec: StudySpec, request: SearchRequest) -> DatasetInfo:
+    """The dataset of an existing study, from `--dataset FOLDER` if that is given. Its label is as the study has it."""
+    dataset, side = request.dataset, spec.images.size if spec.images else SIDE
+    if request.image_size not in (None, side):
+        raise StudyError(
+            f"the images of study {spec.name} have {side} x {side} pixels, not {request.image_size}",
+            "start another with --study NAME, or leave out --image-size",
+        )
+    if dataset is None or not is_folder(dataset):
+        return relocate(spec.dataset, spec.dataset_sha256, request.data_dir)
+    with packing_bar() as progress:
+        info = locate(dataset, data_dir(request.data_dir), image_size=side, progress=progress)
+    return replace(info, label=spec.dataset) if info.sha256 == spec.dataset_sha256 else info
 
 
 def latency_conditions(spec: StudySpec, request: SearchRequest, *, new: bool) -> StudySpec:

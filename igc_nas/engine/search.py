@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.data.datasets import data_dir, locate
+from igc_nas.data.datasets import relocate
 from igc_nas.engine.coordinator import Coordinator, Evaluate, Limits
 from igc_nas.engine.database import parse_url, stored_study
 from igc_nas.engine.events import Event, Notice
@@ -111,7 +111,7 @@ def _executor(
     devices = run.devices or (("cpu",) if evaluator else matching_devices(spec.latency))
     if run.executor == "ray":
         return _ray_executor(spec, run, make, devices[0], on_event)
-    info = locate(spec.dataset.split(" ")[0], data_dir(run.data_dir))
+    info = relocate(spec.dataset, spec.dataset_sha256, run.data_dir)
     if (info.label, info.sha256) != (spec.dataset, spec.dataset_sha256):
         raise StudyError(f"the dataset is {info.label}; the study is about {spec.dataset}", "use another --study")
     return ProcessExecutor(

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from igc_nas.data.datasets import DatasetInfo
+from igc_nas.data.datasets import SIDE, DatasetInfo
 from igc_nas.errors import ConfigError
 from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SpaceFile, find_space
@@ -164,6 +164,8 @@ def new_spec(
     """
     path = find_space(str(space))
     file = SpaceFile.load(path)
+    if info.images:
+        file = file.with_side(info.side)
     if file.input[0] != 3 or file.input[1] != file.input[2]:
         raise ConfigError(f"{path.name}: input {list(file.input)} is not that of square colour images, [3, H, H]")
     budget = budget or Budget()
@@ -179,6 +181,7 @@ def new_spec(
         classes=info.classes,
         dataset=info.label,
         dataset_sha256=info.sha256,
+        images=info.images,
         objectives=objectives,
         goal=goal,
         sampler=sampler,
@@ -190,6 +193,7 @@ def new_spec(
         space=file,
     )
     spec.feasible.lightest()  # raises where nothing fits
+    spec.search_space.check_side()
     return spec
 
 
@@ -209,9 +213,16 @@ def _latency_spec(device_name: str, kind: str, space: SpaceFile, changes: Mappin
 
 
 def _fitting_recipe(kind: str, info: DatasetInfo, changes: Mapping[str, Any]) -> Recipe:
-    """The default recipe with changes, its images cut to the dataset's. Raises where the changes need more images."""
+    """The default recipe with changes, its images cut to the dataset's. Raises where the changes need more images.
+
+    The default resolution is the recipe's share of the images' side (a half on a CPU), the crop an eighth of that.
+    """
+    if info.images:
+        changes = {"resolution": max(4, RECIPES[kind]["resolution"] * info.side // SIDE), **changes}
     recipe = default_recipe(kind, **changes)
-    held_out = recipe.held_out if "held_out" in changes else min(recipe.held_out, info.train_count // 10)
+    if info.images and "crop" not in changes:
+        recipe = recipe.model_copy(update={"crop": recipe.resolution // 8})
+    held_out = recipe.held_out if "held_out" in changes else min(recipe.held_out, max(1, info.train_count // 10))
     rest = info.train_count - held_out
     train_size = recipe.train_size if "train_size" in changes else min(recipe.train_size, rest)
     if not 0 < train_size <= rest:

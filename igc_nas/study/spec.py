@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from igc_nas.arch.config import Image
 from igc_nas.arch.cost import cost_of
+from igc_nas.data.packed import ImageSet
 from igc_nas.errors import ConfigError, IgcNasError, InfeasibleError, StudyError
 from igc_nas.io.records import Frozen, parse_toml
 from igc_nas.space.budget import Budget
@@ -158,6 +159,8 @@ class StudySpec(Frozen):
     classes: Annotated[int, Field(ge=2)]
     dataset: str
     dataset_sha256: str
+    images: ImageSet | None = None
+    """Of a folder of images of one's own: its classes, counts and statistics; None for a named dataset."""
     objectives: Annotated[tuple[str, ...], Field(strict=False)] = ("error", "params", "latency")
     goal: Goal | None = None
     """`best-error`: the least error within the budget first, and the front that leads there; `front`: all of the front.

@@ -181,7 +181,7 @@ def test_auto_is_shapes_only_where_cifar10_is_missing(tmp_path: Path) -> None:
         ("cifar", "did you mean cifar10?"),
         ("cifar-100", "did you mean cifar100?"),
         ("shape", "did you mean shapes?"),
-        ("imagenet", "use cifar10, cifar100, shapes"),
+        ("imagenet", "use cifar10, cifar100, shapes, or the path of a folder of images"),
     ],
 )
 def test_an_unknown_name_gets_a_hint(tmp_path: Path, name: str, hint: str) -> None:
@@ -191,7 +191,7 @@ def test_an_unknown_name_gets_a_hint(tmp_path: Path, name: str, hint: str) -> No
     assert raised.value.hint == hint
 
 
-@pytest.mark.parametrize("name", ["", "auto ", "\x1b[31m", "../cifar10", "cifar10\n", "x" * 5000, "<b>"])
+@pytest.mark.parametrize("name", ["", "auto ", "\x1b[31m", "cifar10\n", "x" * 5000, "<b>"])
 def test_an_unknown_name_is_one_line(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError) as raised:
         locate(name, tmp_path)
@@ -524,12 +524,12 @@ def test_flag_comes_before_environment_before_cache(tmp_path: Path, monkeypatch:
         assert data_dir() == Path(platformdirs.user_cache_dir("igc-nas"))
 
 
-def test_the_notice_about_shapes_is_framed(cifar10: SmallCifar, tmp_path: Path) -> None:
+def test_the_notice_about_shapes_is_two_lines(cifar10: SmallCifar, tmp_path: Path) -> None:
     notice = auto_notice(locate("auto", tmp_path), tmp_path)
     assert notice is not None
-    for words in (str(tmp_path), "SYNTHETIC", "igc-nas data cifar10\n", "--from", "nothing about CIFAR-10"):
+    for words in (str(tmp_path), "SYNTHETIC", "\nigc-nas data cifar10 ", "--from", "nothing about CIFAR-10"):
         assert words in notice
-    assert all(line.startswith("!") for line in notice.splitlines())
+    assert notice.count("\n") == 1
     cifar10.write(tmp_path)
     assert auto_notice(locate("auto", tmp_path), tmp_path) is None
 

@@ -36,7 +36,7 @@ def _banner(study: Study) -> str:
             '<p class="banner" role="alert"><strong>SYNTHETIC shapes: these errors say nothing about CIFAR-10.'
             "</strong> igc-nas draws these images itself, so that it can be tried without a dataset.</p>\n"
         )
-    if study.spec.dataset not in OFFICIAL:
+    if study.spec.dataset not in OFFICIAL and not study.spec.images:
         return (
             '<p class="banner quiet" role="note"><strong>UNOFFICIAL data: these files are not the published ones.'
             f"</strong> The dataset is recorded as <bdi>{plain(study.spec.dataset)}</bdi>.</p>\n"
