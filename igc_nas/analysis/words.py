@@ -62,7 +62,8 @@ def front_end_words(study: Study) -> str | None:
         return (
             f"The front ends at {format_count(end)} {noun}, {share}. {were} tried (up to "
             f"{format_count(max(larger))}); after {study.spec.recipe.samples:,} images {none} "
-            f"{'had ' if len(larger) > 1 else ''}a lower error. Longer trainings favour larger networks: search with more --time."
+            f"{'had ' if len(larger) > 1 else ''}a lower error. Longer trainings favour larger networks: "
+            "search with more --time."
         )
     return None
 

@@ -122,20 +122,19 @@ def test_a_search_ends_in_its_time_with_nothing_left_running(tmp_path: Path) -> 
 
 
 def test_no_trial_is_started_that_would_end_too_late(tmp_path: Path) -> None:
-    """The lightest networks are predicted to take a quarter of the time, the others more than all of it."""
+    """One in ten of the networks is predicted to end in the time, which is hours; the others are passed over."""
     base = spec(goal="front")
     sizes = Sizes.of([base.feasible.lightest()])
     least = SPEED.model_copy(update={"trial_s": 0.0}).trials_s(sizes, base.recipe, SIDE)[0]
-    slow_speed = SPEED.model_copy(update={"trial_s": 0.0, "mac_s": SPEED.mac_s * 40 / least})
-    plan = Plan(time_s=60, workers=1, trials=2, mean_s=30, speed=slow_speed)
+    slow_speed = SPEED.model_copy(update={"trial_s": 0.0, "mac_s": SPEED.mac_s * 40_000 / least})
+    plan = Plan(time_s=80_000, workers=1, trials=2, mean_s=40_000, speed=slow_speed)
     limit = float(np.quantile([slow_speed.trials_s(Sizes.of([a]), base.recipe, SIDE)[0] for a in tiny(base)], 0.1))
     events: list[Event] = []
     run = Run(tmp_path / "s", trials=6, time_s=limit)
     list(search(base.model_copy(update={"plan": plan}), run, evaluate=evaluate, on_event=events.append))
     done = load_study(tmp_path / "s").candidates
-    assert all(slow_speed.trials_s(Sizes.of([c.arch]), base.recipe, SIDE)[0] < limit for c in done[:1])
+    assert slow_speed.trials_s(Sizes.of([done[0].arch]), base.recipe, SIDE)[0] < limit
     assert len(done) == 6 or any(isinstance(e, Exhausted) and "time that is left" in e.reason for e in events)
-    assert done
 
 
 def tiny(base: StudySpec) -> list[ArchConfig]:
