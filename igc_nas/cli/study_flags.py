@@ -58,7 +58,7 @@ class SearchRequest:
     enqueue: tuple[str, ...] = ()
     prune_below: float | None = None
     trials: int | None = None
-    timeout: float | None = None
+    time: float | None = None
     """Seconds, as `trial_timeout`."""
     trial_timeout: float | None = None
     workers: int | None = None
