@@ -33,7 +33,7 @@ SCRATCH_BYTES = 320 * 1024
 """What the scratch of the images that go through a chain together should take: a part of a second-level cache."""
 MOST_IMAGES = 16
 ALIGN = 64
-PAIR_COST = 5.0
+PAIR_COST = 8.0
 """Vector instructions that making a vector of pairs costs about."""
 STEM_WAY: Way = "outputs"
 ACTS: dict[Activation | None, int] = {None: 0, "relu": 1, "relu6": 2}
