@@ -28,7 +28,7 @@ from igc_nas.arch.layers import (
     SqueezeExcite,
 )
 from igc_nas.arch.plan import Plan, plan
-from igc_nas.arch.shapes import Shape, entries, joined, layer_shape
+from igc_nas.arch.shapes import Shape, entries, joined, layer_shape, layers_shape
 from igc_nas.errors import ConfigError
 
 
@@ -91,12 +91,12 @@ def check_side(arch: ArchConfig) -> None:
 
     A convolution of stride s makes ceil(H / s) of H pixels, which is never less than one: the strides are multiplied.
     """
-    total, shape = 1 << 12, (arch.input[0], 1 << 12, 1 << 12)
+    total = 1 << 12
+    shape: Shape = (arch.input[0], total, total)
     for block in plan(arch).blocks:
-        _, after = layers_cost(block.layers, shape)
-        if len(after) != 3:
+        if block.name in ("head", "classifier"):
             break
-        shape = (after[0], after[1], after[2])
+        shape = layers_shape(block.layers, shape)
     total //= shape[1]
     side = min(arch.input[1:])
     if side < total:
