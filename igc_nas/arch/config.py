@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticKnownError
 
 from igc_nas.arch.factors import balanced_factors, prime_factors
-from igc_nas.io.files import read_text
+from igc_nas.io.files import read_text, user_path
 from igc_nas.io.records import Frozen, parse_toml
 
 UNITS = ("igcv1", "igcv2", "igcv3", "conv")
@@ -221,6 +221,11 @@ class ArchConfig(Frozen):
         """The same architecture with another number of classes."""
         return self if classes == self.classes else ArchConfig.parse(self.to_dict() | {"classes": classes})
 
+    def with_side(self, side: int) -> ArchConfig:
+        """The same architecture for square images of `side` pixels a side."""
+        same = self.input[1:] == (side, side)
+        return self if same else ArchConfig.parse(self.to_dict() | {"input": [self.input[0], side, side]})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data as a file holds it: no `None`, lists for tuples, `stage` for the stages."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -239,7 +244,7 @@ class ArchConfig(Frozen):
     @classmethod
     def load(cls, path: Path) -> ArchConfig:
         """Read an architecture file. Raises `ConfigError`."""
-        return cls.from_toml(read_text(path), path.name)
+        return cls.from_toml(read_text(user_path(path)), path.name)
 
     def __str__(self) -> str:
         head = f" | {self.head.width}" if self.head else ""

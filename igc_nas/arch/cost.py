@@ -37,6 +37,7 @@ from igc_nas.arch.layers import (
     Subsample,
 )
 from igc_nas.arch.plan import Plan, plan
+from igc_nas.errors import ConfigError
 
 Shape = tuple[int, ...]
 
@@ -93,6 +94,26 @@ def plan_cost(whole: Plan) -> Cost:
         cost, shape = known[key][0], known[key][1]  # type: ignore[assignment]
         total += cost
     return total
+
+
+def check_side(arch: ArchConfig) -> None:
+    """Raise `ConfigError` for images so small that the last stage has less than a pixel.
+
+    A convolution of stride s makes ceil(H / s) of H pixels, which is never less than one: the strides are multiplied.
+    """
+    total, shape = 1 << 12, (arch.input[0], 1 << 12, 1 << 12)
+    for block in plan(arch).blocks:
+        _, after = layers_cost(block.layers, shape)
+        if len(after) != 3:
+            break
+        shape = (after[0], after[1], after[2])
+    total //= shape[1]
+    side = min(arch.input[1:])
+    if side < total:
+        raise ConfigError(
+            f"the strides multiply to {total}: of {side} x {side} pixels the last stage has less than one",
+            f"use images of {total} pixels or more",
+        )
 
 
 def layers_cost(layers: Iterable[Layer], shape: Shape) -> tuple[Cost, Shape]:

@@ -199,6 +199,8 @@ class Linear:
 
 
 Branched = Residual | Concat | Split | DualPath
+Named = Conv | Norm | Linear | SqueezeExcite | PRelu | Select
+"""Those with parameters or stored data."""
 Layer = (
     Conv
     | Interleave

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("study")
-@click.option("--objectives", help="Two or three objectives. [default: the study's own]")
+@click.option("--objectives", help="Error alone, or two or three objectives. [default: the study's own]")
 @as_json
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @storage_option
@@ -30,13 +30,14 @@ def front(study: str, objectives: str | None, as_json: bool, as_csv: bool, stora
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other")
     loaded = load(study, root, storage)
-    names = parse_objectives(objectives) if objectives else loaded.spec.objectives
+    names = parse_objectives(objectives) if objectives else loaded.spec.front_objectives
     print_front(loaded, names, "json" if as_json else "csv" if as_csv else "table")
 
 
 def print_front(study: Study, objectives: tuple[str, ...], output: Literal["table", "json", "csv"]) -> None:
     """Print a study's front by these objectives."""
     from igc_nas.analysis.tables import candidate_row
+    from igc_nas.analysis.words import front_end_words
 
     members = study.front(objectives)
     if output == "json":
@@ -48,7 +49,8 @@ def print_front(study: Study, objectives: tuple[str, ...], output: Literal["tabl
                 "objectives": objectives,
                 "hypervolume": study.hypervolume(objectives),
                 "reference_point": [1.0] * len(objectives),
-                "bounds": {name: spec.bounds.get(name) for name in objectives},
+                "bounds": {name: spec.scale_bounds(name) if name in spec.bounds else None for name in objectives},
+                "front_end": front_end_words(study),
                 "completed": len(study.candidates),
                 "candidates": [candidate_row(c) for c in members],
             }
@@ -64,3 +66,5 @@ def print_front(study: Study, objectives: tuple[str, ...], output: Literal["tabl
         from igc_nas.io.console import console
 
         console().print(front_table(study, members, objectives))
+        if end := front_end_words(study):
+            say(end)

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from igc_nas.cli.loading import architecture, quiet_threads
-from igc_nas.cli.options import FILE, as_json, data_dir_option, device_option, studies_dir
+from igc_nas.cli.loading import architecture, packing_bar, quiet_threads, say_unusable
+from igc_nas.cli.options import FILE, as_json, data_dir_option, device_option, image_size_option, studies_dir
 from igc_nas.cli.output import put, put_json, say
 
 
@@ -20,6 +20,7 @@ class TrainRequest:
 
     arch: str
     dataset: str
+    image_size: int | None
     epochs: int
     batch: int
     lr: float
@@ -38,8 +39,12 @@ class TrainRequest:
 @click.command()
 @click.argument("arch")
 @click.option(
-    "--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), default="auto", show_default=True
+    "--dataset",
+    default="auto",
+    show_default=True,
+    help="auto, cifar10, cifar100, shapes, or a folder of images.",
 )
+@image_size_option
 @click.option("--epochs", type=click.IntRange(1, 10_000), default=30, show_default=True, help="Epochs in total.")
 @click.option("--batch", type=click.IntRange(1, 65_536), default=128, show_default=True, help="Images per step.")
 @click.option(
@@ -76,6 +81,7 @@ def train(**options: Any) -> None:
 
     retrain = RetrainOptions(
         dataset=request.dataset,
+        image_size=request.image_size,
         data_dir=request.data_dir,
         device=request.device,
         threads=threads,
@@ -88,7 +94,9 @@ def train(**options: Any) -> None:
         seed=request.seed,
         out=request.out,
     )
-    run = Retraining.open(architecture(request.arch, None, request.root), retrain)
+    with packing_bar() as progress:
+        run = Retraining.open(architecture(request.arch, None, request.root), retrain, progress)
+    say_unusable(run.info)
     say(*run.introduction())
     result = run.train(say=say)
     if request.as_json:

@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.cost import cost_of
+from igc_nas.arch.cost import check_side, cost_of
 from igc_nas.arch.plan import arch_id
-from igc_nas.data.datasets import DatasetInfo, auto_notice, data_dir, locate
+from igc_nas.data.datasets import DatasetInfo, auto_notice, data_dir, is_folder, locate
+from igc_nas.data.image_folder import Progress, no_progress
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.images import Images, load_test, load_train
@@ -71,7 +72,9 @@ class StoredResult(BaseModel):
 class RetrainOptions:
     """The options of `igc-nas train`: what to train on, where, and by which schedule."""
 
-    dataset: str = "auto"
+    dataset: str | Path = "auto"
+    image_size: int | None = None
+    """Of a folder of images; None: what the architecture reads."""
     data_dir: Path | None = None
     device: str = "auto"
     threads: int = 1
@@ -116,14 +119,18 @@ class Retraining:
     load_test: Loader = load_test
 
     @classmethod
-    def open(cls, arch: ArchConfig, options: RetrainOptions) -> Retraining:
+    def open(cls, arch: ArchConfig, options: RetrainOptions, progress: Progress = no_progress) -> Retraining:
         """Find dataset and device and create the folder, or continue in it if it holds the same training.
 
-        The architecture gets the dataset's number of classes. Raises `DataError` for missing data, `UsageError` for
+        The architecture gets the dataset's number of classes, and reads a folder's images at their size; `progress`
+        takes the packing of a folder of images. Raises `DataError` for missing data, `UsageError` for
         impossible options, `StudyError` for a folder that holds another training or other files.
         """
         device = find_devices(options.device)[0]
-        info, notice = _dataset(options.dataset, options.data_dir)
+        info, notice = _dataset(options, arch, progress)
+        if info.images:
+            arch = arch.with_side(info.side)
+            check_side(arch)
         configure_torch(device, options.threads)
         if arch.input[0] != 3 or arch.input[1] != arch.input[2]:
             raise UsageError(
@@ -214,6 +221,7 @@ class Retraining:
             "id": arch_id(self.spec.arch),
             **cost_of(self.spec.arch).as_dict(),
             "conditions": conditions_of(self.device).model_dump(mode="json"),
+            **({"images": self.info.images.model_dump(mode="json")} if self.info.images else {}),
             "weights": str(weights),
         }
         write_whole(self.folder / RESULT_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -273,9 +281,11 @@ class Retraining:
         say(f"continuing after epoch {training.done}")
 
 
-def _dataset(name: str, folder: Path | None) -> tuple[DatasetInfo, str | None]:
-    where = data_dir(folder)
-    info = locate(name, where)
+def _dataset(options: RetrainOptions, arch: ArchConfig, progress: Progress) -> tuple[DatasetInfo, str | None]:
+    name, where, size = options.dataset, data_dir(options.data_dir), options.image_size
+    if is_folder(name) and size is None:
+        size = arch.input[1]
+    info = locate(name, where, image_size=size, progress=progress)
     return info, auto_notice(info, where) if name == "auto" else None
 
 

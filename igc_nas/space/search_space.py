@@ -25,7 +25,7 @@ from igc_nas.arch.config import STAGE_OF_UNIT, UNITS, ArchConfig, Head, Image, S
 from igc_nas.arch.cost import Cost, Shape, layers_cost
 from igc_nas.arch.plan import end_blocks, normalised, stage_layers, stem_layers
 from igc_nas.errors import ConfigError
-from igc_nas.io.files import is_file, read_text
+from igc_nas.io.files import is_file, read_text, user_path
 from igc_nas.io.records import Frozen, first_problem, key_text, parse_toml
 from igc_nas.io.resources import shipped
 from igc_nas.io.text import nearest
@@ -71,6 +71,12 @@ class SpaceFile(Frozen):
     def load(cls, path: Path) -> SpaceFile:
         """Read a space file."""
         return cls.parse(parse_toml(read_text(path), path.name), path.name)
+
+    def with_side(self, side: int) -> SpaceFile:
+        """The same space for square images of `side` pixels a side."""
+        return (
+            self if self.input[1:] == (side, side) else self.model_copy(update={"input": (self.input[0], side, side)})
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as the file holds it."""
@@ -244,6 +250,19 @@ class SearchSpace:
             reached = {shape_after(o, shape) for shape in levels[-1] for o in stage.following(shape[0])}
             levels.append(tuple(sorted(reached)))
         return tuple(levels)
+
+    def check_side(self) -> None:
+        """Raise `ConfigError` if images are so small that the last stage of some architecture has less than a pixel."""
+        total = max(stem.stride for stem in self.stems)
+        for stage in self.stages:
+            total *= max(option.stride for option in stage.options)
+        side = min(self.file.input[1:])
+        if side < total:
+            raise ConfigError(
+                f"{self.name}: its strides multiply to {total}: of {side} x {side} pixels the last stage has less than "
+                "one",
+                f"use images of {total} pixels or more (--image-size {total}), or a space with smaller strides",
+            )
 
     @cached_property
     def size(self) -> int:
@@ -443,7 +462,7 @@ def space_names() -> list[str]:
 
 def find_space(name: str) -> Path:
     """The file of a space: an existing path, or a shipped name. Raises `ConfigError` listing the names."""
-    path = Path(name)
+    path = user_path(name)
     if path.suffix == ".toml":
         if is_file(path):
             return path

@@ -9,7 +9,7 @@ from pathlib import Path
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.papers import PATTERNS, is_reference, reference
 from igc_nas.errors import ConfigError, StudyError
-from igc_nas.io.files import is_file
+from igc_nas.io.files import is_file, user_path
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study, load_study
 
@@ -38,11 +38,11 @@ def named_trial(
 
 def is_named(name: str) -> bool:
     """Whether a name is that of an architecture's file or of a paper's network, and therefore of no study."""
-    return name.endswith(".toml") or is_file(Path(name)) or is_reference(name)
+    return name.endswith(".toml") or is_file(user_path(name)) or is_reference(name)
 
 
 def _load(name: str, root: Path, classes: int | None) -> ArchConfig:
-    path = Path(name)
+    path = user_path(name)
     if path.suffix == ".toml" or is_file(path):
         return ArchConfig.load(path)
     if is_reference(name):

@@ -61,7 +61,7 @@ class CachedStudy(Study):
 
     def front(self, objectives: Sequence[str] | None = None) -> tuple[Candidate, ...]:
         """The candidates that no other one dominates, by the first objective ascending."""
-        names = tuple(objectives or self.spec.objectives)
+        names = tuple(objectives or self.spec.front_objectives)
         if names not in self._fronts:
             self._fronts[names] = super().front(names)
         return self._fronts[names]
@@ -120,16 +120,16 @@ def _study(study: Study, plans: Plans) -> Json:
         "argument": visible(study_argument(study.folder, spec.name)),
         "dataset": visible(spec.dataset),
         "device": visible(spec.latency.device),
-        "objectives": spec.objectives,
+        "objectives": spec.front_objectives,
         "limits": limits(study),
         "cards": numbers(study),
         "samples": spec.recipe.samples,
         "batch": spec.latency.batch,
         "trials": _trials(study, view, plans),
-        "front": front_rows(study, spec.objectives),
+        "front": front_rows(study, spec.front_objectives),
         "knee": study.pick("knee").trial if study.candidates else None,
         "volume": _volume(study),
-        "scale": [[name, *spec.bounds[name]] for name in spec.objectives if name in spec.bounds],
+        "scale": [[name, *spec.scale_bounds(name)] for name in spec.front_objectives if name in spec.bounds],
         "forms": _forms(detailed),
         "detailed": len(detailed),
         "curves": _curves(study),
