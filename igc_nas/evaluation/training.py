@@ -216,7 +216,10 @@ class Training:
         for norm in norms:
             norm.reset_running_stats()
         self.network.train()
-        for done, index in enumerate(self.images.in_order(self.recipe.batch, images)):
+        batch = self.recipe.batch
+        if images is not None and self.device.kind == "cuda" and images > batch:
+            images -= images % batch  # a smaller last batch would have cuDNN search anew
+        for done, index in enumerate(self.images.in_order(batch, images)):
             pause()
             for norm in norms:  # a cumulative average; a momentum of None would wait for the GPU to count batches
                 norm.momentum = 1.0 / (done + 1)

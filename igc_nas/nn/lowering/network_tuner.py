@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from igc_nas.arch.plan import Plan
 from igc_nas.errors import StudyError
 from igc_nas.nn.cuda_timing import event_timer
-from igc_nas.nn.device import Device, exact_float32
+from igc_nas.nn.device import Device, exact_float32, without_cudnn_benchmark
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.chain import Chain
 from igc_nas.nn.lowering.chain_tuner import ChainTuner
@@ -103,7 +103,8 @@ class NetworkTuner:
         `identity` is the network's id. Raises `StudyError` where the pinned form needs a C compiler and there is none.
         """
         whole = replace(network.plan, input=(network.plan.input[0], self.resolution, self.resolution))
-        chains = self._chains(whole)
+        with without_cudnn_benchmark():  # it would time engines for parts of forms that are never trained
+            chains = self._chains(whole)
         key = f"{identity} @{self.resolution} {self._scope}"
         form = self.pins.network_form(key, lambda: self._fastest(network, whole, chains))
         self.cache.save()
