@@ -9,9 +9,12 @@ parameters or stored data has a `name`, unique in its block. Layers that hold ot
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
-from igc_nas.arch.config import Activation, Gate
+Activation = Literal["relu", "relu6", "hswish"]
+Gate = Literal["sigmoid", "hsigmoid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,3 +220,11 @@ Layer = (
     | Flatten
     | Linear
 )
+
+
+def convolutions(layers: Iterable[Layer]) -> int:
+    """The number of convolutions, those of all branches included."""
+    return sum(
+        sum(map(convolutions, layer.branches)) if isinstance(layer, Branched) else isinstance(layer, Conv)
+        for layer in layers
+    )

@@ -23,7 +23,8 @@ from igc_nas.evaluation.captured_step import CapturedStep
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.images import Images
 from igc_nas.nn.device import Device
-from igc_nas.nn.lowering.training import Forward, LoweredNetwork, factored_forward
+from igc_nas.nn.lowering.network_tuner import TrainingForm
+from igc_nas.nn.lowering.training import Forward, factored_forward
 from igc_nas.study.records import Epoch, Rung, Score, Unfinished
 from igc_nas.study.spec import Recipe, Schedule
 
@@ -463,7 +464,7 @@ def train_proxy(
     network: nn.Module,
     task: ProxyTask,
     seed: int,
-    lowered: LoweredNetwork | None = None,
+    lowered: TrainingForm | None = None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     go_on: Callable[[Rung], bool] = lambda _: True,
 ) -> Score | Unfinished:

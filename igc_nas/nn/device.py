@@ -42,18 +42,10 @@ class Device:
 
     @property
     def fast_dtype(self) -> DtypeName:
-        """The dtype in which lowered networks train fastest: bfloat16 on GPUs with bfloat16 and on CPUs with AMX.
-
-        On a CPU, bfloat16 slows factored networks down: oneDNN has no fast kernels for their grouped convolutions.
-        """
-        if self.kind == "cuda":
-            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-        # Private; the public torch.cpu.get_capabilities() is not in torch 2.10, which we support.
-        return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
-
-    def dtype_for(self, forms: str) -> DtypeName:
-        """The dtype in which networks train fastest with `forms` (`fastest` or `factored`)."""
-        return "float32" if forms == "factored" and self.kind == "cpu" else self.fast_dtype
+        """The dtype that a GPU has units for. On a CPU float32: which one trains faster is timed (`fastest_dtype`)."""
+        if self.kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16"
+        return "float32"
 
     @property
     def deployment_runtime(self) -> RuntimeName:
@@ -71,6 +63,11 @@ class Device:
         """Wait until the device has finished all queued work."""
         if self.kind == "cuda":
             torch.cuda.synchronize(self.torch_device)
+
+    def free_memory(self) -> int:
+        """Bytes of a GPU's memory that no process uses."""
+        assert self.kind == "cuda"
+        return int(torch.cuda.mem_get_info(self.torch_device)[0])
 
     def release_memory(self) -> None:
         """Give a GPU's unused memory back to the driver, for other processes on it and for tensors of other sizes."""

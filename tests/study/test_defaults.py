@@ -53,12 +53,12 @@ def test_a_wrong_change_is_refused_by_name(changes: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("cores", "gigabytes", "extent"),
     [
-        (1, 64, Extent(trials=24, timeout_s=540, workers=1)),
-        (2, 64, Extent(trials=24, timeout_s=540, workers=2)),
-        (6, 64, Extent(trials=72, timeout_s=540, workers=6)),
-        (64, 640, Extent(trials=96, timeout_s=540, workers=8)),
-        (16, 8, Extent(trials=48, timeout_s=540, workers=4)),
-        (16, 0, Extent(trials=24, timeout_s=540, workers=1)),
+        (1, 64, Extent(trials=24, time_s=600, workers=1)),
+        (2, 64, Extent(trials=24, time_s=600, workers=2)),
+        (6, 64, Extent(trials=72, time_s=600, workers=6)),
+        (64, 640, Extent(trials=96, time_s=600, workers=8)),
+        (16, 8, Extent(trials=48, time_s=600, workers=4)),
+        (16, 0, Extent(trials=24, time_s=600, workers=1)),
     ],
 )
 def test_a_cpu_search_uses_the_cores_that_memory_allows_and_ends_in_ten_minutes(
@@ -70,7 +70,7 @@ def test_a_cpu_search_uses_the_cores_that_memory_allows_and_ends_in_ten_minutes(
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_a_gpu_search_has_one_worker_per_gpu(devices: int) -> None:
-    assert default_extent("cuda", devices) == Extent(trials=200 * devices, timeout_s=7200, workers=devices)
+    assert default_extent("cuda", devices) == Extent(trials=200 * devices, time_s=7200, workers=devices)
 
 
 def test_there_is_at_least_one_usable_core() -> None:

@@ -273,7 +273,8 @@ class _Trace:
     order: Order
 
 
-def _ways(conv: Conv) -> tuple[Way, ...]:
+def conv_ways(conv: Conv) -> tuple[Way, ...]:
+    """The ways that a convolution may run."""
     size_in, size_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
     if size_in == size_out == 1:
         return ("groups",)
@@ -292,7 +293,7 @@ def merged(conv: Conv, lanes: int) -> tuple[int, int, int]:
     return conv.groups // together, size_in * together, size_out * together
 
 
-def _conv_orders(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[Order, Order]:
+def conv_orders(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[Order, Order]:
     """(the order that the convolution reads, the order that it writes)."""
     size_in, size_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
     if way == "outputs":
@@ -304,7 +305,7 @@ def _conv_orders(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[Order,
 
 
 def _conv_cost(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[float, Order]:
-    source, target = _conv_orders(conv, way, order, lanes)
+    source, target = conv_orders(conv, way, order, lanes)
     inputs = merged(conv, lanes)[1] if way == "outputs" else conv.in_channels // conv.groups
     terms = inputs * conv.kernel**2
     work = len(target) / lanes * (terms + 1.0) / conv.stride**2
@@ -385,7 +386,7 @@ def _joined(layer: Branched, ends: Sequence[Order], lanes: int) -> Order:
 def _choices(layers: tuple[Layer, ...], order: Order, lanes: int) -> dict[Order, tuple[float, tuple[Way, ...]]]:
     """For each order that a block can end in: the least cost, and the ways that have it."""
     found: dict[Order, tuple[float, tuple[Way, ...]]] = {}
-    offered = list(map(_ways, _convs(layers)))
+    offered = list(map(conv_ways, _convs(layers)))
     for at in range(len(offered) - 1, -1, -1):
         if prod(map(len, offered)) > MOST_CHOICES:
             offered[at] = offered[at][:1]
@@ -495,7 +496,7 @@ class _Builder:
     # Within a pipeline.
 
     def _conv(self, conv: Conv, name: str, way: Way) -> None:
-        source, target = _conv_orders(conv, way, self.order, self.lanes)
+        source, target = conv_orders(conv, way, self.order, self.lanes)
         if self.pending and isinstance(last := self.pending[-1], ConvRow) and last.add is not None:
             self._settle()  # the images of both branches are free before a wider one is written
         self._reorder(source)
