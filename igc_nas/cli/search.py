@@ -26,6 +26,7 @@ from igc_nas.cli.options import (
 )
 from igc_nas.cli.output import say
 from igc_nas.cli.renamed import RenamedChoice
+from igc_nas.errors import UsageError
 from igc_nas.io.units import format_seconds
 
 if TYPE_CHECKING:
@@ -181,8 +182,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     began = time.monotonic()
     devices = find_devices(request.device)
     resolved = resolve_study(request, devices[0])
-    memory = min(device.free_memory() for device in devices) if devices[0].kind == "cuda" else None
-    extent = default_extent(devices[0].kind, len(devices), gpu_memory=memory)
+    extent = default_extent(devices[0].kind, len(devices), gpu_memory=devices[0].memory)
     spec = latency_conditions(resolved.spec, request, new=not resolved.continued)
     trials, time_s = request.trials, request.time
     if spec.sampler == "brute-force":
@@ -191,8 +191,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     elif trials is None and time_s is None:
         time_s = _time_left(resolved) or extent.time_s
     on_ray = request.executor == "ray"
-    asked = request.workers or (request.workers_per_gpu or 0) * len(devices)
-    workers = asked or (_ray_workers(request, devices[0]) if on_ray else extent.workers)
+    workers = _asked_workers(request, devices) or (_ray_workers(request, devices[0]) if on_ray else extent.workers)
     if time_s and not resolved.continued and spec.sampler != "brute-force":
         from igc_nas.evaluation.speed import planned_spec
 
@@ -232,6 +231,15 @@ def _time_left(resolved: ResolvedStudy) -> float | None:
     ended = [trial.wall_s or 0.0 for trial in load_study(resolved.folder).trials]
     left = plan.time_s - sum(ended) / plan.workers
     return left if left > 2 * GRACE * plan.time_s else None
+
+
+def _asked_workers(request: SearchRequest, devices: tuple[Device, ...]) -> int | None:
+    """The number of workers that the options name; None: the default. Raises `UsageError`."""
+    if request.workers_per_gpu is None:
+        return request.workers
+    if request.workers is not None or devices[0].kind != "cuda":
+        raise UsageError("--workers-per-gpu is for GPUs, and stands for --workers", "give --workers")
+    return request.workers_per_gpu * len(devices)
 
 
 def _ray_workers(request: SearchRequest, device: Device) -> int:

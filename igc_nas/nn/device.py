@@ -64,10 +64,12 @@ class Device:
         if self.kind == "cuda":
             torch.cuda.synchronize(self.torch_device)
 
-    def free_memory(self) -> int:
-        """Bytes of a GPU's memory that no process uses."""
-        assert self.kind == "cuda"
-        return int(torch.cuda.mem_get_info(self.torch_device)[0])
+    @property
+    def memory(self) -> int | None:
+        """Bytes of a GPU's memory; None for a CPU."""
+        if self.kind != "cuda":
+            return None
+        return int(torch.cuda.get_device_properties(self.torch_device).total_memory)
 
     def release_memory(self) -> None:
         """Give a GPU's unused memory back to the driver, for other processes on it and for tensors of other sizes."""

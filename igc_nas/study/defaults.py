@@ -22,9 +22,9 @@ from igc_nas.study.spec import Goal, LatencySpec, Recipe, SamplerName, StudySpec
 PRUNE_BELOW = 0.02
 """A training is pruned at a rung where its probability to end on the front is below this."""
 MEMORY_PER_WORKER = 2 * 2**30
-WORKERS_PER_GPU, GPU_MEMORY_PER_WORKER = 2, 8 * 2**30
-"""While one worker measures, chooses forms or starts, the other one trains: not confirmed on a GPU. A batch of 500 of the
-heaviest architectures of igc_cifar keeps some 12 GiB for the backward pass, of the median one 3 GiB."""
+WORKERS_PER_GPU, GPU_MEMORY_PER_WORKER = 2, 16 * 2**30
+"""Two, because while one measures, chooses forms or starts, the other one trains; not confirmed on a GPU. The heaviest
+architectures of igc_cifar keep 11 GiB for the backward pass of 500 images, the median one 3 GiB (by their tensors)."""
 MOST_WORKERS = 8
 """Latency is measured by one worker at a time, and the others pause: more workers would mostly wait."""
 
@@ -100,8 +100,8 @@ def default_extent(
 ) -> Extent:
     """Trials, time and workers.
 
-    `cores` and `memory` (bytes) default to what this process may use; `gpu_memory` is the free memory of the GPU that
-    has least (None: unknown, one worker a GPU).
+    `cores` and `memory` (bytes) default to what this process may use; `gpu_memory` is that of the GPU that has least
+    (None: unknown, one worker a GPU).
     """
     cores = cores or usable_cores()
     if kind == "cuda":
