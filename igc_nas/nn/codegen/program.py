@@ -253,11 +253,11 @@ class Program:
 
 
 class UnsupportedLayerError(IgcNasError):
-    """Generated C has no code for a network: it ends in features."""
+    """Generated C has no code for a network: it does not end in a number for each class."""
 
 
 def program(plan: Plan, lanes: int) -> Program:
-    """The program of a plan for vectors of `lanes` floats. Raises `UnsupportedLayerError` without a classifier."""
+    """The program of a plan for vectors of `lanes` floats. Raises `UnsupportedLayerError`."""
     return _Builder(plan, lanes).built()
 
 
@@ -442,15 +442,16 @@ class _Builder:
         """Row operations on image `here` that have no target yet."""
 
     def built(self) -> Program:
-        last = self.plan.blocks[-1].layers
-        if not last or not isinstance(last[-1], Linear):
-            raise UnsupportedLayerError(
-                f"{self.plan.blocks[-1].name}: generated C is of networks that end in a classifier",
-                "--latency-runtime eager runs every network",
-            )
         ways = _best_ways(self.plan, self.order, self.lanes)
         for block, chosen in zip(self.plan.blocks, ways, strict=True):
             self._layers(block.layers, block.name, iter(chosen))
+        here = self.images[self._settle()]
+        if here.height * here.width > 1 or width(self.order) != self.plan.classes:
+            raise UnsupportedLayerError(
+                f"{self.plan.blocks[-1].name}: generated C is of networks that end in a number per class",
+                "--latency-runtime eager runs every network",
+            )
+        self._reorder(aligned(tuple(range(self.plan.classes)), self.lanes))
         self._settle()
         return Program(self.lanes, tuple(self.images), tuple(self.steps), self.plan.classes)
 
