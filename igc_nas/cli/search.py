@@ -26,6 +26,7 @@ from igc_nas.cli.options import (
 )
 from igc_nas.cli.output import say
 from igc_nas.cli.renamed import RenamedChoice
+from igc_nas.errors import UsageError
 from igc_nas.io.units import format_seconds
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ if TYPE_CHECKING:
     type=SECONDS,
     help="Fail a trial that is processed for longer; waiting for other trials is not counted. [default: none]",
 )
-@click.option("--workers", type=click.IntRange(1, 256), help="Worker processes. [default: cores, or GPUs]")
+@click.option("--workers", type=click.IntRange(1, 256), help="Worker processes. [default: cores, or two a GPU]")
+@click.option("--workers-per-gpu", type=click.IntRange(1, 16), help="The same, as a number for each GPU.")
 @click.option(
     "--executor",
     type=click.Choice(["processes", "ray"]),
@@ -180,7 +182,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     began = time.monotonic()
     devices = find_devices(request.device)
     resolved = resolve_study(request, devices[0])
-    extent = default_extent(devices[0].kind, len(devices))
+    extent = default_extent(devices[0].kind, len(devices), gpu_memory=devices[0].memory)
     spec = latency_conditions(resolved.spec, request, new=not resolved.continued)
     trials, time_s = request.trials, request.time
     if spec.sampler == "brute-force":
@@ -189,7 +191,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     elif trials is None and time_s is None:
         time_s = _time_left(resolved) or extent.time_s
     on_ray = request.executor == "ray"
-    workers = request.workers or (_ray_workers(request, devices[0]) if on_ray else extent.workers)
+    workers = _asked_workers(request, devices) or (_ray_workers(request, devices[0]) if on_ray else extent.workers)
     if time_s and not resolved.continued and spec.sampler != "brute-force":
         from igc_nas.evaluation.speed import planned_spec
 
@@ -229,6 +231,15 @@ def _time_left(resolved: ResolvedStudy) -> float | None:
     ended = [trial.wall_s or 0.0 for trial in load_study(resolved.folder).trials]
     left = plan.time_s - sum(ended) / plan.workers
     return left if left > 2 * GRACE * plan.time_s else None
+
+
+def _asked_workers(request: SearchRequest, devices: tuple[Device, ...]) -> int | None:
+    """The number of workers that the options name; None: the default. Raises `UsageError`."""
+    if request.workers_per_gpu is None:
+        return request.workers
+    if request.workers is not None or devices[0].kind != "cuda":
+        raise UsageError("--workers-per-gpu is for GPUs, and stands for --workers", "give --workers")
+    return request.workers_per_gpu * len(devices)
 
 
 def _ray_workers(request: SearchRequest, device: Device) -> int:

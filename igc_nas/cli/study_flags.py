@@ -62,6 +62,7 @@ class SearchRequest:
     """Seconds, as `trial_timeout`."""
     trial_timeout: float | None = None
     workers: int | None = None
+    workers_per_gpu: int | None = None
     executor: ExecutorName = "processes"
     ray_address: str | None = None
     device: str = "auto"

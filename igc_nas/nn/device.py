@@ -64,6 +64,13 @@ class Device:
         if self.kind == "cuda":
             torch.cuda.synchronize(self.torch_device)
 
+    @property
+    def memory(self) -> int | None:
+        """Bytes of a GPU's memory; None for a CPU."""
+        if self.kind != "cuda":
+            return None
+        return int(torch.cuda.get_device_properties(self.torch_device).total_memory)
+
     def release_memory(self) -> None:
         """Give a GPU's unused memory back to the driver, for other processes on it and for tensors of other sizes."""
         if self.kind == "cuda":
@@ -184,20 +191,30 @@ def cpu_name() -> str:
 
 
 @contextlib.contextmanager
+def without_cudnn_benchmark() -> Iterator[None]:
+    """Let cuDNN choose its engines by its heuristics instead of timing them for each new shape."""
+    benchmark = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
     """Compare float32 results: TF32, which keeps 10 bits of the mantissa, and cuDNN's benchmark mode are off.
 
     With benchmark mode on, cuDNN would time its engines for shapes that are compared once and never run again.
     """
-    kept, benchmark = [flag.fp32_precision for flag in TF32_FLAGS], torch.backends.cudnn.benchmark
+    kept = [flag.fp32_precision for flag in TF32_FLAGS]
     _set_fp32("ieee")
-    torch.backends.cudnn.benchmark = False
     try:
-        yield
+        with without_cudnn_benchmark():
+            yield
     finally:
         for flag, precision in zip(TF32_FLAGS, kept, strict=True):
             flag.fp32_precision = precision
-        torch.backends.cudnn.benchmark = benchmark
 
 
 _BACKENDS: Any = torch.backends
