@@ -9,7 +9,13 @@ import click
 from igc_nas.cli.output import say
 from igc_nas.io.text import nearest
 
-OPTIONS = {"--stop": "--prune-below", "--first": "--enqueue", "--studies": "--studies-dir", "--truth": "--reference"}
+OPTIONS = {
+    "--stop": "--prune-below",
+    "--first": "--enqueue",
+    "--studies": "--studies-dir",
+    "--truth": "--reference",
+    "--timeout": "--time",
+}
 """Old spelling of an option to the current one."""
 
 
@@ -25,7 +31,7 @@ class Program(click.Group):
 ELSEWHERE = {
     "--limit": "--top", "--out": "--output", "--output": "--out", "--dir": "--studies-dir",
     "--max-params": "--budget-params",
-    "--name": "--study", "--budget": "--budget-params", "--params": "--budget-params", "--time": "--timeout",
+    "--name": "--study", "--budget": "--budget-params", "--params": "--budget-params",
     "--sort-by": "--sort", "--md": "--markdown", "--tex": "--latex", "--n-trials": "--trials", "--jobs": "--workers",
 }  # fmt: skip
 """What other tools call some options."""

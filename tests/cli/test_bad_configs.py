@@ -434,7 +434,7 @@ TOO_LARGE = [
 FLAGS = {
     "--budget-params": (parse_count, [*NO_QUANTITY, "1.5", "0.0005k", "5ms", "2m", *TOO_LARGE]),
     "--budget-latency": (parse_ms, [*NO_QUANTITY, "5", "5M", "5m", "5MS"]),
-    "--timeout": (parse_seconds, [*NO_QUANTITY, "5ms", "1d", "2H"]),
+    "--time": (parse_seconds, [*NO_QUANTITY, "5ms", "1d", "2H"]),
 }
 
 

@@ -507,7 +507,7 @@ def test_text_that_is_not_a_count_is_refused(flag: str, text: str, cli: Command)
 @pytest.mark.parametrize(
     ("flag", "text"),
     [("--budget-latency", t) for t in ("5", "0ms", "-1ms", "5 hours", "", "nanms", "1e-3ms")]
-    + [("--timeout", t) for t in ("0", "-1", "5ms", "2d", "", "inf", "1h30m")],
+    + [("--time", t) for t in ("0", "-1", "5ms", "2d", "", "inf", "1h30m")],
 )
 def test_text_that_is_not_a_time_is_refused(flag: str, text: str, cli: Command) -> None:
     refused(cli("search", "--space", "tiny", flag, text), 2, flag, "write it as")
