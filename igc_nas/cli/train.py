@@ -73,6 +73,11 @@ def train(**options: Any) -> None:
 
     A checkpoint is written after each epoch, and the same command continues an interrupted training. At the end the
     network is evaluated on the test set, once, and its weights are written as safetensors.
+
+    \b
+    Examples:
+      igc-nas train arch.toml --epochs 30
+      igc-nas train igc_cifar10_2m:43 --dataset cifar10 -o models/knee
     """
     from igc_nas.study.defaults import usable_cores
 
