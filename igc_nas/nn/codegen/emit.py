@@ -31,6 +31,7 @@ from igc_nas.nn.codegen.program import (
     SelectRow,
     WindowOp,
 )
+from igc_nas.nn.codegen.shuffles import shuffled_text
 from igc_nas.nn.codegen.tiles import Tiling, tiling
 
 ALIGN = 16
@@ -55,6 +56,11 @@ typedef int ivec __attribute__((vector_size({bytes}), may_alias));
 #else
 #define MAX(a, b) ((vec)(((ivec)(a) & ((a) > (b))) | ((ivec)(b) & ~((a) > (b)))))
 #define MIN(a, b) ((vec)(((ivec)(a) & ((a) < (b))) | ((ivec)(b) & ~((a) < (b)))))
+#endif
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){{__VA_ARGS__}})
 #endif
 #define RELU(a) MAX(a, (vec){{0}})
 #define RELU6(a) MIN(RELU(a), SIX)
@@ -128,7 +134,7 @@ class _Emitter:
         calls = list(self._calls(places))
         text = "\n".join(
             [
-                _prologue(lanes),
+                prologue(lanes),
                 *([SIGMOID] if any("sigmoid(" in text for text in self.kernels) else []),
                 *(text.replace("KERNEL", name) for text, name in self.kernels.items()),
                 "static void forward(const float *image, float *logits, const float *weights, float *arena)",
@@ -184,7 +190,9 @@ class _Emitter:
         lanes = self.program.lanes
         match op:
             case GatherRow(depth, table, target):
-                return (self._kernel(_copy_text(table, depth, len(target), width)),)
+                if depth % lanes or len(target) % lanes:
+                    return (self._kernel(_copy_text(table, depth, len(target), width)),)
+                return (self._kernel(shuffled_text(table, depth, width, lanes)),)
             case SelectRow():
                 name = self._kernel(_select_text(len(op.source), len(op.target), width))
                 return name, self._weights(packed_index(op, self.tensors))
@@ -233,7 +241,8 @@ class _Emitter:
         return at
 
 
-def _prologue(lanes: int) -> str:
+def prologue(lanes: int) -> str:
+    """Types and macros for vectors of `lanes` floats."""
     processor, call = X86[lanes]
     names = {"processor": processor, "maximum": call.format("max"), "minimum": call.format("min")}
     return PROLOGUE.format(bytes=4 * lanes, sixes=", ".join(["6.0f"] * lanes), **names)

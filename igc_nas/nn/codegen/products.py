@@ -13,14 +13,12 @@ import torch
 
 from igc_nas.arch.layers import Conv, Interleave, Layer, Residual
 from igc_nas.arch.plan import BlockPlan, Plan
-from igc_nas.nn.codegen.pack import Floats
+from igc_nas.nn.codegen.pack import Floats, Tensors
 from igc_nas.nn.lowering.chain import Chain, Form, layout
 from igc_nas.nn.lowering.compose import compose
 
 
-def multiplied_out(
-    plan: Plan, tensors: dict[str, Floats], pick: Callable[[Chain], Form]
-) -> tuple[Plan, dict[str, Floats]]:
+def multiplied_out_plan(plan: Plan, tensors: Tensors, pick: Callable[[Chain], Form]) -> tuple[Plan, dict[str, Floats]]:
     """The plan and the tensors of the same function, with each chain in the form that `pick` names."""
     found = dict(tensors)
     blocks = [
@@ -48,8 +46,11 @@ def _chain(
     steps: tuple[Layer, ...], block: str, tensors: dict[str, Floats], pick: Callable[[Chain], Form]
 ) -> Iterator[Layer]:
     kept = [step for step in steps if isinstance(step, Conv | Interleave)]
-    first = next(at for at, step in enumerate(kept) if isinstance(step, Conv))
+    first = next((at for at, step in enumerate(kept) if isinstance(step, Conv)), len(kept))
     yield from kept[:first]
+    if any(isinstance(step, Conv) and (step.bias or step.padding is not None) for step in kept) or first == len(kept):
+        yield from kept[first:]
+        return
     chain = Chain(tuple(kept[first:]), 1, 1)
     for segment in layout(chain, pick(chain)):
         weights = [torch.from_numpy(tensors[f"{block}.{conv.name}.weight"]) for conv in segment.convs]

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from igc_nas.arch.plan import Plan
 from igc_nas.errors import StudyError
-from igc_nas.nn.device import Device, exact_float32
+from igc_nas.nn.cuda_timing import event_timer
+from igc_nas.nn.device import Device, exact_float32, without_cudnn_benchmark
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.chain import Chain
 from igc_nas.nn.lowering.chain_tuner import ChainTuner
@@ -80,12 +81,12 @@ class NetworkTuner:
         self.device = device
         self.cache = cache
         self.pins = pins or PinnedForms()
-        self.dtype = torch.bfloat16 if schedule.dtype == "bfloat16" else torch.float32
+        self.dtype: torch.dtype = getattr(torch, schedule.dtype)
         self.pause = pause
         self.race = race
         self.obviously = obviously
         self.entrants = entrants
-        self.timer = timer or (lambda form, step: timed(step, device.synchronize))
+        self.timer = timer or (lambda form, step: step_timer(step, device))
         self.lower = lower
         self._chain_tuner = ChainTuner(
             cache, schedule.batch, self.dtype, device.torch_device, device.synchronize, pause
@@ -126,6 +127,7 @@ class NetworkTuner:
             return library.available(self.dtype, STEP_LANES[form])
         return form != "native" or native.available()
 
+    @without_cudnn_benchmark()  # it would time engines for parts of forms that are never trained
     def _chains(self, whole: Plan) -> dict[str, ChainForm]:
         """The form of every chain of a plan, by the chain's key."""
         found: dict[str, ChainForm] = {}
@@ -238,6 +240,11 @@ def entrants_for(device_kind: str, threads: int | None = None, compiler: bool | 
         return ["lowered"]
     one_thread = (threads or torch.get_num_threads()) == 1
     return [*STEP_LANES, "native"] if one_thread else ["native", "lowered"]
+
+
+def step_timer(step: Callable[[], None], device: Device) -> Timer:
+    """Times a training step as it is trained: on a GPU as a captured graph, without the launches of its kernels."""
+    return event_timer(step, device.torch_device, graph=True) if device.kind == "cuda" else timed(step)
 
 
 def _step(network: Network, forward: Forward, x: Tensor) -> Callable[[], None]:

@@ -414,7 +414,7 @@ def test_a_peer_is_replayed_from_feasible_draws(name: str) -> None:
 
 def test_a_peer_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PACKAGES, "nsga3", ("no-such-distribution", "optuna"))
-    with pytest.raises(UsageError, match="^nsga3 needs no-such-distribution$") as raised:
+    with pytest.raises(UsageError, match=r"^nsga3 needs no-such-distribution$") as raised:
         parse_samplers("known-cost,nsga3")
     assert raised.value.hint == "pip install 'igc-nas[bench]'"
 
