@@ -14,6 +14,7 @@ from igc_nas.cli.bench import bench
 from igc_nas.cli.cost import cost
 from igc_nas.cli.dashboard import dashboard
 from igc_nas.cli.data import data
+from igc_nas.cli.doctor import doctor
 from igc_nas.cli.export import export
 from igc_nas.cli.front import front
 from igc_nas.cli.measure import measure
@@ -43,7 +44,22 @@ def program(debug: bool) -> None:  # `main` reads --debug itself: errors of pars
     """
 
 
-for command in (search, front, status, show, cost, space, report, measure, export, train, dashboard, data, bench):
+for command in (
+    search,
+    front,
+    status,
+    show,
+    cost,
+    space,
+    report,
+    measure,
+    export,
+    train,
+    dashboard,
+    data,
+    bench,
+    doctor,
+):
     program.add_command(command)
 
 

@@ -326,9 +326,10 @@ def measure_latency(
     *,
     most_params: int | None = None,
     cap_s: float = 2.0,
+    energy: bool = False,
 ) -> Latency:
     """Measure one architecture; see `Measurer`."""
-    return Measurer(spec, device, most_params, cap_s=cap_s)(arch, reference_ms)
+    return Measurer(spec, device, most_params, cap_s=cap_s, energy=energy)(arch, reference_ms)
 
 
 def noise_reasons(samples: RoundSamples, conditions: Conditions, disturbances: tuple[str, ...] = ()) -> tuple[str, ...]:
