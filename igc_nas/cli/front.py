@@ -20,16 +20,32 @@ if TYPE_CHECKING:
 @click.argument("study")
 @click.option("--objectives", help="Two or three objectives. [default: the study's own]")
 @as_json
+@click.option("--finals", is_flag=True, help="Print the networks that `igc-nas finals` has trained to the end.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @storage_option
 @studies_dir
-def front(study: str, objectives: str | None, as_json: bool, as_csv: bool, storage: str | None, root: Path) -> None:
-    """Print the Pareto front of STUDY."""
+def front(
+    study: str,
+    objectives: str | None,
+    as_json: bool,
+    finals: bool,
+    as_csv: bool,
+    storage: str | None,
+    root: Path,
+) -> None:
+    """Print the Pareto front of STUDY; with --finals that of its networks that were trained to the end."""
     from igc_nas.study.objectives import parse_objectives
 
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other")
     loaded = load(study, root, storage)
+    if finals:
+        from igc_nas.cli.finals import print_finals
+
+        if as_csv or objectives:
+            raise UsageError("--finals goes with neither --csv nor --objectives", "add --json for a script")
+        print_finals(loaded, "json" if as_json else "table")
+        return
     names = parse_objectives(objectives) if objectives else loaded.spec.objectives
     print_front(loaded, names, "json" if as_json else "csv" if as_csv else "table")
 

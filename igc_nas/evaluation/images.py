@@ -34,8 +34,10 @@ class Images:
 
     def split(self, held_out: int, seed: int) -> tuple[Images, Images]:
         """(all other images, `held_out` images): stratified by class, drawn by `seed`. Raises `UsageError`."""
-        labels = self.labels.cpu().numpy().astype(np.uint8)
-        rest, chosen = (torch.from_numpy(part).to(self.labels.device) for part in split_held_out(labels, held_out, seed))
+        labels = self.labels.cpu().numpy()
+        rest, chosen = (
+            torch.from_numpy(part).to(self.labels.device) for part in split_held_out(labels, held_out, seed)
+        )
         return (
             replace(self, pixels=self.pixels[rest], labels=self.labels[rest]),
             replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen]),

@@ -79,8 +79,8 @@ def default_preset(kind: str) -> str:
 
 def full_recipe(preset: str, side: int, **changes: Any) -> Schedule:
     """The recipe of a training to the end, for images of `side` pixels, with changes. Raises `ConfigError`."""
-    recipe = {"batch": 128, "label_smoothing": 0.1, "decay_norms": False, "crop": 4, "cutout": 0, "forms": "fastest"}
-    recipe |= PRESETS[preset]
+    recipe: dict[str, Any] = {"batch": LR_BATCH, "label_smoothing": 0.1, "decay_norms": False, "forms": "fastest"}
+    recipe |= {"crop": 4, "cutout": 0} | PRESETS[preset]
     recipe["lr"] *= changes.get("batch", LR_BATCH) / LR_BATCH
     recipe |= {key: recipe[key] * side // SIDE for key in ("crop", "cutout")}
     return Schedule.parse(recipe | changes, "recipe")
