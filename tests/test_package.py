@@ -94,7 +94,7 @@ def test_every_import_of_ours_or_theirs_is_declared(tree: ast.Module) -> None:
 
 def _distributions() -> set[str]:
     """What pyproject.toml declares, by the names that are imported."""
-    imported = {"nvidia-ml-py": "pynvml", "tomli-w": "tomli_w"}
+    imported = {"nvidia-ml-py": "pynvml", "pillow": "PIL", "tomli-w": "tomli_w"}
     extras = [line for name, lines in project()["optional-dependencies"].items() if name != "dev" for line in lines]
     names = [re.split(r"[\[>]", line)[0] for line in [*project()["dependencies"], *extras]]
     return {imported.get(name, name) for name in names}

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from igc_nas.analysis.words import counted, schedule_words
-from igc_nas.arch.papers import is_reference, reference
+from igc_nas.arch.named import is_network, network
 from igc_nas.errors import ConfigError
 from igc_nas.io.units import format_count, format_ms
 from igc_nas.study.finals import Finalist, FinalsGroup
 
-COLUMNS = ("", "network", "test acc. %", "seeds", "params", "MACs", "latency", "printed %")
+COLUMNS = ("", "network", "accuracy %", "seeds", "params", "MACs", "ms", "printed")
 MARK = "*"
 LEGEND = (
-    f"{MARK} on the front of these networks. test acc.: mean over seeds, with its 95 % interval. printed: the accuracy "
-    "that the literature prints, of another (mostly longer) recipe: not comparable."
+    f"{MARK} on the front of these networks. accuracy: on the test set, the mean over seeds with its 95 % interval. "
+    "ms: latency under the study's conditions (~: noisy). printed: the accuracy that the literature prints, of "
+    "another, mostly longer recipe: not comparable."
 )
 
 
@@ -42,7 +43,7 @@ def final_rows(group: FinalsGroup, objectives: Sequence[str]) -> list[FinalRow]:
 
 def _row(finalist: Finalist, dataset: str, on_front: bool) -> FinalRow:
     one, latency = finalist.one, finalist.latency
-    noisy = " noisy" if latency and latency.noisy else ""
+    noisy = "~" if latency and latency.noisy else ""
     printed = printed_error(one.name, dataset)
     return FinalRow(
         mark=MARK if on_front else "",
@@ -51,7 +52,7 @@ def _row(finalist: Finalist, dataset: str, on_front: bool) -> FinalRow:
         seeds=f"{len(finalist.errors)}" + (f" ({finalist.failed} failed)" if finalist.failed else ""),
         params=format_count(one.cost.params),
         macs=format_count(one.cost.macs),
-        latency=f"{format_ms(latency.normalised_ms)}{noisy}" if latency else "",
+        latency=f"{noisy}{format_ms(latency.normalised_ms).removesuffix(' ms')}" if latency else "",
         printed="" if printed is None else f"{100 * (1 - printed):.2f}",
     )
 
@@ -74,10 +75,10 @@ def group_title(group: FinalsGroup) -> str:
 def printed_error(name: str, dataset: str) -> float | None:
     """The test error that a paper prints for a network of that name on a dataset; None where it prints none."""
     found = re.match(r"cifar100?(?![0-9])", dataset)
-    if found is None or not is_reference(name):
+    if found is None or not is_network(name):
         return None
     try:
-        return reference(name).printed_error.get(found[0])
+        return network(name).printed_error.get(found[0])
     except ConfigError:
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,15 @@ def csv_text(candidates: Iterable[Candidate]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text for a CSV cell: an apostrophe before what a spreadsheet would read as a formula (CSV injection, OWASP)."""
+    """Text for a CSV cell: an apostrophe before what a spreadsheet would read as a formula (CSV injection, OWASP).
+
+    And before what it would read as a number: some ids, which are 12 hex digits, look like `649351836661` or `0130e9`.
+    """
     shown = printable(text, lines=False)
-    return f"'{shown}" if shown.lstrip().startswith(("=", "+", "-", "@")) else shown
+    return f"'{shown}" if shown.lstrip().startswith(("=", "+", "-", "@")) or _NUMBER.fullmatch(shown.strip()) else shown
+
+
+_NUMBER = re.compile(r"[0-9.,]+(e[0-9]+)?|inf(inity)?|nan", re.IGNORECASE)
 
 
 COLUMNS = [

@@ -11,10 +11,11 @@ from functools import cached_property
 from typing import Any
 
 from igc_nas.analysis.surrogate_quality import surrogate_quality
-from igc_nas.arch.config import UNITS, ArchConfig
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.papers import PRINTED, reference
 from igc_nas.arch.plan import arch_id
+from igc_nas.arch.stages import UNITS
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.io.text import plain, visible
 from igc_nas.io.units import format_count, format_ms
@@ -235,13 +236,13 @@ def papers_view(study: Study) -> PapersView:
 
 def front_view(study: Study, objectives: Sequence[str] | None = None) -> FrontView:
     """The front over two or three objectives (the study's own by default), with all trials and the budgets."""
-    names = tuple(objectives or study.spec.objectives)
+    names = tuple(objectives or study.spec.front_objectives)
     return FrontView(
         objectives=names,
         trials=trials_view(study),
         front=front_rows(study, names),
-        members=front_rows(study, study.spec.objectives),
-        member_objectives=study.spec.objectives,
+        members=front_rows(study, study.spec.front_objectives),
+        member_objectives=study.spec.front_objectives,
         limits=limits(study),
     )
 
@@ -254,7 +255,7 @@ def front_rows(study: Study, objectives: Sequence[str]) -> tuple[int, ...]:
 
 def hypervolume_view(study: Study) -> HypervolumeView:
     """Hypervolume of the study's front after each completed trial."""
-    names, bounds = study.spec.objectives, study.spec.bounds
+    spec, names = study.spec, study.spec.front_objectives
     curve = study.hypervolume_curve()
     busy = _busy_until(study) if curve else {}
     return HypervolumeView(
@@ -262,7 +263,7 @@ def hypervolume_view(study: Study) -> HypervolumeView:
         trials=tuple(count for count, _ in curve),
         volumes=tuple(volume for _, volume in curve),
         busy_s=tuple(busy.get(c.trial) for c in study.feasible_candidates) if curve else (),
-        reference=tuple(bounds[name][1] for name in names) if all(name in bounds for name in names) else (),
+        reference=tuple(spec.scale_bounds(name)[1] for name in names if all(name in spec.bounds for name in names)),
     )
 
 
@@ -324,7 +325,7 @@ def curves_view(study: Study) -> CurvesView:
         errors=tuple(tuple(shortened(error) for _, error in points) for _, points in rows),
         members=tuple(row for row, (number, _) in enumerate(rows) if number in front),
         pruned=tuple(pruned),
-        member_objectives=study.spec.objectives,
+        member_objectives=study.spec.front_objectives,
     )
 
 
@@ -378,9 +379,11 @@ def caption(study: Study) -> tuple[str, str]:
 def budget_text(study: Study) -> str:
     """The budgets in words."""
     words = {"params": "parameters", "macs": "MACs", "latency": "latency"}
-    known = limits(study)
+    budget, known = study.spec.budget, limits(study)
     within = [f"{format_value(name, known[name])} {word}" for name, word in words.items() if name in known]
-    return f"at most {', '.join(within)}" if within else "no budget"
+    lows = (("parameters", budget.min_params), ("MACs", budget.min_macs))
+    least = [f"at least {format_count(low)} {word}" for word, low in lows if low is not None]
+    return ", ".join([*([f"at most {', '.join(within)}"] if within else []), *least]) or "no budget"
 
 
 def disagreements(specs: Sequence[StudySpec]) -> tuple[str, ...]:
@@ -398,7 +401,7 @@ def disagreements(specs: Sequence[StudySpec]) -> tuple[str, ...]:
         found.append(f"The latency devices differ ({names}): times cannot be compared.")
     if rest := [key for key in latencies if key != "device"]:
         found.append(f"Latency was measured under different conditions ({', '.join(rest)}).")
-    if len({(spec.objectives, tuple(sorted(spec.bounds.items()))) for spec in specs}) > 1:
+    if len({(spec.objectives, spec.goal, tuple(sorted(spec.bounds.items()))) for spec in specs}) > 1:
         found.append("The scales of the hypervolume differ: its values cannot be compared.")
     return tuple(found)
 

@@ -9,7 +9,16 @@ from typing import NamedTuple
 
 from igc_nas.io.units import format_count, format_ms
 from igc_nas.study.records import Candidate, Latency, Pruned
-from igc_nas.study.spec import LatencyForms, LatencySpec, Recipe, Schedule
+from igc_nas.study.spec import Goal, LatencyForms, LatencySpec, Recipe, Schedule
+from igc_nas.study.study import Study
+
+GOALS: dict[Goal, str] = {
+    "best-error": "the least error within the budget first, and the front that leads there",
+    "front": "the front",
+}
+"""What a search is for, by `StudySpec.goal`."""
+FAR_BELOW = 0.5
+"""A front whose largest member has less than this share of the budget ends far below it."""
 
 LATENCY_FORMS: dict[LatencyForms, str] = {
     "within-budget": "each network in its fastest form within the parameter budget",
@@ -22,6 +31,33 @@ LATENCY_FORMS: dict[LatencyForms, str] = {
 def counted(count: int, noun: str) -> str:
     """`1 epoch`, `3,000 images`."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def front_end_words(study: Study) -> str | None:
+    """Why no member of the front comes near the budget on parameters, or on MACs; None where one does.
+
+    `The front ends at 177.2k parameters, 9 % of the budget. ...`
+    """
+    for metric, noun, limit in (
+        ("params", "parameters", study.spec.budget.params),
+        ("macs", "MACs", study.spec.budget.macs),
+    ):
+        front = [getattr(candidate.cost, metric) for candidate in study.front()]
+        if limit is None or not front or max(front) >= FAR_BELOW * limit:
+            continue
+        end, share = max(front), f"{100 * max(front) / limit:.2g} % of the budget"
+        ended = [trial.candidate or trial.pruned for trial in study.trials]
+        larger = [getattr(of.cost, metric) for of in ended if of and end < getattr(of.cost, metric) <= limit]
+        if not larger:
+            return f"The front ends at {format_count(end)} {noun}, {share}: no network beyond that was tried."
+        were = f"{len(larger)} networks beyond that were" if len(larger) > 1 else "One network beyond that was"
+        none = "none of them" if len(larger) > 1 else "it did not have"
+        return (
+            f"The front ends at {format_count(end)} {noun}, {share}. {were} tried (up to "
+            f"{format_count(max(larger))}); after {study.spec.recipe.samples:,} images {none} "
+            f"{'had ' if len(larger) > 1 else ''}a lower error. Longer trainings favour larger networks."
+        )
+    return None
 
 
 def recipe_words(recipe: Recipe, *, held_out: bool = False) -> str:

@@ -64,7 +64,8 @@ class FinalsRequest:
     "--baselines",
     multiple=True,
     metavar="ARCH,...",
-    help="Networks beside them: names of papers' networks, .toml files, STUDY:N (repeatable).",
+    help="Networks beside them: names such as resnet20-a,mobilenetv2-x0.5 (see README), .toml files, STUDY:N; or "
+    "`literature`: all with a printed error that are within the study's budget.",
 )
 @recipe_options
 @click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Trainings of each network.")
@@ -116,7 +117,7 @@ def _entrants(study: Study, request: FinalsRequest) -> list[Entrant]:
         why = f"{pick.why}; proxy error {100 * c.score.error:.1f} %{expected}"
         found[c.id] = Entrant(f"trial {c.trial}", c.arch, why, c.trial, c.latency)
     known = {c.id: c for c in study.candidates}
-    for name, arch in baselines(request.baselines, study.spec.classes, request.root):
+    for name, arch in _baselines(study, request.baselines, request.root):
         entrant = Entrant(name, arch, "baseline")
         if entrant.id in known:
             entrant = Entrant(name, arch, "baseline", latency=known[entrant.id].latency)
@@ -129,20 +130,41 @@ def _entrants(study: Study, request: FinalsRequest) -> list[Entrant]:
     return list(found.values())
 
 
-def baselines(texts: Sequence[str], classes: int, root: Path) -> list[tuple[str, ArchConfig]]:
-    """(name, architecture) of the networks in comma-separated texts. Raises `ConfigError`, `StudyError`."""
+def _baselines(study: Study, texts: Sequence[str], root: Path) -> list[tuple[str, ArchConfig]]:
+    """(name, architecture) of the networks in comma-separated texts. Raises `ConfigError`, `StudyError`.
+
+    `literature` stands for the literature's networks with a printed error that the study's images and budget admit.
+    """
     names = [name.strip() for text in texts for name in text.split(",") if name.strip()]
-    found = []
-    for name in dict.fromkeys(names):
-        short = Path(name).stem if name.endswith(".toml") else name
-        found.append((short[:200], architecture(name, classes, root)))
-    return found
+    found: dict[str, ArchConfig] = {}
+    for name in names:
+        if name == "literature":
+            found |= _literature(study)
+        else:
+            short = Path(name).stem if name.endswith(".toml") else name
+            found[short[:200]] = architecture(name, study.spec.classes, root)
+    return list(found.items())
+
+
+def _literature(study: Study) -> dict[str, ArchConfig]:
+    from igc_nas.arch.cost import cost_of
+    from igc_nas.arch.literature import NAMES, PRINTED, literature
+
+    networks = {name: literature(name, study.spec.classes).arch for name in NAMES if name in PRINTED}
+    admitted = {
+        name: arch
+        for name, arch in networks.items()
+        if arch.input == study.spec.latency.input and study.spec.budget.violation(cost_of(arch)) <= 0
+    }
+    if not admitted:
+        raise UsageError("no network of the literature is within the study's budget", "name baselines yourself")
+    return admitted
 
 
 def _dataset(study: Study, folder: Path | None) -> tuple[DatasetInfo, str | None]:
-    from igc_nas.data.datasets import data_dir, locate
+    from igc_nas.data.datasets import relocate
 
-    info = locate(study.spec.dataset.split(" ")[0], data_dir(folder))
+    info = relocate(study.spec.dataset, study.spec.dataset_sha256, folder)
     if (info.label, info.sha256) != (study.spec.dataset, study.spec.dataset_sha256):
         raise StudyError(
             f"the dataset is {info.label}; the study is about {study.spec.dataset}", "give its folder with --data-dir"
@@ -285,4 +307,5 @@ def print_finals(study: Study, output: str, recipe: str | None = None) -> None:
 
     for group in groups:
         rows = table(COLUMNS, final_rows(group, objectives), left=("", "network"))
+        rows.padding = (0, 1, 0, 0)
         console().print(Group(Text(printable(f"{study.spec.name}: {group_title(group)}")), rows, Text(LEGEND)))

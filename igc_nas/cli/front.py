@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("study")
-@click.option("--objectives", help="Two or three objectives. [default: the study's own]")
+@click.option("--objectives", help="Error alone, or two or three objectives. [default: the study's own]")
 @as_json
 @click.option("--finals", is_flag=True, help="Print the networks that `igc-nas finals` has trained to the end.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
@@ -33,7 +33,7 @@ def front(
     storage: str | None,
     root: Path,
 ) -> None:
-    """Print the Pareto front of STUDY; with --finals that of its networks that were trained to the end."""
+    """Print the Pareto front of STUDY, or its finals."""
     from igc_nas.study.objectives import parse_objectives
 
     if as_json and as_csv:
@@ -46,13 +46,14 @@ def front(
             raise UsageError("--finals goes with neither --csv nor --objectives", "add --json for a script")
         print_finals(loaded, "json" if as_json else "table")
         return
-    names = parse_objectives(objectives) if objectives else loaded.spec.objectives
+    names = parse_objectives(objectives) if objectives else loaded.spec.front_objectives
     print_front(loaded, names, "json" if as_json else "csv" if as_csv else "table")
 
 
 def print_front(study: Study, objectives: tuple[str, ...], output: Literal["table", "json", "csv"]) -> None:
     """Print a study's front by these objectives."""
     from igc_nas.analysis.tables import candidate_row
+    from igc_nas.analysis.words import front_end_words
 
     members = study.front(objectives)
     if output == "json":
@@ -64,7 +65,8 @@ def print_front(study: Study, objectives: tuple[str, ...], output: Literal["tabl
                 "objectives": objectives,
                 "hypervolume": study.hypervolume(objectives),
                 "reference_point": [1.0] * len(objectives),
-                "bounds": {name: spec.bounds.get(name) for name in objectives},
+                "bounds": {name: spec.scale_bounds(name) if name in spec.bounds else None for name in objectives},
+                "front_end": front_end_words(study),
                 "completed": len(study.candidates),
                 "candidates": [candidate_row(c) for c in members],
             }
@@ -80,3 +82,5 @@ def print_front(study: Study, objectives: tuple[str, ...], output: Literal["tabl
         from igc_nas.io.console import console
 
         console().print(front_table(study, members, objectives))
+        if end := front_end_words(study):
+            say(end)

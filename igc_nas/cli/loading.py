@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from igc_nas.arch.config import ArchConfig
+    from igc_nas.data.datasets import DatasetInfo
+    from igc_nas.data.image_folder import Progress
     from igc_nas.study.study import Study
 
+SAY_EVERY_S = 10.0
 MOST_BYTES = 4_000_000
 """Of an architecture's file: what follows is not read."""
 
@@ -32,24 +40,74 @@ def load(name: str | Path, root: Path, storage: str | None = None) -> Study:
         raise StudyError(f"{error.message}, nor has {masked(url)} one of that name", error.hint) from None
 
 
-def architecture(name: str, classes: int | None, root: Path) -> ArchConfig:
-    """An architecture by its file, a paper's name or `STUDY:N`; `classes` replaces its number of classes."""
+def architecture(name: str, classes: int | None, root: Path, image_size: int | None = None) -> ArchConfig:
+    """An architecture by its file, a paper's name or `STUDY:N`.
+
+    `classes` replaces its number of classes, `image_size` the side of its images.
+    """
     from igc_nas.study.lookup import load_architecture
 
-    return load_architecture(name, classes, root)
+    return _with_side(load_architecture(name, classes, root), image_size)
 
 
-def read_architecture(file: BinaryIO, name: str, classes: int | None) -> ArchConfig:
+def _with_side(arch: ArchConfig, image_size: int | None) -> ArchConfig:
+    from igc_nas.arch.cost import check_side
+
+    if image_size is None:
+        return arch
+    arch = arch.with_side(image_size)
+    check_side(arch)
+    return arch
+
+
+@contextlib.contextmanager
+def packing_bar() -> Iterator[Progress]:
+    """Progress of reading a folder of images: a bar on a terminal; else a line every 10 seconds."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from igc_nas.cli.output import say
+    from igc_nas.io.console import console
+
+    screen = console(stderr=True)
+    bars = Bars(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=screen, disable=not screen.is_terminal, transient=True,
+    )  # fmt: skip
+    tasks: dict[str, TaskID] = {}
+    said = time.monotonic()
+
+    def show(what: str, done: int, total: int | None) -> None:
+        nonlocal said
+        if what not in tasks:
+            tasks[what] = bars.add_task(f"{what} images", total=total)
+        bars.update(tasks[what], completed=done, total=total)
+        if bars.disable and time.monotonic() - said >= SAY_EVERY_S:
+            said = time.monotonic()
+            say(f"{what} images: {done:,}" + (f" of {total:,}" if total else ""))
+
+    with bars:
+        yield show
+
+
+def say_unusable(info: DatasetInfo) -> None:
+    """Say how many files of a folder of images could not be used, and name the first few."""
+    from igc_nas.cli.output import say
+
+    if info.problems and info.problems.count:
+        count = info.problems.count
+        more = f", the first {len(info.problems.named)} of them" if count > len(info.problems.named) else ""
+        say(f"{count:,} file{'s' * (count != 1)} of the folder cannot be used{more}:")
+        say(*(f"  {line}" for line in info.problems.named))
+
+
+def read_architecture(file: BinaryIO, name: str, classes: int | None, image_size: int | None = None) -> ArchConfig:
     """An architecture as TOML from an open file; errors call the file `name`. Raises `ConfigError`."""
     from igc_nas.arch.config import ArchConfig
-    from igc_nas.errors import ConfigError
+    from igc_nas.io.files import decoded
 
-    try:
-        text = file.read(MOST_BYTES).decode()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{name} is not UTF-8 text") from None
-    found = ArchConfig.from_toml(text, name)
-    return found if classes is None else found.with_classes(classes)
+    found = ArchConfig.from_toml(decoded(file.read(MOST_BYTES), name), name)
+    return _with_side(found if classes is None else found.with_classes(classes), image_size)
 
 
 def quiet_threads(threads: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from igc_nas.cli.loading import architecture, load, quiet_threads, read_architecture
-from igc_nas.cli.options import COUNT, as_json, classes_option, device_option, runtime_option, studies_dir
+from igc_nas.cli.options import COUNT, as_json, classes_option, device_option, runtime_option, side_option, studies_dir
 from igc_nas.cli.output import put, put_json, say
 from igc_nas.errors import StudyError, UsageError
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from igc_nas.study.study import Study
 
 OF_ONE_ARCHITECTURE = (
-    "classes", "device", "batch", "threads", "latency_runtime", "forms", "budget_params", "cuda_graph", "cold_cache",
-    "energy",
+    "classes", "image_size", "device", "batch", "threads", "latency_runtime", "forms", "budget_params", "cuda_graph",
+    "cold_cache", "energy",
 )  # fmt: skip
 """Options that `--study` excludes: the study has its own conditions."""
 
@@ -38,6 +38,7 @@ class MeasureRequest:
     study_name: str | None
     keep: bool
     classes: int | None
+    image_size: int | None
     device: str
     batch: int
     threads: int
@@ -57,6 +58,7 @@ class MeasureRequest:
 @click.option("--study", "study_name", help="Measure the candidates of this study again, one after the other.")
 @click.option("--keep", is_flag=True, help="With --study: measure noisy candidates; quiet new latencies are recorded.")
 @classes_option
+@side_option
 @device_option
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images per pass.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads, on a CPU.")
@@ -78,7 +80,7 @@ def measure(**options: Any) -> None:
 
     On a CPU with a C compiler it is that of the factored network as generated C; with --runtime eager, compile,
     onnxruntime or openvino the network runs in all its forms. Each round also times a fixed reference network. ARCH is
-    a .toml file, - (TOML on stdin), a paper's network or STUDY:N. With --study the candidates of a study are measured
+    a .toml file, - (TOML on stdin), a network's name or STUDY:N. With --study the candidates of a study are measured
     again under the study's conditions. With --keep only its noisy ones are, and each new latency that is not noisy
     replaces the recorded one (the next search rebuilds the study's database from trials.jsonl).
     """
@@ -93,9 +95,9 @@ def measure(**options: Any) -> None:
         return
     assert request.arch is not None
     config = (
-        read_architecture(sys.stdin.buffer, "stdin", request.classes)
+        read_architecture(sys.stdin.buffer, "stdin", request.classes, request.image_size)
         if request.arch == "-"
-        else architecture(request.arch, request.classes, request.root)
+        else architecture(request.arch, request.classes, request.root, request.image_size)
     )
     quiet_threads(request.threads)
     latency = _measured(config, request)

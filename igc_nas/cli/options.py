@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import click
 
 from igc_nas.errors import UsageError
-from igc_nas.io.units import parse_count, parse_ms, parse_seconds
+from igc_nas.io.files import user_path
+from igc_nas.io.units import parse_count, parse_count_range, parse_ms, parse_seconds
 
 
 class Quantity(click.ParamType[Any]):
@@ -28,7 +30,20 @@ class Quantity(click.ParamType[Any]):
 
 
 COUNT, MS, SECONDS = Quantity("count", parse_count), Quantity("time", parse_ms), Quantity("duration", parse_seconds)
-FILE = click.Path(path_type=Path)
+RANGE = Quantity("range", parse_count_range)
+
+
+class UserPath(click.ParamType[Path]):
+    """A path with a leading `~` expanded: shells do not expand that of `--option=~/x`, nor of a variable's value."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path, with the user's home in place of `~`."""
+        return user_path(os.fsdecode(value))
+
+
+FILE = UserPath()
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 studies_dir = click.option(
@@ -55,6 +70,15 @@ storage_option = click.option(
     "--storage",
     envvar="IGC_NAS_STORAGE",
     help="Database of the study: sqlite:///path or postgresql://user@host/name. [default: study.db in its folder]",
+)
+side_option = click.option(
+    "--image-size", type=click.IntRange(1, 4096), metavar="PIXELS", help="Side of the images, instead of the network's."
+)
+image_size_option = click.option(
+    "--image-size",
+    type=click.IntRange(1, 4096),
+    metavar="PIXELS",
+    help="Side to which images of a folder are resized and cropped. [default: what the space or network reads: 32]",
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 

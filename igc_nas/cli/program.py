@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -31,6 +32,8 @@ from igc_nas.errors import IgcNasError
 from igc_nas.io.text import printable
 from igc_nas.study.process import ENDING
 
+CLOSED_PIPE = 141
+"""Exit status when the reader of our output has gone, as a shell has it for SIGPIPE."""
 CLOSING_S = 10.0
 """Seconds after a signal in which further ones are ignored, so that closing the study is not interrupted."""
 
@@ -92,7 +95,27 @@ def _raise_on_signals() -> None:
 def run() -> None:
     """The entry point: run the command line and exit with its status."""
     _raise_on_signals()
-    sys.exit(main(sys.argv[1:]))
+    _open_streams()
+    status = main(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError:  # what is left in the buffer has no reader, or no disk
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - else Python complains at its end
+        status = status or CLOSED_PIPE
+    sys.exit(status)
+
+
+def _open_streams() -> None:
+    """Give each closed standard stream the null device, and let text that a stream cannot encode be escaped."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        stream = getattr(sys, name)
+        if stream is None:
+            handle = os.open(os.devnull, os.O_RDWR)  # the lowest free number: the stream's own, unless that is taken
+            if handle != number:
+                os.set_inheritable(handle, False)
+            setattr(sys, name, os.fdopen(handle, mode))
+        elif mode == "w" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -111,9 +134,8 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     except Terminated as signal_:
         return 128 + signal_.number
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
+    except (BrokenPipeError, SystemExit):  # click exits with its status 1 where a pipe is closed, and nowhere else
+        return CLOSED_PIPE
     except Exception as error:
         if debug:
             raise

@@ -12,10 +12,12 @@ from igc_nas.cli.loading import architecture, load
 from igc_nas.cli.options import (
     COUNT,
     MS,
+    RANGE,
     SECONDS,
     as_json,
     data_dir_option,
     device_option,
+    image_size_option,
     latency_forms_option,
     runtime_option,
     storage_option,
@@ -23,10 +25,11 @@ from igc_nas.cli.options import (
 )
 from igc_nas.cli.output import say
 from igc_nas.cli.renamed import RenamedChoice
-from igc_nas.io.units import format_seconds
+from igc_nas.io.units import exact_count, format_seconds
 
 if TYPE_CHECKING:
     from igc_nas.cli.study_flags import ResolvedStudy, SearchRequest
+    from igc_nas.data.packed import ImageSet
     from igc_nas.engine.search import Run
     from igc_nas.nn.device import Device
     from igc_nas.study.spec import StudySpec
@@ -36,9 +39,23 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--space", help="A search space: a name (see `igc-nas space`) or a .toml file. [default: igc_cifar]")
 @click.option("--study", "study_name", help="Name of the study. [default: from space, dataset, budgets and seed]")
-@click.option("--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), help="[default: auto]")
-@click.option("--objectives", help="Two or three of error, params, macs, flops, latency, activations.")
+@click.option("--dataset", help="auto, cifar10, cifar100, shapes, or a folder of images. [default: auto]")
+@image_size_option
+@click.option(
+    "--objectives",
+    help="Error alone, or two or three of error, params, macs, flops, latency, activations. "
+    "[default: error,params,latency]",
+)
+@click.option(
+    "--goal",
+    type=click.Choice(["best-error", "front"]),
+    help="The least error within the budget first, or all of the front. [default: best-error with a budget, "
+    "unless --objectives names several]",
+)
+@click.option("--params", type=RANGE, metavar="RANGE", help="Limits on parameters, inclusive: 500k..2M, ..2M, 500k.. .")
+@click.option("--macs", type=RANGE, metavar="RANGE", help="Limits on multiply-adds per image, inclusive: 10M..60M.")
 @click.option("--budget-params", type=COUNT, help="Upper limit on parameters, inclusive: 500k, 2M.")
+@click.option("--min-params", type=COUNT, help="Lower limit on parameters, inclusive: 500k.")
 @click.option("--budget-macs", type=COUNT, help="Upper limit on multiply-adds per image, inclusive: 60M.")
 @click.option("--budget-flops", type=COUNT, help="Upper limit on FLOPs (2 per MAC) per image, inclusive: 120M.")
 @click.option("--budget-latency", type=MS, help="Upper limit on the latency of one batch, inclusive: 5ms.")
@@ -113,7 +130,7 @@ def search(**options: Any) -> None:
         for _ in run_search(spec, run, on_event=display.show):
             pass
     study = load(run.folder, run.folder.parent)
-    print_front(study, study.spec.objectives, "json" if request.as_json else "table")
+    print_front(study, study.spec.front_objectives, "json" if request.as_json else "table")
     if not request.quiet:
         _say_summary(study, run.trials)
 
@@ -205,7 +222,8 @@ def _announce(
         + (f" and {masked(parse_url(run.storage))}" if run.storage else ""),
         f"space     {spec.space_name}, {spec.search_space.size:,} architectures; budget {spec.budget}",
         f"data      {data_label(spec.dataset)}",
-        f"goal      least {', '.join(spec.objectives)}; sampler {spec.sampler}, seed {spec.seed}",
+        *([f"          {_images_words(spec.images)}"] if spec.images else []),
+        f"goal      {_goal(spec)}; sampler {spec.sampler}, seed {spec.seed}",
         f"recipe    {recipe_words(recipe, held_out=True)}",
         *([f"rungs     {_rungs(spec)}"] if recipe.rungs else []),
         f"device    {devices[0].name}" + _devices_in_words(run, devices),
@@ -216,6 +234,20 @@ def _announce(
         "stop      Ctrl-C; the same command continues",
         "",
     )
+
+
+def _images_words(images: ImageSet) -> str:
+    sizes = f"{images.train:,} training and {images.test:,} test images of {len(images.classes):,} classes"
+    return f"{sizes}, {images.size} x {images.size} pixels"
+
+
+def _goal(spec: StudySpec) -> str:
+    from igc_nas.analysis.words import GOALS
+
+    if len(spec.objectives) == 1:
+        return "the least error within the budget"
+    over = f"over {', '.join(spec.objectives)}"
+    return f"{GOALS[spec.goal]}, {over}" if spec.goal else f"the front {over}"
 
 
 def _devices_in_words(run: Run, devices: tuple[Device, ...]) -> str:
@@ -242,9 +274,12 @@ def _next_commands(study: Study) -> list[str]:
     from igc_nas.study.names import study_argument
 
     name = study_argument(study.folder, study.spec.name)
+    most = study.spec.budget.params
+    pick = f" --pick under:params={exact_count(most)}" if most else ""
     return [
         "next:",
         f"  igc-nas dashboard {name}",
         f"  igc-nas export {name} --pick knee -o arch.toml",
         "  igc-nas train arch.toml",
+        f"  igc-nas finals {name}{pick}    # trained to the end: the accuracies that are reached",
     ]

@@ -7,27 +7,28 @@ from pathlib import Path
 import click
 
 from igc_nas.cli.loading import architecture
-from igc_nas.cli.options import as_json, classes_option, studies_dir
+from igc_nas.cli.options import as_json, classes_option, side_option, studies_dir
 from igc_nas.cli.output import put, put_json
 
 
 @click.command()
 @click.argument("arch")
 @classes_option
+@side_option
 @as_json
 @studies_dir
-def show(arch: str, classes: int | None, as_json: bool, root: Path) -> None:
+def show(arch: str, classes: int | None, image_size: int | None, as_json: bool, root: Path) -> None:
     """Print every layer of ARCH, and the outcome of a trial.
 
     A layer has its output shape, parameters and MACs; a failed trial its reason and place.
 
-    ARCH is a .toml file, a paper's network (igcv1-l24m2-d20, igcv3-d-cifar, ...) or STUDY:N, trial N of a study.
+    ARCH is a .toml file, a network's name (igcv1-l24m2-d20, mobilenetv2-x0.5, ...) or STUDY:N, trial N of a study.
     """
     from igc_nas.arch.cost import cost_of, rows
     from igc_nas.arch.plan import arch_id, plan
     from igc_nas.study.lookup import named_trial
 
-    config = architecture(arch, classes, root)
+    config = architecture(arch, classes, root, image_size)
     found = named_trial(arch, root)
     cost = cost_of(config)
     listed = list(rows(plan(config)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from igc_nas.cli.options import COUNT, as_json
+from igc_nas.cli.options import COUNT, as_json, side_option
 from igc_nas.cli.output import put, put_json
 from igc_nas.errors import IgcNasError
 
@@ -21,21 +21,33 @@ PART_WIDTH = 37
 @click.command()
 @click.argument("name", required=False)
 @click.option("--classes", type=click.IntRange(1, 1_000_000), default=10, show_default=True, help="Number of classes.")
+@side_option
 @click.option("--budget-params", type=COUNT, help="Count architectures with at most this many parameters.")
 @click.option("--budget-macs", type=COUNT, help="Count architectures with at most this many MACs.")
 @as_json
-def space(name: str | None, classes: int, budget_params: int | None, budget_macs: int | None, as_json: bool) -> None:
+def space(
+    name: str | None,
+    classes: int,
+    image_size: int | None,
+    budget_params: int | None,
+    budget_macs: int | None,
+    as_json: bool,
+) -> None:
     """Print a search space: its choices, exact size and costs.
 
     Without NAME the spaces are listed. With a budget only the architectures within it count, and it is printed how
     many are in each range of costs, and how many have each unit in each stage.
     """
-    from igc_nas.space.search_space import SearchSpace, space_names
+    from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, space_names
 
     if name is None:
         put_json(space_names()) if as_json else put(*space_names())
         return
-    found = SearchSpace.load(name, classes)
+    path = find_space(name)
+    file = SpaceFile.load(path)
+    found = SearchSpace(file if image_size is None else file.with_side(image_size), classes, path.stem)
+    if image_size is not None:
+        found.check_side()
     facts = space_facts(found, budget_params, budget_macs)
     if as_json:
         put_json({"space": found.name, "classes": classes, **facts, "file": found.file.to_dict()})

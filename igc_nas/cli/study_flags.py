@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from igc_nas.data.datasets import DatasetInfo, data_dir, locate
+from igc_nas.cli.loading import packing_bar, say_unusable
+from igc_nas.data.datasets import SIDE, DatasetInfo, data_dir, is_folder, locate, relocate
 from igc_nas.engine.search import begun
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.records import differences, parse_toml, restricted
@@ -22,7 +23,7 @@ from igc_nas.study.study import Study
 
 if TYPE_CHECKING:
     from igc_nas.engine.executor import ExecutorName
-    from igc_nas.study.spec import LatencyForms, RuntimeName, SamplerName
+    from igc_nas.study.spec import Goal, LatencyForms, RuntimeName, SamplerName
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,14 @@ class SearchRequest:
     space: str | None = None
     study_name: str | None = None
     dataset: str | None = None
+    image_size: int | None = None
+    """Pixels of a side; the default is the space's input for a folder of images."""
     objectives: str | None = None
+    goal: Goal | None = None
+    params: tuple[int | None, int | None] | None = None
+    """Lower and upper limit, as `macs`; None: no limit."""
+    macs: tuple[int | None, int | None] | None = None
+    min_params: int | None = None
     budget_params: int | None = None
     budget_macs: int | None = None
     budget_flops: int | None = None
@@ -87,9 +95,9 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
     if name is not None and (study := begun(request.root / check_study_name(name), request.storage)):
         return _continued(study, settings, request, device)
     dataset = request.dataset or "auto"
-    info = locate(dataset, data_dir(request.data_dir))
-    budget = Budget.parse(settings.get("budget", {}))
     space = request.space or "igc_cifar"
+    info = _located(dataset, request, space)
+    budget = Budget.parse(settings.get("budget", {}))
     seed = request.seed or 0
     if name is None:
         name = check_study_name(default_name(find_space(space).stem, info.name, budget, seed))
@@ -107,7 +115,8 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
         space=space,
         name=name,
         budget=budget,
-        objectives=tuple(settings.get("objectives", ("error", "params", "latency"))),
+        objectives=tuple(settings["objectives"]) if "objectives" in settings else None,
+        goal=request.goal,
         sampler=request.sampler or "known-cost",
         seed=seed,
         prune_below=PRUNE_BELOW if request.prune_below is None else request.prune_below,
@@ -126,19 +135,29 @@ def _default_runtime(request: SearchRequest, device: Device, space: SearchSpace)
     return default_runtime(device, forms=request.latency_forms, plans=unit_plans(space))
 
 
+def _located(dataset: str, request: SearchRequest, space: str) -> DatasetInfo:
+    """The dataset of a new study. A folder of images is packed, with a progress bar, at the side that is searched."""
+    size = request.image_size
+    if is_folder(dataset) and size is None:
+        size = SpaceFile.load(find_space(space)).input[1]
+    with packing_bar() as progress:
+        info = locate(dataset, data_dir(request.data_dir), image_size=size, progress=progress)
+    say_unusable(info)
+    return info
+
+
 def given_settings(request: SearchRequest) -> dict[str, Any]:
     """The settings of a study that the request gives, keyed as in study.toml; those not given are left out."""
-    scalars = {"sampler": request.sampler, "seed": request.seed, "prune_below": request.prune_below}
+    scalars = {
+        "goal": request.goal,
+        "sampler": request.sampler,
+        "seed": request.seed,
+        "prune_below": request.prune_below,
+    }
     settings: dict[str, Any] = _without_none(scalars)
     if request.objectives is not None:
         settings["objectives"] = list(parse_objectives(request.objectives))
-    macs = [request.budget_macs, request.budget_flops and request.budget_flops // 2]
-    budget = {
-        "params": request.budget_params,
-        "macs": min((m for m in macs if m is not None), default=None),
-        "latency_ms": request.budget_latency,
-    }
-    if limits := _without_none(budget):
+    if limits := given_limits(request):
         settings["budget"] = limits
     if request.recipe:
         settings["recipe"] = parse_recipe(request.recipe)
@@ -152,6 +171,19 @@ def given_settings(request: SearchRequest) -> dict[str, Any]:
         path = find_space(request.space)
         settings |= {"space_name": path.stem, "space": SpaceFile.load(path).to_dict()}
     return settings
+
+
+def given_limits(request: SearchRequest) -> dict[str, Any]:
+    """The fields of the budget that the request gives; of two upper or lower limits on one cost the tighter."""
+    (least_params, most_params), (least_macs, most_macs) = request.params or (None, None), request.macs or (None, None)
+    most = {
+        "params": (request.budget_params, most_params),
+        "macs": (request.budget_macs, request.budget_flops and request.budget_flops // 2, most_macs),
+    }
+    least = {"min_params": (request.min_params, least_params), "min_macs": (least_macs,)}
+    limits = {name: min((m for m in given if m is not None), default=None) for name, given in most.items()}
+    limits |= {name: max((m for m in given if m is not None), default=None) for name, given in least.items()}
+    return _without_none(limits | {"latency_ms": request.budget_latency})
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,12 +227,14 @@ def _scalar(text: str) -> Any:
 def _continued(study: Study, settings: dict[str, Any], request: SearchRequest, device: Device) -> ResolvedStudy:
     """The study as it is. Raises `StudyError` if the settings given, the device or the data differ from its own."""
     spec = study.spec
-    info = locate(spec.dataset.split(" ")[0], data_dir(request.data_dir))
+    info = _relocated(spec, request)
     has = spec.to_dict()
     here = {} if spec.latency.remote else {"device": device.name}
     settings = settings | {"dataset": info.label, "dataset_sha256": info.sha256}
+    if info.images and "space" in settings:
+        settings["space"] = SpaceFile.parse(settings["space"], "space").with_side(info.side).to_dict()
     settings["latency"] = here | settings.get("latency", {})
-    if request.dataset not in (None, "auto", info.name):
+    if request.dataset not in (None, "auto", info.name) and not is_folder(request.dataset):
         settings["dataset"] = request.dataset
     if "budget" in settings:  # one limit given means: this limit alone
         limits = dict.fromkeys(Budget.model_fields)
@@ -215,6 +249,21 @@ def _continued(study: Study, settings: dict[str, Any], request: SearchRequest, d
         )
     assert study.folder is not None
     return ResolvedStudy(spec, study.folder, info, continued=True, dataset=request.dataset or "auto")
+
+
+def _relocated(spec: StudySpec, request: SearchRequest) -> DatasetInfo:
+    """The dataset of an existing study, from `--dataset FOLDER` if that is given. Its label is as the study has it."""
+    dataset, side = request.dataset, spec.images.size if spec.images else SIDE
+    if request.image_size not in (None, side):
+        raise StudyError(
+            f"the images of study {spec.name} have {side} x {side} pixels, not {request.image_size}",
+            "start another with --study NAME, or leave out --image-size",
+        )
+    if dataset is None or not is_folder(dataset):
+        return relocate(spec.dataset, spec.dataset_sha256, request.data_dir)
+    with packing_bar() as progress:
+        info = locate(dataset, data_dir(request.data_dir), image_size=side, progress=progress)
+    return replace(info, label=spec.dataset) if info.sha256 == spec.dataset_sha256 else info
 
 
 def latency_conditions(spec: StudySpec, request: SearchRequest, *, new: bool) -> StudySpec:

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from igc_nas.cli.loading import architecture, quiet_threads
-from igc_nas.cli.options import FILE, as_json, data_dir_option, device_option, recipe_options, studies_dir
+from igc_nas.cli.loading import architecture, packing_bar, quiet_threads, say_unusable
+from igc_nas.cli.options import (
+    FILE,
+    as_json,
+    data_dir_option,
+    device_option,
+    image_size_option,
+    recipe_options,
+    studies_dir,
+)
 from igc_nas.cli.output import put, put_json, say
 
 if TYPE_CHECKING:
@@ -26,6 +34,7 @@ class TrainRequest:
 
     arch: str
     dataset: str
+    image_size: int | None
     preset: str | None
     epochs: int | None
     batch: int | None
@@ -47,8 +56,12 @@ class TrainRequest:
 @click.command()
 @click.argument("arch")
 @click.option(
-    "--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), default="auto", show_default=True
+    "--dataset",
+    default="auto",
+    show_default=True,
+    help="auto, cifar10, cifar100, shapes, or a folder of images.",
 )
+@image_size_option
 @recipe_options
 @click.option(
     "--validate",
@@ -90,10 +103,10 @@ def train(**options: Any) -> None:
 def _prepared(request: TrainRequest) -> tuple[TrainingPlan, TrainingJob, str]:
     """(the plan, the training, torch's name of the device); says what is trained, and claims its folder."""
     from igc_nas.analysis.words import schedule_words
-    from igc_nas.arch.cost import cost_of
+    from igc_nas.arch.cost import check_side, cost_of
     from igc_nas.arch.plan import arch_id
     from igc_nas.cli.recipes import full_recipe_of
-    from igc_nas.data.datasets import auto_notice, data_dir, locate
+    from igc_nas.data.datasets import auto_notice, data_dir, is_folder, locate
     from igc_nas.engine.trainings import TrainingJob, TrainingPlan
     from igc_nas.evaluation.retraining import Retraining, check_input
     from igc_nas.io.units import format_count
@@ -103,7 +116,15 @@ def _prepared(request: TrainRequest) -> tuple[TrainingPlan, TrainingJob, str]:
     check_input(arch)
     device = find_devices(request.device)[0]
     where = data_dir(request.data_dir)
-    info = locate(request.dataset, where)
+    size = request.image_size
+    if is_folder(request.dataset) and size is None:
+        size = arch.input[1]
+    with packing_bar() as progress:
+        info = locate(request.dataset, where, image_size=size, progress=progress)
+    say_unusable(info)
+    if info.images:
+        arch = arch.with_side(info.side)
+        check_side(arch)
     notice = auto_notice(info, where) if request.dataset == "auto" else None
     arch = arch.with_classes(info.classes)
     watched = min(WATCHED, info.train_count // WATCHED_SHARE) if request.validate is None else request.validate

@@ -3,7 +3,8 @@
 CIFAR is read in the binary layout of its authors: a record is a label byte (CIFAR-100: a coarse and a fine one) and
 3,072 pixels, red, green, blue. Files that came out of an official archive have a manifest with their hashes
 (`igc_nas.data.fetch` writes it); files without one are checked for structure and called `cifar10
-(unofficial, sha256:...)`.
+(unofficial, sha256:...)`. A folder of images of one's own is packed into arrays (`igc_nas.data.packed`) and called
+`folder:NAME (32 px, sha256:...)`; by its hash it is found again without the folder.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +20,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from igc_nas.data import packed
 from igc_nas.data.cifar import LAYOUTS, Layout
+from igc_nas.data.image_folder import Problems, Progress, no_progress, shown
+from igc_nas.data.packed import ImageSet
 from igc_nas.data.shapes import SEED, TRAIN_COUNT, VERSION, make_shapes
 from igc_nas.errors import ConfigError, DataError, UsageError
-from igc_nas.io.files import read_text
+from igc_nas.io.files import read_text, user_folder, user_path
 from igc_nas.io.text import nearest
 
 Bytes = NDArray[np.uint8]
+Labels = NDArray[np.uint8] | NDArray[np.uint16]
 MANIFEST = "igc-nas.json"
 SHAPES = "shapes"
 NAMES = ("cifar10", "cifar100", SHAPES)
+SIDE = 32
+"""Pixels of a side of the named datasets' images, and the default for a folder of images."""
+OF_A_FOLDER = "folder:"
+"""The beginning of the label of a folder of images."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +54,21 @@ class DatasetInfo:
     sha256: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    images: ImageSet | None = None
+    """What a folder of images holds; None for the named datasets."""
+    problems: Problems | None = None
+    """The files of the folder that could not be used, if it was just read."""
+
+    @property
+    def side(self) -> int:
+        """Pixels of a side of its images."""
+        return self.images.size if self.images else SIDE
 
     @property
     def train_count(self) -> int:
         """Images of the training set, held-out ones included."""
+        if self.images:
+            return self.images.train
         return LAYOUTS[self.name].train_count if self.name in LAYOUTS else TRAIN_COUNT
 
     @property
@@ -72,36 +93,99 @@ def normalisation(label: str) -> tuple[tuple[float, ...], tuple[float, ...]] | N
 
 def data_dir(flag: Path | None = None) -> Path:
     """The folder of datasets: the flag, else `$IGC_NAS_DATA`, else the user's cache folder."""
-    if flag is not None:
-        return flag
-    if os.environ.get("IGC_NAS_DATA"):
-        return Path(os.environ["IGC_NAS_DATA"])
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("igc-nas"))
+    return user_folder("IGC_NAS_DATA") if flag is None else user_path(flag)
 
 
-def locate(name: str = "auto", folder: Path | None = None) -> DatasetInfo:
+def locate(
+    name: str | Path = "auto",
+    folder: Path | None = None,
+    *,
+    image_size: int | None = None,
+    progress: Progress = no_progress,
+) -> DatasetInfo:
     """Find and verify a dataset; `auto` is CIFAR-10 where it is in `folder`, else `shapes`.
 
-    Without `folder` it is searched in `data_dir()`. Raises `DataError` where it is missing (unless `auto`) or
-    damaged, `UsageError` for an unknown name.
+    Without `folder` it is searched in `data_dir()`. Another `name` is the path of a folder of images, one folder per
+    class, which is packed at `image_size` (by default 32) pixels a side. Raises `DataError` where the dataset is
+    missing (unless `auto`) or damaged, `UsageError` for an unknown name or an impossible size.
     """
     folder = data_dir(folder)
+    if is_folder(name):
+        return _own_images(user_path(name), folder, SIDE if image_size is None else image_size, progress)
+    if image_size not in (None, SIDE):
+        raise UsageError(
+            f"the images of {name!r:.40} have {SIDE} x {SIDE} pixels",
+            "an image size is for a folder of images of your own",
+        )
     if name == SHAPES:
         return _shapes_info()
     if name == "auto":
         there = any(_is_there(place) for place in _places(LAYOUTS["cifar10"], folder))
         return locate("cifar10", folder) if there else _shapes_info()
     if name not in LAYOUTS:
-        raise UsageError(f"unknown dataset {name!r:.40}", nearest(name, NAMES, f"use {', '.join(NAMES)}"))
-    layout = LAYOUTS[name]
+        otherwise = f"use {', '.join(NAMES)}, or the path of a folder of images"
+        raise UsageError(f"unknown dataset {name!r:.40}", nearest(str(name), NAMES, otherwise))
+    layout = LAYOUTS[str(name)]
     for place in _places(layout, folder):
         if _is_there(place):
             return verify(layout, place)
     raise DataError(
         f"{name} is not in {folder}",
         f"igc-nas data {name} fetches it; igc-nas data {name} --from ARCHIVE_OR_FOLDER installs yours",
+    )
+
+
+def is_folder(name: str | Path) -> bool:
+    """Whether this is the path of a folder of images rather than the name of a dataset: a folder, or a path."""
+    if isinstance(name, Path):
+        return True
+    try:
+        return name not in ("", "auto", *NAMES) and ("/" in name or os.sep in name or user_path(name).is_dir())
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def relocate(label: str, sha256: str, folder: Path | None = None) -> DatasetInfo:
+    """The dataset of a study, by the label and the hash that its records have.
+
+    A folder of images is not needed again once it is packed. Raises `DataError`; the caller compares the hash.
+    """
+    if not label.startswith(OF_A_FOLDER):
+        return locate(label.partition(" ")[0], folder)
+    found = packed.open_packed(sha256, data_dir(folder))
+    if found is None:
+        raise DataError(
+            f"the images of {label:.120} are not packed in {data_dir(folder)}",
+            "add --dataset FOLDER, the folder of images that they were packed from",
+        )
+    return _info(label.removeprefix(OF_A_FOLDER).partition(" ")[0], label, found)
+
+
+def _own_images(root: Path, folder: Path, size: int, progress: Progress) -> DatasetInfo:
+    packed.check_size(size)
+    found = packed.pack(root, size, folder, progress)
+    name = folder_name(root, size)
+    return _info(name, f"{OF_A_FOLDER}{name} ({size} px, sha256:{found.sha256[:12]})", found)
+
+
+def folder_name(root: Path, size: int) -> str:
+    """The name of a folder of images in the names of studies: letters, digits and - _ of the folder's own name."""
+    words = re.sub(r"[^A-Za-z0-9_]+", "-", shown(root.resolve().name)).strip("-_")[:40] or "images"
+    return words if size == SIDE else f"{words}-{size}px"
+
+
+def _info(name: str, label: str, found: packed.Packed) -> DatasetInfo:
+    images = found.images
+    return DatasetInfo(
+        name,
+        label,
+        len(images.classes),
+        found.folder,
+        found.sha256,
+        images.mean,
+        images.std,
+        images,
+        found.problems,
     )
 
 
@@ -121,21 +205,28 @@ def verify(layout: Layout, folder: Path) -> DatasetInfo:
     return DatasetInfo(layout.name, label, layout.classes, folder, together, layout.mean, layout.std)
 
 
-def read_train(info: DatasetInfo) -> tuple[Bytes, Bytes]:
-    """The training set: images (n, 3, 32, 32) and labels (n,), uint8; CIFAR-100's labels are the fine ones."""
+def read_train(info: DatasetInfo) -> tuple[Bytes, Labels]:
+    """The training set: images (n, 3, 32, 32), uint8, and labels (n,); CIFAR-100's labels are the fine ones.
+
+    The images of a folder are `info.side` pixels wide and high, and mapped into memory.
+    """
     if info.folder is None:
         return make_shapes("train")
+    if info.images:
+        return packed.read_split(info.folder, "train")
     return _records(info, LAYOUTS[info.name].train_files)
 
 
-def read_test(info: DatasetInfo) -> tuple[Bytes, Bytes]:
+def read_test(info: DatasetInfo) -> tuple[Bytes, Labels]:
     """The test set, as `read_train`."""
     if info.folder is None:
         return make_shapes("test")
+    if info.images:
+        return packed.read_split(info.folder, "test")
     return _records(info, (LAYOUTS[info.name].test_file,))
 
 
-def split_held_out(labels: Bytes, held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_held_out(labels: Labels, held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices of (all other images, `held_out` images), both ascending: stratified by class, drawn by `seed`.
 
     The classes' shares of the held-out images differ by one at most where classes are equally frequent. Raises

@@ -23,7 +23,7 @@ from igc_nas.engine.executor import (
     TrialPruned,
 )
 from igc_nas.engine.store import BUDGET, Store, running_here
-from igc_nas.engine.worker import failed
+from igc_nas.engine.worker import failed, validated
 from igc_nas.errors import ConfigError, IgcNasError
 from igc_nas.samplers.pruner import FinalErrorPrediction, Pruner
 from igc_nas.samplers.study_sampler import MOST_REPEATS, ExhaustedError, StudySampler
@@ -88,7 +88,7 @@ class Coordinator:
         while not self.has_enough(0) and (job := self._next_job()):
             try:
                 latency, score = evaluate(job.arch, job.seed)
-                message = self._replay_rungs(job.number, latency, score)
+                message = self._replay_rungs(job.number, validated(latency, Latency), validated(score, Score))
             except Exception as error:
                 message = failed(job.number, error, "evaluating")
             yield from self._handle(message)

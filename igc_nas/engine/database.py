@@ -11,7 +11,8 @@ import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from igc_nas.errors import ConfigError, IgcNasError, StudyError, UsageError
-from igc_nas.io.files import is_file
+from igc_nas.io.files import is_file, user_path
 from igc_nas.io.text import printable
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.process import Process
@@ -38,12 +39,21 @@ OLD_QUESTION = "igc_nas:question"
 KINDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 CONNECT_S = 10
 DAMAGED = "move the database away and the same command rebuilds it from trials.jsonl"
+DATABASE_FILE = "study.db"
 LOCKED_S = 20
 """How long to wait for another process that has locked the SQLite file, in seconds."""
 
 
+def default_url(folder: Path) -> URL:
+    """The database of a study that names none: `study.db` in its folder, whatever characters the path has."""
+    return URL.create("sqlite", database=str((folder / DATABASE_FILE).absolute()))
+
+
 def parse_url(given: str) -> URL:
-    """Parse `sqlite:///path` or `postgresql://user@host/name`. Raises `UsageError` for others or a missing driver."""
+    """Parse `sqlite:///path` or `postgresql://user@host/name`, as SQLAlchemy reads them: `%XX` is an encoded byte.
+
+    Raises `UsageError` for others or a missing driver.
+    """
     try:
         url = make_url(given)
     except (ArgumentError, ValueError):
@@ -59,8 +69,8 @@ def parse_url(given: str) -> URL:
             f"storage of kind {url.drivername!r:.40} is not supported",
             "use sqlite:///path/to/study.db or postgresql://user@host/database",
         )
-    if kind == "sqlite" and (url.host or not _can_be_file(url.database)):
-        raise UsageError("the storage names no file", "use sqlite:///path/to/study.db")
+    if kind == "sqlite":
+        return _sqlite_url(url, has_options="?" in given)
     if kind == "postgresql":
         _require_driver()
         if not url.database:
@@ -68,8 +78,16 @@ def parse_url(given: str) -> URL:
     return url.set(drivername=KINDS[kind])
 
 
-def _can_be_file(name: str | None) -> bool:
-    return bool(name and name.isprintable() and Path(name).name) and name != ":memory:"
+def _sqlite_url(url: URL, *, has_options: bool) -> URL:
+    """The URL of a SQLite file, with `~` expanded. Raises `UsageError` where it names none."""
+    name = url.database or ""
+    if url.host or name == ":memory:" or not Path(name).name:
+        raise UsageError("the storage names no file", "use sqlite:///path/to/study.db")
+    if "\0" in name or "\n" in name:
+        raise UsageError("the storage names no possible file", "use sqlite:///path/to/study.db")
+    if has_options:
+        raise UsageError("a ? in the address of a SQLite file begins options, which are not used", "write it as %3F")
+    return URL.create("sqlite", database=str(user_path(name)))
 
 
 def _require_driver() -> None:
@@ -81,6 +99,8 @@ def _require_driver() -> None:
 
 def masked(url: URL) -> str:
     """The URL without its password, for messages."""
+    if file := file_of(url):
+        return f"sqlite:///{file}"
     shown = url.set(drivername=url.drivername.partition("+")[0], query={})
     return shown.render_as_string(hide_password=True)
 
@@ -125,7 +145,7 @@ class Database:
         self._lock: _ServerLock | None = None
         with self._usable():
             self._storage = RDBStorage(
-                url.render_as_string(hide_password=False),
+                _address(url),
                 engine_kwargs=_engine_options(url),
                 skip_table_creation=read_only,
             )
@@ -197,6 +217,12 @@ class Database:
                 f"the trials of study {self.name} in the database are not numbered from 0 on", _hint(self.url, "")
             )
         return rows
+
+    def clear(self) -> None:
+        """Delete the study with its trials; `create` makes it anew."""
+        with self._usable():
+            self._storage.delete_study(self.study_id)
+            self._study_id = None
 
     def has_trials(self) -> bool:
         """Whether the study has trials."""
@@ -275,7 +301,7 @@ def _hint(url: URL, reason: str) -> str:
 def _has_studies(url: URL, name: str) -> bool:
     """Whether the database has Optuna's tables."""
     with _usable(url, name):
-        engine = create_engine(url, **_engine_options(url))
+        engine = create_engine(_address(url), **_engine_options(url))
         try:
             return inspect(engine).has_table("studies")
         finally:
@@ -345,10 +371,21 @@ where locktype = 'advisory' and granted and classid = :high and objid = :low and
 """
 
 
+def _address(url: URL) -> str:
+    """The URL for SQLAlchemy and Optuna, which parse it again; that of a file does not hold its path."""
+    return url.render_as_string(hide_password=False) if file_of(url) is None else f"sqlite:///{DATABASE_FILE}"
+
+
+def _connector(file: Path) -> Callable[[], sqlite3.Connection]:
+    """Opens a SQLite file by its path, which is never part of a URL: it may hold `?`, `%` and any byte but NUL."""
+    return lambda: sqlite3.connect(file, timeout=LOCKED_S, check_same_thread=False)
+
+
 def _engine_options(url: URL) -> dict[str, Any]:
     """Options for SQLAlchemy: a lost server is noticed within seconds, and reconnected to."""
-    if file_of(url) is not None:
-        return {"connect_args": {"timeout": LOCKED_S}}
+    file = file_of(url)
+    if file is not None:
+        return {"creator": _connector(file)}
     alive = {"keepalives": 1, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
     return {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_S, **alive}}
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -18,7 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Self
 
 from igc_nas.data.datasets import DatasetInfo
@@ -37,12 +39,20 @@ from igc_nas.engine.executor import (
     WorkerSlot,
 )
 from igc_nas.engine.worker import kill_descendants, kill_orphans, worker_main
-from igc_nas.errors import IgcNasError
+from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.evaluation.host import oom_kills
 from igc_nas.study.process import uninterrupted
 from igc_nas.study.records import Failure
 from igc_nas.study.spec import Calibration, StudySpec
 
+NO_GUARD = (
+    "worker processes import this script, and it searches while it is imported",
+    'put the search under `if __name__ == "__main__":`',
+)
+UNGUARDED = 87
+"""Exit status of a worker whose import of the main script began a search."""
+STARTING = "IGC_NAS_STARTING"
+"""Environment variable of a worker that is being started: the pid of its coordinator."""
 GRACE_S = 3.0
 MOST_STILLBORN = 3
 """The number of workers that may die in a row before they are ready."""
@@ -96,6 +106,7 @@ class ProcessExecutor:
     _stillborn: int = 0
 
     def __enter__(self) -> Self:
+        self._imports_main = _imports_main(self.make)
         self._lock_folder = tempfile.TemporaryDirectory(prefix="igc-nas-locks-")
         try:
             for index in range(self.count):
@@ -206,6 +217,8 @@ class ProcessExecutor:
         if worker.process.exitcode == -signal.SIGTERM:
             time.sleep(SIGTERM_WAIT_S)
         died = f"the worker process died ({_exit(worker.process.exitcode)})"
+        if worker.process.exitcode == UNGUARDED:
+            return UsageError(*NO_GUARD)
         self._stillborn = 0 if worker.ready else self._stillborn + 1
         if self._stillborn >= MOST_STILLBORN:
             return IgcNasError(f"{died} before it could work, {MOST_STILLBORN} times in a row")
@@ -244,7 +257,7 @@ class ProcessExecutor:
             name=f"igc-nas worker {index}",
             daemon=True,
         )
-        with _child_environment(self.threads):
+        with _child_environment(self.threads), contextlib.nullcontext() if self._imports_main else _without_main():
             process.start()
         theirs.close()
         return _Worker(process, ours, index, oom_kills())
@@ -271,7 +284,7 @@ def _child_environment(threads: int) -> Iterator[None]:
     On a GPU memory segments can grow: the tensors' sizes change with every trial, and would fragment fixed ones.
     """
     allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF")
-    wanted = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    wanted = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", STARTING: str(os.getpid())}
     if allocator is None:
         wanted["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     before = {name: os.environ.get(name) for name in wanted}
@@ -288,6 +301,45 @@ def _child_environment(threads: int) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _imports_main(make: Callable[..., Any]) -> bool:
+    """Whether workers have to import the main script: it defines the evaluator. Raises `UsageError` if they cannot."""
+    try:
+        needed = b"__main__" in pickle.dumps(make)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        raise UsageError(
+            "the evaluator cannot be sent to worker processes", "make it a function of a module, not a local one"
+        ) from None
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if needed and getattr(main, "__spec__", None) is None and (file is None or not Path(file).is_file()):
+        raise UsageError(
+            "worker processes cannot import the evaluator from a notebook or from standard input",
+            "put it into a file and import it",
+        )
+    return needed
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Start processes that do not import the main script: nothing in it is theirs."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def refuse_while_imported() -> None:
+    """Raise `UsageError` in a process that multiprocessing is starting: a search in it would start others.
+
+    One of our own workers ends at once instead, and its coordinator says why.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself checks
+        if os.environ.get(STARTING) == str(os.getppid()):
+            os._exit(UNGUARDED)
+        raise UsageError(*NO_GUARD)
 
 
 def _exit(code: int | None) -> str:

@@ -46,9 +46,9 @@ class StudyProgress:
     def __init__(self, study: Study) -> None:
         self.spec = study.spec
         self.ended = study.ended
-        self._front = Front(len(self.spec.objectives))
-        is_scaled = all(name in self.spec.bounds for name in self.spec.objectives)
-        self._volume = RunningVolume(len(self.spec.objectives)) if is_scaled else None
+        self._front = Front(len(self.spec.front_objectives))
+        is_scaled = all(name in self.spec.bounds for name in self.spec.front_objectives)
+        self._volume = RunningVolume(len(self.spec.front_objectives)) if is_scaled else None
         for candidate in study.candidates:
             self._join(candidate)
 
@@ -60,10 +60,10 @@ class StudyProgress:
 
     def _join(self, candidate: Candidate) -> None:
         if self.spec.budget.violation(candidate.cost) <= 0:
-            point = values(candidate, self.spec.objectives)
+            point = values(candidate, self.spec.front_objectives)
             self._front.add(point)
             if self._volume:
-                self._volume.add(self.spec.scaled(dict(zip(self.spec.objectives, point, strict=True))))
+                self._volume.add(self.spec.scaled(dict(zip(self.spec.front_objectives, point, strict=True))))
 
     @property
     def text(self) -> str:

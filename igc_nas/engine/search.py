@@ -9,18 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.data.datasets import data_dir, locate
+from igc_nas.data.datasets import relocate
 from igc_nas.engine.coordinator import Coordinator, Evaluate, Limits
 from igc_nas.engine.database import parse_url, stored_study
 from igc_nas.engine.events import Event, Notice
 from igc_nas.engine.executor import Executor, ExecutorName, MakeEvaluator
-from igc_nas.engine.process_executor import ProcessExecutor
+from igc_nas.engine.process_executor import ProcessExecutor, refuse_while_imported
 from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError, UsageError
+from igc_nas.io.files import user_path
 from igc_nas.io.records import differences
 from igc_nas.study.records import Candidate
 from igc_nas.study.spec import LatencySpec, StudySpec
@@ -64,15 +65,17 @@ def search(
 ) -> Iterator[Candidate]:
     """Search, and yield each candidate when it is complete. A study that is in `run.folder` is continued.
 
-    With `evaluate`, trials run one after another in this process; otherwise in worker processes (started by spawn: a
-    script needs the usual `if __name__ == "__main__":`), each of which makes an `evaluator`, by default ours. Closing
-    the iterator stops the search: running trials wait for the next run.
+    With `evaluate`, trials run one after another in this process; otherwise in worker processes, each of which makes an
+    `evaluator`, by default ours. (Workers import the script only if it defines the `evaluator`; then the call has to be
+    under `if __name__ == "__main__":`.) Closing the iterator stops the search: running trials wait for the next run.
 
     Raises `StudyError` if the study cannot be opened or asks another question, `DataError`, `InfeasibleError`,
     `UsageError` where the runtime of its latencies is missing here, and `IgcNasError` where that has no code for a
     layer, or after five failures in a row for the same reason.
     """
+    refuse_while_imported()
     run = run or Run(Path("studies") / spec.name)
+    run = replace(run, folder=user_path(run.folder))
     if evaluate is None and evaluator is None:
         from igc_nas.evaluation.runtimes import check_runtime
 
@@ -101,7 +104,7 @@ def _executor(
     devices = run.devices or (("cpu",) if evaluator else matching_devices(spec.latency))
     if run.executor == "ray":
         return _ray_executor(spec, run, make, devices[0], on_event)
-    info = locate(spec.dataset.split(" ")[0], data_dir(run.data_dir))
+    info = relocate(spec.dataset, spec.dataset_sha256, run.data_dir)
     if (info.label, info.sha256) != (spec.dataset, spec.dataset_sha256):
         raise StudyError(f"the dataset is {info.label}; the study is about {spec.dataset}", "use another --study")
     return ProcessExecutor(

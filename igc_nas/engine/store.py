@@ -18,7 +18,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
-from igc_nas.engine.database import Database, file_of, parse_url
+from igc_nas.engine.database import Database, default_url, file_of, parse_url
 from igc_nas.engine.sampler_view import SamplerView, SharedDistributions
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.io.files import append_line, write_whole
@@ -35,7 +35,6 @@ from igc_nas.study.study import STUDY_FILE, TRIALS_FILE, Study, read_trials
 BUDGET = "budget"
 CONSTRAINT = f"constraints:{BUDGET}"
 LOST = "lost: neither the database nor trials.jsonl has it"
-DATABASE_FILE = "study.db"
 
 _STATE = {
     "complete": TrialState.COMPLETE,
@@ -54,7 +53,7 @@ class Store:
     def __init__(self, folder: Path, spec: StudySpec, storage: str | None = None) -> None:
         self.folder = folder
         self.spec = spec
-        url = parse_url(storage or default_storage(folder))
+        url = parse_url(storage) if storage else default_url(folder)
         self.lock = StudyLock(folder, *_database_lock(url, folder))
         try:
             self._open(url)
@@ -88,6 +87,13 @@ class Store:
         logged = {trial.number: trial for trial in read_trials(self.folder / TRIALS_FILE)}
         rows = self._database.rows()
         self.trials = {row.number: row.trial() for row in rows}
+        if remeasured := self._remeasured(logged):
+            self.trials |= remeasured
+            write_whole(self.folder / TRIALS_FILE, _lines(logged | self.trials))
+            self._database.clear()
+            self._database.create(self.spec)
+            self._load()
+            return
         self._check_agreement(logged)
         self._distributions = SharedDistributions(distributions(self.spec.search_space))
         self._ids = [row.trial_id for row in rows]
@@ -104,16 +110,28 @@ class Store:
             self._recover(number, optuna_trial.state, logged.get(number))
         self.write_files()
 
+    def _remeasured(self, logged: Mapping[int, Trial]) -> dict[int, Trial]:
+        """The trials of trials.jsonl whose latency was measured again after the database had them.
+
+        Optuna does not let a finished trial change: the study is then written to the database anew.
+        """
+        return {
+            number: logged[number]
+            for number, trial in self.trials.items()
+            if number in logged and trial != logged[number] and _is_remeasured(logged[number], trial)
+        }
+
     def _check_agreement(self, logged: Mapping[int, Trial]) -> None:
         """Raise `StudyError` where database and trials.jsonl differ on how a trial ended: one of them is damaged."""
         for number, trial in self.trials.items():
             other = logged.get(number, trial)
             if other != trial and {other.state, trial.state} <= FINISHED:
                 file = file_of(self._database.url)
-                to_move, source = (file.name, TRIALS_FILE) if file else (TRIALS_FILE, "the database")
                 raise StudyError(
                     f"the database and {TRIALS_FILE} of {self.folder.name} differ on trial {number}",
-                    f"move {to_move} away and the same command rebuilds it from {source}",
+                    f"move {file.name} away and the same command rebuilds it from {TRIALS_FILE}"
+                    if file
+                    else f"give another database with --storage: it is filled from {TRIALS_FILE}",
                 )
 
     def _recover(self, number: int, state: TrialState, logged: Trial | None) -> None:
@@ -290,16 +308,10 @@ class Store:
     def write_files(self) -> None:
         """Write study.toml and trials.jsonl whole."""
         write_whole(self.folder / STUDY_FILE, self.spec.to_toml())
-        lines = [self.trials[number].to_json() + "\n" for number in sorted(self.trials)]
-        write_whole(self.folder / TRIALS_FILE, "".join(lines))
+        write_whole(self.folder / TRIALS_FILE, _lines(self.trials))
 
     def _append_to_log(self, trial: Trial) -> None:
         append_line(self.folder / TRIALS_FILE, trial.to_json())
-
-
-def default_storage(folder: Path) -> str:
-    """The URL of the database of a study that names none."""
-    return f"sqlite:///{(folder / DATABASE_FILE).absolute()}"
 
 
 def _database_lock(url: URL, folder: Path) -> tuple[Path, ...]:
@@ -311,23 +323,36 @@ def _database_lock(url: URL, folder: Path) -> tuple[Path, ...]:
 
 
 def replace_latencies(folder: Path, latencies: Mapping[int, Latency]) -> None:
-    """Replace the latencies of completed trials, by number.
+    """Replace the latencies of completed trials in trials.jsonl, by number.
 
-    Optuna does not let a finished trial change: study.db is removed, and the next search rebuilds it from trials.jsonl.
-    Raises `StudyError` while the study is being searched.
+    A database, wherever it stands, takes them over when the study is next opened. Raises `StudyError` while the study
+    is being searched.
     """
     lock = StudyLock(folder)
     try:
-        lines = []
-        for trial in read_trials(folder / TRIALS_FILE):
-            if trial.candidate is not None and trial.number in latencies:
-                candidate = trial.candidate.model_copy(update={"latency": latencies[trial.number]})
-                trial = trial.model_copy(update={"candidate": candidate})
-            lines.append(trial.to_json() + "\n")
-        write_whole(folder / TRIALS_FILE, "".join(lines))
-        (folder / DATABASE_FILE).unlink(missing_ok=True)
+        trials = {trial.number: trial for trial in read_trials(folder / TRIALS_FILE)}
+        for number, latency in latencies.items():
+            if number in trials and (candidate := trials[number].candidate) is not None:
+                changed = candidate.model_copy(update={"latency": latency})
+                trials[number] = trials[number].model_copy(update={"candidate": changed, "remeasured": now()})
+        write_whole(folder / TRIALS_FILE, _lines(trials))
     finally:
         lock.release()
+
+
+def _is_remeasured(trial: Trial, before: Trial) -> bool:
+    """Whether `trial` is `before`, measured again later: all but the latency is the same."""
+    if trial.candidate is None or before.candidate is None or trial.remeasured is None:
+        return False
+    if before.remeasured is not None and before.remeasured > trial.remeasured:
+        return False
+    candidate = trial.candidate.model_copy(update={"latency": before.candidate.latency})
+    return trial.model_copy(update={"candidate": candidate, "remeasured": before.remeasured}) == before
+
+
+def _lines(trials: Mapping[int, Trial]) -> str:
+    """The content of trials.jsonl."""
+    return "".join(trials[number].to_json() + "\n" for number in sorted(trials))
 
 
 def _expected_error(trial: Trial) -> dict[str, Any]:

@@ -100,11 +100,11 @@ class JobReporter(Reporter):
 
     def epoch(self, epoch: Epoch) -> None:
         """Send the end of an epoch."""
-        self._send(Progress(self._number, self.current_step, _whole(epoch, Epoch)))
+        self._send(Progress(self._number, self.current_step, validated(epoch, Epoch)))
 
     def training(self, progress: TrainingProgress) -> None:
         """Send how far a training to the end is."""
-        self._send(Progress(self._number, self.current_step, training=_whole(progress, TrainingProgress)))
+        self._send(Progress(self._number, self.current_step, training=validated(progress, TrainingProgress)))
 
     def waiting(self, is_waiting: bool) -> None:
         """Send that the evaluator begins to wait, or how long it has waited."""
@@ -114,7 +114,7 @@ class JobReporter(Reporter):
 
     def should_continue(self, latency: Latency, rung: Rung) -> bool:
         """Send a rung, and wait for the answer."""
-        self._send(RungReport(self._number, _whole(latency, Latency), _whole(rung, Rung)))
+        self._send(RungReport(self._number, validated(latency, Latency), validated(rung, Rung)))
         with _coordinator_lives():
             answer = self._channel.recv()
         assert isinstance(answer, RungAnswer)
@@ -158,17 +158,17 @@ def _message(number: int, outcome: Outcome | Trained | float) -> Message:
     if isinstance(outcome, float):
         return TrainingTimed(number, outcome)
     if isinstance(outcome, Trained):
-        return TrainingEnded(number, _whole(outcome, Trained))
+        return TrainingEnded(number, validated(outcome, Trained))
     if not isinstance(outcome, Outcome):
         raise TypeError(f"the evaluator returned {type(outcome).__name__}, not an Outcome")
-    latency = _whole(outcome.latency, Latency)
-    spent = None if outcome.spent is None else _whole(outcome.spent, TimeBreakdown)
+    latency = validated(outcome.latency, Latency)
+    spent = None if outcome.spent is None else validated(outcome.spent, TimeBreakdown)
     if isinstance(outcome.score, Unfinished):
-        return TrialPruned(number, latency, _whole(outcome.score, Unfinished), spent)
-    return TrialCompleted(number, latency, None if outcome.score is None else _whole(outcome.score, Score), spent)
+        return TrialPruned(number, latency, validated(outcome.score, Unfinished), spent)
+    return TrialCompleted(number, latency, None if outcome.score is None else validated(outcome.score, Score), spent)
 
 
-def _whole(record: object, kind: type[F_]) -> F_:
+def validated(record: object, kind: type[F_]) -> F_:
     """Validate a record: `model_copy` and `model_construct` do not. Raises `TypeError`, `ValidationError`."""
     if not isinstance(record, kind):
         raise TypeError(f"the evaluator gave {type(record).__name__}, not {kind.__name__}")
@@ -181,7 +181,7 @@ def _whole(record: object, kind: type[F_]) -> F_:
 def calibrated(evaluator: Evaluating) -> Calibration | IgcNasError:
     """The evaluator's calibration, or the error that it raised."""
     try:
-        return _whole(evaluator.calibrate(), Calibration)
+        return validated(evaluator.calibrate(), Calibration)
     except Exception as error:
         return to_igc_error(error)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,9 +121,9 @@ def load_test(info: DatasetInfo, resolution: int, device: torch.device) -> Image
 
 
 def _on_device(
-    images: NDArray[np.uint8], labels: NDArray[np.uint8], info: DatasetInfo, resolution: int, device: torch.device
+    images: NDArray[np.uint8], labels: NDArray[Any], info: DatasetInfo, resolution: int, device: torch.device
 ) -> Images:
-    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))  # a copy of what is mapped into memory
     if resolution != pixels.shape[-1]:
         pixels = torch.cat([_resized(pixels[i : i + 4096], resolution) for i in range(0, len(pixels), 4096)])
     return Images(

@@ -236,6 +236,7 @@ class Retraining:
             "seed": self.spec.seed,
             "id": arch_id(self.spec.arch),
             **cost_of(self.spec.arch).as_dict(),
+            **({"images": self.info.images.model_dump(mode="json")} if self.info.images else {}),
             "trained": trained.model_dump(mode="json", exclude_none=True),
             "weights": str(weights),
         }

@@ -9,8 +9,15 @@ from dataclasses import dataclass
 from math import prod
 
 from igc_nas._version import __version__
-from igc_nas.analysis.words import conditions_words, form_words, interval_words, noise_words, recipe_words
-from igc_nas.data.datasets import is_synthetic, normalisation
+from igc_nas.analysis.words import (
+    conditions_words,
+    form_words,
+    front_end_words,
+    interval_words,
+    noise_words,
+    recipe_words,
+)
+from igc_nas.data.datasets import is_synthetic
 from igc_nas.export.destination import C_COMMAND, C_SOURCE
 from igc_nas.export.source import Source, unfinished_text
 from igc_nas.io.text import printable
@@ -42,6 +49,9 @@ class Contents:
     no_onnx: str = ""
     no_c: str = ""
 
+
+MOST_CLASSES = 100
+"""The number of classes that the card names."""
 
 _DESCRIPTIONS = {
     "config.toml": "the architecture; `igc-nas show`, `cost`, `measure`, `train` and `igc_nas.create_model` read it",
@@ -86,11 +96,13 @@ def card_text(source: Source, contents: Contents) -> str:
 def _warnings(source: Source, contents: Contents) -> Iterator[str]:
     if not contents.trained:
         yield "**UNTRAINED: the weights are random; predictions are meaningless.**"
-    dataset = _dataset(source)
+    dataset = source.dataset
     if dataset and is_synthetic(dataset):
         yield "**The errors were measured on synthetic images that igc-nas draws; they say nothing about photographs.**"
     if (unfinished := unfinished_text(source)) is not None:
         yield f"**{_md(unfinished[0].upper() + unfinished[1:])}.**"
+    if source.study and (end := front_end_words(source.study)):
+        yield f"Of the study {_md(source.study.spec.name)}: {_md(end)}"
 
 
 def _numbers(source: Source, contents: Contents) -> Iterator[tuple[str, str, str]]:
@@ -137,8 +149,7 @@ def _numbers(source: Source, contents: Contents) -> Iterator[tuple[str, str, str
 
 
 def _use(source: Source, contents: Contents) -> Iterator[str]:
-    dataset = _dataset(source)
-    statistics = normalisation(dataset) if dataset else None
+    dataset, statistics = source.dataset, source.statistics
     if statistics is not None:
         mean, std = (f"({', '.join(f'{value:g}' for value in values)})" for values in statistics)
         yield (
@@ -147,6 +158,11 @@ def _use(source: Source, contents: Contents) -> Iterator[str]:
         )
     else:
         yield "Inputs are images normalised per channel with the mean and standard deviation of the training set."
+    if source.images:
+        names = source.images.classes
+        more = f", ... ({len(names):,} in all; `model.py` has them)" if len(names) > MOST_CLASSES else ""
+        listed = ", ".join(_md(name) for name in names[:MOST_CLASSES])
+        yield f"Classes, in the order of the outputs: {listed}{more}."
     image = ", ".join(map(str, source.arch.input))
     weights = 'model = load_weights(Network(), "weights.safetensors").eval()'
     yield (
@@ -173,13 +189,6 @@ def _use(source: Source, contents: Contents) -> Iterator[str]:
             "`igc-nas train config.toml` trains it; `igc-nas export config.toml --weights models/... --format dir` "
             "then writes this folder with its weights."
         )
-
-
-def _dataset(source: Source) -> str:
-    """The label of the dataset the weights were trained on, or else the study's; empty if neither is known."""
-    if source.trained:
-        return source.trained.dataset
-    return source.study.spec.dataset if source.study else ""
 
 
 def _error(error: float) -> str:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from igc_nas.analysis.words import conditions_words, counted, form_words, interval_words, recipe_words
+from igc_nas.analysis.words import (
+    conditions_words,
+    counted,
+    form_words,
+    front_end_words,
+    interval_words,
+    recipe_words,
+)
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.plan import arch_id
+from igc_nas.data.datasets import normalisation
+from igc_nas.data.packed import ImageSet
 from igc_nas.io.text import printable
 from igc_nas.study.records import Candidate, Pruned, Trial
 from igc_nas.study.study import Study
@@ -25,6 +35,8 @@ class TrainingResult:
     dataset: str
     epochs: int | None = None
     seed: int | None = None
+    images: ImageSet | None = None
+    """Of a folder of images: its classes and statistics."""
 
     def __str__(self) -> str:
         after = "" if self.epochs is None else f" after {counted(self.epochs, 'epoch')}"
@@ -72,6 +84,25 @@ class Source:
         return self.trial.candidate or self.trial.pruned
 
     @property
+    def dataset(self) -> str:
+        """The label of the dataset the weights were trained on, or else the study's; empty if neither is known."""
+        if self.trained:
+            return self.trained.dataset
+        return self.study.spec.dataset if self.study else ""
+
+    @property
+    def images(self) -> ImageSet | None:
+        """What is known of the folder of images that `dataset` is; None for a named dataset, and if it is not known."""
+        if self.trained:
+            return self.trained.images
+        return self.study.spec.images if self.study else None
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """(mean, standard deviation) per channel by which the dataset's images are normalised; None if not known."""
+        return (self.images.mean, self.images.std) if self.images else normalisation(self.dataset)
+
+    @property
     def metadata(self) -> dict[str, str]:
         """Metadata for files of other formats: short printable text by key."""
         from igc_nas._version import __version__
@@ -85,9 +116,18 @@ class Source:
             "study": self.study.spec.name if self.study else None,
             "trial": self.trial.number if self.trial else None,
             "trained": self.trained,
+            **self._image_metadata(),
             "igc_nas": __version__,
         }
         return {key: printable(str(value), lines=False) for key, value in metadata.items() if value is not None}
+
+    def _image_metadata(self) -> dict[str, str]:
+        """The classes and the normalisation of a folder of images, as JSON."""
+        if self.images is None:
+            return {}
+        names = [printable(name, lines=False) for name in self.images.classes]
+        known = {"classes": names, "mean": self.images.mean, "std": self.images.std}
+        return {key: json.dumps(value, ensure_ascii=False) for key, value in known.items()}
 
 
 def config_text(source: Source) -> str:
@@ -122,6 +162,8 @@ def _measurements(source: Source) -> Iterator[str]:
         yield unfinished
     elif isinstance(source.measured, Candidate):
         yield error_text(source.study, source.measured)
+        if end := front_end_words(source.study):
+            yield end
     if source.measured is not None:
         yield from latency_lines(source.measured)
 

@@ -7,12 +7,13 @@ Every unit has its classes here, as it has its function in `igc_nas.arch.plan`; 
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterator
 
 from igc_nas._version import __version__
-from igc_nas.arch.config import ArchConfig, Head, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig, Stem
-from igc_nas.data.datasets import normalisation
+from igc_nas.arch.config import ArchConfig, Head, Stem
+from igc_nas.arch.stages import Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.export.source import Source, comments, facts
 from igc_nas.io.text import printable
 
@@ -61,14 +62,18 @@ def _header(source: Source) -> str:
 def _data(source: Source, units: list[str]) -> str:
     arch = source.arch
     lines = [f"INPUT = {arch.input!r}  # channels, height, width of an image", f"NUM_CLASSES = {arch.classes}"]
-    dataset = source.trained.dataset if source.trained else source.study.spec.dataset if source.study else ""
-    statistics = normalisation(dataset)
+    dataset, statistics = source.dataset, source.statistics
     if statistics is not None and arch.input[0] == len(statistics[0]):
         name = printable(dataset, lines=False).partition(" ")[0]
         lines += [
             f"# Inputs have values from 0 to 1, normalised per channel with these statistics of {name}.",
             f"MEAN, STD = {statistics[0]!r}, {statistics[1]!r}",
         ]
+    if source.images:
+        names = [_quoted(printable(name, lines=False)) for name in source.images.classes]
+        row = f"CLASSES = ({', '.join(names)})"
+        parts = ["CLASSES = (", *(f"    {name}," for name in names), ")"]
+        lines += ["# The classes in the order of the outputs.", *([row] if len(row) <= WIDTH else parts)]
     return "\n".join(
         [
             *lines,
@@ -81,6 +86,11 @@ def _data(source: Source, units: list[str]) -> str:
             *([f"HEAD = {_head(arch.head)}"] if arch.head else []),
         ]
     )
+
+
+def _quoted(text: str) -> str:
+    """Printable text as a literal, in the quotes that `ruff format` prefers."""
+    return repr(text) if '"' in text and "'" not in text else json.dumps(text, ensure_ascii=False)
 
 
 def _stem(stem: Stem) -> str:

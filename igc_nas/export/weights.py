@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 from pydantic import ConfigDict, Field
 
+from igc_nas.data.packed import ImageSet
 from igc_nas.errors import ConfigError, StudyError
 from igc_nas.evaluation.retraining import RESULT_FILE, WEIGHTS_FILE
 from igc_nas.export.source import Source, TrainingResult
@@ -30,6 +31,7 @@ class ResultFile(Frozen):
     dataset: str
     epochs: int | None = None
     seed: int | None = None
+    images: ImageSet | None = None
 
 
 def loaded(source: Source, weights: Path | None, seed: int) -> tuple[Source, Network]:
@@ -54,7 +56,9 @@ def loaded(source: Source, weights: Path | None, seed: int) -> tuple[Source, Net
             "its tensors have the same shapes, but it computes another function",
             f"export {file.parent / 'arch.toml'} instead",
         )
-    trained = TrainingResult(result.test_error, result.test_images, result.dataset, result.epochs, result.seed)
+    trained = TrainingResult(
+        result.test_error, result.test_images, result.dataset, result.epochs, result.seed, result.images
+    )
     return replace(source, trained=trained), network
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,7 +19,12 @@ WIDE = 200
 def console(*, stderr: bool = False) -> Console:
     """A console for stdout (data) or stderr (progress); into a pipe it is `WIDE`, so that no cell is cut."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else WIDE)
+    return Console(stderr=stderr, highlight=False, width=None if is_terminal(stream) else WIDE)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal; one that is closed (`>&-`, `nohup`) is None in Python."""
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> Table:

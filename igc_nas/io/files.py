@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,16 +112,48 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as people give it, with a leading `~` or `~user` expanded; unchanged where nobody has that home."""
+    try:
+        return Path(path).expanduser()
+    except (RuntimeError, ValueError):  # no such user, or no home; a name that no file can have
+        return Path(path)
+
+
+def user_folder(variable: str) -> Path:
+    """The folder that an environment variable names, else the user's cache folder.
+
+    A user without a home (a container's number that has no account) has one among the temporary files.
+    """
+    if os.environ.get(variable):
+        return user_path(os.environ[variable])
+    import platformdirs
+
+    try:
+        found = Path(platformdirs.user_cache_dir("igc-nas"))
+    except (RuntimeError, KeyError, OSError):  # neither $HOME nor an account
+        found = Path("~")
+    if found.is_absolute():
+        return found
+    return Path(tempfile.gettempdir()) / f"igc-nas-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
+
+
 MOST_TEXT, MOST_RECORDS = 4_000_000, 1 << 30
 """Bytes of the largest configuration file and of the largest file of records that are read."""
 
 
 def read_text(path: Path, most: int = MOST_TEXT) -> str:
-    """A UTF-8 text file of at most `most` bytes. Raises `ConfigError` where it is none or cannot be read."""
+    """A text file of at most `most` bytes. Raises `ConfigError` where it is none or cannot be read."""
+    return decoded(read_bytes(path, most), path.name)
+
+
+def decoded(data: bytes, name: str) -> str:
+    """Text as editors save it: UTF-8, or UTF-16 with its byte-order mark; marks are dropped. Raises `ConfigError`."""
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return read_bytes(path, most).decode()
+        return data.decode(encoding)
     except UnicodeDecodeError:
-        raise ConfigError(f"{path.name} is not UTF-8 text") from None
+        raise ConfigError(f"{name} is not UTF-8 text", "save it as UTF-8") from None
 
 
 def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:

@@ -38,6 +38,20 @@ def parse_count(text: str, what: str = "count") -> int:
     raise UsageError(f"{what} {text!r:.80} is not a positive whole number", "write it as 650000, 650k, 2M or 1.5G")
 
 
+def parse_count_range(text: str, what: str = "range") -> tuple[int | None, int | None]:
+    """`"500k..2M"` -> (500_000, 2_000_000); `"..2M"` and `"2M"` have no lower, `"500k.."` no upper end.
+
+    Raises `UsageError`.
+    """
+    low, _, high = text.strip().rpartition("..")
+    if not (low or high):
+        raise UsageError(f"{what} {text!r:.80} has no end", "write it as 500k..2M, ..2M or 500k..")
+    found = (parse_count(low, what) if low else None, parse_count(high, what) if high else None)
+    if found[0] and found[1] and found[0] > found[1]:
+        raise UsageError(f"{what} {text!r:.80} ends before it begins", "write the smaller number first: 500k..2M")
+    return found
+
+
 def parse_ms(text: str, what: str = "latency") -> float:
     """`"5ms"` -> 5.0 (milliseconds); suffixes us, ms, s, always given. Raises `UsageError`."""
     parts = _split(text)

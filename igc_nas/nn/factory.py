@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import ConfigError
+from igc_nas.io.files import user_path
 from igc_nas.io.text import printable
-from igc_nas.nn.network import Network, build
+from igc_nas.nn.network import FeatureMaps, Network, build
 from igc_nas.study.lookup import load_architecture
+
+CLASSIFIER = ("classifier.linear.weight", "classifier.linear.bias")
+PREFIXES = ("module.", "_orig_mod.", "network.")
+"""What `DataParallel`, `torch.compile` and `FeatureMaps` put before the names of a network's tensors."""
+
+
+@overload
+def create_model(
+    arch: ArchConfig | str | Path,
+    *,
+    num_classes: int | None = None,
+    weights: str | Path | None = None,
+    seed: int | None = None,
+    device: str | torch.device = "cpu",
+    classes: int | None = None,
+    features_only: Literal[False] = False,
+    out_indices: Sequence[int] | None = None,
+) -> Network: ...
+
+
+@overload
+def create_model(
+    arch: ArchConfig | str | Path,
+    *,
+    num_classes: int | None = None,
+    weights: str | Path | None = None,
+    seed: int | None = None,
+    device: str | torch.device = "cpu",
+    classes: int | None = None,
+    features_only: Literal[True],
+    out_indices: Sequence[int] | None = None,
+) -> FeatureMaps: ...
 
 
 def create_model(
@@ -23,17 +57,22 @@ def create_model(
     seed: int | None = None,
     device: str | torch.device = "cpu",
     classes: int | None = None,
-) -> Network:
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+) -> Network | FeatureMaps:
     """A network to train or, with `weights`, to use.
 
     Args:
         arch: an architecture, its TOML file, the name of a paper's network (`igcv3-d-cifar`), or `STUDY:N` for trial N.
         num_classes: number of classes; the default is the architecture's. With 0, outputs are the pooled features.
-        weights: a safetensors file as `igc-nas train` writes it, of this architecture and number of classes; with
-            `num_classes=0` of the architecture's own number.
+        weights: a safetensors file as `igc-nas train` writes it, of this architecture. Where `num_classes` is given
+            and the file is of another number of classes, its classifier is left out and a new one takes its place.
+            Prefixes that `torch.compile` and `DataParallel` put before names are dropped.
         seed: seed of the initial weights; None takes torch's global generator.
         device: where the network is put.
         classes: the same as `num_classes`.
+        features_only: return a `FeatureMaps`, whose outputs are the feature maps behind the stages.
+        out_indices: with `features_only`, the stages, as places in `feature_info`; None: all.
 
     Inputs are float images (batch, channels, height, width), normalised per channel, of any size that leaves at least
     one pixel after the strides; outputs are logits (batch, num_classes).
@@ -46,16 +85,21 @@ def create_model(
     config = arch if isinstance(arch, ArchConfig) else load_architecture(arch)
     network = build(config if not wanted else config.with_classes(wanted), seed, device)
     if weights is not None:
-        load_weights(network, Path(weights))
+        load_weights(network, user_path(weights), new_classifier=wanted is not None)
     if wanted == 0:
         network.reset_classifier(0)
-    return network
+    return FeatureMaps(network, out_indices) if features_only else network
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a network. Raises `ConfigError`, which names the first tensor that does not fit."""
-    tensors = read_tensors(path)
+def load_weights(network: nn.Module, path: Path, *, new_classifier: bool = False) -> None:
+    """Load a safetensors file into a network. Raises `ConfigError`, which names the first tensor that does not fit.
+
+    With `new_classifier`, a classifier of another number of classes is left out, and the network keeps its own.
+    """
     wanted = network.state_dict()
+    tensors = _without_prefixes(read_tensors(path), wanted)
+    if new_classifier and _differs_in_classes(tensors, wanted):
+        tensors |= {name: wanted[name] for name in CLASSIFIER}
     different = [name for name in (*wanted, *tensors) if not _fits(tensors.get(name), wanted.get(name))]
     if different:
         name = different[0]
@@ -67,6 +111,28 @@ def load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict(tensors)
 
 
+def _without_prefixes(tensors: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by their names in the network: wrappers of a network put theirs before each of them."""
+    while tensors and not tensors.keys() & wanted.keys():
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None)
+        if prefix is None:
+            break
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _differs_in_classes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+    """Whether both have a linear classifier of the same features, of another number of classes."""
+    has, needs = tensors.get(CLASSIFIER[0]), wanted.get(CLASSIFIER[0])
+    return (
+        has is not None
+        and needs is not None
+        and all(name in tensors for name in CLASSIFIER)
+        and (has.shape[1:], len(has.shape)) == (needs.shape[1:], 2)
+        and len(has) != len(needs)
+    )
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises `ConfigError` if it cannot be read."""
     from safetensors import SafetensorError
@@ -76,7 +142,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         found: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"{path.name} is no readable safetensors file: {printable(str(error), lines=False):.120}",
+            f"{path.name} is not a readable safetensors file: {printable(str(error), lines=False):.120}",
             "igc-nas train writes weights.safetensors at its end",
         ) from None
     return found

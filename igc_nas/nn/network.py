@@ -2,7 +2,8 @@
 
 The names in a state_dict are those of the plan: `stem.conv.weight`, `stage1.block1.primary.weight`, ...,
 `classifier.linear.weight`. Methods are those of timm's models, so that a network fits into common training code:
-`forward_features`, `forward_head`, `num_features`, `num_classes`, `get_classifier`, `reset_classifier`, `feature_info`.
+`forward_features`, `forward_head`, `forward_intermediates`, `num_features`, `num_classes`, `get_classifier`,
+`reset_classifier`, `feature_info`; `FeatureMaps` is timm's `features_only`.
 `factory` makes a network from a name or a file, with weights.
 """
 
@@ -17,10 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igc_nas.arch.config import Activation, ArchConfig
-from igc_nas.arch.cost import Shape, layers_cost
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import layers_cost
 from igc_nas.arch.layers import (
     Act,
+    Activation,
     AvgPool,
     Branched,
     Concat,
@@ -31,6 +33,7 @@ from igc_nas.arch.layers import (
     Layer,
     Linear,
     MaxPool,
+    Named,
     Norm,
     Pool,
     PRelu,
@@ -41,6 +44,7 @@ from igc_nas.arch.layers import (
     Subsample,
 )
 from igc_nas.arch.plan import BlockPlan, Plan, plan
+from igc_nas.arch.shapes import Shape
 from igc_nas.errors import ConfigError
 
 
@@ -59,10 +63,11 @@ class Block(nn.Module):
 
     def run(self, layers: tuple[Layer, ...], x: Tensor) -> Tensor:
         """Run some of the block's layers in order."""
-        kept = x  # others may read what enters these layers, and the gradient of an activation its output
+        kept = x  # others may read what enters these layers, the gradient of an activation its output, hooks any map
+        hooked = any(module._backward_hooks for module in self.children())
         for layer in layers:
             if isinstance(layer, Act):
-                x = kept = activate_(x.clone() if x is kept else x, layer.kind)
+                x = kept = activate(x, layer.kind, inplace=x is not kept and not hooked)
             elif isinstance(layer, Branched):
                 x = join(layer, [self.run(*branch) for branch in zip(layer.branches, entries(layer, x), strict=True)])
             else:
@@ -151,6 +156,38 @@ class ChannelSelect(nn.Module):
         return x.index_select(1, self.index)
 
 
+class FeatureInfo(list[dict[str, Any]]):
+    """A dictionary for each stage, with the methods of timm's `FeatureInfo`."""
+
+    def channels(self) -> list[int]:
+        """Output channels of each stage."""
+        return [info["num_chs"] for info in self]
+
+    def reduction(self) -> list[int]:
+        """Output stride of each stage."""
+        return [info["reduction"] for info in self]
+
+    def module_name(self) -> list[str]:
+        """Name of each stage's module."""
+        return [info["module"] for info in self]
+
+
+class FeatureMaps(nn.Module):
+    """A network whose outputs are the feature maps behind its stages: a backbone. `feature_info` describes them."""
+
+    def __init__(self, network: Network, out_indices: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.out_indices = network.stage_places(out_indices)
+        self.feature_info = FeatureInfo(network.feature_info[place] for place in self.out_indices)
+        self.network = network
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> list[Tensor]:
+        """Images, normalised per channel, to a list of feature maps."""
+        maps = self.network.forward_intermediates(x, self.out_indices, stop_early=True, intermediates_only=True)
+        assert isinstance(maps, list)
+        return maps
+
+
 class Network(nn.Module):
     """The network of a plan: `stem`, `stage1` (`block1`, `block2`, ...), ..., `classifier`."""
 
@@ -166,6 +203,9 @@ class Network(nn.Module):
                 parent = parent.get_submodule(folder)
             parent.add_module(name, Block(block.layers))
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise ConfigError("torch.jit.script cannot read this network", "use torch.jit.trace, torch.export or torch.fx")
+
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Images, normalised per channel, to logits."""
         return self.forward_head(self.forward_features(x))
@@ -176,6 +216,40 @@ class Network(nn.Module):
         for module in body:
             x = module(x)
         return x
+
+    def forward_intermediates(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        indices: int | Sequence[int] | None = None,
+        *,
+        stop_early: bool = False,
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """(the feature map before the pooling, those behind the stages), or with `intermediates_only` the latter alone.
+
+        `indices` are places in `feature_info`, negative ones from the end; a number n: the last n; None: all. With
+        `stop_early` nothing is computed beyond the last one (the first result is then that one). As timm has it.
+        """
+        places = self.stage_places(indices)
+        found: dict[int, Tensor] = {}
+        *body, _ = self.named_children()
+        stages = [info["module"] for info in self.feature_info]
+        for name, module in body:
+            x = module(x)
+            if name in stages and stages.index(name) in places:
+                found[stages.index(name)] = x
+            if stop_early and name in stages and stages.index(name) == max(places):
+                break
+        maps = [found[place] for place in places]
+        return maps if intermediates_only else (x, maps)
+
+    def stage_places(self, indices: int | Sequence[int] | None = None) -> list[int]:
+        """Places in `feature_info` from 0 on, as `forward_intermediates` takes them. Raises `ConfigError`."""
+        count = len(self.feature_info)
+        asked = range(count) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
+        if not asked or any(not -count <= place < count for place in asked):
+            raise ConfigError(f"indices {indices!r:.60}: the network has {count} stages, 0 to {count - 1}")
+        return [place % count for place in asked]
 
     def forward_head(self, x: Float[Tensor, "batch f h w"], pre_logits: bool = False) -> Float[Tensor, "batch out"]:
         """A feature map to logits; with `pre_logits` to the input of the last linear layer."""
@@ -191,11 +265,11 @@ class Network(nn.Module):
     @property
     def num_classes(self) -> int:
         """Number of classes; 0 without a classifier."""
-        last = self.plan.blocks[-1].layers[-1]
+        *_, last = (None, *self.plan.blocks[-1].layers)
         return last.out_features if isinstance(last, Linear) else 0
 
     @property
-    def feature_info(self) -> list[dict[str, Any]]:
+    def feature_info(self) -> FeatureInfo:
         """For each stage its `module`, its output channels (`num_chs`) and its output stride (`reduction`)."""
         shape: Shape = self.plan.input
         stride = 1
@@ -205,21 +279,31 @@ class Network(nn.Module):
             stage, dot, _ = block.name.partition(".")
             if dot:
                 found[stage] = {"num_chs": shape[0], "reduction": stride, "module": stage}
-        return list(found.values())
+        return FeatureInfo(found.values())
 
     def get_classifier(self) -> nn.Module:
         """The classifier, an `nn.Linear`; `nn.Identity` if there is none."""
         return self.get_submodule("classifier.linear") if self.num_classes else nn.Identity()
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the last linear layer by a new one of `num_classes`; with 0, outputs are what it would read.
 
-        A lowered form or an optimizer made before keeps the old classifier. Raises `ConfigError` for another number
-        than 0 to 1,000,000.
+        `global_pool` is `"avg"`, or `""` for no pooling: with `num_classes=0` outputs are then feature maps. A lowered
+        form or an optimizer made before keeps the old classifier. Raises `ConfigError` for another number than 0 to
+        1,000,000, or another pooling.
         """
         if type(num_classes) is not int or not 0 <= num_classes <= 1_000_000:
             raise ConfigError(f"num_classes is a number from 0 to 1000000 (got {num_classes!r:.40})")
-        like, layers = next(self.parameters()), _before_logits(self.plan)
+        if global_pool not in (None, "avg", "") or (global_pool == "" and num_classes):
+            raise ConfigError(f"global_pool (={global_pool!r:.40}) is 'avg', or '' together with num_classes=0")
+        like, layers = next(self.parameters()), _before_logits(self.plan) or (Pool(),)
+        if global_pool == "":
+            if layers != (Pool(),):
+                raise ConfigError("global_pool='': this network's head is more than a pooling")
+            layers = ()
+            self.plan = replace(self.plan, classes=0, blocks=(*self.plan.blocks[:-1], BlockPlan("classifier", layers)))
+            self.classifier = Block(layers)
+            return
         (features,) = layers_cost(layers, _shape(self.plan.input, self.plan.blocks[:-1]))[1]
         if num_classes:
             layers = (*layers, Linear("linear", features, num_classes))
@@ -237,7 +321,7 @@ class Network(nn.Module):
 def _before_logits(whole: Plan) -> tuple[Layer, ...]:
     """The layers of a plan's last block, without the linear layer that computes the logits."""
     layers = whole.blocks[-1].layers
-    return layers[:-1] if isinstance(layers[-1], Linear) else layers
+    return layers[:-1] if layers and isinstance(layers[-1], Linear) else layers
 
 
 def _shape(shape: Shape, blocks: Sequence[BlockPlan]) -> Shape:
@@ -262,24 +346,25 @@ def _stride(layers: tuple[Layer, ...]) -> int:
 
 def interleave(x: Float[Tensor, "n c h w"], groups: int) -> Float[Tensor, "n c h w"]:
     """The papers' permutation of channels, `out[j*g + i] = in[i*(C/g) + j]`; keeps the memory format."""
-    n, c, h, w = x.shape
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        last = x.permute(0, 2, 3, 1).reshape(n, h, w, groups, c // groups)
-        return last.transpose(3, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
-    return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+    return F.channel_shuffle(x, groups)
 
 
-def activate_(x: Tensor, act: Activation | None) -> Tensor:
-    """Activate `x` in place; None leaves it as it is."""
+def activate(x: Tensor, act: Activation | None, *, inplace: bool = False) -> Tensor:
+    """The activation of `x`; None leaves it as it is."""
     match act:
         case None:
             return x
         case "relu":
-            return F.relu(x, inplace=True)
+            return F.relu(x, inplace=inplace)
         case "relu6":
-            return F.relu6(x, inplace=True)
+            return F.relu6(x, inplace=inplace)
         case "hswish":
-            return F.hardswish(x, inplace=True)
+            return F.hardswish(x, inplace=inplace)
+
+
+def activate_(x: Tensor, act: Activation | None) -> Tensor:
+    """Activate `x` in place."""
+    return activate(x, act, inplace=True)
 
 
 def build(arch: ArchConfig, seed: int | None = None, device: str | torch.device = "cpu") -> Network:
@@ -317,9 +402,6 @@ def initialise(network: nn.Module, generator: torch.Generator | None = None) -> 
             nn.init.constant_(module.weight, 0.25)
         elif isinstance(module, ChannelSelect):
             module.reset_index()
-
-
-Named = Conv | Norm | Linear | SqueezeExcite | PRelu | Select
 
 
 def _named(layers: tuple[Layer, ...]) -> Iterator[Named]:

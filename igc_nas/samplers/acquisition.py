@@ -31,14 +31,15 @@ def expected_improvement(mean: Floats, deviation: Floats, level: Floats) -> Floa
 def expected_hypervolume_improvement(mean: Floats, deviation: Floats, known: Floats, front: Floats) -> Floats:
     """(n,) the expected increase of the hypervolume below (1, ..., 1) by each of n points.
 
-    `mean`, `deviation` (n,) describe the uncertain objective, `known` (n, 1 or 2) are the others. `front` (m, 2 or 3)
-    holds the points so far, the uncertain objective first. Known values below 0 count as 0; a point with a value of 1
-    or more adds nothing.
+    `mean`, `deviation` (n,) describe the uncertain objective, `known` (n, 0 to 2) are the others; without any, this is
+    the expected improvement. `front` (m, 1 to 3) holds the points so far, the uncertain objective first. Known values
+    below 0 count as 0; a point with a value of 1 or more adds nothing.
     """
     inside = front[(front < 1).all(axis=1)] if len(front) else front.reshape(0, known.shape[1] + 1)
-    if known.shape[1] == 1:
-        known = np.concatenate([known, np.zeros((len(known), 1))], axis=1)
-        inside = np.concatenate([inside, np.zeros((len(inside), 1))], axis=1)
+    missing = 2 - known.shape[1]
+    if missing:
+        known = np.concatenate([known, np.zeros((len(known), missing))], axis=1)
+        inside = np.concatenate([inside, np.zeros((len(inside), missing))], axis=1)
     edges = [np.concatenate([[-np.inf], np.unique(inside[:, axis]), [1.0]]) for axis in (1, 2)]
     levels, at = np.unique(_best_in_boxes(inside, edges[0], edges[1]), return_inverse=True)
     widths, heights = (_lengths_above(known[:, axis], edges[axis]) for axis in (0, 1))

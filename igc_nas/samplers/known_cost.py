@@ -4,6 +4,8 @@ Parameters, MACs and activations of every candidate are known exactly. The error
 latency by the mean of another one. Candidates are mutations and crossovers of the front's members and stratified draws,
 all within the budget and not tried before; the best of them are mutated again for a few rounds.
 
+In a search for the best error every second suggestion maximises the expected improvement of the least error alone.
+
 Where cross-validation finds that the surrogate ranks errors no better than the parameter count does, it is not used:
 then suggestions are mutations of the front's members or stratified draws, with equal probability.
 """
@@ -40,6 +42,11 @@ class Posterior:
     validation: LeaveOneOut | None
 
 
+def _begun(history: History) -> int:
+    """The number of trials that the sampler knows of."""
+    return len(history.complete) + len(history.pruned) + len(history.running)
+
+
 class KnownCost:
     """Proposes codes for a study from its history. `validate` cross-validates the surrogate of the error."""
 
@@ -50,7 +57,7 @@ class KnownCost:
         self.validate = validate
         self.encoding = spec.feasible.encoding
         self.mutator = Mutator(spec.feasible)
-        self._bounds = dict(spec.bounds)
+        self._bounds = self._study_bounds()
         self.measured = tuple(name for name in spec.objectives if name in ("error", "latency"))
 
     @cached_property
@@ -58,19 +65,32 @@ class KnownCost:
         """Of the codes of the study's space."""
         return features_of(self.encoding)
 
+    def _study_bounds(self) -> dict[str, tuple[float, float]]:
+        return {name: self.spec.scale_bounds(name) for name in self.spec.bounds}
+
+    @cached_property
+    def _start(self) -> Ints:
+        """The bins of cost of the first draws, in an order that follows from the seed."""
+        return np.random.default_rng([self.spec.seed, len(self.spec.feasible.bins)]).permutation(
+            len(self.spec.feasible.bins)
+        )
+
     def propose(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
         """Codes in the order in which to try them; some may have been tried before."""
+        begun = _begun(history)
+        if self.spec.goal and begun < STARTUP:  # each bin of cost once, up to the budget
+            yield self._draw(rng, int(self._start[begun % len(self._start)]))
         if len(history.complete) >= STARTUP:
             posterior = self.fit(history)
             if posterior.validation is None or posterior.validation.is_better:
                 yield from self.propose_by_acquisition(history, posterior, rng)
             elif rng.random() < 0.5:
-                yield from self._mutations_of_front(history, rng)
+                yield from self._mutations_of_parents(history, rng)
         while True:
             yield self._draw(rng)
 
-    def _draw(self, rng: np.random.Generator) -> Code:
-        code = self.encoding.code(self.spec.feasible.draw_stratified(rng))
+    def _draw(self, rng: np.random.Generator, place: int | None = None) -> Code:
+        code = self.encoding.code(self.spec.feasible.draw_stratified(rng, place))
         assert code is not None
         return code
 
@@ -95,10 +115,10 @@ class KnownCost:
 
     def _bounds_from(self, history: History) -> dict[str, tuple[float, float]]:
         """The study's bounds; of an objective without them (a latency before its calibration) the measured range."""
-        bounds = dict(self.spec.bounds)
+        bounds = self._study_bounds()
         for column, name in zip(history.values.T, self.spec.objectives, strict=True):
             if name not in bounds:
-                bounds[name] = (float(column.min()), float(column.max()) * 1.01)
+                bounds[name] = self.spec.scale_bounds(name, (float(column.min()), float(column.max()) * 1.01))
         return bounds
 
     def _fit_with_pruned(self, history: History, rows: Ints) -> Surrogate:
@@ -138,7 +158,9 @@ class KnownCost:
     ) -> Iterator[Code]:
         """New codes by descending acquisition. The best are mutated in `ROUNDS` rounds, and join the candidates."""
         front = self._front(history, posterior)
-        codes, costs = self._first_candidates(self.front_codes(history), rng)
+        if self.spec.goal == "best-error" and _begun(history) % 2 == 0:
+            front = front[:, :1]  # of the error alone
+        codes, costs = self._first_candidates(self.parents(history), rng)
         worth = self._acquisition(codes, costs, front, posterior)
         for _ in range(ROUNDS):
             best = codes[np.argsort(-worth, kind="stable")[:BEST]]
@@ -160,12 +182,26 @@ class KnownCost:
         if not len(codes):
             return np.zeros(0)
         mean, deviation, known = self._predict(codes, costs, posterior)
-        gain = expected_hypervolume_improvement(mean, deviation, known, front)
+        gain = expected_hypervolume_improvement(mean, deviation, known[:, : front.shape[1] - 1], front)
         return gain * self._p_within_latency(codes, costs, posterior)
 
     def front_codes(self, history: History) -> Ints:
         """(n, 1 + stages) the codes of the front's members."""
         return history.complete.codes[nondominated(self._points(history))]
+
+    def parents(self, history: History) -> Ints:
+        """(n, 1 + stages) the codes to mutate: the front, and with a goal the lowest error of each bin of cost.
+
+        A front that ends far below the budget has no member to reach the budget from.
+        """
+        if not self.spec.goal:
+            return self.front_codes(history)
+        metrics: tuple[str, ...] = METRICS
+        costs = history.complete.costs[:, metrics.index(self.spec.feasible.metric)]
+        bins = np.searchsorted([bin_.most for bin_ in self.spec.feasible.bins], costs)
+        errors = history.values[:, self.spec.objectives.index("error")]
+        best = [int(rows[np.argmin(errors[rows])]) for rows in (np.flatnonzero(bins == n) for n in np.unique(bins))]
+        return history.complete.codes[sorted({*nondominated(self._points(history)), *best})]
 
     def _first_candidates(self, parents: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
         drawn = np.array([self._draw(rng) for _ in range(DRAWS)], dtype=np.int64)
@@ -202,11 +238,12 @@ class KnownCost:
         predicted = {name: surrogate.predict(inputs) for name, surrogate in posterior.surrogates.items()}
         names = [name for name in self.spec.objectives if name != self._uncertain]
         known = [predicted[name][0] if name in predicted else self._known(costs, name) for name in names]
+        others = np.stack(known, axis=1) if known else np.empty((len(costs), 0))
         if self._uncertain in predicted:
             mean, deviation = predicted[self._uncertain]
         else:
             mean, deviation = self._known(costs, self._uncertain), np.full(len(costs), MIN_STD)
-        return mean, deviation, np.maximum(0.0, np.stack(known, axis=1))
+        return mean, deviation, np.maximum(0.0, others)
 
     def _p_within_latency(self, codes: Ints, costs: Ints, posterior: Posterior) -> Floats:
         """The probability of keeping the latency budget; 1 without such a budget or a surrogate of the latency."""
@@ -222,8 +259,8 @@ class KnownCost:
 
     # Without the surrogate.
 
-    def _mutations_of_front(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
-        codes, _ = self.mutator.kept(self.mutator.mutate(self.front_codes(history), MUTATIONS, rng))
+    def _mutations_of_parents(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
+        codes, _ = self.mutator.kept(self.mutator.mutate(self.parents(history), MUTATIONS, rng))
         seen = history.seen
         for row in rng.permutation(len(codes)):
             code = tuple(map(int, codes[row]))

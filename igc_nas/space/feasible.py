@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from igc_nas.arch.config import UNITS, ArchConfig
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
+from igc_nas.arch.stages import UNITS
 from igc_nas.errors import InfeasibleError
 from igc_nas.io.units import exact_count
 from igc_nas.space.budget import Budget
@@ -20,6 +21,7 @@ from igc_nas.space.search_space import Metric, SearchSpace
 from igc_nas.space.stratified import Bin, StratifiedSampler
 
 MAX_REJECTED = 20_000
+MAX_REJECTED_IN_BIN = 200
 BINS = 8
 METRIC_WORDS = {"params": "parameters", "macs": "MACs"}
 
@@ -46,6 +48,16 @@ class Feasible:
             self.limits["params"] = budget.params
         if budget.macs is not None:
             self.limits["macs"] = budget.macs
+        lows: dict[Metric, int | None] = {"params": budget.min_params, "macs": budget.min_macs}
+        self.lows: dict[Metric, int] = {metric: low for metric, low in lows.items() if low is not None}
+        for metric, low in self.lows.items():
+            largest = getattr(cost_of(space.largest(metric)), metric)
+            if largest < low:
+                raise InfeasibleError(
+                    f"the largest architecture in {space.name} has {largest:,} {METRIC_WORDS[metric]}; "
+                    f"at least {low:,} are asked for",
+                    f"ask for {exact_count(largest)} or less, or choose another space",
+                )
         for metric, limit in self.limits.items():
             least = getattr(cost_of(space.smallest(metric)), metric)
             if least > limit:
@@ -72,12 +84,12 @@ class Feasible:
         share: dict[Metric, float] = {
             m: limit / getattr(cost_of(self.space.largest(m)), m) for m, limit in self.limits.items()
         }
-        return min(share, key=lambda m: share[m]) if share else "params"
+        return min(share, key=lambda m: share[m]) if share else next(iter(self.lows), "params")
 
     @cached_property
     def _other(self) -> Metric | None:
         """The second metric with a limit; it rejects some of what the first one lets through."""
-        return next((metric for metric in self.limits if metric != self.metric), None)
+        return next((metric for metric in (*self.limits, *self.lows) if metric != self.metric), None)
 
     @cached_property
     def counter(self) -> BudgetCounter | None:
@@ -95,20 +107,32 @@ class Feasible:
         largest: int = getattr(cost_of(self.space.largest(metric)), metric)
         return min(self.limits.get(metric, largest), largest)
 
+    def _least(self, metric: Metric) -> int:
+        """The lower limit on a metric, or the least that the space can cost."""
+        smallest: int = getattr(cost_of(self.space.smallest(metric)), metric)
+        return max(self.lows.get(metric, smallest), smallest)
+
     @cached_property
     def bins(self) -> tuple[Bin, ...]:
-        """`BINS` bins of equal width in log-cost, from the smallest architecture to the limit."""
-        least = getattr(cost_of(self.space.smallest(self.metric)), self.metric)
+        """`BINS` bins of equal width in log-cost, from the smallest architecture or the lower limit to the limit."""
+        least = self._least(self.metric)
         most = self._most(self.metric)
         edges = [min(round(e), most) for e in np.geomspace(least, most, BINS + 1)]
         edges[0], edges[-1] = least - 1, most
         return tuple(Bin(low, high) for low, high in pairwise(edges) if low < high)
 
     def _counts(self, counter: BudgetCounter, limit: int) -> Ints:
-        """(pairs,) how many architectures cost at most `limit` and are within the other limit."""
-        if self._other is None:
+        """(pairs,) how many architectures cost at most `limit`, and are within all other limits."""
+        counts = self._up_to(counter, limit)
+        return counts - self._up_to(counter, self._least(self.metric) - 1) if self.metric in self.lows else counts
+
+    def _up_to(self, counter: BudgetCounter, limit: int) -> Ints:
+        """(pairs,) how many architectures cost at most `limit` and are within the limits of the other metric."""
+        other = self._other
+        if other is None:
             return counter.within(limit)
-        return counter.within_both(limit, self._other, self.limits[self._other])
+        counts = counter.within_both(limit, other, self._most(other))
+        return counts - counter.within_both(limit, other, self.lows[other] - 1) if other in self.lows else counts
 
     @cached_property
     def count(self) -> int | None:
@@ -118,7 +142,8 @@ class Feasible:
     def facts(self) -> dict[str, Any]:
         """The count, its share of the space, the least and the most that the architectures within the budget cost.
 
-        And the same per bin and per unit of each stage. Raises `InfeasibleError` where two budgets exclude each other,
+        And the same per bin and per unit of each stage. The least and the most are left out where the budget has a
+        lower limit. Raises `InfeasibleError` where two budgets exclude each other,
         `OverflowError` for a space that is too large to count.
         """
         counter = self._counted(self.counter)
@@ -130,9 +155,9 @@ class Feasible:
         strata = np.diff(np.array(up_to), axis=0, prepend=0)
         found: dict[str, Any] = {"architectures": self.space.size, "feasible": self.count}
         found["share"] = self.count / self.space.size
-        if self._other is not None:
+        if self._other is not None and not self.lows:
             found["acceptance"] = self.count / int(counter.within(self._most(self.metric)).sum())
-        for metric in ("params", "macs"):
+        for metric in ("params", "macs") if not self.lows else ():
             found[f"smallest_{metric}"], found[f"largest_{metric}"] = self._extremes(counter, metric)
         found["binned_by"] = self.metric
         found["bins"] = [
@@ -167,8 +192,20 @@ class Feasible:
 
     @cached_property
     def sampler(self) -> StratifiedSampler | None:
-        """Draws within the limit on `metric`; None for a space that is too large to count."""
-        return None if self.counter is None else StratifiedSampler(self.counter, self.bins)
+        """Draws within the limits on `metric`; None for a space that is too large to count.
+
+        Raises `InfeasibleError` where no architecture is between a lower and an upper limit.
+        """
+        if self.counter is None:
+            return None
+        sampler = StratifiedSampler(self.counter, self.bins)
+        if self.lows and not len(sampler):
+            raise InfeasibleError(
+                f"no architecture of {self.space.name} has {self._least(self.metric):,} to "
+                f"{self._most(self.metric):,} {METRIC_WORDS[self.metric]}",
+                "widen the range",
+            )
+        return sampler
 
     @cached_property
     def knapsack(self) -> KnapsackSampler:
@@ -194,16 +231,18 @@ class Feasible:
             "raise one of the budgets",
         )
 
-    def draw_stratified(self, rng: np.random.Generator) -> ArchConfig:
+    def draw_stratified(self, rng: np.random.Generator, place: int | None = None) -> ArchConfig:
         """One architecture: uniform over the bins, over the combinations of units in it, over what they hold.
 
-        A second limit rejects, so combinations that it leaves little of are drawn less often. A space that is too large
-        to count is drawn from uniformly. Raises `InfeasibleError` as `draw` does.
+        `place` chooses the bin instead (see `StratifiedSampler.draw_stratified`). A second limit rejects, so
+        combinations that it leaves little of are drawn less often. A space that is too large to count is drawn from
+        uniformly. Raises `InfeasibleError` as `draw` does.
         """
         if self.sampler is None:
             return self.draw(rng)
-        for _ in range(MAX_REJECTED):
-            arch = self.encoding.architecture(self.sampler.draw_stratified(rng))
+        for rejected in range(MAX_REJECTED):
+            bin_ = place if rejected < MAX_REJECTED_IN_BIN else None  # what the other limit leaves may not be in it
+            arch = self.encoding.architecture(self.sampler.draw_stratified(rng, bin_))
             if self._other is None or self.contains(cost_of(arch)):
                 return arch
         raise InfeasibleError(

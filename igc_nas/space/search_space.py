@@ -21,11 +21,14 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from igc_nas.arch.complementary import Condition, unmet
-from igc_nas.arch.config import STAGE_OF_UNIT, UNITS, ArchConfig, Head, Image, StageConfig, Stem
-from igc_nas.arch.cost import Cost, Shape, layers_cost
-from igc_nas.arch.plan import end_blocks, normalised, stage_layers, stem_layers
+from igc_nas.arch.config import ArchConfig, Head, Image, Stem
+from igc_nas.arch.cost import Cost, layers_cost
+from igc_nas.arch.plan import normalised
+from igc_nas.arch.shapes import Shape, layers_shape
+from igc_nas.arch.stages import STAGE_OF_UNIT, UNITS, StageConfig, out_width
+from igc_nas.arch.units import end_layers, stage_blocks, stage_layers, stem_layers
 from igc_nas.errors import ConfigError
-from igc_nas.io.files import is_file, read_text
+from igc_nas.io.files import is_file, read_text, user_path
 from igc_nas.io.records import Frozen, first_problem, key_text, parse_toml
 from igc_nas.io.resources import shipped
 from igc_nas.io.text import nearest
@@ -71,6 +74,12 @@ class SpaceFile(Frozen):
     def load(cls, path: Path) -> SpaceFile:
         """Read a space file."""
         return cls.parse(parse_toml(read_text(path), path.name), path.name)
+
+    def with_side(self, side: int) -> SpaceFile:
+        """The same space for square images of `side` pixels a side."""
+        return (
+            self if self.input[1:] == (side, side) else self.model_copy(update={"input": (self.input[0], side, side)})
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as the file holds it."""
@@ -233,8 +242,7 @@ class SearchSpace:
 
     def shape_after_stem(self, stem: Stem) -> Shape:
         """(channels, height, width) that the first stage reads."""
-        _, height, width = self.file.input
-        return (stem.width, -(-height // stem.stride), -(-width // stem.stride))
+        return layers_shape(stem_layers(stem, self.file.input[0]), self.file.input)
 
     @cached_property
     def shapes(self) -> tuple[tuple[Shape, ...], ...]:
@@ -244,6 +252,19 @@ class SearchSpace:
             reached = {shape_after(o, shape) for shape in levels[-1] for o in stage.following(shape[0])}
             levels.append(tuple(sorted(reached)))
         return tuple(levels)
+
+    def check_side(self) -> None:
+        """Raise `ConfigError` if images are so small that the last stage of some architecture has less than a pixel."""
+        total = max(stem.stride for stem in self.stems)
+        for stage in self.stages:
+            total *= max(option.stride for option in stage.options)
+        side = min(self.file.input[1:])
+        if side < total:
+            raise ConfigError(
+                f"{self.name}: its strides multiply to {total}: of {side} x {side} pixels the last stage has less than "
+                "one",
+                f"use images of {total} pixels or more (--image-size {total}), or a space with smaller strides",
+            )
 
     @cached_property
     def size(self) -> int:
@@ -270,8 +291,8 @@ class SearchSpace:
 
     def end_cost(self, shape: Shape) -> Cost:
         """Cost of the head and the classifier behind `shape`."""
-        blocks = end_blocks(shape[0], self.file.head, self.classes)
-        return layers_cost(itertools.chain.from_iterable(block.layers for block in blocks), shape)[0]
+        blocks = end_layers(shape, self.file.head, self.classes)
+        return layers_cost(itertools.chain.from_iterable(layers for _, layers in blocks), shape)[0]
 
     def _extreme(self, metric: Metric, better: Comparison) -> ArchConfig:
         if (metric, better) not in self._extremes:
@@ -350,7 +371,11 @@ class _Identity:
 
 def shape_after(stage: StageConfig, shape: Shape) -> Shape:
     """The output shape of a stage."""
-    return (stage.width, -(-shape[1] // stage.stride), -(-shape[2] // stage.stride))
+    if getattr(stage, "pool", None):
+        for layers in stage_blocks(stage, shape[0]):
+            shape = layers_shape(layers, shape)
+        return shape
+    return (out_width(stage, shape[0]), -(-shape[1] // stage.stride), -(-shape[2] // stage.stride))
 
 
 def _price(options: Sequence[StageConfig], shape: Shape) -> Iterator[tuple[StageConfig, Cost]]:
@@ -417,7 +442,7 @@ def _stage_space(number: int, table: Mapping[str, Any], name: str, condition: Co
     shared = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     units = {key: value for key, value in table.items() if isinstance(value, Mapping)}
     for unit in units:
-        if unit not in STAGE_OF_UNIT:
+        if unit not in UNITS:
             raise ConfigError(f"{where}: unknown unit {unit!r:.40}; use {', '.join(UNITS)}")
     if not units:
         raise ConfigError(f"{where} names no unit", f"add a table such as [stage.igcv2]; units: {', '.join(UNITS)}")
@@ -443,7 +468,7 @@ def space_names() -> list[str]:
 
 def find_space(name: str) -> Path:
     """The file of a space: an existing path, or a shipped name. Raises `ConfigError` listing the names."""
-    path = Path(name)
+    path = user_path(name)
     if path.suffix == ".toml":
         if is_file(path):
             return path

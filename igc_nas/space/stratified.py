@@ -32,20 +32,27 @@ class StratifiedSampler:
         self.bins = bins
         self._drawn_from: dict[tuple[int, int], Stratum] = {}
 
+    def __len__(self) -> int:
+        return len(self._all)
+
     def draw(self, rng: np.random.Generator) -> Code:
         """A code, each equally likely."""
         return self._all.draw(rng, self.counter)
 
-    def draw_stratified(self, rng: np.random.Generator) -> Code:
-        """A code: uniform over the bins, over the combinations of units in it, over what they hold."""
-        strata = self._strata[int(rng.integers(len(self._strata)))]
+    def draw_stratified(self, rng: np.random.Generator, place: int | None = None) -> Code:
+        """A code: uniform over the bins, over the combinations of units in it, over what they hold.
+
+        `place` chooses the bin instead, of those that hold something; they are counted from 0 again after the last.
+        """
+        number = int(rng.integers(len(self._strata))) if place is None else place % len(self._strata)
+        strata = self._strata[number]
         number, stratum = strata[int(rng.integers(len(strata)))]
         return self._members(number, stratum).draw(rng, self.counter)
 
     @cached_property
     def _all(self) -> Stratum:
-        counts = self.counter.within(self.bins[-1].most)
-        return Stratum.of(np.arange(len(counts)), np.zeros_like(counts), counts)
+        below, within = self.counter.within(self.bins[0].above), self.counter.within(self.bins[-1].most)
+        return Stratum.of(np.arange(len(within)), below, within - below)
 
     @cached_property
     def _within_edges(self) -> list[Ints]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from igc_nas.data.datasets import DatasetInfo
+from igc_nas.data.datasets import SIDE, DatasetInfo
 from igc_nas.errors import ConfigError
 from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SpaceFile, find_space
 from igc_nas.study.names import check_study_name
-from igc_nas.study.spec import LatencySpec, Recipe, SamplerName, Schedule, StudySpec, default_name
+from igc_nas.study.spec import Goal, LatencySpec, Recipe, SamplerName, Schedule, StudySpec, default_name
 
 PRUNE_BELOW = 0.02
 """A training is pruned at a rung where its probability to end on the front is below this."""
@@ -67,9 +69,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "full": {"epochs": 200, "lr": 0.1, "warmup": 0.025, "average": 0.9995, "cutout": 16},
 }
 LR_BATCH = 128
-"""The batch that the presets' learning rates are for; for another one they are scaled linearly (Goyal et al. 2017)."""
-SIDE = 32
-"""The image side that the presets' crop and cutout are for; they are scaled with it."""
+"""The batch that the presets' learning rates are for; for another one they are scaled linearly (Goyal et al. 2017).
+Their crop and cutout are for images of `SIDE` pixels, and are scaled with the side."""
 
 
 def default_preset(kind: str) -> str:
@@ -123,13 +124,44 @@ def default_extent(kind: str, devices: int = 1, *, cores: int | None = None, mem
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, by its affinity and by its container's quota (cgroup v2)."""
+    """Cores that this process may use, by its affinity and by the CPU quotas of its control groups."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(math.floor(quota) for quota in cpu_quotas())]))
+
+
+def cpu_quotas(root: Path = Path("/")) -> Iterator[float]:
+    """The CPU quotas, in cores, of this process's control groups and of those that contain them (cgroup v1 and v2).
+
+    `root` has the folders `proc` and `sys`. A container sees its own group at the mount point.
+    """
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or "max"
-        return cores
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    mounts = root / "sys/fs/cgroup"
+    groups: list[Path] = [mounts, mounts / "cpu", mounts / "cpu,cpuacct"]
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        names = [""] if not controllers else ["cpu", "cpu,cpuacct"] if "cpu" in controllers.split(",") else []
+        for name in names:
+            group = (mounts / name).joinpath(*(part for part in path.split("/") if part not in ("", "..")))
+            groups += [group, *(parent for parent in group.parents if parent.is_relative_to(mounts / name))]
+    for group in dict.fromkeys(groups):
+        for read in (_quota_v2, _quota_v1):
+            with contextlib.suppress(OSError, ValueError):  # no such file, or no limit: "max", -1
+                yield read(group)
+
+
+def _quota_v2(group: Path) -> float:
+    quota, period = (group / "cpu.max").read_text().split()
+    return int(quota) / int(period)
+
+
+def _quota_v1(group: Path) -> float:
+    quota, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+    if quota <= 0:
+        raise ValueError("no limit")
+    return quota / period
 
 
 def new_spec(
@@ -140,7 +172,8 @@ def new_spec(
     space: str | Path = "igc_cifar",
     name: str | None = None,
     budget: Budget | None = None,
-    objectives: tuple[str, ...] = ("error", "params", "latency"),
+    objectives: tuple[str, ...] | None = None,
+    goal: Goal | None = None,
     sampler: SamplerName = "known-cost",
     seed: int = 0,
     prune_below: float = PRUNE_BELOW,
@@ -152,21 +185,34 @@ def new_spec(
     The command line takes the device's dtype and runtime: `recipe={"dtype": device.fast_dtype}`,
     `latency={"runtime": device.deployment_runtime}`.
 
+    Without `objectives` they are error, parameters and latency. Without `goal` it is `best-error` where there is an
+    upper limit and at most the error is named as objective, else `front`.
+
     `info` comes from `igc_nas.data.datasets.locate`, the device's name and kind from `igc_nas.nn.device.find_devices`.
     Raises `ConfigError` for an unknown space or a wrong recipe, `InfeasibleError` where nothing fits the budget.
     """
     path = find_space(str(space))
     file = SpaceFile.load(path)
+    if info.images:
+        file = file.with_side(info.side)
     if file.input[0] != 3 or file.input[1] != file.input[2]:
         raise ConfigError(f"{path.name}: input {list(file.input)} is not that of square colour images, [3, H, H]")
     budget = budget or Budget()
+    goal = goal or _default_goal(budget, objectives)
+    objectives = objectives or ("error", "params", "latency")
+    if goal and "error" not in objectives:
+        raise ConfigError(f"goal {goal} needs the objective error")
+    if goal == "front" and len(objectives) == 1:
+        raise ConfigError("a front needs two objectives", "leave out --goal, or name a second one: error,params")
     spec = StudySpec(
         name=check_study_name(name or default_name(path.stem, info.name, budget, seed)),
         space_name=path.stem,
         classes=info.classes,
         dataset=info.label,
         dataset_sha256=info.sha256,
+        images=info.images,
         objectives=objectives,
+        goal=goal,
         sampler=sampler,
         seed=seed,
         prune_below=prune_below,
@@ -176,7 +222,14 @@ def new_spec(
         space=file,
     )
     spec.feasible.lightest()  # raises where nothing fits
+    spec.search_space.check_side()
     return spec
+
+
+def _default_goal(budget: Budget, objectives: tuple[str, ...] | None) -> Goal | None:
+    if objectives == ("error",) or (objectives is None and budget.is_limited):
+        return "best-error"
+    return "front" if objectives is None or "error" in objectives else None
 
 
 def _latency_spec(device_name: str, kind: str, space: SpaceFile, changes: Mapping[str, Any]) -> LatencySpec:
@@ -189,9 +242,16 @@ def _latency_spec(device_name: str, kind: str, space: SpaceFile, changes: Mappin
 
 
 def _fitting_recipe(kind: str, info: DatasetInfo, changes: Mapping[str, Any]) -> Recipe:
-    """The default recipe with changes, its images cut to the dataset's. Raises where the changes need more images."""
+    """The default recipe with changes, its images cut to the dataset's. Raises where the changes need more images.
+
+    The default resolution is the recipe's share of the images' side (a half on a CPU), the crop an eighth of that.
+    """
+    if info.images:
+        changes = {"resolution": max(4, RECIPES[kind]["resolution"] * info.side // SIDE), **changes}
     recipe = default_recipe(kind, **changes)
-    held_out = recipe.held_out if "held_out" in changes else min(recipe.held_out, info.train_count // 10)
+    if info.images and "crop" not in changes:
+        recipe = recipe.model_copy(update={"crop": recipe.resolution // 8})
+    held_out = recipe.held_out if "held_out" in changes else min(recipe.held_out, max(1, info.train_count // 10))
     rest = info.train_count - held_out
     train_size = recipe.train_size if "train_size" in changes else min(recipe.train_size, rest)
     if not 0 < train_size <= rest:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
 
 from igc_nas.errors import StudyError, UsageError
-from igc_nas.io.files import is_file
+from igc_nas.io.files import is_file, user_path
 from igc_nas.io.resources import shipped
 from igc_nas.io.text import nearest
 
@@ -33,20 +34,34 @@ def check_study_name(name: str) -> str:
 def find_study(name: str | Path, root: Path) -> Path:
     """The folder of a study.
 
-    A `Path`, or text with a separator, is the folder; a name is looked up in `root`, then among the shipped studies.
-    Raises `StudyError` that lists the known names.
+    A `Path`, or text that can only be one (`./mine`, `mine/`, `.`, `~/mine`), is the folder. A name is looked up in
+    `root`, then in the working folder, then among the shipped studies. Raises `StudyError` that lists the known names.
     """
-    path = Path(name)
-    if isinstance(name, Path) or len(path.parts) > 1:
+    path = user_path(name)
+    if isinstance(name, Path) or is_path(name):
         if is_file(path / "study.toml"):
-            return path
-        raise StudyError(f"no study in {str(path)!r:.200} (it has no study.toml)")
-    for folder in (root, shipped("studies")):
-        if STUDY_NAME.fullmatch(name) and (folder / name / "study.toml").is_file():
+            return path if path.name.strip(".") else path.resolve()
+        raise StudyError(f"no study in {str(path)!r:.200} (it has no study.toml)", _studies_in(path))
+    for folder in (root, Path(), shipped("studies")):
+        if name and is_file(folder / name / "study.toml"):
             return folder / name
     names = study_names(root)
     there = f"there are {', '.join(names[:20])}; " if names else ""
     raise StudyError(f"unknown study {name!r:.120}", nearest(name, names, f"{there}start one with igc-nas search"))
+
+
+def is_path(text: str) -> bool:
+    """Whether text can only be a path: it has a separator or begins with `~`, or it is `.` or `..`."""
+    return text in (".", "..") or text.startswith("~") or any(mark in text for mark in (os.sep, os.altsep) if mark)
+
+
+def _studies_in(folder: Path) -> str | None:
+    """A hint that names the studies inside of a folder which is none itself."""
+    try:
+        inside = sorted(path.parent.name for path in folder.glob("*/study.toml"))
+    except (OSError, ValueError):
+        return None
+    return f"there are {', '.join(inside[:20])} in it" if inside else None
 
 
 def study_argument(folder: Path | None, name: str) -> str:

@@ -1,7 +1,7 @@
 """The objectives by name: all are minimised, all are read from a `Candidate`.
 
 The hypervolume is that of scaled objectives: the error linearly, all others by their logarithm, each to [0, 1] by the
-study's fixed bounds; the reference point is (1, ..., 1).
+study's scale (`StudySpec.scale_bounds`); the reference point is (1, ..., 1).
 """
 
 from __future__ import annotations
@@ -46,14 +46,16 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def parse_objectives(text: str) -> tuple[str, ...]:
-    """`"error,params,latency"` -> the names. Two or three different ones; raises `UsageError`."""
+    """`"error,params,latency"` -> the names. The error alone, or two or three different ones; raises `UsageError`."""
     names = tuple(part.strip() for part in text.split(","))
     for name in names:
         if name not in OBJECTIVES:
             hint = nearest(name, OBJECTIVES, f"choose from {', '.join(OBJECTIVES)}")
             raise UsageError(f"unknown objective {name!r:.40}", hint)
-    if len(set(names)) != len(names) or len(names) not in (2, 3):
-        raise UsageError(f"objectives {text!r:.80}: name two or three different ones", "e.g. error,params,latency")
+    if names != ("error",) and (len(set(names)) != len(names) or len(names) not in (2, 3)):
+        raise UsageError(
+            f"objectives {text!r:.80}: name two or three different ones, or error alone", "e.g. error,params,latency"
+        )
     return names
 
 

@@ -256,6 +256,8 @@ class Trial(Frozen):
     started: str | None = None
     """UTC, ISO 8601."""
     wall_s: float | None = None
+    remeasured: str | None = None
+    """UTC, ISO 8601: when its latency was measured again, after it had ended."""
     spent: TimeBreakdown | None = None
     """None if the trial did not end, and in old records."""
     process: Process | None = None

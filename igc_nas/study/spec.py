@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from igc_nas.arch.config import Image
 from igc_nas.arch.cost import cost_of
+from igc_nas.data.packed import ImageSet
 from igc_nas.errors import ConfigError, IgcNasError, InfeasibleError, StudyError
 from igc_nas.io.records import Frozen, parse_toml
 from igc_nas.space.budget import Budget
@@ -24,6 +25,13 @@ from igc_nas.study.objectives import OBJECTIVES, parse_objectives
 from igc_nas.study.records import Latency, Ms
 from igc_nas.study.schema import SCHEMA, current_spec
 
+Goal = Literal["best-error", "front"]
+LEAST_ERROR_SHARE: dict[Goal, float] = {"best-error": 2 / 3, "front": 1 / 3}
+"""How much of the scale of each cost lies beyond the budget: what a lower least error counts, whatever it costs.
+
+With the reference point at the budget itself, a network near the budget adds next to nothing to the hypervolume,
+however low its error is, and a search for hypervolume never trains one.
+"""
 SamplerName = Literal["known-cost", "stratified", "random", "tpe", "nsga2", "evolution", "brute-force"]
 DtypeName = Literal["float32", "bfloat16"]
 RuntimeName = Literal["eager", "compile", "onnxruntime", "openvino", "native"]
@@ -140,8 +148,8 @@ class Calibration(Frozen):
 class StudySpec(Frozen):
     """The settings that all trials of a study share.
 
-    `bounds` scale the objectives for the hypervolume (see `igc_nas.study.objectives`); those of latency are set by the
-    calibration. Raises `StudyError` from `from_toml`.
+    `bounds` are the region of interest in each objective, from which `scale_bounds` follow; those of latency are set by
+    the calibration. Raises `StudyError` from `from_toml`.
     """
 
     schema_version: Annotated[int, Field(alias="schema", ge=1)] = SCHEMA
@@ -150,7 +158,14 @@ class StudySpec(Frozen):
     classes: Annotated[int, Field(ge=2)]
     dataset: str
     dataset_sha256: str
+    images: ImageSet | None = None
+    """Of a folder of images of one's own: its classes, counts and statistics; None for a named dataset."""
     objectives: Annotated[tuple[str, ...], Field(strict=False)] = ("error", "params", "latency")
+    goal: Goal | None = None
+    """`best-error`: the least error within the budget first, and the front that leads there; `front`: all of the front.
+
+    None: a study of version 0.1, whose reference point is at the budget.
+    """
     sampler: SamplerName = "known-cost"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     prune_below: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -169,6 +184,14 @@ class StudySpec(Frozen):
             return parse_objectives(",".join(names))
         except IgcNasError as error:
             raise ValueError(error.message) from None
+
+    @model_validator(mode="after")
+    def _goal_is_about_the_error(self) -> Self:
+        if self.goal and "error" not in self.objectives:
+            raise ValueError(f"goal {self.goal} needs the objective error")
+        if self.goal == "front" and len(self.objectives) == 1:
+            raise ValueError("a front needs two objectives")
+        return self
 
     @model_validator(mode="after")
     def _bounds_make_a_scale(self) -> Self:
@@ -242,20 +265,45 @@ class StudySpec(Frozen):
         )
 
     def known_bounds(self) -> dict[str, tuple[float, float]]:
-        """Bounds of all objectives but latency: 0 to chance level; smallest cost to the budget or the largest cost."""
+        """Bounds of all objectives but latency.
+
+        The error: 0 to chance level; a cost: the budget's lower limit or the smallest of the space, to the budget or
+        the largest.
+        """
         space, heaviest = self.search_space, cost_of(self.feasible.heaviest())
         limits = {"params": self.budget.params, "macs": min(self.budget.macs or heaviest.macs, heaviest.macs)}
+        lows = {"params": self.budget.min_params, "macs": self.budget.min_macs}
         bounds: dict[str, tuple[float, float]] = {"error": (0.0, 1 - 1 / self.classes)}
         for metric in METRICS:
             least, most = (getattr(cost_of(arch), metric) for arch in (space.smallest(metric), space.largest(metric)))
-            high = min(limits.get(metric) or most, most)
+            high, least = min(limits.get(metric) or most, most), max(lows.get(metric) or least, least)
             bounds[metric] = (float(least), float(max(high, least + 1)))
         bounds["flops"] = (2 * bounds["macs"][0], 2 * bounds["macs"][1])
         return bounds
 
     def scaled(self, values: Mapping[str, float]) -> tuple[float, ...]:
         """Objective values on the study's fixed scale, at least 0; a value of 1 or more adds no hypervolume."""
-        return tuple(max(0.0, OBJECTIVES[name].scale(value, *self.bounds[name])) for name, value in values.items())
+        return tuple(
+            max(0.0, OBJECTIVES[name].scale(value, *self.scale_bounds(name))) for name, value in values.items()
+        )
+
+    def scale_bounds(self, name: str, bounds: Bound | None = None) -> Bound:
+        """(what is 0, what is 1) on the scale of an objective: the reference point of a cost lies beyond its bound.
+
+        `bounds` replace the study's own.
+
+        Beyond it is the share `LEAST_ERROR_SHARE` of the scale. So a network that lowers the least error of the study
+        adds at least that share of what it would add if it cost nothing.
+        """
+        low, high = bounds or self.bounds[name]
+        if self.goal is None or not OBJECTIVES[name].log:
+            return low, high
+        return low, low * (high / low) ** (1 / (1 - LEAST_ERROR_SHARE[self.goal]))
+
+    @property
+    def front_objectives(self) -> tuple[str, ...]:
+        """The objectives of the study's front: its own; for the error alone the error and the parameters."""
+        return self.objectives if len(self.objectives) > 1 else ("error", "params")
 
 
 def default_name(space: str, dataset: str, budget: Budget, seed: int) -> str:

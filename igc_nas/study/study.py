@@ -66,25 +66,25 @@ class Study:
 
     def front(self, objectives: Sequence[str] | None = None) -> tuple[Candidate, ...]:
         """The candidates that no other one dominates, by the first objective ascending."""
-        names = tuple(objectives or self.spec.objectives)
+        names = tuple(objectives or self.spec.front_objectives)
         points = [values(c, names) for c in self.feasible_candidates]
         return tuple(self.feasible_candidates[i] for i in sorted(nondominated(points), key=lambda i: points[i]))
 
     def scaled(self, candidate: Candidate, objectives: Sequence[str] | None = None) -> tuple[float, ...]:
         """A candidate's objectives, scaled to [0, 1] by the study's fixed bounds."""
-        names = tuple(objectives or self.spec.objectives)
+        names = tuple(objectives or self.spec.front_objectives)
         return self.spec.scaled(dict(zip(names, values(candidate, names), strict=True)))
 
     def hypervolume(self, objectives: Sequence[str] | None = None) -> float | None:
         """Hypervolume of the scaled front for the reference point (1, ..., 1); None before the study is calibrated."""
-        names = tuple(objectives or self.spec.objectives)
+        names = tuple(objectives or self.spec.front_objectives)
         if any(name not in self.spec.bounds for name in names):
             return None
         return hypervolume([self.scaled(c, names) for c in self.front(names)], (1.0,) * len(names))
 
     def hypervolume_curve(self, objectives: Sequence[str] | None = None) -> list[tuple[int, float]]:
         """(number of feasible candidates, their hypervolume) after each of them; empty before calibration."""
-        names = tuple(objectives or self.spec.objectives)
+        names = tuple(objectives or self.spec.front_objectives)
         if any(name not in self.spec.bounds for name in names):
             return []
         points = (self.scaled(candidate, names) for candidate in self.feasible_candidates)
@@ -134,9 +134,9 @@ class Study:
 
     def _comparable(self, candidate: Candidate) -> tuple[float, ...]:
         """The objectives among which the knee is found: scaled if the study has bounds, else as they are."""
-        if all(name in self.spec.bounds for name in self.spec.objectives):
+        if all(name in self.spec.bounds for name in self.spec.front_objectives):
             return self.scaled(candidate)
-        return values(candidate, self.spec.objectives)
+        return values(candidate, self.spec.front_objectives)
 
     def _best_under(self, limits: dict[str, float]) -> Candidate:
         def relative_size(candidate: Candidate) -> float:

@@ -2,8 +2,16 @@
 
 import pytest
 
-from igc_nas.analysis.words import candidate_words, conditions_words, form_words, noise_words, recipe_words
+from igc_nas.analysis.words import (
+    candidate_words,
+    conditions_words,
+    form_words,
+    front_end_words,
+    noise_words,
+    recipe_words,
+)
 from igc_nas.io.units import format_count
+from igc_nas.study.study import Study, load_study
 from tests.support.studies import make_study
 
 STUDY = make_study(3)
@@ -24,6 +32,24 @@ def test_a_latency_and_its_spec_have_the_same_conditions() -> None:
     assert conditions_words(STUDY.candidates[0].latency) == words
     two = STUDY.spec.latency.model_copy(update={"threads": 2})
     assert "2 threads" in conditions_words(two)
+
+
+def test_a_front_that_ends_far_below_the_budget_says_so_and_why() -> None:
+    assert front_end_words(load_study("igc_cifar10_2m")) == (
+        "The front ends at 218.3k parameters, 11 % of the budget. 7 networks beyond that were tried (up to 1.309M); "
+        "after 6,000 images none of them had a lower error. Longer trainings favour larger networks."
+    )
+    study = load_study("igc_cifar10_2m")
+    members = {c.trial for c in study.front() if c.cost.params < 40_000}
+    small = Study(study.spec, tuple(trial for trial in study.trials if trial.number in members))
+    assert str(front_end_words(small)).endswith("% of the budget: no network beyond that was tried.")
+
+
+def test_a_front_near_the_budget_or_without_one_needs_no_words() -> None:
+    study = load_study("igc_cifar10_2m")
+    for params in (None, 400_000):
+        spec = study.spec.model_copy(update={"budget": study.spec.budget.model_copy(update={"params": params})})
+        assert front_end_words(Study(spec, study.trials)) is None
 
 
 def test_noise_has_its_reasons() -> None:

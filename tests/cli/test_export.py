@@ -298,8 +298,8 @@ BAD: list[tuple[str, int, tuple[str, ...]]] = [
     ("export strided.toml --format py --weights models/mine", 2, ("same shapes, but it computes another function",)),
     ("export arch.toml --classes 5 --format py --weights models/mine", 2, (
         "classifier.linear.weight is (10, 8), the network has (5, 8)", "of 10 classes")),
-    ("export arch.toml --format py --weights pickle.pt", 2, ("pickle.pt is no readable safetensors file",)),
-    ("export arch.toml --format py --weights cut.safetensors", 2, ("cut.safetensors is no readable safetensors",)),
+    ("export arch.toml --format py --weights pickle.pt", 2, ("pickle.pt is not a readable safetensors file",)),
+    ("export arch.toml --format py --weights cut.safetensors", 2, ("cut.safetensors is not a readable safetensors",)),
     ("export arch.toml --format py --weights checkpoint.safetensors", 2, (
         "stem.conv.weight is nothing", "looks like a checkpoint")),
     ("export arch.toml --format py --weights nothing.safetensors", 2, ("nothing.safetensors",)),

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,23 @@ def found_arch(folder: Path) -> dict[str, Any]:
 
 
 def cell_of(name: str) -> str:
-    """The CSV cell of a name: the name, made printable, with an apostrophe before a formula."""
+    """The CSV cell of a name: the name, made printable, with an apostrophe before a formula or a number."""
     shown = printable(name, lines=False)
-    return f"'{shown}" if shown.strip()[:1] in ("=", "+", "-", "@") and shown.strip() else shown
+    is_number = shown.isascii() and taken(lambda: float(shown.strip())) is not None
+    return f"'{shown}" if (shown.strip() and shown.strip()[0] in "=+-@") or is_number else shown
+
+
+def taken(read: Callable[[], float]) -> float | None:
+    try:
+        return read()
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize("identity", ["649351836661", "0130365e0639", "000000000000", "12e345678901"])
+def test_an_id_that_looks_like_a_number_is_read_back_as_text(identity: str) -> None:
+    text = csv_text([GOOD.candidates[0].model_copy(update={"id": identity})])
+    assert pd.read_csv(io.StringIO(text)).id.tolist() == [f"'{identity}"]
 
 
 def test_ordinary_names_and_numbers_come_through_a_csv_unchanged() -> None:

@@ -177,6 +177,7 @@ def test_a_new_study_takes_defaults_for_options_not_given(tmp_path: Path) -> Non
     found = study.spec
     assert (study.continued, study.dataset, study.folder) == (False, "auto", tmp_path / found.name)
     assert (found.objectives, found.sampler, found.seed) == (("error", "params", "latency"), "known-cost", 0)
+    assert found.goal == "best-error"
     assert (found.dataset, found.classes, found.latency.device) == ("shapes", 10, "stub")
     assert found.recipe == default_recipe("cpu", epochs=1, dtype=STUB.fast_dtype, held_out=2000)
     assert (found.recipe.forms, found.latency.runtime) == ("fastest", STUB.deployment_runtime)
@@ -224,7 +225,11 @@ def test_a_study_name_that_cannot_name_a_folder_is_refused(name: str, tmp_path: 
     [
         ({"space": "tinny"}, ConfigError),
         ({"space": "nowhere.toml"}, ConfigError),
-        ({"objectives": "error"}, UsageError),
+        ({"objectives": "params"}, UsageError),
+        ({"objectives": "error", "goal": "front"}, ConfigError),
+        ({"objectives": "params,macs", "goal": "best-error"}, ConfigError),
+        ({"params": (3000, 3000)}, InfeasibleError),
+        ({"min_params": 3000, "budget_params": 2000}, ConfigError),
         ({"objectives": "error,error"}, UsageError),
         ({"objectives": "error,speed"}, UsageError),
         ({"recipe": ("epochs",)}, UsageError),
@@ -243,6 +248,30 @@ def test_an_invalid_request_is_refused_and_leaves_no_file(
         )
     one_line(raised)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "goal", "front"),
+    [
+        ({}, "front", ("error", "params", "latency")),
+        ({"budget_macs": 600_000}, "best-error", ("error", "params", "latency")),
+        ({"min_params": 1000}, "front", ("error", "params", "latency")),
+        ({"budget_params": 2000, "objectives": "error,params"}, "front", ("error", "params")),
+        ({"objectives": "error"}, "best-error", ("error", "params")),
+        ({"objectives": "params,macs"}, None, ("params", "macs")),
+        ({"budget_params": 2000, "goal": "front"}, "front", ("error", "params", "latency")),
+    ],
+)
+def test_a_budget_asks_for_the_least_error_within_it(
+    given: dict[str, Any], goal: str | None, front: tuple[str, ...], tmp_path: Path
+) -> None:
+    found = resolve_study(request(root=tmp_path, space="tiny", **given), STUB).spec
+    assert (found.goal, found.front_objectives) == (goal, front)
+
+
+def test_ranges_and_limits_on_one_cost_are_all_kept() -> None:
+    given = request(params=(1000, 3000), budget_params=2000, min_params=500, macs=(None, 50), budget_flops=200)
+    assert given_settings(given) == {"budget": {"params": 2000, "min_params": 1000, "macs": 50}}
 
 
 # An existing study.

@@ -181,7 +181,7 @@ def test_auto_is_shapes_only_where_cifar10_is_missing(tmp_path: Path) -> None:
         ("cifar", "did you mean cifar10?"),
         ("cifar-100", "did you mean cifar100?"),
         ("shape", "did you mean shapes?"),
-        ("imagenet", "use cifar10, cifar100, shapes"),
+        ("imagenet", "use cifar10, cifar100, shapes, or the path of a folder of images"),
     ],
 )
 def test_an_unknown_name_gets_a_hint(tmp_path: Path, name: str, hint: str) -> None:
@@ -191,7 +191,7 @@ def test_an_unknown_name_gets_a_hint(tmp_path: Path, name: str, hint: str) -> No
     assert raised.value.hint == hint
 
 
-@pytest.mark.parametrize("name", ["", "auto ", "\x1b[31m", "../cifar10", "cifar10\n", "x" * 5000, "<b>"])
+@pytest.mark.parametrize("name", ["", "auto ", "\x1b[31m", "cifar10\n", "x" * 5000, "<b>"])
 def test_an_unknown_name_is_one_line(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError) as raised:
         locate(name, tmp_path)

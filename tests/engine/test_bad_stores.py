@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from igc_nas.bench.samplers.replay import Replay
 from igc_nas.bench.samplers.runs import Task, run_tasks
-from igc_nas.engine.database import parse_url, read_study
+from igc_nas.engine.database import DATABASE_FILE, parse_url, read_study
 from igc_nas.engine.search import Run, search
-from igc_nas.engine.store import DATABASE_FILE, Store
+from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.nn.lowering.timing_cache import TimingCache, timing_cache_for
 from igc_nas.study.records import Trial

@@ -16,9 +16,9 @@ from typing import Any
 import filelock
 import pytest
 
-from igc_nas.engine.database import parse_url, read_study
+from igc_nas.engine.database import default_url, read_study
 from igc_nas.engine.search import Run, search
-from igc_nas.engine.store import Store, default_storage
+from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError
 from igc_nas.nn.device import cpu_name
 from igc_nas.study.records import FINISHED, Trial
@@ -209,7 +209,7 @@ def survives(damage: Callable[[bytes, random.Random], bytes], times: int, seed: 
         assert (copy / "trials.jsonl").read_bytes() == evidence
         assert [path.name for path in copy.iterdir() if path.name.startswith(".")] == []
         with contextlib.suppress(StudyError):
-            read_study(parse_url(default_storage(copy)), "stub")
+            read_study(default_url(copy), "stub")
     for error in refused:
         assert len(error.message.splitlines()) == 1
         assert error.hint

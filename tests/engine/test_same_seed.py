@@ -1,7 +1,8 @@
 """A search of one seed gives the trials that it gave at commit 2e67fd0: the same networks, costs, errors and order.
 
 `same_seed.json` holds what that commit found: each sampler with invented errors, and two real searches of 12 trials.
-The values were not taken anew since; a change that moves one of them is a change of what a study's seed means.
+The values were not taken anew since; a change that moves one of them is a change of what a study's seed means. All of
+them are of the scale that studies without a goal have; the searches with a goal are of the commit that brought it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 
 from igc_nas.engine.search import Run, search
+from igc_nas.nn.device import cpu_name
 from igc_nas.space.budget import Budget
+from igc_nas.study.defaults import PRUNE_BELOW
 from igc_nas.study.study import load_study
 from tests.support.searches import evaluate, evaluate_on_the_way, recorded, spec
 
@@ -65,6 +68,13 @@ def test_a_sampler_proposes_what_it_proposed_in_a_large_space(sampler: Any, tmp_
     assert recorded(load_study(tmp_path / "stub")) == RECORDED[f"igc_cifar {sampler}"]
 
 
+@pytest.mark.parametrize("goal", ["best-error", "front"])
+def test_a_search_with_a_goal_proposes_what_it_proposed(goal: Any, tmp_path: Path) -> None:
+    asked = spec(space="igc_cifar", goal=goal, seed=5, budget=Budget(params=500_000))
+    list(search(asked, Run(tmp_path / "stub", trials=24), evaluate=evaluate))
+    assert recorded(load_study(tmp_path / "stub")) == RECORDED[f"igc_cifar {goal}"]
+
+
 def test_trainings_are_pruned_where_they_were_pruned(tmp_path: Path) -> None:
     recipe = {"epochs": 2, "train_size": 3000, "rungs": [2000, 4000]}
     asked = spec(sampler="known-cost", seed=1, prune_below=0.2, recipe=recipe)
@@ -85,11 +95,22 @@ def _rounds_alike() -> None:
 @pytest.mark.parametrize("space", ["tiny", "igc_cifar"])
 def test_a_real_search_finds_what_it_found(space: str, tmp_path: Path) -> None:
     words = [
-        *("--space", space, "--dataset", "shapes", "--budget-params", "300k", "--trials", "12", "--workers", "1"),
-        *("--objectives", "error,params", "--forms", "factored", "--latency-runtime", "eager"),
+        *("--dataset", "shapes", "--trials", "12", "--workers", "1"),
         *("--studies-dir", str(tmp_path), "--study", "same"),
-        *("--recipe", "dtype=float32,epochs=1,train_size=800,held_out=500,resolution=8,rungs=[400]"),
     ]
+    recipe = {"dtype": "float32", "epochs": 1, "train_size": 800, "held_out": 500, "resolution": 8, "rungs": (400,)}
+    made = spec(
+        space=space,
+        name="same",
+        objectives=("error", "params"),
+        budget=Budget(params=300_000),
+        prune_below=PRUNE_BELOW,
+        recipe=recipe | {"forms": "factored"},
+        latency={"device": cpu_name(), "forms": "factored"},
+    )
+    assert made.goal is None  # the scale of version 0.1 must be given: a new search has another
+    (tmp_path / "same").mkdir()
+    (tmp_path / "same" / "study.toml").write_text(made.to_toml(), encoding="utf-8")
     command = [sys.executable, "-m", "igc_nas", "search", *words]
     subprocess.run(command, env=os.environ | PINNED, capture_output=True, check=True, timeout=600)
     assert recorded(load_study(tmp_path / "same")) == RECORDED[f"real {space}"]

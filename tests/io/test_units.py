@@ -12,6 +12,7 @@ from igc_nas.io.units import (
     format_ms,
     format_seconds,
     parse_count,
+    parse_count_range,
     parse_ms,
     parse_seconds,
 )
@@ -39,6 +40,26 @@ PARSERS = (parse_count, parse_ms, parse_seconds)
 )
 def test_count(text: str, count: int) -> None:
     assert parse_count(text) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("500k..2M", (500_000, 2_000_000)),
+        ("..2M", (None, 2_000_000)),
+        ("500k..", (500_000, None)),
+        ("2M", (None, 2_000_000)),
+        ("1.5k..1.5k", (1500, 1500)),
+    ],
+)
+def test_a_range(text: str, ends: tuple[int | None, int | None]) -> None:
+    assert parse_count_range(text) == ends
+
+
+@pytest.mark.parametrize("text", ["..", "", "2M..1M", "1..2..3", "1...2", "a..b", "1M-2M", "..5ms"])
+def test_text_that_is_no_range_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_count_range(text)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from igc_nas.samplers.mutation import Mutator
 from igc_nas.samplers.study_sampler import ExhaustedError, StudySampler, distributions
 from igc_nas.space.budget import Budget
 from igc_nas.space.encoding import Code
+from igc_nas.study.objectives import values
 from igc_nas.study.pareto import dominates, hypervolume
 from igc_nas.study.spec import SamplerName, StudySpec
 from igc_nas.study.study import load_study
@@ -358,6 +359,64 @@ def test_a_surrogate_that_ranks_better_is_used(begun: Loop) -> None:
 def test_the_first_suggestions_are_stratified_draws() -> None:
     one, other = (Loop(with_sampler(TINY, name, seed=8)).go(STARTUP) for name in ("known-cost", "stratified"))
     assert one == other
+
+
+def recorded_history(base: StudySpec, n: int) -> History:
+    """The first n trials of the shipped study under 2 M parameters."""
+    candidates, encoding = load_study("igc_cifar10_2m").candidates[:n], base.feasible.encoding
+    codes = [code for c in candidates if (code := encoding.code(c.arch)) is not None]
+    rows = np.array([values(c, base.objectives) for c in candidates])
+    none = price(encoding, [])
+    return History(price(encoding, codes), rows, none, np.empty((0, 2)), none)
+
+
+@pytest.mark.parametrize("objectives", [("error", "params", "latency"), ("error",)])
+def test_a_search_for_the_best_error_proposes_networks_that_the_old_scale_left_alone(objectives: Any) -> None:
+    """A replay of recorded trials, in which nothing over 500 k was proposed after trial 5."""
+    old = load_study("igc_cifar10_2m").spec
+    new = old.model_copy(update={"goal": "best-error", "objectives": objectives})
+    over: dict[str, int] = {}
+    for name, base in (("old", old), ("new", new)):
+        sampler = KnownCost(base)
+        first = [next(sampler.propose(recorded_history(base, n), np.random.default_rng(n))) for n in (20, 28, 36, 44)]
+        over[name] = int((price(base.feasible.encoding, first).costs[:, 0] > 200_000).sum())
+    assert over["old"] < over["new"]
+
+
+def test_a_good_network_at_the_budget_is_seen() -> None:
+    """5 % error at 1.9 M parameters adds more to the hypervolume than all of the recorded front's own gains."""
+    study = load_study("igc_cifar10_2m")
+    found = {}
+    for goal in (None, "front", "best-error"):
+        spec = study.spec.model_copy(update={"goal": goal})
+        points = [
+            spec.scaled(dict(zip(spec.objectives, values(c, spec.objectives), strict=True))) for c in study.front()
+        ]
+        good = spec.scaled({"error": 0.05, "params": 1.9e6, "latency": 4.0})
+        found[goal] = hypervolume([*points, good], (1, 1, 1)) - hypervolume(points, (1, 1, 1))
+    assert found[None] < 0.003
+    assert found["front"] > 0.1
+    assert found["best-error"] > 0.3
+
+
+def test_a_search_with_a_goal_begins_in_every_bin_of_cost_up_to_the_budget() -> None:
+    base = spec(space="igc_cifar", budget=Budget(params=650_000), goal="best-error")
+    for seed in (0, 1):
+        archs = Loop(with_sampler(base, "known-cost", seed)).go(STARTUP)
+        params = [cost_of(arch).params for arch in archs]
+        assert len({np.searchsorted([bin_.most for bin_ in base.feasible.bins], p) for p in params}) == STARTUP
+
+
+def test_a_search_for_the_least_error_alone(tmp_path: Path) -> None:
+    asked = spec(objectives=("error",), goal="best-error", budget=Budget(params=3000))
+    for folder, stops in (("once", (30,)), ("twice", (11, 30))):
+        for trials in stops:
+            list(search(asked, Run(tmp_path / folder, trials=trials), evaluate=evaluate))
+    once, twice = (load_study(tmp_path / folder) for folder in ("once", "twice"))
+    assert [t.id for t in once.trials] == [t.id for t in twice.trials]
+    assert once.front()[0] == once.pick("best-error")
+    assert [c.cost.params for c in once.front()] == sorted((c.cost.params for c in once.front()), reverse=True)
+    assert once.hypervolume() is not None
 
 
 def test_errors_that_are_all_at_chance_do_not_stop_a_search() -> None:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igc_nas.arch.cost import Cost
+from igc_nas.errors import ConfigError
 from igc_nas.space.budget import Budget
 
 budgets = st.builds(
@@ -54,6 +55,25 @@ def test_excess_text_names_the_exceeded_limit() -> None:
     assert budget.excess_text(Cost(2000, 10**6)) is None
     assert budget.excess_text(Cost(2001, 10**6)) == "2,001 parameters; the budget is 2,000"
     assert budget.excess_text(Cost(2000, 10**6 + 1)) == "1,000,001 MACs; the budget is 1,000,000"
+
+
+@given(st.integers(1, 10**9), st.integers(1, 10**9))
+def test_a_lower_limit_is_violated_by_what_is_missing(least: int, params: int) -> None:
+    budget = Budget(min_params=least)
+    assert (budget.violation(Cost(params, 1)) <= 0) == (params >= least)
+    assert (budget.excess_text(Cost(params, 1)) is None) == (params >= least)
+    assert budget.allows(np.array([[params, 1, 1]])).tolist() == [params >= least]
+
+
+def test_limits_that_exclude_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 5 and at most 4 MACs exclude each other"):
+        Budget.parse({"min_macs": 5, "macs": 4})
+
+
+def test_a_range_as_text() -> None:
+    assert str(Budget(params=2_000_000, min_params=500_000)) == "params500k..2M"
+    assert str(Budget(min_macs=10**7, latency_ms=5)) == "macs10M..-latency5ms"
+    assert Budget(min_params=5).excess_text(Cost(4, 1)) == "4 parameters; the least is 5"
 
 
 def test_a_budget_as_text() -> None:

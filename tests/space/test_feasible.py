@@ -157,6 +157,46 @@ def test_stratified_draws_are_within_the_budget(name: str, data: st.DataObject) 
     assert all(feasible.contains(cost_of(feasible.draw_stratified(rng))) for _ in range(20))
 
 
+@pytest.mark.parametrize("name", SPACES)
+@given(data=st.data())
+def test_a_range_holds_what_brute_force_finds_in_it(name: str, data: st.DataObject) -> None:
+    costs = list(networks(name).values())
+    limit: dict[str, int] = {}
+    for metric in data.draw(st.sampled_from([("params",), ("macs",), ("params", "macs")])):
+        low, high = sorted(
+            data.draw(st.lists(st.sampled_from([getattr(c, metric) for c in costs]), min_size=2, max_size=2))
+        )
+        limit |= {f"min_{metric}": low} | ({metric: high} if data.draw(st.booleans()) else {})
+    budget = Budget(**limit)
+    ids = {i for i, cost in networks(name).items() if budget.violation(cost) <= 0}
+    assert ids == {
+        i
+        for i, cost in networks(name).items()
+        if all(getattr(cost, m) <= most for m, most in limit.items() if not m.startswith("min_"))
+        and all(getattr(cost, m[4:]) >= least for m, least in limit.items() if m.startswith("min_"))
+    }
+    feasible, rng = Feasible(SPACES[name], budget), np.random.default_rng(0)
+    assert feasible.count == len(ids)
+    assume(ids)
+    assert sum(found["architectures"] for found in feasible.facts()["bins"]) == len(ids)
+    drawn = [feasible.draw(rng), *(feasible.draw_stratified(rng, place) for place in range(9))]
+    assert {arch_id(arch) for arch in drawn} <= ids
+    assert {arch_id(feasible.lightest()), arch_id(feasible.heaviest())} <= ids
+
+
+def test_a_range_that_holds_nothing_is_refused() -> None:
+    tiny, rng = SPACES["tiny"], np.random.default_rng(0)
+    params = sorted({cost.params for cost in networks("tiny").values()})
+    gap = next((low, high) for low, high in pairwise(params) if high - low > 1)
+    between = Feasible(tiny, Budget(min_params=gap[0] + 1, params=gap[1] - 1))
+    for draw in (between.draw, between.draw_stratified):
+        with pytest.raises(InfeasibleError, match="no architecture of tiny has ") as raised:
+            draw(rng)
+        one_line(raised)
+    with pytest.raises(InfeasibleError, match=f"the largest architecture in tiny has {params[-1]:,} parameters"):
+        Feasible(tiny, Budget(min_params=params[-1] + 1))
+
+
 def test_the_chi_square_test_rejects_a_walk_that_is_not_uniform() -> None:
     """A uniform choice stage by stage favours options with few completions."""
     space, rng, drawn = SPACES["clashing"], np.random.default_rng(7), Counter[str]()

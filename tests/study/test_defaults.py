@@ -1,5 +1,7 @@
 """Defaults: recipes, extents, a new study's spec."""
 
+from pathlib import Path
+
 import pytest
 
 from igc_nas.data.datasets import locate
@@ -9,6 +11,7 @@ from igc_nas.study.defaults import (
     MEMORY_PER_WORKER,
     RECIPES,
     Extent,
+    cpu_quotas,
     default_extent,
     default_recipe,
     new_spec,
@@ -122,3 +125,29 @@ def test_a_recipe_is_cut_to_a_smaller_dataset() -> None:
     assert (recipe.held_out, recipe.train_size) == (2000, 18_000)
     with pytest.raises(ConfigError, match="shapes has 20000 images"):
         new_spec(locate("shapes", None), "some GPU", "cuda", space="tiny", recipe={"train_size": 19_000})
+
+
+V2, V1 = "0::{}\n", "3:cpu,cpuacct:{}\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quotas"),
+    [
+        (V2.format("/"), {"cpu.max": "150000 100000"}, [1.5]),
+        (V2.format("/"), {"cpu.max": "max 100000"}, []),
+        (V2.format("/a/b.service"), {"a/cpu.max": "100000 100000"}, [1.0]),
+        (V2.format("/a/b.service"), {"a/cpu.max": "300000 100000", "a/b.service/cpu.max": "200000 100000"}, [2.0, 3.0]),
+        (V1.format("/docker/x"), {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, [1.0]),
+        (V1.format("/g"), {"cpu/g/cpu.cfs_quota_us": "50000", "cpu/g/cpu.cfs_period_us": "100000"}, [0.5]),
+        (V1.format("/g"), {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, []),
+        ("", {}, []),
+        ("\x00:garbage\n1:2\n", {"cpu.max": "x"}, []),
+    ],
+)  # fmt: skip
+def test_a_cpu_quota_is_seen_wherever_it_stands(
+    groups: str, files: dict[str, str], quotas: list[float], tmp_path: Path
+) -> None:
+    for name, text in {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{k}": v for k, v in files.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert sorted(cpu_quotas(tmp_path)) == quotas

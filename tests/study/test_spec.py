@@ -11,7 +11,8 @@ from igc_nas.arch.cost import cost_of
 from igc_nas.errors import ConfigError, InfeasibleError, StudyError
 from igc_nas.io.records import differences, restricted
 from igc_nas.space.budget import Budget
-from igc_nas.study.spec import SCHEMA, Calibration, StudySpec, default_name
+from igc_nas.study.pareto import hypervolume
+from igc_nas.study.spec import LEAST_ERROR_SHARE, SCHEMA, Calibration, StudySpec, default_name
 from tests.support.builders import SMALL_SPACES, one_line, space_of, taken
 from tests.support.studies import make_spec, make_study
 
@@ -86,7 +87,9 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
         ("classes", 1),
         ("dataset", ["cifar10"]),
         ("objectives", []),
-        ("objectives", ["error"]),
+        ("objectives", ["params"]),
+        ("goal", "beauty"),
+        ("budget", {"params": 5, "min_params": 6}),
         ("objectives", ["error", "error"]),
         ("objectives", ["error", "size"]),
         ("objectives", ["error", "params", "macs", "latency"]),
@@ -164,6 +167,34 @@ def test_keys_that_are_not_asked_for_make_no_difference() -> None:
     asked = {"recipe": {"epochs": 2}}
     assert list(differences(asked, restricted(SPEC.to_dict(), asked))) == []
     assert list(differences({}, SPEC.to_dict())) != []
+
+
+GOALS = st.sampled_from(["best-error", "front"])
+
+
+@given(GOALS, st.floats(0, 0.8), st.floats(0, 1), st.floats(0, 1))
+def test_a_lower_least_error_counts_its_share_up_to_the_budget(goal: Any, error: float, a: float, b: float) -> None:
+    """What a network at the budget adds to one of higher error, in the volume of what it would add at no cost."""
+    spec = SPEC.model_copy(update={"goal": goal, "objectives": ("error", "params")})
+    low, high = spec.bounds["params"]
+    sizes = [low * (high / low) ** share for share in (a, b)]
+    before = spec.scaled({"error": 0.9, "params": low})
+    points = [spec.scaled({"error": error, "params": size}) for size in (low, *sizes, high)]
+    free, *between, at_the_budget = [hypervolume([before, point], (1, 1)) for point in points]
+    assert at_the_budget == pytest.approx(LEAST_ERROR_SHARE[goal] * free, abs=1e-9)
+    assert all(at_the_budget - 1e-9 <= volume <= free + 1e-9 for volume in between)
+
+
+def test_a_study_without_a_goal_has_its_reference_point_at_the_budget() -> None:
+    assert SPEC.goal is None
+    assert SPEC.scale_bounds("params") == SPEC.bounds["params"]
+    assert "goal" not in SPEC.to_dict()
+
+
+def test_known_bounds_begin_at_a_lower_limit() -> None:
+    least, most = small_spec().known_bounds()["params"]
+    middle = int((least + most) / 2)
+    assert small_spec(budget={"min_params": middle}).known_bounds()["params"] == (middle, most)
 
 
 def test_known_bounds_reach_from_the_smallest_network_to_the_budget_or_the_largest() -> None:

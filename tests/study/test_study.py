@@ -216,7 +216,7 @@ def test_limits_and_objectives_are_written_by_name() -> None:
         ("error,parms", "did you mean params?"),
         ("error,qqq", "choose from error, params, macs, flops, latency, activations"),
         ("", "choose from"),
-        ("error", "e.g. error,params,latency"),
+        ("params", "e.g. error,params,latency"),
         ("error,error", "e.g."),
         ("error,params,macs,latency", "e.g."),
         ("error,params,", "choose from"),

@@ -6,12 +6,20 @@ from collections import Counter
 from collections.abc import Sequence
 
 from igc_nas.analysis.views import budget_text, disagreements, format_value
-from igc_nas.analysis.words import LATENCY_FORMS, candidate_words, conditions_words, recipe_words
+from igc_nas.analysis.words import (
+    GOALS,
+    LATENCY_FORMS,
+    candidate_words,
+    conditions_words,
+    front_end_words,
+    recipe_words,
+)
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.io.text import plain
 from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import Candidate
+from igc_nas.study.spec import LEAST_ERROR_SHARE
 from igc_nas.study.study import Study
 
 OFFICIAL = ("cifar10", "cifar100")
@@ -28,7 +36,7 @@ def _banner(study: Study) -> str:
             '<p class="banner" role="alert"><strong>SYNTHETIC shapes: these errors say nothing about CIFAR-10.'
             "</strong> igc-nas draws these images itself, so that it can be tried without a dataset.</p>\n"
         )
-    if study.spec.dataset not in OFFICIAL:
+    if study.spec.dataset not in OFFICIAL and not study.spec.images:
         return (
             '<p class="banner quiet" role="note"><strong>UNOFFICIAL data: these files are not the published ones.'
             f"</strong> The dataset is recorded as <bdi>{plain(study.spec.dataset)}</bdi>.</p>\n"
@@ -55,7 +63,8 @@ def heading(study: Study) -> str:
 def cards(study: Study) -> str:
     """The key numbers at the top of the page, as HTML."""
     found = "".join(f"<li><strong>{value}</strong><span>{name}</span></li>\n" for name, value in numbers(study))
-    return f'<ul class="cards">\n{found}</ul>\n'
+    end = front_end_words(study)
+    return f'<ul class="cards">\n{found}</ul>\n' + (f"<p>{end}</p>\n" if end else "")
 
 
 def numbers(study: Study) -> list[tuple[str, str]]:
@@ -76,7 +85,7 @@ def question(study: Study) -> str:
     facts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>\n" for name, value in _question(study))
     spec = study.spec
     return (
-        f"<details>\n<summary><b>Conditions:</b> {budget_text(study)}, over {', '.join(spec.objectives)}; "
+        f"<details>\n<summary><b>Conditions:</b> {budget_text(study)}, over {', '.join(spec.front_objectives)}; "
         f"<bdi>{plain(spec.dataset)}</bdi>, <bdi>{plain(spec.latency.device)}</bdi></summary>\n"
         f"<p>Errors come from a short proxy training on <bdi>{plain(spec.dataset)}</bdi>"
         f"{' (synthetic)' if is_synthetic(spec.dataset) else ''}, measured on held-out training images.</p>\n"
@@ -92,6 +101,7 @@ def _question(study: Study) -> list[tuple[str, str]]:
         ("Space", f"<bdi>{plain(spec.space_name)}</bdi>"),
         ("Budget", budget_text(study)),
         ("Objectives", ", ".join(spec.objectives)),
+        *([("Goal", GOALS[spec.goal])] if spec.goal else []),
         ("Data", f"<bdi>{plain(spec.dataset)}</bdi>, {spec.classes} classes"),
         ("Proxy training", recipe_words(recipe, held_out=True)),
         ("Latency", f"<bdi>{plain(conditions_words(latency))}</bdi>; images of {size}; {LATENCY_FORMS[latency.forms]}"),
@@ -124,16 +134,20 @@ def _rungs_text(study: Study) -> str:
 def _scale_text(study: Study) -> str:
     """Definition of the hypervolume: scale and reference point; empty before the study has bounds."""
     spec = study.spec
-    if any(name not in spec.bounds for name in spec.objectives):
+    if any(name not in spec.bounds for name in spec.front_objectives):
         return ""
     spans = "; ".join(
         f"{name} {format_value(name, low)} to {format_value(name, high)}{' (log)' if OBJECTIVES[name].log else ''}"
-        for name, (low, high) in ((name, spec.bounds[name]) for name in spec.objectives)
+        for name, (low, high) in ((name, spec.scale_bounds(name)) for name in spec.front_objectives)
     )
-    point = ", ".join(format_value(name, spec.bounds[name][1]) for name in spec.objectives)
+    point = ", ".join(format_value(name, spec.scale_bounds(name)[1]) for name in spec.front_objectives)
+    beyond = ""
+    if spec.goal:
+        share = LEAST_ERROR_SHARE[spec.goal]
+        beyond = f", for the costs on beyond the budget by {share:.0%} of the scale, which a lower least error counts"
     return (
         f"share of the unit box that the front dominates; each objective is scaled to [0, 1] by bounds fixed when the "
-        f"study was created ({spans}); the reference point is (1, …, 1), that is ({point})"
+        f"study was created ({spans}{beyond}); the reference point is (1, …, 1), that is ({point})"
     )
 
 

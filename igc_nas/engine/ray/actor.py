@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from igc_nas._version import __version__
-from igc_nas.data.datasets import data_dir, locate
+from igc_nas.data.datasets import relocate
 from igc_nas.engine.executor import Evaluating, MakeEvaluator, Request, WorkerSlot
 from igc_nas.engine.worker import kill_descendants, serve
 from igc_nas.errors import StudyError
@@ -129,7 +129,7 @@ def slot_here(spec: StudySpec, config: ActorConfig, lock_folder: Path) -> Worker
                 f"{name} is {here} there; the search runs with {config.versions.get(name)}",
                 "install the same versions on every node",
             )
-    info = locate(spec.dataset.split(" ")[0], data_dir())
+    info = relocate(spec.dataset, spec.dataset_sha256)
     if (info.label, info.sha256) != (spec.dataset, spec.dataset_sha256):
         raise StudyError(
             f"the dataset is {info.label} there; the study is about {spec.dataset}",

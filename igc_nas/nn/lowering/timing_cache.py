@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +14,7 @@ from filelock import FileLock
 
 from igc_nas._version import __version__
 from igc_nas.errors import ConfigError, IgcNasError
-from igc_nas.io.files import MOST_RECORDS, read_text, write_whole
+from igc_nas.io.files import MOST_RECORDS, read_text, user_folder, write_whole
 
 Times = dict[str, float]
 
@@ -92,9 +91,7 @@ def timing_cache_for(
 
 def cache_dir() -> Path:
     """The folder of all caches: `IGC_NAS_CACHE`, else the platform's user cache folder."""
-    import platformdirs
-
-    return Path(os.environ.get("IGC_NAS_CACHE") or platformdirs.user_cache_dir("igc-nas"))
+    return user_folder("IGC_NAS_CACHE")
 
 
 def _state(path: Path | None) -> tuple[int, ...] | None:

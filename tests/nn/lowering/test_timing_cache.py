@@ -232,7 +232,6 @@ STRANGE = {
     "a deep entry": text_of("[" * 100_000 + "]" * 100_000),
     "a long number": text_of(f'{{"a": {"9" * 10_000}}}'),
     "two values": text_of('{"a": 0.1}') + " {}",
-    "a mark": "\ufeff" + text_of('{"a": 0.1}'),
     "no owner": '{"times": {"x": {"a": 0.1}}}',
     "no times": f'{{"owner": "{OWNER}"}}',
 }
