@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 def doctor(check: bool | None, data_dir: Path | None, as_json: bool) -> None:
     """Say what this machine offers, and what a search would use.
 
-    What is missing is named. A report of a fault begins with the output of this command. The status is 1 if a check fails.
+    What is missing is named. A report of a fault begins with the output of this command. The status is 1 if a
+    check fails.
     """
     from igc_nas.engine.doctor import devices_to_check, examine
     from igc_nas.engine.self_check import self_check
