@@ -177,8 +177,11 @@ def _finals(
 ) -> Finals:
     from igc_nas.cli.recipes import full_recipe_of
     from igc_nas.engine.finals import Finals
+    from igc_nas.evaluation.retraining import RUN_FILE
+    from igc_nas.study.finals import FINALS_FOLDER
 
-    recipe = full_recipe_of(request, study.spec.latency.input[1], devices[0])
+    begun = study.folder.glob(f"{FINALS_FOLDER}/*/*/{RUN_FILE}") if study.folder else ()
+    recipe = full_recipe_of(request, study.spec.latency.input[1], devices[0], 1, begun)
     here = not study.spec.latency.remote and study.spec.latency.device == devices[0].name
     return Finals(
         study,

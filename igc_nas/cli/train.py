@@ -87,7 +87,7 @@ def train(**options: Any) -> None:
     request = TrainRequest(**options)
     threads = request.threads or usable_cores()
     quiet_threads(threads)
-    plan, job, device = _prepared(request)
+    plan, job, device = _prepared(request, threads)
     _train(plan, job, device, threads)
     result = _result(job.folder)
     if request.as_json:
@@ -100,7 +100,7 @@ def train(**options: Any) -> None:
     say(f"igc-nas export {shlex.quote(str(job.folder))} --format dir -o NAME")
 
 
-def _prepared(request: TrainRequest) -> tuple[TrainingPlan, TrainingJob, str]:
+def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, TrainingJob, str]:
     """(the plan, the training, torch's name of the device); says what is trained, and claims its folder."""
     from igc_nas.analysis.words import schedule_words
     from igc_nas.arch.cost import check_side, cost_of
@@ -108,7 +108,7 @@ def _prepared(request: TrainRequest) -> tuple[TrainingPlan, TrainingJob, str]:
     from igc_nas.cli.recipes import full_recipe_of
     from igc_nas.data.datasets import auto_notice, data_dir, is_folder, locate
     from igc_nas.engine.trainings import TrainingJob, TrainingPlan
-    from igc_nas.evaluation.retraining import Retraining, check_input
+    from igc_nas.evaluation.retraining import RUN_FILE, Retraining, check_input
     from igc_nas.io.units import format_count
     from igc_nas.nn.device import find_devices
 
@@ -128,8 +128,9 @@ def _prepared(request: TrainRequest) -> tuple[TrainingPlan, TrainingJob, str]:
     notice = auto_notice(info, where) if request.dataset == "auto" else None
     arch = arch.with_classes(info.classes)
     watched = min(WATCHED, info.train_count // WATCHED_SHARE) if request.validate is None else request.validate
-    plan = TrainingPlan(full_recipe_of(request, arch.input[1], device), info, watched)
     folder = request.out or Path("models") / f"{arch_id(arch)}-{info.name}"
+    recipe = full_recipe_of(request, arch.input[1], device, threads, [folder / RUN_FILE])
+    plan = TrainingPlan(recipe, info, watched)
     job = TrainingJob(0, arch, request.seed, folder)
     Retraining(plan.spec(job), info, device, folder).claim()
     cost = cost_of(arch)
