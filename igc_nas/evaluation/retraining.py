@@ -32,10 +32,9 @@ from igc_nas.evaluation.training import Pause, Training
 from igc_nas.io.files import read_text, write_whole
 from igc_nas.io.records import Frozen, differences, parse_toml
 from igc_nas.nn.device import Device
-from igc_nas.nn.lowering.network_tuner import NetworkTuner
+from igc_nas.nn.lowering.network_tuner import NetworkTuner, TrainingForm
 from igc_nas.nn.lowering.pinned_forms import PinnedForms
 from igc_nas.nn.lowering.timing_cache import timing_cache_for
-from igc_nas.nn.lowering.training import LoweredNetwork
 from igc_nas.nn.network import Network, build
 from igc_nas.study.finals import TestScore, Trained, TrainingProgress
 from igc_nas.study.records import Epoch, Fraction
@@ -198,7 +197,7 @@ class Retraining:
         network = build(self.spec.arch, self.spec.seed)
         return network.to(self.device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
-    def _lowered(self, network: Network) -> LoweredNetwork | None:
+    def _lowered(self, network: Network) -> TrainingForm | None:
         """The network in its fastest form, chosen at the first start and pinned; None: factored."""
         schedule, threads = self.spec.schedule, torch.get_num_threads()
         if schedule.forms == "factored":
