@@ -83,6 +83,11 @@ def finals(**options: Any) -> None:
     Every network is trained from scratch on all training images by one recipe, and tested once. The time that this
     takes is measured and printed first. The same command continues after any interruption. Results are in
     finals.jsonl in the study's folder, weights in its folder finals.
+
+    \b
+    Examples:
+      igc-nas finals igc_cifar10_2m --pick under:params=200k --top 4 --dry-run
+      igc-nas finals STUDY --baselines resnet20-a,mobilenetv2-x0.5 --seeds 3
     """
     from igc_nas.study.defaults import default_extent
 

@@ -81,6 +81,11 @@ def train(**options: Any) -> None:
 
     The time it takes is measured and printed first. The same command continues an interrupted training where it was.
     At the end the network is evaluated on the test set, once, and its weights are written as safetensors.
+
+    \b
+    Examples:
+      igc-nas train arch.toml --preset full
+      igc-nas train igc_cifar10_2m:43 --dataset cifar10 -o models/knee
     """
     from igc_nas.study.defaults import usable_cores
 
