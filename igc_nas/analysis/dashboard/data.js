@@ -85,12 +85,36 @@ function stagesOf(arch) {
   return stages;
 }
 
-// The layers of a block: [kind, ...fields], or {body, shortcut} of a residual one.
+// The layers of a block: [kind, ...fields], {body, shortcut} of a residual one, {kind, channels, branches} of a join.
 const layersOf = block => opened(plans.blocks[block]);
-const opened = numbers => numbers.map(
-  number => Array.isArray(number) ? {body: opened(number[0]), shortcut: opened(number[1])} : plans.layers[number]);
+const opened = numbers => numbers.map(number => {
+  if (!Array.isArray(number)) return plans.layers[number];
+  if (Array.isArray(number[0])) return {body: opened(number[0]), shortcut: opened(number[1])};
+  const [kind, channels, ...branches] = number;
+  return {kind, channels, branches: branches.map(opened)};
+});
 
-function channelsOut(block) {
-  const convs = layersOf(block).flatMap(layer => layer.body ?? [layer]).filter(layer => layer[0] === "Conv");
-  return convs.at(-1)[3];
+// Channels that layers read; undefined if none of them says.
+function channelsInto(layers) {
+  for (const layer of layers) {
+    const found = layer.body ? channelsInto(layer.body)
+      : layer.branches ? layer.branches.map(channelsInto).findLast(n => n > 0) + (layer.kind === "Split" ? layer.channels : 0)
+      : layer[0] === "Interleave" ? layer[1] : typeof layer[1] === "string" ? layer[2] : undefined;
+    if (found > 0) return found;
+  }
 }
+
+// Channels that layers write, for those that they read.
+const channelsAfter = (layers, entering) => layers.reduce((channels, layer) => {
+  if (layer.body) return channelsAfter(layer.body, channels);
+  if (layer.branches) {
+    const entries = layer.kind === "Split" ? [layer.channels, channels - layer.channels] : layer.branches.map(() => channels);
+    const sum = layer.branches.reduce((total, branch, i) => total + channelsAfter(branch, entries[i]), 0);
+    return layer.kind === "DualPath" ? sum - layer.channels : sum;
+  }
+  return ["Conv", "Select", "Linear"].includes(layer[0]) ? layer[3] : channels;
+}, entering);
+
+const channelsOut = block => channelsAfter(layersOf(block), channelsInto(layersOf(block)));
+const channelsIn = block => channelsInto(layersOf(block));
+

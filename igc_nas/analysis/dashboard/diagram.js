@@ -32,7 +32,14 @@ const LAYERS = {
     return [30, nodes, `interleave ${groups} × ${channels / groups}`];
   },
   Norm: (_, y) => [9, [band(y, 5, "norm")], "batch norm"],
-  Act: ([, kind], y) => [11, [band(y, 7, "act")], kind === "relu6" ? "ReLU6" : "ReLU"],
+  Act: ([, kind], y) => [11, [band(y, 7, "act")], {relu: "ReLU", relu6: "ReLU6", hswish: "h-swish"}[kind]],
+  PRelu: (_, y) => [11, [band(y, 7, "act")], "PReLU"],
+  SqueezeExcite: ([, , channels, squeeze], y) => [18, [band(y, 14, "act", 40)], `SE ${channels}→${squeeze}→${channels}`],
+  Select: ([, , from, to], y) => [11, [band(y, 7, "norm")], `${to} of ${from} channels by index`],
+  MaxPool: ([, kernel, stride], y) => [14, [band(y, 10, "norm", 20)], `max pool ${kernel}×${kernel}, stride ${stride}`],
+  AvgPool: ([, kernel, stride], y) => [14, [band(y, 10, "norm", 20)], `average pool ${kernel}×${kernel}, stride ${stride}`],
+  Subsample: ([, stride], y) => [11, [band(y, 7, "norm")], `every ${stride}nd pixel, zero channels`],
+  Flatten: (_, y) => [11, [band(y, 7, "norm")], "flatten"],
   Pool: (_, y) => {
     const funnel = `M${DRAWN.left} ${y + 2}h${DRAWN.width}l-60 12h-${DRAWN.width - 120}z`;
     return [16, [svg("path", {d: funnel, class: "norm"})], "global average pool"];
@@ -62,6 +69,17 @@ function stack(layers, from) {
       y = below + 20;
       continue;
     }
+    if (layer.branches) {
+      flush();
+      for (const [i, branch] of layer.branches.entries()) {
+        const [inside, below] = stack(branch, y + 16);
+        nodes.push(svg("text", {x: DRAWN.left, y: y + 12}, `${branchName(layer, i)}${branch.length ? "" : ": as it is"}`), ...inside);
+        y = below;
+      }
+      nodes.push(band(y, 5, "norm"), svg("text", {x: DRAWN.label, y: y + 10}, joinWords(layer)));
+      y += 14;
+      continue;
+    }
     const [height, drawn, text] = LAYERS[layer[0]](layer, y);
     if (!height) continue;
     const small = height < 16 && words.length && words.at(-1).length < 14;
@@ -74,6 +92,11 @@ function stack(layers, from) {
   return [nodes, y];
 }
 
+const branchName = (layer, i) => layer.kind === "Split" ? ["first part", "second part"][i]
+  : layer.kind === "DualPath" ? ["body", "shortcut"][i] : `branch ${i + 1}`;
+const joinWords = layer => layer.kind === "Split" ? `split at channel ${layer.channels}, concatenated`
+  : layer.kind === "DualPath" ? `${layer.channels} channels summed, others concatenated` : "concatenated";
+
 function blockDrawing(layers, label) {
   const [nodes, y] = stack(layers, 2);
   return svg("svg", {viewBox: `0 0 ${DRAWN.full} ${y + 4}`, role: "img", "aria-label": label, class: "block"}, ...nodes);
@@ -81,17 +104,14 @@ function blockDrawing(layers, label) {
 
 // The layers in words, for screen readers.
 function layersText(layers) {
-  const text = layer => layer.body ? `residual of (${layersText(layer.body)})` : LAYERS[layer[0]](layer, 0)[2];
+  const text = layer => layer.body ? `residual of (${layersText(layer.body)})`
+    : layer.branches ? `${joinWords(layer)}: (${layer.branches.map(branch => layersText(branch) || "as it is").join(") and (")})` : LAYERS[layer[0]](layer, 0)[2];
   return layers.map(text).filter(Boolean).join("; ");
 }
 
-const strideOf = layers => layers.reduce(
-  (stride, layer) => stride * (layer.body ? strideOf(layer.body) : layer[0] === "Conv" ? layer[5] : 1), 1);
-
-function channelsIn(block) {
-  const first = layersOf(block).flatMap(layer => layer.body ?? [layer]).find(layer => layer[0] === "Conv");
-  return first[2];
-}
+const strideOf = layers => layers.reduce((stride, layer) => stride * (layer.body ? strideOf(layer.body)
+  : layer.branches ? strideOf(layer.branches.at(-1))
+  : layer[0] === "Conv" ? layer[5] : ["MaxPool", "AvgPool"].includes(layer[0]) ? layer[2] : 1), 1);
 
 function diagram(arch) {
   const pieces = [], stem = layersOf(arch[1]);
@@ -103,7 +123,9 @@ function diagram(arch) {
     const first = layersOf(stage.first), further = layersOf(stage.further);
     side = Math.ceil(side / strideOf(first));
     const width = channelsOut(stage.first), enters = channelsIn(stage.first);
-    const facts = `${plans.stages[stage.text]} · ${width} channels, ${side}×${side}`;
+    const [reads, writes] = [channelsIn(stage.further), channelsOut(stage.further)];
+    const leaves = width + (stage.count - 1) * (writes - reads);  // each block of a dense or dual path stage adds some
+    const facts = `${plans.stages[stage.text]} · ${leaves} channels, ${side}×${side}`;
     if (stage.count === 1 || stage.first === stage.further) {
       place(`stage ${i + 1}`, `${facts}${stage.count > 1 ? ` · all ${stage.count} blocks alike` : ""}`, first);
       return;
@@ -112,7 +134,7 @@ function diagram(arch) {
     const one = stage.count > 2 ? `one of the ${stage.count - 1} further blocks` : "the second block";
     const stride = strideOf(first) > 1 ? `, stride ${strideOf(first)}` : "";
     const words = {
-      further: [`Drawn: ${one}, ${width}→${width}.`, "Show the first"],
+      further: [`Drawn: ${one}, ${reads}→${writes}.`, "Show the first"],
       first: [`Drawn: the first block, ${enters}→${width}${stride}.`, "Show a further one"],
     };
     const said = el("span", {}, words.further[0]);
