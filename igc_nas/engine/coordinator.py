@@ -19,6 +19,7 @@ from igc_nas.errors import ConfigError, IgcNasError
 from igc_nas.samplers.pruner import FinalErrorPrediction, Pruner
 from igc_nas.samplers.study_sampler import MOST_REPEATS, ExhaustedError, StudySampler
 from igc_nas.study.lock import Running
+from igc_nas.study.plan import TrialTimes
 from igc_nas.study.records import Candidate, Latency, Pruned, Score, Trial, TrialState, Unfinished
 from igc_nas.study.spec import training_seed
 
@@ -37,7 +38,9 @@ class Limits:
     trials: int | None = None
     """The number of trials to complete or prune, including those of earlier searches."""
     deadline: float | None = None
-    """A time of `time.monotonic`."""
+    """A time of `time.monotonic` at which trials that still run are left to the next search."""
+    end: float | None = None
+    """A time of `time.monotonic`, at most the deadline: no trial is started that is not expected to end before it."""
     enqueue: tuple[ArchConfig, ...] = ()
 
 
@@ -60,6 +63,9 @@ class Coordinator:
             for number, trial in sorted(store.trials.items(), reverse=True)
             if trial.state != "duplicate" and (identity := trial.id)
         }
+        spec = store.spec
+        side = spec.space.input[1]
+        self.trial_times = TrialTimes(spec.plan.speed if spec.plan else None, spec.recipe, side, store.trials.values())
         self._pruner: Pruner | None = None
         """Constructed when the first training is at a rung."""
 
@@ -105,12 +111,18 @@ class Coordinator:
     def _begin(self) -> None:
         """Construct the sampler, which needs the latency scale."""
         self.store.optuna_study.sampler = StudySampler(
-            self.store.spec, self.first_with_id.keys(), self.store.consecutive_failures
+            self.store.spec, self.first_with_id.keys(), self.store.consecutive_failures, self._can_end
         )
         self.on_event(Opened(self.store.study))
 
     def _is_over(self) -> bool:
         return self.limits.deadline is not None and time.monotonic() >= self.limits.deadline
+
+    def _can_end(self, arch: ArchConfig) -> bool:
+        """Whether a trial that is started now is expected to end in the time of this search."""
+        if self.limits.end is None:
+            return True
+        return time.monotonic() + (self.trial_times.seconds(arch) or 0.0) < self.limits.end
 
     def _wait_s(self) -> float:
         left = math.inf if self.limits.deadline is None else self.limits.deadline - time.monotonic()
@@ -129,6 +141,9 @@ class Coordinator:
     def _next_job(self) -> Job | None:
         """The next job: a trial that waits, an enqueued architecture, or a feasible suggestion of the sampler."""
         waiting = self.store.waiting()
+        if waiting and waiting.arch and not self._can_end(waiting.arch):
+            self._exhaust(f"trial {waiting.number} would not end in the time that is left; the next search resumes it")
+            return None
         if waiting:
             return self._start(self.store.resume(waiting.number))
         if self.enqueued:
@@ -240,6 +255,7 @@ class Coordinator:
             self._count_failure(trial.reason or "")
             return
         self.failures.clear()
+        self.trial_times.add(trial)
         if trial.candidate:
             if self._pruner:
                 self._pruner.add(trial.candidate)

@@ -23,6 +23,7 @@ from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.io.files import user_path
 from igc_nas.io.records import differences
+from igc_nas.study.plan import GRACE
 from igc_nas.study.records import Candidate
 from igc_nas.study.spec import LatencySpec, StudySpec
 from igc_nas.study.study import STUDY_FILE, Study, load_study
@@ -37,6 +38,9 @@ class Run:
     """The number of trials to complete or prune, including those of earlier runs."""
     timeout_s: float | None = None
     """Seconds of this run; the next run resumes the trials that are running then."""
+    time_s: float | None = None
+    """Seconds of this run, kept to: no trial is started that is not expected to end in them, and those that run when
+    they are over have 5 % of them more. Enqueued architectures, and what Optuna's samplers suggest, are started."""
     trial_timeout_s: float | None = None
     """Seconds that one trial may take, without the pauses in which other workers measure."""
     workers: int = 1
@@ -80,9 +84,12 @@ def search(
         from igc_nas.evaluation.runtimes import check_runtime
 
         check_runtime(spec, run.enqueue)
-    deadline = None if run.timeout_s is None else time.monotonic() + run.timeout_s
+    began = time.monotonic()
+    ends = [run.timeout_s, run.time_s and (1 + GRACE) * run.time_s]
+    deadline = min((began + seconds for seconds in ends if seconds is not None), default=None)
+    end = None if run.time_s is None else began + run.time_s
     with Store(run.folder, continued(spec, run), run.storage) as store:
-        coordinator = Coordinator(store, Limits(run.trials, deadline, run.enqueue), on_event)
+        coordinator = Coordinator(store, Limits(run.trials, deadline, end, run.enqueue), on_event)
         steps = coordinator.run_inline(evaluate) if evaluate else _with_evaluators(coordinator, run, evaluator)
         with closing(steps):
             yield from steps

@@ -242,10 +242,10 @@ def _texts(column: Iterable[str]) -> Json:
 class Plans:
     """Architectures as indices of stage texts and blocks, from which the page's table and diagram are drawn.
 
-    An architecture is [side, stem, (text, first, further, count) of each stage, ..., end]: the side of its images, then
-    indices of stage texts and blocks. A block is a list of indices of layers; a residual one is [body, shortcut], a
-    `Concat`, `Split` or `DualPath` its kind, its channels (null for a concat) and its branches. A layer is its kind,
-    then its fields, up to the last one that differs from its default.
+    An architecture is [side, stem, (text, first, further, count) of each stage, ..., text, end]: the side of its
+    images, then indices of texts (the last one is the head's, empty without one) and blocks. A block is a list of
+    indices of layers; a layer with branches is [body, shortcut] if it is residual, else [kind, channels or 0, branch,
+    ...]. A layer is its kind, then its fields, up to the last one that differs from its default.
     """
 
     def __init__(self) -> None:
@@ -287,17 +287,16 @@ class Plans:
     def _end(self, head: Head | None, shape_and_classes: tuple[Shape, int]) -> tuple[int, ...]:
         shape, classes = shape_and_classes
         layers = (layer for _, block in end_layers(shape, head, classes) for layer in block)
-        return (self.blocks.index(tuple(layers)),)
+        return self.stages.index(str(head or "")), self.blocks.index(tuple(layers))
 
     def _layer_indices(self, layers: tuple[Layer, ...]) -> list[Any]:
         return [self._branches(layer) if isinstance(layer, Branched) else self.layers.index(layer) for layer in layers]
 
     def _branches(self, layer: Branched) -> list[Any]:
-        """[body, shortcut] of a residual layer; else the kind, the channels where it splits, then the branches."""
         branches = [self._layer_indices(branch) for branch in layer.branches]
         if isinstance(layer, Residual):
             return branches
-        return [type(layer).__name__, getattr(layer, "channels", None), *branches]
+        return [type(layer).__name__, getattr(layer, "channels", 0), *branches]
 
 
 _ALWAYS = ("stride", "groups")

@@ -296,13 +296,16 @@ def test_an_architecture_is_its_plan() -> None:
         assert _walked(plans, numbers, arch) == [
             _plain(layer) for block in plan(arch).blocks for layer in _open(block.layers)
         ]
-        assert [plans.stages.values[n] for n in numbers[1:-1:4]] == [describe_stage(stage) for stage in arch.stages]
+        texts = [plans.stages.values[n] for n in numbers[1:-2:4]]
+        head = plans.stages.values[numbers[-2]]
+        assert texts == [describe_stage(stage) for stage in arch.stages]
+        assert " | ".join([str(arch.stem.width), *texts, *([head] if head else [])]) == str(arch)
     kept = [json.dumps(block) for block in plans.blocks.values]
     assert len(set(kept)) == len(kept), "a block is kept once"
 
 
 def _walked(plans: Plans, numbers: list[int], arch: ArchConfig) -> list[list[Any]]:
-    stem, *stages, end = numbers
+    stem, *stages, _, end = numbers
     blocks = [stem]
     for _, first, further, count in zip(*[iter(stages)] * 4, strict=True):
         blocks += [first, *[further] * (count - 1)]
