@@ -27,6 +27,11 @@ def doctor(check: bool | None, data_dir: Path | None, as_json: bool) -> None:
     """Say what this machine offers, what a search would use, and what is missing.
 
     A report of a fault begins with the output of this command. The status is 1 if a check fails.
+
+    \b
+    Examples:
+      igc-nas doctor
+      igc-nas doctor --json
     """
     from igc_nas.engine.doctor import devices_to_check, examine
     from igc_nas.engine.self_check import self_check

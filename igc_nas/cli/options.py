@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,25 @@ class UserPath(click.ParamType[Path]):
 
 
 FILE = UserPath()
+
+
+class Grouped(click.Command):
+    """A command whose `--help` lists its options under titles: `groups` maps a title to parameters' names."""
+
+    def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]], **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.groups = groups
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each group, then the other options."""
+        records = {p.name: record for p in self.get_params(ctx) if (record := p.get_help_record(ctx)) is not None}
+        for title, names in self.groups.items():
+            if rows := [records.pop(name) for name in names if name in records]:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+        with formatter.section("Other options"):
+            formatter.write_dl(list(records.values()))
+
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 studies_dir = click.option(

@@ -20,7 +20,7 @@ from igc_nas.cli.export import export
 from igc_nas.cli.front import front
 from igc_nas.cli.measure import measure
 from igc_nas.cli.output import say
-from igc_nas.cli.renamed import Program
+from igc_nas.cli.renamed import Program, option_hint
 from igc_nas.cli.report import report
 from igc_nas.cli.search import search
 from igc_nas.cli.show import show
@@ -126,6 +126,8 @@ def main(arguments: Sequence[str]) -> int:
         result = program.main([a for a in arguments if a != "--debug"], prog_name="igc-nas", standalone_mode=False)
     except click.ClickException as error:
         error.show()
+        if isinstance(error, click.NoSuchOption) and (hint := option_hint(error)):
+            say(f"  {hint}")
         return 2
     except (KeyboardInterrupt, click.Abort):
         say("stopped; the same command continues")

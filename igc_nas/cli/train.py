@@ -52,7 +52,9 @@ class TrainRequest:
 )
 @click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
+)
 @click.option(
     "--forms",
     type=click.Choice(["fastest", "factored"]),
@@ -71,6 +73,11 @@ def train(**options: Any) -> None:
 
     A checkpoint is written after each epoch, and the same command continues an interrupted training. At the end the
     network is evaluated on the test set, once, and its weights are written as safetensors.
+
+    \b
+    Examples:
+      igc-nas train arch.toml --epochs 30
+      igc-nas train igc_cifar10_2m:43 --dataset cifar10 -o models/knee
     """
     from igc_nas.study.defaults import usable_cores
 

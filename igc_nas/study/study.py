@@ -134,14 +134,21 @@ class Study:
         return values(candidate, self.spec.front_objectives)
 
     def _best_under(self, limits: dict[str, float]) -> Candidate:
+        """The least error within limits, which hold what is deployed: the form that was measured."""
+
+        def deployed(candidate: Candidate, name: str) -> float:
+            own = {"params": candidate.deployed_params, "macs": candidate.deployed_macs}
+            own["flops"] = 2 * candidate.deployed_macs
+            return max(OBJECTIVES[name].of(candidate), own.get(name, 0))
+
         def relative_size(candidate: Candidate) -> float:
-            return max(OBJECTIVES[name].of(candidate) / limit for name, limit in limits.items())
+            return max(deployed(candidate, name) / limit for name, limit in limits.items())
 
         within = [c for c in self.candidates if relative_size(c) <= 1]
         if within:
             return min(within, key=lambda c: (c.score.error, c.cost.params))
         near = min(self.candidates, key=relative_size)
-        has = ", ".join(f"{name} {OBJECTIVES[name].of(near):,.6g}" for name in limits)
+        has = ", ".join(f"{name} {deployed(near, name):,.6g}" for name in limits)
         raise StudyError(
             f"no completed trial of {self.spec.name} is within that", f"the nearest is trial:{near.trial} ({has})"
         )

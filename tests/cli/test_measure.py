@@ -205,7 +205,7 @@ def test_measuring_saves_the_timing_cache(cli: Command, tmp_path: Path) -> None:
         (("measure", NETWORK, "--budget-params", "0"), ("--budget-params",)),
         (("measure", NETWORK, "--budget-params", "few"), ("--budget-params",)),
         (("measure", NETWORK, "--threads", "0"), ("--threads",)),
-        (("measure", "nothing"), ("is no architecture",)),
+        (("measure", "nothing"), ("is not an architecture",)),
         (("bench", "latency", "--count", "2"), ("--count",)),
         (("bench", "deploy", "--runtime", "tensorrt"), ("--runtime",)),
         (("bench", "deploy", "--batch", "0"), ("--batch",)),

@@ -20,6 +20,8 @@ from igc_nas.analysis.dashboard.payload import MOST_DETAILED, Plans, payload
 from igc_nas.analysis.views import front_rows, surrogate_view
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.layers import Conv, Interleave, Linear, Residual
+from igc_nas.arch.literature import NAMES
+from igc_nas.arch.named import network
 from igc_nas.arch.papers import figures
 from igc_nas.arch.plan import plan
 from igc_nas.arch.stages import describe_stage
@@ -294,13 +296,16 @@ def test_an_architecture_is_its_plan() -> None:
         assert _walked(plans, numbers, arch) == [
             _plain(layer) for block in plan(arch).blocks for layer in _open(block.layers)
         ]
-        assert [plans.stages.values[n] for n in numbers[1:-1:4]] == [describe_stage(stage) for stage in arch.stages]
+        texts = [plans.stages.values[n] for n in numbers[1:-2:4]]
+        head = plans.stages.values[numbers[-2]]
+        assert texts == [describe_stage(stage) for stage in arch.stages]
+        assert " | ".join([str(arch.stem.width), *texts, *([head] if head else [])]) == str(arch)
     kept = [json.dumps(block) for block in plans.blocks.values]
     assert len(set(kept)) == len(kept), "a block is kept once"
 
 
 def _walked(plans: Plans, numbers: list[int], arch: ArchConfig) -> list[list[Any]]:
-    stem, *stages, end = numbers
+    stem, *stages, _, end = numbers
     blocks = [stem]
     for _, first, further, count in zip(*[iter(stages)] * 4, strict=True):
         blocks += [first, *[further] * (count - 1)]
@@ -315,6 +320,14 @@ def _layers(plans: Plans, numbers: list[Any]) -> list[list[Any]]:
         else:
             found.append(plans.layers.values[number])
     return found
+
+
+def test_networks_of_the_literature_are_drawn_from_plain_data() -> None:
+    plans = Plans()
+    for name in NAMES:
+        json.dumps(plans.of(network(name).arch))
+    blocks = json.dumps([plans.layers.values, plans.blocks.values])
+    assert all(f'"{kind}"' in blocks for kind in ("Concat", "Split", "DualPath", "SqueezeExcite", "Subsample"))
 
 
 def _open(layers: Any) -> Any:
