@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from igc_nas.analysis.front_table import NOISY, legend_lines, table_lines
 from igc_nas.analysis.words import conditions_words, counted, proxy_words
 from igc_nas.arch.cost import Cost, LayerCost
 from igc_nas.arch.layers import (
@@ -31,6 +30,7 @@ from igc_nas.arch.layers import (
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.engine.progress import trial_line
 from igc_nas.io.text import printable, wrapped
+from igc_nas.study.front_table import NOISY, legend_lines, table_lines
 from igc_nas.study.lock import LockHolder, Running
 from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.records import Candidate, Trial

@@ -77,8 +77,8 @@ def print_front(
     from igc_nas.analysis.tables import candidate_row
     from igc_nas.analysis.words import front_end_words
 
-    members = study.front(objectives)
-    members = tuple(sorted(members, key=OBJECTIVES[sort].of) if sort else members)[:top]
+    found = study.front(objectives)
+    members = tuple(sorted(found, key=OBJECTIVES[sort].of) if sort else found)[:top]
     if output == "json":
         spec = study.spec
         put_json(
@@ -99,7 +99,7 @@ def print_front(
 
         click.echo(csv_text(members), nl=False)
     elif output in ("markdown", "latex"):
-        from igc_nas.analysis.front_table import latex_lines, markdown_lines
+        from igc_nas.study.front_table import latex_lines, markdown_lines
 
         put(*(markdown_lines if output == "markdown" else latex_lines)(members))
     elif not members:

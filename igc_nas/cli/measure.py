@@ -12,7 +12,7 @@ import click
 
 from igc_nas.cli.loading import architecture, load, quiet_threads, read_architecture
 from igc_nas.cli.options import COUNT, as_json, classes_option, device_option, runtime_option, side_option, studies_dir
-from igc_nas.cli.output import put, put_json, say
+from igc_nas.cli.output import put_json, put_text, say
 from igc_nas.errors import StudyError, UsageError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def measure(**options: Any) -> None:
     )
     quiet_threads(request.threads)
     latency = _measured(config, request)
-    put_json(_facts(latency, config)) if request.as_json else put(*latency_lines(latency, config))
+    put_json(_facts(latency, config)) if request.as_json else put_text(*latency_lines(latency, config))
 
 
 def _refuse_conditions() -> None:
@@ -220,7 +220,7 @@ def _measure_study(study: Study, request: MeasureRequest) -> None:
             f"{len(rows)}/{len(candidates)}  trial {row.candidate.trial}: {row.latency.normalised_ms:.3f} ms"
             f"{' noisy' if row.latency.noisy else ''}"
         )
-    put_json(_study_facts(study, rows)) if request.as_json else put(*_study_lines(rows))
+    put_json(_study_facts(study, rows)) if request.as_json else put_text(*_study_lines(rows))
 
 
 def _agreement(rows: Sequence[Remeasured]) -> tuple[float, float | None]:

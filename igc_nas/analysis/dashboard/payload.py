@@ -41,7 +41,7 @@ from igc_nas.study.names import study_argument
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import Candidate, Latency, Trial
 from igc_nas.study.status import Status
-from igc_nas.study.study import Study
+from igc_nas.study.study import Members, Study
 
 MOST_DETAILED = 2_000
 """Most candidates for which form times and training curves are stored: the front, and an even sample of others."""
@@ -59,10 +59,10 @@ class CachedStudy(Study):
         return cls(study.spec, study.trials, study.folder)
 
     @cached_property
-    def _fronts(self) -> dict[tuple[str, ...], tuple[Candidate, ...]]:
+    def _fronts(self) -> dict[tuple[str, ...], Members]:
         return {}
 
-    def front(self, objectives: Sequence[str] | None = None) -> tuple[Candidate, ...]:
+    def front(self, objectives: Sequence[str] | None = None) -> Members:
         """The candidates that no other one dominates, by the first objective ascending."""
         names = tuple(objectives or self.spec.front_objectives)
         if names not in self._fronts:
