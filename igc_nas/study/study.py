@@ -15,6 +15,7 @@ from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.files import MOST_RECORDS, read_bytes, read_text
 from igc_nas.io.text import one_line, plain
 from igc_nas.io.units import parse_count, parse_ms
+from igc_nas.study.finals import Final, read_finals
 from igc_nas.study.front_table import html_table
 from igc_nas.study.names import find_study
 from igc_nas.study.objectives import OBJECTIVES, values
@@ -56,6 +57,11 @@ class Study:
     def candidates(self) -> tuple[Candidate, ...]:
         """The candidates of the completed trials."""
         return tuple(t.candidate for t in self.trials if t.state == "complete" and t.candidate)
+
+    @cached_property
+    def finals(self) -> tuple[Final, ...]:
+        """The trainings to the end that finals.jsonl records. Raises `StudyError` if the file is damaged."""
+        return read_finals(self.folder)
 
     @cached_property
     def feasible_candidates(self) -> tuple[Candidate, ...]:
