@@ -57,10 +57,11 @@ def table_lines(
         )
         return ["  ".join(row).rstrip() for row in aligned]
     lines: list[str] = []
-    for first, *others in cells:
-        lines.append(first)
+    heads = 1 + next((place for place, title in enumerate(columns) if title), 0)  # marks have no title
+    for row in cells:
+        lines.append(" ".join(row[:heads]))
         below = ""
-        for title, cell in zip(columns[1:], others, strict=True):
+        for title, cell in zip(columns[heads:], row[heads:], strict=True):
             part = f"  {title} {cell}" if cell else ""
             if below and len(below) + len(part) > width:
                 lines.append(below)
