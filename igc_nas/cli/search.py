@@ -28,7 +28,7 @@ from igc_nas.cli.options import (
 from igc_nas.cli.output import say
 from igc_nas.cli.renamed import RenamedChoice
 from igc_nas.errors import UsageError
-from igc_nas.io.units import format_seconds
+from igc_nas.io.units import exact_count, format_seconds
 
 if TYPE_CHECKING:
     from igc_nas.cli.study_flags import ResolvedStudy, SearchRequest
@@ -370,9 +370,12 @@ def _next_commands(study: Study) -> list[str]:
     from igc_nas.study.names import study_argument
 
     name = study_argument(study.folder, study.spec.name)
+    most = study.spec.budget.params
+    pick = f" --pick under:params={exact_count(most)}" if most else ""
     return [
         "next:",
         f"  igc-nas dashboard {name}",
         f"  igc-nas export {name} --pick knee -o arch.toml",
         "  igc-nas train arch.toml",
+        f"  igc-nas finals {name}{pick}    # trained to the end: the accuracies that are reached",
     ]

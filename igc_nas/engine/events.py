@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from igc_nas.arch.config import ArchConfig
+from igc_nas.study.finals import TrainingProgress
 from igc_nas.study.records import Epoch, Trial
 from igc_nas.study.study import Study
 
@@ -16,6 +19,10 @@ class Job:
     number: int
     arch: ArchConfig
     seed: int
+
+    def evaluated_by(self, evaluator: Callable[..., Any], reporter: Any) -> Any:
+        """Have an evaluator do it; other kinds of jobs call other methods of it."""
+        return evaluator(self.arch, self.seed, reporter)
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Progress:
     number: int
     doing: str
     epoch: Epoch | None = None
+    training: TrainingProgress | None = None
+    """Of a training to the end."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.files import MOST_RECORDS, read_bytes, read_text
 from igc_nas.io.units import parse_count, parse_ms
+from igc_nas.study.finals import Final, read_finals
 from igc_nas.study.names import find_study
 from igc_nas.study.objectives import OBJECTIVES, values
 from igc_nas.study.pareto import hypervolume, knee, nondominated, running_hypervolume
@@ -35,6 +36,11 @@ class Study:
     def candidates(self) -> tuple[Candidate, ...]:
         """The candidates of the completed trials."""
         return tuple(t.candidate for t in self.trials if t.state == "complete" and t.candidate)
+
+    @cached_property
+    def finals(self) -> tuple[Final, ...]:
+        """The trainings to the end that finals.jsonl records. Raises `StudyError` if the file is damaged."""
+        return read_finals(self.folder)
 
     @cached_property
     def feasible_candidates(self) -> tuple[Candidate, ...]:
