@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 
+from igc_nas.analysis.baselines import Standing, baselines_sentence
 from igc_nas.analysis.words import candidate_words, conditions_words
 from igc_nas.arch.cost import LayerCost
 from igc_nas.arch.layers import (
@@ -51,6 +53,8 @@ def candidate_cells(candidate: Candidate) -> list[str]:
     ]
 
 
+MOST_DOMINATING = 3
+"""The number of dominating trials that a row names."""
 CANDIDATE_COLUMNS = (
     "trial",
     "error %",
@@ -75,6 +79,23 @@ def front_table(study: Study, front: Sequence[Candidate], objectives: Sequence[s
     )
     cells = map(candidate_cells, front)
     return Group(Text(printable(title)), table(CANDIDATE_COLUMNS, cells, left=("runs as", "architecture")))
+
+
+BASELINE_COLUMNS = ("baseline", "trial", "error %", "params", "MACs", "latency ms", "dominated by")
+
+
+def baselines_table(standings: Sequence[Standing]) -> Table:
+    """The baselines beside a front, each with the trials of the front that dominate it."""
+    return table(BASELINE_COLUMNS, map(_standing_cells, standings), left=("baseline", "dominated by"))
+
+
+def _standing_cells(standing: Standing) -> list[str]:
+    trial, error, params, macs, latency, *_ = candidate_cells(standing.candidate)
+    by = standing.dominated_by
+    more = f" and {len(by) - MOST_DOMINATING} more" if len(by) > MOST_DOMINATING else ""
+    numbers = ", ".join(map(str, by[:MOST_DOMINATING]))
+    words = f"trial{'s' * (len(by) > 1)} {numbers}{more}" if by else "not dominated"
+    return [standing.name, trial, error, params, macs, latency, words]
 
 
 def data_label(dataset: str) -> str:
@@ -145,6 +166,7 @@ def status_lines(status: Status) -> list[str]:
     study = status.study
     volume = study.hypervolume()
     ran = ", ".join(f"{count} {state}" for state, count in sorted(status.counts.items()))
+    sentence = baselines_sentence(study)
     front = f"{len(study.front())} of {len(study.candidates)} candidates"
     head = [
         f"study     {study.spec.name}" + (f", in {study.folder}" if study.folder else ""),
@@ -153,6 +175,9 @@ def status_lines(status: Status) -> list[str]:
         f"trials    {ran or 'none yet'}",
         f"front     {front}" + ("" if volume is None else f"; hypervolume {volume:.4f}"),
     ]
+    if status.baseline_counts:
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(status.baseline_counts.items()))
+        head.append(f"baselines {counts}" + (f"; {sentence}" if sentence else ""))
     running = [f"running   {_running_words(trial, progress)}" for trial, progress in status.running]
     waiting = [f"waiting     trial {trial.number}  {trial.arch}" for trial in status.interrupted]
     failed = [f"failed    {failure_words(trial)}" for trial in status.failed]
@@ -178,10 +203,13 @@ def _running_words(trial: Trial, progress: Running | None) -> str:
 def trial_lines(study: Study, trial: Trial) -> list[str]:
     """The outcome of a trial; for a failed one also the command that tries it again."""
     wall = "" if trial.wall_s is None else f", {trial.wall_s:.1f} s"
-    lines = [f"{trial.state} in {study.spec.name}" + (f", started {trial.started}{wall}" if trial.started else "")]
+    name = f"baseline {trial.baseline}, " if trial.baseline else ""
+    started = f", started {trial.started}{wall}" if trial.started else ""
+    lines = [f"{name}{trial.state} in {study.spec.name}{started}"]
     if trial.state == "failed":
         argument = study_argument(study.folder, study.spec.name)
-        again = f"{search_command(study.folder, study.spec.name)} --enqueue {argument}:{trial.number}"
+        option = "--baselines" if trial.baseline else "--enqueue"
+        again = f"{search_command(study.folder, study.spec.name)} {option} {argument}:{trial.number}"
         return [*lines, failure_words(trial), f"to try it again: {again}"]
     return [*lines, trial_line(trial)]
 
@@ -189,4 +217,5 @@ def trial_lines(study: Study, trial: Trial) -> list[str]:
 def failure_words(trial: Trial) -> str:
     """A failed trial's number, kind of failure, place and reason."""
     failure = "" if trial.failure is None else f"{trial.failure.kind}, {trial.failure.where}: "
-    return f"trial {trial.number}  {failure}{trial.reason or 'no reason is recorded'}"
+    name = f"baseline {trial.baseline}: " if trial.baseline else ""
+    return f"trial {trial.number}  {name}{failure}{trial.reason or 'no reason is recorded'}"

@@ -36,10 +36,11 @@ def front(study: str, objectives: str | None, as_json: bool, as_csv: bool, stora
 
 def print_front(study: Study, objectives: tuple[str, ...], output: Literal["table", "json", "csv"]) -> None:
     """Print a study's front by these objectives."""
-    from igc_nas.analysis.tables import candidate_row
+    from igc_nas.analysis.baselines import baselines_sentence, standings
+    from igc_nas.analysis.tables import baseline_row, candidate_row
     from igc_nas.analysis.words import front_end_words
 
-    members = study.front(objectives)
+    members, beside = study.front(objectives), standings(study, objectives)
     if output == "json":
         spec = study.spec
         put_json(
@@ -53,18 +54,23 @@ def print_front(study: Study, objectives: tuple[str, ...], output: Literal["tabl
                 "front_end": front_end_words(study),
                 "completed": len(study.candidates),
                 "candidates": [candidate_row(c) for c in members],
+                "baselines": [baseline_row(standing) for standing in beside],
             }
         )
     elif output == "csv":
         from igc_nas.analysis.tables import csv_text
 
-        click.echo(csv_text(members), nl=False)
-    elif not members:
+        click.echo(csv_text(members, beside), nl=False)
+    elif not members and not beside:
         say(f"{study.spec.name} has no completed trial yet", f"igc-nas search --study {study.spec.name}")
     else:
-        from igc_nas.cli.display import front_table
+        from igc_nas.cli.display import baselines_table, front_table
         from igc_nas.io.console import console
 
         console().print(front_table(study, members, objectives))
+        if beside:
+            console().print(baselines_table(beside))
+        if study.baselines:
+            say(baselines_sentence(study, objectives) or "")
         if end := front_end_words(study):
             say(end)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from igc_nas.data.packed import ImageSet
     from igc_nas.engine.search import Run
     from igc_nas.nn.device import Device
+    from igc_nas.study.baselines import Skipped
     from igc_nas.study.spec import StudySpec
     from igc_nas.study.study import Study
 
@@ -84,6 +85,13 @@ if TYPE_CHECKING:
     "--enqueue", multiple=True, metavar="ARCH", help="Evaluate this architecture before any other (repeatable)."
 )
 @click.option(
+    "--baselines",
+    multiple=True,
+    metavar="NAME,...",
+    help="Compare the front with these networks: igc, or any ARCH (repeatable). They are evaluated first, and are "
+    "counted neither in --trials nor in the default time limit.",
+)
+@click.option(
     "--prune-below",
     type=click.FloatRange(0, 1, max_open=True),
     help="Prune a trial at a rung if its probability of reaching the front is lower; 0: never. [default: 0.02]",
@@ -126,7 +134,13 @@ def search(**options: Any) -> None:
 
     request = SearchRequest(**options)
     spec, run = _prepared(request)
-    with SearchDisplay(run.trials, run.timeout_s, quiet=request.quiet) as display:
+    with SearchDisplay(
+        run.trials,
+        run.timeout_s,
+        quiet=request.quiet,
+        baselines=len(run.baselines),
+        baselines_in_timeout=run.baselines_in_timeout,
+    ) as display:
         for _ in run_search(spec, run, on_event=display.show):
             pass
     study = load(run.folder, run.folder.parent)
@@ -163,6 +177,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     from igc_nas.evaluation.runtimes import check_runtime
     from igc_nas.nn.device import find_devices, survey_gpus
     from igc_nas.samplers.brute_force import BruteForce
+    from igc_nas.study.baselines import baselines_of
     from igc_nas.study.defaults import default_extent
 
     devices = find_devices(request.device)
@@ -170,6 +185,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     extent = default_extent(devices[0].kind, len(devices))
     spec = latency_conditions(resolved.spec, request, new=not resolved.continued)
     trials, timeout_s = request.trials, request.timeout
+    baselines, skipped = baselines_of(request.baselines, spec, request.root) if request.baselines else ((), ())
     if spec.sampler == "brute-force":
         BruteForce(spec)  # raises for a space that is too large, before the study is written
         trials = trials or spec.feasible.count
@@ -189,13 +205,15 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
         storage=request.storage,
         latency_command=request.latency_command if spec.latency.remote else None,
         enqueue=tuple(architecture(name, spec.classes, request.root) for name in request.enqueue),
+        baselines=baselines,
+        baselines_in_timeout=request.timeout is not None,
     )
     check_runtime(spec, run.enqueue)
     notice = auto_notice(resolved.info, data_dir(request.data_dir)) if resolved.dataset == "auto" else None
     notices = [notice] if notice else []
     if request.device in ("auto", "cuda"):
         notices += [f"not used: {text}" for text in survey_gpus().notices]
-    _announce(spec, run, devices, notices, resolved)
+    _announce(spec, run, devices, notices, resolved, skipped)
     return spec, run
 
 
@@ -208,7 +226,12 @@ def _ray_workers(request: SearchRequest, device: Device) -> int:
 
 
 def _announce(
-    spec: StudySpec, run: Run, devices: tuple[Device, ...], notices: Sequence[str], resolved: ResolvedStudy
+    spec: StudySpec,
+    run: Run,
+    devices: tuple[Device, ...],
+    notices: Sequence[str],
+    resolved: ResolvedStudy,
+    skipped: Sequence[Skipped],
 ) -> None:
     """Say what is searched and how, where it is written, how to stop and to continue."""
     from igc_nas.analysis.words import LATENCY_FORMS, conditions_words, recipe_words
@@ -230,6 +253,7 @@ def _announce(
         f"latency   {conditions_words(spec.latency)}" + (", by a command" if spec.latency.remote else ""),
         f"          {LATENCY_FORMS[spec.latency.forms]}",
         *([f"          {resolved.eager_because}"] if resolved.eager_because else []),
+        *_baseline_lines(run, skipped),
         f"extent    {_extent(run)}; {run.workers} worker(s) of {run.threads} thread(s)",
         "stop      Ctrl-C; the same command continues",
         "",
@@ -239,6 +263,19 @@ def _announce(
 def _images_words(images: ImageSet) -> str:
     sizes = f"{images.train:,} training and {images.test:,} test images of {len(images.classes):,} classes"
     return f"{sizes}, {images.size} x {images.size} pixels"
+
+
+def _baseline_lines(run: Run, skipped: Sequence[Skipped]) -> list[str]:
+    """Which baselines are evaluated, and which are not and why."""
+    if not (run.baselines or skipped):
+        return []
+    count = f"{len(run.baselines)} of {len(run.baselines) + len(skipped)}" if skipped else f"{len(run.baselines)}"
+    free = "" if run.baselines_in_timeout or not run.timeout_s else ", nor is their time"
+    names = ", ".join(baseline.name for baseline in run.baselines)
+    return [
+        f"baselines {count}, evaluated first and not counted as trials{free}" + (f": {names}" if names else ""),
+        *(f"          without {each.name}: {each.reason}" for each in skipped),
+    ]
 
 
 def _goal(spec: StudySpec) -> str:

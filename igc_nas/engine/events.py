@@ -16,6 +16,8 @@ class Job:
     number: int
     arch: ArchConfig
     seed: int
+    baseline: str | None = None
+    """Its name, if it is a baseline."""
 
 
 @dataclass(frozen=True)

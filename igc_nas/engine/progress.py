@@ -30,6 +30,9 @@ LEAST_FOR_ESTIMATE, SAY_LEFT_EVERY = 3, 10
 def trial_line(trial: Trial) -> str:
     """A trial that has ended, in one line."""
     head = f"trial {trial.number:>4}  {trial.state:<10}"
+    if trial.baseline:
+        state = "baseline" if trial.state == "complete" else trial.state
+        head = f"trial {trial.number:>4}  {state:<10} {trial.baseline}: "
     if trial.candidate:
         c = candidate_words(trial.candidate)
         noisy = f" {c.noisy}" if c.noisy else ""
@@ -53,7 +56,9 @@ class StudyProgress:
             self._join(candidate)
 
     def add(self, trial: Trial) -> None:
-        """Add a trial that has ended."""
+        """Add a trial that has ended, unless it is a baseline."""
+        if trial.baseline:
+            return
         self.ended += trial.state in ("complete", "pruned")
         if trial.candidate:
             self._join(trial.candidate)
@@ -78,7 +83,15 @@ class SearchDisplay:
     A context manager whose `show` takes the events of `search`.
     """
 
-    def __init__(self, target: int | None, timeout_s: float | None, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        target: int | None,
+        timeout_s: float | None,
+        *,
+        quiet: bool = False,
+        baselines: int = 0,
+        baselines_in_timeout: bool = True,
+    ) -> None:
         self._study_progress: StudyProgress | None = None
         self._target = target
         self._timeout_s = timeout_s
@@ -86,7 +99,10 @@ class SearchDisplay:
         self._ends = 0
         """The number of trials of this run that have ended, without infeasible ones and duplicates."""
         self._console = console(stderr=True)
-        self._began = time.monotonic()
+        self._began = self._sampling_since = time.monotonic()
+        self._baselines = baselines
+        self._baselines_ended = 0
+        self._baselines_in_timeout = baselines_in_timeout
         self._running: dict[int, tuple[str, str]] = {}
         self._not_built = 0
         self._live = Live(self, console=self._console, refresh_per_second=2, transient=True)
@@ -108,7 +124,8 @@ class SearchDisplay:
                 self._study_progress = StudyProgress(study)
             case Started(job):
                 cost = cost_of(job.arch)
-                text = f"{format_count(cost.params)} params, {format_count(cost.macs)} MACs  {job.arch}"
+                name = f"baseline {job.baseline}  " if job.baseline else ""
+                text = f"{name}{format_count(cost.params)} params, {format_count(cost.macs)} MACs  {job.arch}"
                 self._running[job.number] = (text, "starting")
             case Progress(number, doing, epoch):
                 text, _ = self._running.get(number, ("", ""))
@@ -131,7 +148,13 @@ class SearchDisplay:
         self._running.pop(trial.number, None)
         if self._study_progress:
             self._study_progress.add(trial)
-        if trial.state not in ("complete", "pruned", "failed"):
+        if trial.baseline:
+            self._say(trial_line(trial))
+            self._baselines_ended += 1
+            self._sampling_since = time.monotonic()
+            if not self._baselines_in_timeout:
+                self._began = self._sampling_since
+        elif trial.state not in ("complete", "pruned", "failed"):
             self._not_built += 1
         else:
             self._say(trial_line(trial))
@@ -144,7 +167,7 @@ class SearchDisplay:
         if not (self._target and self._study_progress and self._ends >= LEAST_FOR_ESTIMATE):
             return ""
         missing = max(0, self._target - self._study_progress.ended)
-        each = (time.monotonic() - self._began) / self._ends
+        each = (time.monotonic() - self._sampling_since) / self._ends
         return f"about {format_seconds(missing * each)} left for {missing} trials"
 
     def _say(self, line: str) -> None:
@@ -167,6 +190,7 @@ class SearchDisplay:
         spent = time.monotonic() - self._began
         facts = (
             f"trials {done}/{self._target}" if self._target else f"trials {done}",
+            f"baselines {self._baselines_ended}/{self._baselines}" if self._baselines else "",
             self._study_progress.text if self._study_progress else "",
             f"{format_seconds(max(0.0, self._timeout_s - spent))} left" if self._timeout_s else format_seconds(spent),
             "" if self._timeout_s else self._left(),

@@ -23,6 +23,7 @@ from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.io.files import user_path
 from igc_nas.io.records import differences
+from igc_nas.study.baselines import Baseline
 from igc_nas.study.records import Candidate
 from igc_nas.study.spec import LatencySpec, StudySpec
 from igc_nas.study.study import STUDY_FILE, Study, load_study
@@ -50,6 +51,10 @@ class Run:
     """The command that measures if the study's latencies are of another machine."""
     enqueue: tuple[ArchConfig, ...] = ()
     """Architectures to evaluate first, whether they are in the search space and within the budgets or not."""
+    baselines: tuple[Baseline, ...] = ()
+    """Networks to compare with, evaluated before the sampler's trials and not counted in `trials`; not yielded."""
+    baselines_in_timeout: bool = True
+    """Whether `timeout_s` counts the time of the baselines; else it begins when they have ended."""
     executor: ExecutorName = "processes"
     ray_address: str | None = None
     """HOST:PORT of a Ray cluster, for the executor `ray`; None: `$RAY_ADDRESS`, else this machine's."""
@@ -80,9 +85,10 @@ def search(
         from igc_nas.evaluation.runtimes import check_runtime
 
         check_runtime(spec, run.enqueue)
-    deadline = None if run.timeout_s is None else time.monotonic() + run.timeout_s
+    deadline = time.monotonic() + run.timeout_s if run.timeout_s is not None and run.baselines_in_timeout else None
     with Store(run.folder, continued(spec, run), run.storage) as store:
-        coordinator = Coordinator(store, Limits(run.trials, deadline, run.enqueue), on_event)
+        limits = Limits(run.trials, deadline, run.enqueue, run.baselines, run.timeout_s)
+        coordinator = Coordinator(store, limits, on_event)
         steps = coordinator.run_inline(evaluate) if evaluate else _with_evaluators(coordinator, run, evaluator)
         with closing(steps):
             yield from steps

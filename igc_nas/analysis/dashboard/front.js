@@ -1,6 +1,6 @@
 // The front: every trial over any two or three objectives.
 
-const MOST_BARS = 300, MOST_DOMINATED = 3000, MOST_UNFINISHED = 1000;
+const MOST_LABELS = 30, MOST_BARS = 300, MOST_DOMINATED = 3000, MOST_UNFINISHED = 1000;
 const UNITS = ["igcv1", "igcv2", "igcv3", "conv"];
 const UNFINISHED = {
   pruned: {symbol: "triangle-down-open", words: "pruned"},
@@ -13,7 +13,7 @@ function frontChoices() {
   const axes = [part("x").value, part("y").value, part("z").value].filter(Boolean);
   return {
     axes, colour: part("colour").value, dominated: part("dominated").checked, unfinished: part("unfinished").checked,
-    papers: part("papers").checked,
+    papers: part("papers").checked, baselines: part("baselines").checked,
   };
 }
 
@@ -149,6 +149,19 @@ function papersTrace(axes) {
   return trace;
 }
 
+// The baselines: networks that the study evaluated under its own conditions, by name.
+const LABEL_PLACES = ["top right", "bottom right", "top left", "bottom left"];
+
+function baselinesTrace(axes) {
+  const trials = studies.flatMap(study => study.baselines).sort((a, b) => a[axes[0]] - b[axes[0]]);
+  const trace = pointTrace(trials, axes, {
+    name: "baselines, trained and measured alike", hovertext: trials.map(hoverText), cliponaxis: false,
+    textposition: trials.map((_, i) => LABEL_PLACES[i % LABEL_PLACES.length]), textfont: {size: 11, color: colourOf("--ink")},
+    marker: {symbol: "diamond", size: axes.length === 3 ? 4 : 9, color: colourOf("--ink"), line: {width: 0}},
+  });
+  return {...trace, mode: trials.length > MOST_LABELS ? "markers" : "markers+text", text: trials.map(trial => escaped(trial.baseline))};
+}
+
 function budgetLines(axes) {
   return axes.flatMap((name, i) => {
     const limits = new Set(studies.map(study => study.limits[name]).filter(Boolean));
@@ -180,7 +193,7 @@ function colourBar(name, trials) {
 }
 
 function drawFront() {
-  const {axes, colour, dominated, unfinished, papers} = frontChoices();
+  const {axes, colour, dominated, unfinished, papers, baselines} = frontChoices();
   const complete = studies.flatMap(study => study.complete), here = new Set(studies.flatMap(study => frontOf(study.trials, axes)));
   const kept = complete.filter(trial => trial.front || here.has(trial));
   const rest = dominated ? thinned(complete.filter(trial => !trial.front && !here.has(trial)), MOST_DOMINATED) : [];
@@ -190,6 +203,7 @@ function drawFront() {
   const traces = [
     ...others, ...cloud(shown, axes, colour), ...frontLines(axes),
     ...(solid ? [] : [memberRings(axes), noisyTrace(axes, shown)]), ...(papers ? [papersTrace(axes)] : []),
+    ...(baselines ? [baselinesTrace(axes)] : []),
   ];
   const layout = {uirevision: axes.join(), coloraxis: OBJECTIVES.has(colour) ? colourBar(colour, shown) : undefined};
   if (solid) {
@@ -198,7 +212,8 @@ function drawFront() {
       eye: {x: 1.45 * far, y: 1.35 * far, z: 0.75 * far}, center: {x: 0, y: 0, z: -0.2}}};
     axes.forEach((name, i) => { layout.scene["xyz"[i] + "axis"] = {...axisOf(name, shown.map(trial => trial[name])), nticks: 4}; });
   } else {
-    const span = name => [...shown.map(trial => trial[name]), ...(papers ? [papersTrace([name]).x].flat() : [])];
+    const beside = baselines ? studies.flatMap(study => study.baselines) : [];
+    const span = name => [...[...shown, ...beside].map(trial => trial[name]), ...(papers ? [papersTrace([name]).x].flat() : [])];
     layout.xaxis = axisOf(axes[0], span(axes[0]));
     layout.yaxis = axisOf(axes[1], span(axes[1]));
     const edge = {range: [0, 1], visible: false, fixedrange: true};
@@ -211,7 +226,8 @@ function drawFront() {
   const label = `${plural(complete.length, "completed trial")} over ${words.join(", ")}; ${plural(here.size, "trial")} on `
     + "the front of these axes. The table of trials has every value.";
   const drawn = draw("front", traces, layout, label);
-  const missing = [];
+  const missing = studies.filter(study => study.against).map(
+    study => (isMany() ? `${study.name}: ` : "") + study.against[0].toUpperCase() + study.against.slice(1) + ".");
   if (dominated && rest.length < complete.length - kept.length) {
     missing.push(`Of ${exactText(complete.length)} completed trials the fronts are drawn, and an even sample of `
       + `${exactText(rest.length)} of the others.`);
@@ -242,6 +258,7 @@ function fillFrontControls() {
   options(part("z"), [["", "none"], ...names], "");
   const groups = [["units", "mix of units"], ...(isMany() ? [["study", "study"]] : [])];
   options(part("colour"), [...groups, ...names], isMany() ? "study" : "units");
+  part("baselines-label").hidden = !studies.some(study => study.baselines.length);
   part("papers-label").hidden = !studies.some(study => study.papers.name.length);
   let before = {x: second, y: first, z: ""};
   for (const axis of "xyz") part(axis).addEventListener("change", event => {
@@ -251,7 +268,7 @@ function fillFrontControls() {
     before = {x: part("x").value, y: part("y").value, z: part("z").value};
     redrawFront();
   });
-  for (const name of ["colour", "dominated", "unfinished", "papers"]) part(name).addEventListener("change", redrawFront);
+  for (const name of ["colour", "dominated", "unfinished", "papers", "baselines"]) part(name).addEventListener("change", redrawFront);
 }
 
 function options(select, pairs, chosen) {
