@@ -1,6 +1,6 @@
 // The front: every trial over any two or three objectives.
 
-const MOST_LABELS = 30, MOST_BARS = 300, MOST_DOMINATED = 3000, MOST_UNFINISHED = 1000;
+const MOST_BARS = 300, MOST_DOMINATED = 3000, MOST_UNFINISHED = 1000;
 const UNITS = ["igcv1", "igcv2", "igcv3", "conv"];
 const UNFINISHED = {
   pruned: {symbol: "triangle-down-open", words: "pruned"},
@@ -149,17 +149,39 @@ function papersTrace(axes) {
   return trace;
 }
 
-// The baselines: networks that the study evaluated under its own conditions, by name.
-const LABEL_PLACES = ["top right", "bottom right", "top left", "bottom left"];
-
-function baselinesTrace(axes) {
-  const trials = studies.flatMap(study => study.baselines).sort((a, b) => a[axes[0]] - b[axes[0]]);
+// The baselines: networks that the study evaluated under its own conditions, by name. A name that finds no free place
+// beside its point is shown when the pointer is over it.
+function baselinesTrace(axes, span) {
+  const trials = studies.flatMap(study => study.baselines), ink = colourOf("--ink");
+  const places = axes.length === 3 ? trials.map(() => "top center") : labelPlaces(trials, axes, span);
   const trace = pointTrace(trials, axes, {
     name: "baselines, trained and measured alike", hovertext: trials.map(hoverText), cliponaxis: false,
-    textposition: trials.map((_, i) => LABEL_PLACES[i % LABEL_PLACES.length]), textfont: {size: 11, color: colourOf("--ink")},
-    marker: {symbol: "diamond", size: axes.length === 3 ? 4 : 9, color: colourOf("--ink"), line: {width: 0}},
+    textposition: places.map(place => place ?? "top right"), textfont: {size: 11, color: ink},
+    marker: {symbol: "diamond", size: axes.length === 3 ? 4 : 9, color: ink, line: {width: 0}},
   });
-  return {...trace, mode: trials.length > MOST_LABELS ? "markers" : "markers+text", text: trials.map(trial => escaped(trial.baseline))};
+  return {...trace, mode: "markers+text", text: trials.map((trial, i) => places[i] ? escaped(trial.baseline) : "")};
+}
+
+// For each trial where its name stands without covering another name or leaving the plot, by estimated widths; or null.
+function labelPlaces(trials, axes, span) {
+  const box = part("front"), width = box.clientWidth - 90, height = box.clientHeight - 90, taken = [];
+  const scale = name => OBJECTIVES.get(name).log ? Math.log10 : value => value;
+  const at = axes.map((name, i) => {
+    const [low, high] = extent(span(name).filter(value => value != null).map(scale(name)));
+    return trial => (scale(name)(trial[name]) - low) / (high - low || 1) * (i ? height : width);
+  });
+  return trials.map(trial => {
+    const [x, y] = at.map(of => of(trial)), wide = 6.3 * trial.baseline.length;
+    for (const place of ["top right", "bottom right", "top left", "bottom left"]) {
+      const left = place.endsWith("right") ? x + 5 : x - 5 - wide, low = place.startsWith("top") ? y + 3 : y - 17;
+      const rect = [left, left + wide, low, low + 14];
+      if (rect[0] < 0 || rect[1] > width) continue;
+      if (taken.some(other => rect[0] < other[1] && other[0] < rect[1] && rect[2] < other[3] && other[2] < rect[3])) continue;
+      taken.push(rect);
+      return place;
+    }
+    return null;
+  });
 }
 
 function budgetLines(axes) {
@@ -200,10 +222,12 @@ function drawFront() {
   const shown = [...rest, ...kept];
   const [others, left] = unfinished ? unfinishedTraces(axes) : [[], {sampled: 0, unknown: 0}];
   const solid = axes.length === 3;
+  const beside = baselines ? studies.flatMap(study => study.baselines) : [];
+  const span = name => [...[...shown, ...beside].map(trial => trial[name]), ...(papers ? [papersTrace([name]).x].flat() : [])];
   const traces = [
     ...others, ...cloud(shown, axes, colour), ...frontLines(axes),
     ...(solid ? [] : [memberRings(axes), noisyTrace(axes, shown)]), ...(papers ? [papersTrace(axes)] : []),
-    ...(baselines ? [baselinesTrace(axes)] : []),
+    ...(baselines ? [baselinesTrace(axes, span)] : []),
   ];
   const layout = {uirevision: axes.join(), coloraxis: OBJECTIVES.has(colour) ? colourBar(colour, shown) : undefined};
   if (solid) {
@@ -212,8 +236,6 @@ function drawFront() {
       eye: {x: 1.45 * far, y: 1.35 * far, z: 0.75 * far}, center: {x: 0, y: 0, z: -0.2}}};
     axes.forEach((name, i) => { layout.scene["xyz"[i] + "axis"] = {...axisOf(name, shown.map(trial => trial[name])), nticks: 4}; });
   } else {
-    const beside = baselines ? studies.flatMap(study => study.baselines) : [];
-    const span = name => [...[...shown, ...beside].map(trial => trial[name]), ...(papers ? [papersTrace([name]).x].flat() : [])];
     layout.xaxis = axisOf(axes[0], span(axes[0]));
     layout.yaxis = axisOf(axes[1], span(axes[1]));
     const edge = {range: [0, 1], visible: false, fixedrange: true};
