@@ -11,10 +11,11 @@ from functools import cached_property
 from typing import Any
 
 from igc_nas.analysis.surrogate_quality import surrogate_quality
-from igc_nas.arch.config import UNITS, ArchConfig
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.papers import PRINTED, reference
 from igc_nas.arch.plan import arch_id
+from igc_nas.arch.stages import UNITS
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.io.text import plain, visible
 from igc_nas.io.units import format_count, format_ms

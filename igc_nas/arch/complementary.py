@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from igc_nas.arch.config import Igcv3Stage, StageConfig, describe_stage
 from igc_nas.arch.layers import Conv, Interleave, Layer
-from igc_nas.arch.plan import igcv3_layers, unit_layers
+from igc_nas.arch.stages import Igcv3Stage, StageConfig, describe_stage
+from igc_nas.arch.units import igcv3_layers, unit_layers
 
 Condition = Literal["strict", "loose", "any"]
 MAX_ENTRIES = 2**20

@@ -10,36 +10,26 @@ Conventions, as the papers count:
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.layers import (
-    Act,
-    AvgPool,
     Branched,
     Concat,
     Conv,
     DualPath,
-    Flatten,
-    Interleave,
     Layer,
     Linear,
-    MaxPool,
     Norm,
-    Pool,
     PRelu,
     Residual,
-    Select,
     Split,
     SqueezeExcite,
-    Subsample,
 )
 from igc_nas.arch.plan import Plan, plan
+from igc_nas.arch.shapes import Shape, entries, joined, layer_shape, layers_shape
 from igc_nas.errors import ConfigError
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +91,12 @@ def check_side(arch: ArchConfig) -> None:
 
     A convolution of stride s makes ceil(H / s) of H pixels, which is never less than one: the strides are multiplied.
     """
-    total, shape = 1 << 12, (arch.input[0], 1 << 12, 1 << 12)
+    total = 1 << 12
+    shape: Shape = (arch.input[0], total, total)
     for block in plan(arch).blocks:
-        _, after = layers_cost(block.layers, shape)
-        if len(after) != 3:
+        if block.name in ("head", "classifier"):
             break
-        shape = (after[0], after[1], after[2])
+        shape = layers_shape(block.layers, shape)
     total //= shape[1]
     side = min(arch.input[1:])
     if side < total:
@@ -121,9 +111,7 @@ def layers_cost(layers: Iterable[Layer], shape: Shape) -> tuple[Cost, Shape]:
     params = macs = activations = 0
     for layer in layers:
         if isinstance(layer, Branched):
-            parts = [
-                layers_cost(part, entry) for part, entry in zip(layer.branches, entries(layer, shape), strict=True)
-            ]
+            parts = list(map(layers_cost, layer.branches, entries(layer, shape)))
             shape = joined(layer, [out for _, out in parts])
             cost = sum((part for part, _ in parts), _FREE)
         else:
@@ -139,53 +127,22 @@ _FREE = Cost()
 
 def layer_cost(layer: Layer, shape: Shape) -> tuple[Cost, Shape]:
     """(cost, output shape) of one layer without branches behind the input `shape`."""
+    out = layer_shape(layer, shape)
     match layer:
-        case Conv(_, c_in, c_out, kernel, stride, groups):
-            height, width = _side(shape[1], kernel, stride, layer.pad), _side(shape[2], kernel, stride, layer.pad)
-            weights = c_out * (c_in // groups) * kernel * kernel
-            params = weights + c_out if layer.bias else weights
-            return Cost(params, weights * height * width, c_out * height * width), (c_out, height, width)
+        case Conv(_, c_in, c_out, kernel, _, groups):
+            weights, pixels = c_out * (c_in // groups) * kernel * kernel, out[1] * out[2]
+            return Cost(weights + c_out if layer.bias else weights, weights * pixels, c_out * pixels), out
         case Norm(_, channels):
-            return Cost(params=2 * channels), shape
-        case Linear(_, features, out, bias):
-            return Cost(features * out + (out if bias else 0), features * out, out), (out,)
+            return Cost(params=2 * channels), out
+        case Linear(_, features, written, bias):
+            return Cost(features * written + (written if bias else 0), features * written, written), out
         case SqueezeExcite(_, channels, squeeze, _, bias):
             weights, written = 2 * channels * squeeze, channels + squeeze
-            return Cost(weights + (written if bias else 0), weights, written), shape
+            return Cost(weights + (written if bias else 0), weights, written), out
         case PRelu(_, channels):
-            return Cost(params=channels), shape
-        case Pool():
-            return _FREE, shape[:1]
-        case Flatten():
-            return _FREE, (prod(shape),)
-        case MaxPool(kernel, stride, padding) | AvgPool(kernel, stride, padding):
-            return _FREE, (shape[0], _side(shape[1], kernel, stride, padding), _side(shape[2], kernel, stride, padding))
-        case Subsample(stride, before, after):
-            return _FREE, (shape[0] + before + after, -(-shape[1] // stride), -(-shape[2] // stride))
-        case Select(_, _, out):
-            return _FREE, (out, *shape[1:])
-        case Interleave() | Act():
-            return _FREE, shape
-    raise AssertionError(f"layers_cost opens {layer}")
-
-
-def _side(pixels: int, kernel: int, stride: int, padding: int) -> int:
-    return (pixels + 2 * padding - kernel) // stride + 1
-
-
-def entries(layer: Branched, shape: Shape) -> tuple[Shape, ...]:
-    """The input shapes of a layer's branches, for the layer's input `shape`."""
-    if isinstance(layer, Split):
-        return (layer.channels, *shape[1:]), (shape[0] - layer.channels, *shape[1:])
-    return (shape,) * len(layer.branches)
-
-
-def joined(layer: Branched, outputs: Sequence[Shape]) -> Shape:
-    """The output shape of a layer whose branches put out `outputs`."""
-    if isinstance(layer, Residual):
-        return outputs[0]
-    channels = sum(shape[0] for shape in outputs) - (layer.channels if isinstance(layer, DualPath) else 0)
-    return channels, *outputs[0][1:]
+            return Cost(params=channels), out
+        case _:
+            return _FREE, out
 
 
 def rows(whole: Plan) -> Iterator[LayerCost]:

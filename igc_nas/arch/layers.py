@@ -10,8 +10,10 @@ parameters or stored data has a `name`, unique in its block. Layers that hold ot
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from igc_nas.arch.config import Activation, Gate
+Activation = Literal["relu", "relu6", "hswish"]
+Gate = Literal["sigmoid", "hsigmoid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,8 @@ class Linear:
 
 
 Branched = Residual | Concat | Split | DualPath
+Named = Conv | Norm | Linear | SqueezeExcite | PRelu | Select
+"""Those with parameters or stored data."""
 Layer = (
     Conv
     | Interleave

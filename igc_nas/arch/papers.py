@@ -26,8 +26,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from igc_nas.arch.config import ArchConfig, Igcv1Stage
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import arch_id
+from igc_nas.arch.stages import Igcv1Stage
 from igc_nas.errors import ConfigError
 from igc_nas.io.text import nearest
 

@@ -1,7 +1,4 @@
-"""The plan: an architecture as layers in order. Cost, network, tables and exports are computed from it.
-
-A new unit needs one more function here, which returns its layers.
-"""
+"""The plan: an architecture as layers in order. Cost, network, tables and exports are computed from it."""
 
 from __future__ import annotations
 
@@ -9,31 +6,11 @@ import hashlib
 import json
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from math import gcd
 
-from igc_nas.arch.config import (
-    ArchConfig,
-    ConvStage,
-    Head,
-    Igcv1Stage,
-    Igcv2Stage,
-    Igcv3Stage,
-    StageConfig,
-    Stem,
-)
-from igc_nas.arch.layers import (
-    Act,
-    Concat,
-    Conv,
-    DualPath,
-    Interleave,
-    Layer,
-    Linear,
-    Norm,
-    Pool,
-    Residual,
-    Split,
-)
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.layers import Act, Concat, Conv, DualPath, Interleave, Layer, Linear, Norm, Pool, Residual, Split
+from igc_nas.arch.shapes import Shape, layers_shape
+from igc_nas.arch.units import end_layers, stage_blocks, stem_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,120 +34,21 @@ def plan(arch: ArchConfig) -> Plan:
     """The plan of an architecture. Equal blocks share one tuple of layers."""
     blocks = [BlockPlan("stem", stem_layers(arch.stem, arch.input[0]))]
     for number, stage, in_width in arch.with_input_widths():
-        first, rest = stage_layers(stage, in_width)
-        blocks.append(BlockPlan(f"stage{number}.block1", first))
-        blocks.extend(BlockPlan(f"stage{number}.block{i}", rest) for i in range(2, stage.blocks + 1))
-    blocks.extend(end_blocks(arch.stages[-1].width, arch.head, arch.classes))
-    return Plan(arch.input, arch.classes, tuple(blocks))
+        of_blocks = enumerate(stage_blocks(stage, in_width), start=1)
+        blocks.extend(BlockPlan(f"stage{number}.block{i}", layers) for i, layers in of_blocks)
+    end = end_layers(features_shape(arch), arch.head, arch.classes)
+    return Plan(arch.input, arch.classes, (*blocks, *(BlockPlan(name, layers) for name, layers in end)))
 
 
-@lru_cache(maxsize=65_536)
-def stage_layers(stage: StageConfig, in_width: int) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
-    """(layers of the stage's first block, layers of each further block).
-
-    Only the first block sees `in_width` channels and the stage's stride; the further ones keep the width.
-    """
-    return _block(stage, in_width, stage.stride, True), _block(stage, stage.width, 1, False)
-
-
-def _block(stage: StageConfig, in_width: int, stride: int, first: bool) -> tuple[Layer, ...]:
-    if isinstance(stage, Igcv3Stage):
-        body = igcv3_layers(stage, in_width, stride)
-        return (Residual(body),) if stage.residual and not first else body
-    if not stage.residual:
-        return (*unit_layers(stage, in_width, stride), Norm("norm", stage.width), Act("relu"))
-    body = (
-        *unit_layers(stage, in_width, stride, "1"),
-        Norm("norm1", stage.width),
-        Act("relu"),
-        *unit_layers(stage, stage.width, 1, "2"),
-        Norm("norm2", stage.width),
-    )
-    return Residual(body, _shortcut(stage, in_width, stride)), Act("relu")
-
-
-def unit_layers(stage: StageConfig, in_width: int, stride: int, suffix: str = "") -> tuple[Layer, ...]:
-    """The layers of one IGCV1, IGCV2 or regular unit: convolutions and interleaves, nothing nonlinear between them."""
-    match stage:
-        case Igcv1Stage():
-            return igcv1_layers(stage, in_width, stride, suffix)
-        case Igcv2Stage():
-            return igcv2_layers(stage, in_width, stride, suffix)
-        case ConvStage():
-            return (Conv(f"conv{suffix}", in_width, stage.width, stage.kernel, stride),)
-        case Igcv3Stage():
-            raise AssertionError("an IGCV3 unit is three chains with BN between them")
-
-
-def igcv1_layers(stage: Igcv1Stage, in_width: int, stride: int, suffix: str = "") -> tuple[Layer, ...]:
-    """IGCV1 (section 3.1): x' = P W^d P^T W^p x, with L primary and M secondary groups."""
-    width = stage.width
-    return (
-        Conv(f"primary{suffix}", in_width, width, stage.kernel, stride, groups=stage.L),
-        Interleave(width, stage.L),
-        Conv(f"secondary{suffix}", width, width, groups=stage.M),
-        Interleave(width, stage.M),
-    )
-
-
-def igcv2_layers(stage: Igcv2Stage, in_width: int, stride: int, suffix: str = "") -> tuple[Layer, ...]:
-    """IGCV2 (section 3.2): y = prod_l (P_l W_l) x, the first factor depthwise and spatial, the others 1x1.
-
-    Interleave(C / K_l) follows layer l: then one path joins each pair of channels and the order is restored, for
-    unequal K as well.
-    """
-    width = stage.width
-    layers: list[Layer] = [
-        Conv(f"depthwise{suffix}", in_width, width, stage.kernel, stride, groups=gcd(in_width, width))
-    ]
-    for number, k in enumerate(stage.channels_per_group, start=1):
-        name = f"pointwise{suffix}_{number}" if suffix else f"pointwise{number}"
-        layers += [Conv(name, width, width, groups=width // k), Interleave(width, width // k)]
-    return tuple(layers)
-
-
-def igcv3_layers(stage: Igcv3Stage, in_width: int, stride: int) -> tuple[Layer, ...]:
-    """IGCV3 (section 3.1): expand (G1), interleave(G1), depthwise, project (G2); ReLU6 only after the depthwise."""
-    inner = stage.expand * in_width
-    return (
-        Conv("expand", in_width, inner, groups=stage.G1),
-        Norm("expand_norm", inner),
-        Interleave(inner, stage.G1),
-        Conv("depthwise", inner, inner, stage.kernel, stride, groups=inner),
-        Norm("depthwise_norm", inner),
-        Act("relu6"),
-        Conv("project", inner, stage.width, groups=stage.G2),
-        Norm("project_norm", stage.width),
-    )
-
-
-def _shortcut(stage: StageConfig, in_width: int, stride: int) -> tuple[Layer, ...]:
-    if stride == 1 and in_width == stage.width:
-        return ()
-    match stage:
-        case Igcv1Stage():
-            groups = stage.L
-        case Igcv2Stage():
-            groups = gcd(in_width, stage.width)
-        case _:
-            groups = 1
-    return Conv("shortcut", in_width, stage.width, 1, stride, groups), Norm("shortcut_norm", stage.width)
-
-
-def stem_layers(stem: Stem, in_channels: int) -> tuple[Layer, ...]:
-    """The stem: convolution, BN, activation."""
-    conv = Conv("conv", in_channels, stem.width, stem.kernel, stem.stride)
-    return conv, Norm("norm", stem.width), Act(stem.activation)
-
-
-def end_blocks(features: int, head: Head | None, classes: int) -> tuple[BlockPlan, ...]:
-    """The blocks behind the last stage's `features` channels: the head, if there is one, pooling and the classifier."""
-    blocks: tuple[BlockPlan, ...] = ()
-    if head:
-        conv = Conv("conv", features, head.width)
-        blocks = (BlockPlan("head", (conv, Norm("norm", head.width), Act(head.activation))),)
-        features = head.width
-    return (*blocks, BlockPlan("classifier", (Pool(), Linear("linear", features, classes))))
+def features_shape(arch: ArchConfig) -> Shape:
+    """(channels, height, width) that leave the last stage; the sides are 0 where the head does not depend on them."""
+    if arch.head is None or not arch.head.reads_map:
+        return arch.features, 0, 0
+    shape = layers_shape(stem_layers(arch.stem, arch.input[0]), arch.input)
+    for _, stage, in_width in arch.with_input_widths():
+        for layers in stage_blocks(stage, in_width):
+            shape = layers_shape(layers, shape)
+    return shape
 
 
 def arch_id(arch: ArchConfig) -> str:

@@ -23,8 +23,8 @@ from igc_nas.errors import IgcNasError
 def cost(arch: str, classes: int | None, image_size: int | None, check: bool, as_json: bool, root: Path) -> None:
     """Print exact counts of ARCH: parameters, MACs and FLOPs.
 
-    MACs, FLOPs (2 per MAC) and activations are those of one image. For a paper's network also what the paper prints.
-    ARCH is a .toml file, a paper's network or STUDY:N.
+    MACs, FLOPs (2 per MAC) and activations are those of one image. For a network of a paper also what is printed.
+    ARCH is a .toml file, a network's name (igcv3-d-cifar, mobilenetv2-x0.5, ...) or STUDY:N.
     """
     from igc_nas.arch.cost import cost_of
     from igc_nas.arch.plan import arch_id
@@ -48,9 +48,9 @@ def cost(arch: str, classes: int | None, image_size: int | None, check: bool, as
 
 
 def _printed(arch: str, classes: int | None) -> dict[str, Any]:
-    from igc_nas.arch.papers import is_reference, reference
+    from igc_nas.arch.named import is_network, network
 
-    found = reference(arch, classes) if is_reference(arch) else None
+    found = network(arch, classes) if is_network(arch) else None
     if found is None or not found.printed_error:
         return {}
     return {"paper": found.paper, "printed_in": found.source, "printed_error": dict(found.printed_error)}

@@ -65,7 +65,7 @@ class ExportRequest:
 def export(**options: Any) -> None:
     """Write an architecture as files that need no igc-nas.
 
-    It is one of STUDY (see --pick), or ARCH: a .toml file, a paper's network, STUDY:N, or the folder of a training
+    It is one of STUDY (see --pick), or ARCH: a .toml file, a network's name, STUDY:N, or the folder of a training
     (its weights are then exported, too). Before anything is written it is read back and compared with the network.
     """
     from igc_nas.export.source import unfinished_text

@@ -80,7 +80,7 @@ def measure(**options: Any) -> None:
 
     On a CPU with a C compiler it is that of the factored network as generated C; with --runtime eager, compile,
     onnxruntime or openvino the network runs in all its forms. Each round also times a fixed reference network. ARCH is
-    a .toml file, - (TOML on stdin), a paper's network or STUDY:N. With --study the candidates of a study are measured
+    a .toml file, - (TOML on stdin), a network's name or STUDY:N. With --study the candidates of a study are measured
     again under the study's conditions. With --keep only its noisy ones are, and each new latency that is not noisy
     replaces the recorded one (the next search rebuilds the study's database from trials.jsonl).
     """

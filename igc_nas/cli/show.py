@@ -22,7 +22,7 @@ def show(arch: str, classes: int | None, image_size: int | None, as_json: bool, 
 
     A layer has its output shape, parameters and MACs; a failed trial its reason and place.
 
-    ARCH is a .toml file, a paper's network (igcv1-l24m2-d20, igcv3-d-cifar, ...) or STUDY:N, trial N of a study.
+    ARCH is a .toml file, a network's name (igcv1-l24m2-d20, mobilenetv2-x0.5, ...) or STUDY:N, trial N of a study.
     """
     from igc_nas.arch.cost import cost_of, rows
     from igc_nas.arch.plan import arch_id, plan

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.layers import Branched, Layer
-from igc_nas.arch.plan import BlockPlan, Plan, end_blocks, plan, stage_layers
+from igc_nas.arch.plan import BlockPlan, Plan, plan
+from igc_nas.arch.shapes import layers_shape
+from igc_nas.arch.units import end_layers, stage_layers
 from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.io.text import printable
 from igc_nas.nn.codegen.build import NO_COMPILER, compiler, load
@@ -128,8 +130,9 @@ def unit_plans(space: SearchSpace) -> Iterator[Plan]:
                 seen.add(kinds)
                 at = f"stage{stage.number}.block"
                 blocks = (BlockPlan(f"{at}1", first), BlockPlan(f"{at}2", rest))
-                ends = end_blocks(option.width, space.file.head, space.classes)
-                yield Plan((option.width, 8, 8), space.classes, (*blocks, *ends))
+                shape = layers_shape((*first, *rest), (option.width, 8, 8))
+                ends = end_layers(shape, space.file.head, space.classes)
+                yield Plan((option.width, 8, 8), space.classes, (*blocks, *(BlockPlan(*end) for end in ends)))
 
 
 def _kinds(layers: Iterable[Layer]) -> tuple[object, ...]:

@@ -12,7 +12,8 @@ import textwrap
 from collections.abc import Iterator
 
 from igc_nas._version import __version__
-from igc_nas.arch.config import ArchConfig, Head, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig, Stem
+from igc_nas.arch.config import ArchConfig, Head, Stem
+from igc_nas.arch.stages import Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.export.source import Source, comments, facts
 from igc_nas.io.text import printable
 

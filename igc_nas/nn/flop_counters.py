@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+from math import prod
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.cost import Cost, cost_of
+from igc_nas.arch.cost import Cost, LayerCost, cost_of, rows
+from igc_nas.arch.layers import Conv, Linear, SqueezeExcite
 from igc_nas.errors import IgcNasError
 from igc_nas.nn.network import Network, build
 
@@ -45,7 +47,7 @@ def torch_flops(network: Network, arch: ArchConfig) -> int:
 def count_with_ptflops(network: Network, arch: ArchConfig) -> int:
     """MACs for one image by ptflops' aten backend, on a copy of the network.
 
-    ptflops counts the classifier's bias as one MAC per class, which is subtracted.
+    ptflops counts a bias as one MAC per element that it is added to, which is subtracted.
     """
     from ptflops import get_model_complexity_info
 
@@ -61,4 +63,15 @@ def count_with_ptflops(network: Network, arch: ArchConfig) -> int:
         )
     if macs is None:
         raise IgcNasError("ptflops could not count this network")
-    return int(macs) - arch.classes
+    return int(macs) - sum(map(_bias_elements, rows(network.plan)))
+
+
+def _bias_elements(row: LayerCost) -> int:
+    """The elements of a layer's output, for one image, that a bias is added to."""
+    match row.layer:
+        case Conv(bias=True) | Linear(bias=True):
+            return prod(row.shape)
+        case SqueezeExcite(_, channels, squeeze, _, True):
+            return channels + squeeze
+        case _:
+            return 0

@@ -18,10 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igc_nas.arch.config import Activation, ArchConfig
-from igc_nas.arch.cost import Shape, layers_cost
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import layers_cost
 from igc_nas.arch.layers import (
     Act,
+    Activation,
     AvgPool,
     Branched,
     Concat,
@@ -32,6 +33,7 @@ from igc_nas.arch.layers import (
     Layer,
     Linear,
     MaxPool,
+    Named,
     Norm,
     Pool,
     PRelu,
@@ -42,6 +44,7 @@ from igc_nas.arch.layers import (
     Subsample,
 )
 from igc_nas.arch.plan import BlockPlan, Plan, plan
+from igc_nas.arch.shapes import Shape
 from igc_nas.errors import ConfigError
 
 
@@ -399,9 +402,6 @@ def initialise(network: nn.Module, generator: torch.Generator | None = None) -> 
             nn.init.constant_(module.weight, 0.25)
         elif isinstance(module, ChannelSelect):
             module.reset_index()
-
-
-Named = Conv | Norm | Linear | SqueezeExcite | PRelu | Select
 
 
 def _named(layers: tuple[Layer, ...]) -> Iterator[Named]:

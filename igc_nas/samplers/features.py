@@ -8,9 +8,9 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from igc_nas.arch.config import UNITS, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.arch.layers import Conv, Layer, Residual
-from igc_nas.arch.plan import stage_layers
+from igc_nas.arch.stages import UNITS, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
+from igc_nas.arch.units import stage_layers
 from igc_nas.space.encoding import Ints, SpaceEncoding
 
 Floats = NDArray[np.float64]

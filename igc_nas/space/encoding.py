@@ -13,8 +13,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from igc_nas.arch.config import UNITS, ArchConfig, StageConfig
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost
+from igc_nas.arch.stages import UNITS, StageConfig
 from igc_nas.space.search_space import METRICS, SearchSpace, shape_after
 
 Ints = NDArray[np.int64]

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from igc_nas.arch.config import UNITS, ArchConfig
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
+from igc_nas.arch.stages import UNITS
 from igc_nas.errors import InfeasibleError
 from igc_nas.io.units import exact_count
 from igc_nas.space.budget import Budget

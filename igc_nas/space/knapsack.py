@@ -15,8 +15,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from igc_nas.arch.config import ArchConfig, StageConfig
-from igc_nas.arch.cost import Cost, Shape
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import Cost
+from igc_nas.arch.shapes import Shape
+from igc_nas.arch.stages import StageConfig
 from igc_nas.space.search_space import Metric, SearchSpace, shape_after
 
 CELLS = 4096

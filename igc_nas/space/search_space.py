@@ -21,9 +21,12 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from igc_nas.arch.complementary import Condition, unmet
-from igc_nas.arch.config import STAGE_OF_UNIT, UNITS, ArchConfig, Head, Image, StageConfig, Stem
-from igc_nas.arch.cost import Cost, Shape, layers_cost
-from igc_nas.arch.plan import end_blocks, normalised, stage_layers, stem_layers
+from igc_nas.arch.config import ArchConfig, Head, Image, Stem
+from igc_nas.arch.cost import Cost, layers_cost
+from igc_nas.arch.plan import normalised
+from igc_nas.arch.shapes import Shape, layers_shape
+from igc_nas.arch.stages import STAGE_OF_UNIT, UNITS, StageConfig, out_width
+from igc_nas.arch.units import end_layers, stage_blocks, stage_layers, stem_layers
 from igc_nas.errors import ConfigError
 from igc_nas.io.files import is_file, read_text, user_path
 from igc_nas.io.records import Frozen, first_problem, key_text, parse_toml
@@ -239,8 +242,7 @@ class SearchSpace:
 
     def shape_after_stem(self, stem: Stem) -> Shape:
         """(channels, height, width) that the first stage reads."""
-        _, height, width = self.file.input
-        return (stem.width, -(-height // stem.stride), -(-width // stem.stride))
+        return layers_shape(stem_layers(stem, self.file.input[0]), self.file.input)
 
     @cached_property
     def shapes(self) -> tuple[tuple[Shape, ...], ...]:
@@ -289,8 +291,8 @@ class SearchSpace:
 
     def end_cost(self, shape: Shape) -> Cost:
         """Cost of the head and the classifier behind `shape`."""
-        blocks = end_blocks(shape[0], self.file.head, self.classes)
-        return layers_cost(itertools.chain.from_iterable(block.layers for block in blocks), shape)[0]
+        blocks = end_layers(shape, self.file.head, self.classes)
+        return layers_cost(itertools.chain.from_iterable(layers for _, layers in blocks), shape)[0]
 
     def _extreme(self, metric: Metric, better: Comparison) -> ArchConfig:
         if (metric, better) not in self._extremes:
@@ -369,7 +371,11 @@ class _Identity:
 
 def shape_after(stage: StageConfig, shape: Shape) -> Shape:
     """The output shape of a stage."""
-    return (stage.width, -(-shape[1] // stage.stride), -(-shape[2] // stage.stride))
+    if getattr(stage, "pool", None):
+        for layers in stage_blocks(stage, shape[0]):
+            shape = layers_shape(layers, shape)
+        return shape
+    return (out_width(stage, shape[0]), -(-shape[1] // stage.stride), -(-shape[2] // stage.stride))
 
 
 def _price(options: Sequence[StageConfig], shape: Shape) -> Iterator[tuple[StageConfig, Cost]]:
@@ -436,7 +442,7 @@ def _stage_space(number: int, table: Mapping[str, Any], name: str, condition: Co
     shared = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     units = {key: value for key, value in table.items() if isinstance(value, Mapping)}
     for unit in units:
-        if unit not in STAGE_OF_UNIT:
+        if unit not in UNITS:
             raise ConfigError(f"{where}: unknown unit {unit!r:.40}; use {', '.join(UNITS)}")
     if not units:
         raise ConfigError(f"{where} names no unit", f"add a table such as [stage.igcv2]; units: {', '.join(UNITS)}")

@@ -1,4 +1,4 @@
-"""Architectures by name: a TOML file, a paper's network, or a trial of a study (`STUDY:N`)."""
+"""Architectures by name: a TOML file, a network of a paper, or a trial of a study (`STUDY:N`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.papers import PATTERNS, is_reference, reference
+from igc_nas.arch.named import EXAMPLES, PATTERNS, is_network, network
 from igc_nas.errors import ConfigError, StudyError
 from igc_nas.io.files import is_file, user_path
+from igc_nas.io.text import nearest
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study, load_study
 
@@ -38,22 +39,20 @@ def named_trial(
 
 def is_named(name: str) -> bool:
     """Whether a name is that of an architecture's file or of a paper's network, and therefore of no study."""
-    return name.endswith(".toml") or is_file(user_path(name)) or is_reference(name)
+    return name.endswith(".toml") or is_file(user_path(name)) or is_network(name)
 
 
 def _load(name: str, root: Path, classes: int | None) -> ArchConfig:
     path = user_path(name)
     if path.suffix == ".toml" or is_file(path):
         return ArchConfig.load(path)
-    if is_reference(name):
-        return reference(name, classes).arch
+    if is_network(name):
+        return network(name, classes).arch
     if (found := named_trial(name, root)) is not None:
         study, trial = found
         if trial.arch is None:
             why = f" ({trial.reason})" if trial.reason else ""
             raise StudyError(f"trial {trial.number} of {study.spec.name} is {trial.state} and has no architecture{why}")
         return trial.arch
-    raise ConfigError(
-        f"{name!r:.120} is no architecture",
-        f"name a .toml file, STUDY:N (a trial), or a paper's network: {', '.join(PATTERNS)}",
-    )
+    otherwise = f"name a .toml file, STUDY:N (a trial), or a network: {', '.join(PATTERNS)}"
+    raise ConfigError(f"{name!r:.120} is no architecture", nearest(name, EXAMPLES, otherwise, 0.75))

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igc_nas.arch.complementary import Condition, complementary, path_counts, unmet
-from igc_nas.arch.config import ArchConfig, ConvStage, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.factors import balanced_factors
 from igc_nas.arch.layers import Conv, Interleave
 from igc_nas.arch.plan import arch_id
+from igc_nas.arch.stages import ConvStage, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.cli import main
 from igc_nas.errors import ConfigError
 from igc_nas.io.records import differences

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from igc_nas.arch.config import ArchConfig, Igcv2Stage
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.factors import balanced_factors, prime_factors
+from igc_nas.arch.stages import Igcv2Stage
 from igc_nas.errors import ConfigError
 from tests.support.builders import architectures, one_line, taken
 
@@ -53,7 +54,11 @@ def test_load_reads_a_file_or_gives_the_reason_of_the_failure(tmp_path: Path) ->
     good = tmp_path / "good.toml"
     good.write_text(TOML)
     assert ArchConfig.load(good) == ArchConfig.from_toml(TOML)
-    for name, content in {"utf16": TOML.encode("utf-16"), "large": b"#" * 5_000_000, "png": b"\x89PNG\r\n"}.items():
+    for name, content in {
+        "latin1": f"# \xe9\n{TOML}".encode("latin-1"),
+        "large": b"#" * 5_000_000,
+        "png": b"\x89PNG\r\n",
+    }.items():
         bad = tmp_path / name
         bad.write_bytes(content)
         with pytest.raises(ConfigError, match=name):
@@ -95,7 +100,7 @@ def test_load_reads_a_file_or_gives_the_reason_of_the_failure(tmp_path: Path) ->
         ({"unit": "igcv2", "width": 0, "depth": 2}, "stage.1.igcv2.width: Input should be greater than or equal to 1"),
         ({"unit": "igcv9", "width": 8}, "stage.1: unknown unit 'igcv9'; use one of igcv1, igcv2, igcv3, conv"),
         ({"width": 8}, "stage.1: no unit; use one of igcv1, igcv2, igcv3, conv"),
-        ({"unit": "conv", "width": 8, "groups": 2}, "stage.1.conv.groups: unknown key"),
+        ({"unit": "conv", "width": 8, "dilation": 2}, "stage.1.conv.dilation: unknown key"),
         ({"unit": "conv", "width": 8, "kernel": 4}, "stage.1.conv.kernel: Input should be 1, 3, 5, 7, 9 or 11 (got 4)"),
     ],
 )
@@ -132,7 +137,7 @@ WRONG = [
     "[stem]\nwidth = inf\n" + CONV, "[stem]\nwidth = nan\n" + CONV, "[stem]\nwidth = 65537\n" + CONV,
     "[stem]\nwidth = 1979-05-27\n" + CONV, STEM + "kernel = 2\n" + CONV, STEM + "kernel = true\n" + CONV,
     STEM + "kernel = 3.0\n" + CONV, STEM + "stride = 3\n" + CONV, STEM + "stride = true\n" + CONV,
-    STEM + "activation = 'gelu'\n" + CONV, STEM + "activation = 6\n" + CONV, STEM + "bias = true\n" + CONV,
+    STEM + "activation = 'gelu'\n" + CONV, STEM + "activation = 6\n" + CONV, STEM + "bias = 1\n" + CONV,
     "classes = 0\n" + STEM + CONV, "classes = 1000001\n" + STEM + CONV, "classes = '10'\n" + STEM + CONV,
     "classes = 10.0\n" + STEM + CONV, "input = 32\n" + STEM + CONV, "input = [3, 32]\n" + STEM + CONV,
     "input = [3, 32, 32, 1]\n" + STEM + CONV, "input = [3, 32, 0]\n" + STEM + CONV,

@@ -5,12 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of, layers_cost, plan_cost, rows
 from igc_nas.arch.factors import prime_factors
 from igc_nas.arch.layers import Conv, Linear, Norm
 from igc_nas.arch.papers import reference
-from igc_nas.arch.plan import igcv1_layers, igcv2_layers, igcv3_layers, plan, stage_layers
+from igc_nas.arch.plan import plan
+from igc_nas.arch.stages import Igcv1Stage, Igcv2Stage, Igcv3Stage
+from igc_nas.arch.units import igcv1_layers, igcv2_layers, igcv3_layers, stage_layers
 from tests.support.builders import architectures
 
 # Counted by the authors' released code or by the papers' closed forms: convolutions, BN gamma and beta, classifier with

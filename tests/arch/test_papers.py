@@ -2,10 +2,10 @@
 
 import pytest
 
-from igc_nas.arch.config import Igcv1Stage, Igcv2Stage
 from igc_nas.arch.layers import Conv
 from igc_nas.arch.papers import CLASSES, PRINTED, Figure, Point, figures, is_reference, reference
 from igc_nas.arch.plan import arch_id, plan
+from igc_nas.arch.stages import Igcv1Stage, Igcv2Stage
 from igc_nas.errors import ConfigError
 from tests.support.builders import one_line
 

@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.factors import balanced_factors, prime_factors
 from igc_nas.arch.layers import Conv, Interleave, Layer, Linear, Norm, Residual
-from igc_nas.arch.plan import BlockPlan, arch_id, igcv1_layers, igcv2_layers, igcv3_layers, plan
+from igc_nas.arch.plan import BlockPlan, arch_id, plan
+from igc_nas.arch.stages import Igcv1Stage, Igcv2Stage, Igcv3Stage
+from igc_nas.arch.units import igcv1_layers, igcv2_layers, igcv3_layers
 from tests.support.builders import architectures
 
 Paths = NDArray[np.float64]

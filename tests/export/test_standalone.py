@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from igc_nas.arch.config import UNITS, ArchConfig
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
+from igc_nas.arch.stages import UNITS
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.export.source import Source, TrainingResult

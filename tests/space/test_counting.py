@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igc_nas.arch.config import UNITS
 from igc_nas.arch.cost import cost_of
+from igc_nas.arch.stages import UNITS
 from igc_nas.space.budget import Budget
 from igc_nas.space.counting import BLOCK, MAX_COST, BudgetCounter, Stratum, count_below, last_below
 from igc_nas.space.encoding import Code, SpaceEncoding

@@ -220,7 +220,7 @@ V1 = "[[stage]]\nblocks = 1\n[stage.igcv1]\nL = [4, 8]\nM = 2\n"
         (STEM + "kernel = [3, 4]\n" + STAGE, "small: stem: kernel"),
         (STEM + "kernel = [1, true]\n" + STAGE, "small: stem: kernel"),
         (STEM + "kernel = [3, 3.0]\n" + STAGE, "small: stem: kernel"),
-        (STEM + "padding = 1\n" + STAGE, "small: stem: padding: unknown key"),
+        (STEM + "dilation = 1\n" + STAGE, "small: stem: dilation: unknown key"),
         (STEM + '"a\\u001bb" = 1\n' + STAGE, "small: stem: 'a\\x1bb': unknown key"),
         (STEM + '"a\\u001bb" = []\n' + STAGE, "small: stem.'a\\x1bb': a choice is"),
         (STEM + STAGE + "[head]\nwidth = [8, 16]\n", "space.toml: head.width"),

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import strategies as st
 
-from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.factors import prime_factors
+from igc_nas.arch.stages import Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.errors import ConfigError, IgcNasError
 from igc_nas.io.records import parse_toml
 from igc_nas.space.search_space import SearchSpace, SpaceFile

@@ -6,7 +6,7 @@ from math import prod
 
 from hypothesis import strategies as st
 
-from igc_nas.arch.cost import Shape, layers_cost
+from igc_nas.arch.cost import layers_cost
 from igc_nas.arch.layers import (
     Act,
     AvgPool,
@@ -28,6 +28,7 @@ from igc_nas.arch.layers import (
     Subsample,
 )
 from igc_nas.arch.plan import BlockPlan, Plan
+from igc_nas.arch.shapes import Shape
 from tests.support.builders import divisors
 
 ACTS = ("relu", "relu6", "hswish")

@@ -30,9 +30,12 @@ from igc_nas.analysis.views import (
     surrogate_view,
     trials_view,
 )
-from igc_nas.arch.config import ArchConfig, Head, StageConfig, Stem, describe_stage
+from igc_nas.arch.config import ArchConfig, Head, Stem
 from igc_nas.arch.layers import Layer, Residual
-from igc_nas.arch.plan import end_blocks, stage_layers, stem_layers
+from igc_nas.arch.plan import features_shape
+from igc_nas.arch.shapes import Shape
+from igc_nas.arch.stages import StageConfig, describe_stage
+from igc_nas.arch.units import end_layers, stage_layers, stem_layers
 from igc_nas.io.text import visible
 from igc_nas.study.lock import Running
 from igc_nas.study.names import study_argument
@@ -260,7 +263,7 @@ class Plans:
         encoded = [arch.input[1], *self._cached(arch.stem, arch.input[0], self._stem)]
         for _, stage, in_width in arch.with_input_widths():
             encoded += self._cached(stage, in_width, self._stage)
-        return [*encoded, *self._cached(arch.head, (arch.stages[-1].width, arch.classes), self._end)]
+        return [*encoded, *self._cached(arch.head, (features_shape(arch), arch.classes), self._end)]
 
     def _cached(self, part: Any, context: Any, encode: Callable[[Any, Any], tuple[int, ...]]) -> tuple[int, ...]:
         key = (part, context)
@@ -280,9 +283,9 @@ class Plans:
             stage.blocks,
         )
 
-    def _end(self, head: Head | None, width_and_classes: tuple[int, int]) -> tuple[int, ...]:
-        width, classes = width_and_classes
-        layers = (layer for block in end_blocks(width, head, classes) for layer in block.layers)
+    def _end(self, head: Head | None, shape_and_classes: tuple[Shape, int]) -> tuple[int, ...]:
+        shape, classes = shape_and_classes
+        layers = (layer for _, block in end_layers(shape, head, classes) for layer in block)
         return (self.blocks.index(tuple(layers)),)
 
     def _layer_indices(self, layers: tuple[Layer, ...]) -> list[Any]:

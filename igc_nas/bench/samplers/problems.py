@@ -19,9 +19,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from igc_nas.arch.config import ArchConfig, StageConfig
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.plan import arch_id
+from igc_nas.arch.stages import StageConfig
 from igc_nas.errors import StudyError
 from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SpaceFile, find_space

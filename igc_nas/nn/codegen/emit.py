@@ -14,13 +14,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igc_nas.errors import ConfigError
-from igc_nas.nn.codegen.orders import PAD, positions
-from igc_nas.nn.codegen.pack import Tensors, packed
-from igc_nas.nn.codegen.program import ConvRow, Image, PermuteRow, PoolOp, Program, Segment
+from igc_nas.nn.codegen.orders import PAD, Order
+from igc_nas.nn.codegen.pack import Tensors, packed, packed_index, packed_scale
+from igc_nas.nn.codegen.program import (
+    ConvRow,
+    ElementRow,
+    FlattenOp,
+    GatherRow,
+    Image,
+    JoinOp,
+    PoolOp,
+    Program,
+    RowOp,
+    ScaleRow,
+    Segment,
+    SelectRow,
+    WindowOp,
+)
 from igc_nas.nn.codegen.tiles import Tiling, tiling
 
 ALIGN = 16
 """Floats that buffers are aligned to: 64 bytes, a cache line."""
+MOST_RUNS = 8
+"""Runs of neighbouring channels that are copied by loops of their own; more of them by a table."""
 
 PROLOGUE = """\
 #include <stddef.h>
@@ -35,6 +51,30 @@ typedef int ivec __attribute__((vector_size({bytes}), may_alias));
 #define RELU(a) ((vec)((ivec)(a) & ((a) > (vec){{0}})))
 #define RELU6(a) ((vec)(((ivec)RELU(a) & ((a) < SIX)) | ((ivec)SIX & ((a) >= SIX))))
 #define SIX ((vec){{{sixes}}})
+#define HSIGMOID(a) (RELU6((a) + 3.0f) * (1.0f / 6.0f))
+#define HSWISH(a) ((a) * HSIGMOID(a))
+#define MAX(a, b) ((vec)(((ivec)(a) & ((a) > (b))) | ((ivec)(b) & ~((a) > (b)))))
+"""
+
+SIGMOID = """\
+/* 1 / (1 + exp(-x)) to a few units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. */
+static float sigmoid(float x)
+{
+    const float z = x > 87.0f ? -87.0f : x < -87.0f ? 87.0f : -x;
+    const int n = (int)(z * 1.44269504f + (z < 0.0f ? -0.5f : 0.5f));
+    const float r = (z - (float)n * 0.693359375f) + (float)n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const int bits = (n + 127) * 8388608;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return 1.0f / (1.0f + p * power);
+}
 """
 
 
@@ -77,6 +117,7 @@ class _Emitter:
         text = "\n".join(
             [
                 PROLOGUE.format(bytes=4 * lanes, sixes=", ".join(["6.0f"] * lanes)),
+                *([SIGMOID] if any("sigmoid(" in text for text in self.kernels) else []),
                 *(text.replace("KERNEL", name) for text, name in self.kernels.items()),
                 "static void forward(const float *image, float *logits, const float *weights, float *arena)",
                 "{",
@@ -91,37 +132,84 @@ class _Emitter:
     def _calls(self, places: _Arena) -> Iterator[str]:
         yield from _input_lines(self.program.images[0], places.images[0])
         for step in self.program.steps:
-            if isinstance(step, PoolOp):
-                image, at = self.program.images[step.source], places.images[step.source]
-                yield from _pool_lines(image, at, places.images[step.target], self.program.lanes)
-            else:
-                yield from self._segment(step, places)
+            yield from _frame_lines(self.program.images[step.target], places.images[step.target])
+            match step:
+                case PoolOp():
+                    image, at = self.program.images[step.source], places.images[step.source]
+                    yield from _pool_lines(image, at, places.images[step.target], self.program.lanes)
+                case Segment():
+                    yield from self._segment(step, places)
+                case WindowOp():
+                    yield from self._window(step, places)
+                case JoinOp():
+                    yield from self._join(step, places)
+                case FlattenOp():
+                    source, target = self.program.images[step.source], places.images[step.target]
+                    floats = source.width * source.depth
+                    yield f"for (int y = 0; y < {source.height}; ++y)"
+                    row = _row(source, places.images[step.source])
+                    yield f"    memcpy(arena + {target} + y * {floats}, {row}, {floats} * sizeof(float));"
         yield f"memcpy(logits, arena + {places.images[-1]}, {self.program.classes} * sizeof(float));"
 
     def _segment(self, step: Segment, places: _Arena) -> Iterator[str]:
         source, target = self.program.images[step.source], self.program.images[step.target]
-        yield from _frame_lines(target, places.images[step.target])
         yield f"for (int y = 0; y < {target.height}; ++y) {{"
         first = step.ops[0]
-        pad, stride = (first.conv.kernel // 2, first.conv.stride) if isinstance(first, ConvRow) else (0, 1)
-        at = places.images[step.source] + (source.frame - pad) * (source.stride + source.depth)
+        pad, stride = (first.conv.pad, first.conv.stride) if isinstance(first, ConvRow) else (0, 1)
+        at = places.images[step.source] + source.start - pad * (source.stride + source.depth)
         read = f"arena + {at} + y * {stride * source.stride}"
         for number, op in enumerate(step.ops):
             write = f"arena + {places.rows[number % 2]}"
             if number == len(step.ops) - 1:
                 write = _row(target, places.images[step.target])
-            if isinstance(op, PermuteRow):
-                yield f"    {self._kernel(_permute_text(op, target.width))}({read}, {write});"
-            else:
-                cut = tiling(op, target.width, self.program.lanes, self.registers)
-                name = self._kernel(_conv_text(op, cut, target.width, source.stride))
-                arguments = [read, write, f"weights + {self._place(packed(op, cut, self.tensors))}"]
-                if op.add:
-                    assert step.add is not None
-                    arguments.append(_row(self.program.images[step.add], places.images[step.add]))
-                yield f"    {name}({', '.join(arguments)});"
+            name, *more = self._row_op(op, target.width, source, places)
+            yield f"    {name}({', '.join([read, write, *more])});"
             read = write
         yield "}"
+
+    def _row_op(self, op: RowOp, width: int, source: Image, places: _Arena) -> tuple[str, ...]:
+        """(the kernel of a row operation, its arguments behind the rows that it reads and writes)."""
+        lanes = self.program.lanes
+        match op:
+            case GatherRow(depth, table, target):
+                return (self._kernel(_copy_text(table, depth, len(target), width)),)
+            case SelectRow():
+                name = self._kernel(_select_text(len(op.source), len(op.target), width))
+                return name, self._weights(packed_index(op, self.tensors))
+            case ScaleRow():
+                name = self._kernel(_scale_text(op, width, lanes))
+                return (name, self._weights(packed_scale(op, self.tensors))) if op.norm or op.slope else (name,)
+            case ElementRow(target, other, kind):
+                image, at = self.program.images[other], places.images[other]
+                row = _row(image, at) if kind == "add" else f"arena + {at + image.start}"
+                return self._kernel(_element_text(op, width, lanes)), row
+            case ConvRow():
+                cut = tiling(op, width, lanes, self.registers)
+                name = self._kernel(_conv_text(op, cut, width, source.stride))
+                weights = self._weights(packed(op, cut, self.tensors))
+                if op.add is None:
+                    return name, weights
+                return name, weights, _row(self.program.images[op.add], places.images[op.add])
+
+    def _window(self, step: WindowOp, places: _Arena) -> Iterator[str]:
+        source, target = self.program.images[step.source], self.program.images[step.target]
+        name = self._kernel(_window_text(step, source, target.width, self.program.lanes))
+        yield f"for (int y = 0; y < {target.height}; ++y)"
+        start = places.images[step.source] + source.start
+        yield f"    {name}(arena + {start}, {_row(target, places.images[step.target])}, y);"
+
+    def _join(self, step: JoinOp, places: _Arena) -> Iterator[str]:
+        target = self.program.images[step.target]
+        yield f"for (int y = 0; y < {target.height}; ++y) {{"
+        for piece in step.pieces:
+            source = self.program.images[piece.source]
+            name = self._kernel(_copy_text(piece.table, source.depth, target.depth, target.width, piece.adds))
+            write = _row(target, places.images[step.target] + piece.at)
+            yield f"    {name}({_row(source, places.images[piece.source])}, {write});"
+        yield "}"
+
+    def _weights(self, floats: NDArray[np.float32]) -> str:
+        return f"weights + {self._place(floats)}"
 
     def _kernel(self, text: str) -> str:
         return self.kernels.setdefault(text, f"kernel{len(self.kernels) + 1}")
@@ -139,7 +227,7 @@ class _Emitter:
 def _input_lines(image: Image, at: int) -> Iterator[str]:
     """The image that is given, channels last, within its frame of zeros."""
     yield from _frame_lines(image, at)
-    start = at + image.frame * (image.stride + image.depth)
+    start = at + image.start
     yield f"for (int y = 0; y < {image.height}; ++y)"
     yield f"    for (int x = 0; x < {image.width}; ++x)"
     yield f"        for (int c = 0; c < {image.depth}; ++c)"
@@ -164,7 +252,7 @@ def _frame_lines(image: Image, at: int) -> Iterator[str]:
 
 
 def _pool_lines(image: Image, source: int, target: int, lanes: int) -> Iterator[str]:
-    start = source + image.frame * (image.stride + image.depth)
+    start = source + image.start
     yield f"for (int c = 0; c < {image.depth}; c += {lanes}) {{"
     yield "    vec sum = {0};"
     yield f"    for (int y = 0; y < {image.height}; ++y)"
@@ -176,23 +264,131 @@ def _pool_lines(image: Image, source: int, target: int, lanes: int) -> Iterator[
 
 def _row(image: Image, at: int) -> str:
     """Row y of an image that begins at `at` in the arena, from the first pixel within the frame."""
-    return f"arena + {at + image.frame * (image.stride + image.depth)} + y * {image.stride}"
+    return f"arena + {at + image.start} + y * {image.stride}"
 
 
 # Kernels.
 
 
-def _permute_text(op: PermuteRow, width: int) -> str:
-    where = positions(op.source)
-    table = ", ".join(str(PAD if c == PAD else where[c]) for c in op.target)
-    n, m = len(op.target), len(op.source)
+def _copy_text(table: Order, depth: int, out_depth: int, width: int, adds: bool = False) -> str:
+    """For each pixel the floats at `table`; runs of them where they lie so."""
+    sign = "+=" if adds else "="
+    runs = _runs(table)
+    if len(runs) <= MOST_RUNS:
+        lines = [
+            f"        for (int c = 0; c < {count}; ++c)\n            out[x * {out_depth} + {at} + c] {sign} "
+            + ("0.0f;" if start == PAD else f"in[x * {depth} + {start} + c];")
+            for at, start, count in runs
+        ]
+        kept = ""
+    else:
+        value = ("from[c] < 0 ? 0.0f : " if PAD in table else "") + f"in[x * {depth} + from[c]]"
+        kept = f"    static const int from[{len(table)}] = {{{', '.join(map(str, table))}}};\n"
+        loop = f"        for (int c = 0; c < {len(table)}; ++c)\n"
+        lines = [f"{loop}            out[x * {out_depth} + c] {sign} {value};"]
+    unused = "" if any(start != PAD for _, start, _ in runs) else "    (void)in;\n"
     return f"""\
 static void KERNEL(const float *restrict in, float *restrict out)
 {{
-    static const int from[{n}] = {{{table}}};
+{kept}{unused}    for (int x = 0; x < {width}; ++x) {{
+{chr(10).join(lines)}
+    }}
+}}
+"""
+
+
+def _runs(table: Order) -> list[tuple[int, int, int]]:
+    """(first position, what it reads, count) of neighbours that read neighbours; of padding (.., PAD, ..)."""
+    found: list[tuple[int, int, int]] = []
+    for at, reads in enumerate(table):
+        if found:
+            first, start, count = found[-1]
+            if reads == (PAD if start == PAD else start + count):
+                found[-1] = first, start, count + 1
+                continue
+        found.append((at, reads, 1))
+    return found
+
+
+def _select_text(depth: int, out_depth: int, width: int) -> str:
+    return f"""\
+static void KERNEL(const float *restrict in, float *restrict out, const float *restrict from)
+{{
     for (int x = 0; x < {width}; ++x)
-        for (int c = 0; c < {n}; ++c)
-            out[x * {n} + c] = from[c] < 0 ? 0.0f : in[x * {m} + from[c]];
+        for (int c = 0; c < {out_depth}; ++c)
+            out[x * {out_depth} + c] = from[c] < 0.0f ? 0.0f : in[x * {depth} + (int)from[c]];
+}}
+"""
+
+
+def _scale_text(op: ScaleRow, width: int, lanes: int) -> str:
+    n = len(op.target)
+    if op.act == "sigmoid":
+        assert op.norm is None
+        assert op.slope is None
+        return f"""\
+static void KERNEL(const float *restrict in, float *restrict out)
+{{
+    for (int c = 0; c < {width * n}; ++c)
+        out[c] = sigmoid(in[c]);
+}}
+"""
+    lines = ["vec v = LOAD(in + x + c);"]
+    if op.norm:
+        lines.append(f"v = v * LOAD(w + c) + LOAD(w + {n} + c);")
+    if op.slope:
+        lines.append("v = RELU(v) + LOAD(w + c) * (v - RELU(v));")
+    return _vector_loops(lines, _activated(op.act, "v"), n, width, lanes, "w" if op.norm or op.slope else "")
+
+
+def _element_text(op: ElementRow, width: int, lanes: int) -> str:
+    other, sign = ("other + x + c", "+") if op.kind == "add" else ("other + c", "*")
+    lines = [f"const vec v = LOAD(in + x + c) {sign} LOAD({other});"]
+    return _vector_loops(lines, _activated(op.act, "v"), len(op.target), width, lanes, "other")
+
+
+def _activated(act: str | None, value: str) -> str:
+    return f"{act.upper()}({value})" if act else value
+
+
+def _vector_loops(lines: list[str], result: str, depth: int, width: int, lanes: int, argument: str) -> str:
+    """A kernel that computes `result` for each vector of a row; x counts floats of pixels, c those within one."""
+    more = f", const float *restrict {argument}" if argument else ""
+    body = "\n".join(f"            {line}" for line in [*lines, f"STORE(out + x + c, {result});"])
+    return f"""\
+static void KERNEL(const float *restrict in, float *restrict out{more})
+{{
+    for (int x = 0; x < {width * depth}; x += {depth})
+        for (int c = 0; c < {depth}; c += {lanes}) {{
+{body}
+        }}
+}}
+"""
+
+
+def _window_text(step: WindowOp, image: Image, width: int, lanes: int) -> str:
+    """The maximum takes only pixels of the image, the mean divides by all of the window's."""
+    k, s, p = step.kernel, step.stride, step.padding
+    value = "LOAD(in + v * ROW + u * DEPTH + c)".replace("ROW", str(image.stride)).replace("DEPTH", str(image.depth))
+    join = f"found = MAX(found, {value});" if step.kind == "max" else f"found += {value};"
+    first = value.replace("v *", "top *").replace("u *", "left *") if step.kind == "max" else "{0}"
+    result = "found" if step.kind == "max" else f"found * {1 / (k * k)!r}f"
+    return f"""\
+static void KERNEL(const float *restrict in, float *restrict out, int y)
+{{
+    const int above = y * {s} - {p}, top = above < 0 ? 0 : above;
+    const int bottom = above + {k} < {image.height} ? above + {k} : {image.height};
+    for (int x = 0; x < {width}; ++x) {{
+        const int before = x * {s} - {p}, left = before < 0 ? 0 : before;
+        const int right = before + {k} < {image.width} ? before + {k} : {image.width};
+        for (int c = 0; c < {image.depth}; c += {lanes}) {{
+            vec found = {first};
+            for (int v = top; v < bottom; ++v)
+                for (int u = left; u < right; ++u)
+                    {join}
+            STORE(out + x * {image.depth} + c, {result});
+        }}
+    }}
 }}
 """
 
@@ -201,7 +397,7 @@ def _conv_text(op: ConvRow, cut: Tiling, width: int, row_stride: int) -> str:
     conv = op.conv
     per_tile = conv.kernel**2 * cut.inputs * cut.outs * cut.lanes
     count = len(cut.tiles)
-    add = ", const float *restrict add" if op.add else ""
+    add = ", const float *restrict add" if op.add is not None else ""
     lines = [
         f"static void KERNEL(const float *restrict in, float *restrict out, const float *restrict w{add})",
         "{",
@@ -211,7 +407,7 @@ def _conv_text(op: ConvRow, cut: Tiling, width: int, row_stride: int) -> str:
         f"        const float *it = in + {_offset('source', cut)};",
         f"        float *ot = out + {_offset('target', cut)};",
     ]
-    if op.add:
+    if op.add is not None:
         lines.append(f"        const float *at = add + {_offset('target', cut)};")
     whole, rest = divmod(width, cut.pixels)
     lines.append(f"        for (int x = 0; x < {whole * cut.pixels}; x += {cut.pixels}) {{")
@@ -255,10 +451,9 @@ def _tile_lines(op: ConvRow, cut: Tiling, pixels: int, row_stride: int) -> Itera
     for o in outs:
         for p in width:
             place = f"(x + {p}) * {len(op.target)} + {o * cut.out_step}"
-            if op.add:
+            if op.add is not None:
                 yield f"a{o}_{p} += LOAD(at + {place});"
-            value = f"{op.act.upper()}(a{o}_{p})" if op.act else f"a{o}_{p}"
-            yield f"STORE(ot + {place}, {value});"
+            yield f"STORE(ot + {place}, {_activated(op.act, f'a{o}_{p}')});"
 
 
 def _product_lines(op: ConvRow, cut: Tiling, pixels: int, row_stride: int) -> Iterator[str]:
@@ -317,9 +512,8 @@ def _lives(program: Program) -> list[tuple[int, int]]:
     born, dies = [-1] * len(program.images), [-1] * len(program.images)
     for at, step in enumerate(program.steps):
         born[step.target] = dies[step.target] = at
-        dies[step.source] = at
-        if isinstance(step, Segment) and step.add is not None:
-            dies[step.add] = at
+        for image in step.reads:
+            dies[image] = at
     return list(zip(born, dies, strict=True))
 
 

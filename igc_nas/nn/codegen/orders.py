@@ -48,3 +48,30 @@ def positions(order: Order) -> tuple[int, ...]:
         if channel != PAD:
             found[channel] = position
     return tuple(found)
+
+
+def aligned(order: Order, lanes: int) -> Order:
+    """The order with padding up to whole vectors."""
+    return (*order, *(PAD,) * (-len(order) % lanes))
+
+
+@lru_cache(maxsize=65_536)
+def part(order: Order, start: int, stop: int, lanes: int) -> Order:
+    """The channels from `start` to `stop` in the same order, named from 0, without gaps."""
+    return aligned(tuple(c - start for c in order if start <= c < stop), lanes)
+
+
+@lru_cache(maxsize=65_536)
+def concatenated(orders: tuple[Order, ...], lanes: int) -> Order:
+    """The channels of several tensors one behind the other, each from a whole vector on."""
+    found: list[int] = []
+    first = 0
+    for order in orders:
+        found += [c if c == PAD else c + first for c in aligned(order, lanes)]
+        first += width(order)
+    return tuple(found)
+
+
+def width(order: Order) -> int:
+    """How many channels an order has."""
+    return sum(c != PAD for c in order)

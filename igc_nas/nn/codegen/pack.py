@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from igc_nas.nn.codegen.orders import PAD
-from igc_nas.nn.codegen.program import ConvRow
+from igc_nas.nn.codegen.orders import PAD, positions
+from igc_nas.nn.codegen.program import ConvRow, ScaleRow, SelectRow
 from igc_nas.nn.codegen.tiles import Tiling
 
 Floats = NDArray[np.float64]
@@ -48,6 +48,32 @@ def packed(row: ConvRow, tiling: Tiling, tensors: Tensors) -> NDArray[np.float32
     return np.concatenate([whole.ravel(), biases.ravel()]).astype(np.float32)
 
 
+def packed_scale(row: ScaleRow, tensors: Tensors) -> NDArray[np.float32]:
+    """Factors, then shifts, of a batch norm; or the slopes of PReLU; a value for each position."""
+    here = np.array(row.target) != PAD
+    channels = np.array([max(c, 0) for c in row.target])
+    if row.slope:
+        slopes: Floats = tensors[f"{row.slope}.weight"][channels] * here
+        return slopes.astype(np.float32)
+    factor, shift = _scale(str(row.norm), channels, tensors)
+    return np.concatenate([factor * here, shift * here]).astype(np.float32)
+
+
+def packed_index(row: SelectRow, tensors: Tensors) -> NDArray[np.float32]:
+    """For each position of the output the position that it reads, -1 for padding: whole numbers, exact in a float."""
+    index, where = tensors[f"{row.name}.index"].astype(np.int64), positions(row.source)
+    return np.array([PAD if c == PAD else where[index[c]] for c in row.target], np.float32)
+
+
+def _scale(norm: str, channels: NDArray[np.int64], tensors: Tensors) -> tuple[Floats, Floats]:
+    """(factor, shift) of a batch norm for these channels."""
+    gamma, beta, mean, var = (
+        tensors[f"{norm}.{name}"][channels] for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    factor = gamma / np.sqrt(var + EPS)
+    return factor, beta - mean * factor
+
+
 def _folded(row: ConvRow, tensors: Tensors) -> tuple[Floats, Floats]:
     """(positions, inputs, taps) weights and (positions,) biases, in the order of the output's positions."""
     channels = np.array([max(c, 0) for c in row.target])
@@ -57,9 +83,6 @@ def _folded(row: ConvRow, tensors: Tensors) -> tuple[Floats, Floats]:
         bias = tensors[f"{row.name}.bias"][channels]
     if row.norm:
         known = np.array([max(c, 0) for c in row.norm_order])
-        gamma, beta, mean, var = (
-            tensors[f"{row.norm}.{name}"][known] for name in ("weight", "bias", "running_mean", "running_var")
-        )
-        scale = gamma / np.sqrt(var + EPS)
-        weight, bias = weight * scale[:, None, None], bias * scale + beta - mean * scale
+        factor, shift = _scale(row.norm, known, tensors)
+        weight, bias = weight * factor[:, None, None], bias * factor + shift
     return weight, bias

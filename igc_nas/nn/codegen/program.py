@@ -13,18 +13,54 @@ the first-level cache; what is read with a frame of zeros, or later, lies in a w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
+from math import prod
 from typing import Literal
 
-from igc_nas.arch.layers import Act, Conv, Interleave, Layer, Linear, Norm, Pool, Residual
-from igc_nas.arch.plan import BlockPlan, Plan
+from igc_nas.arch.layers import (
+    Act,
+    AvgPool,
+    Branched,
+    Concat,
+    Conv,
+    DualPath,
+    Flatten,
+    Interleave,
+    Layer,
+    Linear,
+    MaxPool,
+    Named,
+    Norm,
+    Pool,
+    PRelu,
+    Residual,
+    Select,
+    Split,
+    SqueezeExcite,
+    Subsample,
+)
+from igc_nas.arch.plan import Plan
 from igc_nas.errors import IgcNasError
-from igc_nas.nn.codegen.orders import Order, group_major, interleaved, lane_major
+from igc_nas.nn.codegen.orders import (
+    PAD,
+    Order,
+    aligned,
+    concatenated,
+    group_major,
+    interleaved,
+    lane_major,
+    part,
+    positions,
+    width,
+)
+from igc_nas.nn.lowering.chain import is_spatial, output_size
 
 Way = Literal["outputs", "groups"]
+MOST_CHOICES, MOST_STATES = 1024, 16
+"""Choices of ways that are compared in a block; orders that are kept from one block to the next."""
 PERMUTE_COST = 1.5
 """Vector instructions that permuting one float of a row costs about: it is loaded and stored as a scalar."""
 
@@ -44,6 +80,11 @@ class Image:
         return (self.width + 2 * self.frame) * self.depth
 
     @property
+    def start(self) -> int:
+        """The place of the first pixel within the frame."""
+        return self.frame * (self.stride + self.depth)
+
+    @property
     def floats(self) -> int:
         """Floats with the frame."""
         return (self.height + 2 * self.frame) * self.stride
@@ -51,7 +92,7 @@ class Image:
 
 @dataclass(frozen=True)
 class ConvRow:
-    """One output row of a convolution, with its epilogue: `act(conv(x) + bias [+ add])`.
+    """One output row of a convolution, with its epilogue: `act(conv(x) + bias [+ row of image add])`.
 
     `name` and `norm` are names in the network's state_dict (`stage1.block1.primary`); `norm_order` has the logical
     channel that the batch norm knows each output position by.
@@ -64,34 +105,73 @@ class ConvRow:
     target: Order
     norm: str | None = None
     norm_order: Order = ()
-    add: bool = False
+    add: int | None = None
     act: str | None = None
     bias: bool = False
-    """A bias of its own: the classifier's."""
+    """A bias of its own, beside that of the norm."""
 
 
 @dataclass(frozen=True)
-class PermuteRow:
-    """A row in another order."""
+class GatherRow:
+    """A row in another order, or some of its channels: for each position of `target` that of the source, or PAD for 0.
 
+    `depth`: floats of a source pixel.
+    """
+
+    depth: int
+    table: Order
+    target: Order
+
+
+@dataclass(frozen=True)
+class SelectRow:
+    """Channels of a row by an index that is data: position p of `target` reads channel index[target[p]] of `source`."""
+
+    name: str
     source: Order
     target: Order
 
 
-RowOp = ConvRow | PermuteRow
+@dataclass(frozen=True)
+class ScaleRow:
+    """act(x * factor + shift) by a batch norm that folds into no convolution; or PReLU with the slopes of `slope`.
+
+    `norm` and `slope` are names in the state_dict; without both it is the activation alone.
+    """
+
+    target: Order
+    norm: str | None = None
+    slope: str | None = None
+    act: str | None = None
+
+
+@dataclass(frozen=True)
+class ElementRow:
+    """act(x + the row of image `other`), or act(x * its only pixel): sums of branches, and squeeze-excite."""
+
+    target: Order
+    other: int
+    kind: Literal["add", "multiply"]
+    act: str | None = None
+
+
+RowOp = ConvRow | GatherRow | SelectRow | ScaleRow | ElementRow
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Row operations in a pipeline: the first reads image `source`, the last writes image `target`.
-
-    `add`: the image whose row the last convolution adds.
-    """
+    """Row operations in a pipeline: the first reads image `source`, the last writes image `target`."""
 
     source: int
     target: int
     ops: tuple[RowOp, ...]
-    add: int | None = None
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The images that are read."""
+        others = [op.other for op in self.ops if isinstance(op, ElementRow)]
+        added = [op.add for op in self.ops if isinstance(op, ConvRow) and op.add is not None]
+        return (self.source, *others, *added)
 
 
 @dataclass(frozen=True)
@@ -101,6 +181,67 @@ class PoolOp:
     source: int
     target: int
 
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The images that are read."""
+        return (self.source,)
+
+
+@dataclass(frozen=True)
+class WindowOp:
+    """The maximum or the mean of windows; zeros around the image count for the mean, not for the maximum."""
+
+    source: int
+    target: int
+    kind: Literal["max", "mean"]
+    kernel: int
+    stride: int
+    padding: int
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The images that are read."""
+        return (self.source,)
+
+
+@dataclass(frozen=True)
+class FlattenOp:
+    """All pixels of image `source` as the one pixel of image `target`."""
+
+    source: int
+    target: int
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The images that are read."""
+        return (self.source,)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Channels of an image in a joined one, from position `at` on; added to what is there, or in its place."""
+
+    source: int
+    table: Order
+    at: int
+    adds: bool = False
+
+
+@dataclass(frozen=True)
+class JoinOp:
+    """Channels of several images in one: concatenations, and the sum of a dual path."""
+
+    pieces: tuple[Piece, ...]
+    target: int
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The images that are read."""
+        return tuple(piece.source for piece in self.pieces)
+
+
+Operation = Segment | PoolOp | WindowOp | FlattenOp | JoinOp
+
 
 @dataclass(frozen=True)
 class Program:
@@ -108,37 +249,17 @@ class Program:
 
     lanes: int
     images: tuple[Image, ...]
-    steps: tuple[Segment | PoolOp, ...]
+    steps: tuple[Operation, ...]
     classes: int
 
 
 class UnsupportedLayerError(IgcNasError):
-    """Generated C has no code for a layer, or not where it stands."""
+    """Generated C has no code for a network: it ends in features."""
 
 
 def program(plan: Plan, lanes: int) -> Program:
-    """The program of a plan for vectors of `lanes` floats. Raises `UnsupportedLayerError` with block and layer."""
-    for block in plan.blocks[:-1]:
-        _check(block.layers, block.name)
+    """The program of a plan for vectors of `lanes` floats. Raises `UnsupportedLayerError` without a classifier."""
     return _Builder(plan, lanes).built()
-
-
-def _check(layers: tuple[Layer, ...], block: str) -> None:
-    """Raise `UnsupportedLayerError` for a kind of layer, or a variety of it, that has no code."""
-    for layer in layers:
-        match layer:
-            case Conv():
-                has_code = layer.kernel % 2 == 1 and layer.pad == layer.kernel // 2 and not layer.bias
-            case Act(kind):
-                has_code = kind in ("relu", "relu6")
-            case Residual():
-                has_code = True
-                _check(layer.body, block)
-                _check(layer.shortcut, block)
-            case _:
-                has_code = isinstance(layer, Interleave | Norm)
-        if not has_code:
-            raise _unsupported(layer, block)
 
 
 # Which way each convolution runs.
@@ -194,9 +315,9 @@ def _convs(layers: tuple[Layer, ...]) -> Iterator[Conv]:
     for layer in layers:
         if isinstance(layer, Conv):
             yield layer
-        elif isinstance(layer, Residual):
-            yield from _convs(layer.body)
-            yield from _convs(layer.shortcut)
+        elif isinstance(layer, Branched):
+            for branch in layer.branches:
+                yield from _convs(branch)
 
 
 def _walk(layers: tuple[Layer, ...], ways: Iterator[Way], order: Order, lanes: int) -> _Trace:
@@ -207,24 +328,68 @@ def _walk(layers: tuple[Layer, ...], ways: Iterator[Way], order: Order, lanes: i
                 work, order = _conv_cost(layer, next(ways), order, lanes)
                 cost += work * scale
                 scale /= layer.stride**2
-            case Interleave(_, groups):
-                order = interleaved(order, groups)
-            case Residual(body, shortcut):
-                inner = _walk(body, ways, order, lanes)
-                other = _walk(shortcut, ways, order, lanes) if shortcut else _Trace(0.0, order)
-                cost += (inner.cost + other.cost) * scale
-                cost += PERMUTE_COST * len(inner.order) * scale if other.order != inner.order else 0.0
-                order = inner.order
+            case Residual() | Concat() | Split() | DualPath():
+                traces = [
+                    _walk(branch, ways, entry, lanes)
+                    for branch, entry in zip(layer.branches, _entries(layer, order, lanes), strict=True)
+                ]
+                cost += sum(trace.cost for trace in traces) * scale
+                ends = [trace.order for trace in traces]
+                if isinstance(layer, Residual) and ends[0] != ends[1]:
+                    cost += PERMUTE_COST * len(ends[0]) * scale
+                order = _joined(layer, ends, lanes)
             case _:
-                pass
+                order = _order_after(layer, order, lanes)
+                scale /= layer.stride**2 if isinstance(layer, MaxPool | AvgPool | Subsample) else 1
     return _Trace(cost, order)
+
+
+def _order_after(layer: Layer, order: Order, lanes: int) -> Order:
+    """The order that a layer which is no convolution writes."""
+    match layer:
+        case Interleave(_, groups):
+            return interleaved(order, groups)
+        case Select(_, _, out):
+            return group_major(1, out, lanes)
+        case Subsample(_, before, after) if before or after:
+            end = before + width(order)
+            moved = tuple(c if c == PAD else c + before for c in aligned(order, lanes))
+            return (*moved, *aligned((*range(before), *range(end, end + after)), lanes))
+        case Linear(_, _, out):
+            return group_major(1, out, lanes)
+        case Interleave() | Flatten():
+            return order
+        case _:
+            return aligned(order, lanes)
+
+
+def _entries(layer: Branched, order: Order, lanes: int) -> tuple[Order, ...]:
+    """The orders that a layer's branches read."""
+    if not isinstance(layer, Split):
+        return (order,) * len(layer.branches)
+    return part(order, 0, layer.channels, lanes), part(order, layer.channels, width(order), lanes)
+
+
+def _joined(layer: Branched, ends: Sequence[Order], lanes: int) -> Order:
+    """The order of a layer's output, for the orders that its branches end in."""
+    if isinstance(layer, Residual):
+        return aligned(ends[0], lanes)
+    if not isinstance(layer, DualPath):
+        return concatenated(tuple(ends), lanes)
+    (body, shortcut), shared = ends, layer.channels
+    rests = (part(end, shared, width(end), lanes) for end in (shortcut, body))
+    return concatenated((part(body, 0, shared, lanes), *rests), lanes)
 
 
 @lru_cache(maxsize=4096)
 def _choices(layers: tuple[Layer, ...], order: Order, lanes: int) -> dict[Order, tuple[float, tuple[Way, ...]]]:
     """For each order that a block can end in: the least cost, and the ways that have it."""
     found: dict[Order, tuple[float, tuple[Way, ...]]] = {}
-    for ways in product(*map(_ways, _convs(layers))):
+    offered = list(map(_ways, _convs(layers)))
+    for at in range(len(offered) - 1, -1, -1):
+        if prod(map(len, offered)) > MOST_CHOICES:
+            offered[at] = offered[at][:1]
+    for ways in product(*offered):
         trace = _walk(layers, iter(ways), order, lanes)
         if trace.order not in found or trace.cost < found[trace.order][0]:
             found[trace.order] = (trace.cost, ways)
@@ -232,17 +397,20 @@ def _choices(layers: tuple[Layer, ...], order: Order, lanes: int) -> dict[Order,
 
 
 def _best_ways(plan: Plan, start: Order, lanes: int) -> list[tuple[Way, ...]]:
-    """The ways of each block's convolutions, by dynamic programming over the orders at the blocks' borders."""
+    """The ways of each block's convolutions, by dynamic programming over the orders at the blocks' borders.
+
+    Where blocks only add channels (CondenseNet), every choice so far is in the order: the `MOST_STATES` best are kept.
+    """
     states: dict[Order, tuple[float, list[tuple[Way, ...]]]] = {start: (0.0, [])}
     scale = 1.0
-    for block in plan.blocks[:-1]:
+    for block in plan.blocks:
         after: dict[Order, tuple[float, list[tuple[Way, ...]]]] = {}
         for order, (cost, chosen) in states.items():
             for end, (more, ways) in _choices(block.layers, order, lanes).items():
                 total = cost + more * scale
                 if end not in after or total < after[end][0]:
                     after[end] = (total, [*chosen, ways])
-        states = after
+        states = dict(sorted(after.items(), key=lambda state: state[1][0])[:MOST_STATES])
         scale /= _stride(block.layers) ** 2
     return min(states.values(), key=lambda state: state[0])[1]
 
@@ -250,10 +418,10 @@ def _best_ways(plan: Plan, start: Order, lanes: int) -> list[tuple[Way, ...]]:
 def _stride(layers: tuple[Layer, ...]) -> int:
     found = 1
     for layer in layers:
-        if isinstance(layer, Conv):
+        if isinstance(layer, Conv | MaxPool | AvgPool | Subsample):
             found *= layer.stride
-        elif isinstance(layer, Residual):
-            found *= _stride(layer.body)
+        elif isinstance(layer, Branched):
+            found *= _stride(layer.branches[0])
     return found
 
 
@@ -268,100 +436,236 @@ class _Builder:
         self.order: Order = tuple(range(channels))
         """Of what `pending` writes, or else of image `here`, as the layer that comes next names the channels."""
         self.images = [Image(height, width, channels)]
-        self.steps: list[Segment | PoolOp] = []
+        self.steps: list[Operation] = []
         self.here = 0
         self.pending: list[RowOp] = []
         """Row operations on image `here` that have no target yet."""
 
     def built(self) -> Program:
+        last = self.plan.blocks[-1].layers
+        if not last or not isinstance(last[-1], Linear):
+            raise UnsupportedLayerError(
+                f"{self.plan.blocks[-1].name}: generated C is of networks that end in a classifier",
+                "--latency-runtime eager runs every network",
+            )
         ways = _best_ways(self.plan, self.order, self.lanes)
-        for block, chosen in zip(self.plan.blocks[:-1], ways, strict=True):
+        for block, chosen in zip(self.plan.blocks, ways, strict=True):
             self._layers(block.layers, block.name, iter(chosen))
-        self._classifier(self.plan.blocks[-1])
+        self._settle()
         return Program(self.lanes, tuple(self.images), tuple(self.steps), self.plan.classes)
 
     def _layers(self, layers: tuple[Layer, ...], block: str, ways: Iterator[Way]) -> None:
-        for at, layer in enumerate(layers):
+        for layer in layers:
+            name = f"{block}.{layer.name}" if isinstance(layer, Named) else block
             match layer:
                 case Conv():
-                    self._conv(layer, block, next(ways))
-                case Interleave(_, groups):
-                    self.order = interleaved(self.order, groups)
-                case Norm(name):
-                    self._epilogue(layer, block, norm=f"{block}.{name}", norm_order=self.order)
+                    self._conv(layer, name, next(ways))
+                case Interleave():
+                    pass
+                case Norm():
+                    self._norm(name)
                 case Act(kind):
-                    if not (at and isinstance(layers[at - 1], Residual)):
-                        self._epilogue(layer, block, act=kind)
+                    self._act(kind)
+                case PRelu():
+                    self._align()
+                    self.pending.append(ScaleRow(self.order, slope=name))
+                case SqueezeExcite():
+                    self._squeeze_excite(layer, name)
+                case Select(_, _, out):
+                    self.pending.append(SelectRow(name, self.order, group_major(1, out, self.lanes)))
+                case MaxPool(kernel, stride, padding):
+                    self._window("max", kernel, stride, padding)
+                case AvgPool(kernel, stride, padding):
+                    self._window("mean", kernel, stride, padding)
+                case Subsample():
+                    self._subsample(layer)
+                case Pool():
+                    self._pool()
+                case Flatten():
+                    self._flatten()
+                case Linear():
+                    self._linear(Conv(layer.name, layer.in_features, layer.out_features, bias=layer.bias), name)
                 case Residual():
-                    following = layers[at + 1] if at + 1 < len(layers) else None
-                    self._residual(layer, block, ways, following.kind if isinstance(following, Act) else None)
-                case _:
-                    raise _unsupported(layer, block)
+                    self._residual(layer, block, ways)
+                case Concat() | Split() | DualPath():
+                    self._joined(layer, block, ways)
+            if not isinstance(layer, Conv | Linear | Branched | Flatten):
+                self.order = _order_after(layer, self.order, self.lanes)
 
-    def _conv(self, conv: Conv, block: str, way: Way) -> None:
+    # Within a pipeline.
+
+    def _conv(self, conv: Conv, name: str, way: Way) -> None:
         source, target = _conv_orders(conv, way, self.order, self.lanes)
-        if source != self.order:
-            self.pending.append(PermuteRow(self.order, source))
-            self.order = source
-        if conv.kernel > 1 or conv.stride > 1:
+        if self.pending and isinstance(last := self.pending[-1], ConvRow) and last.add is not None:
+            self._settle()  # the images of both branches are free before a wider one is written
+        self._reorder(source)
+        if is_spatial(conv):
             self._settle()
             read = self.images[self.here]
-            self.images[self.here] = replace(read, frame=max(read.frame, conv.kernel // 2))
-        self.pending.append(ConvRow(f"{block}.{conv.name}", conv, way, source, target))
+            self.images[self.here] = replace(read, frame=max(read.frame, conv.pad))
+        self.pending.append(ConvRow(name, conv, way, source, target, bias=conv.bias))
         self.order = target
 
-    def _epilogue(self, layer: Layer, block: str, **changes: object) -> None:
-        """Add a layer to the epilogue of the last convolution."""
-        last = self.pending[-1] if self.pending else None
-        if not isinstance(last, ConvRow):
-            raise _unsupported(layer, block)
-        self.pending[-1] = replace(last, **changes)  # type: ignore[arg-type]
+    def _linear(self, conv: Conv, name: str) -> None:
+        target = group_major(1, conv.out_channels, self.lanes)
+        self.pending.append(ConvRow(name, conv, "outputs", self.order, target, bias=conv.bias))
+        self.order = target
 
-    def _settle(self, add: int | None = None) -> int:
+    def _norm(self, name: str) -> None:
+        last = self.pending[-1] if self.pending else None
+        if isinstance(last, ConvRow) and last.norm is None and last.act is None and last.add is None:
+            self.pending[-1] = replace(last, norm=name, norm_order=self.order)
+        else:
+            self._align()
+            self.pending.append(ScaleRow(self.order, norm=name))
+
+    def _act(self, kind: str) -> None:
+        last = self.pending[-1] if self.pending else None
+        fuses = kind != "sigmoid"  # it has no vectors
+        if fuses and isinstance(last, ConvRow | ScaleRow | ElementRow) and last.act is None:
+            self.pending[-1] = replace(last, act=kind)
+        else:
+            self._align()
+            self.pending.append(ScaleRow(self.order, act=kind))
+
+    def _reorder(self, order: Order) -> None:
+        """Bring the channels into an order that has them all."""
+        if order != self.order:
+            self.pending.append(GatherRow(len(self.order), _table(self.order, order), order))
+            self.order = order
+
+    def _align(self) -> None:
+        """Whole vectors: only the image that is given has none."""
+        self._reorder(aligned(self.order, self.lanes))
+
+    def _settle(self) -> int:
         """Write what is pending into an image, which is `here` from now on."""
         if self.pending:
             height, width = self.images[self.here].height, self.images[self.here].width
-            for op in self.pending:
-                if isinstance(op, ConvRow):
-                    height, width = -(-height // op.conv.stride), -(-width // op.conv.stride)
-            self.images.append(Image(height, width, len(self.order)))
-            self.steps.append(Segment(self.here, len(self.images) - 1, tuple(self.pending), add))
-            self.pending, self.here = [], len(self.images) - 1
+            height, width = output_size([op.conv for op in self.pending if isinstance(op, ConvRow)], height, width)
+            self._wrote(Segment(self.here, len(self.images), tuple(self.pending)), height, width)
         return self.here
 
-    def _residual(self, layer: Residual, block: str, ways: Iterator[Way], act: str | None) -> None:
+    def _wrote(self, step: Operation, height: int, width: int) -> int:
+        """Take a step up whose target is a new image of the present order."""
+        self.images.append(Image(height, width, len(self.order)))
+        self.steps.append(step)
+        self.pending, self.here = [], len(self.images) - 1
+        return self.here
+
+    # Whole images.
+
+    def _window(self, kind: Literal["max", "mean"], kernel: int, stride: int, padding: int) -> None:
+        self._align()
+        source = self._settle()
+        image = self.images[source]
+        like = Conv("", 1, 1, kernel, stride, padding=padding)
+        step = WindowOp(source, len(self.images), kind, kernel, stride, padding)
+        self._wrote(step, *output_size([like], image.height, image.width))
+
+    def _subsample(self, layer: Subsample) -> None:
+        if layer.stride > 1:
+            self._window("max", 1, layer.stride, 0)
+        if layer.before or layer.after:
+            after, depth = _order_after(layer, self.order, self.lanes), len(self.order)
+            self.pending.append(GatherRow(depth, (*range(depth), *(PAD,) * (len(after) - depth)), after))
+
+    def _pool(self) -> None:
+        self._align()
+        source = self._settle()
+        self._wrote(PoolOp(source, len(self.images)), 1, 1)
+
+    def _flatten(self) -> None:
+        """Pixels one behind the other: feature c * H * W + y * W + x lies where channel c of pixel (y, x) does."""
+        source = self._settle()
+        size = self.images[source].height * self.images[source].width
+        self.order = tuple(PAD if c == PAD else c * size + pixel for pixel in range(size) for c in self.order)
+        self._wrote(FlattenOp(source, len(self.images)), 1, 1)
+
+    def _squeeze_excite(self, layer: SqueezeExcite, name: str) -> None:
+        self._align()
+        source, order = self._settle(), self.order
+        self._pool()
+        self._linear(Conv("", layer.channels, layer.squeeze, bias=layer.bias), f"{name}.reduce")
+        self._act("relu")
+        self._linear(Conv("", layer.squeeze, layer.channels, bias=layer.bias), f"{name}.expand")
+        self._act(layer.gate)
+        self._reorder(order)
+        gates = self._settle()
+        self.here = source
+        self.pending.append(ElementRow(order, gates, "multiply"))
+
+    # Branches.
+
+    def _residual(self, layer: Residual, block: str, ways: Iterator[Way]) -> None:
         start, order = self._settle(), self.order
         chosen = tuple(next(ways) for _ in _convs(layer.body))
-        end = _walk(layer.body, iter(chosen), order, self.lanes).order
+        end = aligned(_walk(layer.body, iter(chosen), order, self.lanes).order, self.lanes)
         self._layers(layer.shortcut, block, ways)
-        if self.order != end:
-            self.pending.append(PermuteRow(self.order, end))
-            self.order = end
+        self._reorder(end)
         added = self._settle()
         self.here, self.order = start, order
         self._layers(layer.body, block, iter(chosen))
-        self._epilogue(layer, block, add=True, act=act)
-        self._settle(added)
+        self._align()
+        last = self.pending[-1] if self.pending else None
+        if isinstance(last, ConvRow) and last.act is None and last.add is None:
+            self.pending[-1] = replace(last, add=added)
+        else:
+            self.pending.append(ElementRow(self.order, added, "add"))
 
-    def _classifier(self, block: BlockPlan) -> None:
-        match block.layers:
-            case (Pool(), Linear(bias=True) as linear):
-                pass
-            case _:
-                raise _unsupported(block.layers[-1], block.name)
-        source = self._settle()
-        self.images.append(Image(1, 1, self.images[source].depth))
-        self.here = len(self.images) - 1
-        self.steps.append(PoolOp(source, self.here))
-        conv = Conv(linear.name, linear.in_features, linear.out_features)
-        target = group_major(1, linear.out_features, self.lanes)
-        name = f"{block.name}.{linear.name}"
-        self.pending = [ConvRow(name, conv, "outputs", self.order, target, bias=True)]
-        self.order = target
-        self._settle()
+    def _joined(self, layer: Branched, block: str, ways: Iterator[Way]) -> None:
+        start, order = self._settle(), self.order
+        ends: list[_End] = []
+        first = 0
+        for branch, entry in zip(layer.branches, _entries(layer, order, self.lanes), strict=True):
+            self.here, self.order = start, order
+            if isinstance(layer, Split):
+                read = GatherRow(len(order), _table(order, entry, first), entry)
+                self.order, first = entry, layer.channels
+                if not branch:
+                    ends.append(_End(start, entry, read.table))
+                    continue
+                self.pending.append(read)
+            self._layers(branch, block, ways)
+            ends.append(_End(self._settle(), self.order, tuple(range(len(self.order)))))
+        image = self.images[ends[0].image]
+        self.order = _joined(layer, [end.order for end in ends], self.lanes)
+        pieces = _dual_pieces(layer, ends, self.lanes) if isinstance(layer, DualPath) else _pieces(ends, self.lanes)
+        self._wrote(JoinOp(pieces, len(self.images)), image.height, image.width)
 
 
-def _unsupported(layer: Layer, block: str) -> UnsupportedLayerError:
-    return UnsupportedLayerError(
-        f"{block}: generated C has no code for the layer {layer!r:.120}", "--latency-runtime eager runs every layer"
-    )
+@dataclass(frozen=True)
+class _End:
+    """What a branch puts out: the channels of `order`, at the positions `table` of an image."""
+
+    image: int
+    order: Order
+    table: Order
+
+
+def _table(source: Order, target: Order, first: int = 0) -> Order:
+    """Where the channels of `target`, counted from channel `first` on, lie in `source`."""
+    where = positions(source)
+    return tuple(PAD if c == PAD else where[c + first] for c in target)
+
+
+def _pieces(ends: Sequence[_End], lanes: int) -> tuple[Piece, ...]:
+    found: list[Piece] = []
+    at = 0
+    for end in ends:
+        found.append(Piece(end.image, aligned(end.table, lanes), at))
+        at += len(found[-1].table)
+    return tuple(found)
+
+
+def _dual_pieces(layer: DualPath, ends: Sequence[_End], lanes: int) -> tuple[Piece, ...]:
+    body, shortcut = ends
+    shared = part(body.order, 0, layer.channels, lanes)
+    sum_of = [Piece(end.image, _table(end.order, shared), 0, end is body) for end in (shortcut, body)]
+    at = len(shared)
+    for end in (shortcut, body):
+        rest = part(end.order, layer.channels, width(end.order), lanes)
+        if rest:
+            sum_of.append(Piece(end.image, _table(end.order, rest, layer.channels), at))
+        at += len(rest)
+    return tuple(sum_of)

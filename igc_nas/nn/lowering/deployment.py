@@ -17,12 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igc_nas.arch.config import Activation
-from igc_nas.arch.layers import Act, Branched, Conv, Interleave, Layer, Residual
+from igc_nas.arch.layers import Act, Activation, Branched, Conv, Interleave, Layer, Named, Residual
 from igc_nas.nn.lowering.chain import Chain, Form, Scale, Segment, factored, has_bias, has_map, is_spatial, layout
 from igc_nas.nn.lowering.compose import compose, rows_restored
 from igc_nas.nn.lowering.parts import Branches, NormAct, Part, Single, inference_blocks
-from igc_nas.nn.network import Block, Named, Network, activate_, entries, interleave, join
+from igc_nas.nn.network import Block, Network, activate_, entries, interleave, join
 
 
 class FoldedConv(nn.Module):

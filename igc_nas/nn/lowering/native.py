@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from igc_nas.arch.config import Activation
-from igc_nas.arch.layers import Conv
+from igc_nas.arch.layers import Activation, Conv
 
 SOURCES = ("norm.c", "depthwise.c")
 FLAGS = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-w")

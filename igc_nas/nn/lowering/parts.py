@@ -15,10 +15,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from igc_nas.arch.config import Activation
-from igc_nas.arch.cost import Cost, Shape, entries, joined, layer_cost
-from igc_nas.arch.layers import Act, AvgPool, Branched, Conv, Interleave, Layer, Norm
+from igc_nas.arch.cost import Cost, layer_cost
+from igc_nas.arch.layers import Act, Activation, AvgPool, Branched, Conv, Interleave, Layer, Norm
 from igc_nas.arch.plan import Plan
+from igc_nas.arch.shapes import Shape, entries, joined
 from igc_nas.nn.lowering.chain import Chain, Scale, Step, is_spatial, output_size
 
 

@@ -17,15 +17,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igc_nas.arch.config import Activation
 from igc_nas.arch.layers import (
     Act,
+    Activation,
     Branched,
     Conv,
     Flatten,
     Interleave,
     Layer,
     Linear,
+    Named,
     Pool,
     PRelu,
     Select,
@@ -38,7 +39,7 @@ from igc_nas.nn.lowering.compose import compose, rows_interleaved, rows_restored
 from igc_nas.nn.lowering.convolution import Algorithms, convolve
 from igc_nas.nn.lowering.native import BatchStats
 from igc_nas.nn.lowering.parts import Branches, NormAct, Part, Single, training_blocks
-from igc_nas.nn.network import WITHOUT_DATA, Named, Network, activate_, entries, interleave, join, plain
+from igc_nas.nn.network import WITHOUT_DATA, Network, activate_, entries, interleave, join, plain
 
 Forward = Callable[[Tensor], Tensor]
 Step = Forward

@@ -18,10 +18,11 @@ import pytest
 from igc_nas.analysis.dashboard.document import SCRIPTS, asset, dashboard, write_dashboard
 from igc_nas.analysis.dashboard.payload import MOST_DETAILED, Plans, payload
 from igc_nas.analysis.views import front_rows, surrogate_view
-from igc_nas.arch.config import ArchConfig, describe_stage
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.layers import Conv, Interleave, Linear, Residual
 from igc_nas.arch.papers import figures
 from igc_nas.arch.plan import plan
+from igc_nas.arch.stages import describe_stage
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import FormTime, Trial
 from igc_nas.study.study import Study

@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igc_nas.arch.config import ArchConfig, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
-from igc_nas.arch.cost import LayerCost, Shape, layers_cost, plan_cost, rows
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import LayerCost, layers_cost, plan_cost, rows
 from igc_nas.arch.layers import Act, Conv, Interleave, Layer, Linear, Norm, Residual
-from igc_nas.arch.plan import Plan, plan, stage_layers
+from igc_nas.arch.plan import Plan, plan
+from igc_nas.arch.shapes import Shape
+from igc_nas.arch.stages import Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
+from igc_nas.arch.units import stage_layers
 from igc_nas.nn.lowering.chain import (
     MOST_TIMES_MACS,
     WIDEST_GROUP,

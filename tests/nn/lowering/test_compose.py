@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from igc_nas.arch.config import ConvStage, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.arch.layers import Conv, Interleave
-from igc_nas.arch.plan import igcv2_layers, stage_layers
+from igc_nas.arch.stages import ConvStage, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
+from igc_nas.arch.units import igcv2_layers, stage_layers
 from igc_nas.nn.lowering.chain import Chain, Form, Piece, Segment, factored, forms_of, layout
 from igc_nas.nn.lowering.compose import compose, rows_interleaved, rows_restored
 from igc_nas.nn.lowering.parts import chains_in, training_parts

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from igc_nas.arch.config import Activation, ArchConfig
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.layers import Activation
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.native import BatchStats
 from igc_nas.nn.lowering.training import LoweredNetwork
