@@ -88,8 +88,8 @@ if TYPE_CHECKING:
     "--baselines",
     multiple=True,
     metavar="NAME,...",
-    help="Compare the front with these networks: igc, or any ARCH (repeatable). They are evaluated first, and are "
-    "counted neither in --trials nor in the default time limit.",
+    help="Compare the front with these networks: literature, igc, or any ARCH (repeatable). They are evaluated first, "
+    "and are counted neither in --trials nor in the default time limit.",
 )
 @click.option(
     "--prune-below",

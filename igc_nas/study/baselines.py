@@ -18,12 +18,20 @@ from igc_nas.study.lookup import load_architecture, named_trial
 from igc_nas.study.spec import StudySpec
 
 SETS: dict[str, tuple[str, ...]] = {
+    "literature": (
+        "wrn-16-2-bsconv-s", "resnet56-bsconv-s", "wrn-40-2-bsconv-s", "densenet-bc-40-12", "condensenet-50",
+        "mobilenetv1-bs-x0.25", "mobilenetv2-x0.25", "resnet20-a", "se-resnet20", "shufflenetv2-x0.5",
+        "mobilenetv3-small-bs-x0.5", "resnet32-b", "condensenet-86", "mobilenetv2-x0.5", "densenet-bc-100-12",
+        "resnet56-a", "shufflenetv1-g2", "densenet-40-12", "mobilenetv3-small-bs-x1.0", "shufflenetv2-x1.0",
+        "wrn-28-8-bsconv-s", "preresnet110", "mobilenetv2-x1.0", "mobilenetv1-x1.0", "mobilenetv3-large",
+        "resnext29-32x4d", "xception", "dpn92",
+    ),
     "igc": (
         "regconv-w16-d20", "igcv1-l24m2-d20", "igcv1-l24m2-d38", "igcv1-l24m2-d62", "igcv1-l24m2-d20-res",
         "igcv2-c416-k8-d20", "igcv3-d-cifar", "igcv1-l16m32-d20", "igcv1-l450m2-d20", "igcv1-l32m26-d20",
     ),
 }  # fmt: skip
-"""Networks by the name of a set."""
+"""Networks by the name of a set: families of the literature in their usual sizes, and the IGC papers' own."""
 MOST_NAME = 100
 
 

@@ -72,26 +72,27 @@ const allTrials = () => studies.flatMap(study => study.trials);
 // The architecture as text, as Python's `str` gives it: stem | stages | head.
 function archText(arch) {
   if (!arch) return "";
-  const words = [channelsOut(arch[1])];
-  for (const stage of stagesOf(arch)) words.push(plans.stages[stage.text]);
-  const head = layersOf(arch.at(-1)).find(layer => layer[0] === "Conv");
-  return [...words, ...(head ? [head[3]] : [])].join(" | ");
+  const end = plans.stages[arch.at(-2)];
+  const words = [channelsOut(arch[1]), ...stagesOf(arch).map(stage => plans.stages[stage.text])];
+  return [...words, ...(end ? [end] : [])].join(" | ");
 }
 
+// The stages, each with the channels that enter and leave it.
 function stagesOf(arch) {
   const stages = [];
-  for (let at = 2; at < arch.length - 1; at += 4) {
-    stages.push({text: arch[at], first: arch[at + 1], further: arch[at + 2], count: arch[at + 3]});
+  for (let at = 2; at < arch.length - 3; at += 5) {
+    const [enters, text, first, further, count, leaves] = arch.slice(at, at + 6);
+    stages.push({enters, text, first, further, count, leaves});
   }
   return stages;
 }
 
-// The layers of a block: [kind, ...fields], or {body, shortcut} of a residual one.
+// The layers of a block: [kind, ...fields], or {kind, channels, branches} of one with branches.
 const layersOf = block => opened(plans.blocks[block]);
-const opened = numbers => numbers.map(
-  number => Array.isArray(number) ? {body: opened(number[0]), shortcut: opened(number[1])} : plans.layers[number]);
+const opened = numbers => numbers.map(number => {
+  if (!Array.isArray(number)) return plans.layers[number];
+  const [kind, channels, ...branches] = number;
+  return {kind, channels, branches: branches.map(opened)};
+});
 
-function channelsOut(block) {
-  const convs = layersOf(block).flatMap(layer => layer.body ?? [layer]).filter(layer => layer[0] === "Conv");
-  return convs.at(-1)[3];
-}
+const channelsOut = block => layersOf(block).filter(layer => layer[0] === "Conv").at(-1)[3];

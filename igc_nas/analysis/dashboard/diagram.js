@@ -32,7 +32,14 @@ const LAYERS = {
     return [30, nodes, `interleave ${groups} × ${channels / groups}`];
   },
   Norm: (_, y) => [9, [band(y, 5, "norm")], "batch norm"],
-  Act: ([, kind], y) => [11, [band(y, 7, "act")], kind === "relu6" ? "ReLU6" : "ReLU"],
+  Act: ([, kind], y) => [11, [band(y, 7, "act")], {relu: "ReLU", relu6: "ReLU6", hswish: "h-swish"}[kind] ?? kind],
+  PRelu: (_, y) => [11, [band(y, 7, "act")], "PReLU"],
+  Select: ([, , from, to], y) => [11, [band(y, 7, "norm")], `${to} of ${from} channels`],
+  SqueezeExcite: ([, , channels, squeeze], y) => [24, [band(y, 20, "act", 40)], `squeeze-excite ${channels}→${squeeze}→${channels}`],
+  MaxPool: ([, kernel, stride], y) => [16, [band(y, 12, "norm", 20)], `max pool ${kernel}×${kernel}, stride ${stride}`],
+  AvgPool: ([, kernel, stride], y) => [16, [band(y, 12, "norm", 20)], `average pool ${kernel}×${kernel}, stride ${stride}`],
+  Subsample: ([, stride], y) => [11, [band(y, 7, "norm", 20)], `every ${stride}th pixel, zero channels`],
+  Flatten: (_, y) => [11, [band(y, 7, "norm")], "flatten"],
   Pool: (_, y) => {
     const funnel = `M${DRAWN.left} ${y + 2}h${DRAWN.width}l-60 12h-${DRAWN.width - 120}z`;
     return [16, [svg("path", {d: funnel, class: "norm"})], "global average pool"];
@@ -49,11 +56,9 @@ function stack(layers, from) {
     words = [];
   };
   for (const layer of layers) {
-    if (layer.body) {
+    if (layer.branches) {
       flush();
-      const [inside, below] = stack(layer.body, y + 4);
-      const [conv] = layer.shortcut.filter(inner => inner[0] === "Conv");
-      const short = conv ? `shortcut ${LAYERS.Conv(conv, 0)[2]}` : "identity added";
+      const [inside, below] = branchesDrawn(layer, y + 4), short = joinText(layer);
       const middle = DRAWN.left + DRAWN.width / 2;
       nodes.push(...inside, svg("path", {d: `M${middle} ${y + 1}H6V${below + 9}H${middle - 7}`, class: "shortcut"}),
         svg("circle", {cx: middle, cy: below + 9, r: 6, class: "sum"}),
@@ -74,6 +79,35 @@ function stack(layers, from) {
   return [nodes, y];
 }
 
+// The branches of a layer from y downwards: the body of a residual one alone, else one below the other.
+function branchesDrawn(layer, from) {
+  if (layer.kind === "Residual") return stack(layer.branches[0], from);
+  const drawn = layer.branches.filter(branch => branch.length), nodes = [];
+  let y = from;
+  drawn.forEach((branch, i) => {
+    if (drawn.length > 1) {
+      nodes.push(svg("text", {x: DRAWN.label, y: y + 14}, `branch ${i + 1}`));
+      y += 20;
+    }
+    const [inside, below] = stack(branch, y);
+    nodes.push(...inside);
+    y = below;
+  });
+  return [nodes, y];
+}
+
+// How the branches are joined.
+function joinText({kind, channels, branches}) {
+  const [conv] = branches.at(-1).filter(inner => inner[0] === "Conv");
+  const own = branches.some(branch => !branch.length) ? " with the input" : "";
+  return {
+    Residual: conv ? `shortcut ${LAYERS.Conv(conv, 0)[2]}` : branches.at(-1).length ? "shortcut added" : "identity added",
+    Concat: `concatenated${own}`,
+    Split: `split at ${channels}, concatenated`,
+    DualPath: `${channels} added, others concatenated`,
+  }[kind];
+}
+
 function blockDrawing(layers, label) {
   const [nodes, y] = stack(layers, 2);
   return svg("svg", {viewBox: `0 0 ${DRAWN.full} ${y + 4}`, role: "img", "aria-label": label, class: "block"}, ...nodes);
@@ -81,17 +115,15 @@ function blockDrawing(layers, label) {
 
 // The layers in words, for screen readers.
 function layersText(layers) {
-  const text = layer => layer.body ? `residual of (${layersText(layer.body)})` : LAYERS[layer[0]](layer, 0)[2];
+  const text = layer => layer.kind === "Residual" ? `residual of (${layersText(layer.branches[0])})`
+    : layer.branches ? `(${layer.branches.map(layersText).join(") and (")}) ${joinText(layer)}` : LAYERS[layer[0]](layer, 0)[2];
   return layers.map(text).filter(Boolean).join("; ");
 }
 
-const strideOf = layers => layers.reduce(
-  (stride, layer) => stride * (layer.body ? strideOf(layer.body) : layer[0] === "Conv" ? layer[5] : 1), 1);
-
-function channelsIn(block) {
-  const first = layersOf(block).flatMap(layer => layer.body ?? [layer]).find(layer => layer[0] === "Conv");
-  return first[2];
-}
+// Where the stride stands in the fields of a layer.
+const STRIDES = {Conv: 5, MaxPool: 2, AvgPool: 2, Subsample: 1};
+const strideOf = layers => layers.reduce((stride, layer) => stride * (
+  layer.branches ? strideOf(layer.branches.find(branch => branch.length) ?? []) : layer[STRIDES[layer[0]]] ?? 1), 1);
 
 function diagram(arch) {
   const pieces = [], stem = layersOf(arch[1]);
@@ -102,7 +134,7 @@ function diagram(arch) {
   stagesOf(arch).forEach((stage, i) => {
     const first = layersOf(stage.first), further = layersOf(stage.further);
     side = Math.ceil(side / strideOf(first));
-    const width = channelsOut(stage.first), enters = channelsIn(stage.first);
+    const {enters, leaves: width} = stage;
     const facts = `${plans.stages[stage.text]} · ${width} channels, ${side}×${side}`;
     if (stage.count === 1 || stage.first === stage.further) {
       place(`stage ${i + 1}`, `${facts}${stage.count > 1 ? ` · all ${stage.count} blocks alike` : ""}`, first);
@@ -111,9 +143,10 @@ function diagram(arch) {
     const drawing = el("div", {}, blockDrawing(further, layersText(further)));
     const one = stage.count > 2 ? `one of the ${stage.count - 1} further blocks` : "the second block";
     const stride = strideOf(first) > 1 ? `, stride ${strideOf(first)}` : "";
+    const grows = further.some(layer => ["Concat", "DualPath"].includes(layer.kind));  // each block has channels of its own
     const words = {
-      further: [`Drawn: ${one}, ${width}→${width}.`, "Show the first"],
-      first: [`Drawn: the first block, ${enters}→${width}${stride}.`, "Show a further one"],
+      further: [`Drawn: ${one}${grows ? "" : `, ${width}→${width}`}.`, "Show the first"],
+      first: [`Drawn: the first block${grows ? "" : `, ${enters}→${width}`}${stride}.`, "Show a further one"],
     };
     const said = el("span", {}, words.further[0]);
     let shown = "further";

@@ -31,7 +31,7 @@ from igc_nas.analysis.views import (
     trials_view,
 )
 from igc_nas.arch.config import ArchConfig, Head, Stem
-from igc_nas.arch.layers import Layer, Residual
+from igc_nas.arch.layers import Branched, Layer
 from igc_nas.arch.plan import features_shape
 from igc_nas.arch.shapes import Shape
 from igc_nas.arch.stages import StageConfig, describe_stage
@@ -247,9 +247,10 @@ def _texts(column: Iterable[str]) -> Json:
 class Plans:
     """Architectures as indices of stage texts and blocks, from which the page's table and diagram are drawn.
 
-    An architecture is [side, stem, (text, first, further, count) of each stage, ..., end]: the side of its images, then
-    indices of stage texts and blocks. A block is a list of indices of layers; a residual one is [body, shortcut]. A
-    layer is its kind, then its fields, up to the last one that differs from its default.
+    An architecture is [side, stem, (channels, text, first, further, count) of each stage, ..., channels, text, end]:
+    the side of its images, the channels that enter a stage or the end, and indices of texts and blocks. A block is a
+    list of indices of layers; one with branches is [kind, channels or 0, branch, ...]. A layer is its kind, then its
+    fields, up to the last one that differs from its default.
     """
 
     def __init__(self) -> None:
@@ -262,7 +263,8 @@ class Plans:
         """An architecture as indices."""
         encoded = [arch.input[1], *self._cached(arch.stem, arch.input[0], self._stem)]
         for _, stage, in_width in arch.with_input_widths():
-            encoded += self._cached(stage, in_width, self._stage)
+            encoded += (in_width, *self._cached(stage, in_width, self._stage))
+        encoded += (arch.features, self.stages.index(str(arch.head or "")))
         return [*encoded, *self._cached(arch.head, (features_shape(arch), arch.classes), self._end)]
 
     def _cached(self, part: Any, context: Any, encode: Callable[[Any, Any], tuple[int, ...]]) -> tuple[int, ...]:
@@ -290,8 +292,8 @@ class Plans:
 
     def _layer_indices(self, layers: tuple[Layer, ...]) -> list[Any]:
         return [
-            [self._layer_indices(layer.body), self._layer_indices(layer.shortcut)]
-            if isinstance(layer, Residual)
+            [type(layer).__name__, getattr(layer, "channels", 0), *map(self._layer_indices, layer.branches)]
+            if isinstance(layer, Branched)
             else self.layers.index(layer)
             for layer in layers
         ]
