@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from igc_nas.io.units import format_count, format_ms
+from igc_nas.io.units import format_count, format_ms, format_seconds
+from igc_nas.study.plan import Sizes
 from igc_nas.study.records import Candidate, Latency, Pruned
 from igc_nas.study.spec import Goal, LatencyForms, LatencySpec, Recipe
 from igc_nas.study.study import Study
@@ -28,9 +29,15 @@ LATENCY_FORMS: dict[LatencyForms, str] = {
 """The form in which networks are timed, by `LatencySpec.forms`."""
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str, plural: str | None = None) -> str:
     """`1 epoch`, `3,000 images`."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def proxy_words(recipe: Recipe) -> str:
+    """A proxy training in brief: `2 epochs of 3,000 images at 16 x 16 pixels`."""
+    size = f"{recipe.resolution} x {recipe.resolution} pixels"
+    return f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.train_size, 'image')} at {size}"
 
 
 def front_end_words(study: Study) -> str | None:
@@ -55,9 +62,32 @@ def front_end_words(study: Study) -> str | None:
         return (
             f"The front ends at {format_count(end)} {noun}, {share}. {were} tried (up to "
             f"{format_count(max(larger))}); after {study.spec.recipe.samples:,} images {none} "
-            f"{'had ' if len(larger) > 1 else ''}a lower error. Longer trainings favour larger networks."
+            f"{'had ' if len(larger) > 1 else ''}a lower error. Longer trainings favour larger networks: "
+            "search with more --time."
         )
     return None
+
+
+def plan_words(study: Study) -> str | None:
+    """What a study did with the time that it was planned for; None without a plan, or without a complete trial.
+
+    `plan       24 trials in 10 min by 2 workers; 21 ended in 9 min 12 s. A trial took 1.08 times what was predicted
+    (80 % of them 0.7 to 1.4 times).`
+    """
+    plan, spec = study.spec.plan, study.spec
+    took = [(c.arch, trial.wall_s) for trial in study.trials if (c := trial.candidate) and trial.wall_s]
+    if plan is None or not took:
+        return None
+    archs, seconds = zip(*took, strict=True)
+    predicted = plan.speed.trials_s(Sizes.of(archs), spec.recipe, spec.space.input[1])
+    ratios = sorted(float(s / p) for s, p in zip(seconds, predicted, strict=True))
+    low, middle, high = (ratios[round(share * (len(ratios) - 1))] for share in (0.1, 0.5, 0.9))
+    spent = sum(trial.wall_s or 0.0 for trial in study.trials) / plan.workers
+    return (
+        f"planned {counted(plan.trials, 'trial')} in {format_seconds(plan.time_s)} by "
+        f"{counted(plan.workers, 'worker')}; {study.ended} ended, in {format_seconds(spent)} of each. A trial "
+        f"took {middle:.2f} times what was predicted (80 % of them {low:.2f} to {high:.2f} times)."
+    )
 
 
 def recipe_words(recipe: Recipe, *, held_out: bool = False) -> str:

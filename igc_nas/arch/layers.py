@@ -9,6 +9,7 @@ parameters or stored data has a `name`, unique in its block. Layers that hold ot
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -219,3 +220,11 @@ Layer = (
     | Flatten
     | Linear
 )
+
+
+def convolutions(layers: Iterable[Layer]) -> int:
+    """The number of convolutions, those of all branches included."""
+    return sum(
+        sum(map(convolutions, layer.branches)) if isinstance(layer, Branched) else isinstance(layer, Conv)
+        for layer in layers
+    )

@@ -64,7 +64,10 @@ def bench_latency(
 
 
 def _measurer(device: Device, image: tuple[int, int, int]) -> Measurer:
-    spec = LatencySpec(device=device.name, runtime=device.deployment_runtime, forms="any", input=image)
+    graph = device.kind == "cuda"  # as a search measures
+    spec = LatencySpec(
+        device=device.name, runtime=device.deployment_runtime, forms="any", input=image, cuda_graph=graph
+    )
     return Measurer(spec, device, cache=timing_cache_for(device.name, spec.threads, "deployment"))
 
 

@@ -16,6 +16,7 @@ from igc_nas.engine.events import Event, Opened
 from igc_nas.engine.search import Run, search
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.nn.device import Device
+from igc_nas.nn.lowering.fastest_dtype import fastest_dtype
 from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import default_extent, new_spec
 from igc_nas.study.records import Candidate
@@ -91,7 +92,7 @@ def _spec(kind: str, device: Device, seed: int, space: str) -> StudySpec:
         budget=Budget(params=2_000_000),
         sampler="random",
         seed=seed,
-        recipe={"dtype": device.dtype_for(kind), "forms": kind},
+        recipe={"dtype": fastest_dtype(device, kind).dtype, "forms": kind},
         latency={"runtime": device.deployment_runtime} | ({"forms": "factored"} if kind == "factored" else {}),
     )
 

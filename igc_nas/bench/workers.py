@@ -23,6 +23,7 @@ from igc_nas.engine.search import Run, search
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.nn.device import Device
+from igc_nas.nn.lowering.fastest_dtype import fastest_dtype
 from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import new_spec
 from igc_nas.study.records import TimeBreakdown
@@ -138,7 +139,7 @@ def _spec(device: Device, dataset: str, seed: int, space: str) -> StudySpec:
         sampler="random",
         seed=seed,
         prune_below=0.0,
-        recipe={"dtype": device.fast_dtype},
+        recipe={"dtype": fastest_dtype(device).dtype},
         latency={"runtime": device.deployment_runtime},
     )
 

@@ -11,12 +11,13 @@ import click
 from igc_nas.cli.loading import load, quiet_threads
 from igc_nas.cli.options import FILE, as_json, device_option, runtime_option, studies_dir
 from igc_nas.cli.output import put, put_json, say
+from igc_nas.errors import UsageError
 
 if TYPE_CHECKING:
     from igc_nas.bench.engine import EngineReport
     from igc_nas.bench.report import Report
     from igc_nas.nn.device import Device
-    from igc_nas.study.spec import SamplerName
+    from igc_nas.study.spec import RuntimeName, SamplerName
 
 
 @click.group()
@@ -30,38 +31,59 @@ def bench() -> None:
 @bench.command("train")
 @click.option("--batch", type=click.IntRange(1, 4096), help="Images per step. [default: the recipe's]")
 @click.option("--resolution", type=click.IntRange(8, 256), help="Pixels of a side. [default: the recipe's]")
+@click.option("--compile/--no-compile", "compiled", default=True, show_default=True, help="Baselines by torch.compile.")
 @device_option
 @as_json
-def train(batch: int | None, resolution: int | None, device: str, as_json: bool) -> None:
-    """Training steps: chosen forms against factored float32."""
+def train(batch: int | None, resolution: int | None, compiled: bool, device: str, as_json: bool) -> None:
+    """Training steps: ours against the fastest of PyTorch's.
+
+    PyTorch's are NCHW and channels-last, float32 and bfloat16, eager and compiled. Compiling takes about a minute for
+    each of the 18 networks.
+    """
     found = _prepared(device)
     from igc_nas.bench.training import bench_train
 
-    _show(bench_train(found, batch, resolution, say), as_json)
+    _show(bench_train(found, batch, resolution, say, compiled=compiled), as_json)
 
 
 @bench.command("deploy")
 @click.option("--batch", "batches", type=click.IntRange(1, 4096), multiple=True, help="[default: 1 and 32]")
 @runtime_option
+@click.option("--multiplied-out", is_flag=True, help="With native: also with chains multiplied out.")
+@click.option("--rank", type=click.IntRange(3, 1000), metavar="N", help="With native: compare the order of N drawn "
+              "architectures with that by MACs, parameters and ONNX Runtime.")  # fmt: skip
 @device_option
 @as_json
-def deploy(batches: tuple[int, ...], latency_runtime: str | None, device: str, as_json: bool) -> None:
-    """A forward pass: the best form against the factored network.
+def deploy(
+    batches: tuple[int, ...],
+    latency_runtime: RuntimeName | None,
+    multiplied_out: bool,
+    rank: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """A forward pass: generated C against other runtimes.
 
-    With --runtime native: generated C against the fastest of eager PyTorch, ONNX Runtime and OpenVINO.
+    The peers of --runtime native, the default on a CPU with a C compiler, are eager PyTorch, ONNX Runtime, OpenVINO and
+    ExecuTorch, those that are installed. With another runtime: its best form against the factored network there.
     """
     found = _prepared(device)
     from igc_nas.bench.deployment import bench_deploy
     from igc_nas.evaluation.runtimes import require
 
-    runtime = latency_runtime or "eager"
+    runtime = latency_runtime or found.deployment_runtime
     if runtime == "native":
-        from igc_nas.bench.native import bench_native
+        from igc_nas.bench.native import bench_native, bench_rank
 
-        _show(bench_native(found, batches or (1, 32), say), as_json)
+        if rank is not None:
+            _show(bench_rank(found, rank, say=say), as_json)
+            return
+        _show(bench_native(found, batches or (1, 32), say, multiplied_out=multiplied_out), as_json)
         return
-    require(runtime)  # type: ignore[arg-type]
-    _show(bench_deploy(found, batches or (1, 32), runtime, say), as_json)  # type: ignore[arg-type]
+    if multiplied_out or rank is not None:
+        raise UsageError("--multiplied-out and --rank go with --runtime native")
+    require(runtime)
+    _show(bench_deploy(found, batches or (1, 32), runtime, say), as_json)
 
 
 @bench.command("latency")
@@ -158,7 +180,6 @@ def sampler(
     from igc_nas.bench.samplers.problems import landscapes as synthetic
     from igc_nas.bench.samplers.problems import tabular_benchmark
     from igc_nas.bench.samplers.report import SAMPLERS, bench_sampler, parse_samplers
-    from igc_nas.errors import UsageError
     from igc_nas.study.defaults import usable_cores
 
     names = parse_samplers(samplers) if samplers is not None else SAMPLERS

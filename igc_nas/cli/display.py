@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
+import textwrap
+from collections.abc import Sequence
 
 from igc_nas.analysis.baselines import Standing, baselines_sentence
-from igc_nas.analysis.words import candidate_words, conditions_words
-from igc_nas.arch.cost import LayerCost
+from igc_nas.analysis.front_table import COLUMNS, NOISY, legend_lines, table_lines
+from igc_nas.analysis.words import conditions_words, counted, proxy_words
+from igc_nas.arch.cost import Cost, LayerCost
 from igc_nas.arch.layers import (
     Act,
     AvgPool,
@@ -33,8 +31,7 @@ from igc_nas.arch.layers import (
 )
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.engine.progress import trial_line
-from igc_nas.io.console import table
-from igc_nas.io.text import printable
+from igc_nas.io.text import printable, wrapped
 from igc_nas.study.lock import LockHolder, Running
 from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.records import Candidate, Trial
@@ -42,60 +39,59 @@ from igc_nas.study.status import Status
 from igc_nas.study.study import Study
 
 
-def candidate_cells(candidate: Candidate) -> list[str]:
-    """A candidate as the cells of `CANDIDATE_COLUMNS`."""
-    words = candidate_words(candidate)
-    error, latency = words.error.removesuffix(" %"), words.latency.removesuffix(" ms")
-    noisy = f" {words.noisy}" if words.noisy else ""
-    return [
-        *(words.trial, error, words.params, words.macs),
-        *(latency + noisy, words.interval, words.form, words.architecture),
-    ]
+def front_lines(
+    study: Study, members: Sequence[Candidate], objectives: Sequence[str], width: int | None, *, wide: bool = False
+) -> list[str]:
+    """A front as lines of at most `width` characters: its study, data and conditions, a line a member, and notes.
 
-
-MOST_DOMINATING = 3
-"""The number of dominating trials that a row names."""
-CANDIDATE_COLUMNS = (
-    "trial",
-    "error %",
-    "params",
-    "MACs",
-    "latency ms",
-    "95 %",
-    "runs as",
-    "architecture",
-)
-
-
-def front_table(study: Study, front: Sequence[Candidate], objectives: Sequence[str]) -> Group:
-    """A front as a table, titled with its study, data and latency conditions."""
-    spec = study.spec
-    volume = study.hypervolume(objectives)
-    title = (
-        f"{spec.name}: front of {len(front)} of {len(study.candidates)} candidates by {', '.join(objectives)}"
-        f"; data: {data_label(spec.dataset)}"
-        + ("" if volume is None else f"; hypervolume {volume:.4f}")
-        + f"\nlatency: {conditions_words(spec.latency)}; runs as: form, its parameters, MACs and weights"
+    With `wide` every column is there, however long a line becomes; else the architectures only where all of them fit.
+    """
+    spec, volume = study.spec, study.hypervolume(objectives)
+    head = (
+        f"{spec.name}: Pareto front of {len(study.front(objectives))} of {len(study.candidates)} candidates "
+        f"by {', '.join(objectives)}" + ("" if volume is None else f"; hypervolume {volume:.4f}"),
+        f"data: {data_label(spec.dataset)}; error after a proxy training of {proxy_words(spec.recipe)}",
+        f"latency: normalised; {conditions_words(spec.latency)}",
     )
-    cells = map(candidate_cells, front)
-    return Group(Text(printable(title)), table(CANDIDATE_COLUMNS, cells, left=("runs as", "architecture")))
+    table = table_lines(members, None if wide else width)
+    name = study_argument(study.folder, spec.name)
+    notes = ["deployed: parameters of the form that was measured"] if "deployed" in table[0] else []
+    noisy = sum(member.latency.noisy for member in members)
+    if noisy:
+        notes.append(
+            f"{NOISY} {counted(noisy, 'noisy latency', 'noisy latencies')}: igc-nas measure --study {name} --keep"
+        )
+    if "architecture" in table[0]:
+        notes += legend_lines((member.arch for member in members), width or 200)
+    else:
+        notes.append(f"architectures: igc-nas show {name}:TRIAL, or front --wide")
+    return [*wrapped(map(printable, head), width), "", *table, "", *wrapped(map(printable, notes), width)]
 
 
-BASELINE_COLUMNS = ("baseline", "trial", "error %", "params", "MACs", "latency ms", "dominated by")
+NARROW = 80
+"""Characters of a line of baselines."""
+MOST_DOMINATING = 3
+"""The number of dominating trials that a line names."""
 
 
-def baselines_table(standings: Sequence[Standing]) -> Table:
-    """The baselines beside a front, each with the trials of the front that dominate it."""
-    return table(BASELINE_COLUMNS, map(_standing_cells, standings), left=("baseline", "dominated by"))
+def baseline_lines(standings: Sequence[Standing]) -> list[str]:
+    """The baselines beside a front as lines, each with the trials of the front that dominate it; 80 characters."""
+    titles = ("baseline", "trial", "error", "params", "MACs", "latency", "dominated by")
+    rows = [titles, *map(_standing_cells, standings)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    gap = "  " if sum(widths) + 2 * (len(titles) - 1) <= NARROW else " "
+    lines = []
+    for name, *numbers, by in rows:
+        cells = (number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True))
+        lines.append(gap.join((name.ljust(widths[0]), *cells, by)).rstrip())
+    return [*lines, ""]
 
 
-def _standing_cells(standing: Standing) -> list[str]:
-    trial, error, params, macs, latency, *_ = candidate_cells(standing.candidate)
+def _standing_cells(standing: Standing) -> tuple[str, ...]:
+    numbers = [COLUMNS[name].of(standing.candidate) for name in ("trial", "error", "params", "macs", "latency")]
     by = standing.dominated_by
-    more = f" and {len(by) - MOST_DOMINATING} more" if len(by) > MOST_DOMINATING else ""
-    numbers = ", ".join(map(str, by[:MOST_DOMINATING]))
-    words = f"trial{'s' * (len(by) > 1)} {numbers}{more}" if by else "not dominated"
-    return [standing.name, trial, error, params, macs, latency, words]
+    more = f" +{len(by) - MOST_DOMINATING}" if len(by) > MOST_DOMINATING else ""
+    return (standing.name, *numbers, ", ".join(map(str, by[:MOST_DOMINATING])) + more or "-")
 
 
 def data_label(dataset: str) -> str:
@@ -103,20 +99,55 @@ def data_label(dataset: str) -> str:
     return f"{dataset} (SYNTHETIC: says nothing about CIFAR)" if is_synthetic(dataset) else dataset
 
 
-def plan_table(title: str, rows: Iterable[LayerCost]) -> Group:
-    """A plan layer by layer: the layer, its output shape, parameters and MACs."""
-    columns = ("block", "layer", "shape", "params", "MACs")
-    cells = (
+def plan_lines(rows: Sequence[LayerCost], width: int | None) -> list[str]:
+    """A plan layer by layer: output shape, parameters, MACs and the layer; then what each stage adds up to.
+
+    On a narrow terminal a layer's words go on below, and the shapes are left out.
+    """
+    cells = [
         (
             row.block,
-            (f"{row.branch}: " if row.branch else "") + layer_text(row.layer),
-            " x ".join(map(str, row.shape)),
+            "x".join(map(str, row.shape)),
             f"{row.cost.params:,}",
             f"{row.cost.macs:,}",
+            (f"{row.branch}: " if row.branch else "") + layer_text(row.layer),
         )
         for row in rows
-    )
-    return Group(Text(printable(title)), table(columns, cells, left=("block", "layer")))
+    ]
+    stages: dict[str, list[Cost]] = {}
+    for row in rows:
+        stages.setdefault(row.block.partition(".")[0], []).append(row.cost)
+    sums = [
+        (name, "", f"{sum(cost.params for cost in costs):,}", f"{sum(cost.macs for cost in costs):,}", "in all")
+        for name, costs in stages.items()
+    ]
+    table = [("block", "shape", "params", "MACs", "layer"), *cells, *sums]
+    widths = [max(len(row[column]) for row in table) for column in range(4)]
+    if width is not None and sum(widths) + 3 + LEAST_FOR_LAYER > width:
+        widths[1] = 0  # without the shapes
+    numbers = [
+        " ".join(text.ljust(n) if text is row[0] else text.rjust(n) for text, n in zip(row, widths, strict=False) if n)
+        for row in table
+    ]
+    lines = [_with_words(head, row[4], width) for head, row in zip(numbers, table, strict=True)]
+    lines.insert(1 + len(cells), [""])
+    return [line for group in lines for line in group]
+
+
+LEAST_FOR_LAYER = 14
+"""Characters for a layer's words, at the least."""
+
+
+def _with_words(numbers: str, words: str, width: int | None) -> list[str]:
+    """A layer's numbers with its words behind them, on several lines if they need more room, or else below."""
+    if width is None:
+        return [f"{numbers}  {words}"]
+    room, indent = width - len(numbers) - 2, " " * (len(numbers) + 2)
+    if room < LEAST_FOR_LAYER:
+        room, indent = width - 4, "    "
+    first, *rest = textwrap.wrap(words, room, subsequent_indent="  ", break_long_words=False)
+    head = f"{numbers}  {first}" if indent != "    " else f"{numbers}\n    {first}"
+    return [*head.split("\n"), *(indent + more for more in rest)]
 
 
 def layer_text(layer: Layer) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from igc_nas.cli.loading import load
 from igc_nas.cli.options import as_json, storage_option, studies_dir
-from igc_nas.cli.output import put_json, say
+from igc_nas.cli.output import put, put_json, say
 from igc_nas.errors import UsageError
+from igc_nas.study.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from igc_nas.study.study import Study
@@ -21,26 +22,64 @@ if TYPE_CHECKING:
 @click.option("--objectives", help="Error alone, or two or three objectives. [default: the study's own]")
 @as_json
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@click.option("--markdown", is_flag=True, help="Print a Markdown table.")
+@click.option("--latex", is_flag=True, help="Print a LaTeX tabular.")
+@click.option(
+    "--sort", type=click.Choice(tuple(OBJECTIVES)), help="Sort by this, ascending. [default: first objective]"
+)
+@click.option("--top", type=click.IntRange(1), help="Print the first N members only.")
+@click.option("--wide", is_flag=True, help="Print every column, the architectures too.")
 @storage_option
 @studies_dir
-def front(study: str, objectives: str | None, as_json: bool, as_csv: bool, storage: str | None, root: Path) -> None:
-    """Print the Pareto front of STUDY."""
+def front(
+    study: str,
+    objectives: str | None,
+    as_json: bool,
+    as_csv: bool,
+    markdown: bool,
+    latex: bool,
+    sort: str | None,
+    top: int | None,
+    wide: bool,
+    storage: str | None,
+    root: Path,
+) -> None:
+    """Print the Pareto front of STUDY.
+
+    A line a member, with as many columns as the terminal holds.
+
+    \b
+    Examples:
+      igc-nas front igc_cifar10_2m --sort params --top 5
+      igc-nas front studies/mine --objectives error,macs --csv > front.csv
+    """
     from igc_nas.study.objectives import parse_objectives
 
-    if as_json and as_csv:
-        raise UsageError("--json and --csv exclude each other")
+    outputs = {"json": as_json, "csv": as_csv, "markdown": markdown, "latex": latex}
+    asked: list[Any] = [name for name, is_asked in outputs.items() if is_asked]
+    if len(asked) > 1:
+        raise UsageError(f"--{asked[0]} and --{asked[1]} exclude each other")
     loaded = load(study, root, storage)
     names = parse_objectives(objectives) if objectives else loaded.spec.front_objectives
-    print_front(loaded, names, "json" if as_json else "csv" if as_csv else "table")
+    print_front(loaded, names, asked[0] if asked else "table", sort=sort, top=top, wide=wide)
 
 
-def print_front(study: Study, objectives: tuple[str, ...], output: Literal["table", "json", "csv"]) -> None:
-    """Print a study's front by these objectives."""
+def print_front(
+    study: Study,
+    objectives: tuple[str, ...],
+    output: Literal["table", "json", "csv", "markdown", "latex"],
+    *,
+    sort: str | None = None,
+    top: int | None = None,
+    wide: bool = False,
+) -> None:
+    """Print a study's front by these objectives: the first `top` members in the order of `sort`."""
     from igc_nas.analysis.baselines import baselines_sentence, standings
     from igc_nas.analysis.tables import baseline_row, candidate_row
     from igc_nas.analysis.words import front_end_words
 
     members, beside = study.front(objectives), standings(study, objectives)
+    members = tuple(sorted(members, key=OBJECTIVES[sort].of) if sort else members)[:top]
     if output == "json":
         spec = study.spec
         put_json(
@@ -61,15 +100,19 @@ def print_front(study: Study, objectives: tuple[str, ...], output: Literal["tabl
         from igc_nas.analysis.tables import csv_text
 
         click.echo(csv_text(members, beside), nl=False)
+    elif output in ("markdown", "latex"):
+        from igc_nas.analysis.front_table import latex_lines, markdown_lines
+
+        put(*(markdown_lines if output == "markdown" else latex_lines)(members))
     elif not members and not beside:
         say(f"{study.spec.name} has no completed trial yet", f"igc-nas search --study {study.spec.name}")
     else:
-        from igc_nas.cli.display import baselines_table, front_table
-        from igc_nas.io.console import console
+        from igc_nas.cli.display import baseline_lines, front_lines
+        from igc_nas.io.console import terminal_width
 
-        console().print(front_table(study, members, objectives))
+        put(*front_lines(study, members, objectives, terminal_width(), wide=wide))
         if beside:
-            console().print(baselines_table(beside))
+            put(*baseline_lines(beside))
         if study.baselines:
             say(baselines_sentence(study, objectives) or "")
         if end := front_end_words(study):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import click
 
-from igc_nas.io.text import printable
+from igc_nas.io.console import terminal_width
+from igc_nas.io.text import printable, wrapped
 
 
 def put(*lines: str) -> None:
@@ -16,10 +18,15 @@ def put(*lines: str) -> None:
         click.echo(printable(line))
 
 
+def put_text(*lines: str) -> None:
+    """Print lines of prose to stdout, broken between words on a terminal."""
+    put(*wrapped(map(printable, lines), terminal_width()))
+
+
 def say(*lines: str) -> None:
-    """Print lines for the user to stderr."""
-    for line in lines:
-        click.echo(printable(line), err=True)
+    """Print lines for the user to stderr, broken between words on a terminal."""
+    for line in wrapped(map(printable, lines), terminal_width(sys.stderr)):
+        click.echo(line, err=True)
 
 
 def put_json(value: Any) -> None:

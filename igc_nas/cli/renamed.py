@@ -8,7 +8,13 @@ import click
 
 from igc_nas.cli.output import say
 
-OPTIONS = {"--stop": "--prune-below", "--first": "--enqueue", "--studies": "--studies-dir", "--truth": "--reference"}
+OPTIONS = {
+    "--stop": "--prune-below",
+    "--first": "--enqueue",
+    "--studies": "--studies-dir",
+    "--truth": "--reference",
+    "--timeout": "--time",
+}
 """Old spelling of an option to the current one."""
 
 

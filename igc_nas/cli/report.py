@@ -50,18 +50,22 @@ def report(
 
     from igc_nas.analysis.proxy import proxy_report
     from igc_nas.analysis.surrogate_quality import surrogate_quality
+    from igc_nas.analysis.words import plan_words
 
     loaded = load(study, root)
     if train_figures:
         _train_figures(loaded, data_dir, device)
+    plan = plan_words(loaded)
     found = proxy_report(loaded, load(reference, root) if reference is not None else None)
     surrogate = surrogate_quality(loaded)
     if as_json:
-        put_json(asdict(found) | {"surrogate": asdict(surrogate.validation) if surrogate else None})
+        put_json(asdict(found) | {"surrogate": asdict(surrogate.validation) if surrogate else None, "plan": plan})
         return
     _print(found)
     if surrogate:
         put("", f"surrogate  {surrogate.sentence()}")
+    if plan:
+        put("", f"plan       {plan}")
 
 
 def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from igc_nas.cli.options import (
 )
 from igc_nas.cli.output import say
 from igc_nas.cli.renamed import RenamedChoice
+from igc_nas.errors import UsageError
 from igc_nas.io.units import format_seconds
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME,...",
     help="Compare the front with these networks: literature, igc, or any ARCH (repeatable). They are evaluated first, "
-    "and are counted neither in --trials nor in the default time limit.",
+    "and are counted neither in --trials nor in --time.",
 )
 @click.option(
     "--prune-below",
@@ -97,13 +99,19 @@ if TYPE_CHECKING:
     help="Prune a trial at a rung if its probability of reaching the front is lower; 0: never. [default: 0.02]",
 )
 @click.option("--trials", type=click.IntRange(1), help="Complete and pruned trials in total, earlier runs included.")
-@click.option("--timeout", type=SECONDS, help="Stop this run after: 90s, 10m, 2h.")
+@click.option(
+    "--time",
+    type=SECONDS,
+    help="Plan for this time, and end in it: 10m, 8h. Longer trainings and more trials. "
+    "[default: 10m on a CPU, 2h on a GPU, unless --trials is given]",
+)
 @click.option(
     "--trial-timeout",
     type=SECONDS,
     help="Fail a trial that is processed for longer; waiting for other trials is not counted. [default: none]",
 )
-@click.option("--workers", type=click.IntRange(1, 256), help="Worker processes. [default: cores, or GPUs]")
+@click.option("--workers", type=click.IntRange(1, 256), help="Worker processes. [default: cores, or two a GPU]")
+@click.option("--workers-per-gpu", type=click.IntRange(1, 16), help="The same, as a number for each GPU.")
 @click.option(
     "--executor",
     type=click.Choice(["processes", "ray"]),
@@ -130,16 +138,15 @@ def search(**options: Any) -> None:
     """
     from igc_nas.cli.study_flags import SearchRequest
     from igc_nas.engine.progress import SearchDisplay
+    from igc_nas.engine.search import begun
     from igc_nas.engine.search import search as run_search
 
     request = SearchRequest(**options)
     spec, run = _prepared(request)
+    before = begun(run.folder, run.storage)
+    ended = before.ended if before else 0
     with SearchDisplay(
-        run.trials,
-        run.timeout_s,
-        quiet=request.quiet,
-        baselines=len(run.baselines),
-        baselines_in_timeout=run.baselines_in_timeout,
+        run.trials, run.time_s, quiet=request.quiet, ended=ended, baselines=len(run.baselines)
     ) as display:
         for _ in run_search(spec, run, on_event=display.show):
             pass
@@ -152,6 +159,7 @@ def search(**options: Any) -> None:
 def _say_summary(study: Study, target: int | None) -> None:
     """Say how many trials were pruned, how accurate the surrogate is, and what to type next."""
     from igc_nas.analysis.surrogate_quality import surrogate_quality
+    from igc_nas.analysis.words import plan_words
 
     pruned = study.ended - len(study.candidates)
     if pruned:
@@ -162,6 +170,8 @@ def _say_summary(study: Study, target: int | None) -> None:
     quality = surrogate_quality(study) if study.spec.sampler == "known-cost" else None
     if quality:
         say(f"surrogate: {quality.sentence()}")
+    if plan := plan_words(study):
+        say(f"plan: {plan}")
     say("")
     if target is not None and study.ended < target:
         say(f"ended with {study.ended} of {target} trials; the same command continues")
@@ -171,7 +181,7 @@ def _say_summary(study: Study, target: int | None) -> None:
 
 def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     """The study that is requested, new or continued, and how to run its search; announces both on stderr."""
-    from igc_nas.cli.study_flags import latency_conditions, resolve_study
+    from igc_nas.cli.study_flags import latency_conditions, parse_recipe, resolve_study
     from igc_nas.data.datasets import auto_notice, data_dir
     from igc_nas.engine.search import Run
     from igc_nas.evaluation.runtimes import check_runtime
@@ -180,24 +190,31 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     from igc_nas.study.baselines import baselines_of
     from igc_nas.study.defaults import default_extent
 
+    began = time.monotonic()
     devices = find_devices(request.device)
     resolved = resolve_study(request, devices[0])
-    extent = default_extent(devices[0].kind, len(devices))
+    extent = default_extent(devices[0].kind, len(devices), gpu_memory=devices[0].memory)
     spec = latency_conditions(resolved.spec, request, new=not resolved.continued)
-    trials, timeout_s = request.trials, request.timeout
+    trials, time_s = request.trials, request.time
     baselines, skipped = baselines_of(request.baselines, spec, request.root) if request.baselines else ((), ())
     if spec.sampler == "brute-force":
         BruteForce(spec)  # raises for a space that is too large, before the study is written
         trials = trials or spec.feasible.count
-    elif trials is None and timeout_s is None:
-        trials, timeout_s = extent.trials, extent.timeout_s
+    elif trials is None and time_s is None:
+        time_s = _time_left(resolved) or extent.time_s
     on_ray = request.executor == "ray"
+    workers = _asked_workers(request, devices) or (_ray_workers(request, devices[0]) if on_ray else extent.workers)
+    if time_s and not resolved.continued and spec.sampler != "brute-force":
+        from igc_nas.evaluation.speed import planned_spec
+
+        say("planning: timing trainings of three networks ...", "")
+        spec = planned_spec(spec, resolved.info, devices[0], time_s, workers, trials, parse_recipe(request.recipe))
     run = Run(
         folder=resolved.folder,
         trials=trials,
-        timeout_s=timeout_s,
+        time_s=time_s and max(1.0, time_s - (time.monotonic() - began)),
         trial_timeout_s=request.trial_timeout,
-        workers=request.workers or (_ray_workers(request, devices[0]) if on_ray else extent.workers),
+        workers=workers,
         executor=request.executor,
         ray_address=request.ray_address if on_ray else None,
         devices=tuple(device.torch_name for device in devices),
@@ -206,7 +223,6 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
         latency_command=request.latency_command if spec.latency.remote else None,
         enqueue=tuple(architecture(name, spec.classes, request.root) for name in request.enqueue),
         baselines=baselines,
-        baselines_in_timeout=request.timeout is not None,
     )
     check_runtime(spec, run.enqueue)
     notice = auto_notice(resolved.info, data_dir(request.data_dir)) if resolved.dataset == "auto" else None
@@ -215,6 +231,28 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
         notices += [f"not used: {text}" for text in survey_gpus().notices]
     _announce(spec, run, devices, notices, resolved, skipped)
     return spec, run
+
+
+def _time_left(resolved: ResolvedStudy) -> float | None:
+    """The rest of the time that a study was planned for; None without a plan, or where it is over."""
+    from igc_nas.study.plan import GRACE
+    from igc_nas.study.study import load_study
+
+    plan = resolved.spec.plan
+    if plan is None or not resolved.continued:
+        return None
+    ended = [trial.wall_s or 0.0 for trial in load_study(resolved.folder).trials if not trial.baseline]
+    left = plan.time_s - sum(ended) / plan.workers
+    return left if left > 2 * GRACE * plan.time_s else None
+
+
+def _asked_workers(request: SearchRequest, devices: tuple[Device, ...]) -> int | None:
+    """The number of workers that the options name; None: the default. Raises `UsageError`."""
+    if request.workers_per_gpu is None:
+        return request.workers
+    if request.workers is not None or devices[0].kind != "cuda":
+        raise UsageError("--workers-per-gpu is for GPUs, and stands for --workers", "give --workers")
+    return request.workers_per_gpu * len(devices)
 
 
 def _ray_workers(request: SearchRequest, device: Device) -> int:
@@ -248,6 +286,7 @@ def _announce(
         *([f"          {_images_words(spec.images)}"] if spec.images else []),
         f"goal      {_goal(spec)}; sampler {spec.sampler}, seed {spec.seed}",
         f"recipe    {recipe_words(recipe, held_out=True)}",
+        *([f"          {resolved.dtype}"] if resolved.dtype and resolved.dtype.step_ms else []),
         *([f"rungs     {_rungs(spec)}"] if recipe.rungs else []),
         f"device    {devices[0].name}" + _devices_in_words(run, devices),
         f"latency   {conditions_words(spec.latency)}" + (", by a command" if spec.latency.remote else ""),
@@ -255,6 +294,7 @@ def _announce(
         *([f"          {resolved.eager_because}"] if resolved.eager_because else []),
         *_baseline_lines(run, skipped),
         f"extent    {_extent(run)}; {run.workers} worker(s) of {run.threads} thread(s)",
+        *_plan_lines(spec, run),
         "stop      Ctrl-C; the same command continues",
         "",
     )
@@ -270,10 +310,10 @@ def _baseline_lines(run: Run, skipped: Sequence[Skipped]) -> list[str]:
     if not (run.baselines or skipped):
         return []
     count = f"{len(run.baselines)} of {len(run.baselines) + len(skipped)}" if skipped else f"{len(run.baselines)}"
-    free = "" if run.baselines_in_timeout or not run.timeout_s else ", nor is their time"
     names = ", ".join(baseline.name for baseline in run.baselines)
     return [
-        f"baselines {count}, evaluated first and not counted as trials{free}" + (f": {names}" if names else ""),
+        f"baselines {count}, evaluated first; they count neither as trials nor in the time"
+        + (f": {names}" if names else ""),
         *(f"          without {each.name}: {each.reason}" for each in skipped),
     ]
 
@@ -285,6 +325,27 @@ def _goal(spec: StudySpec) -> str:
         return "the least error within the budget"
     over = f"over {', '.join(spec.objectives)}"
     return f"{GOALS[spec.goal]}, {over}" if spec.goal else f"the front {over}"
+
+
+def _plan_lines(spec: StudySpec, run: Run) -> list[str]:
+    """What the time is planned for, and what trials of three sizes take."""
+    import datetime
+
+    if not run.time_s:
+        return []
+    ends = datetime.datetime.now() + datetime.timedelta(seconds=run.time_s)
+    end = f"{ends:%H:%M}" if run.time_s < 12 * 3600 else f"{ends:%Y-%m-%d %H:%M}"
+    if spec.plan is None:
+        return [f"plan      ends at {end}"]
+    from igc_nas.study.plan import Sizes
+
+    archs = (spec.feasible.lightest(), spec.feasible.heaviest())
+    least, most = spec.plan.speed.trials_s(Sizes.of(archs), spec.recipe, spec.space.input[1])
+    return [
+        f"plan      about {spec.plan.trials} trials of {spec.recipe.samples:,} images; ends at {end}",
+        f"          a trial takes {format_seconds(spec.plan.mean_s)} on average, {format_seconds(float(least))} the "
+        f"lightest, {format_seconds(float(most))} the heaviest",
+    ]
 
 
 def _devices_in_words(run: Run, devices: tuple[Device, ...]) -> str:
@@ -302,7 +363,7 @@ def _rungs(spec: StudySpec) -> str:
 
 def _extent(run: Run) -> str:
     limits = [f"until {run.trials} trials are complete"] if run.trials else []
-    limits += [f"at most {format_seconds(run.timeout_s)}"] if run.timeout_s else []
+    limits += [f"{format_seconds(run.time_s)}"] if run.time_s else []
     limits += [f"at most {format_seconds(run.trial_timeout_s)} a trial"] if run.trial_timeout_s else []
     return ", ".join(limits)
 

@@ -23,6 +23,11 @@ def show(arch: str, classes: int | None, image_size: int | None, as_json: bool, 
     A layer has its output shape, parameters and MACs; a failed trial its reason and place.
 
     ARCH is a .toml file, a network's name (igcv1-l24m2-d20, mobilenetv2-x0.5, ...) or STUDY:N, trial N of a study.
+
+    \b
+    Examples:
+      igc-nas show igcv3-d-cifar
+      igc-nas show igc_cifar10_2m:43
     """
     from igc_nas.arch.cost import cost_of, rows
     from igc_nas.arch.plan import arch_id, plan
@@ -42,10 +47,14 @@ def show(arch: str, classes: int | None, image_size: int | None, as_json: bool, 
         trial = {} if found is None else {"trial": found[1].model_dump(mode="json", by_alias=True, exclude_none=True)}
         put_json({"id": arch_id(config), **cost.as_dict(), "arch": config.to_dict(), "layers": layers, **trial})
         return
-    from igc_nas.cli.display import plan_table, trial_lines
-    from igc_nas.io.console import console
+    from igc_nas.analysis.front_table import legend_lines
+    from igc_nas.cli.display import plan_lines, trial_lines
+    from igc_nas.io.console import terminal_width
+    from igc_nas.io.text import wrapped
 
-    title = f"{arch}  id {arch_id(config)}\n{config}\n{cost.params:,} parameters, {cost.macs:,} MACs"
-    console().print(plan_table(title, listed))
+    width = terminal_width()
+    put(*wrapped([f"{arch}  id {arch_id(config)}", str(config)], width), *legend_lines([config], width or 120), "")
+    put(*plan_lines(listed, width))
+    put(f"total: {cost.params:,} parameters, {cost.macs:,} MACs, {cost.activations:,} activations")
     if found is not None:
-        put(*trial_lines(*found))
+        put("", *wrapped(trial_lines(*found), width))

@@ -8,7 +8,7 @@ import click
 
 from igc_nas.cli.loading import load
 from igc_nas.cli.options import as_json, storage_option, studies_dir
-from igc_nas.cli.output import put, put_json
+from igc_nas.cli.output import put_json, put_text
 
 
 @click.command()
@@ -29,4 +29,4 @@ def status(study: str, as_json: bool, storage: str | None, root: Path) -> None:
         return
     from igc_nas.cli.display import status_lines
 
-    put(*status_lines(found))
+    put_text(*status_lines(found))

@@ -13,6 +13,7 @@ from igc_nas.engine.search import begun
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.records import differences, parse_toml, restricted
 from igc_nas.nn.device import Device
+from igc_nas.nn.lowering.fastest_dtype import FastestDtype, fastest_dtype
 from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, search_space
 from igc_nas.study.defaults import PRUNE_BELOW, new_spec
@@ -59,10 +60,11 @@ class SearchRequest:
     """Comma-separated names, see `igc_nas.study.baselines`."""
     prune_below: float | None = None
     trials: int | None = None
-    timeout: float | None = None
+    time: float | None = None
     """Seconds, as `trial_timeout`."""
     trial_timeout: float | None = None
     workers: int | None = None
+    workers_per_gpu: int | None = None
     executor: ExecutorName = "processes"
     ray_address: str | None = None
     device: str = "auto"
@@ -84,6 +86,8 @@ class ResolvedStudy:
     dataset: str
     eager_because: str = ""
     """Why the latencies of a new study of a CPU are not those of generated C, where no runtime is asked for."""
+    dtype: FastestDtype | None = None
+    """The recipe's dtype in a new study that names none, with the times by which it was chosen."""
 
 
 def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
@@ -110,6 +114,7 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
     path = find_space(space)
     choices = search_space(SpaceFile.load(path), info.classes, path.stem)
     runtime, eager_because = _default_runtime(request, device, choices)
+    dtype = None if "dtype" in recipe else fastest_dtype(device, recipe.get("forms", "fastest"))
     spec = new_spec(
         info,
         device.name,
@@ -122,10 +127,10 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
         sampler=request.sampler or "known-cost",
         seed=seed,
         prune_below=PRUNE_BELOW if request.prune_below is None else request.prune_below,
-        recipe={"dtype": device.dtype_for(recipe.get("forms", "fastest")), **recipe},
+        recipe=recipe if dtype is None else {"dtype": dtype.dtype, **recipe},
         latency={"runtime": runtime} | settings.get("latency", {}),
     )
-    return ResolvedStudy(spec, folder, info, continued=False, dataset=dataset, eager_because=eager_because)
+    return ResolvedStudy(spec, folder, info, continued=False, dataset=dataset, eager_because=eager_because, dtype=dtype)
 
 
 def _default_runtime(request: SearchRequest, device: Device, space: SearchSpace) -> tuple[RuntimeName, str]:

@@ -251,17 +251,9 @@ def auto_notice(info: DatasetInfo, folder: Path) -> str | None:
     """A warning where `auto` found no CIFAR-10; None where it did."""
     if not info.synthetic or any(_is_there(place) for place in _places(LAYOUTS["cifar10"], folder)):
         return None
-    bar = "!" * 100
-    return "\n".join(
-        (
-            bar,
-            f"! CIFAR-10 is not in {folder}",
-            "! This run uses SYNTHETIC `shapes` images instead: its errors say nothing about CIFAR-10.",
-            "! To fetch CIFAR-10 (170 MB; its origin sends 50 to 110 kB/s, so 30 to 60 minutes):",
-            "!     igc-nas data cifar10",
-            "! or, if you have the archive or its folder:  igc-nas data cifar10 --from ARCHIVE_OR_FOLDER",
-            bar,
-        )
+    return (
+        f"SYNTHETIC images (`shapes`): their errors say nothing about CIFAR-10, which is not in {folder}\n"
+        "igc-nas data cifar10 fetches it (170 MB, 30 to 60 minutes); --from ARCHIVE_OR_FOLDER installs yours"
     )
 
 

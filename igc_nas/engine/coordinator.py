@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
@@ -20,6 +20,7 @@ from igc_nas.samplers.pruner import FinalErrorPrediction, Pruner
 from igc_nas.samplers.study_sampler import MOST_REPEATS, ExhaustedError, StudySampler
 from igc_nas.study.baselines import Baseline
 from igc_nas.study.lock import Running
+from igc_nas.study.plan import GRACE, TrialTimes
 from igc_nas.study.records import Candidate, Latency, Pruned, Score, Trial, TrialState, Unfinished
 from igc_nas.study.spec import training_seed
 
@@ -38,11 +39,14 @@ class Limits:
     trials: int | None = None
     """The number of trials to complete or prune, including those of earlier searches."""
     deadline: float | None = None
-    """A time of `time.monotonic`."""
+    """A time of `time.monotonic` at which trials that still run are left to the next search."""
+    time_s: float | None = None
+    """Seconds of the search, from its beginning or the end of the baselines: no trial is started that is not expected
+    to end in them, and those that run then have `GRACE` of them more."""
     enqueue: tuple[ArchConfig, ...] = ()
     baselines: tuple[Baseline, ...] = ()
-    timeout_s: float | None = None
-    """With baselines, instead of a deadline: the seconds until it, from when all of them have ended."""
+    began: float = field(default_factory=time.monotonic)
+    """The time of `time.monotonic` at which the search began."""
 
 
 class Coordinator:
@@ -53,12 +57,15 @@ class Coordinator:
         self.limits = limits
         self.on_event = on_event
         self.exhausted = False
+        self.ended_baselines = 0
         self.failures: Counter[str] = Counter()
         self.running: dict[int, Running] = {}
         self.began: dict[int, float] = {}
         self.predictions: dict[int, FinalErrorPrediction] = {}
         """The predictions of trainings that were told to stop, by trial number."""
         self.deadline = limits.deadline
+        self.end: float | None = None
+        """A time of `time.monotonic`: no trial is started that is not expected to end before it."""
         self.enqueued: list[ArchConfig | Baseline] = [
             *{arch_id(arch): arch for arch in limits.enqueue if self._is_new(arch)}.values(),
             *{arch_id(each.arch): each for each in limits.baselines if self._is_new_baseline(each)}.values(),
@@ -68,6 +75,9 @@ class Coordinator:
             for number, trial in sorted(store.trials.items(), reverse=True)
             if trial.state != "duplicate" and not trial.baseline and (identity := trial.id)
         }
+        spec = store.spec
+        side = spec.space.input[1]
+        self.trial_times = TrialTimes(spec.plan.speed if spec.plan else None, spec.recipe, side, store.trials.values())
         self._pruner: Pruner | None = None
         """Constructed when the first training is at a rung."""
 
@@ -121,14 +131,18 @@ class Coordinator:
         """Construct the sampler, which needs the latency scale."""
         self._end_of_baselines()
         self.store.optuna_study.sampler = StudySampler(
-            self.store.spec, self.first_with_id.keys(), self.store.consecutive_failures
+            self.store.spec, self.first_with_id.keys(), self.store.consecutive_failures, self._can_end
         )
         self.on_event(Opened(self.store.study))
 
     def _end_of_baselines(self) -> None:
-        """Set the deadline if it counts from the last baseline on, and all have ended."""
-        if self.deadline is None and self.limits.timeout_s is not None and not self._has_baselines_left():
-            self.deadline = time.monotonic() + self.limits.timeout_s
+        """Let the time of the search begin if all baselines have ended; at first, if there is none."""
+        time_s = self.limits.time_s
+        if time_s is None or self.end is not None or self._has_baselines_left():
+            return
+        began = self.limits.began if not self.ended_baselines else time.monotonic()
+        self.end = began + time_s
+        self.deadline = min(self.end + GRACE * time_s, math.inf if self.deadline is None else self.deadline)
 
     def _has_baselines_left(self) -> bool:
         left = (trial for trial in self.store.trials.values() if trial.state in ("running", "waiting"))
@@ -136,6 +150,12 @@ class Coordinator:
 
     def _is_over(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def _can_end(self, arch: ArchConfig) -> bool:
+        """Whether a trial that is started now is expected to end in the time of this search."""
+        if self.end is None:
+            return True
+        return time.monotonic() + (self.trial_times.seconds(arch) or 0.0) < self.end
 
     def _wait_s(self) -> float:
         left = math.inf if self.deadline is None else self.deadline - time.monotonic()
@@ -155,6 +175,9 @@ class Coordinator:
     def _next_job(self) -> Job | None:
         """The next job: a trial that waits, an enqueued architecture, or a feasible suggestion of the sampler."""
         waiting = self.store.waiting()
+        if waiting and waiting.arch and not self._can_end(waiting.arch):
+            self._exhaust(f"trial {waiting.number} would not end in the time that is left; the next search resumes it")
+            return None
         if waiting:
             return self._start(self.store.resume(waiting.number))
         if self.enqueued:
@@ -272,12 +295,14 @@ class Coordinator:
         self.store.finish(trial)
         self.on_event(Ended(trial))
         if trial.baseline:
+            self.ended_baselines += 1
             self._end_of_baselines()
             return
         if trial.state == "failed":
             self._count_failure(trial.reason or "")
             return
         self.failures.clear()
+        self.trial_times.add(trial)
         if trial.candidate:
             if self._pruner:
                 self._pruner.add(trial.candidate)

@@ -75,7 +75,9 @@ class DeviceLock:
             yield
 
     def pause(self) -> None:
-        """Called between two steps: wait while another worker measures."""
+        """Called between two steps: wait while another worker measures. Free for a worker that is alone."""
+        if not self._others:
+            return
         try:
             self._gate.acquire(timeout=0)
         except Timeout:

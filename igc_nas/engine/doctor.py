@@ -122,7 +122,8 @@ def _defaults() -> Iterator[Finding]:
     yield Finding(
         "a search",
         f"uses {names}; workers: {extent.workers}; {recipe.epochs} epochs of {recipe.train_size:,} images "
-        f"at {recipe.resolution} pixels in {devices[0].dtype_for(recipe.forms)}",
+        f"at {recipe.resolution} pixels in "
+        + (devices[0].fast_dtype if kind == "cuda" else "the dtype that a timed step is faster in"),
     )
 
 

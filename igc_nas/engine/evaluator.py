@@ -21,10 +21,9 @@ from igc_nas.evaluation.remote import CommandMeasurer
 from igc_nas.evaluation.runtimes import require
 from igc_nas.evaluation.training import ProxyTask, train_proxy
 from igc_nas.nn.device import Device, configure_torch, find_devices
-from igc_nas.nn.lowering.network_tuner import NetworkTuner
+from igc_nas.nn.lowering.network_tuner import NetworkTuner, TrainingForm
 from igc_nas.nn.lowering.pinned_forms import PinnedForms
 from igc_nas.nn.lowering.timing_cache import timing_cache_for
-from igc_nas.nn.lowering.training import LoweredNetwork
 from igc_nas.nn.network import Network, build
 from igc_nas.study.records import Latency, Rung, Score, TimeBreakdown, Unfinished
 from igc_nas.study.spec import Calibration, StudySpec
@@ -112,7 +111,7 @@ class Evaluator:
                 largest=self.latency(large, first.reference_ms),
             )
 
-    def lowered(self, network: Network, arch: ArchConfig) -> LoweredNetwork | None:
+    def lowered(self, network: Network, arch: ArchConfig) -> TrainingForm | None:
         """The network in the forms that train fastest; None if the recipe has the factored form.
 
         Other workers may train at the same time: the forms are timed in turn, and only their order matters.

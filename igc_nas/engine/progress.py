@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from types import TracebackType
 from typing import Self
@@ -12,35 +13,35 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from igc_nas.analysis.words import candidate_words
 from igc_nas.arch.cost import cost_of
 from igc_nas.engine.events import Ended, Event, Exhausted, Notice, Opened, Progress, Started
 from igc_nas.io.console import console
-from igc_nas.io.text import printable
-from igc_nas.io.units import format_count, format_seconds
+from igc_nas.io.text import one_line, printable
+from igc_nas.io.units import fixed_count, format_count, format_seconds
 from igc_nas.study.objectives import values
 from igc_nas.study.pareto import Front, RunningVolume
 from igc_nas.study.records import Candidate, Epoch, Trial
 from igc_nas.study.study import Study
 
+TENTHS = 10
 LEAST_FOR_ESTIMATE, SAY_LEFT_EVERY = 3, 10
 """The number of ended trials before the remaining time is estimated; a log has the estimate every 10 trials."""
 
 
-def trial_line(trial: Trial) -> str:
-    """A trial that has ended, in one line."""
-    head = f"trial {trial.number:>4}  {trial.state:<10}"
-    if trial.baseline:
-        state = "baseline" if trial.state == "complete" else trial.state
-        head = f"trial {trial.number:>4}  {state:<10} {trial.baseline}: "
-    if trial.candidate:
-        c = candidate_words(trial.candidate)
-        noisy = f" {c.noisy}" if c.noisy else ""
-        return (
-            f"{head} error {c.error:>7}  params {c.params:>7}  MACs {c.macs:>7}  latency {c.latency:>8}{noisy} "
-            f"{trial.candidate.latency.form}  {trial.wall_s or 0:5.1f} s  {c.architecture}"
-        )
-    return f"{head} {trial.reason or ''}"
+def trial_line(trial: Trial, width: int | None = None) -> str:
+    """A trial that has ended, in one line; with a `width` the architecture is left out where it does not fit."""
+    name = f"baseline {trial.baseline}  " if trial.baseline else ""
+    if trial.candidate is None:
+        line = f"trial {trial.number:>4}  {name}{trial.state}: {one_line(trial.reason or '', 1000)}"
+        return line if width is None or len(line) <= width else line[: width - 3] + "..."
+    c = trial.candidate
+    noisy = " noisy" if c.latency.noisy else "      "
+    line = (
+        f"trial {trial.number:>4}  {name}error {100 * c.score.error:5.2f} %  params {fixed_count(c.cost.params):>7}  "
+        f"MACs {fixed_count(c.cost.macs):>7}  {c.latency.normalised_ms:6.3f} ms{noisy} {trial.wall_s or 0:5.1f} s"
+    )
+    whole = f"{line}  {c.latency.form}  {c.arch}"
+    return whole if width is None or len(whole) <= width else line
 
 
 class StudyProgress:
@@ -49,6 +50,8 @@ class StudyProgress:
     def __init__(self, study: Study) -> None:
         self.spec = study.spec
         self.ended = study.ended
+        self.best = [math.inf] * TENTHS
+        """The least error of the candidates in each tenth of the budget."""
         self._front = Front(len(self.spec.front_objectives))
         is_scaled = all(name in self.spec.bounds for name in self.spec.front_objectives)
         self._volume = RunningVolume(len(self.spec.front_objectives)) if is_scaled else None
@@ -65,10 +68,28 @@ class StudyProgress:
 
     def _join(self, candidate: Candidate) -> None:
         if self.spec.budget.violation(candidate.cost) <= 0:
+            if self._budget:
+                tenth = min(TENTHS - 1, int(TENTHS * candidate.cost.as_dict()[self._budget[0]] / self._budget[1]))
+                self.best[tenth] = min(self.best[tenth], candidate.score.error)
             point = values(candidate, self.spec.front_objectives)
             self._front.add(point)
             if self._volume:
                 self._volume.add(self.spec.scaled(dict(zip(self.spec.front_objectives, point, strict=True))))
+
+    @property
+    def _budget(self) -> tuple[str, int] | None:
+        """(params or macs, the limit of the budget on it); None without one."""
+        limits = (("params", self.spec.budget.params), ("macs", self.spec.budget.macs))
+        return next(((name, limit) for name, limit in limits if limit is not None), None)
+
+    def best_lines(self) -> list[str]:
+        """The least error so far within each tenth of the budget: a line of limits above a line of errors."""
+        if self._budget is None:
+            return []
+        name, limit = self._budget
+        tops = [f"{format_count(limit * number // TENTHS):>6}" for number in range(1, TENTHS + 1)]
+        errors = ["     -" if error == math.inf else f"{100 * error:6.1f}" for error in self.best]
+        return [f"{'MACs' if name == 'macs' else name} to {' '.join(tops)}", f"best %    {' '.join(errors)}"]
 
     @property
     def text(self) -> str:
@@ -89,9 +110,14 @@ class SearchDisplay:
         timeout_s: float | None,
         *,
         quiet: bool = False,
+        ended: int = 0,
         baselines: int = 0,
-        baselines_in_timeout: bool = True,
     ) -> None:
+        """`ended` trials of a study that is continued are known before it is open.
+
+        The time limit begins when the `baselines` have ended.
+        """
+        self._known = ended
         self._study_progress: StudyProgress | None = None
         self._target = target
         self._timeout_s = timeout_s
@@ -99,10 +125,9 @@ class SearchDisplay:
         self._ends = 0
         """The number of trials of this run that have ended, without infeasible ones and duplicates."""
         self._console = console(stderr=True)
-        self._began = self._sampling_since = time.monotonic()
+        self._began = time.monotonic()
         self._baselines = baselines
         self._baselines_ended = 0
-        self._baselines_in_timeout = baselines_in_timeout
         self._running: dict[int, tuple[str, str]] = {}
         self._not_built = 0
         self._live = Live(self, console=self._console, refresh_per_second=2, transient=True)
@@ -149,15 +174,13 @@ class SearchDisplay:
         if self._study_progress:
             self._study_progress.add(trial)
         if trial.baseline:
-            self._say(trial_line(trial))
+            self._say(trial_line(trial, self._console.width if self._console.is_terminal else None))
             self._baselines_ended += 1
-            self._sampling_since = time.monotonic()
-            if not self._baselines_in_timeout:
-                self._began = self._sampling_since
+            self._began = time.monotonic()
         elif trial.state not in ("complete", "pruned", "failed"):
             self._not_built += 1
         else:
-            self._say(trial_line(trial))
+            self._say(trial_line(trial, self._console.width if self._console.is_terminal else None))
             self._ends += 1
             if self._ends % SAY_LEFT_EVERY == 0 and (left := self._left()):
                 self._say(left)
@@ -167,24 +190,31 @@ class SearchDisplay:
         if not (self._target and self._study_progress and self._ends >= LEAST_FOR_ESTIMATE):
             return ""
         missing = max(0, self._target - self._study_progress.ended)
-        each = (time.monotonic() - self._sampling_since) / self._ends
-        return f"about {format_seconds(missing * each)} left for {missing} trials"
+        each = (time.monotonic() - self._began) / self._ends
+        left = missing * each
+        if self._timeout_s is not None and (time_left := self._timeout_s - (time.monotonic() - self._began)) < left:
+            return f"{format_seconds(max(0.0, time_left))} left by the time limit, for {missing} trials"
+        return f"about {format_seconds(left)} left for {missing} trials"
 
     def _say(self, line: str) -> None:
         if not self._quiet:
-            self._console.print(Text(printable(line)), soft_wrap=True)
+            self._console.print(Text(printable(line)), soft_wrap=True, highlight=False)
 
     def __rich__(self) -> Group:
-        done = self._study_progress.ended if self._study_progress else 0
-        bars = Table.grid()
+        progress = self._study_progress
+        done = progress.ended if progress else self._known
+        lines = [self._facts(done)]
+        bar = Table.grid()
         if self._target:
-            bars.add_row(ProgressBar(total=self._target, completed=done, width=40))
-        lines = Table.grid(padding=(0, 2))
-        if self._study_progress is None:
-            lines.add_row("starting the workers: loading data, calibrating the latency scale")
-        for number, (text, state) in sorted(self._running.items()):
-            lines.add_row(f"trial {number}", Text(state), Text(text, overflow="ellipsis", no_wrap=True))
-        return Group(Text(self._facts(done)), bars, lines)
+            bar.add_row(ProgressBar(total=self._target, completed=done, width=40))
+        if progress is None:
+            waited = format_seconds(time.monotonic() - self._began)
+            lines.append(f"starting the workers: loading data, calibrating the latency scale ({waited})")
+        else:
+            lines += progress.best_lines()
+        running = [f"trial {number:>4}  {state}  {text}" for number, (text, state) in sorted(self._running.items())]
+        shown = [Text(printable(line, lines=False), no_wrap=True, overflow="ellipsis") for line in [*lines, *running]]
+        return Group(shown[0], bar, *shown[1:])
 
     def _facts(self, done: int) -> str:
         spent = time.monotonic() - self._began
@@ -192,8 +222,14 @@ class SearchDisplay:
             f"trials {done}/{self._target}" if self._target else f"trials {done}",
             f"baselines {self._baselines_ended}/{self._baselines}" if self._baselines else "",
             self._study_progress.text if self._study_progress else "",
-            f"{format_seconds(max(0.0, self._timeout_s - spent))} left" if self._timeout_s else format_seconds(spent),
-            "" if self._timeout_s else self._left(),
+            f"{3600 * self._ends / spent:.0f} trials/h" if self._ends >= LEAST_FOR_ESTIMATE else "",
+            self._left() or self._time_left(spent),
             f"{self._not_built} suggestions not built" if self._not_built else "",
         )
         return "   ".join(filter(None, facts))
+
+    def _time_left(self, spent: float) -> str:
+        """The time that is left before the limit, or that was spent."""
+        if self._timeout_s is None:
+            return format_seconds(spent)
+        return f"at most {format_seconds(max(0.0, self._timeout_s - spent))} left"

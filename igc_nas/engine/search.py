@@ -38,6 +38,9 @@ class Run:
     """The number of trials to complete or prune, including those of earlier runs."""
     timeout_s: float | None = None
     """Seconds of this run; the next run resumes the trials that are running then."""
+    time_s: float | None = None
+    """Seconds of this run, kept to: no trial is started that is not expected to end in them, and those that run when
+    they are over have 5 % of them more. Enqueued architectures, and what Optuna's samplers suggest, are started."""
     trial_timeout_s: float | None = None
     """Seconds that one trial may take, without the pauses in which other workers measure."""
     workers: int = 1
@@ -52,9 +55,8 @@ class Run:
     enqueue: tuple[ArchConfig, ...] = ()
     """Architectures to evaluate first, whether they are in the search space and within the budgets or not."""
     baselines: tuple[Baseline, ...] = ()
-    """Networks to compare with, evaluated before the sampler's trials and not counted in `trials`; not yielded."""
-    baselines_in_timeout: bool = True
-    """Whether `timeout_s` counts the time of the baselines; else it begins when they have ended."""
+    """Networks to compare with, evaluated before the sampler's trials and not counted in `trials`; not yielded. The
+    time of `time_s` begins when they have ended; `timeout_s` counts them too."""
     executor: ExecutorName = "processes"
     ray_address: str | None = None
     """HOST:PORT of a Ray cluster, for the executor `ray`; None: `$RAY_ADDRESS`, else this machine's."""
@@ -85,9 +87,9 @@ def search(
         from igc_nas.evaluation.runtimes import check_runtime
 
         check_runtime(spec, run.enqueue)
-    deadline = time.monotonic() + run.timeout_s if run.timeout_s is not None and run.baselines_in_timeout else None
+    deadline = None if run.timeout_s is None else time.monotonic() + run.timeout_s
+    limits = Limits(run.trials, deadline, run.time_s, run.enqueue, run.baselines)
     with Store(run.folder, continued(spec, run), run.storage) as store:
-        limits = Limits(run.trials, deadline, run.enqueue, run.baselines, run.timeout_s)
         coordinator = Coordinator(store, limits, on_event)
         steps = coordinator.run_inline(evaluate) if evaluate else _with_evaluators(coordinator, run, evaluator)
         with closing(steps):

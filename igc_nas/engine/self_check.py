@@ -19,11 +19,13 @@ from igc_nas.data.datasets import DatasetInfo, locate
 from igc_nas.engine.device_lock import DeviceLock
 from igc_nas.engine.evaluator import Evaluator
 from igc_nas.errors import IgcNasError
+from igc_nas.evaluation.images import load_proxy
 from igc_nas.evaluation.latency import measure_latency
+from igc_nas.evaluation.training import Training
 from igc_nas.nn.device import Device, configure_torch
 from igc_nas.nn.lowering.training import Forward, factored_forward
 from igc_nas.nn.network import build
-from igc_nas.study.defaults import default_extent, new_spec
+from igc_nas.study.defaults import default_extent, default_recipe, new_spec
 from igc_nas.study.records import Score
 
 CHECKED = ArchConfig.parse(
@@ -41,6 +43,9 @@ BATCH = 32
 MOST_ERROR = {"float32": 1e-2, "bfloat16": 0.2}
 """Allowed relative error (norm-wise) of all gradients against float64. Where rounding changes the sign of a ReLU's
 input, a gradient changes by much more than rounding."""
+
+MOST_LOSS_DIFFERENCE = 0.02
+"""Allowed relative difference of the mean loss of 16 steps: sums on a GPU are not deterministic."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ def self_check(device: Device, info: DatasetInfo | None = None) -> tuple[SelfChe
     info = info or locate("shapes")
     return (
         _checked("gradients", lambda: _gradients(device)),
+        *([_checked("captured step", lambda: _captured_step(device, info))] if device.kind == "cuda" else []),
         _checked("trial", lambda: _trial(device, info)),
         *([_checked("energy", lambda: _energy(device))] if device.kind == "cuda" else []),
     )
@@ -97,6 +103,22 @@ def _gradient(network: nn.Module, images: Tensor, forward: Forward | None = None
     labels = torch.arange(len(images), device=logits.device) % logits.shape[1]
     F.cross_entropy(logits.to(logits.dtype), labels).backward()  # type: ignore[no-untyped-call]
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
+def _captured_step(device: Device, info: DatasetInfo) -> str:
+    """An epoch of steps replayed from a CUDA graph against one of steps launched one by one."""
+    recipe = default_recipe(device.kind, epochs=1, train_size=2048, held_out=64, rungs=[], batch=128)
+    train, _ = load_proxy(info, recipe, 0, device.torch_device)
+    losses, seconds = [], []
+    for capture in (False, True):
+        network = build(CHECKED.with_classes(info.classes), 0)
+        training = Training(network, train, recipe, device, 0, capture=capture)
+        started = time.perf_counter()
+        losses.append(training.epoch().loss)
+        seconds.append(time.perf_counter() - started)
+    if not abs(losses[1] - losses[0]) < MOST_LOSS_DIFFERENCE * losses[0]:
+        raise IgcNasError(f"the losses of an epoch are {losses[0]:.4f} launched and {losses[1]:.4f} replayed")
+    return f"losses {losses[0]:.4f} and {losses[1]:.4f}; {seconds[0]:.2f} s launched, {seconds[1]:.2f} s captured"
 
 
 def _trial(device: Device, info: DatasetInfo) -> str:

@@ -31,6 +31,7 @@ from igc_nas.io.files import read_text, write_whole
 from igc_nas.io.records import Frozen, differences, parse_toml
 from igc_nas.io.units import format_count, format_seconds
 from igc_nas.nn.device import Device, configure_torch, find_devices
+from igc_nas.nn.lowering.fastest_dtype import fastest_dtype
 from igc_nas.nn.lowering.network_tuner import NetworkTuner
 from igc_nas.nn.lowering.pinned_forms import PinnedForms
 from igc_nas.nn.lowering.timing_cache import timing_cache_for
@@ -96,7 +97,7 @@ class RetrainOptions:
                 "batch": self.batch,
                 "lr": self.lr,
                 "label_smoothing": self.label_smoothing,
-                "dtype": device.dtype_for(self.forms) if self.dtype == "auto" else self.dtype,
+                "dtype": fastest_dtype(device, self.forms, self.threads).dtype if self.dtype == "auto" else self.dtype,
                 "forms": self.forms,
             }
         )

@@ -271,9 +271,8 @@ def _native(module: nn.Module, x: Tensor, threads: int) -> Runner:
         raise UsageError("the runtime native runs factored networks only")
     if threads != 1:
         raise UsageError(f"the runtime native uses one thread, not {threads}", "--threads 1")
-    compiled = tuned_here(module)
-    images = x.contiguous().numpy()
-    return lambda: torch.from_numpy(compiled(images))
+    run = tuned_here(module).bound(x.contiguous().numpy())
+    return lambda: torch.from_numpy(run())
 
 
 RUNTIMES: dict[RuntimeName, Callable[[nn.Module, Tensor, int], Runner]] = {

@@ -19,10 +19,12 @@ from torch.nn import functional as F
 
 from igc_nas.data.datasets import DatasetInfo
 from igc_nas.errors import DivergedError
+from igc_nas.evaluation.captured_step import CapturedStep
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.images import Images
 from igc_nas.nn.device import Device
-from igc_nas.nn.lowering.training import Forward, LoweredNetwork, factored_forward
+from igc_nas.nn.lowering.network_tuner import TrainingForm
+from igc_nas.nn.lowering.training import Forward, factored_forward
 from igc_nas.study.records import Epoch, Rung, Score, Unfinished
 from igc_nas.study.spec import Recipe, Schedule
 
@@ -60,7 +62,7 @@ class Training:
 
     `forward` runs the network in another form (`igc_nas.nn.lowering`); None: factored. All randomness comes from one
     generator seeded with `seed`, so `state` and `restore` continue a training bit for bit, from between two epochs or
-    from within one (after any step).
+    from within one (after any step). On a GPU the step is a CUDA graph, unless `capture` is False.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class Training:
         device: Device,
         seed: int,
         forward: Forward | None = None,
+        *,
+        capture: bool = True,
     ) -> None:
         self.device = device
         self.network = network.to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -90,6 +94,9 @@ class Training:
         self.average = Average(self.network, recipe.average) if recipe.average else None
         self._open: _OpenEpoch | None = None
         """The epoch that has begun and not ended."""
+        # Mixup is not captured: its Beta share is drawn by rejection.
+        self._is_captured = capture and device.kind == "cuda" and not recipe.mixup
+        self._captured: CapturedStep | None = None
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters, or those of weight decay and those without (BN's gamma and beta, biases)."""
@@ -119,18 +126,10 @@ class Training:
         self.network.train()
         order, now = self._begin_epoch()
         first = self.done * self.steps_per_epoch
+        advance = self._replaying(order, now) if self._is_captured else self._step
         for place in range(now.step, self.steps_per_epoch):
             pause()
-            index = order[place * self.recipe.batch : (place + 1) * self.recipe.batch]
-            loss, logits = self._step(first + place, index)
-            now = replace(
-                now,
-                step=place + 1,
-                loss_sum=now.loss_sum + loss,
-                wrong=now.wrong + (logits.argmax(1) != self.images.labels[index]).sum(),
-                seen=now.seen + len(index),
-            )
-            self._open = now
+            self._open = now = advance(place, order, now)
             after_step(first + place + 1)
         self._open = None
         self.done += 1
@@ -155,11 +154,48 @@ class Training:
         )
         return torch.randperm(count, generator=self.generator, device=device), begun
 
-    def _step(self, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
-        recipe = self.recipe
+    def _replaying(self, order: Tensor, now: _OpenEpoch) -> Callable[[int, Tensor, _OpenEpoch], _OpenEpoch]:
+        """`_step` by replays of the captured step, which holds the sums of the epoch."""
+        step = self._captured = self._captured or CapturedStep(self)
+        step.begin(order, self.done * self.steps_per_epoch + now.step, now.loss_sum, now.wrong)
+        batch = min(self.recipe.batch, len(self.images))
+
+        def replay(place: int, order: Tensor, now: _OpenEpoch) -> _OpenEpoch:
+            step.replay()
+            return replace(now, step=place + 1, loss_sum=step.loss_sum, wrong=step.wrong, seen=now.seen + batch)
+
+        return replay
+
+    def _step(self, place: int, order: Tensor, now: _OpenEpoch) -> _OpenEpoch:
+        step, recipe = self.done * self.steps_per_epoch + place, self.recipe
+        index = order[place * recipe.batch : (place + 1) * recipe.batch]
         for group in self.optimizer.param_groups:
-            group["lr"] = one_cycle(step, self.steps_per_epoch * recipe.epochs, recipe)
-        labels = self.images.labels[index]
+            group["lr"] = self.learning_rate(step)
+        loss, logits, labels = self.loss(index)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(step + 1)
+        return replace(
+            now,
+            step=place + 1,
+            loss_sum=now.loss_sum + loss.detach(),
+            wrong=now.wrong + (logits.detach().argmax(1) != labels).sum(),
+            seen=now.seen + len(index),
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step of the training."""
+        return one_cycle(step, self.steps_per_epoch * self.recipe.epochs, self.recipe)
+
+    def average_share(self, step: int) -> float:
+        """The share of the new weights in their average after a step of the training; 1 without an average."""
+        return self.average.share(step + 1) if self.average else 1.0
+
+    def loss(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, logits, labels) of a batch of augmented images."""
+        recipe, labels = self.recipe, self.images.labels[index]
         batch = self.images.augmented(index, recipe.crop, recipe.flip, self.generator, cutout=recipe.cutout)
         if recipe.mixup:
             batch, others, share = mixed_up(batch, labels, recipe.mixup, self.generator)
@@ -168,12 +204,7 @@ class Training:
         if recipe.mixup:
             other = F.cross_entropy(logits.float(), others, label_smoothing=recipe.label_smoothing)
             loss = torch.lerp(other, loss, share)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average:
-            self.average.update(step + 1)
-        return loss.detach(), logits.detach()
+        return loss, logits, labels
 
     @torch.no_grad()
     def recalibrate(self, pause: Pause = lambda: None, images: int | None = RECALIBRATION_IMAGES) -> None:
@@ -186,7 +217,10 @@ class Training:
         for norm in norms:
             norm.reset_running_stats()
         self.network.train()
-        for done, index in enumerate(self.images.in_order(self.recipe.batch, images)):
+        batch = self.recipe.batch
+        if images is not None and self.device.kind == "cuda" and images > batch:
+            images -= images % batch  # a smaller last batch would have cuDNN search anew
+        for done, index in enumerate(self.images.in_order(batch, images)):
             pause()
             for norm in norms:  # a cumulative average; a momentum of None would wait for the GPU to count batches
                 norm.momentum = 1.0 / (done + 1)
@@ -276,6 +310,7 @@ class Training:
             _copied(tensors, f"average.{name}", weight)
         self.generator.set_state(tensors["generator"].cpu())
         self.done, self._open = done, opened
+        self._captured = None  # its graph writes to the tensors that were replaced
 
     def _opened(self, tensors: dict[str, Tensor], done: int) -> _OpenEpoch | None:
         """The epoch that a state was taken in; None if it was taken between two."""
@@ -334,11 +369,21 @@ class Average:
         self.weights = [weight.detach().clone() for weight in self._weights]
         """The averaged weights, in the order of the parameters."""
 
+    def share(self, steps: int) -> float:
+        """The share of the current weights, the result of the `steps`-th step, in their new average."""
+        return 1 - min(self.decay, steps / (steps + 9))
+
     @torch.no_grad()
     def update(self, steps: int) -> None:
         """Average in the current weights, the result of the `steps`-th step."""
-        decay = min(self.decay, steps / (steps + 9))
-        torch._foreach_lerp_(self.weights, [w.detach() for w in self._weights], 1 - decay)
+        torch._foreach_lerp_(self.weights, [w.detach() for w in self._weights], self.share(steps))
+
+    @torch.no_grad()
+    def move(self, share: Tensor) -> None:
+        """Like `update`, with the share on the device."""
+        difference = torch._foreach_sub([w.detach() for w in self._weights], self.weights)
+        torch._foreach_mul_(difference, share)
+        torch._foreach_add_(self.weights, difference)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -419,7 +464,7 @@ def train_proxy(
     network: nn.Module,
     task: ProxyTask,
     seed: int,
-    lowered: LoweredNetwork | None = None,
+    lowered: TrainingForm | None = None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     go_on: Callable[[Rung], bool] = lambda _: True,
 ) -> Score | Unfinished:

@@ -106,7 +106,7 @@ def _body(name: str, source: Source, made: emit.Source, weights_file: bool) -> s
     )
     kept = "" if weights_file else f"\n{_weights_text(made.weights)}\n"
     return f"""\
-/* {name}: an interleaved group convolution network.
+/* {name}: an image classifier{source.what}.
 
 {comment}
 

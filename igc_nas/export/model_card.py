@@ -69,7 +69,7 @@ def card_text(source: Source, contents: Contents) -> str:
     channels, height, width = source.arch.input
     parts = [
         f"# Network {source.id}",
-        f"An image classifier of interleaved group convolutions: {channels} x {height} x {width} pixels to "
+        f"An image classifier{source.what}: {channels} x {height} x {width} pixels to "
         f"{source.arch.classes} classes. Written by igc-nas {__version__} from {_md(source.name)}.",
         *_warnings(source, contents),
         f"```\n{source.arch}\n```",
@@ -86,8 +86,8 @@ def card_text(source: Source, contents: Contents) -> str:
         + ".",
         "## Use",
         *_use(source, contents),
-        "Parameters are convolution weights, normalisation's gamma and beta, the classifier's weight and bias; MACs "
-        "are multiply-adds of convolutions and the classifier for one image. The code in this folder is under "
+        "Parameters are the weights and biases of convolutions and linear layers, normalisation's gamma and beta; MACs "
+        "are multiply-adds of convolutions and linear layers for one image. The code in this folder is under "
         "igc-nas's licence, MIT; for data and weights see the licence of the training data.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -110,7 +110,7 @@ def _numbers(source: Source, contents: Contents) -> Iterator[tuple[str, str, str
     image = " x ".join(map(str, source.arch.input))
     yield "parameters", f"{cost.params:,}", "of the factored network; exact"
     yield "MACs", f"{cost.macs:,}", f"of the factored network, for one image of {image}; exact"
-    yield "activations", f"{cost.activations:,}", "output elements of convolutions and the classifier; exact"
+    yield "activations", f"{cost.activations:,}", "output elements of convolutions and linear layers; exact"
     if source.trained:
         yield "test error", f"{100 * source.trained.test_error:.2f} %", _md(str(source.trained).partition(" % ")[2])
     elif contents.trained:

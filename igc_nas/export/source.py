@@ -103,6 +103,12 @@ class Source:
         return (self.images.mean, self.images.std) if self.images else normalisation(self.dataset)
 
     @property
+    def what(self) -> str:
+        """What the network is made of, in words that follow "a classifier"; "" where it has no unit of IGC."""
+        igc = any(stage.unit.startswith("igcv") for stage in self.arch.stages)
+        return " of interleaved group convolutions" if igc else ""
+
+    @property
     def metadata(self) -> dict[str, str]:
         """Metadata for files of other formats: short printable text by key."""
         from igc_nas._version import __version__

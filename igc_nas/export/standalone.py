@@ -2,7 +2,8 @@
 
 The file holds the architecture as data and the classes of the blocks it uses. Its modules have the names, shapes and
 order of `igc_nas.nn.network`, so the two share weights files; `igc_nas.export.verify` runs the file to check that.
-Every unit has its classes here, as it has its function in `igc_nas.arch.plan`; a test compares the two lists.
+The units of IGC networks and regular convolutions have their classes here; those of all others are written from the
+plan (`block_classes`).
 """
 
 from __future__ import annotations
@@ -13,16 +14,82 @@ from collections.abc import Iterator
 
 from igc_nas._version import __version__
 from igc_nas.arch.config import ArchConfig, Head, Stem
+from igc_nas.arch.plan import plan
 from igc_nas.arch.stages import Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
+from igc_nas.export.block_classes import HELPERS, WIDTH, block_classes, stage_rows
 from igc_nas.export.source import Source, comments, facts
 from igc_nas.io.text import printable
-
-WIDTH = 88
-"""Line length: the default of ruff and black."""
 
 
 def standalone_text(source: Source) -> str:
     """The file's text, formatted as `ruff format` would."""
+    return _of_templates(source) if _has_templates(source.arch) else _of_plan(source)
+
+
+def _has_templates(arch: ArchConfig) -> bool:
+    """Whether all of an architecture is in the classes below."""
+    ends = [part for part in (arch.stem, arch.head) if part is not None]
+    return (
+        all(stage.unit in UNIT_CLASSES for stage in arch.stages)
+        and all(stage.model_dump(exclude_none=True).keys() <= _STAGE_FIELDS for stage in arch.stages)
+        and all(part.model_dump(exclude_none=True).keys() <= _END_FIELDS for part in ends)
+        and all(part.activation in _ACTS and part.width for part in ends)
+    )
+
+
+_END_FIELDS = {"width", "kernel", "stride", "activation"}
+_STAGE_FIELDS = {
+    "unit",
+    "blocks",
+    "kernel",
+    "stride",
+    "residual",
+    "width",
+    "L",
+    "M",
+    "depth",
+    "K",
+    "expand",
+    "G1",
+    "G2",
+}
+
+
+def _of_plan(source: Source) -> str:
+    whole = plan(source.arch)
+    classes = block_classes(whole.blocks, source.arch.stages)
+    of_block = {block: each for each in classes for block in each.arguments}
+    has_classes = any("num_classes" in each.text for each in classes)
+    code = "\n".join(each.text for each in classes)
+    ends = []
+    for block in whole.blocks:
+        if "." not in block.name and block.name != "stem":
+            each = of_block[block.name]
+            arguments = [*each.arguments[block.name]]
+            if block is whole.blocks[-1] and has_classes:
+                arguments[-1] = "num_classes"
+            ends.append(f"        self.{block.name} = {each.name}({', '.join(arguments)})")
+    network = _PLAN_NETWORK.replace("SUMMARY", _wrapped(str(source.arch), 4)).replace("ENDS", "\n".join(ends))
+    if not has_classes:
+        network = network.replace("self, num_classes=NUM_CLASSES", "self")
+    used = [text.strip("\n") for word, text in HELPERS.items() if f"{word}(" in code]
+    stages = "\n".join(
+        [
+            "# For each block of a stage its class and the numbers that it is made with.",
+            "STAGES = [",
+            *stage_rows(classes, whole.blocks),
+            "]",
+        ]
+    )
+    parts = [*used, *(each.text.strip("\n") for each in classes), f"{stages}\n\n\n{_MAKE_STAGE.strip()}", network, _USE]
+    body = "\n\n\n".join(part.strip("\n") for part in parts)
+    imported = ("import sys\nfrom collections import OrderedDict" + _IMPORTS).strip("\n")
+    if "F." not in body:
+        imported = imported.removesuffix("\nfrom torch.nn import functional as F")
+    return f"{_header(source)}\n\n{imported}\n\n" + "\n".join(_facts(source)) + f"\n\n\n{body}\n"
+
+
+def _of_templates(source: Source) -> str:
     arch = source.arch
     units = [_unit(stage) for stage in arch.stages]
     classes = [name for name in _CLASSES if name in _used(arch, units)]
@@ -31,7 +98,7 @@ def standalone_text(source: Source) -> str:
         _header(source),
         "import sys\n" + "\n".join(imports) + _IMPORTS,
         _data(source, units),
-        *([_INTERLEAVE] if any(unit.startswith("igcv") for unit in units) else []),
+        *([HELPERS["interleave"]] if any(unit.startswith("igcv") for unit in units) else []),
         _CONV,
         *(_CLASSES[name].strip("\n") for name in classes),
         _blocks(units),
@@ -59,7 +126,8 @@ def _header(source: Source) -> str:
     )
 
 
-def _data(source: Source, units: list[str]) -> str:
+def _facts(source: Source) -> list[str]:
+    """Lines of data on images and classes."""
     arch = source.arch
     lines = [f"INPUT = {arch.input!r}  # channels, height, width of an image", f"NUM_CLASSES = {arch.classes}"]
     dataset, statistics = source.dataset, source.statistics
@@ -74,9 +142,14 @@ def _data(source: Source, units: list[str]) -> str:
         row = f"CLASSES = ({', '.join(names)})"
         parts = ["CLASSES = (", *(f"    {name}," for name in names), ")"]
         lines += ["# The classes in the order of the outputs.", *([row] if len(row) <= WIDTH else parts)]
+    return lines
+
+
+def _data(source: Source, units: list[str]) -> str:
+    arch = source.arch
     return "\n".join(
         [
-            *lines,
+            *_facts(source),
             "",
             f"STEM = {_stem(arch.stem)}",
             "# unit, blocks, stride of the first block (which also changes the width), kernel, options",
@@ -172,12 +245,45 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 """
 
-_INTERLEAVE = '''
-def interleave(x: Tensor, groups: int) -> Tensor:
-    """out[j * groups + i] = in[i * (C / groups) + j], as torch's ChannelShuffle."""
-    n, c, h, w = x.shape
-    x = x.reshape(n, groups, c // groups, h, w)
-    return x.transpose(1, 2).reshape(n, c, h, w)
+_FORWARDS = '''
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images to the feature map before the pooling."""
+        *body, _ = self.children()
+        for module in body:
+            x = module(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images, normalised per channel, to logits."""
+        return self.classifier(self.forward_features(x))
+'''
+
+_PLAN_NETWORK = (
+    '''
+class Network(nn.Module):
+    """SUMMARY"""
+
+    def __init__(self, num_classes=NUM_CLASSES):
+        super().__init__()
+        self.stem = Stem()
+        for number, rows in enumerate(STAGES, start=1):
+            self.add_module(f"stage{number}", make_stage(rows))
+ENDS
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+'''
+    + _FORWARDS
+)
+_MAKE_STAGE = '''
+def make_stage(rows) -> nn.Sequential:
+    """The blocks of a stage: block1, block2, ..."""
+    stage = OrderedDict()
+    for number, (block, *numbers) in enumerate(rows, start=1):
+        stage[f"block{number}"] = block(*numbers)
+    return nn.Sequential(stage)
 '''
 
 _CONV = '''
@@ -395,7 +501,8 @@ _HEAD = """
 
 _NO_HEAD = "        self.classifier = Classifier(width, num_classes)"
 
-_NETWORK = '''
+_NETWORK = (
+    '''
 class Network(nn.Module):
     """SUMMARY"""
 
@@ -411,18 +518,9 @@ HEAD_LINES
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images to the feature map before the pooling."""
-        *body, _ = self.children()
-        for module in body:
-            x = module(x)
-        return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images, normalised per channel, to logits."""
-        return self.classifier(self.forward_features(x))
 '''
+    + _FORWARDS
+)
 
 _USE = '''
 def load_weights(model: Network, path) -> Network:

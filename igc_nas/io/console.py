@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
@@ -25,6 +26,18 @@ def console(*, stderr: bool = False) -> Console:
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether a stream is a terminal; one that is closed (`>&-`, `nohup`) is None in Python."""
     return stream is not None and not stream.closed and stream.isatty()
+
+
+def terminal_width(stream: TextIO | None = None) -> int | None:
+    """Columns of the terminal that stdout (or `stream`) is; None for a pipe or a file, where no line has to end."""
+    shown = sys.stdout if stream is None else stream
+    if shown is None or not is_terminal(shown):
+        return None
+    asked = os.environ.get("COLUMNS", "")
+    try:
+        return int(asked) if asked.isdigit() and int(asked) else os.get_terminal_size(shown.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> Table:

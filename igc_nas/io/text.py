@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import html
+import re
+import textwrap
 import unicodedata
 from collections.abc import Iterable
 
@@ -16,6 +18,30 @@ def printable(text: str, *, lines: bool = True) -> str:
 def one_line(text: object, most: int) -> str:
     """The first `most` characters of a text for a terminal, on one line."""
     return printable(" ".join(str(text).split()))[:most]
+
+
+def wrapped(lines: Iterable[str], width: int | None) -> list[str]:
+    """Lines of prose broken between words to at most `width` characters; None breaks none.
+
+    What follows a label (`data      cifar10 ...`) goes on under its text, other lines are indented by two blanks.
+    Commands to type stay on one line, so that they can be copied.
+    """
+    if width is None:
+        return list(lines)
+    found: list[str] = []
+    for line in (part for text in lines for part in text.split("\n")):
+        if len(line) <= width or _COMMAND.match(line):
+            found.append(line)
+            continue
+        label = _LABEL.match(line)
+        indent = " " * (label.end() if label and label.end() < width // 2 else 2)
+        found += textwrap.wrap(
+            line, max(width, 20), subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True
+        )
+    return found
+
+
+_LABEL, _COMMAND = re.compile(r"\S+ {2,}"), re.compile(r" *(next: +)?(igc-nas |pip )")
 
 
 def visible(text: object) -> str:

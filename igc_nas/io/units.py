@@ -16,12 +16,16 @@ COUNT_SUFFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10
 MS_SUFFIXES = {"us": Decimal("0.001"), "ms": Decimal(1), "s": Decimal(1000)}
 SECOND_SUFFIXES = {"": Decimal(1), "s": Decimal(1), "m": Decimal(60), "min": Decimal(60), "h": Decimal(3600)}
 
-_QUANTITY = re.compile(r"(?P<number>[0-9]{1,18}(?:\.[0-9]{1,12})?)(?P<suffix>[A-Za-z]*)", re.ASCII)
+_DIGITS = r"[0-9]{1,18}|[0-9]{1,3}(?:[,_][0-9]{3}){1,5}"
+_QUANTITY = re.compile(
+    rf"(?P<number>(?:{_DIGITS})(?:\.[0-9]{{1,12}})?(?:[eE]\+?[0-9]{{1,2}})?) ?(?P<suffix>[A-Za-z]*)", re.ASCII
+)
 
 
 def _split(text: str) -> tuple[Decimal, str] | None:
+    """(number, suffix) of `2.5M`, `2 M`, `2e6`, `2,000,000` or `2_000_000`; None for other text."""
     match = _QUANTITY.fullmatch(text.strip())
-    return (Decimal(match["number"]), match["suffix"]) if match else None
+    return (Decimal(match["number"].replace(",", "").replace("_", "")), match["suffix"]) if match else None
 
 
 def parse_count(text: str, what: str = "count") -> int:
@@ -73,6 +77,14 @@ def format_count(value: int) -> str:
     for suffix, scale in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if value >= scale - scale // 20_000:  # from here on four digits round up to 1 of this unit
             return f"{value / scale:.4g}{suffix}" if value / scale < 1000 else f"{value // scale}{suffix}"
+    return str(value)
+
+
+def fixed_count(value: int) -> str:
+    """Two decimals with the suffix, for columns whose decimals align: 177_178 -> `"177.18k"`; whole below 1,000."""
+    for suffix, scale in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if value >= scale - scale // 200_000:  # from here on two decimals round up to 1 of this unit
+            return f"{value / scale:.2f}{suffix}"
     return str(value)
 
 

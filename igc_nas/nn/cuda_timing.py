@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -54,10 +54,13 @@ def _flood(device: torch.device) -> Tensor:
     return torch.empty(L2_BYTES, dtype=torch.int8, device=device)
 
 
-def captured(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
+def captured(
+    run: Callable[[], object], device: torch.device, generators: Sequence[torch.Generator] = ()
+) -> Callable[[], None]:
     """The kernels of `run` as a CUDA graph; called, it replays them.
 
-    `run` runs before on a side stream, as capturing demands (PyTorch, CUDA semantics, CUDA Graphs).
+    `run` runs before on a side stream, as capturing demands (PyTorch, CUDA semantics, CUDA Graphs). `generators` are
+    those that it draws from, beside the default one: each replay moves them on.
     """
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -67,6 +70,8 @@ def captured(run: Callable[[], object], device: torch.device) -> Callable[[], No
                 run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
         with torch.cuda.graph(graph):
             run()
     return graph.replay

@@ -42,18 +42,10 @@ class Device:
 
     @property
     def fast_dtype(self) -> DtypeName:
-        """The dtype in which lowered networks train fastest: bfloat16 on GPUs with bfloat16 and on CPUs with AMX.
-
-        On a CPU, bfloat16 slows factored networks down: oneDNN has no fast kernels for their grouped convolutions.
-        """
-        if self.kind == "cuda":
-            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-        # Private; the public torch.cpu.get_capabilities() is not in torch 2.10, which we support.
-        return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
-
-    def dtype_for(self, forms: str) -> DtypeName:
-        """The dtype in which networks train fastest with `forms` (`fastest` or `factored`)."""
-        return "float32" if forms == "factored" and self.kind == "cpu" else self.fast_dtype
+        """The dtype that a GPU has units for. On a CPU float32: which one trains faster is timed (`fastest_dtype`)."""
+        if self.kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16"
+        return "float32"
 
     @property
     def deployment_runtime(self) -> RuntimeName:
@@ -71,6 +63,13 @@ class Device:
         """Wait until the device has finished all queued work."""
         if self.kind == "cuda":
             torch.cuda.synchronize(self.torch_device)
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of a GPU's memory; None for a CPU."""
+        if self.kind != "cuda":
+            return None
+        return int(torch.cuda.get_device_properties(self.torch_device).total_memory)
 
     def release_memory(self) -> None:
         """Give a GPU's unused memory back to the driver, for other processes on it and for tensors of other sizes."""
@@ -192,20 +191,30 @@ def cpu_name() -> str:
 
 
 @contextlib.contextmanager
+def without_cudnn_benchmark() -> Iterator[None]:
+    """Let cuDNN choose its engines by its heuristics instead of timing them for each new shape."""
+    benchmark = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
     """Compare float32 results: TF32, which keeps 10 bits of the mantissa, and cuDNN's benchmark mode are off.
 
     With benchmark mode on, cuDNN would time its engines for shapes that are compared once and never run again.
     """
-    kept, benchmark = [flag.fp32_precision for flag in TF32_FLAGS], torch.backends.cudnn.benchmark
+    kept = [flag.fp32_precision for flag in TF32_FLAGS]
     _set_fp32("ieee")
-    torch.backends.cudnn.benchmark = False
     try:
-        yield
+        with without_cudnn_benchmark():
+            yield
     finally:
         for flag, precision in zip(TF32_FLAGS, kept, strict=True):
             flag.fp32_precision = precision
-        torch.backends.cudnn.benchmark = benchmark
 
 
 _BACKENDS: Any = torch.backends

@@ -344,8 +344,13 @@ def _stride(layers: tuple[Layer, ...]) -> int:
     return stride
 
 
+@torch.fx.wrap
 def interleave(x: Float[Tensor, "n c h w"], groups: int) -> Float[Tensor, "n c h w"]:
     """The papers' permutation of channels, `out[j*g + i] = in[i*(C/g) + j]`; keeps the memory format."""
+    if x.is_cuda and x.stride(1) == 1:  # torch's own shuffle keeps channels-last on a CPU only
+        n, c, h, w = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(n, h, w, groups, c // groups)
+        return rows.transpose(3, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
     return F.channel_shuffle(x, groups)
 
 

@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from igc_nas.arch.layers import Conv, Layer, Residual
+from igc_nas.arch.layers import convolutions
 from igc_nas.arch.stages import UNITS, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.arch.units import stage_layers
 from igc_nas.space.encoding import Ints, SpaceEncoding
@@ -95,11 +95,4 @@ def _of_unit(stage: StageConfig) -> tuple[float, float]:
 
 def _convolutions(stage: StageConfig) -> float:
     first, rest = stage_layers(stage, stage.width)
-    return _count(first) + (stage.blocks - 1) * _count(rest)
-
-
-def _count(layers: tuple[Layer, ...]) -> int:
-    return sum(
-        _count(layer.body) + _count(layer.shortcut) if isinstance(layer, Residual) else isinstance(layer, Conv)
-        for layer in layers
-    )
+    return convolutions(first) + (stage.blocks - 1) * convolutions(rest)

@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import IgcNasError
 from igc_nas.samplers.brute_force import MOST_LISTED, BruteForce
@@ -56,15 +57,21 @@ class StudySampler(BaseSampler):
     The samplers of this package propose whole architectures that are valid and within the budget. Optuna's TPE and
     NSGA-II know neither the budget nor `known`, so their suggestions may be infeasible or known; where they would draw
     each parameter at random (TPE's start, the first generation of NSGA-II), a uniform draw of a feasible architecture
-    replaces it. `consecutive_failures` counts their infeasible or known suggestions since the last new one.
+    replaces it. An architecture for which `can_end` is False is passed over, by the samplers of this package.
+    `consecutive_failures` counts Optuna's infeasible or known suggestions since the last new one.
     """
 
     def __init__(
-        self, spec: StudySpec, known: Collection[str], consecutive_failures: Callable[[], int] = lambda: 0
+        self,
+        spec: StudySpec,
+        known: Collection[str],
+        consecutive_failures: Callable[[], int] = lambda: 0,
+        can_end: Callable[[ArchConfig], bool] = lambda _: True,
     ) -> None:
         self._spec = spec
         self._known = known
         self._consecutive_failures = consecutive_failures
+        self._can_end = can_end
         self._encoding = spec.feasible.encoding
         self._memory = Memory(spec.search_space, self._encoding)
         self._propose = _proposer(spec)
@@ -97,11 +104,16 @@ class StudySampler(BaseSampler):
         return chosen or self._new(study, trial)
 
     def _new(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        history = self._memory.history(study, trial.number)
+        history, too_long = self._memory.history(study, trial.number), False
         for code in self._proposals(history):
             arch = self._encoding.architecture(code)
-            if arch_id(arch) not in self._known:
+            if arch_id(arch) in self._known:
+                continue
+            if self._can_end(arch):
                 return self._spec.search_space.encode(arch)
+            too_long = True
+        if too_long:
+            raise ExhaustedError("no new trial would end in the time that is left")
         raise ExhaustedError(
             f"{self._spec.sampler} finds no architecture in {self._spec.space_name} that is new to the study"
         )

@@ -22,12 +22,15 @@ from igc_nas.study.spec import Goal, LatencySpec, Recipe, SamplerName, StudySpec
 PRUNE_BELOW = 0.02
 """A training is pruned at a rung where its probability to end on the front is below this."""
 MEMORY_PER_WORKER = 2 * 2**30
+WORKERS_PER_GPU, GPU_MEMORY_PER_WORKER = 2, 16 * 2**30
+"""Two, because while one measures, chooses forms or starts, the other one trains; not confirmed on a GPU. The heaviest
+architectures of igc_cifar keep 11 GiB for the backward pass of 500 images, the median one 3 GiB (by their tensors)."""
 MOST_WORKERS = 8
 """Latency is measured by one worker at a time, and the others pause: more workers would mostly wait."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     # One core trains a mid-sized network in about 10 s: few images, at half resolution. The command line
-    # takes the device's dtype (`Device.dtype_for`) instead of this one.
+    # takes the device's dtype (`igc_nas.nn.lowering.fastest_dtype`) instead of this one.
     "cpu": {
         "epochs": 2,
         "train_size": 3000,
@@ -41,15 +44,20 @@ RECIPES: dict[str, dict[str, Any]] = {
         "dtype": "float32",
         "forms": "fastest",
     },
+    # A proposal: no study on a GPU has confirmed it (`igc-nas report` on one does). 360 steps of 180,000 images; large
+    # batches because a step of a small network is bound by its launches and by BN's memory traffic; one batch size that
+    # divides train_size, held_out and RUNG_IMAGES, as cuDNN searches for each other one; lr and smoothing after
+    # KellerJordan/cifar10-airbench, whose batches have 1,024 images and more.
     "cuda": {
-        "epochs": 8,
-        "train_size": 40_000,
+        "epochs": 4,
+        "train_size": 45_000,
         "held_out": 5000,
-        "average": 0.995,
-        "rungs": [40_000, 120_000],
-        "batch": 256,
+        "average": 0.99,
+        "rungs": [45_000],
+        "batch": 500,
         "resolution": 32,
-        "lr": 0.2,
+        "lr": 0.4,
+        "label_smoothing": 0.1,
         "crop": 4,
         "dtype": "bfloat16",
         "forms": "fastest",
@@ -62,7 +70,7 @@ class Extent:
     """The length of a default search."""
 
     trials: int
-    timeout_s: float
+    time_s: float
     workers: int
 
 
@@ -74,23 +82,34 @@ def default_recipe(kind: str, **changes: Any) -> Recipe:
     if "rungs" in changes:
         return Recipe.parse(RECIPES[kind] | changes, "recipe")
     recipe = Recipe.parse(RECIPES[kind] | changes | {"rungs": []}, "recipe")
-    return _with_rungs(recipe, RECIPES[kind]["rungs"])
+    return with_rungs(recipe, RECIPES[kind]["rungs"])
 
 
-def _with_rungs(recipe: Recipe, rungs: Iterable[int]) -> Recipe:
+def with_rungs(recipe: Recipe, rungs: Iterable[int]) -> Recipe:
+    """The recipe with those of `rungs` that come before its end."""
     return recipe.model_copy(update={"rungs": tuple(at for at in rungs if recipe.step_of(at) < recipe.steps)})
 
 
-def default_extent(kind: str, devices: int = 1, *, cores: int | None = None, memory: int | None = None) -> Extent:
-    """Trials, time limit and workers. A CPU search ends within ten minutes.
+def default_extent(
+    kind: str,
+    devices: int = 1,
+    *,
+    cores: int | None = None,
+    memory: int | None = None,
+    gpu_memory: int | None = None,
+) -> Extent:
+    """Trials, time and workers.
 
-    `cores` and `memory` (bytes) default to what this process may use.
+    `cores` and `memory` (bytes) default to what this process may use; `gpu_memory` is that of the GPU that has least
+    (None: unknown, one worker a GPU).
     """
+    cores = cores or usable_cores()
     if kind == "cuda":
-        return Extent(trials=200 * devices, timeout_s=2 * 3600, workers=devices)
+        per_gpu = max(1, min(WORKERS_PER_GPU, cores // devices, (gpu_memory or 0) // GPU_MEMORY_PER_WORKER))
+        return Extent(trials=200 * devices, time_s=2 * 3600, workers=devices * per_gpu)
     memory = psutil.virtual_memory().available if memory is None else memory
-    workers = max(1, min(cores or usable_cores(), memory // MEMORY_PER_WORKER, MOST_WORKERS))
-    return Extent(trials=max(24, 12 * workers), timeout_s=9 * 60, workers=workers)
+    workers = max(1, min(cores, memory // MEMORY_PER_WORKER, MOST_WORKERS))
+    return Extent(trials=max(24, 12 * workers), time_s=10 * 60, workers=workers)
 
 
 def usable_cores() -> int:
@@ -152,7 +171,7 @@ def new_spec(
 ) -> StudySpec:
     """The spec of a new study, with the defaults for the kind of device. The runtime of its latencies is eager.
 
-    The command line takes the device's dtype and runtime: `recipe={"dtype": device.fast_dtype}`,
+    The command line takes the device's dtype and runtime: `recipe={"dtype": fastest_dtype(device).dtype}`,
     `latency={"runtime": device.deployment_runtime}`.
 
     Without `objectives` they are error, parameters and latency. Without `goal` it is `best-error` where there is an
@@ -232,4 +251,4 @@ def _fitting_recipe(kind: str, info: DatasetInfo, changes: Mapping[str, Any]) ->
     fitting = recipe.model_copy(update={"held_out": held_out, "train_size": train_size})
     if "rungs" in changes:
         return Recipe.parse(fitting.model_dump(), "recipe")  # a smaller train_size may bring the end before a rung
-    return _with_rungs(fitting, recipe.rungs)
+    return with_rungs(fitting, recipe.rungs)

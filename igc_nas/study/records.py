@@ -175,6 +175,16 @@ class Candidate(Frozen):
     score: Score
     seed: int
 
+    @property
+    def deployed_params(self) -> int:
+        """Parameters of the form that was measured, which is the one to deploy; else of the factored network."""
+        return self.latency.deployed_params or self.cost.params
+
+    @property
+    def deployed_macs(self) -> int:
+        """MACs of the form that was measured, as `deployed_params`."""
+        return self.latency.deployed_macs or self.cost.macs
+
     @field_validator("cost")
     @classmethod
     def _cost_is_counts(cls, cost: Cost) -> Cost:

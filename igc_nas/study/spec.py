@@ -22,6 +22,7 @@ from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import Feasible, feasible
 from igc_nas.space.search_space import METRICS, SearchSpace, SpaceFile, search_space
 from igc_nas.study.objectives import OBJECTIVES, parse_objectives
+from igc_nas.study.plan import Plan
 from igc_nas.study.records import Latency, Ms
 from igc_nas.study.schema import SCHEMA, current_spec
 
@@ -174,6 +175,8 @@ class StudySpec(Frozen):
     recipe: Recipe
     latency: LatencySpec
     bounds: dict[str, Bound] = Field(default_factory=dict)
+    plan: Plan | None = None
+    """What the study was planned to do in the time given; no part of what a study is about."""
     reference_ms: Ms | None = None
     space: SpaceFile
 
@@ -240,8 +243,8 @@ class StudySpec(Frozen):
         return cls.parse(current_spec(data), where)
 
     def identity(self) -> dict[str, Any]:
-        """The settings without those that the calibration fixes: equal for equal studies."""
-        return {key: value for key, value in self.to_dict().items() if key not in ("bounds", "reference_ms")}
+        """The settings without those that are measured before the first trial: equal for equal studies."""
+        return {key: value for key, value in self.to_dict().items() if key not in ("bounds", "reference_ms", "plan")}
 
     def with_scale(self, calibration: Calibration) -> StudySpec:
         """This spec with the hypervolume's bounds and the reference time fixed.

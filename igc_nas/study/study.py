@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -160,11 +161,12 @@ def _trial_number(rule: str) -> int | None:
 def parse_limits(text: str) -> dict[str, float]:
     """`"params=500k,latency=2ms"` -> {"params": 500000, "latency": 2.0}. Raises `UsageError`."""
     limits: dict[str, float] = {}
-    for part in text.split(","):
+    for part in re.split(r",(?![0-9]{3}(?![0-9]))", text):  # not at the commas of 2,000,000
         name, _, value = part.partition("=")
+        name = name.strip()
         if name not in OBJECTIVES or name == "error" or not value:
             raise UsageError(
-                f"{part!r:.60} is no limit", "write params=500k, macs=30M, flops=60M, activations=1M or latency=5ms"
+                f"{part!r:.60} is not a limit", "write params=500k, macs=30M, flops=60M, activations=1M or latency=5ms"
             )
         limits[name] = parse_ms(value, name) if name == "latency" else parse_count(value, name)
     return limits

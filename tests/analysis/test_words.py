@@ -37,7 +37,8 @@ def test_a_latency_and_its_spec_have_the_same_conditions() -> None:
 def test_a_front_that_ends_far_below_the_budget_says_so_and_why() -> None:
     assert front_end_words(load_study("igc_cifar10_2m")) == (
         "The front ends at 218.3k parameters, 11 % of the budget. 7 networks beyond that were tried (up to 1.309M); "
-        "after 6,000 images none of them had a lower error. Longer trainings favour larger networks."
+        "after 6,000 images none of them had a lower error. Longer trainings favour larger networks: "
+        "search with more --time."
     )
     study = load_study("igc_cifar10_2m")
     members = {c.trial for c in study.front() if c.cost.params < 40_000}

@@ -5,7 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import pytest
@@ -29,6 +29,7 @@ from igc_nas.evaluation.latency import Instruments, Measurer
 from igc_nas.nn.device import Device, cpu_name
 from igc_nas.nn.lowering import variants
 from igc_nas.nn.lowering.timing_cache import timing_cache_for
+from igc_nas.nn.lowering.training import NetworkForm
 from igc_nas.nn.timing import Race
 from igc_nas.study.records import Candidate, TimeBreakdown, Trial
 from igc_nas.study.spec import LatencySpec, StudySpec
@@ -181,18 +182,29 @@ def test_bench_deploy_in_another_runtime() -> None:
 
 def test_bench_train() -> None:
     said: list[str] = []
-    found = as_json(bench_train(CPU, batch=4, resolution=8, say=said.append))
+    found = as_json(bench_train(CPU, batch=4, resolution=8, say=said.append, compiled=False, archs=TINY))
     consistent(found)
-    assert [(row["name"], row["dtype"]) for row in found["rows"]] == [
-        (name, dtype) for name in TINY for dtype in ("float32", "bfloat16")
-    ]
+    assert [row["name"] for row in found["rows"]] == list(TINY)
     assert (found["conditions"]["batch"], found["conditions"]["resolution"]) == (4, 8)
-    assert len(said) == 4
-    own = [row["ratio"] for row in found["rows"] if row["dtype"] == CPU.fast_dtype]
-    assert found["min"] == min(own), "the recipe's own dtype is judged"
+    assert found["conditions"]["torch_compile"] == "left out"
+    assert len(said) == len(TINY)
+    variants = [f"{layout}_{dtype}_eager" for layout in ("nchw", "nhwc") for dtype in ("fp32", "bf16")]
     for row in found["rows"]:
-        assert row["form"] in ("native", "lowered", "factored")
-        assert row["ratio"] == pytest.approx(row["factored_ms"] / row["chosen_ms"])
+        assert row["form"] in get_args(NetworkForm)
+        baselines = {variant: row[f"{variant}_ms"] for variant in variants}
+        assert row["best_baseline"] == min(baselines, key=baselines.__getitem__)
+        assert row["ratio"] == pytest.approx(min(baselines.values()) / row["ours_ms"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_bench_train_with_torch_compile() -> None:
+    name, arch = next(iter(TINY.items()))
+    found = as_json(bench_train(CPU, batch=4, resolution=8, archs={name: arch}))
+    row = found["rows"][0]
+    if found["conditions"]["torch_compile"] != "yes":
+        pytest.skip(found["conditions"]["torch_compile"])
+    assert row["compile_s"] > 0
+    assert all(row[f"{layout}_{dtype}_compile_ms"] > 0 for layout in ("nchw", "nhwc") for dtype in ("fp32", "bf16"))
 
 
 def test_bench_latency(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from igc_nas.analysis.front_table import table_lines
 from igc_nas.analysis.tables import candidate_row, frame
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
-from igc_nas.cli.display import candidate_cells
 from igc_nas.cli.study_flags import SearchRequest, parse_recipe, resolve_study
 from igc_nas.data.datasets import locate
 from igc_nas.engine.progress import trial_line
@@ -257,7 +257,7 @@ def shown(study: Study) -> None:
     frame(front).to_csv()
     for candidate in front:
         json.dumps(candidate_row(candidate), allow_nan=False)
-        candidate_cells(candidate)
+        table_lines([candidate], 80)
         json.dumps(study.scaled(candidate), allow_nan=False)
     for trial in study.trials:
         trial_line(trial)
@@ -434,7 +434,7 @@ TOO_LARGE = [
 FLAGS = {
     "--budget-params": (parse_count, [*NO_QUANTITY, "1.5", "0.0005k", "5ms", "2m", *TOO_LARGE]),
     "--budget-latency": (parse_ms, [*NO_QUANTITY, "5", "5M", "5m", "5MS"]),
-    "--timeout": (parse_seconds, [*NO_QUANTITY, "5ms", "1d", "2H"]),
+    "--time": (parse_seconds, [*NO_QUANTITY, "5ms", "1d", "2H"]),
 }
 
 

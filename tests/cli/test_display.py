@@ -7,22 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
+from igc_nas.analysis.front_table import html_table, latex_lines, low_quantile_ms, markdown_lines
 from igc_nas.arch.cost import cost_of, rows
 from igc_nas.arch.layers import Act, Conv, Interleave, Linear, Norm, Pool
 from igc_nas.arch.papers import reference
 from igc_nas.arch.plan import plan
 from igc_nas.cli.display import (
-    CANDIDATE_COLUMNS,
-    candidate_cells,
     data_label,
-    front_table,
+    front_lines,
     layer_text,
-    plan_table,
+    plan_lines,
     printable,
 )
 from igc_nas.engine.events import Ended, Exhausted, Job, Opened, Started
 from igc_nas.engine.progress import SearchDisplay, StudyProgress, trial_line
 from igc_nas.io.console import table
+from igc_nas.io.units import fixed_count
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study
 from tests.support.builders import architectures
@@ -87,61 +87,103 @@ def test_every_kind_of_layer_has_a_text() -> None:
 @settings(max_examples=40)
 @given(architectures())
 def test_the_columns_of_a_plan_add_up_to_the_cost(arch) -> None:
-    text = shown(plan_table("title", rows(plan(arch))))
-    params, macs = _last_columns(text)
-    assert (params, macs) == (cost_of(arch).params, cost_of(arch).macs)
+    lines = plan_lines(list(rows(plan(arch))), None)
+    layers, stages = lines[1 : lines.index("")], lines[lines.index("") + 1 :]
+    assert _sums(layers, 2) == _sums(stages, 1) == (cost_of(arch).params, cost_of(arch).macs)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
+def test_a_plan_on_a_narrow_terminal_keeps_every_number(width: int) -> None:
+    listed = list(rows(plan(reference("igcv3-d-cifar").arch)))
+    lines = plan_lines(listed, width)
+    assert all(len(line) <= width for line in lines)
+    text = " ".join("\n".join(lines).split())
+    for row in listed:
+        assert f" {row.cost.params:,} {row.cost.macs:,} " in text
+        assert layer_text(row.layer) in text
 
 
 def test_a_plan_shows_every_layer() -> None:
-    arch = reference("igcv1-l24m2-d20-res").arch
-    listed = list(rows(plan(arch)))
-    text = shown(plan_table("the title", listed))
-    body = [line for line in text.splitlines() if line.split()[-1:] and line.split()[-1].replace(",", "").isdigit()]
-    assert text.startswith("the title\n")
-    assert len(body) == len(listed)
-    assert any("shortcut: " in line for line in body)
+    listed = list(rows(plan(reference("igcv1-l24m2-d20-res").arch)))
+    lines = plan_lines(listed, None)
+    assert lines.index("") == len(listed) + 1
+    assert any("shortcut: " in line for line in lines)
 
 
-def _last_columns(text: str) -> tuple[int, int]:
-    numbers = [line.replace(",", "").split()[-2:] for line in text.splitlines()]
-    found = [
-        (int(one), int(two)) for one, two in (n for n in numbers if len(n) == 2) if one.isdigit() and two.isdigit()
-    ]
-    return sum(one for one, _ in found), sum(two for _, two in found)
+def _sums(lines: Sequence[str], first: int) -> tuple[int, int]:
+    """The sums of the two columns of numbers from word `first` on."""
+    numbers = [[int(word.replace(",", "")) for word in line.split()[first : first + 2]] for line in lines]
+    return sum(one for one, _ in numbers), sum(two for _, two in numbers)
 
 
 # Studies.
 
 
+def front_of(study: Study, width: int | None = None, **options: bool) -> list[str]:
+    return front_lines(study, study.front(), study.spec.objectives, width, **options)
+
+
 def test_a_front_is_titled_with_its_study_and_conditions() -> None:
-    front = STUDY.front()
-    text = shown(front_table(STUDY, front, STUDY.spec.objectives))
-    assert f"test-study: front of {len(front)} of 8 candidates by error, params, latency; data: cifar10" in text
+    front, text = STUDY.front(), "\n".join(front_of(STUDY))
+    assert f"test-study: Pareto front of {len(front)} of 8 candidates by error, params, latency" in text
+    assert "data: cifar10; error after a proxy training of " in text
     assert f"hypervolume {STUDY.hypervolume():.4f}" in text
-    assert "latency: eager, batch 1, 1 thread, float32, channels_last, on Test CPU" in text
+    assert "latency: normalised; eager, batch 1, 1 thread, float32, channels_last, on Test CPU" in text
     for candidate in front:
         assert str(candidate.arch) in text
+    assert "L primary partitions of M channels" in text
 
 
-def test_a_narrow_terminal_cuts_no_number() -> None:
-    front = STUDY.front()
-    text = shown(front_table(STUDY, front, STUDY.spec.objectives), width=80)
-    for candidate in front:
-        for cell in candidate_cells(candidate)[:-2]:
-            assert cell in text
+@pytest.mark.parametrize("width", [40, 60, 72, 80, 100, 160, 300])
+def test_a_member_is_one_line_at_any_width(width: int) -> None:
+    front, lines = STUDY.front(), front_of(STUDY, width)
+    assert all(len(line) <= width for line in lines if "igc-nas" not in line)
+    start = next(number for number, line in enumerate(lines) if line.split()[:2] == ["trial", "error"])
+    for candidate, line in zip(front, lines[start + 1 :], strict=False):
+        trial, error, unit, params, macs, latency, *_ = line.split()
+        assert (int(trial), error, unit) == (candidate.trial, f"{100 * candidate.score.error:.2f}", "%")
+        assert (params, macs) == (fixed_count(candidate.cost.params), fixed_count(candidate.cost.macs))
+        assert float(latency) == round(candidate.latency.normalised_ms, 3)
+        assert (" ms*" in line) == candidate.latency.noisy
+    assert ("architecture" in lines[start]) == (width >= 160)
+    assert ("id" in lines[start].split()) == (width in (80, 100, 300))
+    assert any("igc-nas show" in line or line.startswith("architecture:") for line in lines)
+
+
+def test_noisy_latencies_say_what_to_type() -> None:
+    quiet, noisy = STUDY.trials[:1], STUDY.trials[1:2]
+    assert quiet[0].candidate is not None
+    assert noisy[0].candidate is not None
+    marked = noisy[0].candidate.latency.model_copy(update={"noisy": True, "noise": ("load 3",)})
+    candidate = noisy[0].candidate.model_copy(update={"latency": marked})
+    study = Study(STUDY.spec, (*quiet, noisy[0].model_copy(update={"candidate": candidate})))
+    text = "\n".join(front_of(study, 80))
+    assert ("* 1 noisy latency: igc-nas measure --study test-study --keep" in text) == (candidate in study.front())
+
+
+def test_a_low_quantile_is_below_the_median() -> None:
+    latency = STUDY.candidates[0].latency
+    spread = latency.model_copy(
+        update={"samples_ms": (2.0, 2.1, 2.2, 5.0, 9.0), "median_ms": 2.2, "normalised_ms": 1.1}
+    )
+    assert low_quantile_ms(spread) == pytest.approx((2.0 + 0.2 * 0.1) / 2)
+
+
+def test_a_front_for_papers_and_pages() -> None:
+    markdown, latex, page = (f(STUDY.front()) for f in (markdown_lines, latex_lines, html_table))
+    assert len(markdown) == 2 + len(STUDY.front())
+    assert len({line.count("|") for line in markdown}) == 1
+    assert latex[0].startswith(r"\begin{tabular}{")
+    assert sum(line.endswith(r" \\") for line in latex) == 1 + len(STUDY.front())
+    assert r"\%" in latex[4]
+    assert page.count("<tr>") == 1 + len(STUDY.front())
 
 
 def test_a_front_of_a_hostile_study_is_harmless() -> None:
     hostile = Study(STUDY.spec.model_copy(update={"name": HOSTILE, "dataset": HOSTILE}), STUDY.trials)
-    text = shown(front_table(hostile, hostile.front(), hostile.spec.objectives))
+    text = "\n".join(front_of(hostile))
     assert harmless(text)
     assert "[bold red]loud" in text
-
-
-def test_a_row_has_a_cell_for_each_column() -> None:
-    cells = [candidate_cells(c) for c in STUDY.candidates]
-    assert {len(row) for row in cells} == {len(CANDIDATE_COLUMNS)}
-    assert [row[4].endswith("noisy") for row in cells] == [c.latency.noisy for c in STUDY.candidates]
 
 
 def test_synthetic_data_are_called_so() -> None:
@@ -153,19 +195,20 @@ def test_a_trial_is_one_line() -> None:
     for trial in STUDY.trials:
         line = trial_line(trial)
         assert "\n" not in line
-        assert line.startswith(f"trial {trial.number:>4}  {trial.state}")
+        assert line.startswith(f"trial {trial.number:>4}  {'error' if trial.candidate else trial.state}")
         assert (trial.reason or str(trial.arch)) in line
+        assert len(trial_line(trial, 80)) <= 80
 
 
 def test_a_trial_line_has_the_numbers_with_their_units() -> None:
     trial = STUDY.trials[0]
     candidate = trial.candidate
-    line = trial_line(trial)
+    line = trial_line(trial, 80)
     assert f"error {100 * candidate.score.error:5.2f} %" in line
     assert " ms" in line
     assert "60.0 s" in line
     noisy = candidate.model_copy(update={"latency": candidate.latency.model_copy(update={"noisy": True})})
-    assert " noisy " in trial_line(trial.model_copy(update={"candidate": noisy}))
+    assert " noisy " in trial_line(trial.model_copy(update={"candidate": noisy}), 80)
 
 
 # The progress of a search, through a pipe.
@@ -181,7 +224,9 @@ def test_a_pipe_gets_a_line_for_each_trial_that_was_run(capsys: pytest.CaptureFi
     out, err = capsys.readouterr()
     assert out == ""
     assert [line.split()[:3] for line in err.splitlines()[:-1]] == [
-        ["trial", str(t.number), t.state] for t in STUDY.trials if t.state in ("complete", "failed")
+        ["trial", str(t.number), "error" if t.candidate else "failed:"]
+        for t in STUDY.trials
+        if t.state in ("complete", "failed")
     ]
     assert err.splitlines()[-1] == "nothing new to try: all 160 are known"
 
@@ -211,8 +256,20 @@ def test_the_live_view_of_any_study_can_be_drawn(target: int | None, timeout: fl
         display.show(Started(Job(30, STUDY.trials[0].arch, 0)))
         text = shown(display, width=80)
         assert f"trials {len(study.candidates)}" in text
-        assert "trial 30" in text
+        assert "trial   30" in text
         assert f"hypervolume {study.hypervolume():.4f}" in text
+
+
+def test_the_live_view_has_the_best_error_in_each_tenth_of_the_budget() -> None:
+    limit = max(c.cost.params for c in STUDY.candidates)
+    budget = STUDY.spec.budget.model_copy(update={"params": limit})
+    display = SearchDisplay(8, None, ended=8)
+    assert "trials 8/8" in shown(display, width=80)
+    display.show(Opened(Study(STUDY.spec.model_copy(update={"budget": budget}), STUDY.trials)))
+    (best,) = [line for line in shown(display, width=80).splitlines() if line.startswith("best %")]
+    errors = [float(word) for word in best.split()[2:] if word != "-"]
+    assert len(best.split()) == 12
+    assert min(errors) == round(100 * min(c.score.error for c in STUDY.candidates), 1)
 
 
 def test_the_live_view_counts_what_ends() -> None:

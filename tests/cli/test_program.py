@@ -182,14 +182,10 @@ def test_the_costs_of_the_layers_add_up(network: str, cli: Command) -> None:
     assert (table.status, table.err) == (0, "")
     assert f"{found['params']:,} parameters, {found['macs']:,} MACs" in table.out
     assert table.out.startswith(f"{network}  id {found['id']}\n")
-    numbers = [line.replace(",", "").split()[-2:] for line in table.out.splitlines()[2:]]
-    rows = [(int(one), int(two)) for one, two in numbers_only(numbers)]
+    body = table.out.split("\n\n")[1].splitlines()[1:]
+    rows = [[int(word.replace(",", "")) for word in line.split()[2:4]] for line in body]
     assert len(rows) == len(found["layers"])
     assert [sum(column) for column in zip(*rows, strict=True)] == [found["params"], found["macs"]]
-
-
-def numbers_only(rows: list[list[str]]) -> list[list[str]]:
-    return [row for row in rows if len(row) == 2 and all(word.isdigit() for word in row)]
 
 
 def test_an_architecture_is_measured(made: Path, cli: Command) -> None:
@@ -327,7 +323,7 @@ def test_a_front_as_a_table(made: Path, cli: Command) -> None:
     answer = cli("front", "made")
     study = load_study(made)
     assert (answer.status, answer.err) == (0, "")
-    assert f"front of {len(study.front())} of 6 candidates" in answer.out
+    assert f"Pareto front of {len(study.front())} of 6 candidates" in answer.out
     assert "SYNTHETIC" in answer.out
     for candidate in study.front():
         assert str(candidate.arch) in answer.out
@@ -337,7 +333,7 @@ def test_a_study_is_also_found_by_its_path(made: Path, cli: Command, tmp_path: P
     by_name = cli("front", "made", "--json").out
     moved = made.rename(tmp_path / "elsewhere")
     assert cli("front", f"{moved}/", "--json").out == by_name
-    assert cli("front", "./elsewhere", "--json").status == 4, "a path with one part is a name"
+    assert cli("front", "./elsewhere", "--json").out == by_name
     assert cli("front", "elsewhere", "--studies-dir", tmp_path, "--json").out == by_name
 
 
@@ -449,7 +445,7 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("export made --pick trial:99", 4, ("has no trial 99",)),
     ("export made --pick trial:-1", 2, ("unknown pick",)),
     ("export made --pick under:params=1", 4, ("no completed trial", "the nearest is trial:")),
-    ("export made --pick under:error=1", 2, ("is no limit",)),
+    ("export made --pick under:error=1", 2, ("is not a limit",)),
     ("export made -o nowhere/arch.toml", 1, ("cannot write nowhere/arch.toml",)),
     ("export made -o studies", 2, ("studies exists",)),
     ("dashboard nothing", 4, ("unknown study",)),
@@ -509,8 +505,8 @@ def test_text_that_is_not_a_count_is_refused(flag: str, text: str, cli: Command)
 
 @pytest.mark.parametrize(
     ("flag", "text"),
-    [("--budget-latency", t) for t in ("5", "0ms", "-1ms", "5 hours", "", "nanms", "1e3ms")]
-    + [("--timeout", t) for t in ("0", "-1", "5ms", "2d", "", "inf", "1h30m")],
+    [("--budget-latency", t) for t in ("5", "0ms", "-1ms", "5 hours", "", "nanms", "1e-3ms")]
+    + [("--time", t) for t in ("0", "-1", "5ms", "2d", "", "inf", "1h30m")],
 )
 def test_text_that_is_not_a_time_is_refused(flag: str, text: str, cli: Command) -> None:
     refused(cli("search", "--space", "tiny", flag, text), 2, flag, "write it as")

@@ -13,6 +13,7 @@ from igc_nas.errors import ConfigError, DataError, InfeasibleError, StudyError, 
 from igc_nas.io.records import differences, restricted
 from igc_nas.nn.codegen.build import compiler
 from igc_nas.nn.device import Device
+from igc_nas.nn.lowering.fastest_dtype import fastest_dtype
 from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import default_recipe
 from igc_nas.study.spec import StudySpec
@@ -179,7 +180,7 @@ def test_a_new_study_takes_defaults_for_options_not_given(tmp_path: Path) -> Non
     assert (found.objectives, found.sampler, found.seed) == (("error", "params", "latency"), "known-cost", 0)
     assert found.goal == "best-error"
     assert (found.dataset, found.classes, found.latency.device) == ("shapes", 10, "stub")
-    assert found.recipe == default_recipe("cpu", epochs=1, dtype=STUB.fast_dtype, held_out=2000)
+    assert found.recipe == default_recipe("cpu", epochs=1, dtype=fastest_dtype(STUB).dtype, held_out=2000)
     assert (found.recipe.forms, found.latency.runtime) == ("fastest", STUB.deployment_runtime)
     assert list(tmp_path.iterdir()) == []
 

@@ -524,12 +524,12 @@ def test_flag_comes_before_environment_before_cache(tmp_path: Path, monkeypatch:
         assert data_dir() == Path(platformdirs.user_cache_dir("igc-nas"))
 
 
-def test_the_notice_about_shapes_is_framed(cifar10: SmallCifar, tmp_path: Path) -> None:
+def test_the_notice_about_shapes_is_two_lines(cifar10: SmallCifar, tmp_path: Path) -> None:
     notice = auto_notice(locate("auto", tmp_path), tmp_path)
     assert notice is not None
-    for words in (str(tmp_path), "SYNTHETIC", "igc-nas data cifar10\n", "--from", "nothing about CIFAR-10"):
+    for words in (str(tmp_path), "SYNTHETIC", "\nigc-nas data cifar10 ", "--from", "nothing about CIFAR-10"):
         assert words in notice
-    assert all(line.startswith("!") for line in notice.splitlines())
+    assert notice.count("\n") == 1
     cifar10.write(tmp_path)
     assert auto_notice(locate("auto", tmp_path), tmp_path) is None
 

@@ -1,6 +1,7 @@
 """A training on a GPU: nothing in a step waits, one batch size, the dtypes and layout that are meant."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torch.nn import functional as F
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import locate
+from igc_nas.evaluation.captured_step import CapturedStep
 from igc_nas.evaluation.images import Images, load_proxy
-from igc_nas.evaluation.training import Average, ProxyTask, ProxyTraining, Training, train_proxy
-from igc_nas.nn.device import find_devices
+from igc_nas.evaluation.training import ProxyTask, ProxyTraining, Training, train_proxy
+from igc_nas.nn.device import Device, find_devices
+from igc_nas.nn.network import build
 from igc_nas.study.records import Score
 from tests.gpu.builders import EACH, FORMS, GPU, SMALL, images, lowered, on_gpu, recipe_of, training_of
 from tests.support.fake_cuda import NotCapturableError, Record
@@ -26,14 +29,17 @@ def test_a_dataset_is_loaded_onto_the_gpu(gpu: Record) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @EACH
 def test_an_epoch_waits_at_its_end_alone(arch: ArchConfig, form: str, gpu: Record) -> None:
-    training = training_of(arch, form)
-    average = Average(training.network, 0.99)
-    gpu.clear()
-    training.epoch(after_step=average.update)
-    assert [reason for reason, _ in gpu.waits] == ["item", "item"]  # the loss and the error
-    assert gpu.transfers == gpu.cpu_only == []
+    training = training_of(arch, form, epochs=2)
+    training.epoch()
+    assert gpu.captured[-1] > 50
     assert {search.dtype for search in gpu.searches} == {torch.bfloat16}
     assert all(search.channels_last for search in gpu.searches)
+    gpu.clear()
+    training.epoch()
+    assert [reason for reason, _ in gpu.waits] == ["item", "item"]  # the loss and the error
+    assert gpu.transfers == gpu.cpu_only == []
+    assert gpu.captured == []
+    assert len(gpu.launches) < 10, "a step is one replay"
     floats = [*training.network.parameters(), *(b for b in training.network.buffers() if b.is_floating_point())]
     assert {tensor.dtype for tensor in floats} == {torch.float32}
     assert {state["momentum_buffer"].device for state in training.optimizer.state.values()} == {GPU}
@@ -85,6 +91,65 @@ def test_a_training_continues_from_a_checkpoint(gpu: Record, monkeypatch: pytest
     assert {state["momentum_buffer"].device for state in other.optimizer.state.values()} == {GPU}
 
 
+@pytest.mark.parametrize("changes", [{}, {"average": 0.9}, {"momentum": 0.0, "label_smoothing": 0.1, "cutout": 8}])
+def test_the_captured_step_is_the_step(changes: dict[str, Any]) -> None:
+    """On a CPU, where it runs without a graph: two epochs with equal weights, statistics, losses and errors."""
+    recipe = recipe_of(dtype="float32", epochs=2, train_size=96, batch=32, resolution=8, average=0.0).model_copy(
+        update=changes
+    )
+    info, cpu = locate("shapes"), Device("cpu", "cpu", "test")
+    plain, captured = (
+        Training(build(SMALL["igcv1"], 0), load_proxy(info, recipe, 0, torch.device("cpu"))[0], recipe, cpu, 0)
+        for _ in range(2)
+    )
+    for epoch in range(2):
+        wanted = plain.epoch()
+        captured.network.train()
+        order = torch.randperm(96, generator=captured.generator)
+        step = CapturedStep(captured)
+        step.begin(order, 3 * epoch, torch.zeros(()), torch.zeros((), dtype=torch.int64))
+        for _ in range(3):
+            step.replay()
+        assert step.loss_sum.item() / 3 == wanted.loss
+        assert step.wrong.item() / 96 == wanted.train_error
+    for name, value in plain.network.state_dict().items():
+        assert torch.equal(value, captured.network.state_dict()[name]), name
+    if plain.average and captured.average:
+        for one, other in zip(plain.average.weights, captured.average.weights, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_capturing_leaves_no_trace(gpu: Record) -> None:
+    """Every tensor that the step changes is copied back, and the generator's state is set."""
+    training = training_of(SMALL["igcv1"], average=0.9)
+    copied: list[int] = []
+    real = torch.Tensor.copy_
+
+    def noted(self: torch.Tensor, other: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        copied.append(id(self))
+        return real(self, other, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "copy_", noted)
+        CapturedStep(training)
+    assert training.average is not None
+    changed = [*training.network.parameters(), *training.network.buffers(), *training.average.weights]
+    changed += [state["momentum_buffer"] for state in training.optimizer.state.values()]
+    assert {id(tensor) for tensor in changed} <= set(copied)
+
+
+def test_a_restored_training_captures_its_step_anew(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = training_of(SMALL["igcv1"], epochs=3)
+    training.epoch()
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in training.state().items()}
+    monkeypatch.setattr(type(training.generator), "set_state", lambda self, state: self)
+    training.restore(state)
+    captured = len(gpu.captured)
+    training.epoch()
+    training.epoch()
+    assert len(gpu.captured) == captured + 1
+
+
 # The harness finds what it is for: each of these faults would be a fault on a GPU.
 
 
@@ -111,8 +176,8 @@ def _is_in_nchw(training: Training) -> None:
     batch = type(training.images).augmented
 
     class Contiguous(Images):
-        def augmented(self, *arguments: object) -> torch.Tensor:  # type: ignore[override]
-            return batch(self, *arguments).contiguous()  # type: ignore[arg-type]
+        def augmented(self, *arguments: Any, **options: Any) -> torch.Tensor:
+            return batch(self, *arguments, **options).contiguous()
 
     training.images = Contiguous(*vars(training.images).values())
 

@@ -1,4 +1,5 @@
 import math
+import re
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from igc_nas.errors import UsageError
 from igc_nas.io.units import (
     exact_count,
+    fixed_count,
     format_count,
     format_ms,
     format_seconds,
@@ -16,6 +18,7 @@ from igc_nas.io.units import (
     parse_ms,
     parse_seconds,
 )
+from igc_nas.study.study import parse_limits
 from tests.support.builders import one_line
 
 PARSERS = (parse_count, parse_ms, parse_seconds)
@@ -76,10 +79,29 @@ def test_seconds(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
 
 
+@pytest.mark.parametrize(
+    "text", ["2e6", "2E6", "2e+6", "2,000,000", "2_000_000", "2 M", "2000000", "0.002e9", "2,000k"]
+)
+def test_a_count_as_people_write_it(text: str) -> None:
+    assert parse_count(text) == 2_000_000
+    assert parse_limits(f"params={text},latency=5 ms") == {"params": 2_000_000, "latency": 5.0}
+
+
+@given(st.integers(1, 10**11))
+def test_a_column_of_counts_has_two_decimals_and_a_suffix(value: int) -> None:
+    text = fixed_count(value)
+    if value < 1000:
+        assert text == str(value)
+    else:
+        assert re.fullmatch(r"[0-9]{1,3}\.[0-9]{2}[kMG]", text)
+        scale = {"k": 1e3, "M": 1e6, "G": 1e9}[text[-1]]
+        assert float(text[:-1]) * scale == pytest.approx(value, abs=0.006 * scale)
+
+
 NO_QUANTITY = [
     "", " ", "k", "M", "ms", ".", "-", "+", "0", "0.0", "0k", "0ms", "-1", "-5ms", "+1", "+2M", "--1", "inf",
-    "Infinity", "-inf", "nan", "NaN", "1e3", "1E3", "1e", "2e400", "0x10", "0b1", "0o7", "1_000", "1,000", "1 000",
-    "2 M", "5 ms",
+    "Infinity", "-inf", "nan", "NaN", "1e", "1e-", "2e400", "0x10", "0b1", "0o7", "1_00", "1,00", "1,000,00", "1 000",
+    "2  M", "1,5", "1__000", "1,000k2", "2e", "e6",
     "1.", ".5", "1..5", "1.2.3", "2MM", "2kk", "2MB", "2 Mio", "1/2", "2*3", "1m2", "two", "None", "True", "[1]", "2M;",
     "2M\x00", "2M\n3", "\x1b[31m2M", "\u0662M", "\u0664\u0665ms", "\uff12", "\u00b2", "\u2160", "\u00bd", "2\u039c",
     "5\u00b5s", "\u22125", "\u200b2", "9" * 19, "9" * 5000, "0." + "1" * 13, "1." + "0" * 5000, "M2", "%s", "${HOME}",

@@ -76,7 +76,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (folder / "trials.jsonl").write_bytes(b"\xff\xfe\n" + b"\n".join(line.encode() for line in LINES))
     with pytest.raises(StudyError, match=r"bad/trials.jsonl line 1"):
         load_study(folder)
-    (folder / "study.toml").write_bytes(b"\xff\xfe")
+    (folder / "study.toml").write_bytes(b"\xc3(")
     with pytest.raises(StudyError, match=r"study.toml is not UTF-8"):
         load_study(folder)
 
@@ -180,11 +180,11 @@ def test_a_limit_that_nothing_meets_names_the_nearest() -> None:
         ("knee:3", UsageError, "unknown pick"),
         ("a\nb", UsageError, "unknown pick"),
         ("under:", UsageError, "unknown pick"),
-        ("under:params", UsageError, "'params' is no limit"),
-        ("under:params=", UsageError, "'params=' is no limit"),
-        ("under:error=0.1", UsageError, "'error=0.1' is no limit"),
-        ("under:size=3M", UsageError, "'size=3M' is no limit"),
-        ("under:params=1M,", UsageError, "'' is no limit"),
+        ("under:params", UsageError, "'params' is not a limit"),
+        ("under:params=", UsageError, "'params=' is not a limit"),
+        ("under:error=0.1", UsageError, "'error=0.1' is not a limit"),
+        ("under:size=3M", UsageError, "'size=3M' is not a limit"),
+        ("under:params=1M,", UsageError, "'' is not a limit"),
         ("under:params=0", UsageError, "params '0'"),
         ("under:params=inf", UsageError, "params 'inf'"),
         ("under:latency=5", UsageError, "latency '5'"),

@@ -72,17 +72,15 @@ const allTrials = () => studies.flatMap(study => study.trials);
 // The architecture as text, as Python's `str` gives it: stem | stages | head.
 function archText(arch) {
   if (!arch) return "";
-  const end = plans.stages[arch.at(-2)];
-  const words = [channelsOut(arch[1]), ...stagesOf(arch).map(stage => plans.stages[stage.text])];
-  return [...words, ...(end ? [end] : [])].join(" | ");
+  const head = plans.stages[arch.at(-2)];
+  const words = [widthAfter(layersOf(arch[1]), 0), ...stagesOf(arch).map(stage => plans.stages[stage.text])];
+  return [...words, ...(head ? [head] : [])].join(" | ");
 }
 
-// The stages, each with the channels that enter and leave it.
 function stagesOf(arch) {
   const stages = [];
-  for (let at = 2; at < arch.length - 3; at += 5) {
-    const [enters, text, first, further, count, leaves] = arch.slice(at, at + 6);
-    stages.push({enters, text, first, further, count, leaves});
+  for (let at = 2; at < arch.length - 2; at += 4) {
+    stages.push({text: arch[at], first: arch[at + 1], further: arch[at + 2], count: arch[at + 3]});
   }
   return stages;
 }
@@ -91,8 +89,27 @@ function stagesOf(arch) {
 const layersOf = block => opened(plans.blocks[block]);
 const opened = numbers => numbers.map(number => {
   if (!Array.isArray(number)) return plans.layers[number];
-  const [kind, channels, ...branches] = number;
-  return {kind, channels, branches: branches.map(opened)};
+  if (typeof number[0] !== "string") return {kind: "Residual", branches: number.map(opened)};
+  return {kind: number[0], channels: number[1], branches: number.slice(2).map(opened)};
 });
 
-const channelsOut = block => layersOf(block).filter(layer => layer[0] === "Conv").at(-1)[3];
+// The channels behind layers, for those in front of them.
+const widthAfter = (layers, before) => layers.reduce((channels, layer) => {
+  if (layer.branches) {
+    const split = layer.kind === "Split" ? [layer.channels, channels - layer.channels] : null;
+    const widths = layer.branches.map((branch, i) => widthAfter(branch, split ? split[i] : channels));
+    if (layer.kind === "Residual") return widths[0];
+    return widths.reduce((sum, width) => sum + width) - (layer.kind === "DualPath" ? layer.channels : 0);
+  }
+  if (layer[0] === "Conv" || layer[0] === "Select") return layer[3];
+  return layer[0] === "Subsample" ? channels + (layer[2] ?? 0) + (layer[3] ?? 0) : channels;
+}, before);
+
+// The side of the map behind layers, for that of the one in front of them.
+const sideAfter = (layers, before) => layers.reduce((side, layer) => {
+  if (layer.branches) return sideAfter(layer.branches.at(-1).length ? layer.branches.at(-1) : layer.branches[0], side);
+  const window = (kernel, stride, padding) => Math.floor((side + 2 * padding - kernel) / stride) + 1;
+  if (layer[0] === "Conv") return window(layer[4], layer[5], layer[7] ?? Math.floor(layer[4] / 2));
+  if (layer[0] === "MaxPool" || layer[0] === "AvgPool") return window(layer[1], layer[2], layer[3] ?? 0);
+  return layer[0] === "Subsample" ? Math.ceil(side / layer[1]) : side;
+}, before);

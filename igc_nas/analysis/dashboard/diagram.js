@@ -9,6 +9,9 @@ const DIAGRAM_NOTE = "Channels run from left to right, layers downwards. A box i
 const band = (y, height, kind, inset = 0) => svg("rect", {
   x: DRAWN.left + inset, y: y + 2, width: DRAWN.width - 2 * inset, height, rx: inset && 3, class: kind});
 
+const funnel = y => svg("path", {
+  d: `M${DRAWN.left} ${y + 2}h${DRAWN.width}l-60 12h-${DRAWN.width - 120}z`, class: "norm"});
+
 // One layer as [height, elements at the top y, words].
 const LAYERS = {
   Conv: ([, name, from, to, kernel, stride, groups], y) => {
@@ -32,20 +35,37 @@ const LAYERS = {
     return [30, nodes, `interleave ${groups} × ${channels / groups}`];
   },
   Norm: (_, y) => [9, [band(y, 5, "norm")], "batch norm"],
-  Act: ([, kind], y) => [11, [band(y, 7, "act")], {relu: "ReLU", relu6: "ReLU6", hswish: "h-swish"}[kind] ?? kind],
+  Act: ([, kind], y) => [11, [band(y, 7, "act")], {relu: "ReLU", relu6: "ReLU6", hswish: "h-swish"}[kind]],
   PRelu: (_, y) => [11, [band(y, 7, "act")], "PReLU"],
-  Select: ([, , from, to], y) => [11, [band(y, 7, "norm")], `${to} of ${from} channels`],
-  SqueezeExcite: ([, , channels, squeeze], y) => [24, [band(y, 20, "act", 40)], `squeeze-excite ${channels}→${squeeze}→${channels}`],
-  MaxPool: ([, kernel, stride], y) => [16, [band(y, 12, "norm", 20)], `max pool ${kernel}×${kernel}, stride ${stride}`],
-  AvgPool: ([, kernel, stride], y) => [16, [band(y, 12, "norm", 20)], `average pool ${kernel}×${kernel}, stride ${stride}`],
-  Subsample: ([, stride], y) => [11, [band(y, 7, "norm", 20)], `every ${stride}th pixel, zero channels`],
-  Flatten: (_, y) => [11, [band(y, 7, "norm")], "flatten"],
-  Pool: (_, y) => {
-    const funnel = `M${DRAWN.left} ${y + 2}h${DRAWN.width}l-60 12h-${DRAWN.width - 120}z`;
-    return [16, [svg("path", {d: funnel, class: "norm"})], "global average pool"];
-  },
+  SqueezeExcite: ([, , channels, squeeze], y) => [
+    16, [band(y, 12, "point", 60), band(y + 4, 4, "act")], `squeeze-excite ${channels}→${squeeze}→${channels}`],
+  Pool: (_, y) => [16, [funnel(y)], "global average pool"],
+  MaxPool: ([, kernel, stride], y) => [16, [funnel(y)], `max-pool ${kernel}×${kernel}, stride ${stride}`],
+  AvgPool: ([, kernel, stride], y) => [16, [funnel(y)], `average pool ${kernel}×${kernel}, stride ${stride}`],
+  Subsample: ([, stride, before = 0, after = 0], y) => [16, [funnel(y)],
+    [...(stride > 1 ? [`pixel ${stride} by ${stride}`] : []), ...(before + after ? [`${before + after} zero channels`] : [])].join(", ")],
+  Select: ([, , from, to], y) => [9, [band(y, 5, "norm", 20)], `${to} of ${from} channels by index`],
+  Flatten: (_, y) => [9, [band(y, 5, "norm")], "flatten"],
   Linear: ([, , from, to], y) => [24, [band(y, 20, "point", 60)], `linear ${from}→${to}`],
 };
+
+// The branches that are drawn: of a sum the body, else all that have layers.
+const drawnBranches = layer => layer.kind === "Residual" || layer.kind === "DualPath"
+  ? [layer.branches[0]] : layer.branches.filter(branch => branch.length);
+
+function joinWords({kind, channels, branches}) {
+  const [layer] = kind === "Residual" || kind === "DualPath"
+    ? branches[1].filter(inner => inner[0] === "Conv" || inner[0] === "Subsample") : [];
+  const short = layer ? `shortcut ${LAYERS[layer[0]](layer, 0)[2]}` : "identity";
+  const passes = branches.findIndex(branch => !branch.length);
+  switch (kind) {
+    case "Residual": return layer ? short : "identity added";
+    case "DualPath": return `${channels} channels summed, others appended; ${short}`;
+    case "Split": return passes < 0 ? `split at ${channels}, concatenated`
+      : `${passes ? `the channels from ${channels} on` : `the first ${channels} channels`} pass, concatenated`;
+    default: return passes < 0 ? "concatenated" : "appended to the input";
+  }
+}
 
 // Layers downwards from y: [elements, y below them]. Small consecutive layers share one line of text.
 function stack(layers, from) {
@@ -58,13 +78,20 @@ function stack(layers, from) {
   for (const layer of layers) {
     if (layer.branches) {
       flush();
-      const [inside, below] = branchesDrawn(layer, y + 4), short = joinText(layer);
-      const middle = DRAWN.left + DRAWN.width / 2;
-      nodes.push(...inside, svg("path", {d: `M${middle} ${y + 1}H6V${below + 9}H${middle - 7}`, class: "shortcut"}),
-        svg("circle", {cx: middle, cy: below + 9, r: 6, class: "sum"}),
-        svg("path", {d: `M${middle - 4} ${below + 9}h8m-4 -4v8`, class: "shortcut"}),
-        svg("text", {x: DRAWN.label, y: below + 13}, short));
-      y = below + 20;
+      const top = y, middle = DRAWN.left + DRAWN.width / 2;
+      const drawn = drawnBranches(layer);
+      drawn.forEach((branch, i) => {
+        if (drawn.length > 1) nodes.push(svg("text", {x: DRAWN.label, y: y + 14, class: "branch"}, `branch ${i + 1}`));
+        const [inside, below] = stack(branch, y + (drawn.length > 1 ? 18 : 4));
+        nodes.push(...inside);
+        y = below;
+      });
+      const sum = layer.kind === "Residual" || layer.kind === "DualPath";
+      const sign = sum ? `M${middle - 4} ${y + 9}h8m-4 -4v8` : `M${middle - 4} ${y + 7}h8m-8 4h8`;
+      nodes.push(svg("path", {d: `M${middle} ${top + 1}H6V${y + 9}H${middle - 7}`, class: "shortcut"}),
+        svg("circle", {cx: middle, cy: y + 9, r: 6, class: "sum"}), svg("path", {d: sign, class: "shortcut"}),
+        svg("text", {x: DRAWN.label, y: y + 13}, joinWords(layer)));
+      y += 20;
       continue;
     }
     const [height, drawn, text] = LAYERS[layer[0]](layer, y);
@@ -79,35 +106,6 @@ function stack(layers, from) {
   return [nodes, y];
 }
 
-// The branches of a layer from y downwards: the body of a residual one alone, else one below the other.
-function branchesDrawn(layer, from) {
-  if (layer.kind === "Residual") return stack(layer.branches[0], from);
-  const drawn = layer.branches.filter(branch => branch.length), nodes = [];
-  let y = from;
-  drawn.forEach((branch, i) => {
-    if (drawn.length > 1) {
-      nodes.push(svg("text", {x: DRAWN.label, y: y + 14}, `branch ${i + 1}`));
-      y += 20;
-    }
-    const [inside, below] = stack(branch, y);
-    nodes.push(...inside);
-    y = below;
-  });
-  return [nodes, y];
-}
-
-// How the branches are joined.
-function joinText({kind, channels, branches}) {
-  const [conv] = branches.at(-1).filter(inner => inner[0] === "Conv");
-  const own = branches.some(branch => !branch.length) ? " with the input" : "";
-  return {
-    Residual: conv ? `shortcut ${LAYERS.Conv(conv, 0)[2]}` : branches.at(-1).length ? "shortcut added" : "identity added",
-    Concat: `concatenated${own}`,
-    Split: `split at ${channels}, concatenated`,
-    DualPath: `${channels} added, others concatenated`,
-  }[kind];
-}
-
 function blockDrawing(layers, label) {
   const [nodes, y] = stack(layers, 2);
   return svg("svg", {viewBox: `0 0 ${DRAWN.full} ${y + 4}`, role: "img", "aria-label": label, class: "block"}, ...nodes);
@@ -115,38 +113,34 @@ function blockDrawing(layers, label) {
 
 // The layers in words, for screen readers.
 function layersText(layers) {
-  const text = layer => layer.kind === "Residual" ? `residual of (${layersText(layer.branches[0])})`
-    : layer.branches ? `(${layer.branches.map(layersText).join(") and (")}) ${joinText(layer)}` : LAYERS[layer[0]](layer, 0)[2];
+  const text = layer => layer.branches
+    ? `${drawnBranches(layer).map(branch => `(${layersText(branch)})`).join(" and ")}: ${joinWords(layer)}`
+    : LAYERS[layer[0]](layer, 0)[2];
   return layers.map(text).filter(Boolean).join("; ");
 }
 
-// Where the stride stands in the fields of a layer.
-const STRIDES = {Conv: 5, MaxPool: 2, AvgPool: 2, Subsample: 1};
-const strideOf = layers => layers.reduce((stride, layer) => stride * (
-  layer.branches ? strideOf(layer.branches.find(branch => branch.length) ?? []) : layer[STRIDES[layer[0]]] ?? 1), 1);
-
 function diagram(arch) {
   const pieces = [], stem = layersOf(arch[1]);
-  let side = Math.ceil(arch[0] / strideOf(stem));
+  let side = sideAfter(stem, arch[0]), enters = widthAfter(stem, 0);
   const place = (title, facts, layers) => pieces.push(
     el("li", {}, el("h4", {}, title, el("span", {}, facts)), blockDrawing(layers, layersText(layers))));
-  place("stem", `${channelsOut(arch[1])} channels, ${side}×${side}`, stem);
+  place("stem", `${enters} channels, ${side}×${side}`, stem);
   stagesOf(arch).forEach((stage, i) => {
     const first = layersOf(stage.first), further = layersOf(stage.further);
-    side = Math.ceil(side / strideOf(first));
-    const {enters, leaves: width} = stage;
-    const facts = `${plans.stages[stage.text]} · ${width} channels, ${side}×${side}`;
+    const before = side, entering = enters, width = widthAfter(first, entering), next = widthAfter(further, width);
+    side = sideAfter(first, before);
+    enters = stage.count > 1 ? next + (stage.count - 2) * (next - width) : width;
+    const facts = `${plans.stages[stage.text]} · ${enters} channels, ${side}×${side}`;
     if (stage.count === 1 || stage.first === stage.further) {
       place(`stage ${i + 1}`, `${facts}${stage.count > 1 ? ` · all ${stage.count} blocks alike` : ""}`, first);
       return;
     }
     const drawing = el("div", {}, blockDrawing(further, layersText(further)));
     const one = stage.count > 2 ? `one of the ${stage.count - 1} further blocks` : "the second block";
-    const stride = strideOf(first) > 1 ? `, stride ${strideOf(first)}` : "";
-    const grows = further.some(layer => ["Concat", "DualPath"].includes(layer.kind));  // each block has channels of its own
+    const sides = side === before ? "" : `, ${before}×${before} to ${side}×${side}`;
     const words = {
-      further: [`Drawn: ${one}${grows ? "" : `, ${width}→${width}`}.`, "Show the first"],
-      first: [`Drawn: the first block${grows ? "" : `, ${enters}→${width}`}${stride}.`, "Show a further one"],
+      further: [`Drawn: ${one}, ${width}→${next}.`, "Show the first"],
+      first: [`Drawn: the first block, ${entering}→${width}${sides}.`, "Show a further one"],
     };
     const said = el("span", {}, words.further[0]);
     let shown = "further";

@@ -31,7 +31,7 @@ from igc_nas.analysis.views import (
     trials_view,
 )
 from igc_nas.arch.config import ArchConfig, Head, Stem
-from igc_nas.arch.layers import Branched, Layer
+from igc_nas.arch.layers import Branched, Layer, Residual
 from igc_nas.arch.plan import features_shape
 from igc_nas.arch.shapes import Shape
 from igc_nas.arch.stages import StageConfig, describe_stage
@@ -247,10 +247,10 @@ def _texts(column: Iterable[str]) -> Json:
 class Plans:
     """Architectures as indices of stage texts and blocks, from which the page's table and diagram are drawn.
 
-    An architecture is [side, stem, (channels, text, first, further, count) of each stage, ..., channels, text, end]:
-    the side of its images, the channels that enter a stage or the end, and indices of texts and blocks. A block is a
-    list of indices of layers; one with branches is [kind, channels or 0, branch, ...]. A layer is its kind, then its
-    fields, up to the last one that differs from its default.
+    An architecture is [side, stem, (text, first, further, count) of each stage, ..., text, end]: the side of its
+    images, then indices of texts (the last one is the head's, empty without one) and blocks. A block is a list of
+    indices of layers; a layer with branches is [body, shortcut] if it is residual, else [kind, channels or 0, branch,
+    ...]. A layer is its kind, then its fields, up to the last one that differs from its default.
     """
 
     def __init__(self) -> None:
@@ -263,8 +263,7 @@ class Plans:
         """An architecture as indices."""
         encoded = [arch.input[1], *self._cached(arch.stem, arch.input[0], self._stem)]
         for _, stage, in_width in arch.with_input_widths():
-            encoded += (in_width, *self._cached(stage, in_width, self._stage))
-        encoded += (arch.features, self.stages.index(str(arch.head or "")))
+            encoded += self._cached(stage, in_width, self._stage)
         return [*encoded, *self._cached(arch.head, (features_shape(arch), arch.classes), self._end)]
 
     def _cached(self, part: Any, context: Any, encode: Callable[[Any, Any], tuple[int, ...]]) -> tuple[int, ...]:
@@ -288,15 +287,16 @@ class Plans:
     def _end(self, head: Head | None, shape_and_classes: tuple[Shape, int]) -> tuple[int, ...]:
         shape, classes = shape_and_classes
         layers = (layer for _, block in end_layers(shape, head, classes) for layer in block)
-        return (self.blocks.index(tuple(layers)),)
+        return self.stages.index(str(head or "")), self.blocks.index(tuple(layers))
 
     def _layer_indices(self, layers: tuple[Layer, ...]) -> list[Any]:
-        return [
-            [type(layer).__name__, getattr(layer, "channels", 0), *map(self._layer_indices, layer.branches)]
-            if isinstance(layer, Branched)
-            else self.layers.index(layer)
-            for layer in layers
-        ]
+        return [self._branches(layer) if isinstance(layer, Branched) else self.layers.index(layer) for layer in layers]
+
+    def _branches(self, layer: Branched) -> list[Any]:
+        branches = [self._layer_indices(branch) for branch in layer.branches]
+        if isinstance(layer, Residual):
+            return branches
+        return [type(layer).__name__, getattr(layer, "channels", 0), *branches]
 
 
 _ALWAYS = ("stride", "groups")

@@ -31,6 +31,7 @@ from igc_nas.nn.codegen.program import (
     SelectRow,
     WindowOp,
 )
+from igc_nas.nn.codegen.shuffles import shuffled_text
 from igc_nas.nn.codegen.tiles import Tiling, tiling
 
 ALIGN = 16
@@ -48,12 +49,23 @@ typedef int ivec __attribute__((vector_size({bytes}), may_alias));
 #define LOAD(p) (*(const vec *)(p))
 #define STORE(p, v) (*(vec *)(p) = (v))
 /* Macros: a function with vectors as arguments has another ABI where the processor has no such registers. */
-#define RELU(a) ((vec)((ivec)(a) & ((a) > (vec){{0}})))
-#define RELU6(a) ((vec)(((ivec)RELU(a) & ((a) < SIX)) | ((ivec)SIX & ((a) >= SIX))))
 #define SIX ((vec){{{sixes}}})
+#if defined(__GNUC__) && !defined(__clang__) && defined({processor}) /* GCC finds no maximum in comparisons */
+#define MAX(a, b) {maximum}
+#define MIN(a, b) {minimum}
+#else
+#define MAX(a, b) ((vec)(((ivec)(a) & ((a) > (b))) | ((ivec)(b) & ~((a) > (b)))))
+#define MIN(a, b) ((vec)(((ivec)(a) & ((a) < (b))) | ((ivec)(b) & ~((a) < (b)))))
+#endif
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){{__VA_ARGS__}})
+#endif
+#define RELU(a) MAX(a, (vec){{0}})
+#define RELU6(a) MIN(RELU(a), SIX)
 #define HSIGMOID(a) (RELU6((a) + 3.0f) * (1.0f / 6.0f))
 #define HSWISH(a) ((a) * HSIGMOID(a))
-#define MAX(a, b) ((vec)(((ivec)(a) & ((a) > (b))) | ((ivec)(b) & ~((a) > (b)))))
 """
 
 SIGMOID = """\
@@ -76,6 +88,12 @@ static float sigmoid(float x)
     return 1.0f / (1.0f + p * power);
 }
 """
+X86 = {
+    4: ("__SSE__", "__builtin_ia32_{}ps(a, b)"),
+    8: ("__AVX__", "__builtin_ia32_{}ps256(a, b)"),
+    16: ("__AVX512F__", "__builtin_ia32_{}ps512_mask(a, b, (vec){{0}}, -1, 4)"),
+}
+"""By lanes: the macro of processors with such vectors, the minimum and maximum of two in GCC."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +134,7 @@ class _Emitter:
         calls = list(self._calls(places))
         text = "\n".join(
             [
-                PROLOGUE.format(bytes=4 * lanes, sixes=", ".join(["6.0f"] * lanes)),
+                prologue(lanes),
                 *([SIGMOID] if any("sigmoid(" in text for text in self.kernels) else []),
                 *(text.replace("KERNEL", name) for text, name in self.kernels.items()),
                 "static void forward(const float *image, float *logits, const float *weights, float *arena)",
@@ -172,7 +190,9 @@ class _Emitter:
         lanes = self.program.lanes
         match op:
             case GatherRow(depth, table, target):
-                return (self._kernel(_copy_text(table, depth, len(target), width)),)
+                if depth % lanes or len(target) % lanes:
+                    return (self._kernel(_copy_text(table, depth, len(target), width)),)
+                return (self._kernel(shuffled_text(table, depth, width, lanes)),)
             case SelectRow():
                 name = self._kernel(_select_text(len(op.source), len(op.target), width))
                 return name, self._weights(packed_index(op, self.tensors))
@@ -219,6 +239,13 @@ class _Emitter:
         self.weights.append(np.concatenate([floats, np.zeros(rest, np.float32)]))
         self.placed += len(floats) + rest
         return at
+
+
+def prologue(lanes: int) -> str:
+    """Types and macros for vectors of `lanes` floats."""
+    processor, call = X86[lanes]
+    names = {"processor": processor, "maximum": call.format("max"), "minimum": call.format("min")}
+    return PROLOGUE.format(bytes=4 * lanes, sixes=", ".join(["6.0f"] * lanes), **names)
 
 
 # What stands between the kernels.
@@ -457,6 +484,9 @@ def _tile_lines(op: ConvRow, cut: Tiling, pixels: int, row_stride: int) -> Itera
 
 
 def _product_lines(op: ConvRow, cut: Tiling, pixels: int, row_stride: int) -> Iterator[str]:
+    if cut.window:
+        yield from _window_lines(op, cut, pixels, row_stride)
+        return
     pixel = len(op.source) * op.conv.stride
     loops = [("ky", op.conv.kernel, f"ky * {row_stride}"), ("kx", op.conv.kernel, f"kx * {len(op.source)}")]
     if cut.offsets is None:
@@ -479,6 +509,29 @@ def _product_lines(op: ConvRow, cut: Tiling, pixels: int, row_stride: int) -> It
         sums = " ".join(f"a{o}_{p} += w{o} * v;" for o in range(cut.outs))
         yield f"{indent}    {{ const {value}; {sums} }}"
     yield f"{indent}}}"
+
+
+def _window_lines(op: ConvRow, cut: Tiling, pixels: int, row_stride: int) -> Iterator[str]:
+    """The products of a tile where each input of a row is loaded once, for all taps that it is under."""
+    kernel, stride, depth = op.conv.kernel, op.conv.stride, len(op.source)
+    ((inputs, step),) = cut.terms
+    yield f"for (int ky = 0; ky < {kernel}; ++ky)"
+    if inputs > 1:
+        yield f"    for (int i = 0; i < {inputs}; ++i)"
+    term = cut.outs * cut.lanes
+    yield "    {"
+    yield f"        const float *ip = it + x * {depth * stride} + ky * {row_stride}" + (
+        f" + i * {step};" if inputs > 1 else ";"
+    )
+    yield f"        const float *wp = wt + ky * {kernel * inputs * term}" + (f" + i * {term};" if inputs > 1 else ";")
+    for kx in range(kernel):
+        for o in range(cut.outs):
+            yield f"        const vec w{kx}_{o} = LOAD(wp + {kx * inputs * term + o * cut.lanes});"
+    for place in range((pixels - 1) * stride + kernel):
+        under = [(kx, (place - kx) // stride) for kx in range(kernel) if (place - kx) % stride == 0]
+        sums = " ".join(f"a{o}_{p} += w{kx}_{o} * v;" for kx, p in under if 0 <= p < pixels for o in range(cut.outs))
+        yield f"        {{ const vec v = LOAD(ip + {place * depth}); {sums} }}"
+    yield "    }"
 
 
 # Memory.

@@ -29,6 +29,7 @@ def packed(row: ConvRow, tiling: Tiling, tensors: Tensors) -> NDArray[np.float32
     size_in, size_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
     taps = conv.kernel**2
     merged_out = conv.out_channels // len(tiling.sorted_inputs) if tiling.sorted_inputs else size_out
+    sorted_inputs = [np.array(inputs) for inputs in tiling.sorted_inputs or ()]
     whole = np.zeros((len(tiling.tiles), taps, tiling.inputs, tiling.outs, tiling.lanes))
     biases = np.zeros((len(tiling.tiles), tiling.outs, tiling.lanes))
     for number, tile in enumerate(tiling.tiles):
@@ -39,11 +40,13 @@ def packed(row: ConvRow, tiling: Tiling, tensors: Tensors) -> NDArray[np.float32
                 if channel == PAD:
                     continue
                 first = channel // size_out * size_in
-                read = tiling.sorted_inputs[channel // merged_out] if tiling.sorted_inputs else None
-                for term in range(tiling.inputs):
-                    index = term if read is None else read[term] - first
-                    if 0 <= index < size_in:  # else an input of a group that is merged with this one
-                        whole[number, :, term, out, lane] = weight[position][index]
+                read = sorted_inputs[channel // merged_out] if tiling.sorted_inputs else None
+                if read is None:
+                    whole[number, :, :, out, lane] = weight[position].T
+                else:
+                    index = read - first
+                    own = (index >= 0) & (index < size_in)  # else an input of a group that is merged with this one
+                    whole[number][:, own, out, lane] = weight[position][index[own]].T
                 biases[number, out, lane] = bias[position]
     return np.concatenate([whole.ravel(), biases.ravel()]).astype(np.float32)
 

@@ -56,13 +56,12 @@ from igc_nas.nn.codegen.orders import (
     positions,
     width,
 )
+from igc_nas.nn.codegen.shuffles import permute_cost
 from igc_nas.nn.lowering.chain import is_spatial, output_size
 
 Way = Literal["outputs", "groups"]
 MOST_CHOICES, MOST_STATES = 1024, 16
 """Choices of ways that are compared in a block; orders that are kept from one block to the next."""
-PERMUTE_COST = 1.5
-"""Vector instructions that permuting one float of a row costs about: it is loaded and stored as a scalar."""
 
 
 @dataclass(frozen=True)
@@ -254,11 +253,11 @@ class Program:
 
 
 class UnsupportedLayerError(IgcNasError):
-    """Generated C has no code for a network: it ends in features."""
+    """Generated C has no code for a network: it does not end in a number for each class."""
 
 
 def program(plan: Plan, lanes: int) -> Program:
-    """The program of a plan for vectors of `lanes` floats. Raises `UnsupportedLayerError` without a classifier."""
+    """The program of a plan for vectors of `lanes` floats. Raises `UnsupportedLayerError`."""
     return _Builder(plan, lanes).built()
 
 
@@ -273,7 +272,8 @@ class _Trace:
     order: Order
 
 
-def _ways(conv: Conv) -> tuple[Way, ...]:
+def conv_ways(conv: Conv) -> tuple[Way, ...]:
+    """The ways that a convolution may run."""
     size_in, size_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
     if size_in == size_out == 1:
         return ("groups",)
@@ -292,7 +292,7 @@ def merged(conv: Conv, lanes: int) -> tuple[int, int, int]:
     return conv.groups // together, size_in * together, size_out * together
 
 
-def _conv_orders(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[Order, Order]:
+def conv_orders(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[Order, Order]:
     """(the order that the convolution reads, the order that it writes)."""
     size_in, size_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
     if way == "outputs":
@@ -304,11 +304,11 @@ def _conv_orders(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[Order,
 
 
 def _conv_cost(conv: Conv, way: Way, order: Order, lanes: int) -> tuple[float, Order]:
-    source, target = _conv_orders(conv, way, order, lanes)
+    source, target = conv_orders(conv, way, order, lanes)
     inputs = merged(conv, lanes)[1] if way == "outputs" else conv.in_channels // conv.groups
     terms = inputs * conv.kernel**2
     work = len(target) / lanes * (terms + 1.0) / conv.stride**2
-    return work + (PERMUTE_COST * len(source) if source != order else 0.0), target
+    return work + (permute_cost(order, source, lanes) if source != order else 0.0), target
 
 
 def _convs(layers: tuple[Layer, ...]) -> Iterator[Conv]:
@@ -336,7 +336,7 @@ def _walk(layers: tuple[Layer, ...], ways: Iterator[Way], order: Order, lanes: i
                 cost += sum(trace.cost for trace in traces) * scale
                 ends = [trace.order for trace in traces]
                 if isinstance(layer, Residual) and ends[0] != ends[1]:
-                    cost += PERMUTE_COST * len(ends[0]) * scale
+                    cost += permute_cost(ends[1], ends[0], lanes) * scale
                 order = _joined(layer, ends, lanes)
             case _:
                 order = _order_after(layer, order, lanes)
@@ -385,7 +385,7 @@ def _joined(layer: Branched, ends: Sequence[Order], lanes: int) -> Order:
 def _choices(layers: tuple[Layer, ...], order: Order, lanes: int) -> dict[Order, tuple[float, tuple[Way, ...]]]:
     """For each order that a block can end in: the least cost, and the ways that have it."""
     found: dict[Order, tuple[float, tuple[Way, ...]]] = {}
-    offered = list(map(_ways, _convs(layers)))
+    offered = list(map(conv_ways, _convs(layers)))
     for at in range(len(offered) - 1, -1, -1):
         if prod(map(len, offered)) > MOST_CHOICES:
             offered[at] = offered[at][:1]
@@ -442,15 +442,16 @@ class _Builder:
         """Row operations on image `here` that have no target yet."""
 
     def built(self) -> Program:
-        last = self.plan.blocks[-1].layers
-        if not last or not isinstance(last[-1], Linear):
-            raise UnsupportedLayerError(
-                f"{self.plan.blocks[-1].name}: generated C is of networks that end in a classifier",
-                "--latency-runtime eager runs every network",
-            )
         ways = _best_ways(self.plan, self.order, self.lanes)
         for block, chosen in zip(self.plan.blocks, ways, strict=True):
             self._layers(block.layers, block.name, iter(chosen))
+        here = self.images[self._settle()]
+        if here.height * here.width > 1 or width(self.order) != self.plan.classes:
+            raise UnsupportedLayerError(
+                f"{self.plan.blocks[-1].name}: generated C is of networks that end in a number per class",
+                "--latency-runtime eager runs every network",
+            )
+        self._reorder(aligned(tuple(range(self.plan.classes)), self.lanes))
         self._settle()
         return Program(self.lanes, tuple(self.images), tuple(self.steps), self.plan.classes)
 
@@ -495,7 +496,7 @@ class _Builder:
     # Within a pipeline.
 
     def _conv(self, conv: Conv, name: str, way: Way) -> None:
-        source, target = _conv_orders(conv, way, self.order, self.lanes)
+        source, target = conv_orders(conv, way, self.order, self.lanes)
         if self.pending and isinstance(last := self.pending[-1], ConvRow) and last.add is not None:
             self._settle()  # the images of both branches are free before a wider one is written
         self._reorder(source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from igc_nas.arch.layers import Conv
 from igc_nas.nn.codegen.orders import padded, positions
 from igc_nas.nn.codegen.program import ConvRow, merged
 
@@ -37,6 +38,8 @@ class Tiling:
     sorted_inputs: tuple[tuple[int, ...], ...] | None = None
     offsets: tuple[tuple[int, ...], ...] | None = None
     """Where `terms` are no regular nest: for each tile the inputs' places behind `source`."""
+    window: bool = False
+    """Whether the registers also hold the weights of all taps of a row: each input of it is then loaded once."""
 
     @property
     def inputs(self) -> int:
@@ -93,13 +96,19 @@ def _along_groups(row: ConvRow, width: int, lanes: int, registers: int) -> Tilin
         vectors = len(row.target) // lanes
         outs, pixels = 1, _shape(1, width, registers)[1]
         tiles = tuple(Tile(v * lanes, v * lanes) for v in range(vectors))
-        return Tiling(lanes, outs, pixels, lanes, tiles, ((1, 0),), False)
+        window = _has_window(conv, outs, pixels, registers)
+        return Tiling(lanes, outs, pixels, lanes, tiles, ((1, 0),), False, window=window)
     depth = padded(conv.groups, lanes)
     outs, pixels = _shape(size_out, width, registers)
     tiles = tuple(
         Tile(first * depth + v * lanes, v * lanes) for v in range(depth // lanes) for first in range(0, size_out, outs)
     )
-    return Tiling(lanes, outs, pixels, depth, tiles, ((size_in, depth),), False)
+    window = _has_window(conv, outs, pixels, registers)
+    return Tiling(lanes, outs, pixels, depth, tiles, ((size_in, depth),), False, window=window)
+
+
+def _has_window(conv: Conv, outs: int, pixels: int, registers: int) -> bool:
+    return conv.kernel > 1 and outs * pixels + conv.kernel * outs + 1 <= registers
 
 
 def nest(offsets: tuple[int, ...]) -> tuple[tuple[int, int], ...] | None:

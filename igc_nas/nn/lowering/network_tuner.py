@@ -1,7 +1,8 @@
 """Finds the form in which one network trains fastest, and checks it against the factored network.
 
-`ChainTuner` picks the form of each chain from the times of its parts. Where their sum does not show a clear gain,
-whole training steps of the factored and the lowered network race.
+On one CPU thread the whole step in C (`igc_nas.nn.training_step`) races first: where it is much faster than the
+factored network, nothing else is timed. Otherwise `ChainTuner` picks the form of each chain from the times of its
+parts, and where their sum does not show a clear gain, whole training steps race.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from torch.nn import functional as F
 
 from igc_nas.arch.plan import Plan
 from igc_nas.errors import StudyError
-from igc_nas.nn.device import Device, exact_float32
+from igc_nas.nn.cuda_timing import event_timer
+from igc_nas.nn.device import Device, exact_float32, without_cudnn_benchmark
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.chain import Chain
 from igc_nas.nn.lowering.chain_tuner import ChainTuner
@@ -26,10 +28,17 @@ from igc_nas.nn.lowering.pinned_forms import PinnedForms
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.training import ChainForm, Forward, LoweredNetwork, NetworkForm, factored_forward
 from igc_nas.nn.network import Network
-from igc_nas.nn.timing import Race, Timer, timed
+from igc_nas.nn.timing import Race, Timer, timed, typical
+from igc_nas.nn.training_step import library
+from igc_nas.nn.training_step.network import NativeStep
+from igc_nas.nn.training_step.ways import Unsupported
 from igc_nas.study.spec import Recipe, Schedule
 
-Lowering = Callable[[Network], LoweredNetwork]
+TrainingForm = LoweredNetwork | NativeStep
+Lowering = Callable[[Network], TrainingForm]
+ChainForms = Callable[[], dict[str, ChainForm]]
+"""The forms of a network's chains by their keys; they are found at the first call."""
+STEP_LANES: dict[NetworkForm, int] = {"native-step-8": 8, "native-step-16": 16}
 StepTimer = Callable[[NetworkForm, Callable[[], None]], Timer]
 RACE = Race(rounds=4, cap_s=0.5, drop_after=2)
 """Steps are long and vary little: the faster of two shows a difference of 1.5 times. The factored form wins ties."""
@@ -77,7 +86,7 @@ class NetworkTuner:
         self.race = race
         self.obviously = obviously
         self.entrants = entrants
-        self.timer = timer or (lambda form, step: timed(step, device.synchronize))
+        self.timer = timer or (lambda form, step: step_timer(step, device))
         self.lower = lower
         self._chain_tuner = ChainTuner(
             cache, schedule.batch, self.dtype, device.torch_device, device.synchronize, pause
@@ -96,23 +105,29 @@ class NetworkTuner:
         """The tuner of a study's recipe."""
         return cls(recipe, recipe.resolution, device, cache, pins, pause)
 
-    def __call__(self, network: Network, identity: str) -> LoweredNetwork | None:
-        """The fastest lowering of a channels-last network; None where the factored network is the fastest.
+    def __call__(self, network: Network, identity: str) -> TrainingForm | None:
+        """The fastest form of a channels-last network; None where the factored network is the fastest.
 
         `identity` is the network's id. Raises `StudyError` where the pinned form needs a C compiler and there is none.
         """
         whole = replace(network.plan, input=(network.plan.input[0], self.resolution, self.resolution))
-        chains = self._chains(whole)
         key = f"{identity} @{self.resolution} {self._scope}"
+        chains = cache(lambda: self._chains(whole))
         form = self.pins.network_form(key, lambda: self._fastest(network, whole, chains))
         self.cache.save()
-        if form == "native" and not native.available():
+        if not self._can_run(form):
             raise StudyError(
                 "this training was started with compiled kernels, and there is no C compiler",
                 "install one (cc), or start another training",
             )
         return None if form == "factored" else self._lowering(form, whole, chains)(network)
 
+    def _can_run(self, form: NetworkForm) -> bool:
+        if form in STEP_LANES:
+            return library.available(self.dtype, STEP_LANES[form])
+        return form != "native" or native.available()
+
+    @without_cudnn_benchmark()  # it would time engines for parts of forms that are never trained
     def _chains(self, whole: Plan) -> dict[str, ChainForm]:
         """The form of every chain of a plan, by the chain's key."""
         found: dict[str, ChainForm] = {}
@@ -128,14 +143,22 @@ class NetworkTuner:
             f"{chain.key} {self._scope}", lambda: tuner.best(chain, first), lambda form: tuner.allows(chain, form)
         )
 
-    def _fastest(self, network: Network, whole: Plan, chains: dict[str, ChainForm]) -> NetworkForm:
+    def _fastest(self, network: Network, whole: Plan, chains: ChainForms) -> NetworkForm:
         """The fastest form that computes the factored network's function."""
-        equal = self._equal(network, whole, chains)
-        if not equal:
+        entrants = entrants_for(self.device.kind) if self.entrants is None else self.entrants
+        steps = self._equal(network, whole, [form for form in entrants if form in STEP_LANES], chains)
+        if steps:
+            samples = self._raced(network, steps)
+            best = min(steps, key=lambda form: typical(samples[form]))
+            if typical(samples["factored"]) > self.obviously * typical(samples[best]):
+                return best
+        equal = self._equal(network, whole, [form for form in entrants if form not in STEP_LANES], chains)
+        if not (equal or steps):
             return "factored"
-        if len(equal) == 1 and self.device.kind == "cpu" and self._is_obvious(whole, chains):
+        if len(equal) == 1 and not steps and self.device.kind == "cpu" and self._is_obvious(whole, chains()):
             return next(iter(equal))
-        return self._win(network, equal)
+        samples = self._raced(network, steps | equal)
+        return self.race.winner(samples, size=lambda form: int(form != "factored"))
 
     def _is_obvious(self, whole: Plan, chains: dict[str, ChainForm]) -> bool:
         """Whether the summed times of the parts predict so large a gain that no step of the network need be timed."""
@@ -147,8 +170,8 @@ class NetworkTuner:
                 factored_ms, lowered_ms, first = factored_ms + before, lowered_ms + after, False
         return factored_ms > self.obviously * lowered_ms
 
-    def _win(self, network: Network, equal: Mapping[NetworkForm, Lowering]) -> NetworkForm:
-        """The winner of a race of whole training steps, forward and backward.
+    def _raced(self, network: Network, equal: Mapping[NetworkForm, Lowering]) -> dict[NetworkForm, list[float]]:
+        """Milliseconds of whole training steps, forward and backward, of the factored network and of other forms.
 
         They run on copies, which leaves the weights and the running statistics of the network as they are.
         """
@@ -158,7 +181,7 @@ class NetworkTuner:
         for form, make in makers.items():
             copied = copy.deepcopy(network).train()
             runs[form] = self._after_pause(self.timer(form, _step(copied, make(copied), x)))
-        return self.race.winner(self.race.run(runs), size=lambda form: int(form != "factored"))
+        return self.race.run(runs)
 
     def _after_pause(self, run: Timer) -> Timer:
         def once() -> float:
@@ -167,8 +190,12 @@ class NetworkTuner:
 
         return once
 
-    def _equal(self, network: Network, whole: Plan, chains: dict[str, ChainForm]) -> dict[NetworkForm, Lowering]:
-        """The lowered forms whose outputs, gradients and running statistics equal the factored network's."""
+    def _equal(
+        self, network: Network, whole: Plan, entrants: Sequence[NetworkForm], chains: ChainForms
+    ) -> dict[NetworkForm, Lowering]:
+        """The forms whose outputs, gradients and running statistics equal the factored network's."""
+        if not entrants:
+            return {}
         images = self._images(network)[:CHECKED_IMAGES]
 
         def outcome(make: Callable[[Network], Forward]) -> tuple[Tensor, ...]:
@@ -180,15 +207,20 @@ class NetworkTuner:
         own = _errors(outcome(self._factored), wanted)
         allowed = [bound + TIMES_ERROR * error for bound, error in zip(FLOAT32_ERRORS, own, strict=True)]
         found: dict[NetworkForm, Lowering] = {}
-        for form in entrants_for(self.device.kind) if self.entrants is None else self.entrants:
+        for form in entrants:
             lowered = self._lowering(form, whole, chains)
-            errors = _errors(outcome(lowered), wanted)
+            try:
+                errors = _errors(outcome(lowered), wanted)
+            except Unsupported:
+                continue
             if all(error <= most for error, most in zip(errors, allowed, strict=True)):
                 found[form] = lowered
         return found
 
-    def _lowering(self, form: NetworkForm, whole: Plan, chains: dict[str, ChainForm]) -> Lowering:
-        return partial(self.lower, whole=whole, forms=chains, dtype=self.dtype, native=form == "native")
+    def _lowering(self, form: NetworkForm, whole: Plan, chains: ChainForms) -> Lowering:
+        if form in STEP_LANES:
+            return partial(NativeStep, whole=whole, dtype=self.dtype, lanes=STEP_LANES[form])
+        return partial(self.lower, whole=whole, forms=chains(), dtype=self.dtype, native=form == "native")
 
     def _images(self, network: Network) -> Tensor:
         """A batch of noise, channels-last."""
@@ -200,13 +232,19 @@ class NetworkTuner:
 
 
 def entrants_for(device_kind: str, threads: int | None = None, compiler: bool | None = None) -> list[NetworkForm]:
-    """The lowered forms that may be fastest on a device: our compiled BN kernels use one thread, torch's use all.
+    """The forms that may be fastest on a device: our compiled kernels use one thread, torch's use all.
 
     `threads` (None: torch's number) and `compiler` (None: looked for) matter on a CPU only.
     """
     if device_kind != "cpu" or not (native.available() if compiler is None else compiler):
         return ["lowered"]
-    return ["native"] if (threads or torch.get_num_threads()) == 1 else ["native", "lowered"]
+    one_thread = (threads or torch.get_num_threads()) == 1
+    return [*STEP_LANES, "native"] if one_thread else ["native", "lowered"]
+
+
+def step_timer(step: Callable[[], None], device: Device) -> Timer:
+    """Times a training step as it is trained: on a GPU as a captured graph, without the launches of its kernels."""
+    return event_timer(step, device.torch_device, graph=True) if device.kind == "cuda" else timed(step)
 
 
 def _step(network: Network, forward: Forward, x: Tensor) -> Callable[[], None]:

@@ -43,8 +43,9 @@ from igc_nas.nn.network import WITHOUT_DATA, Network, activate_, entries, interl
 
 Forward = Callable[[Tensor], Tensor]
 Step = Forward
-NetworkForm = Literal["native", "lowered", "factored"]
-"""Lowered with BN by the C kernels, lowered with BN by PyTorch, not lowered."""
+NetworkForm = Literal["native-step-8", "native-step-16", "native", "lowered", "factored"]
+"""The whole step in C by vectors of 8 or 16 lanes (`igc_nas.nn.training_step`), lowered with BN by the C kernels,
+lowered with BN by PyTorch, not lowered."""
 
 
 @dataclass(frozen=True, slots=True)

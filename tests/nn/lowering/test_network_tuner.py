@@ -30,6 +30,7 @@ from igc_nas.nn.lowering.pinned_forms import FORMS_FILE, PinnedForms
 from igc_nas.nn.lowering.timing_cache import Times, TimingCache
 from igc_nas.nn.lowering.training import ChainForm, LoweredNetwork, NetworkForm
 from igc_nas.nn.network import Network, build
+from igc_nas.nn.training_step.network import NativeStep
 from igc_nas.study.spec import Recipe, Schedule
 from tests.support.builders import one_line
 from tests.support.tuning import ARCHS, BATCH, CPU, EACH, IGCV1, SCHEDULE, Timed, arch
@@ -81,7 +82,7 @@ class Steps:
 
     @property
     def entrants(self) -> list[str]:
-        return [form for form in ("native", "lowered") if form in self.ms]
+        return [form for form in ("native-step-8", "native-step-16", "native", "lowered") if form in self.ms]
 
 
 def refuse(form: NetworkForm, step: Callable[[], None]) -> Callable[[], float]:
@@ -188,10 +189,32 @@ def test_our_own_kernels_take_part(lowered_ms: float, native_ms: float, form: st
     assert ("factored" if found is None else found.form) == form
 
 
+@COMPILES
+def test_where_the_step_in_c_is_much_faster_nothing_else_is_timed(tmp_path: Path) -> None:
+    config = ARCHS["igcv3"]
+    steps = Steps(**{"native-step-8": 0.5, "native-step-16": 0.4, "native": 0.1})
+    found = tuner(config, steps, cache=Unmeasured(), pins=PinnedForms(tmp_path), obviously=2.0)(
+        network_of(config), "id"
+    )
+    assert isinstance(found, NativeStep)
+    assert (found.form, found.lanes) == ("native-step-16", 16)
+    assert pinned_networks(tmp_path) == {f"id @7 b{BATCH} float32": "native-step-16"}
+    assert "native" not in steps.order
+
+
+@COMPILES
+@pytest.mark.parametrize(("step_ms", "form"), [(0.6, "native-step-8"), (0.8, "native"), (1.5, "native")])
+def test_where_it_is_not_it_races_with_the_lowered_forms(step_ms: float, form: str) -> None:
+    steps = Steps(**{"native-step-8": step_ms, "native": 0.7})
+    found = tuner(ARCHS["igcv1"], steps, obviously=2.0)(network_of(ARCHS["igcv1"]), "id")
+    assert found is not None
+    assert found.form == form
+
+
 @pytest.mark.parametrize(
     ("kind", "threads", "compiler", "forms"),
     [
-        ("cpu", 1, True, ["native"]),
+        ("cpu", 1, True, ["native-step-8", "native-step-16", "native"]),
         ("cpu", 2, True, ["native", "lowered"]),
         ("cpu", 1, False, ["lowered"]),
         ("cpu", 2, False, ["lowered"]),

@@ -1,0 +1,156 @@
+"""Candidates as a table of text: for a terminal of any width, for Markdown, LaTeX and notebooks.
+
+Numbers keep their units and their decimals align: a count has two decimals and its suffix, a time three. A terminal
+gets as many columns as fit, the most important first; no cell is ever folded or cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import quantiles
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.io.text import plain, printable, wrapped
+from igc_nas.io.units import fixed_count
+from igc_nas.study.records import Candidate, Latency
+
+NOISY = "*"
+"""Marks a noisy latency in a table."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its title, and a candidate's cell in it."""
+
+    title: str
+    of: Callable[[Candidate], str]
+    left: bool = False
+
+
+def _interval(latency: Latency) -> str:
+    low, high = latency.normalised_interval_ms
+    return f"{low:.3f}-{high:.3f}"
+
+
+def low_quantile_ms(latency: Latency) -> float:
+    """The 5th percentile of a latency's samples, normalised: other processes raise it far less than the median."""
+    samples = latency.samples_ms
+    low = quantiles(samples, n=20, method="inclusive")[0] if len(samples) > 1 else latency.median_ms
+    return low * latency.normalised_ms / latency.median_ms
+
+
+COLUMNS = {
+    "trial": Column("trial", lambda c: str(c.trial)),
+    "error": Column("error", lambda c: f"{100 * c.score.error:.2f} %"),
+    "params": Column("params", lambda c: fixed_count(c.cost.params)),
+    "macs": Column("MACs", lambda c: fixed_count(c.cost.macs)),
+    "latency": Column("latency", lambda c: f"{c.latency.normalised_ms:.3f} ms{NOISY if c.latency.noisy else ' '}"),
+    "form": Column("form", lambda c: c.latency.form, left=True),
+    "deployed": Column("deployed", lambda c: fixed_count(c.deployed_params)),
+    "id": Column("id", lambda c: c.id, left=True),
+    "interval": Column("95 % interval", lambda c: _interval(c.latency)),
+    "low": Column("5 % quantile", lambda c: f"{low_quantile_ms(c.latency):.3f} ms"),
+    "weights": Column("weights", lambda c: f"{(c.latency.weight_bytes or 4 * c.cost.params) / 1e6:.2f} MB"),
+    "architecture": Column("architecture", lambda c: str(c.arch), left=True),
+}
+ALWAYS = ("trial", "error", "params", "macs", "latency")
+"""Columns that every terminal gets; 40 characters hold them."""
+WANTED = ("form", "architecture", "deployed", "id", "interval", "low", "weights")
+"""The others, the first one that fits first."""
+
+
+def table_lines(members: Sequence[Candidate], width: int | None) -> list[str]:
+    """A title line, and a line for each candidate; with a `width` only the columns that fit."""
+    cells = {
+        name: [column.title, *(printable(column.of(member), lines=False) for member in members)]
+        for name, column in COLUMNS.items()
+    }
+    widths = {name: max(map(len, texts)) for name, texts in cells.items()}
+    shown, gap = _fitting(widths, width)
+    padded = [
+        [text.ljust(widths[name]) if COLUMNS[name].left else text.rjust(widths[name]) for text in cells[name]]
+        for name in shown
+    ]
+    return [(" " * gap).join(row).rstrip() for row in zip(*padded, strict=True)]
+
+
+def _fitting(widths: Mapping[str, int], width: int | None) -> tuple[list[str], int]:
+    """(the columns that fit, the blanks between them)."""
+    if width is None:
+        return list(COLUMNS), 2
+    least = sum(widths[name] for name in ALWAYS)
+    gap = 2 if least + 2 * (len(ALWAYS) - 1) <= width else 1
+    used, shown = least + gap * (len(ALWAYS) - 1), set(ALWAYS)
+    for name in WANTED:
+        if used + gap + widths[name] <= width:
+            shown.add(name)
+            used += gap + widths[name]
+    return [name for name in COLUMNS if name in shown], gap
+
+
+PUBLISHED = ("trial", "id", "error", "params", "macs", "latency", "form", "deployed")
+
+
+def markdown_lines(members: Iterable[Candidate]) -> list[str]:
+    """The table in Markdown."""
+    columns = [COLUMNS[name] for name in PUBLISHED]
+    rows = [[column.title for column in columns], [":--" if column.left else "--:" for column in columns]]
+    rows += [[_published(column, member).replace("|", "\\|") for column in columns] for member in members]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def latex_lines(members: Iterable[Candidate]) -> list[str]:
+    """The table as a LaTeX `tabular` (with the rules of the package booktabs)."""
+    columns = [COLUMNS[name] for name in PUBLISHED]
+    rows = [[_published(column, member) for column in columns] for member in members]
+    body = [" & ".join(map(_latex, row)) + r" \\" for row in [[column.title for column in columns], *rows]]
+    layout = "".join("l" if column.left else "r" for column in columns)
+    return [
+        f"\\begin{{tabular}}{{{layout}}}",
+        r"\toprule",
+        body[0],
+        r"\midrule",
+        *body[1:],
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def html_table(members: Iterable[Candidate]) -> str:
+    """The table as HTML, for a notebook."""
+    columns = [COLUMNS[name] for name in (*PUBLISHED, "architecture")]
+    style = [f' style="text-align:{"left" if column.left else "right"}"' for column in columns]
+    head = "".join(f"<th{s}>{plain(c.title)}</th>" for c, s in zip(columns, style, strict=True))
+    rows = (
+        "<tr>"
+        + "".join(f"<td{s}>{plain(_published(c, m))}</td>" for c, s in zip(columns, style, strict=True))
+        + "</tr>"
+        for m in members
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _published(column: Column, member: Candidate) -> str:
+    return printable(column.of(member), lines=False).rstrip()
+
+
+def _latex(text: str) -> str:
+    return "".join("\\" + letter if letter in "%&#_$" else "" if letter in "\\{}~^" else letter for letter in text)
+
+
+LETTERS = {
+    "igcv1": "igcv1: L primary partitions of M channels",
+    "igcv2": "igcv2: C channels, d layers, K channels a partition",
+    "igcv3": "igcv3: C channels, t expansion, G1,G2 groups of the two pointwise convolutions",
+    "conv": "conv: C channels",
+}
+COMMON = "stem's channels | a stage each: unit and its letters, k kernel, x blocks, s stride, res: shortcuts"
+
+
+def legend_lines(archs: Iterable[ArchConfig], width: int = 100) -> list[str]:
+    """What the letters of these architectures mean, on lines of at most `width`."""
+    units = dict.fromkeys(stage.unit for arch in archs for stage in arch.stages)
+    return wrapped(
+        [f"architecture: {'; '.join([COMMON, *(LETTERS[unit] for unit in units if unit in LETTERS)])}"], width
+    )

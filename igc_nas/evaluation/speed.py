@@ -1,0 +1,147 @@
+"""The speed of training on a device, measured on a few networks before a study begins (`igc_nas.study.plan`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.cost import cost_of
+from igc_nas.arch.plan import arch_id
+from igc_nas.data.datasets import DatasetInfo
+from igc_nas.evaluation.images import Images
+from igc_nas.evaluation.training import Training
+from igc_nas.nn.device import Device, configure_torch
+from igc_nas.nn.lowering.network_tuner import NetworkTuner
+from igc_nas.nn.lowering.timing_cache import timing_cache_for
+from igc_nas.nn.network import build
+from igc_nas.study.defaults import with_rungs
+from igc_nas.study.plan import STEPS, Sizes, Speed, planned, recipe_changes
+from igc_nas.study.spec import Recipe, StudySpec
+
+ENOUGH_S = 0.4
+"""A network is timed for about this long, and for two steps at least."""
+MEASURING_S = {"cpu": 3.0, "cuda": 1.5}
+"""Of a trial's latency measurement, by kind of device; what choosing forms takes is measured here."""
+
+
+LENGTH_KEYS = frozenset(("epochs", "train_size", "resolution"))
+"""A recipe with one of these keys is a length chosen by hand."""
+DRAWN = 128
+"""Networks that stand for those that the search will train."""
+TIMING = 0.03
+"""About this share of the time is for timing trainings."""
+START_S = {"cpu": 25.0, "cuda": 30.0}
+"""From the command to the first trial: workers start, load the data, and calibrate the scale of latency."""
+
+
+def planned_spec(
+    spec: StudySpec,
+    info: DatasetInfo,
+    device: Device,
+    time_s: float,
+    workers: int,
+    trials: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> StudySpec:
+    """A new study's spec with a plan for `time_s` seconds, and the recipe that is in it.
+
+    `changes` are those that the user made to the recipe: they stay, and a length among them is the only one considered.
+    """
+    side, given = spec.space.input[1], changes or {}
+    if LENGTH_KEYS & given.keys():
+        recipes = [spec.recipe]
+    else:
+        recipes = [_of_length(spec.recipe, recipe_changes(step, side, info.train_count), given) for step in STEPS]
+    rng = np.random.default_rng(0)
+    drawn = sorted((spec.feasible.draw_stratified(rng) for _ in range(DRAWN)), key=lambda arch: cost_of(arch).macs)
+    timed = [drawn[round(share * (DRAWN - 1))] for share in (0.05, 0.5, 0.95)]
+    resolutions = sorted({recipe.resolution for recipe in recipes})
+    speed = measure_speed(timed, spec.recipe, resolutions, device, TIMING * time_s)
+    usable_s = max(1.0, time_s - START_S[device.kind])
+    recipe, plan = planned(recipes, speed, Sizes.of(drawn), side, usable_s, workers, trials)
+    return spec.model_copy(update={"recipe": recipe, "plan": plan.model_copy(update={"time_s": time_s})})
+
+
+def _of_length(recipe: Recipe, length: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:
+    wanted = {**length, **given}
+    made = Recipe.parse(recipe.model_dump() | wanted | {"rungs": ()}, "recipe")
+    return with_rungs(made, wanted["rungs"])
+
+
+def measure_speed(
+    archs: Sequence[ArchConfig],
+    recipe: Recipe,
+    resolutions: Sequence[int],
+    device: Device,
+    limit_s: float = float("inf"),
+    threads: int = 1,
+) -> Speed:
+    """The speed of training steps of `recipe` on random images of some resolutions, ascending.
+
+    Each network is timed in factored form, at the first resolution first: the fastest step counts, after one to warm
+    up. Those of further resolutions are left out after `limit_s` seconds. The gain of the forms that the recipe asks
+    for, and what choosing them takes, is that of the middle network at the first resolution.
+    """
+    began = time.perf_counter()
+    configure_torch(device, threads)
+    timed: list[tuple[ArchConfig, float, float]] = []
+    for resolution in resolutions:
+        images = _random_images(recipe.batch, resolution, device)
+        for arch in archs:
+            if resolution == resolutions[0] or time.perf_counter() - began < limit_s:
+                step_s = _step_s(_training(arch, recipe, images, device), device)
+                timed.append((arch, (resolution / arch.input[1]) ** 2, step_s))
+    gain, chosen_s = 1.0, 0.0
+    if recipe.forms != "factored":
+        at = len(archs) // 2
+        chosen_s, lowered_s = _in_fastest_form(archs[at], recipe, resolutions[0], device, threads)
+        gain = lowered_s / timed[at][2]
+    found, areas, seconds = zip(*timed, strict=True)
+    images_of_step = np.full(len(timed), float(recipe.batch))
+    return Speed.fit(
+        Sizes.of(found), images_of_step, np.array(areas), gain * np.array(seconds), MEASURING_S[device.kind] + chosen_s
+    )
+
+
+def _in_fastest_form(
+    arch: ArchConfig, recipe: Recipe, resolution: int, device: Device, threads: int
+) -> tuple[float, float]:
+    """(seconds to choose the form, seconds of a training step in it)."""
+    scaled = recipe.model_copy(update={"resolution": resolution, "rungs": ()})
+    tuner = NetworkTuner.of(scaled, device, timing_cache_for(device.name, threads, "training"))
+    training = _training(arch, recipe, _random_images(recipe.batch, resolution, device), device)
+    began = time.perf_counter()
+    forward = tuner(training.network, arch_id(arch))
+    chosen_s = time.perf_counter() - began
+    training.forward = forward or training.forward
+    return chosen_s, _step_s(training, device)
+
+
+def _training(arch: ArchConfig, recipe: Recipe, images: Images, device: Device) -> Training:
+    return Training(build(arch, 0), images, recipe, device, 0)
+
+
+def _step_s(training: Training, device: Device) -> float:
+    """Seconds of one training step; an epoch of `training` is one step."""
+    training.epoch()
+    best, began = float("inf"), time.perf_counter()
+    while best == float("inf") or time.perf_counter() - began < ENOUGH_S:
+        device.synchronize()
+        started = time.perf_counter()
+        training.epoch()
+        device.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def _random_images(count: int, side: int, device: Device) -> Images:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, side, side, 3), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(10, (count,), generator=generator)
+    middle = torch.full((3,), 127.0), torch.full((3,), 64.0)
+    return Images(*(tensor.to(device.torch_device) for tensor in (pixels, labels, *middle)))

@@ -1,0 +1,44 @@
+"""The GPU check: its table has a line a part, what was found or why nothing was."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from igc_nas.engine.search import Run, search
+from tests.gpu import summary
+from tests.support.searches import spec
+from tests.support.stubs import slow_stub
+
+
+def test_the_table_has_a_line_a_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    list(search(spec(), Run(tmp_path / "studies" / "gpu2", trials=3, workers=2), evaluator=slow_stub))
+    trials = tmp_path / "studies" / "gpu2" / "trials.jsonl"
+    spent = {"prepare_s": 1.0, "measure_s": 0.5, "choose_s": 0.25, "train_s": 4.0, "wait_s": 0.0}
+    told = [json.loads(line) | {"spent": spent} for line in trials.read_text().splitlines()]
+    trials.write_text("".join(json.dumps(trial) + "\n" for trial in told))
+    rows = [{"ratio": 1.01}, {"ratio": 1.05}]
+    outputs = {
+        "doctor": {
+            "findings": [{"topic": "cuda:0", "value": "NVIDIA H200"}],
+            "checks": [{"name": "trial", "passed": False, "result": "no kernel image"}],
+        },
+        "train": {"geomean": 1.5, "min": 1.1, "rows": rows},
+        "latency": {"rows": rows},
+    }
+    for part, found in outputs.items():
+        (tmp_path / f"{part}.out").write_text(json.dumps(found))
+    (tmp_path / "tests.out").write_text("....\n5 passed in 60.00s\n")
+    (tmp_path / "search3.err").write_text("igc-nas: no CUDA device is visible to torch\n")
+    for part in ("doctor", "tests", "train", "latency", "search2", "search3"):
+        (tmp_path / f"{part}.status").write_text("0 12\n")
+    summary.main(tmp_path)
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert next(iter(lines)) == "part"
+    assert "NVIDIA H200; trial FAILED: no kernel image" in lines["doctor"]
+    assert "geomean 1.50, min 1.10 over 2 networks" in lines["train"]
+    assert "3.0 % (median), 5.0 % (most)" in lines["latency"]
+    assert "5 passed" in lines["tests"]
+    assert "3 trials" in lines["search2"]
+    assert "choose 0.2, train 4.0" in lines["search2"]
+    assert "no CUDA device is visible" in lines["search3"]
