@@ -90,18 +90,18 @@ def parameters_of(arch: ArchConfig) -> dict[str, str | int]:
     """The parameters of an architecture by name: `stage1.unit`, `stage1.width`, `stage1.L`, ..."""
     found: dict[str, str | int] = {"stem.width": arch.stem.width}
     for number, stage in enumerate(arch.stages, start=1):
-        own = {key: value for key, value in stage if value is not None} | {"width": stage.width}
+        own = {key: value for key, value in stage if isinstance(value, str | int)} | {"width": stage.width}
         found |= {f"stage{number}.{key}": value for key, value in own.items()}
-    return found
+    return found | ({"head.pool": arch.head.pool} if arch.head and arch.head.pool else {})
 
 
 ORDER = ("unit", "width", "blocks", "kernel", "stride", "residual", "L", "M", "depth", "K", "expand", "G1", "G2")
 
 
 def _position(name: str) -> tuple[int, int]:
-    """Sort key: the stem first, then stage by stage; within a stage by `ORDER`."""
+    """Sort key: the stem first, then stage by stage, the head last; within a stage by `ORDER`."""
     part, _, key = name.partition(".")
-    number = int(part.removeprefix("stage")) if part != "stem" else 0
+    number = {"stem": 0, "head": 1_000}[part] if part in ("stem", "head") else int(part.removeprefix("stage"))
     return number, ORDER.index(key) if key in ORDER else len(ORDER)
 
 

@@ -30,14 +30,12 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
 
 def front_picture(study: Study, path: Path, render: Callable[[go.Figure, str], bytes] | None = None) -> None:
-    """Write the front of error against parameters, coloured by latency, as a .png or .svg file.
+    """Write the front of error against parameters, coloured by latency, as a .png, .svg or .pdf file.
 
-    `render` turns a figure into an image of kind `png` or `svg`; None: by kaleido. Raises `UsageError` for another
-    file ending and if kaleido or its browser is missing, `StudyError` for a study without a completed trial.
+    `render` turns a figure into an image of that kind; None: by kaleido. Raises `UsageError` for another file ending
+    and if kaleido or its browser is missing, `StudyError` for a study without a completed trial.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg"):
-        raise UsageError(f"{path.name!r:.120} is neither a .png nor a .svg", "name it front.png or front.svg")
+    kind = picture_kind(path)
     if not study.candidates:
         raise StudyError(
             f"{study.spec.name} has no completed trial to draw", search_command(study.folder, study.spec.name)
@@ -46,6 +44,14 @@ def front_picture(study: Study, path: Path, render: Callable[[go.Figure, str], b
     title, conditions = caption(study)
     figure.update_layout(title={"text": f"<b>{title}</b><br><sub>{conditions}</sub>", "x": 0.02, "xanchor": "left"})
     write_whole(path, (render or kaleido_image)(figure, kind))
+
+
+def picture_kind(path: Path) -> str:
+    """`png`, `svg` or `pdf`, by the ending of a file. Raises `UsageError` for another one."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise UsageError(f"{path.name!r:.120} is not a .png, .svg or .pdf", "name it front.png, front.svg or front.pdf")
+    return kind
 
 
 def front_figure(view: FrontView, colour: str) -> go.Figure:

@@ -24,6 +24,7 @@ from igc_nas.arch.stages import (
     Stride,
     Width,
     describe_stage,
+    out_side,
     out_width,
     with_all_fields,
 )
@@ -67,6 +68,12 @@ class Stem(Frozen):
         if self.unit != "bsconv" and self.reduce:
             raise ValueError("reduce is of a bsconv stem")
         return self
+
+    def out_side(self, side: int) -> int:
+        """Pixels of a side behind the stem; 0 where `side` has too few."""
+        padding = self.kernel // 2 if self.padding is None else self.padding
+        side = max(0, (side + 2 * padding - self.kernel) // self.stride + 1)
+        return self.pool.out_side(side) if self.pool else side
 
 
 class Head(Frozen):
@@ -158,6 +165,24 @@ class ArchConfig(Frozen):
         for number, stage in enumerate(self.stages, start=1):
             yield number, stage, in_width
             in_width = out_width(stage, in_width)
+
+    @model_validator(mode="after")
+    def _maps_are_large_enough(self) -> Self:
+        height, width = self.map_sides
+        if min(height, width) < 1:
+            pixels = f"{self.input[1]} x {self.input[2]}"
+            raise ValueError(f"images of {pixels} pixels are too small: nothing is left of them")
+        if self.head and self.head.pool == "gdc" and height != width:
+            raise ValueError(f"a gdc head reads a square map; this one is {height} x {width}")
+        return self
+
+    @property
+    def map_sides(self) -> tuple[int, int]:
+        """(height, width) of the map that leaves the last stage."""
+        height, width = map(self.stem.out_side, self.input[1:])
+        for stage in self.stages:
+            height, width = out_side(stage, height), out_side(stage, width)
+        return height, width
 
     @property
     def features(self) -> int:

@@ -9,7 +9,6 @@ from functools import lru_cache
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.layers import Act, Concat, Conv, DualPath, Interleave, Layer, Linear, Norm, Pool, Residual, Split
-from igc_nas.arch.shapes import Shape, layers_shape
 from igc_nas.arch.units import end_layers, stage_blocks, stem_layers
 
 
@@ -36,19 +35,8 @@ def plan(arch: ArchConfig) -> Plan:
     for number, stage, in_width in arch.with_input_widths():
         of_blocks = enumerate(stage_blocks(stage, in_width), start=1)
         blocks.extend(BlockPlan(f"stage{number}.block{i}", layers) for i, layers in of_blocks)
-    end = end_layers(features_shape(arch), arch.head, arch.classes)
+    end = end_layers((arch.features, *arch.map_sides), arch.head, arch.classes)
     return Plan(arch.input, arch.classes, (*blocks, *(BlockPlan(name, layers) for name, layers in end)))
-
-
-def features_shape(arch: ArchConfig) -> Shape:
-    """(channels, height, width) that leave the last stage; the sides are 0 where the head does not depend on them."""
-    if arch.head is None or not arch.head.reads_map:
-        return arch.features, 0, 0
-    shape = layers_shape(stem_layers(arch.stem, arch.input[0]), arch.input)
-    for _, stage, in_width in arch.with_input_widths():
-        for layers in stage_blocks(stage, in_width):
-            shape = layers_shape(layers, shape)
-    return shape
 
 
 def arch_id(arch: ArchConfig) -> str:

@@ -83,6 +83,16 @@ class Pooling(Frozen):
     stride: Annotated[int, Field(ge=1, le=64)]
     padding: Annotated[int, Field(ge=0, le=32)] = 0
 
+    @model_validator(mode="after")
+    def _padding_is_less(self) -> Self:
+        if self.padding > self.kernel // 2:
+            raise ValueError(f"padding (={self.padding}) of a pool is at most kernel // 2 (={self.kernel // 2})")
+        return self
+
+    def out_side(self, side: int) -> int:
+        """Pixels of a side behind the pool; 0 where `side` has too few."""
+        return max(0, (side + 2 * self.padding - self.kernel) // self.stride + 1)
+
 
 class _Stage(Frozen):
     """The fields of all stages: `blocks` blocks, of which the first has the stage's stride and changes the width.
@@ -477,6 +487,17 @@ def out_width(stage: StageConfig, in_width: int) -> int:
             return stage.width + (stage.blocks + 1) * stage.growth
         case _:
             return stage.width
+
+
+def out_side(stage: StageConfig, side: int) -> int:
+    """Pixels of a side of a stage's output, for `side` pixels of its input; 0 where a pool finds too few."""
+    if isinstance(stage, DenseStage):
+        return side // stage.stride
+    if isinstance(stage, ConvStage) and stage.pool:
+        for number in range(stage.blocks):
+            side = stage.pool.out_side(side if number else -(-side // stage.stride))
+        return side
+    return -(-side // stage.stride)
 
 
 def describe_stage(stage: StageConfig) -> str:

@@ -452,7 +452,7 @@ def stem_layers(stem: Stem, in_channels: int) -> Layers:
 def end_layers(shape: Shape, head: Head | None, classes: int) -> tuple[tuple[str, Layers], ...]:
     """(name, layers) of the blocks behind the last stage's output of `shape`: the head (if any) and the classifier.
 
-    The sides of the map are read only where `head.reads_map`.
+    The sides of the map matter only where `head.reads_map`.
     """
     if head is None:
         return (("classifier", (Pool(), Linear("linear", shape[0], classes))),)
@@ -482,7 +482,7 @@ def _classifier(shape: Shape, head: Head, classes: int) -> Layers:
     channels = shape[0]
     if head.embedding:
         return Conv("conv", channels, classes), Norm("norm", classes), Flatten()
-    layers: list[Layer] = [Flatten() if head.pool else Pool()]
+    layers: list[Layer] = [Flatten() if head.reads_map else Pool()]
     (features,) = layers_shape(layers, shape)
     if head.select:
         layers.append(Select("select", features, head.select))

@@ -34,7 +34,7 @@ from igc_nas.study.spec import DtypeName, Recipe
 
 ROUNDS, CAP_S = 9, 12.0
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
-SHORT: dict[DtypeName, str] = {"float32": "fp32", "bfloat16": "bf16"}
+SHORT: dict[DtypeName, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 REFERENCE = "nchw_fp32_eager"
 """The baseline that reports before 0.2 compared with."""
 

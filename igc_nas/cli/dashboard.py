@@ -22,7 +22,7 @@ PORT = 8321
 @click.command()
 @click.argument("study", nargs=-1, required=True)
 @click.option("-o", "--out", type=FILE, help="File to write. [default: dashboard.html in the study's folder]")
-@click.option("--picture", type=FILE, help="Also write the front as a .png or .svg picture (needs igc-nas[png]).")
+@click.option("--picture", type=FILE, help="Also write the front as a .png, .svg or .pdf (needs igc-nas[png]).")
 @click.option(
     "--serve", "is_served", is_flag=True, help="Serve the page on 127.0.0.1 and update it while the search runs."
 )
@@ -41,10 +41,14 @@ def dashboard(
     """Write or serve studies as one self-contained page.
 
     It shows fronts, trials, choices, forms and trainings, of several studies side by side.
+
+    \b
+    Examples:
+      igc-nas dashboard igc_cifar10_2m -o page.html
+      igc-nas dashboard mine --serve
     """
     from igc_nas.analysis.dashboard.document import write_dashboard
-    from igc_nas.analysis.plots import front_picture
-    from igc_nas.study.study import PAGE_FILE
+    from igc_nas.analysis.plots import front_picture, picture_kind
 
     if is_served and (out or picture):
         raise UsageError("--serve writes no file", "leave out -o and --picture, or --serve")
@@ -59,12 +63,25 @@ def dashboard(
         )
     if out is None and first.folder is None:
         raise UsageError(f"{first.spec.name} is read from a database and has no folder here", "name the file with -o")
-    page = out or (first.folder or Path()) / PAGE_FILE
+    if picture:
+        picture_kind(picture)  # raises for an unknown ending, before the page is written
+    page = out or _page_of(first)
     write_dashboard(loaded, page)
     put(str(page))
     if picture:
         front_picture(first, picture)
         put(str(picture))
+
+
+def _page_of(study: Study) -> Path:
+    """The default page of a study: in its folder; in the working folder for a study inside the installed package."""
+    from igc_nas.io.resources import PACKAGE
+    from igc_nas.study.study import PAGE_FILE
+
+    folder = study.folder or Path()
+    if folder.resolve().is_relative_to(PACKAGE):
+        return Path(f"{folder.name}.html")
+    return folder / PAGE_FILE
 
 
 def _serve(names: Sequence[str], studies: Sequence[Study], port: int, storage: str | None, root: Path) -> NoReturn:

@@ -170,11 +170,11 @@ def layer_text(layer: Layer) -> str:
         case PRelu(name, _):
             return f"{name}: prelu"
         case SqueezeExcite(name, channels, squeeze, gate, bias):
-            return f"{name}: squeeze-excite {channels}->{squeeze}->{channels} {gate}" + (" with bias" if bias else "")
+            return f"{name}: SE {channels}->{squeeze}->{channels} {gate}" + (" with bias" if bias else "")
         case MaxPool(kernel, stride) | AvgPool(kernel, stride):
             return f"{'max' if isinstance(layer, MaxPool) else 'average'} pool {kernel}x{kernel} stride {stride}"
         case Subsample(stride, before, after):
-            return f"every {stride}th pixel, {before}+{after} zero channels"
+            return f"subsample by {stride}, {before}+{after} zero channels"
         case Pool():
             return "global average pool"
         case Flatten():

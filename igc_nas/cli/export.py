@@ -67,6 +67,11 @@ def export(**options: Any) -> None:
 
     It is one of STUDY (see --pick), or ARCH: a .toml file, a network's name, STUDY:N, or the folder of a training
     (its weights are then exported, too). Before anything is written it is read back and compared with the network.
+
+    \b
+    Examples:
+      igc-nas export igc_cifar10_2m --pick under:params=200k -o arch.toml
+      igc-nas export arch.toml --weights models/ID-cifar10 -o net.onnx
     """
     from igc_nas.export.source import unfinished_text
 
@@ -75,7 +80,7 @@ def export(**options: Any) -> None:
     source, weights = _source(request)
     weights = request.weights or (None if kind == "toml" else weights)
     _check_options(kind, weights, request)
-    if out is not None:
+    if out is not None and kind != "toml":
         _check_place(kind, out, request.force)
     if (unfinished := unfinished_text(source)) is not None:
         say(f"{source.name}: {unfinished}")
@@ -87,8 +92,14 @@ def export(**options: Any) -> None:
 
 
 def _format_by_suffix(out: Path | None) -> str:
-    suffix = out.suffix.lower().removeprefix(".") if out else ""
-    return suffix if suffix in ("py", "onnx", "pt2", "c") else "toml"
+    """The format that a file's ending names; a config where it has none. Raises `UsageError` for another ending."""
+    suffix = out.suffix.lower().removeprefix(".") if out and out != Path("/dev/stdout") else ""
+    if suffix not in ("", "toml", "py", "onnx", "pt2", "c"):
+        raise UsageError(
+            f"no format is known for the ending of {out!s:.120}",
+            "use .toml, .py, .onnx, .pt2 or .c; or name the --format",
+        )
+    return suffix or "toml"
 
 
 def _source(request: ExportRequest) -> tuple[Source, Path | None]:
@@ -164,7 +175,10 @@ def _write(kind: str, source: Source, weights: Path | None, request: ExportReque
     if kind == "toml":
         from igc_nas.export.source import config_text
 
-        _deliver(_checked_config(source, config_text(source)), out)
+        text = _checked_config(source, config_text(source))
+        if out is not None and not _has_text(out, text):  # the same command again changes nothing
+            _check_place(kind, out, request.force)
+        _deliver(text, out)
         return []
     threads = source.study.spec.latency.threads if source.study else 1
     quiet_threads(threads)
@@ -298,6 +312,15 @@ def _exporter(source: Source) -> Exporter:
 
 def _error_text(error: float) -> str:
     return "equal" if error == 0 else f"relative error {error:.1e}"
+
+
+def _has_text(out: Path, text: str) -> bool:
+    from igc_nas.io.files import read_text
+
+    try:
+        return read_text(out) == text
+    except ConfigError:
+        return False
 
 
 def _deliver(text: str, out: Path | None) -> None:

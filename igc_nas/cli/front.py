@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.argument("study")
 @click.option("--objectives", help="Error alone, or two or three objectives. [default: the study's own]")
 @as_json
+@click.option("--finals", is_flag=True, help="Print the networks that `igc-nas finals` has trained to the end.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
 @click.option("--latex", is_flag=True, help="Print a LaTeX tabular.")
@@ -35,6 +36,7 @@ def front(
     study: str,
     objectives: str | None,
     as_json: bool,
+    finals: bool,
     as_csv: bool,
     markdown: bool,
     latex: bool,
@@ -44,7 +46,7 @@ def front(
     storage: str | None,
     root: Path,
 ) -> None:
-    """Print the Pareto front of STUDY.
+    """Print the Pareto front of STUDY, or its finals.
 
     A line a member, with as many columns as the terminal holds.
 
@@ -60,6 +62,13 @@ def front(
     if len(asked) > 1:
         raise UsageError(f"--{asked[0]} and --{asked[1]} exclude each other")
     loaded = load(study, root, storage)
+    if finals:
+        from igc_nas.cli.finals import print_finals
+
+        if objectives or asked not in ([], ["json"]):
+            raise UsageError("--finals goes with --json alone")
+        print_finals(loaded, "json" if as_json else "table")
+        return
     names = parse_objectives(objectives) if objectives else loaded.spec.front_objectives
     print_front(loaded, names, asked[0] if asked else "table", sort=sort, top=top, wide=wide)
 

@@ -83,6 +83,11 @@ def measure(**options: Any) -> None:
     a .toml file, - (TOML on stdin), a network's name or STUDY:N. With --study the candidates of a study are measured
     again under the study's conditions. With --keep only its noisy ones are, and each new latency that is not noisy
     replaces the recorded one (the next search rebuilds the study's database from trials.jsonl).
+
+    \b
+    Examples:
+      igc-nas measure arch.toml --runtime onnxruntime
+      igc-nas measure --study mine --keep
     """
     request = MeasureRequest(**options)
     if request.keep and request.study_name is None:

@@ -17,10 +17,11 @@ from igc_nas.cli.dashboard import dashboard
 from igc_nas.cli.data import data
 from igc_nas.cli.doctor import doctor
 from igc_nas.cli.export import export
+from igc_nas.cli.finals import finals
 from igc_nas.cli.front import front
 from igc_nas.cli.measure import measure
 from igc_nas.cli.output import say
-from igc_nas.cli.renamed import Program
+from igc_nas.cli.renamed import Program, option_hint
 from igc_nas.cli.report import report
 from igc_nas.cli.search import search
 from igc_nas.cli.show import show
@@ -49,6 +50,7 @@ def program(debug: bool) -> None:  # `main` reads --debug itself: errors of pars
 
 for command in (
     search,
+    finals,
     front,
     status,
     show,
@@ -126,6 +128,8 @@ def main(arguments: Sequence[str]) -> int:
         result = program.main([a for a in arguments if a != "--debug"], prog_name="igc-nas", standalone_mode=False)
     except click.ClickException as error:
         error.show()
+        if isinstance(error, click.NoSuchOption) and (hint := option_hint(error)):
+            say(f"  {hint}")
         return 2
     except (KeyboardInterrupt, click.Abort):
         say("stopped; the same command continues")

@@ -45,6 +45,11 @@ def report(
     with its 95 % interval for each rung, beside parameters, MACs and a random order as predictors; over all, and
     inside bins of similar parameters; recall of the best. The comparison includes the studies in STUDY's folder: a
     longer recipe (STUDY/long), another seed (STUDY/seed1), the papers' networks (STUDY/papers).
+
+    \b
+    Examples:
+      igc-nas report igc_table
+      igc-nas report mine --reference longer
     """
     from dataclasses import asdict
 

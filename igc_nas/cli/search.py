@@ -15,6 +15,7 @@ from igc_nas.cli.options import (
     MS,
     RANGE,
     SECONDS,
+    Grouped,
     as_json,
     data_dir_option,
     device_option,
@@ -27,7 +28,7 @@ from igc_nas.cli.options import (
 from igc_nas.cli.output import say
 from igc_nas.cli.renamed import RenamedChoice
 from igc_nas.errors import UsageError
-from igc_nas.io.units import format_seconds
+from igc_nas.io.units import exact_count, format_seconds
 
 if TYPE_CHECKING:
     from igc_nas.cli.study_flags import ResolvedStudy, SearchRequest
@@ -39,7 +40,25 @@ if TYPE_CHECKING:
     from igc_nas.study.study import Study
 
 
-@click.command()
+@click.command(
+    cls=Grouped,
+    groups={
+        "What is searched": ("space", "dataset", "image_size", "data_dir", "objectives", "goal", "enqueue"),
+        "Limits": (
+            "budget_params",
+            "budget_macs",
+            "budget_flops",
+            "budget_latency",
+            "min_params",
+            "params",
+            "macs",
+        ),
+        "How long": ("time", "trials", "timeout", "trial_timeout", "workers", "workers_per_gpu", "device"),
+        "How it searches and trains": ("sampler", "seed", "recipe", "forms", "prune_below"),
+        "How latency is measured": ("latency_runtime", "latency_forms", "latency_command"),
+        "Where it is kept": ("study_name", "root", "storage"),
+    },
+)
 @click.option("--space", help="A search space: a name (see `igc-nas space`) or a .toml file. [default: igc_cifar]")
 @click.option("--study", "study_name", help="Name of the study. [default: from space, dataset, budgets and seed]")
 @click.option("--dataset", help="auto, cifar10, cifar100, shapes, or a folder of images. [default: auto]")
@@ -135,6 +154,12 @@ def search(**options: Any) -> None:
     """Search a space for its Pareto front, or continue a search.
 
     The same command continues a search that was interrupted, with the settings of its study.
+
+    \b
+    Examples:
+      igc-nas search --budget-params 2M
+      igc-nas search --budget-macs 60M --dataset cifar100 --timeout 2h
+      igc-nas search --space my.toml --recipe epochs=4,train_size=10000
     """
     from igc_nas.cli.study_flags import SearchRequest
     from igc_nas.engine.progress import SearchDisplay
@@ -143,6 +168,7 @@ def search(**options: Any) -> None:
 
     request = SearchRequest(**options)
     spec, run = _prepared(request)
+    began = time.monotonic()
     before = begun(run.folder, run.storage)
     ended = before.ended if before else 0
     with SearchDisplay(
@@ -153,11 +179,11 @@ def search(**options: Any) -> None:
     study = load(run.folder, run.folder.parent)
     print_front(study, study.spec.front_objectives, "json" if request.as_json else "table")
     if not request.quiet:
-        _say_summary(study, run.trials)
+        _say_summary(study, run, is_over=run.time_s is not None and time.monotonic() - began >= run.time_s)
 
 
-def _say_summary(study: Study, target: int | None) -> None:
-    """Say how many trials were pruned, how accurate the surrogate is, and what to type next."""
+def _say_summary(study: Study, run: Run, *, is_over: bool) -> None:
+    """Say why the search ended, what was pruned, how accurate the surrogate is, and what to type next."""
     from igc_nas.analysis.surrogate_quality import surrogate_quality
     from igc_nas.analysis.words import plan_words
 
@@ -173,8 +199,9 @@ def _say_summary(study: Study, target: int | None) -> None:
     if plan := plan_words(study):
         say(f"plan: {plan}")
     say("")
-    if target is not None and study.ended < target:
-        say(f"ended with {study.ended} of {target} trials; the same command continues")
+    if run.trials is not None and study.ended < run.trials:
+        why = f" because its {format_seconds(run.time_s)} are over" if is_over and run.time_s else ""
+        say(f"ended with {study.ended} of {run.trials} trials{why}; the same command continues")
     if study.candidates:
         say(*_next_commands(study))
 
@@ -229,7 +256,10 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     notices = [notice] if notice else []
     if request.device in ("auto", "cuda"):
         notices += [f"not used: {text}" for text in survey_gpus().notices]
-    _announce(spec, run, devices, notices, resolved, skipped)
+    if request.quiet:
+        say(*notices)
+    else:
+        _announce(spec, run, devices, notices, resolved, skipped)
     return spec, run
 
 
@@ -272,7 +302,7 @@ def _announce(
     skipped: Sequence[Skipped],
 ) -> None:
     """Say what is searched and how, where it is written, how to stop and to continue."""
-    from igc_nas.analysis.words import LATENCY_FORMS, conditions_words, recipe_words
+    from igc_nas.analysis.words import LATENCY_FORMS, conditions_words, counted, recipe_words
     from igc_nas.cli.display import data_label
     from igc_nas.engine.database import masked, parse_url
 
@@ -293,7 +323,7 @@ def _announce(
         f"          {LATENCY_FORMS[spec.latency.forms]}",
         *([f"          {resolved.eager_because}"] if resolved.eager_because else []),
         *_baseline_lines(run, skipped),
-        f"extent    {_extent(run)}; {run.workers} worker(s) of {run.threads} thread(s)",
+        f"limits    {_extent(run)}; {counted(run.workers, 'worker')} of {counted(run.threads, 'thread')}",
         *_plan_lines(spec, run),
         "stop      Ctrl-C; the same command continues",
         "",
@@ -372,9 +402,12 @@ def _next_commands(study: Study) -> list[str]:
     from igc_nas.study.names import study_argument
 
     name = study_argument(study.folder, study.spec.name)
+    most = study.spec.budget.params
+    pick = f" --pick under:params={exact_count(most)}" if most else ""
     return [
         "next:",
         f"  igc-nas dashboard {name}",
         f"  igc-nas export {name} --pick knee -o arch.toml",
         "  igc-nas train arch.toml",
+        f"  igc-nas finals {name}{pick}    # trained to the end: the accuracies that are reached",
     ]

@@ -37,6 +37,11 @@ def space(
 
     Without NAME the spaces are listed. With a budget only the architectures within it count, and it is printed how
     many are in each range of costs, and how many have each unit in each stage.
+
+    \b
+    Examples:
+      igc-nas space igc_cifar --budget-params 2M
+      igc-nas space my.toml --json
     """
     from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, space_names
 

@@ -20,6 +20,11 @@ def status(study: str, as_json: bool, storage: str | None, root: Path) -> None:
     """Print what ran in STUDY, what runs and what failed.
 
     For what runs: host, pid and start; for what failed: the reason and place. Then the commands to type next.
+
+    \b
+    Examples:
+      igc-nas status igc_cifar10_2m
+      igc-nas status studies/mine --json
     """
     from igc_nas.study.status import status_of
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from igc_nas.data.datasets import SIDE, DatasetInfo, data_dir, is_folder, locate
 from igc_nas.engine.search import begun
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.records import differences, parse_toml, restricted
+from igc_nas.io.text import nearest
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.fastest_dtype import FastestDtype, fastest_dtype
 from igc_nas.space.budget import Budget
@@ -19,7 +22,7 @@ from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, searc
 from igc_nas.study.defaults import PRUNE_BELOW, new_spec
 from igc_nas.study.names import check_study_name
 from igc_nas.study.objectives import parse_objectives
-from igc_nas.study.spec import StudySpec, default_name
+from igc_nas.study.spec import Recipe, StudySpec, default_name
 from igc_nas.study.study import Study
 
 if TYPE_CHECKING:
@@ -106,7 +109,7 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
     budget = Budget.parse(settings.get("budget", {}))
     seed = request.seed or 0
     if name is None:
-        name = check_study_name(default_name(find_space(space).stem, info.name, budget, seed))
+        name = _automatic_name(default_name(find_space(space).stem, info.name, budget, seed), settings, request)
     folder = request.root / name
     if study := begun(folder, request.storage):
         return _continued(study, settings, request, device)
@@ -151,6 +154,29 @@ def _located(dataset: str, request: SearchRequest, space: str) -> DatasetInfo:
         info = locate(dataset, data_dir(request.data_dir), image_size=size, progress=progress)
     say_unusable(info)
     return info
+
+
+DISTINGUISHING = ("objectives", "goal", "sampler", "prune_below", "recipe", "latency")
+
+
+def _automatic_name(base: str, settings: Mapping[str, Any], request: SearchRequest) -> str:
+    """The name of a study that is given none: `base`, its sampler and runtime, and a hash of all else that is given.
+
+    So each variation of a command has a study of its own. A study of the name `base` with these settings, as version
+    0.1 made it, is continued. Raises `UsageError` for a name that is too long.
+    """
+    given = {key: settings[key] for key in DISTINGUISHING if key in settings}
+    if not given:
+        return check_study_name(base)
+    before = begun(request.root / base, request.storage)
+    if before and not list(differences(given, restricted(before.spec.to_dict(), given))):
+        return check_study_name(base)
+    words = [given.pop("sampler", ""), request.latency_runtime or ""]
+    if request.latency_runtime and given.get("latency") == {"runtime": request.latency_runtime}:
+        del given["latency"]
+    if given:
+        words.append(hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:6])
+    return check_study_name("-".join([base, *filter(None, words)]))
 
 
 def given_settings(request: SearchRequest) -> dict[str, Any]:
@@ -205,6 +231,11 @@ def parse_recipe(changes: Iterable[str]) -> dict[str, Any]:
             key, equals, value = part.partition("=")
             if not equals or not key.strip().isidentifier() or not value.strip():
                 raise UsageError(f"{part!r:.60} is not KEY=VALUE", "e.g. --recipe epochs=3,train_size=10000")
+            if key.strip() not in Recipe.model_fields:
+                keys = f"its keys are {', '.join(Recipe.model_fields)}"
+                raise ConfigError(
+                    f"recipe: {key.strip():.40}: unknown key", nearest(key.strip(), Recipe.model_fields, keys)
+                )
             recipe[key.strip()] = _scalar(value.strip())
     return recipe
 

@@ -12,7 +12,16 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.engine.events import Ended, Event, Exhausted, Job, Opened, Progress, Started
-from igc_nas.engine.executor import Executor, Message, RungReport, TrialCompleted, TrialFailed, TrialPruned
+from igc_nas.engine.executor import (
+    Executor,
+    Message,
+    RungReport,
+    TrainingEnded,
+    TrainingTimed,
+    TrialCompleted,
+    TrialFailed,
+    TrialPruned,
+)
 from igc_nas.engine.store import BUDGET, Store, running_here
 from igc_nas.engine.worker import failed, validated
 from igc_nas.errors import ConfigError, IgcNasError
@@ -207,7 +216,7 @@ class Coordinator:
     def _start(self, trial: Trial) -> Job:
         assert trial.arch is not None
         seed = training_seed(self.store.spec.seed, arch_id(trial.arch))
-        job = Job(trial.number, trial.arch, seed, trial.baseline)
+        job = Job(trial.number, trial.arch, seed, baseline=trial.baseline)
         self.began[trial.number] = time.monotonic()
         self.running[trial.number] = Running(number=trial.number, doing="starting", since=trial.started or "")
         self.on_event(Started(job))
@@ -289,7 +298,7 @@ class Coordinator:
         if isinstance(message, Progress):
             self._update_progress(message)
             return
-        assert not isinstance(message, RungReport)
+        assert not isinstance(message, RungReport | TrainingTimed | TrainingEnded)
         trial = self._ended_trial(message)
         self.running.pop(trial.number, None)
         self.store.finish(trial)

@@ -40,7 +40,7 @@ CHECKED = ArchConfig.parse(
 )
 """One stage of each unit."""
 BATCH = 32
-MOST_ERROR = {"float32": 1e-2, "bfloat16": 0.2}
+MOST_ERROR = {"float32": 1e-2, "bfloat16": 0.2, "float16": 0.2}
 """Allowed relative error (norm-wise) of all gradients against float64. Where rounding changes the sign of a ReLU's
 input, a gradient changes by much more than rounding."""
 

@@ -56,9 +56,7 @@ class CapturedStep:
         place = self._at % training.steps_per_epoch * training.recipe.batch
         index = self._order.index_select(0, place + self._places)
         loss, logits, labels = training.loss(index)
-        loss.backward()  # type: ignore[no-untyped-call]
-        training.optimizer.step()
-        training.optimizer.zero_grad(set_to_none=True)
+        training.descend(loss)
         if training.average:
             training.average.move(self._shares.index_select(0, self._at)[0])
         self.loss_sum += loss.detach()
@@ -74,7 +72,7 @@ class CapturedStep:
         momentum = [state["momentum_buffer"] for state in training.optimizer.state.values()]
         averaged = training.average.weights if training.average else []
         network = [*training.network.parameters(), *training.network.buffers()]
-        changed = [*network, *momentum, *averaged, self._at, self.loss_sum, self.wrong]
+        changed = [*network, *momentum, *averaged, *training.loss_scale(), self._at, self.loss_sum, self.wrong]
         kept = [(tensor, tensor.detach().clone()) for tensor in changed]
         state = training.generator.get_state()
         replay = captured(self._step, training.device.torch_device, generators=(training.generator,))

@@ -113,26 +113,27 @@ def check_runtime(spec: StudySpec, enqueued: Iterable[ArchConfig] = ()) -> None:
             load("int igc_nas_probe;\n")
     except IgcNasError as error:
         way_out = "for latencies in eager PyTorch, start another study: --study NAME --latency-runtime eager"
-        raise UsageError(error.message, f"{error.hint}\n{way_out}") from None
+        raise UsageError(error.message, f"{error.hint}; {way_out}") from None
     if runtime == "native":
         for each in (*unit_plans(spec.search_space), *map(plan, enqueued)):
             program(each, PORTABLE.lanes)
 
 
 def unit_plans(space: SearchSpace) -> Iterator[Plan]:
-    """For each kind of block that a space's stages may have, in layers, one small network with it."""
+    """For each kind of block that a space's stages may have, in layers, and each head, one small network with them."""
     seen: set[object] = set()
     for stage in space.stages:
         for option in stage.options:
             first, rest = stage_layers(option, option.width)
-            kinds = _kinds((*first, *rest))
-            if kinds not in seen:
-                seen.add(kinds)
-                at = f"stage{stage.number}.block"
-                blocks = (BlockPlan(f"{at}1", first), BlockPlan(f"{at}2", rest))
-                shape = layers_shape((*first, *rest), (option.width, 8, 8))
-                ends = end_layers(shape, space.file.head, space.classes)
-                yield Plan((option.width, 8, 8), space.classes, (*blocks, *(BlockPlan(*end) for end in ends)))
+            for head in space.heads:
+                kinds = (_kinds((*first, *rest)), head)
+                if kinds not in seen:
+                    seen.add(kinds)
+                    at = f"stage{stage.number}.block"
+                    blocks = (BlockPlan(f"{at}1", first), BlockPlan(f"{at}2", rest))
+                    shape = layers_shape((*first, *rest), (option.width, 8, 8))
+                    ends = end_layers(shape, head, space.classes)
+                    yield Plan((option.width, 8, 8), space.classes, (*blocks, *(BlockPlan(*end) for end in ends)))
 
 
 def _kinds(layers: Iterable[Layer]) -> tuple[object, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igc_nas.data.datasets import DatasetInfo
-from igc_nas.errors import DivergedError
+from igc_nas.errors import ConfigError, DivergedError
 from igc_nas.evaluation.captured_step import CapturedStep
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.images import Images
@@ -92,6 +92,9 @@ class Training:
             fused=True,
         )
         self.average = Average(self.network, recipe.average) if recipe.average else None
+        if recipe.dtype == "float16" and device.kind == "cpu":
+            raise ConfigError("float16 trains on a GPU only", "use dtype=float32 or dtype=bfloat16")
+        self.scaler = torch.amp.GradScaler(device.kind, enabled=recipe.dtype == "float16")
         self._open: _OpenEpoch | None = None
         """The epoch that has begun and not ended."""
         # Mixup is not captured: its Beta share is drawn by rejection.
@@ -111,6 +114,21 @@ class Training:
     def steps_per_epoch(self) -> int:
         """Whole batches per epoch; 1 where there are fewer images than a batch."""
         return max(1, len(self.images) // self.recipe.batch)
+
+    @property
+    def batch(self) -> int:
+        """Images of a step: the recipe's, or all of them if there are fewer."""
+        return min(self.recipe.batch, len(self.images))
+
+    @property
+    def running_loss(self) -> float | None:
+        """The mean loss of the open epoch so far; None between two epochs. Waits for the device."""
+        return self._open.loss_sum.item() / self._open.step if self._open else None
+
+    @property
+    def running_error(self) -> float | None:
+        """The training error of the open epoch so far; None between two epochs. Waits for the device."""
+        return self._open.wrong.item() / self._open.seen if self._open else None
 
     @property
     def steps_done(self) -> int:
@@ -172,9 +190,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         loss, logits, labels = self.loss(index)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.descend(loss)
         if self.average:
             self.average.update(step + 1)
         return replace(
@@ -184,6 +200,23 @@ class Training:
             wrong=now.wrong + (logits.detach().argmax(1) != labels).sum(),
             seen=now.seen + len(index),
         )
+
+    def descend(self, loss: Tensor) -> None:
+        """One step of the optimiser. In float16 the loss is scaled, and a step with an overflow changes no weight."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def loss_scale(self) -> tuple[Tensor, ...]:
+        """The tensors of the loss scaling, which the step changes; none where the loss is not scaled."""
+        if not self.scaler.is_enabled():
+            return ()
+        self.scaler.scale(torch.zeros((), device=self.device.torch_device))  # makes them, if they are not yet
+        scale, growth = self.scaler._scale, self.scaler._growth_tracker  # no public access but by a copy to the host
+        assert scale is not None
+        assert growth is not None
+        return scale, growth
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step of the training."""
@@ -270,6 +303,11 @@ class Training:
             return most
         return next((size for size in range(most, most // 4, -1) if count % size == 0), most)
 
+    def adopt_average(self) -> None:
+        """Give the network the averaged weights, if the recipe averages: for the end of a training."""
+        if self.average:
+            self.average.adopt()
+
     def state(self) -> dict[str, Tensor]:
         """What `restore` needs, as tensors.
 
@@ -283,6 +321,7 @@ class Training:
                 tensors[f"momentum.{name}"] = buffer
         if self.average:
             tensors |= {f"average.{name}": value for name, value in self._averaged().items()}
+        tensors |= {f"loss_scale.{i}": tensor for i, tensor in enumerate(self.loss_scale())}
         tensors |= {"generator": self.generator.get_state(), "done": torch.tensor(self.done)}
         return tensors | (self._open.tensors() if self._open else {})
 
@@ -308,6 +347,8 @@ class Training:
                 self.optimizer.state[parameter]["momentum_buffer"] = _copied(tensors, f"momentum.{name}", buffer)
         for name, weight in self._averaged().items():
             _copied(tensors, f"average.{name}", weight)
+        for i, tensor in enumerate(self.loss_scale()):
+            _copied(tensors, f"loss_scale.{i}", tensor)
         self.generator.set_state(tensors["generator"].cpu())
         self.done, self._open = done, opened
         self._captured = None  # its graph writes to the tensors that were replaced
@@ -317,8 +358,7 @@ class Training:
         if "epoch.counts" not in tensors:
             return None
         step, seen = (int(count) for count in tensors["epoch.counts"])
-        batch = min(self.recipe.batch, len(self.images))
-        if done == self.recipe.epochs or not 0 < step <= self.steps_per_epoch or seen != step * batch:
+        if done == self.recipe.epochs or not 0 < step <= self.steps_per_epoch or seen != step * self.batch:
             raise ValueError(f"it is after step {step} of an epoch of {self.steps_per_epoch}")
         device = self.device.torch_device
         return _OpenEpoch(
@@ -389,11 +429,15 @@ class Average:
     def in_place(self) -> Iterator[None]:
         """Within the context the network has the averaged weights, afterwards its own again."""
         own = [weight.detach().clone() for weight in self._weights]
-        self._set(self.weights)
+        self.adopt()
         try:
             yield
         finally:
             self._set(own)
+
+    def adopt(self) -> None:
+        """Give the network the averaged weights."""
+        self._set(self.weights)
 
     @torch.no_grad()
     def _set(self, values: list[Tensor]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from igc_nas.errors import ConfigError
-from igc_nas.io.text import printable
+from igc_nas.io.text import nearest, printable
 
 
 class Frozen(BaseModel):
@@ -23,16 +23,23 @@ class Frozen(BaseModel):
         try:
             return cls.model_validate(dict(value))
         except ValidationError as error:
-            raise ConfigError(first_problem(error, where)) from None
+            keys = [field.alias or name for name, field in cls.model_fields.items()]
+            raise ConfigError(first_problem(error, where, keys)) from None
 
 
-def first_problem(error: ValidationError, where: str = "") -> str:
-    """The first entry of a validation error as one line: `where: stage.1.igcv2.width: message`."""
-    first = error.errors(include_url=False)[0]
+def first_problem(error: ValidationError, where: str = "", fields: Iterable[str] = ()) -> str:
+    """The first entry of a validation error as one line: `where: stage.1.igcv2.width: message`.
+
+    An unknown key comes before missing ones: it is the misspelt one of them. `fields` are the record's own keys.
+    """
+    entries = error.errors(include_url=False)
+    unknown = [entry for entry in entries if entry["type"] == "extra_forbidden"]
+    first = unknown[0] if unknown and entries[0]["type"] == "missing" else entries[0]
     place = ".".join(str(part + 1) if isinstance(part, int) else key_text(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "unknown key"
+        near = nearest(str(first["loc"][-1]), fields, "") if len(first["loc"]) == 1 else ""
+        message = f"unknown key; {near}" if near else "unknown key"
     elif first["type"] == "union_tag_invalid":
         tag = first["ctx"]
         name, expected = tag["discriminator"].strip("'"), tag["expected_tags"].replace("'", "")

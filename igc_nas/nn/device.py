@@ -42,10 +42,15 @@ class Device:
 
     @property
     def fast_dtype(self) -> DtypeName:
-        """The dtype that a GPU has units for. On a CPU float32: which one trains faster is timed (`fastest_dtype`)."""
-        if self.kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        """The dtype that a GPU has units for: bfloat16 since Ampere, float16 on Volta and Turing, else float32.
+
+        On a CPU float32: which one trains faster is timed (`fastest_dtype`).
+        """
+        if self.kind == "cpu":
+            return "float32"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bfloat16"
-        return "float32"
+        return "float16" if torch.cuda.get_device_capability(self.torch_device) >= (7, 0) else "float32"
 
     @property
     def deployment_runtime(self) -> RuntimeName:

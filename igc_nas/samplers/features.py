@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -36,7 +37,7 @@ class Features:
 
     Of the whole network: log params, log MACs, log activations, log number of convolutions (each is at least one
     kernel launch, so it predicts latency). Of each stage: its unit (one-hot), log width, blocks, kernel, residual, log
-    channels per group, log of its MACs.
+    channels per group, log of its MACs. SE, activation and the head's pooling are features where they are choices.
     """
 
     def __init__(self, encoding: SpaceEncoding) -> None:
@@ -44,7 +45,7 @@ class Features:
 
     @cached_property
     def _options(self) -> list[Floats]:
-        return [np.array([_of_stage(option) for option in table.options]) for table in self.encoding.stages]
+        return [_of_options(table.options) for table in self.encoding.stages]
 
     @cached_property
     def _convolutions(self) -> list[Floats]:
@@ -52,11 +53,17 @@ class Features:
 
     @cached_property
     def _stems(self) -> Floats:
-        return np.log([stem.width for stem in self.encoding.space.stems])
+        """(frames, features of the stem and the head)."""
+        space = self.encoding.space
+        widths = np.log([[frame.stem.width] for frame in space.frames])
+        if len(space.heads) == 1:
+            return widths
+        gdc = [[float(frame.head is not None and frame.head.pool == "gdc")] for frame in space.frames]
+        return np.concatenate([widths, gdc], axis=1)
 
     def of(self, codes: Ints, costs: Ints) -> Inputs:
         """The features of `codes` (n, 1 + stages) with their `costs` (n, metrics)."""
-        whole, parts = [np.log(costs)], [self._stems[codes[:, :1]]]
+        whole, parts = [np.log(costs)], [self._stems[codes[:, 0]]]
         convolutions = np.ones(len(codes))
         shape = self.encoding.stem_shape[codes[:, 0]]
         for level, (table, option) in enumerate(zip(self.encoding.stages, codes[:, 1:].T, strict=True)):
@@ -72,6 +79,22 @@ class Features:
 def features_of(encoding: SpaceEncoding) -> Features:
     """The `Features` of an encoding, cached: the tables of its options take some tenths of a second."""
     return Features(encoding)
+
+
+def _of_options(options: Sequence[StageConfig]) -> Floats:
+    """(options, features); those of SE and of activations only where they are choices of the stage."""
+    found = [_of_stage(option) for option in options]
+    if any(option.se for option in options):
+        found = [[*row, _squeezed(option)] for row, option in zip(found, options, strict=True)]
+    for kind in ("relu6", "hswish", "prelu"):
+        if any(option.activation == kind for option in options):
+            found = [[*row, float(option.activation == kind)] for row, option in zip(found, options, strict=True)]
+    return np.array(found)
+
+
+def _squeezed(stage: StageConfig) -> float:
+    """The share of the channels that SE squeezes them to; 0 without SE."""
+    return 1 / stage.squeeze_excitation.ratio if stage.squeeze_excitation else 0.0
 
 
 def _of_stage(stage: StageConfig) -> list[float]:

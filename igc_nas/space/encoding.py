@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost
 from igc_nas.arch.stages import UNITS, StageConfig
-from igc_nas.space.search_space import METRICS, SearchSpace, shape_after
+from igc_nas.space.search_space import METRICS, Frame, SearchSpace, shape_after
 
 Ints = NDArray[np.int64]
 Code = tuple[int, ...]
@@ -44,8 +44,8 @@ class SpaceEncoding:
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
         self.stages = tuple(self._table(number) for number in range(len(space.stages)))
-        self.stem_costs = np.array([_counts(space.stem_cost(stem)) for stem in space.stems]).T
-        self.stem_shape = np.array([space.shapes[0].index(space.shape_after_stem(stem)) for stem in space.stems])
+        self.stem_costs = np.array([_counts(space.stem_cost(frame)) for frame in space.frames]).T
+        self.stem_shape = np.array([space.shapes[0].index(space.shape_after_stem(frame)) for frame in space.frames])
         self.end_costs = np.array([_counts(space.end_cost(shape)) for shape in space.shapes[-1]]).T
 
     def _table(self, number: int) -> StageTable:
@@ -86,9 +86,9 @@ class SpaceEncoding:
         return ArchConfig.model_construct(
             input=self.space.file.input,
             classes=self.space.classes,
-            stem=self.space.stems[code[0]],
+            stem=self.space.frames[code[0]].stem,
             stages=stages,
-            head=self.space.file.head,
+            head=self.space.frames[code[0]].head,
         )
 
     def code(self, arch: ArchConfig) -> Code | None:
@@ -96,11 +96,12 @@ class SpaceEncoding:
 
         Where several configurations build one network, the space counts the first, and all have its code."""
         file = self.space.file
-        if (arch.input, arch.classes, arch.head) != (file.input, self.space.classes, file.head):
+        if (arch.input, arch.classes) != (file.input, self.space.classes):
             return None
-        if arch.stem not in self.space.stems or len(arch.stages) != len(self.stages):
+        frame = Frame(arch.stem, arch.head)
+        if frame not in self.space.frames or len(arch.stages) != len(self.stages):
             return None
-        numbers = [self.space.stems.index(arch.stem)]
+        numbers = [self.space.frames.index(frame)]
         shape = int(self.stem_shape[numbers[0]])
         for level, (table, stage) in enumerate(zip(self.stages, arch.stages, strict=True)):
             number = self.numbers[level].get(stage)

@@ -113,14 +113,14 @@ class KnapsackSampler:
         `round_up` is added to every cost in cells: 1 keeps the sum within budget.
         """
         numbers = {shape: number for number, shape in enumerate(self.space.shapes[0])}
-        costs = [self.space.stem_cost(stem) for stem in self.space.stems]
+        costs = [self.space.stem_cost(frame) for frame in self.space.frames]
         left = np.array([self._most // self._unit - self._cells(cost) - round_up for cost in costs])
-        shapes = np.array([numbers[self.space.shape_after_stem(stem)] for stem in self.space.stems])
+        shapes = np.array([numbers[self.space.shape_after_stem(frame)] for frame in self.space.frames])
         choice = choose(tables[0], shapes, left, np.array([cost.macs for cost in costs]))
         if choice is None:
             return None
-        stem, remaining = self.space.stems[choice], int(left[choice])
-        shape = self.space.shape_after_stem(stem)
+        frame, remaining = self.space.frames[choice], int(left[choice])
+        shape = self.space.shape_after_stem(frame)
         stages = []
         for level, behind in zip(self._levels, tables[1:], strict=True):
             entry = level[shape]
@@ -130,7 +130,7 @@ class KnapsackSampler:
             remaining -= int(entry.cells[choice]) + round_up
             stages.append(entry.options[choice])
             shape = shape_after(stages[-1], shape)
-        return self.space.architecture(stem, stages)
+        return self.space.architecture(frame, stages)
 
 
 def _distinct(entry: _Level) -> list[tuple[tuple[int, int], int]]:

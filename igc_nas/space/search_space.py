@@ -18,7 +18,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import BaseModel, BeforeValidator, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from igc_nas.arch.complementary import Condition, unmet
 from igc_nas.arch.config import ArchConfig, Head, Image, Stem
@@ -50,6 +50,21 @@ class Suggests(Protocol):
         """One of `choices`."""
 
 
+def _head_of_a_space(table: object) -> object:
+    """A head without choices is a `Head`, so that it is checked and stored as one."""
+    if isinstance(table, Mapping) and not any(isinstance(v, list) for key, v in table.items() if key != "hidden"):
+        return Head.model_validate(dict(table))
+    return table
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands around the stages: the stem in front of them, the head behind."""
+
+    stem: Stem
+    head: Head | None
+
+
 class SpaceFile(Frozen):
     """The contents of a space file; a study keeps a copy. Raises `ConfigError` from `parse` and `load`."""
 
@@ -60,7 +75,8 @@ class SpaceFile(Frozen):
     """The condition that the unit of every stage must meet; other options are left out."""
     stem: dict[str, Any]
     stages: Annotated[tuple[dict[str, Any], ...], Field(alias="stage", strict=False, min_length=1, max_length=32)]
-    head: Head | None = None
+    head: Annotated[Head | dict[str, Any] | None, BeforeValidator(_head_of_a_space)] = None
+    """Fixed, or a table with choices such as `pool = ["average", "gdc"]`."""
 
     @model_serializer(mode="wrap")
     def _written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -150,6 +166,16 @@ class SearchSpace:
         self._extremes: dict[tuple[Metric, Comparison], ArchConfig] = {}
         self.stems = tuple(_each(Stem, file.stem, f"{name}: stem"))
         self._stem_choices = {key: _as_choice(value) for key, value in file.stem.items()}
+        self.heads: tuple[Head | None, ...] = ()
+        self._head_choices: dict[str, tuple[Any, ...]] = {}
+        if isinstance(file.head, dict):
+            self.heads = tuple(_each(Head, file.head, f"{name}: head"))
+            self._head_choices = {key: _as_choice(value) for key, value in file.head.items()}
+        else:
+            self.heads = (file.head,)
+        self.frames = tuple(Frame(stem, head) for stem in self.stems for head in self.heads)
+        if file.input[1] != file.input[2] and any(head and head.pool == "gdc" for head in self.heads):
+            raise ConfigError(f"{name}: a gdc head needs square images", "write input = [3, 32, 32]")
         self.stages = tuple(
             _stage_space(i, table, name, file.complementary) for i, table in enumerate(file.stages, start=1)
         )
@@ -172,6 +198,7 @@ class SearchSpace:
         found: dict[str, int | tuple[str, ...]] = {
             f"stem.{key}": len(values) for key, values in self._stem_choices.items() if len(values) > 1
         }
+        found |= {f"head.{key}": len(values) for key, values in self._head_choices.items() if len(values) > 1}
         for stage in self.stages:
             if len(stage.choices) > 1:
                 found[f"stage{stage.number}.unit"] = tuple(stage.choices)
@@ -194,6 +221,7 @@ class SearchSpace:
     def decode(self, params: Params) -> ArchConfig:
         """The architecture of `params`. Raises `ConfigError` where it is not valid or misses the condition."""
         stem = {key: _at(values, params, f"stem.{key}", len(values)) for key, values in self._stem_choices.items()}
+        head = {key: _at(values, params, f"head.{key}", len(values)) for key, values in self._head_choices.items()}
         stages = []
         for stage in self.stages:
             at = f"stage{stage.number}"
@@ -205,7 +233,8 @@ class SearchSpace:
                 for key, values in stage.choices[unit].items()
             }
             stages.append({"unit": unit, **chosen})
-        arch = ArchConfig.parse(self._fixed() | {"stem": stem, "stage": stages})
+        fixed = {"input": self.file.input, "classes": self.classes, "head": head or self.heads[0]}
+        arch = ArchConfig.parse(fixed | {"stem": stem, "stage": stages})
         for number, config in enumerate(arch.stages, start=1):
             if reason := unmet(config, self.file.complementary):
                 raise ConfigError(f"stage {number}: {reason}")
@@ -217,6 +246,8 @@ class SearchSpace:
         parts: list[tuple[str, BaseModel, Mapping[str, tuple[Any, ...]], Mapping[str, int]]] = [
             ("stem", arch.stem, self._stem_choices, {k: len(v) for k, v in self._stem_choices.items()})
         ]
+        if arch.head and self._head_choices:
+            parts.append(("head", arch.head, self._head_choices, {k: len(v) for k, v in self._head_choices.items()}))
         for stage, config in zip(self.stages, arch.stages, strict=False):
             if config.unit not in stage.choices:
                 raise ConfigError(f"stage {stage.number}: {config.unit} is no unit of {self.name}")
@@ -236,18 +267,23 @@ class SearchSpace:
 
     # Size, smallest and largest: dynamic programming over (stage, shape that enters it), from the last stage.
 
-    def architecture(self, stem: Stem, stages: Sequence[StageConfig]) -> ArchConfig:
-        """The architecture with this stem and these stages."""
-        return ArchConfig.parse(self._fixed() | {"stem": stem, "stage": tuple(stages)})
+    def architecture(self, frame: Frame, stages: Sequence[StageConfig]) -> ArchConfig:
+        """The architecture with this stem and head and these stages."""
+        fixed = {"input": self.file.input, "classes": self.classes, "head": frame.head}
+        return ArchConfig.parse(fixed | {"stem": frame.stem, "stage": tuple(stages)})
 
-    def shape_after_stem(self, stem: Stem) -> Shape:
-        """(channels, height, width) that the first stage reads."""
-        return layers_shape(stem_layers(stem, self.file.input[0]), self.file.input)
+    def shape_after_stem(self, frame: Frame) -> Shape:
+        """(channels, height, width) that the first stage reads.
+
+        Where heads are a choice, the number of the head follows: shapes that end in different heads are kept apart.
+        """
+        shape = layers_shape(stem_layers(frame.stem, self.file.input[0]), self.file.input)
+        return (*shape, self.heads.index(frame.head)) if len(self.heads) > 1 else shape
 
     @cached_property
     def shapes(self) -> tuple[tuple[Shape, ...], ...]:
         """For each stage the shapes that can enter it, and last the shapes that can leave the last stage."""
-        levels = [tuple(sorted({self.shape_after_stem(stem) for stem in self.stems}))]
+        levels = [tuple(sorted({self.shape_after_stem(frame) for frame in self.frames}))]
         for stage in self.stages:
             reached = {shape_after(o, shape) for shape in levels[-1] for o in stage.following(shape[0])}
             levels.append(tuple(sorted(reached)))
@@ -275,7 +311,7 @@ class SearchSpace:
                 shape: sum(counts[shape_after(option, shape)] for option in stage.following(shape[0]))
                 for shape in entering
             }
-        return sum(counts[self.shape_after_stem(stem)] for stem in self.stems)
+        return sum(counts[self.shape_after_stem(frame)] for frame in self.frames)
 
     def smallest(self, metric: Metric) -> ArchConfig:
         """A valid architecture with the least `metric`."""
@@ -285,14 +321,15 @@ class SearchSpace:
         """A valid architecture with the greatest `metric`."""
         return self._extreme(metric, operator.gt)
 
-    def stem_cost(self, stem: Stem) -> Cost:
+    def stem_cost(self, frame: Frame) -> Cost:
         """Cost of the stem."""
-        return layers_cost(stem_layers(stem, self.file.input[0]), self.file.input)[0]
+        return layers_cost(stem_layers(frame.stem, self.file.input[0]), self.file.input)[0]
 
     def end_cost(self, shape: Shape) -> Cost:
         """Cost of the head and the classifier behind `shape`."""
-        blocks = end_layers(shape, self.file.head, self.classes)
-        return layers_cost(itertools.chain.from_iterable(layers for _, layers in blocks), shape)[0]
+        head = self.heads[shape[3] if len(shape) > 3 else 0]
+        blocks = end_layers(shape[:3], head, self.classes)
+        return layers_cost(itertools.chain.from_iterable(layers for _, layers in blocks), shape[:3])[0]
 
     def _extreme(self, metric: Metric, better: Comparison) -> ArchConfig:
         if (metric, better) not in self._extremes:
@@ -312,14 +349,11 @@ class SearchSpace:
                     if shape not in best or better(total, best[shape][0]):
                         best[shape] = (total, (option, *chosen))
         whole = [
-            (getattr(self.stem_cost(stem), metric) + best[self.shape_after_stem(stem)][0], stem) for stem in self.stems
+            (getattr(self.stem_cost(frame), metric) + best[self.shape_after_stem(frame)][0], frame)
+            for frame in self.frames
         ]
-        _, stem = (min if better is operator.lt else max)(whole, key=operator.itemgetter(0))
-        return self.architecture(stem, best[self.shape_after_stem(stem)][1])
-
-    def _fixed(self) -> dict[str, Any]:
-        head = {"head": self.file.head} if self.file.head else {}
-        return {"input": self.file.input, "classes": self.classes, **head}
+        _, frame = (min if better is operator.lt else max)(whole, key=operator.itemgetter(0))
+        return self.architecture(frame, best[self.shape_after_stem(frame)][1])
 
 
 def search_space(file: SpaceFile, classes: int, name: str) -> SearchSpace:
@@ -373,9 +407,10 @@ def shape_after(stage: StageConfig, shape: Shape) -> Shape:
     """The output shape of a stage."""
     if getattr(stage, "pool", None):
         for layers in stage_blocks(stage, shape[0]):
-            shape = layers_shape(layers, shape)
+            shape = (*layers_shape(layers, shape[:3]), *shape[3:])
         return shape
-    return (out_width(stage, shape[0]), -(-shape[1] // stage.stride), -(-shape[2] // stage.stride))
+    sides = (-(-shape[1] // stage.stride), -(-shape[2] // stage.stride))
+    return (out_width(stage, shape[0]), *sides, *shape[3:])
 
 
 def _price(options: Sequence[StageConfig], shape: Shape) -> Iterator[tuple[StageConfig, Cost]]:
@@ -385,7 +420,7 @@ def _price(options: Sequence[StageConfig], shape: Shape) -> Iterator[tuple[Stage
         key = tuple(value for name, value in option if name != "blocks")
         if key not in known:
             first, rest = stage_layers(option, shape[0])
-            once, after = layers_cost(first, shape)
+            once, after = layers_cost(first, shape[:3])
             known[key] = (once, layers_cost(rest, after)[0])
         once, again = known[key]
         yield option, once + again * (option.blocks - 1)

@@ -14,6 +14,8 @@ from igc_nas.io.text import nearest
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study, load_study
 
+MOST_PATTERNS = 8
+"""Names of networks in a message."""
 _TRIAL = re.compile(r"(?P<study>.+):(?P<trial>[0-9]{1,9})", re.ASCII)
 
 
@@ -37,6 +39,16 @@ def named_trial(
     return study, study.trial(int(match["trial"]))
 
 
+def _study_hint(name: str, root: Path) -> str | None:
+    """What to type instead of a study's name; None where there is no such study."""
+    try:
+        study = load_study(name, root)
+        number = study.pick("knee").trial if study.candidates else 0
+    except (StudyError, OSError, ValueError):
+        return None
+    return f"name one of its trials, such as {name}:{number}; igc-nas export {name} --pick knee writes one to a file"
+
+
 def is_named(name: str) -> bool:
     """Whether a name is that of an architecture's file or of a paper's network, and therefore of no study."""
     return name.endswith(".toml") or is_file(user_path(name)) or is_network(name)
@@ -54,5 +66,8 @@ def _load(name: str, root: Path, classes: int | None) -> ArchConfig:
             why = f" ({trial.reason})" if trial.reason else ""
             raise StudyError(f"trial {trial.number} of {study.spec.name} is {trial.state} and has no architecture{why}")
         return trial.arch
-    otherwise = f"name a .toml file, STUDY:N (a trial), or a network: {', '.join(PATTERNS)}"
-    raise ConfigError(f"{name!r:.120} is no architecture", nearest(name, EXAMPLES, otherwise, 0.75))
+    some = ", ".join(PATTERNS[:MOST_PATTERNS])
+    otherwise = f"name a .toml file, STUDY:N (a trial), or a network: {some}, and {len(PATTERNS) - MOST_PATTERNS} more"
+    if (study_hint := _study_hint(name, root)) is not None:
+        raise ConfigError(f"{name!r:.120} is a study, not an architecture", study_hint)
+    raise ConfigError(f"{name!r:.120} is not an architecture", nearest(name, EXAMPLES, otherwise, 0.75))

@@ -132,6 +132,8 @@ class Epoch(Frozen):
     samples: int
     loss: float
     train_error: Fraction
+    held_out_error: Fraction | None = None
+    """On held-out images after the epoch, for a training that has some and no rungs."""
 
 
 class Rung(Frozen):

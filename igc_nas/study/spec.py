@@ -34,7 +34,7 @@ With the reference point at the budget itself, a network near the budget adds ne
 however low its error is, and a search for hypervolume never trains one.
 """
 SamplerName = Literal["known-cost", "stratified", "random", "tpe", "nsga2", "evolution", "brute-force"]
-DtypeName = Literal["float32", "bfloat16"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
 RuntimeName = Literal["eager", "compile", "onnxruntime", "openvino", "native"]
 LatencyForms = Literal["within-budget", "any", "factored"]
 Bound = Annotated[tuple[float, float], Field(strict=False)]

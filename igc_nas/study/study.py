@@ -14,6 +14,7 @@ from pathlib import Path
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.files import MOST_RECORDS, read_bytes, read_text
 from igc_nas.io.units import parse_count, parse_ms
+from igc_nas.study.finals import Final, read_finals
 from igc_nas.study.names import find_study
 from igc_nas.study.objectives import OBJECTIVES, values
 from igc_nas.study.pareto import hypervolume, knee, nondominated, running_hypervolume
@@ -40,6 +41,11 @@ class Study:
     def baselines(self) -> tuple[Trial, ...]:
         """The trials of the baselines, in any state; of an architecture the last one."""
         return tuple({trial.id: trial for trial in self.trials if trial.baseline}.values())
+
+    @cached_property
+    def finals(self) -> tuple[Final, ...]:
+        """The trainings to the end that finals.jsonl records. Raises `StudyError` if the file is damaged."""
+        return read_finals(self.folder)
 
     @cached_property
     def feasible_candidates(self) -> tuple[Candidate, ...]:
@@ -139,14 +145,21 @@ class Study:
         return values(candidate, self.spec.front_objectives)
 
     def _best_under(self, limits: dict[str, float]) -> Candidate:
+        """The least error within limits, which hold what is deployed: the form that was measured."""
+
+        def deployed(candidate: Candidate, name: str) -> float:
+            own = {"params": candidate.deployed_params, "macs": candidate.deployed_macs}
+            own["flops"] = 2 * candidate.deployed_macs
+            return max(OBJECTIVES[name].of(candidate), own.get(name, 0))
+
         def relative_size(candidate: Candidate) -> float:
-            return max(OBJECTIVES[name].of(candidate) / limit for name, limit in limits.items())
+            return max(deployed(candidate, name) / limit for name, limit in limits.items())
 
         within = [c for c in self.candidates if relative_size(c) <= 1]
         if within:
             return min(within, key=lambda c: (c.score.error, c.cost.params))
         near = min(self.candidates, key=relative_size)
-        has = ", ".join(f"{name} {OBJECTIVES[name].of(near):,.6g}" for name in limits)
+        has = ", ".join(f"{name} {deployed(near, name):,.6g}" for name in limits)
         raise StudyError(
             f"no completed trial of {self.spec.name} is within that", f"the nearest is trial:{near.trial} ({has})"
         )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of, layers_cost, plan_cost, rows
 from igc_nas.arch.factors import prime_factors
-from igc_nas.arch.layers import Conv, Linear, Norm
+from igc_nas.arch.layers import Conv, Linear, Norm, SqueezeExcite
 from igc_nas.arch.papers import reference
 from igc_nas.arch.plan import plan
 from igc_nas.arch.stages import Igcv1Stage, Igcv2Stage, Igcv3Stage
@@ -78,9 +78,12 @@ def test_rows_follow_the_definitions(arch: ArchConfig) -> None:
                 pixels = row.shape[1] * row.shape[2]
                 assert row.cost == Cost(weights, weights * pixels, c_out * pixels)
                 assert row.shape[0] == c_out
-            case Linear(_, features, classes):
-                assert row.cost == Cost((features + 1) * classes, features * classes, classes)
-                assert row.shape == (classes,)
+            case Linear(_, features, written, bias):
+                assert row.cost == Cost((features + bias) * written, features * written, written)
+                assert row.shape == (written,)
+            case SqueezeExcite(_, channels, squeeze):
+                weights, written = 2 * channels * squeeze, channels + squeeze
+                assert row.cost == Cost(weights + written, weights, written)
             case Norm(_, channels):
                 assert row.cost == Cost(2 * channels)
             case _:

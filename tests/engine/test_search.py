@@ -107,10 +107,10 @@ def _enumerate_tiny(limit: int) -> set[str]:
     space = SearchSpace.load("tiny")
     return {
         arch_id(arch)
-        for stem in space.stems
-        for one in space.stages[0].following(stem.width)
+        for frame in space.frames
+        for one in space.stages[0].following(frame.stem.width)
         for two in space.stages[1].following(one.width)
-        if cost_of(arch := space.architecture(stem, (one, two))).params <= limit
+        if cost_of(arch := space.architecture(frame, (one, two))).params <= limit
     }
 
 

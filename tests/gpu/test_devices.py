@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from igc_nas.errors import UsageError
-from igc_nas.nn.device import exact_float32, find_devices, survey_gpus
+from igc_nas.nn.device import Device, exact_float32, find_devices, survey_gpus
 from tests.support.commands import Command
 from tests.support.fake_cuda import fake_cuda
 
@@ -118,10 +118,13 @@ def test_a_search_takes_the_gpus_of_the_first_ones_model() -> None:
             find_devices("cuda:3")
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float32")])
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((7, 0), "float16"), ((6, 1), "float32")],
+)
 def test_the_dtype_is_one_that_the_gpu_has_units_for(capability: tuple[int, int], dtype: str) -> None:
     with fake_cuda(capability=capability):
-        assert find_devices("auto")[0].fast_dtype == dtype
+        assert Device("cuda", "cuda:0", "Fake GPU").fast_dtype == dtype
 
 
 def test_the_precision_of_a_users_program_is_kept() -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import locate
+from igc_nas.errors import ConfigError
 from igc_nas.evaluation.captured_step import CapturedStep
 from igc_nas.evaluation.images import Images, load_proxy
 from igc_nas.evaluation.training import ProxyTask, ProxyTraining, Training, train_proxy
@@ -17,7 +18,7 @@ from igc_nas.nn.device import Device, find_devices
 from igc_nas.nn.network import build
 from igc_nas.study.records import Score
 from tests.gpu.builders import EACH, FORMS, GPU, SMALL, images, lowered, on_gpu, recipe_of, training_of
-from tests.support.fake_cuda import NotCapturableError, Record
+from tests.support.fake_cuda import NotCapturableError, Record, fake_cuda
 
 
 def test_a_dataset_is_loaded_onto_the_gpu(gpu: Record) -> None:
@@ -136,6 +137,26 @@ def test_capturing_leaves_no_trace(gpu: Record) -> None:
     changed = [*training.network.parameters(), *training.network.buffers(), *training.average.weights]
     changed += [state["momentum_buffer"] for state in training.optimizer.state.values()]
     assert {id(tensor) for tensor in changed} <= set(copied)
+
+
+def test_in_float16_the_loss_is_scaled(cache: None) -> None:
+    """On a GPU without bfloat16 (T4, V100): scaled on the device, within the captured step, kept by a checkpoint."""
+    with fake_cuda(capability=(7, 5)) as record:
+        assert find_devices("cuda")[0].fast_dtype == "float16"
+        training = training_of(SMALL["igcv1"], dtype="float16", epochs=2)
+        training.epoch()
+        record.clear()
+        training.epoch()
+        assert [reason for reason, _ in record.waits] == ["item", "item"]
+        assert len(training.loss_scale()) == 2
+        assert {"loss_scale.0", "loss_scale.1"} <= training.state().keys()
+
+
+def test_float16_is_refused_on_a_cpu() -> None:
+    cpu = Device("cpu", "cpu", "test")
+    train, _ = load_proxy(locate("shapes"), recipe_of(), 0, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="float16 trains on a GPU only"):
+        Training(build(SMALL["igcv1"], 0), train, recipe_of(dtype="float16"), cpu, 0)
 
 
 def test_a_restored_training_captures_its_step_anew(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:

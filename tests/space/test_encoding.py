@@ -24,13 +24,13 @@ def encoding(name: str) -> SpaceEncoding:
 
 def choices(encoding: SpaceEncoding) -> list[int]:
     """The number of values of each place of a code."""
-    return [len(encoding.space.stems), *(len(table.options) for table in encoding.stages)]
+    return [len(encoding.space.frames), *(len(table.options) for table in encoding.stages)]
 
 
 def built(encoding: SpaceEncoding, code: Code) -> ArchConfig | None:
     """The architecture of a code, built with validation; None where it is not valid."""
     stages = [table.options[n] for table, n in zip(encoding.stages, code[1:], strict=True)]
-    return taken(lambda: encoding.space.architecture(encoding.space.stems[code[0]], stages))
+    return taken(lambda: encoding.space.architecture(encoding.space.frames[code[0]], stages))
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -201,13 +201,13 @@ def test_the_chi_square_test_rejects_a_walk_that_is_not_uniform() -> None:
     """A uniform choice stage by stage favours options with few completions."""
     space, rng, drawn = SPACES["clashing"], np.random.default_rng(7), Counter[str]()
     for _ in range(8 * space.size):
-        stem = space.stems[rng.integers(len(space.stems))]
-        width, stages = stem.width, []
+        frame = space.frames[rng.integers(len(space.frames))]
+        width, stages = frame.stem.width, []
         for stage in space.stages:
             options = stage.following(width)
             stages.append(options[rng.integers(len(options))])
             width = stages[-1].width
-        drawn[arch_id(space.architecture(stem, stages))] += 1
+        drawn[arch_id(space.architecture(frame, stages))] += 1
     assert chi_square_z([drawn[i] for i in networks("clashing")]) > 8
 
 

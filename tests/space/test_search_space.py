@@ -223,7 +223,7 @@ V1 = "[[stage]]\nblocks = 1\n[stage.igcv1]\nL = [4, 8]\nM = 2\n"
         (STEM + "dilation = 1\n" + STAGE, "small: stem: dilation: unknown key"),
         (STEM + '"a\\u001bb" = 1\n' + STAGE, "small: stem: 'a\\x1bb': unknown key"),
         (STEM + '"a\\u001bb" = []\n' + STAGE, "small: stem.'a\\x1bb': a choice is"),
-        (STEM + STAGE + "[head]\nwidth = [8, 16]\n", "space.toml: head.width"),
+        (STEM + STAGE + "[head]\nwidth = [8, 0]\n", "small: head: width"),
         (STEM + "[[stage]]\nblocks = 1\n", "small: stage 1 names no unit"),
         (STEM + STAGE + "[[stage]]\n", "small: stage 2 names no unit"),
         (STEM + "[[stage]]\nblocks = 1\n[[stage.conv]]\nwidth = 8\n", "small: stage 1 names no unit"),

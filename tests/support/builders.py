@@ -140,12 +140,40 @@ M = 1
 width = 8
 """
 
+WITH_CHOICES = """
+[stem]
+width = [8, 12]
+[[stage]]
+blocks = [1, 2]
+se = [0, 2]
+[stage.igcv1]
+L = [4, 8]
+M = 1
+activation = ["relu", "hswish"]
+[stage.conv]
+width = 8
+residual = [false, true]
+[[stage]]
+stride = 2
+blocks = 1
+[stage.igcv3]
+width = [8, 12]
+expand = 2
+se = [0, 4]
+activation = ["relu6", "relu"]
+[head]
+width = 8
+pool = ["average", "gdc"]
+"""
+"""SE, activations and the head are choices."""
+
 SMALL_SPACES = {
     "clashing": CLASHING,
     "merging": MERGING,
     "merging-by-width": MERGING_BY_WIDTH,
     "one-stage": ONE_STAGE,
     "four-stages": FOUR_STAGES,
+    "with-choices": WITH_CHOICES,
 }
 
 
@@ -160,9 +188,11 @@ def every_architecture(space: SearchSpace) -> Iterator[ArchConfig]:
         [{"unit": unit} | option for unit, option in _stage_options(table)]
         for table in (stage for stage in file.stages)
     ]
-    for stem, *stages in itertools.product(_each(file.stem), *per_stage):
+    heads = list(_each(file.head)) if isinstance(file.head, dict) else [file.head]
+    common = {"input": file.input, "classes": space.classes}
+    for head, stem, *stages in itertools.product(heads, _each(file.stem), *per_stage):
         try:
-            yield ArchConfig.parse({"input": file.input, "classes": space.classes, "stem": stem, "stage": stages})
+            yield ArchConfig.parse(common | {"stem": stem, "stage": stages, "head": head})
         except ConfigError:
             continue
 
@@ -192,11 +222,17 @@ def architectures(draw: st.DrawFn) -> ArchConfig:
         {
             "input": (draw(st.integers(1, 4)), draw(st.integers(1, 40)), draw(st.integers(1, 40))),
             "classes": draw(st.integers(1, 200)),
-            "stem": stem | {"activation": draw(st.sampled_from(["relu", "relu6"]))},
+            "stem": stem | {"activation": draw(st.sampled_from(["relu", "relu6", "hswish"]))},
             "stage": tuple(stages),
+            "head": draw(st.sampled_from(HEADS)),
         }
-        | draw(st.sampled_from([{}, {"head": {"width": 20}}, {"head": {"width": 7, "activation": "relu"}}]))
     )
+
+
+HEADS = (
+    None, {"width": 20}, {"width": 7, "activation": "relu", "se": 2}, {"norm": True, "activation": "hswish"},
+    {"width": 6, "hidden": (5,), "hidden_bias": False}, {"pool": "average"},
+)  # fmt: skip
 
 
 @st.composite
@@ -207,6 +243,8 @@ def stages_behind(draw: st.DrawFn, in_width: int) -> StageConfig:
         "kernel": draw(st.sampled_from([1, 3, 5, 7])),
         "stride": draw(st.sampled_from([1, 2, 4])),
         "residual": draw(st.booleans()),
+        "se": draw(st.sampled_from([None, None, 0, 2, 16])),
+        "activation": draw(st.sampled_from([None, None, "relu", "relu6", "hswish"])),
     }
     width = draw(st.sampled_from([2, 4, 6, 12, 16, 30, 48]))
     match draw(st.sampled_from(["igcv1", "igcv2", "igcv2 K", "igcv3", "conv"])):

@@ -32,7 +32,6 @@ from igc_nas.analysis.views import (
 )
 from igc_nas.arch.config import ArchConfig, Head, Stem
 from igc_nas.arch.layers import Branched, Layer, Residual
-from igc_nas.arch.plan import features_shape
 from igc_nas.arch.shapes import Shape
 from igc_nas.arch.stages import StageConfig, describe_stage
 from igc_nas.arch.units import end_layers, stage_layers, stem_layers
@@ -264,7 +263,7 @@ class Plans:
         encoded = [arch.input[1], *self._cached(arch.stem, arch.input[0], self._stem)]
         for _, stage, in_width in arch.with_input_widths():
             encoded += self._cached(stage, in_width, self._stage)
-        return [*encoded, *self._cached(arch.head, (features_shape(arch), arch.classes), self._end)]
+        return [*encoded, *self._cached(arch.head, (self._end_shape(arch), arch.classes), self._end)]
 
     def _cached(self, part: Any, context: Any, encode: Callable[[Any, Any], tuple[int, ...]]) -> tuple[int, ...]:
         key = (part, context)
@@ -283,6 +282,11 @@ class Plans:
             self.blocks.index(further),
             stage.blocks,
         )
+
+    def _end_shape(self, arch: ArchConfig) -> Shape:
+        """The shape that the head reads; without its sides where they do not matter, so that equal ends are one."""
+        reads_map = arch.head is not None and arch.head.reads_map
+        return (arch.features, *(arch.map_sides if reads_map else (0, 0)))
 
     def _end(self, head: Head | None, shape_and_classes: tuple[Shape, int]) -> tuple[int, ...]:
         shape, classes = shape_and_classes

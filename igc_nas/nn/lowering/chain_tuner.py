@@ -27,7 +27,7 @@ ROUNDS, CAP_S, HOPELESS = 3, 0.02, 1.3
 """Few rounds are enough: to confuse two algorithms of nearly the same speed costs hardly any time."""
 APART = 64
 """Elements between two images cut from the same noise: their values differ, and both are aligned to cache lines."""
-MOST_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}
+MOST_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-2}
 """The largest relative error (of the norm) of an algorithm against `conv`; in bfloat16 both are rounded."""
 
 Compute = Callable[[Direction, Algorithm, Tensor, Tensor, Tensor, Conv], Tensor]

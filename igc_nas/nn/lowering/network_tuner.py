@@ -81,7 +81,7 @@ class NetworkTuner:
         self.device = device
         self.cache = cache
         self.pins = pins or PinnedForms()
-        self.dtype = torch.bfloat16 if schedule.dtype == "bfloat16" else torch.float32
+        self.dtype: torch.dtype = getattr(torch, schedule.dtype)
         self.pause = pause
         self.race = race
         self.obviously = obviously

@@ -63,10 +63,10 @@ def plain_form(chain: Chain) -> ChainForm:
 
 
 def factored_forward(network: nn.Module, device: str, dtype: torch.dtype) -> Forward:
-    """The forward function of a factored network on a device type; for bfloat16 under autocast."""
+    """The forward function of a factored network on a device type; for bfloat16 and float16 under autocast."""
 
     def forward(x: Tensor) -> Tensor:
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(device, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
             logits: Tensor = network(x)
         return logits
 

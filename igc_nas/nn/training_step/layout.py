@@ -9,7 +9,7 @@ product for each position within a stride, with the taps that reach it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,10 +55,13 @@ class Tap:
     column: int
 
 
+TapPair = tuple[Tap, Tap | None]
+
+
 @dataclass(frozen=True)
 class Tables:
     """Tiles of one shape: offsets (tiles, terms), targets (tiles, vectors), index (tiles, terms, vectors, LANES): the
-    place of each weight in its parameter's memory, -1 where there is none."""
+    place of each weight in its parameter's memory, -1 where there is none. Of taps in pairs (..., LANES, 2)."""
 
     offsets: Ints
     targets: Ints
@@ -172,9 +175,20 @@ def input_taps(conv: Conv, y: int, x: int) -> list[Tap]:
     ]
 
 
+def paired(taps: list[Tap]) -> list[TapPair]:
+    """Taps in pairs of neighbours in a row of pixels; one that is left over is alone."""
+    found: list[TapPair] = []
+    left = sorted(taps, key=lambda tap: (tap.row, tap.column))
+    while left:
+        first, *left = left
+        neighbour = left and (left[0].row, left[0].column) == (first.row, first.column + 1)
+        found.append((first, left.pop(0) if neighbour else None))
+    return found
+
+
 def tables(
     vectors: list[Vector],
-    taps: list[Tap],
+    taps: list[Tap] | list[TapPair],
     conv: Conv,
     strides: tuple[int, ...],
     row: int,
@@ -190,13 +204,21 @@ def tables(
     for alike in by_sources.values():
         for chunk in _chunks(alike):
             shapes.setdefault(len(chunk), []).append(chunk)
-    places = np.array([tap.row * row + tap.column * pixel for tap in taps], np.int32)
-    tap_index = np.array([tap.ky * strides[2] + tap.kx * strides[3] for tap in taps], np.int32)
-    return [_tables(tiles, places, tap_index, conv, strides, transposed) for tiles in shapes.values()]
+    first = [tap[0] if isinstance(tap, tuple) else tap for tap in taps]
+    places = np.array([tap.row * row + tap.column * pixel for tap in first], np.int32)
+    kernels = [_tap_index(first, strides)]
+    if taps and isinstance(taps[0], tuple):
+        kernels.append(_tap_index([tap[1] for tap in taps], strides))
+    return [_tables(tiles, places, kernels, conv, strides, transposed) for tiles in shapes.values()]
+
+
+def _tap_index(taps: Sequence[Tap | None], strides: tuple[int, ...]) -> Ints:
+    """Where the taps lie in a weight's memory; -1: there is none."""
+    return np.array([-1 if tap is None else tap.ky * strides[2] + tap.kx * strides[3] for tap in taps], np.int32)
 
 
 def _tables(
-    tiles: list[list[Vector]], places: Ints, tap_index: Ints, conv: Conv, strides: tuple[int, ...], transposed: bool
+    tiles: list[list[Vector]], places: Ints, kernels: list[Ints], conv: Conv, strides: tuple[int, ...], transposed: bool
 ) -> Tables:
     sources = np.array([tile[0].sources for tile in tiles], np.int32)
     offsets = (places[None, :, None] + sources[:, None, :]).reshape(len(tiles), -1)
@@ -207,9 +229,12 @@ def _tables(
     size_out, size_in = conv.out_channels // conv.groups, conv.in_channels // conv.groups
     there = (outputs >= 0) & (inputs >= 0) & (outputs // size_out == inputs // size_in)
     flat = outputs * strides[0] + inputs % size_in * strides[1]
-    index = flat[:, None] + tap_index[None, :, None, None, None]
-    index = np.where(there[:, None], index, -1).astype(np.int32)
-    return Tables(offsets.astype(np.int32), targets, np.ascontiguousarray(index.reshape(-1)))
+    found = []
+    for kernel in kernels:
+        taps = kernel[None, :, None, None, None]
+        found.append(np.where(there[:, None] & (taps >= 0), flat[:, None] + taps, -1).astype(np.int32).reshape(-1))
+    index = found[0] if len(found) == 1 else np.stack(found, -1)
+    return Tables(offsets.astype(np.int32), targets, np.ascontiguousarray(index))
 
 
 def _chunks(vectors: list[Vector]) -> Iterator[list[Vector]]:

@@ -30,6 +30,11 @@ def available(dtype: torch.dtype, lanes: int) -> bool:
     return True
 
 
+def has_pairs(loaded: ctypes.CDLL) -> bool:
+    """Whether the kernels multiply pairs of bfloat16, for which the processor has instructions."""
+    return bool(ctypes.c_int.in_dll(loaded, "igc_nas_pairs").value)
+
+
 @cache
 def library(dtype: torch.dtype, lanes: int) -> ctypes.CDLL:
     """The kernels, loaded. Raises `CompilerError`."""

@@ -13,7 +13,7 @@ from igc_nas.arch.layers import Linear
 from igc_nas.arch.plan import Plan
 from igc_nas.nn.lowering.training import NetworkForm
 from igc_nas.nn.network import Network
-from igc_nas.nn.training_step.library import library
+from igc_nas.nn.training_step.library import has_pairs, library
 from igc_nas.nn.training_step.program import StepProgram
 
 
@@ -29,7 +29,7 @@ class NativeStep:
     def __init__(self, network: Network, whole: Plan, dtype: torch.dtype, lanes: int = 8) -> None:
         self.network, self.whole, self.dtype, self.lanes = network, whole, dtype, lanes
         self._library = library(dtype, lanes)
-        self._program = StepProgram(network, whole, 1, dtype, lanes)
+        self._program = StepProgram(network, whole, 1, dtype, lanes, has_pairs(self._library))
         self._classifier = [
             network.get_submodule(f"{whole.blocks[-1].name}.{layer.name}")
             for layer in whole.blocks[-1].layers
@@ -70,7 +70,9 @@ class NativeStep:
     def run_forward(self, x: Tensor, training: bool) -> Tensor:
         """Pooled features of a batch; in training with its own statistics, which update the running ones."""
         if len(x) > self._program.batch:
-            self._program = StepProgram(self.network, self.whole, len(x), self.dtype, self.lanes)
+            self._program = StepProgram(
+                self.network, self.whole, len(x), self.dtype, self.lanes, has_pairs(self._library)
+            )
         program = self._program
         if training:
             self._check_statistics(len(x))

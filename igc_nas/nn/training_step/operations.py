@@ -40,7 +40,7 @@ class Product(ctypes.Structure):
         ("source", Area),
         ("to", Area),
         *((name, Address) for name in ("offsets", "targets", "weights")),
-        *((name, Int) for name in ("tiles", "terms", "vectors", "pixels", "broadcast")),
+        *((name, Int) for name in ("tiles", "terms", "vectors", "pixels", "kind")),
         *((name, Int) for name in ("height", "width", "in_row", "in_pixel", "out_row", "out_pixel", "flat")),
     ]
 
@@ -134,6 +134,16 @@ class Pack(ctypes.Structure):
     _fields_ = [*((name, Address) for name in ("source", "to", "index")), ("count", Long)]
 
 
+class PackPairs(Pack):
+    """The same, two places for each entry, as a pair of bfloat16."""
+
+
+class Pair(ctypes.Structure):
+    """Scratch as pairs of bfloat16: each float and the one `step` floats behind it."""
+
+    _fields_ = [("source", Address), ("to", Address), ("floats", Long), ("step", Long)]
+
+
 class Unpack(ctypes.Structure):
     """A gradient in the layout of a product into that of its weight."""
 
@@ -164,7 +174,7 @@ class NormGradient(NormOp):
 
 KINDS: tuple[type[ctypes.Structure], ...] = (
     LoadView, LoadGradient, Product, WeightGradient, Permute, Store, StoreGradient, LoadSumGradient,
-    LoadPoolGradient, NormOp, NormGradient, SumViews, Pool, Pack, Unpack, Zero, Blocks,
+    LoadPoolGradient, NormOp, NormGradient, SumViews, Pool, Pack, Unpack, Zero, Blocks, Pair, PackPairs,
 )  # fmt: skip
 """In the order of the enum in C."""
 

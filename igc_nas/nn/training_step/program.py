@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from igc_nas.arch.layers import Act, Activation, Conv, Interleave, Layer, Linear, Norm, Pool, Residual
 from igc_nas.arch.plan import Plan
 from igc_nas.nn.codegen.orders import PAD, Order, interleaved, positions
-from igc_nas.nn.codegen.program import Way, conv_orders
+from igc_nas.nn.codegen.program import Way, conv_orders, merged
 from igc_nas.nn.training_step import layout
 from igc_nas.nn.training_step import operations as ops
 from igc_nas.nn.training_step.layout import ConvStep
@@ -33,6 +33,8 @@ SCRATCH_BYTES = 320 * 1024
 """What the scratch of the images that go through a chain together should take: a part of a second-level cache."""
 MOST_IMAGES = 16
 ALIGN = 64
+PAIR_COST = 8.0
+"""Vector instructions that making a vector of pairs costs about."""
 STEM_WAY: Way = "outputs"
 ACTS: dict[Activation | None, int] = {None: 0, "relu": 1, "relu6": 2}
 
@@ -150,11 +152,15 @@ class Scratch:
 class StepProgram:
     """The operations for batches of at most `batch` images, and the memory that they work in.
 
-    `network` gives the modules by the names in `plan`. Raises `Unsupported`.
+    `network` gives the modules by the names in `plan`. `pairs`: whether the kernels multiply pairs of bfloat16; they
+    are used where that saves more than making the pairs costs. Raises `Unsupported`.
     """
 
-    def __init__(self, network: nn.Module, plan: Plan, batch: int, dtype: torch.dtype, lanes: int) -> None:
+    def __init__(
+        self, network: nn.Module, plan: Plan, batch: int, dtype: torch.dtype, lanes: int, pairs: bool = False
+    ) -> None:
         self.network, self.plan, self.batch, self.dtype, self.lanes = network, plan, batch, dtype, lanes
+        self.pairs = pairs
         self.forward, self.backward = ops.Operations(), ops.Operations()
         self.weights: list[Weight] = []
         self.norms: list[Normed] = []
@@ -163,6 +169,7 @@ class StepProgram:
         """What reads the input images: their address is set for each batch."""
         self._kept: list[object] = []
         self._in_scratch: list[tuple[ctypes.Structure, str]] = []
+        self._pair_ops: list[ops.Pair] = []
         self._scratch_floats = 0
         self._gradients: list[tuple[ops.WeightGradient, ops.Unpack]] = []
         self._gradient_floats = 0
@@ -340,13 +347,21 @@ class StepProgram:
             scratch.area(stored, _frame(step)) for stored, step in zip(self._inputs(node), node.steps, strict=True)
         ]
         areas.append(scratch.area(node.out))
+        in_pairs = {
+            at: scratch.area(stored, _frame(step))
+            for at, (stored, step) in enumerate(zip(self._inputs(node), node.steps, strict=True))
+            if isinstance(step, ConvStep) and self._pairs_pay(layout.forward_taps(step.conv), step, step.source)
+        }
         images, floats = scratch.placed()
         inner: list[ctypes.Structure] = [self._load(node.source, areas[0])]
-        for step, source, to, stored in zip(node.steps, areas[:-1], areas[1:], outputs, strict=True):
+        for at, (step, stored) in enumerate(zip(node.steps, outputs, strict=True)):
+            source, to = areas[at], areas[at + 1]
             if isinstance(step, PermuteStep):
                 inner.append(self._permute(step.source, step.target, source, to))
             else:
-                inner += self._forward_products(step, source, to)
+                if at in in_pairs:
+                    inner.append(self._pair(source, in_pairs[at], source.pixel, images, _frame(step)))
+                inner += self._forward_products(step, in_pairs.get(at, source), to, at in in_pairs)
             inner.append(self._store(stored, to, node.norm if stored is node.out else None))
         self._blocks(self.forward, inner, scratch, images, floats)
         if node.norm:
@@ -375,22 +390,52 @@ class StepProgram:
         self._in_scratch += [(operation, "source"), (operation, "to")]
         return operation
 
-    def _forward_products(self, step: ConvStep, source: ops.Area, to: ops.Area) -> Iterator[ops.Product]:
+    def _pairs_pay(self, taps: list[layout.Tap], step: ConvStep, source: Order) -> bool:
+        """Whether a product of pairs of taps saves more multiplications than `PAIR_COST` for each float of scratch."""
+        saved = len(taps) - len(layout.paired(taps))
+        return (
+            self.pairs
+            and saved * self._inputs_of(step) * len(step.target) > PAIR_COST * len(source) * step.conv.stride**2
+        )
+
+    def _inputs_of(self, step: ConvStep) -> int:
+        """Inputs that an output is a sum of, for each tap."""
+        if step.way == "outputs":
+            return merged(step.conv, self.lanes)[1]
+        return step.conv.in_channels // step.conv.groups
+
+    def _pair(self, source: ops.Area, to: ops.Area, step: int, images: int, frame: int) -> ops.Pair:
+        """All of the scratch, from the first image's frame on, as pairs with what is `step` floats behind."""
+        begin = 4 * frame * (source.row + source.pixel)
+        operation = ops.Pair((source.at or 0) - begin, (to.at or 0) - begin, images * source.image, step)
+        self._pair_ops.append(operation)
+        return operation
+
+    def _forward_products(
+        self, step: ConvStep, source: ops.Area, to: ops.Area, in_pairs: bool
+    ) -> Iterator[ops.Product]:
         vectors, taps = layout.forward_vectors(step, self.lanes), layout.forward_taps(step.conv)
-        weight = self._weight(step)
-        for table in layout.tables(vectors, taps, step.conv, weight.strides, source.row, source.pixel):
-            product = self._product(step, table, source, to, step.conv.stride, 1)
+        weight, used = self._weight(step), layout.paired(taps) if in_pairs else taps
+        for table in layout.tables(vectors, used, step.conv, weight.strides, source.row, source.pixel):
+            product = self._product(step, table, source, to, step.conv.stride, 1, in_pairs)
             product.height, product.width = to.height, to.width
             self._packed(self.forward, product, table, weight)
             yield product
 
     def _product(
-        self, step: ConvStep, table: layout.Tables, source: ops.Area, to: ops.Area, stride_in: int, stride_out: int
+        self,
+        step: ConvStep,
+        table: layout.Tables,
+        source: ops.Area,
+        to: ops.Area,
+        stride_in: int,
+        stride_out: int,
+        in_pairs: bool,
     ) -> ops.Product:
         tiles, vectors = table.targets.shape
         product = ops.Product(source, to, self._table(table.offsets), self._table(table.targets))
         product.tiles, product.terms, product.vectors = tiles, table.offsets.shape[1], vectors
-        product.broadcast = int(step.way == "outputs")
+        product.kind = int(step.way == "outputs") + 2 * in_pairs
         product.in_row, product.in_pixel = stride_in * source.row, stride_in * source.pixel
         product.out_row, product.out_pixel = stride_out * to.row, stride_out * to.pixel
         product.flat = int(step.conv.kernel == step.conv.stride == 1 and _is_flat(source) and _is_flat(to))
@@ -399,10 +444,13 @@ class StepProgram:
         return product
 
     def _packed(self, to: ops.Operations, product: ops.Product, table: layout.Tables, weight: Weight) -> None:
-        packed = torch.empty(max(1, table.index.size), dtype=torch.float32, device="cpu")
+        in_pairs = table.index.ndim == 2
+        count = len(table.index)
+        packed = torch.empty(max(1, count), dtype=torch.float32, device="cpu")
         self._kept.append(packed)
         product.weights = packed.data_ptr()
-        pack = ops.Pack(None, packed.data_ptr(), self._table(table.index), table.index.size)
+        kind = ops.PackPairs if in_pairs else ops.Pack
+        pack = kind(None, packed.data_ptr(), self._table(table.index), count)
         weight.packs.append(pack)
         to.add(pack)
 
@@ -474,6 +522,7 @@ class StepProgram:
             assert isinstance(step, ConvStep)
             depth = len(layout.input_vectors(step, self.lanes)[1])
             area.row, area.pixel, area.image = area.width * depth, depth, area.height * area.width * depth
+        reads, writes = self._backward_pairs(node, scratch, needed)
         images, floats = scratch.placed()
         inner: list[ctypes.Structure] = [self._load_gradient(node, gradients[-1])]
         for at in range(len(node.steps) - 1, -1, -1):
@@ -483,14 +532,44 @@ class StepProgram:
                 continue
             view = node.source if at == 0 else Seen(inputs[at], step.source)
             inner.append(self._load(view, source))
-            inner += self._weight_gradients(step, source, grad)
+            paired_grad = writes.get(at)
+            if paired_grad is not None:
+                inner.append(self._pair(grad, paired_grad, grad.pixel, images, _frame(step)))
+            if at in reads:
+                assert paired_grad is not None
+                inner.append(self._pair(source, reads[at], step.conv.stride * source.pixel, images, _frame(step)))
+                inner += self._weight_gradients(step, reads[at], paired_grad, in_pairs=True)
+            else:
+                inner += self._weight_gradients(step, source, grad, in_pairs=False)
             if needed[at]:
-                inner += self._input_products(step, grad, to, compact.get(at))
+                inner += self._input_products(step, grad, paired_grad, to, compact.get(at))
         if node.source.needs_grad:
             inner.append(self._store_gradient(node.source, gradients[0]))
         if node.norm:
             self.backward.add(node.norm.backward)
         self._blocks(self.backward, inner, scratch, images, floats)
+
+    def _backward_pairs(
+        self, node: ChainNode, scratch: Scratch, needed: list[bool]
+    ) -> tuple[dict[int, ops.Area], dict[int, ops.Area]]:
+        """Scratch for pairs: of the inputs of steps whose weight gradients are of pairs, and of outputs' gradients.
+
+        A weight gradient pairs adjacent pixels of a row, of which an odd one needs a zero behind it.
+        """
+        reads, writes = {}, {}
+        outputs = [*node.between, node.out]
+        for at, step in enumerate(node.steps):
+            if not isinstance(step, ConvStep) or not self.pairs:
+                continue
+            frame, out, conv = _frame(step), outputs[at], step.conv
+            outs, ins = len(step.target), len(step.source) * conv.stride**2
+            saved = self._inputs_of(step) * conv.kernel**2 * outs / 2
+            if (frame or out.width % 2 == 0) and saved > PAIR_COST * (ins + outs):
+                reads[at] = scratch.area(self._inputs(node)[at], frame)
+            inverse = self._pairs_pay(layout.forward_taps(conv), step, step.target) and needed[at] and conv.kernel > 1
+            if at in reads or inverse:
+                writes[at] = scratch.area(out, frame)
+        return reads, writes
 
     def _load_gradient(self, node: ChainNode, to: ops.Area) -> ops.LoadGradient:
         operation = ops.LoadGradient(node.out.grad.data_ptr(), node.out.data.data_ptr(), to=to)
@@ -500,11 +579,13 @@ class StepProgram:
         self._in_scratch.append((operation, "to"))
         return operation
 
-    def _weight_gradients(self, step: ConvStep, source: ops.Area, grad: ops.Area) -> Iterator[ops.WeightGradient]:
+    def _weight_gradients(
+        self, step: ConvStep, source: ops.Area, grad: ops.Area, *, in_pairs: bool
+    ) -> Iterator[ops.WeightGradient]:
         vectors, taps = layout.forward_vectors(step, self.lanes), layout.forward_taps(step.conv)
         weight = self._weight(step)
         for table in layout.tables(vectors, taps, step.conv, weight.strides, source.row, source.pixel):
-            product = self._product(step, table, source, grad, step.conv.stride, 1)
+            product = self._product(step, table, source, grad, step.conv.stride, 1, in_pairs)
             product.height, product.width = grad.height, grad.width
             self._kept.append(product)
             gradient = ops.WeightGradient(ctypes.addressof(product), grad, 4 * self._gradient_floats)
@@ -518,18 +599,27 @@ class StepProgram:
             yield gradient
 
     def _input_products(
-        self, step: ConvStep, grad: ops.Area, to: ops.Area, compact: ops.Area | None
+        self,
+        step: ConvStep,
+        grad: ops.Area,
+        paired_grad: ops.Area | None,
+        to: ops.Area,
+        compact: ops.Area | None,
     ) -> Iterator[ctypes.Structure]:
         vectors, order = layout.input_vectors(step, self.lanes)
         weight, stride = self._weight(step), step.conv.stride
         out = to if compact is None else compact
         for y in range(min(stride, out.height)):
             for x in range(min(stride, out.width)):
-                taps = layout.input_taps(step.conv, y, x)
+                taps: list[layout.Tap] | list[layout.TapPair] = layout.input_taps(step.conv, y, x)
+                in_pairs = paired_grad is not None and len(taps) > 1
+                if in_pairs:
+                    taps = layout.paired(layout.input_taps(step.conv, y, x))
+                source = paired_grad if in_pairs and paired_grad is not None else grad
                 for table in layout.tables(
                     vectors, taps, step.conv, weight.strides, grad.row, grad.pixel, transposed=True
                 ):
-                    product = self._product(step, table, grad, out, 1, stride)
+                    product = self._product(step, table, source, out, 1, stride, in_pairs)
                     product.height, product.width = -(-(out.height - y) // stride), -(-(out.width - x) // stride)
                     product.to.at = (product.to.at or 0) + 4 * (y * out.row + x * out.pixel)
                     self._packed(self.backward, product, table, weight)
@@ -557,6 +647,8 @@ class StepProgram:
         self._scratch = torch.zeros(self._scratch_floats + ALIGN // 4, dtype=torch.float32, device="cpu")
         start = self._scratch.data_ptr()
         start += -start % ALIGN
+        for pair in self._pair_ops:
+            pair.source, pair.to = (pair.source or 0) + start, (pair.to or 0) + start
         for operation, name in self._in_scratch:
             area = getattr(operation, name) if name else operation
             area.at = (area.at or 0) + start

@@ -20,6 +20,7 @@ from igc_nas.analysis.dashboard.payload import MOST_DETAILED, Plans, payload
 from igc_nas.analysis.views import front_rows, surrogate_view
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.layers import Conv, Interleave, Linear, Residual
+from igc_nas.arch.literature import NAMES
 from igc_nas.arch.named import network
 from igc_nas.arch.papers import figures
 from igc_nas.arch.plan import plan
@@ -320,6 +321,14 @@ def _layers(plans: Plans, numbers: list[Any]) -> list[list[Any]]:
         else:
             found.append(plans.layers.values[number])
     return found
+
+
+def test_networks_of_the_literature_are_drawn_from_plain_data() -> None:
+    plans = Plans()
+    for name in NAMES:
+        json.dumps(plans.of(network(name).arch))
+    blocks = json.dumps([plans.layers.values, plans.blocks.values])
+    assert all(f'"{kind}"' in blocks for kind in ("Concat", "Split", "DualPath", "SqueezeExcite", "Subsample"))
 
 
 def _open(layers: Any) -> Any:

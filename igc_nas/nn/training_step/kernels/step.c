@@ -6,7 +6,7 @@
    done there in float32. Sums over the batch (statistics, gradients of batch norm) are in double.
 
    What precedes this text when it is compiled: LANES, BF16 or not, and the register tiles (`tiles.py`):
-       conv_tiles[vectors of outputs][pixels][broadcast], weight_tiles[vectors of outputs][terms][broadcast].
+       conv_tiles[vectors of outputs][kind][pixels], weight_tiles[vectors of outputs][kind][terms].
    The structs mirror those in `operations.py`. */
 
 /* Scratch: pixel (y, x) of image n is at + n * image + y * row + x * pixel. */
@@ -41,7 +41,8 @@ typedef struct {
     area in, out;
     const int *offsets, *targets; /* (tiles, terms), (tiles, vectors) */
     const float *weights;         /* (tiles, terms, vectors, LANES) */
-    int tiles, terms, vectors, pixels, broadcast;
+    int tiles, terms, vectors, pixels;
+    int kind; /* of its tiles: 0 vectors, 1 broadcast, 2 and 3 the same of pairs of bfloat16 */
     int height, width, in_row, in_pixel, out_row, out_pixel, flat;
 } product;
 
@@ -52,6 +53,12 @@ typedef struct {
     float *gradient;
     int out_row, out_pixel, flat;
 } weight_gradient;
+
+/* Each float of scratch, frames included, and the one `step` floats behind it as a pair of bfloat16. */
+typedef struct {
+    float *from, *to;
+    long floats, step; /* of `at_a_time` images */
+} pair;
 
 typedef struct {
     area from, to;
@@ -139,7 +146,8 @@ typedef struct {
 
 enum {
     LOAD_VIEW, LOAD_GRADIENT, PRODUCT, WEIGHT_GRADIENT, PERMUTE, STORE_TENSOR, STORE_GRADIENT, LOAD_SUM_GRADIENT,
-    LOAD_POOL_GRADIENT, NORM, NORM_GRADIENT, SUM_VIEWS, POOL, PACK, UNPACK, ZERO, BLOCKS
+    LOAD_POOL_GRADIENT, NORM, NORM_GRADIENT, SUM_VIEWS, POOL, PACK, UNPACK, ZERO, BLOCKS,
+    PAIR, PACK_PAIRS
 };
 
 typedef struct {
@@ -227,7 +235,7 @@ static void do_product(const product *p, long images)
 {
     const int whole = p->flat ? 1 : p->height;
     const int width = p->flat ? (int)(images * p->height * p->width) : p->width;
-    const conv_tile *tile_of = conv_tiles[p->vectors][p->broadcast];
+    const conv_tile *tile_of = conv_tiles[p->vectors][p->kind];
     if (p->flat) images = 1;
     for (int t = 0; t < p->tiles; t++) {
         const int *offsets = p->offsets + (long)t * p->terms, *targets = p->targets + (long)t * p->vectors;
@@ -248,10 +256,10 @@ static void do_weight_gradient(const weight_gradient *op, long images)
     const product *p = op->of;
     const int height = op->flat ? 1 : p->height;
     const int width = op->flat ? (int)(images * p->height * p->width) : p->width;
-    const weight_tile *tile_of = weight_tiles[p->vectors][p->broadcast];
-    const int most = most_terms[p->vectors];
+    const weight_tile *tile_of = weight_tiles[p->vectors][p->kind];
+    const int most = most_terms[p->vectors], step = p->kind > 1 ? 2 : 1; /* pixels, of which the second may be a zero */
     const pixels_at at = {p->in.image, op->out.image, op->flat ? 1 : images, p->in_row, op->out_row, height,
-                          p->in_pixel, op->out_pixel, width};
+                          step * p->in_pixel, step * op->out_pixel, (width + step - 1) / step};
     for (int t = 0; t < p->tiles; t++) {
         const int *offsets = p->offsets + (long)t * p->terms, *targets = p->targets + (long)t * p->vectors;
         float *gradient = op->gradient + (long)t * p->terms * p->vectors * LANES;
@@ -448,6 +456,40 @@ static void do_pack(const pack *op)
     for (long i = 0; i < op->count; i++) op->to[i] = op->index[i] < 0 ? 0.0f : op->from[op->index[i]];
 }
 
+/* As do_pack, two places for each entry. */
+static void do_pack_pairs(const pack *op)
+{
+#if PAIRS
+    for (long i = 0; i < op->count; i += LANES) {
+        vec first, second;
+        for (int l = 0; l < LANES; l++) {
+            const int one = op->index[2 * (i + l)], two = op->index[2 * (i + l) + 1];
+            first[l] = one < 0 ? 0.0f : op->from[one];
+            second[l] = two < 0 ? 0.0f : op->from[two];
+        }
+        STORE(op->to + i, paired(first, second));
+    }
+#else
+    (void)op;
+#endif
+}
+
+static void do_pair(const pair *op)
+{
+#if PAIRS
+    long i = 0;
+    for (; i + op->step + LANES <= op->floats; i += LANES)
+        STORE(op->to + i, paired(LOAD(op->from + i), LOAD(op->from + i + op->step)));
+    for (; i < op->floats; i += LANES) { /* nothing behind the end: zeros */
+        vec second = {0};
+        for (long l = 0; i + l + op->step < op->floats && l < LANES; l++) second[l] = op->from[i + l + op->step];
+        STORE(op->to + i, paired(LOAD(op->from + i), second));
+    }
+#else
+    (void)op;
+#endif
+}
+
 static void do_unpack(const unpack *op)
 {
     for (long i = 0; i < op->count; i++)
@@ -475,6 +517,8 @@ static void run(const operation *operations, int count, long first, long images)
         case POOL: do_pool(what, images); break;
         case PACK: do_pack(what); break;
         case UNPACK: do_unpack(what); break;
+        case PAIR: do_pair(what); break;
+        case PACK_PAIRS: do_pack_pairs(what); break;
         case ZERO: memset(((const zero *)what)->at, 0, ((const zero *)what)->bytes); break;
         case BLOCKS: {
             const blocks *b = what;
@@ -484,5 +528,7 @@ static void run(const operation *operations, int count, long first, long images)
         }
     }
 }
+
+const int igc_nas_pairs = PAIRS;
 
 void igc_nas_step(const operation *operations, int count, long images) { run(operations, count, 0, images); }

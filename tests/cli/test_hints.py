@@ -1,0 +1,105 @@
+"""What a person types wrong is answered with what to type instead; the same command twice does no harm."""
+
+from pathlib import Path
+
+import pytest
+
+from igc_nas.cli.study_flags import SearchRequest, resolve_study
+from igc_nas.engine.search import Run, search
+from igc_nas.engine.store import Store
+from igc_nas.nn.device import Device
+from igc_nas.study.study import Study, load_study
+from tests.support.commands import Command, refused
+from tests.support.searches import evaluate, latency, spec
+
+HERE = Device("cpu", "cpu", "a processor")
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """The study `made` of eight invented trials, in ./studies."""
+    monkeypatch.chdir(tmp_path)
+    list(search(spec(name="made", sampler="random"), Run(Path("studies/made"), trials=8), evaluate=evaluate))
+    return load_study("made")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("export made -o x.tflite", ("ending of x.tflite", ".onnx")),
+        ("export made -o model.pth", ("ending of model.pth",)),
+        ("show made", ("'made' is a study", "made:", "--pick")),
+        ("measure made", ("'made' is a study", "made:")),
+        ("search --recipe foo=1", ("recipe: foo: unknown key", "epochs", "train_size", "resolution")),
+        ("search --recipe epoch=1", ("unknown key", "did you mean epochs?")),
+        ("search --epochs 5", ("--recipe epochs=VALUE",)),
+        ("front made --limit 5", ("did you mean --top?",)),
+        ("fron made", ("'front'",)),
+        ("front mad", ("did you mean made?",)),
+        ("dashboard made --picture f.gif", ("not a .png, .svg or .pdf",)),
+        ("cost stages.toml", ("stages: unknown key; did you mean stage?",)),
+    ],
+)
+def test_wrong_input_names_what_to_type(line: str, words: tuple[str, ...], made: Study, cli: Command) -> None:
+    arch = made.candidates[0].arch.to_toml()
+    Path("stages.toml").write_text(arch.replace("[[stage]]", "[[stages]]"))
+    answer = cli(*line.split())
+    refused(answer, answer.status, *words)
+    assert answer.status in (2, 4)
+    assert {path.name for path in Path().iterdir()} == {"studies", "stages.toml"}
+    assert not Path("studies/made/dashboard.html").exists()
+
+
+def test_the_same_export_twice_is_no_error_another_one_is(made: Study, cli: Command) -> None:
+    best, knee = made.pick("best-error"), made.pick("knee")
+    for _ in range(2):
+        assert cli("export", "made", "--pick", f"trial:{best.trial}", "-o", "arch.toml").status == 0
+    other = next(c for c in (knee, *made.candidates) if c.arch != best.arch)
+    refused(cli("export", "made", "--pick", f"trial:{other.trial}", "-o", "arch.toml"), 2, "arch.toml exists")
+
+
+def test_a_limit_holds_what_is_deployed(made: Study) -> None:
+    small = min(made.candidates, key=lambda c: c.cost.params)
+    grown = {"form": "dense", "deployed_params": 10 * small.cost.params, "deployed_macs": small.cost.macs}
+    changed = small.model_copy(update={"latency": small.latency.model_copy(update=grown)})
+    trials = [t.model_copy(update={"candidate": changed}) if t.number == small.trial else t for t in made.trials]
+    study = Study(made.spec, tuple(trials), made.folder)
+    assert made.pick(f"under:params={small.cost.params}") == small
+    with pytest.raises(Exception, match=r"(?s)is within that.*params "):
+        study.pick(f"under:params={small.cost.params}")
+
+
+def name_of(**options: object) -> str:
+    request = SearchRequest(space="tiny", dataset="shapes", **options)  # type: ignore[arg-type]
+    return resolve_study(request, HERE).spec.name
+
+
+def test_an_automatic_name_holds_what_distinguishes_a_study(made: Study) -> None:
+    variations: list[dict[str, object]] = [
+        {}, {"sampler": "tpe"}, {"latency_runtime": "eager"}, {"recipe": ("epochs=3",)}, {"recipe": ("epochs=4",)},
+        {"objectives": "error,macs"}, {"sampler": "tpe", "recipe": ("epochs=3",)}, {"seed": 1}, {"budget_params": 3000},
+    ]  # fmt: skip
+    names = [name_of(**options) for options in variations]
+    assert len(set(names)) == len(names)
+    assert names == [name_of(**options) for options in variations]
+    assert names[0] == "tiny-shapes-any-s0"
+    assert names[1] == "tiny-shapes-any-s0-tpe"
+
+
+def test_a_study_of_the_older_automatic_name_is_continued(made: Study) -> None:
+    old = spec(name="tiny-shapes-any-s0", sampler="tpe")
+    with Store(Path("studies/tiny-shapes-any-s0"), old):
+        pass
+    device = Device("cpu", "cpu", old.latency.device)
+    request = SearchRequest(space="tiny", dataset="shapes", sampler="tpe")
+    assert resolve_study(request, device).spec.name == "tiny-shapes-any-s0"
+
+
+def test_a_noisy_front_ends_with_what_to_type(made: Study, cli: Command) -> None:
+    noisy = {c.trial: latency(c.latency.normalised_ms, noisy=True, noise=("load 3",)) for c in made.front()}
+    from igc_nas.engine.store import replace_latencies
+
+    assert made.folder is not None
+    replace_latencies(made.folder, noisy)
+    assert "noisy latenc" in cli("front", "made").out
+    assert "igc-nas measure --study made --keep" in cli("front", "made").out
