@@ -122,7 +122,7 @@ def _entrants(study: Study, request: FinalsRequest) -> list[Entrant]:
         expected = "" if pick.expected is None else f", expected {100 * pick.expected:.1f} %"
         why = f"{pick.why}; proxy error {100 * c.score.error:.1f} %{expected}"
         found[c.id] = Entrant(f"trial {c.trial}", c.arch, why, c.trial, c.latency)
-    known = {c.id: c for c in study.candidates}
+    known = {c.id: c for c in (*study.candidates, *(t.candidate for t in study.baselines if t.candidate))}
     for name, arch in _baselines(study, request.baselines, request.root):
         entrant = Entrant(name, arch, "baseline")
         if entrant.id in known:
@@ -141,7 +141,10 @@ def _baselines(study: Study, texts: Sequence[str], root: Path) -> list[tuple[str
 
     `literature` stands for the literature's networks with a printed error that the study's images and budget admit.
     """
-    names = [name.strip() for text in texts for name in text.split(",") if name.strip()]
+    from igc_nas.study.baselines import SETS
+
+    named = [name.strip() for text in texts for name in text.split(",") if name.strip()]
+    names = [each for name in named for each in (SETS["igc"] if name == "igc" else (name,))]
     found: dict[str, ArchConfig] = {}
     for name in names:
         if name == "literature":
