@@ -203,11 +203,12 @@ def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
 
 def _measure_study(study: Study, request: MeasureRequest) -> None:
     """Measure a study's candidates again (with `--keep` the noisy ones, for the record); compare with the record."""
-    if not study.candidates:
+    known = [*study.candidates, *(trial.candidate for trial in study.baselines if trial.candidate)]
+    if not known:
         raise StudyError(f"{study.spec.name} has no completed trial yet")
-    candidates = [c for c in study.candidates if c.latency.noisy or not request.keep]
+    candidates = [c for c in known if c.latency.noisy or not request.keep]
     if not candidates:
-        say(f"none of the {len(study.candidates)} latencies of {study.spec.name} is noisy")
+        say(f"none of the {len(known)} latencies of {study.spec.name} is noisy")
         return
     quiet_threads(study.spec.latency.threads)
     from igc_nas.engine.remeasuring import remeasure, study_measurer

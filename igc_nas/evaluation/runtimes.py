@@ -113,7 +113,7 @@ def check_runtime(spec: StudySpec, enqueued: Iterable[ArchConfig] = ()) -> None:
             load("int igc_nas_probe;\n")
     except IgcNasError as error:
         way_out = "for latencies in eager PyTorch, start another study: --study NAME --latency-runtime eager"
-        raise UsageError(error.message, f"{error.hint}\n{way_out}") from None
+        raise UsageError(error.message, f"{error.hint}; {way_out}") from None
     if runtime == "native":
         for each in (*unit_plans(spec.search_space), *map(plan, enqueued)):
             program(each, PORTABLE.lanes)

@@ -132,6 +132,8 @@ class Epoch(Frozen):
     samples: int
     loss: float
     train_error: Fraction
+    held_out_error: Fraction | None = None
+    """On held-out images after the epoch, for a training that has some and no rungs."""
 
 
 class Rung(Frozen):
@@ -257,6 +259,8 @@ class Trial(Frozen):
     failure: Failure | None = None
     enqueued: bool | None = None
     """True if a user enqueued this architecture; a sampler did not suggest it."""
+    baseline: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """The name of a network that the search is compared with: no candidate of the study, and never pruned."""
     same_as: int | None = None
     """The trial that a duplicate repeats."""
     violation: float | None = None

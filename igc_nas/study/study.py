@@ -14,6 +14,7 @@ from pathlib import Path
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.files import MOST_RECORDS, read_bytes, read_text
 from igc_nas.io.units import parse_count, parse_ms
+from igc_nas.study.finals import Final, read_finals
 from igc_nas.study.names import find_study
 from igc_nas.study.objectives import OBJECTIVES, values
 from igc_nas.study.pareto import hypervolume, knee, nondominated, running_hypervolume
@@ -33,8 +34,18 @@ class Study:
 
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
-        """The candidates of the completed trials."""
-        return tuple(t.candidate for t in self.trials if t.state == "complete" and t.candidate)
+        """The candidates of the completed trials, without the baselines."""
+        return tuple(t.candidate for t in self.trials if t.state == "complete" and t.candidate and not t.baseline)
+
+    @cached_property
+    def baselines(self) -> tuple[Trial, ...]:
+        """The trials of the baselines, in any state; of an architecture the last one."""
+        return tuple({trial.id: trial for trial in self.trials if trial.baseline}.values())
+
+    @cached_property
+    def finals(self) -> tuple[Final, ...]:
+        """The trainings to the end that finals.jsonl records. Raises `StudyError` if the file is damaged."""
+        return read_finals(self.folder)
 
     @cached_property
     def feasible_candidates(self) -> tuple[Candidate, ...]:
@@ -43,8 +54,8 @@ class Study:
 
     @property
     def ended(self) -> int:
-        """Number of complete and pruned trials."""
-        return sum(trial.state in ("complete", "pruned") for trial in self.trials)
+        """Number of complete and pruned trials, without the baselines."""
+        return sum(trial.state in ("complete", "pruned") and not trial.baseline for trial in self.trials)
 
     @property
     def is_begun(self) -> bool:
@@ -90,7 +101,7 @@ class Study:
 
         Raises `UsageError` for another rule, `StudyError` if no candidate matches; it names the nearest one.
         """
-        if not self.candidates:
+        if not self.candidates and _trial_number(rule) is None:
             raise StudyError(f"{self.spec.name} has no completed trial yet", f"igc-nas search --study {self.spec.name}")
         if rule == "knee":
             front = self.front() or self.candidates

@@ -211,6 +211,8 @@ def test_measuring_saves_the_timing_cache(cli: Command, tmp_path: Path) -> None:
         (("bench", "deploy", "--batch", "0"), ("--batch",)),
         (("bench", "train", "--resolution", "7"), ("--resolution",)),
         (("bench", "search", "--trials", "1"), ("--trials",)),
+        (("bench", "deploy", "--rank", "2"), ("--rank",)),
+        (("bench", "deploy", "--runtime", "eager", "--multiplied-out"), ("--runtime native",)),
         (("bench", "search", "--device", "tpu"), ("unknown device",)),
         (("bench", "workers", "--trials", "1"), ("--trials",)),
         (("bench", "workers", "--dataset", "mnist"), ("--dataset",)),
