@@ -100,6 +100,8 @@ def _lines(space: SearchSpace, facts: Mapping[str, Any]) -> Iterator[str]:
     for stage in space.stages:
         for unit, choices in stage.choices.items():
             yield f"stage {stage.number}   {unit}  {_choices(choices)}"
+    if isinstance(space.file.head, dict):
+        yield f"head      {_choices(space.file.head)}"
 
 
 def _words(key: str) -> str:
