@@ -10,7 +10,7 @@ from typing import NamedTuple
 from igc_nas.io.units import format_count, format_ms, format_seconds
 from igc_nas.study.plan import Sizes
 from igc_nas.study.records import Candidate, Latency, Pruned
-from igc_nas.study.spec import Goal, LatencyForms, LatencySpec, Recipe
+from igc_nas.study.spec import Goal, LatencyForms, LatencySpec, Recipe, Schedule
 from igc_nas.study.study import Study
 
 GOALS: dict[Goal, str] = {
@@ -53,7 +53,7 @@ def front_end_words(study: Study) -> str | None:
         if limit is None or not front or max(front) >= FAR_BELOW * limit:
             continue
         end, share = max(front), f"{100 * max(front) / limit:.2g} % of the budget"
-        ended = [trial.candidate or trial.pruned for trial in study.trials]
+        ended = [trial.candidate or trial.pruned for trial in study.trials if not trial.baseline]
         larger = [getattr(of.cost, metric) for of in ended if of and end < getattr(of.cost, metric) <= limit]
         if not larger:
             return f"The front ends at {format_count(end)} {noun}, {share}: no network beyond that was tried."
@@ -100,6 +100,24 @@ def recipe_words(recipe: Recipe, *, held_out: bool = False) -> str:
         f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.train_size, 'image')} at {recipe.resolution} x "
         f"{recipe.resolution} pixels, batch {recipe.batch}, lr {recipe.lr:g}, {recipe.dtype}, {recipe.forms} "
         f"forms{scored}"
+    )
+
+
+def schedule_words(recipe: Schedule) -> str:
+    """A recipe of a training to the end: `10 epochs, batch 128, SGD lr 0.2, cosine, ..., float32, fastest forms`."""
+    extras = [
+        f"label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "",
+        f"crop {recipe.crop}" if recipe.crop else "",
+        "flip" if recipe.flip else "",
+        f"cutout {recipe.cutout}" if recipe.cutout else "",
+        f"mixup {recipe.mixup:g}" if recipe.mixup else "",
+        f"weight average {recipe.average:g}" if recipe.average else "",
+    ]
+    decay = f"weight decay {recipe.weight_decay:g}" + ("" if recipe.decay_norms else " (not on norms)")
+    return (
+        f"{counted(recipe.epochs, 'epoch')}, batch {recipe.batch}, SGD with lr {recipe.lr:g} (warm-up "
+        f"{recipe.warmup:.1%}, cosine), {decay}, {', '.join(filter(None, [*extras, recipe.dtype]))}, "
+        f"{recipe.forms} forms"
     )
 
 

@@ -42,7 +42,7 @@ def data(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Download, verify and install a dataset, or show a folder of images.
+    """Download and verify a dataset, or show a folder of images.
 
     NAME is cifar10 or cifar100; an interrupted download is resumed. FOLDER has one folder of images per class, or a
     train and a test (or val) folder of such; what it holds is printed, and what would be packed.

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 @data_dir_option
 @as_json
 def doctor(check: bool | None, data_dir: Path | None, as_json: bool) -> None:
-    """Say what this machine offers, what a search would use, and what is missing.
+    """Say what this machine offers, and what a search would use.
 
-    A report of a fault begins with the output of this command. The status is 1 if a check fails.
+    What is missing is named. A report of a fault begins with the output of this command. The status is 1 if a
+    check fails.
 
     \b
     Examples:

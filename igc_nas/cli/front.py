@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.argument("study")
 @click.option("--objectives", help="Error alone, or two or three objectives. [default: the study's own]")
 @as_json
+@click.option("--finals", is_flag=True, help="Print the networks that `igc-nas finals` has trained to the end.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
 @click.option("--latex", is_flag=True, help="Print a LaTeX tabular.")
@@ -35,6 +36,7 @@ def front(
     study: str,
     objectives: str | None,
     as_json: bool,
+    finals: bool,
     as_csv: bool,
     markdown: bool,
     latex: bool,
@@ -44,7 +46,7 @@ def front(
     storage: str | None,
     root: Path,
 ) -> None:
-    """Print the Pareto front of STUDY.
+    """Print the Pareto front of STUDY, or its finals.
 
     A line a member, with as many columns as the terminal holds.
 
@@ -60,6 +62,13 @@ def front(
     if len(asked) > 1:
         raise UsageError(f"--{asked[0]} and --{asked[1]} exclude each other")
     loaded = load(study, root, storage)
+    if finals:
+        from igc_nas.cli.finals import print_finals
+
+        if objectives or asked not in ([], ["json"]):
+            raise UsageError("--finals goes with --json alone")
+        print_finals(loaded, "json" if as_json else "table")
+        return
     names = parse_objectives(objectives) if objectives else loaded.spec.front_objectives
     print_front(loaded, names, asked[0] if asked else "table", sort=sort, top=top, wide=wide)
 
@@ -74,11 +83,12 @@ def print_front(
     wide: bool = False,
 ) -> None:
     """Print a study's front by these objectives: the first `top` members in the order of `sort`."""
-    from igc_nas.analysis.tables import candidate_row
+    from igc_nas.analysis.baselines import baselines_sentence, standings
+    from igc_nas.analysis.tables import baseline_row, candidate_row
     from igc_nas.analysis.words import front_end_words
 
-    members = study.front(objectives)
-    members = tuple(sorted(members, key=OBJECTIVES[sort].of) if sort else members)[:top]
+    found, beside = study.front(objectives), standings(study, objectives)
+    members = tuple(sorted(found, key=OBJECTIVES[sort].of) if sort else found)[:top]
     if output == "json":
         spec = study.spec
         put_json(
@@ -92,22 +102,27 @@ def print_front(
                 "front_end": front_end_words(study),
                 "completed": len(study.candidates),
                 "candidates": [candidate_row(c) for c in members],
+                "baselines": [baseline_row(standing) for standing in beside],
             }
         )
     elif output == "csv":
         from igc_nas.analysis.tables import csv_text
 
-        click.echo(csv_text(members), nl=False)
+        click.echo(csv_text(members, beside), nl=False)
     elif output in ("markdown", "latex"):
-        from igc_nas.analysis.front_table import latex_lines, markdown_lines
+        from igc_nas.study.front_table import latex_lines, markdown_lines
 
         put(*(markdown_lines if output == "markdown" else latex_lines)(members))
-    elif not members:
+    elif not members and not beside:
         say(f"{study.spec.name} has no completed trial yet", f"igc-nas search --study {study.spec.name}")
     else:
-        from igc_nas.cli.display import front_lines
+        from igc_nas.cli.display import baseline_lines, front_lines
         from igc_nas.io.console import terminal_width
 
         put(*front_lines(study, members, objectives, terminal_width(), wide=wide))
+        if beside:
+            put(*baseline_lines(beside))
+        if study.baselines:
+            say(baselines_sentence(study, objectives) or "")
         if end := front_end_words(study):
             say(end)

@@ -100,3 +100,39 @@ image_size_option = click.option(
     help="Side to which images of a folder are resized and cropped. [default: what the space or network reads: 32]",
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a recipe for a training to the end (see `igc_nas.cli.recipes`)."""
+    options = (
+        click.option(
+            "--preset",
+            type=click.Choice(["quick", "full"]),
+            help="The recipe: 10 epochs, or 200 with cutout. [default: quick on a CPU, full on a GPU]",
+        ),
+        click.option("--epochs", type=click.IntRange(1, 10_000), help="Epochs in total. [default: the preset's]"),
+        click.option("--batch", type=click.IntRange(1, 65_536), help="Images per step. [default: 128]"),
+        click.option(
+            "--lr", type=click.FloatRange(0, 100, min_open=True), help="Peak learning rate. [default: the preset's]"
+        ),
+        click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="[default: 0.1]"),
+        click.option(
+            "--recipe",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Change the recipe: cutout=16, mixup=0.2, weight_decay=1e-4, warmup=0.1, average=0.999, crop=4.",
+        ),
+        click.option(
+            "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
+        ),
+        click.option(
+            "--forms",
+            type=click.Choice(["fastest", "factored"]),
+            default="fastest",
+            show_default=True,
+            help="Train networks in the form that is fastest on the device, or in factored form.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command

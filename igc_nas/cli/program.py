@@ -17,6 +17,7 @@ from igc_nas.cli.dashboard import dashboard
 from igc_nas.cli.data import data
 from igc_nas.cli.doctor import doctor
 from igc_nas.cli.export import export
+from igc_nas.cli.finals import finals
 from igc_nas.cli.front import front
 from igc_nas.cli.measure import measure
 from igc_nas.cli.output import say
@@ -49,6 +50,7 @@ def program(debug: bool) -> None:  # `main` reads --debug itself: errors of pars
 
 for command in (
     search,
+    finals,
     front,
     status,
     show,

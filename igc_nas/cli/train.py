@@ -1,17 +1,31 @@
-"""`igc-nas train`: train an architecture from scratch on the whole training set."""
+"""`igc-nas train`: train an architecture from scratch to the end, and test it once."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from igc_nas.cli.loading import architecture, packing_bar, quiet_threads, say_unusable
-from igc_nas.cli.options import FILE, as_json, data_dir_option, device_option, image_size_option, studies_dir
+from igc_nas.cli.options import (
+    FILE,
+    as_json,
+    data_dir_option,
+    device_option,
+    image_size_option,
+    recipe_options,
+    studies_dir,
+)
 from igc_nas.cli.output import put, put_json, say
+
+if TYPE_CHECKING:
+    from igc_nas.engine.trainings import TrainingJob, TrainingPlan
+
+WATCHED, WATCHED_SHARE = 1000, 50
+"""Images that are held out unless told: 1,000, at most a fiftieth of the training set."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +35,16 @@ class TrainRequest:
     arch: str
     dataset: str
     image_size: int | None
-    epochs: int
-    batch: int
-    lr: float
-    label_smoothing: float
-    seed: int
+    preset: str | None
+    epochs: int | None
+    batch: int | None
+    lr: float | None
+    label_smoothing: float | None
+    recipe: tuple[str, ...]
     dtype: str
     forms: str
+    validate: int | None
+    seed: int
     threads: int | None
     out: Path | None
     device: str
@@ -45,23 +62,14 @@ class TrainRequest:
     help="auto, cifar10, cifar100, shapes, or a folder of images.",
 )
 @image_size_option
-@click.option("--epochs", type=click.IntRange(1, 10_000), default=30, show_default=True, help="Epochs in total.")
-@click.option("--batch", type=click.IntRange(1, 65_536), default=128, show_default=True, help="Images per step.")
+@recipe_options
 @click.option(
-    "--lr", type=click.FloatRange(0, 100, min_open=True), default=0.2, show_default=True, help="Peak learning rate."
+    "--validate",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Hold N training images out and show their accuracy after each epoch; 0: train on all. [default: 1000]",
 )
-@click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
-@click.option(
-    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
-)
-@click.option(
-    "--forms",
-    type=click.Choice(["fastest", "factored"]),
-    default="fastest",
-    show_default=True,
-    help="Train the network in the form that is fastest on the device, or in factored form.",
-)
 @click.option("--threads", type=click.IntRange(1), help="Threads, on a CPU. [default: all cores]")
 @click.option("-o", "--out", type=FILE, help="Folder of checkpoints and weights. [default: models/ID-DATASET]")
 @device_option
@@ -69,14 +77,14 @@ class TrainRequest:
 @studies_dir
 @as_json
 def train(**options: Any) -> None:
-    """Train ARCH from scratch on the whole training set.
+    """Train ARCH from scratch to the end.
 
-    A checkpoint is written after each epoch, and the same command continues an interrupted training. At the end the
-    network is evaluated on the test set, once, and its weights are written as safetensors.
+    The time it takes is measured and printed first. The same command continues an interrupted training where it was.
+    At the end the network is evaluated on the test set, once, and its weights are written as safetensors.
 
     \b
     Examples:
-      igc-nas train arch.toml --epochs 30
+      igc-nas train arch.toml --preset full
       igc-nas train igc_cifar10_2m:43 --dataset cifar10 -o models/knee
     """
     from igc_nas.study.defaults import usable_cores
@@ -84,28 +92,9 @@ def train(**options: Any) -> None:
     request = TrainRequest(**options)
     threads = request.threads or usable_cores()
     quiet_threads(threads)
-    from igc_nas.evaluation.retraining import Retraining, RetrainOptions
-
-    retrain = RetrainOptions(
-        dataset=request.dataset,
-        image_size=request.image_size,
-        data_dir=request.data_dir,
-        device=request.device,
-        threads=threads,
-        epochs=request.epochs,
-        batch=request.batch,
-        lr=request.lr,
-        label_smoothing=request.label_smoothing,
-        dtype=request.dtype,
-        forms=request.forms,
-        seed=request.seed,
-        out=request.out,
-    )
-    with packing_bar() as progress:
-        run = Retraining.open(architecture(request.arch, None, request.root), retrain, progress)
-    say_unusable(run.info)
-    say(*run.introduction())
-    result = run.train(say=say)
+    plan, job, device = _prepared(request, threads)
+    _train(plan, job, device, threads)
+    result = _result(job.folder)
     if request.as_json:
         put_json(result)
         return
@@ -113,4 +102,107 @@ def train(**options: Any) -> None:
         f"test error {100 * result['test_error']:.2f} % on {result['test_images']:,} images of {result['dataset']}",
         f"weights   {result['weights']}",
     )
-    say(f"igc-nas export {shlex.quote(str(run.folder))} --format dir -o NAME")
+    say(f"igc-nas export {shlex.quote(str(job.folder))} --format dir -o NAME")
+
+
+def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, TrainingJob, str]:
+    """(the plan, the training, torch's name of the device); says what is trained, and claims its folder."""
+    from igc_nas.analysis.words import schedule_words
+    from igc_nas.arch.cost import check_side, cost_of
+    from igc_nas.arch.plan import arch_id
+    from igc_nas.cli.recipes import full_recipe_of
+    from igc_nas.data.datasets import auto_notice, data_dir, is_folder, locate
+    from igc_nas.engine.trainings import TrainingJob, TrainingPlan
+    from igc_nas.evaluation.retraining import RUN_FILE, Retraining, check_input
+    from igc_nas.io.units import format_count
+    from igc_nas.nn.device import find_devices
+
+    arch = architecture(request.arch, None, request.root)
+    check_input(arch)
+    device = find_devices(request.device)[0]
+    where = data_dir(request.data_dir)
+    size = request.image_size
+    if is_folder(request.dataset) and size is None:
+        size = arch.input[1]
+    with packing_bar() as progress:
+        info = locate(request.dataset, where, image_size=size, progress=progress)
+    say_unusable(info)
+    if info.images:
+        arch = arch.with_side(info.side)
+        check_side(arch)
+    notice = auto_notice(info, where) if request.dataset == "auto" else None
+    arch = arch.with_classes(info.classes)
+    watched = min(WATCHED, info.train_count // WATCHED_SHARE) if request.validate is None else request.validate
+    folder = request.out or Path("models") / f"{arch_id(arch)}-{info.name}"
+    recipe = full_recipe_of(request, arch.input[1], device, threads, [folder / RUN_FILE])
+    plan = TrainingPlan(recipe, info, watched)
+    job = TrainingJob(0, arch, request.seed, folder)
+    Retraining(plan.spec(job), info, device, folder).claim()
+    cost = cost_of(arch)
+    data = f"{info.train_count - watched:,} training images of {info.label}" + (
+        f"; {watched:,} more are held out to watch" if watched else ""
+    )
+    say(
+        *([notice, ""] if notice else []),
+        f"network   {arch}",
+        f"          {format_count(cost.params)} parameters, {format_count(cost.macs)} MACs",
+        f"data      {data}",
+        f"recipe    {schedule_words(plan.schedule)}",
+        f"device    {device.name}",
+        f"folder    {folder}",
+        "stop      Ctrl-C; the same command continues",
+    )
+    return plan, job, device.torch_name
+
+
+def _train(plan: TrainingPlan, job: TrainingJob, device: str, threads: int) -> None:
+    """Train in a process of its own, with its time said first. Raises `StudyError`, `IgcNasError` where it fails."""
+    from igc_nas.engine.executor import TrialFailed
+    from igc_nas.engine.training_display import TrainingDisplay, clock_in
+    from igc_nas.engine.trainings import Trainings
+    from igc_nas.evaluation.retraining import RESULT_FILE, stored_result
+    from igc_nas.io.units import format_seconds
+    from igc_nas.study.lock import StudyLock
+
+    if (job.folder / RESULT_FILE).is_file():
+        stored_result(job.folder)  # raises for a damaged one
+        return
+    taken = "{name} is being trained by {holder}"
+    lock = StudyLock(job.folder, taken=taken, hint="wait for it, or train into another folder with -o")
+    display = TrainingDisplay({0: "training"}, is_alone=True)
+    try:
+        with display, Trainings(plan, (device,), 1, threads, display.show) as trainings:
+            images = plan.schedule.epochs * (plan.info.train_count - plan.validate)
+            for _, speed in trainings.images_per_s([job]):
+                if isinstance(speed, TrialFailed):
+                    raise _failure(speed)
+                seconds = images / speed
+                display.say(
+                    f"time      about {format_seconds(seconds)} from its start ({images:,} images at {speed:,.0f} a "
+                    f"second), until {clock_in(seconds)}"
+                )
+            for _, ended in trainings.run([job]):
+                if isinstance(ended, TrialFailed):
+                    raise _failure(ended)
+    finally:
+        lock.release()
+
+
+def _failure(failed: Any) -> Exception:
+    from igc_nas.errors import IgcNasError, StudyError
+
+    if failed.failure.kind == "refused":
+        return StudyError(failed.reason, "move it away to start this training again")
+    hint = "train with a lower --lr" if failed.failure.kind == "diverged" else None
+    return IgcNasError(f"the training failed: {failed.reason} ({failed.failure.where})", hint)
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    """The content of result.json, in the order in which it was written, without the curve."""
+    import json
+
+    from igc_nas.evaluation.retraining import RESULT_FILE
+    from igc_nas.io.files import read_text
+
+    result: dict[str, Any] = json.loads(read_text(folder / RESULT_FILE))
+    return result

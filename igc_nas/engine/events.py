@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from igc_nas.arch.config import ArchConfig
+from igc_nas.study.finals import TrainingProgress
 from igc_nas.study.records import Epoch, Trial
 from igc_nas.study.study import Study
 
@@ -16,6 +19,12 @@ class Job:
     number: int
     arch: ArchConfig
     seed: int
+    baseline: str | None = field(default=None, kw_only=True)
+    """Its name, if it is a baseline."""
+
+    def evaluated_by(self, evaluator: Callable[..., Any], reporter: Any) -> Any:
+        """Have an evaluator do it; other kinds of jobs call other methods of it."""
+        return evaluator(self.arch, self.seed, reporter)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class Progress:
     number: int
     doing: str
     epoch: Epoch | None = None
+    training: TrainingProgress | None = None
+    """Of a training to the end."""
 
 
 @dataclass(frozen=True)

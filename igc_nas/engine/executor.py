@@ -17,6 +17,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import DatasetInfo
 from igc_nas.engine.events import Job, Progress
 from igc_nas.io.units import format_seconds
+from igc_nas.study.finals import Trained, TrainingProgress
 from igc_nas.study.records import Epoch, Failure, Latency, Rung, Score, TimeBreakdown, Unfinished
 from igc_nas.study.spec import Calibration, StudySpec
 
@@ -63,6 +64,9 @@ class Reporter:
 
     def epoch(self, epoch: Epoch) -> None:
         """An epoch of the training has ended."""
+
+    def training(self, progress: TrainingProgress) -> None:
+        """How far a training to the end is."""
 
     def should_continue(self, latency: Latency, rung: Rung) -> bool:
         """Whether the training continues after this rung."""
@@ -165,6 +169,22 @@ class TrialFailed:
 
 
 @dataclass(frozen=True)
+class TrainingTimed:
+    """How fast a training to the end will run."""
+
+    number: int
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class TrainingEnded:
+    """A training to the end has been tested."""
+
+    number: int
+    trained: Trained
+
+
+@dataclass(frozen=True)
 class Waiting:
     """A worker begins to wait for others (`waited_s` is None), or has waited `waited_s`, which no timeout counts."""
 
@@ -175,7 +195,7 @@ class Waiting:
 READY = "ready"
 """The first message of an evaluator, once it is constructed."""
 
-Message = Progress | RungReport | TrialCompleted | TrialPruned | TrialFailed
+Message = Progress | RungReport | TrialCompleted | TrialPruned | TrialFailed | TrainingTimed | TrainingEnded
 
 
 class Executor(Protocol):
@@ -265,7 +285,7 @@ class WorkerHandle:
                 self.timer.update(message)
             case Progress():
                 self.step = message.doing
-            case TrialCompleted() | TrialPruned() | TrialFailed():
+            case TrialCompleted() | TrialPruned() | TrialFailed() | TrainingTimed() | TrainingEnded():
                 self.job = None
 
     def left_s(self, limit_s: float | None) -> float | None:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -27,16 +27,13 @@ from igc_nas.data.datasets import DatasetInfo
 from igc_nas.engine.events import Job, Progress
 from igc_nas.engine.executor import (
     Calibrate,
-    MakeEvaluator,
     Message,
     Request,
     RungAnswer,
     RungReport,
     RunJob,
     SetSpec,
-    TrialCompleted,
     TrialFailed,
-    TrialPruned,
     Waiting,
     WorkerHandle,
     WorkerSlot,
@@ -88,13 +85,17 @@ class _Worker(WorkerHandle):
 
 @dataclass
 class ProcessExecutor:
-    """An `Executor` of `count` processes for a study, spread over `devices` (torch's names)."""
+    """An `Executor` of `count` processes for a study, spread over `devices` (torch's names).
 
-    spec: StudySpec
+    Without a study (`spec` is None) its evaluators do other jobs, such as `igc_nas.engine.trainings` has.
+    """
+
+    spec: StudySpec | None
     info: DatasetInfo
     devices: tuple[str, ...]
     count: int
-    make: MakeEvaluator
+    make: Callable[[Any, WorkerSlot], Any]
+    """Makes an evaluator for the spec, in the worker's process; a module's function, or a partial of one."""
     threads: int = 1
     folder: Path | None = None
     """The study's folder."""
@@ -170,7 +171,7 @@ class ProcessExecutor:
         for pipe in wait([w.pipe for w in self._workers], self._wait_s(timeout)):
             worker = next(w for w in self._workers if w.pipe is pipe)
             answer = self._receive(worker)
-            if isinstance(answer, Progress | RungReport | TrialCompleted | TrialPruned | TrialFailed):
+            if isinstance(answer, Message):
                 yield answer
             else:
                 _raise_if_error(answer)
@@ -252,7 +253,7 @@ class ProcessExecutor:
         ours, theirs = context.Pipe()
         process = context.Process(
             target=worker_main,
-            args=(theirs, self.spec.to_dict(), slot, self.make),
+            args=(theirs, None if self.spec is None else self.spec.to_dict(), slot, self.make),
             name=f"igc-nas worker {index}",
             daemon=True,
         )
@@ -302,7 +303,7 @@ def _child_environment(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _imports_main(make: MakeEvaluator) -> bool:
+def _imports_main(make: Callable[..., Any]) -> bool:
     """Whether workers have to import the main script: it defines the evaluator. Raises `UsageError` if they cannot."""
     try:
         needed = b"__main__" in pickle.dumps(make)

@@ -21,7 +21,6 @@ from igc_nas.engine.executor import (
     READY,
     Calibrate,
     Evaluating,
-    MakeEvaluator,
     Message,
     Outcome,
     Reporter,
@@ -30,6 +29,8 @@ from igc_nas.engine.executor import (
     RungReport,
     RunJob,
     SetSpec,
+    TrainingEnded,
+    TrainingTimed,
     TrialCompleted,
     TrialFailed,
     TrialPruned,
@@ -38,6 +39,7 @@ from igc_nas.engine.executor import (
 )
 from igc_nas.errors import DivergedError, IgcNasError
 from igc_nas.io.records import Frozen, first_problem
+from igc_nas.study.finals import Trained, TrainingProgress
 from igc_nas.study.records import Epoch, Failure, FailureKind, Latency, Rung, Score, TimeBreakdown, Unfinished
 from igc_nas.study.spec import Calibration, StudySpec
 
@@ -100,6 +102,10 @@ class JobReporter(Reporter):
         """Send the end of an epoch."""
         self._send(Progress(self._number, self.current_step, validated(epoch, Epoch)))
 
+    def training(self, progress: TrainingProgress) -> None:
+        """Send how far a training to the end is."""
+        self._send(Progress(self._number, self.current_step, training=validated(progress, TrainingProgress)))
+
     def waiting(self, is_waiting: bool) -> None:
         """Send that the evaluator begins to wait, or how long it has waited."""
         if is_waiting:
@@ -135,7 +141,7 @@ def run_job(evaluator: Evaluating, job: Job, channel: Channel) -> Message:
     """
     reporter = JobReporter(job, channel)
     try:
-        outcome = evaluator(job.arch, job.seed, reporter)
+        outcome = job.evaluated_by(evaluator, reporter)
         reporter.current_step = "returning"
         message = _message(job.number, outcome)
         if isinstance(message, TrialPruned) and not reporter.is_pruned:
@@ -147,8 +153,12 @@ def run_job(evaluator: Evaluating, job: Job, channel: Channel) -> Message:
         return failed(job.number, error, reporter.current_step)
 
 
-def _message(number: int, outcome: Outcome) -> Message:
+def _message(number: int, outcome: Outcome | Trained | float) -> Message:
     """The evaluator's result as records of igc_nas only, which the coordinator can unpickle."""
+    if isinstance(outcome, float):
+        return TrainingTimed(number, outcome)
+    if isinstance(outcome, Trained):
+        return TrainingEnded(number, validated(outcome, Trained))
     if not isinstance(outcome, Outcome):
         raise TypeError(f"the evaluator returned {type(outcome).__name__}, not an Outcome")
     latency = validated(outcome.latency, Latency)
@@ -230,13 +240,13 @@ def _place(error: BaseException) -> str:
     return f" ({Path(at.filename).name}:{at.lineno} in {at.name})"
 
 
-def serve(channel: Channel, spec: dict[str, Any], make: Callable[[StudySpec], Evaluating]) -> None:
+def serve(channel: Channel, spec: dict[str, Any] | None, make: Callable[[Any], Any]) -> None:
     """Make an evaluator, send `READY` or the error, and serve requests until the connection ends.
 
     Returns after a trial that lost the CUDA context: only a new process can use the GPU again.
     """
     try:
-        evaluator = make(StudySpec.parse(spec))
+        evaluator = make(None if spec is None else StudySpec.parse(spec))
     except Exception as error:
         channel.send(to_igc_error(error))
         return
@@ -261,7 +271,9 @@ def serve(channel: Channel, spec: dict[str, Any], make: Callable[[StudySpec], Ev
 # In a spawned process.
 
 
-def worker_main(pipe: Connection, spec: dict[str, Any], slot: WorkerSlot, make: MakeEvaluator) -> None:
+def worker_main(
+    pipe: Connection, spec: dict[str, Any] | None, slot: WorkerSlot, make: Callable[[Any, WorkerSlot], Any]
+) -> None:
     """The main function of a worker process: serve requests until the coordinator ends.
 
     SIGINT and SIGHUP are ignored: a terminal sends them to all of its processes, and the coordinator handles them.

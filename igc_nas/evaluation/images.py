@@ -6,7 +6,7 @@ Images are stored as uint8 of shape (n, H, H, 3); batches are float32 of shape (
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,17 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def split(self, held_out: int, seed: int) -> tuple[Images, Images]:
+        """(all other images, `held_out` images): stratified by class, drawn by `seed`. Raises `UsageError`."""
+        labels = self.labels.cpu().numpy()
+        rest, chosen = (
+            torch.from_numpy(part).to(self.labels.device) for part in split_held_out(labels, held_out, seed)
+        )
+        return (
+            replace(self, pixels=self.pixels[rest], labels=self.labels[rest]),
+            replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen]),
+        )
 
     def in_order(self, size: int, count: int | None = None) -> Iterator[Int64[Tensor, " b"]]:
         """Indices of the first `count` images (None: all), in batches of `size`."""

@@ -1,65 +1,77 @@
-"""Retrains one architecture from scratch on the whole training set, then tests it once.
+"""Trains one architecture from scratch to the end, then tests it once.
 
-A folder holds the training: run.toml (its spec), checkpoint.safetensors (after the last finished epoch), and at the end
-weights.safetensors and result.json. The same command continues an interrupted training.
+A folder holds the training: run.toml (its spec), arch.toml, checkpoint.safetensors (written every `CHECKPOINT_EVERY_S`
+seconds and after each epoch), and at the end weights.safetensors and result.json. A training that was interrupted, in
+whatever way, goes on from its checkpoint; on one thread of one machine it then ends in the same bits.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.cost import check_side, cost_of
+from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
-from igc_nas.data.datasets import DatasetInfo, auto_notice, data_dir, is_folder, locate
-from igc_nas.data.image_folder import Progress, no_progress
-from igc_nas.errors import ConfigError, StudyError, UsageError
+from igc_nas.data.datasets import DatasetInfo
+from igc_nas.errors import ConfigError, DivergedError, StudyError, UsageError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.images import Images, load_test, load_train
-from igc_nas.evaluation.training import Training
+from igc_nas.evaluation.training import Pause, Training
 from igc_nas.io.files import read_text, write_whole
 from igc_nas.io.records import Frozen, differences, parse_toml
-from igc_nas.io.units import format_count, format_seconds
-from igc_nas.nn.device import Device, configure_torch, find_devices
-from igc_nas.nn.lowering.fastest_dtype import fastest_dtype
-from igc_nas.nn.lowering.network_tuner import NetworkTuner
+from igc_nas.nn.device import Device
+from igc_nas.nn.lowering.network_tuner import NetworkTuner, TrainingForm
 from igc_nas.nn.lowering.pinned_forms import PinnedForms
 from igc_nas.nn.lowering.timing_cache import timing_cache_for
-from igc_nas.nn.lowering.training import Forward
 from igc_nas.nn.network import Network, build
-from igc_nas.study.records import Fraction
+from igc_nas.study.finals import TestScore, Trained, TrainingProgress
+from igc_nas.study.records import Epoch, Fraction
 from igc_nas.study.spec import Schedule
 
-RUN_FILE, CHECKPOINT_FILE, WEIGHTS_FILE, RESULT_FILE = (
+RUN_FILE, ARCH_FILE, CHECKPOINT_FILE, WEIGHTS_FILE, RESULT_FILE = (
     "run.toml",
+    "arch.toml",
     "checkpoint.safetensors",
     "weights.safetensors",
     "result.json",
 )
+CHECKPOINT_EVERY_S = 30.0
+"""Most seconds of training that a kill costs."""
+REPORT_EVERY_S = 1.0
+RECALIBRATION_IMAGES = 10_000
+"""Training images from which the final BN statistics are recomputed (Wu and Johnson 2021, arXiv 2105.07576: 10^3 to
+10^4 suffice)."""
+TIMED_STEPS = 4
+SPEED_OVER = 0.9
+"""The weight of the past in the running average of the seconds of a step."""
 
 
 class RetrainSpec(Frozen):
-    """What determines a retraining; stored as run.toml."""
+    """What determines a training; stored as run.toml."""
 
     arch: ArchConfig
     schedule: Schedule
     dataset: str
     dataset_sha256: str
     seed: int
+    validate_images: Annotated[int, Field(alias="validate", ge=0)] = 0
+    """Training images that are held out, and watched after each epoch; 0: all are trained on."""
 
 
 class StoredResult(BaseModel):
-    """The keys of result.json that the command prints when a training is already finished."""
+    """The keys of result.json that are needed when a training is already finished."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -67,149 +79,151 @@ class StoredResult(BaseModel):
     test_images: Annotated[int, Field(ge=1, lt=2**63)]
     dataset: str
     weights: str
+    trained: dict[str, Any] | None = None
+    """As `Trained` has it; None in the files of 0.1."""
 
 
-@dataclass(frozen=True)
-class RetrainOptions:
-    """The options of `igc-nas train`: what to train on, where, and by which schedule."""
+class _Progress(Frozen):
+    """The part of a checkpoint that is no tensor: the curve so far, and the seconds of all runs."""
 
-    dataset: str | Path = "auto"
-    image_size: int | None = None
-    """Of a folder of images; None: what the architecture reads."""
-    data_dir: Path | None = None
-    device: str = "auto"
-    threads: int = 1
-    epochs: int = 30
-    batch: int = 128
-    lr: float = 0.2
-    label_smoothing: float = 0.0
-    dtype: str = "auto"
-    forms: str = "fastest"
-    seed: int = 0
-    out: Path | None = None
-    """Folder of the training; None: models/ID-DATASET."""
-
-    def schedule(self, device: Device) -> Schedule:
-        """The schedule on a device. Raises `ConfigError` for impossible values."""
-        return Schedule.parse(
-            {
-                "epochs": self.epochs,
-                "batch": self.batch,
-                "lr": self.lr,
-                "label_smoothing": self.label_smoothing,
-                "dtype": fastest_dtype(device, self.forms, self.threads).dtype if self.dtype == "auto" else self.dtype,
-                "forms": self.forms,
-            }
-        )
+    curve: Annotated[tuple[Epoch, ...], Field(strict=False)] = ()
+    train_s: float = 0.0
 
 
 Loader = Callable[[DatasetInfo, int, torch.device], Images]
 """Reads one split at a resolution onto a device."""
+Report = Callable[[TrainingProgress], None]
 
 
 @dataclass(frozen=True)
 class Retraining:
-    """A retraining in `folder`, on `device`. `notice` is shown before it starts: which dataset was found."""
+    """A training in `folder`, on `device`. `forms_folder` keeps the forms that networks train in; None: `folder`."""
 
     spec: RetrainSpec
     info: DatasetInfo
     device: Device
     folder: Path
-    notice: str | None = None
+    forms_folder: Path | None = None
     load_train: Loader = load_train
     load_test: Loader = load_test
+    pause: Pause = field(default=lambda: None)
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S
 
-    @classmethod
-    def open(cls, arch: ArchConfig, options: RetrainOptions, progress: Progress = no_progress) -> Retraining:
-        """Find dataset and device and create the folder, or continue in it if it holds the same training.
+    def claim(self) -> None:
+        """Create the folder, or make sure that it holds this training.
 
-        The architecture gets the dataset's number of classes, and reads a folder's images at their size; `progress`
-        takes the packing of a folder of images. Raises `DataError` for missing data, `UsageError` for
-        impossible options, `StudyError` for a folder that holds another training or other files.
+        Raises `UsageError` for a network of other images, `StudyError` for a folder that holds another training or
+        other files.
         """
-        device = find_devices(options.device)[0]
-        info, notice = _dataset(options, arch, progress)
-        if info.images:
-            arch = arch.with_side(info.side)
-            check_side(arch)
-        configure_torch(device, options.threads)
-        if arch.input[0] != 3 or arch.input[1] != arch.input[2]:
-            raise UsageError(
-                f"the network's input is {' x '.join(map(str, arch.input))}; images are square, of 3 channels",
-                "set input = [3, 32, 32] in its file",
+        check_input(self.spec.arch)
+        for name in (CHECKPOINT_FILE, WEIGHTS_FILE, RESULT_FILE):
+            if ((path := self.folder / name).exists() or path.is_symlink()) and not path.is_file():
+                raise StudyError(f"{path} is not a file", "move it away, or choose another folder")
+        path = self.folder / RUN_FILE
+        if path.is_file():
+            self._check_same(path)
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StudyError(f"{self.folder}: {error.strerror or error}", "choose another folder with -o") from None
+        if any(entry.suffix != ".lock" and entry.suffix != ".owner" for entry in self.folder.iterdir()):
+            raise StudyError(f"{self.folder} is not empty and holds no training", "choose another folder with -o")
+        import tomli_w
+
+        write_whole(self.folder / ARCH_FILE, self.spec.arch.to_toml())
+        write_whole(path, tomli_w.dumps(_plain(self.spec)))
+
+    def _check_same(self, path: Path) -> None:
+        try:
+            theirs = RetrainSpec.parse(parse_toml(read_text(path), path.name), path.name)
+        except ConfigError as error:
+            raise StudyError(error.message, "choose another folder with -o") from None
+        different = list(differences(_plain(self.spec), _plain(theirs), where="there"))
+        if different:
+            raise StudyError(
+                f"{self.folder} holds another training: {'; '.join(different[:4])}", "choose another folder with -o"
             )
-        arch = arch.with_classes(info.classes)
-        spec = RetrainSpec(
-            arch=arch,
-            schedule=options.schedule(device),
-            dataset=info.label,
-            dataset_sha256=info.sha256,
-            seed=options.seed,
-        )
-        folder = options.out or Path("models") / f"{arch_id(arch)}-{info.name}"
-        run = cls(spec, info, device, folder, notice)
-        run._claim_folder()
-        return run
 
-    def introduction(self) -> list[str]:
-        """Lines to print before the training starts."""
-        cost, schedule = cost_of(self.spec.arch), self.spec.schedule
-        return [
-            *([self.notice, ""] if self.notice else []),
-            f"network   {self.spec.arch}",
-            f"          {format_count(cost.params)} parameters, {format_count(cost.macs)} MACs",
-            f"data      {self.info.label}, the whole training set",
-            f"schedule  {schedule.epochs} epochs, batch {schedule.batch}, lr {schedule.lr:g}, {schedule.dtype}, "
-            f"on {self.device.name}",
-            f"folder    {self.folder}; a checkpoint per epoch",
-            "stop      Ctrl-C; the same command continues",
-            "",
-        ]
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has a result."""
+        return (self.folder / RESULT_FILE).is_file()
 
-    def train(self, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-        """Train to the last epoch, starting from the checkpoint if there is one; then test once.
+    @cached_property
+    def train_images(self) -> tuple[Images, Images | None]:
+        """(the images to train on, those that are held out)."""
+        whole = self.load_train(self.info, self.spec.arch.input[1], self.device.torch_device)
+        return whole.split(self.spec.validate_images, self.spec.seed) if self.spec.validate_images else (whole, None)
 
-        Returns the content of result.json: test_error, test_images, dataset, weights, epochs, seed, ... If the folder
-        holds a result, the training is finished and the test set is not opened again.
+    def images_per_s(self) -> float:
+        """The speed of this training here, from a few steps on noise; the forms are chosen before, and pinned."""
+        schedule, side = self.spec.schedule, self.spec.arch.input[1]
+        network = self._network()
+        noise = torch.randint(256, (schedule.batch, side, side, 3), dtype=torch.uint8)
+        labels = torch.arange(schedule.batch) % self.spec.arch.classes
+        ones = torch.full((3,), 64.0)
+        to = self.device.torch_device
+        images = Images(noise.to(to), labels.to(to), 2 * ones.to(to), ones.to(to))
+        trial = schedule.model_copy(update={"epochs": TIMED_STEPS + 1})
+        training = Training(network, images, trial, self.device, 0, self._lowered(network))
+        seconds = []
+        for _ in range(TIMED_STEPS + 1):
+            self.pause()
+            began = time.perf_counter()
+            training.epoch()
+            self.device.synchronize()
+            seconds.append(time.perf_counter() - began)
+        return schedule.batch / (sum(seconds[1:]) / TIMED_STEPS)
+
+    def train(self, report: Report = lambda _: None) -> Trained:
+        """Train to the last epoch, from the checkpoint if there is one; then test once, and write weights and result.
+
+        If the folder holds a result, the training is finished and the test set is not opened again. Raises
+        `DivergedError`, and `StudyError` for a damaged folder.
         """
-        if (self.folder / RESULT_FILE).is_file():
-            return self._result()
-        network = build(self.spec.arch, self.spec.seed)
-        network = network.to(self.device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        training = Training(
-            network,
-            self.load_train(self.info, self.spec.arch.input[1], self.device.torch_device),
-            self.spec.schedule,
-            self.device,
-            self.spec.seed,
-            self._lowered(network),
-        )
-        self._restore(training, say)
+        if self.is_finished:
+            return stored_result(self.folder)
+        network = self._network()
+        lowered = self._lowered(network)
+        train, held_out = self.train_images
+        training = Training(network, train, self.spec.schedule, self.device, self.spec.seed, lowered)
+        run = _Run(self, training, held_out, self._restore(training), report)
         while training.done < self.spec.schedule.epochs:
-            started = time.monotonic()
-            point = training.epoch()
-            write_whole(self.folder / CHECKPOINT_FILE, save(_contiguous(training.state())))
-            took = time.monotonic() - started
-            left = took * (self.spec.schedule.epochs - training.done)
-            say(
-                f"epoch {training.done}/{self.spec.schedule.epochs}  loss {point.loss:.4f}  "
-                f"training error {100 * point.train_error:.2f} %  {format_seconds(took)}, {format_seconds(left)} left"
-            )
-        return self._finish(training)
+            run.epoch()
+        return self._finish(training, run, "factored" if lowered is None else lowered.form)
 
-    def _lowered(self, network: Network) -> Forward | None:
-        """The network in its fastest form, chosen at the first start and pinned in the folder; None: factored."""
+    def _network(self) -> Network:
+        network = build(self.spec.arch, self.spec.seed)
+        return network.to(self.device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def _lowered(self, network: Network) -> TrainingForm | None:
+        """The network in its fastest form, chosen at the first start and pinned; None: factored."""
         schedule, threads = self.spec.schedule, torch.get_num_threads()
         if schedule.forms == "factored":
             return None
         cache = timing_cache_for(self.device.name, threads, "training")
-        tuner = NetworkTuner(schedule, self.spec.arch.input[1], self.device, cache, PinnedForms(self.folder))
-        return tuner(network, arch_id(self.spec.arch))
+        pins = PinnedForms(self.forms_folder or self.folder)
+        return NetworkTuner(schedule, self.spec.arch.input[1], self.device, cache, pins, self.pause)(
+            network, arch_id(self.spec.arch)
+        )
 
-    def _finish(self, training: Training) -> dict[str, Any]:
-        training.recalibrate(images=None)
+    def _finish(self, training: Training, run: _Run, form: str) -> Trained:
+        training.adopt_average()
+        training.recalibrate(self.pause, RECALIBRATION_IMAGES)
         test = self.load_test(self.info, self.spec.arch.input[1], self.device.torch_device)
-        error, loss = training.evaluate(test)
+        error, loss = training.evaluate(test, self.pause)
+        if not math.isfinite(loss):
+            raise DivergedError(f"the test loss is {loss}", "lower lr in the recipe")
+        train_s, images = run.train_s, self.spec.schedule.epochs * training.steps_per_epoch * training.batch
+        trained = Trained(
+            test=TestScore(error=error, loss=loss, images=len(test)),
+            curve=tuple(run.curve),
+            train_s=round(train_s, 3),
+            images_per_s=round(images / train_s, 1) if train_s else 0.0,
+            form=form,
+            conditions=conditions_of(self.device),
+        )
         weights = self.folder / WEIGHTS_FILE
         write_whole(weights, save(_contiguous(training.network.state_dict())))
         result = {
@@ -221,73 +235,133 @@ class Retraining:
             "seed": self.spec.seed,
             "id": arch_id(self.spec.arch),
             **cost_of(self.spec.arch).as_dict(),
-            "conditions": conditions_of(self.device).model_dump(mode="json"),
             **({"images": self.info.images.model_dump(mode="json")} if self.info.images else {}),
+            "trained": trained.model_dump(mode="json", exclude_none=True),
             "weights": str(weights),
         }
         write_whole(self.folder / RESULT_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
-        return result
+        return trained
 
-    def _result(self) -> dict[str, Any]:
-        path = self.folder / RESULT_FILE
-        try:
-            result: dict[str, Any] = json.loads(read_text(path))
-            StoredResult.model_validate(result)
-            return result
-        except (ConfigError, ValueError, RecursionError):  # pydantic's are ValueErrors
-            raise StudyError(
-                f"{path} is damaged", "move it away and the same command tests the network again"
-            ) from None
-
-    def _claim_folder(self) -> None:
-        """Write run.toml; if there is one, raise unless it holds the same spec."""
-        import tomli_w
-
-        for name in (CHECKPOINT_FILE, WEIGHTS_FILE, RESULT_FILE):
-            if ((path := self.folder / name).exists() or path.is_symlink()) and not path.is_file():
-                raise StudyError(f"{path} is not a file", "move it away, or choose another folder with -o")
-        path = self.folder / RUN_FILE
-        ours = self.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-        if path.is_file():
-            try:
-                theirs = parse_toml(read_text(path), path.name)
-            except ConfigError as error:
-                raise StudyError(error.message, "choose another folder with -o") from None
-            different = list(differences(ours, theirs, where="there"))
-            if different:
-                raise StudyError(
-                    f"{self.folder} holds another training: {'; '.join(different[:4])}", "choose another folder with -o"
-                )
-            return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StudyError(f"{self.folder}: {error.strerror or error}", "choose another folder with -o") from None
-        if any(self.folder.iterdir()):
-            raise StudyError(f"{self.folder} is not empty and holds no training", "choose another folder with -o")
-        write_whole(path, tomli_w.dumps(ours))
-        write_whole(self.folder / "arch.toml", self.spec.arch.to_toml())
-
-    def _restore(self, training: Training, say: Callable[[str], None]) -> None:
+    def _restore(self, training: Training) -> _Progress:
         path = self.folder / CHECKPOINT_FILE
         if not path.is_file():
-            return
+            return _Progress()
         try:
             with safe_open(path, framework="pt") as file:
                 training.restore({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                return _Progress.model_validate_json((file.metadata() or {}).get("progress", "{}"))
         except (SafetensorError, OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise StudyError(
                 f"{path} cannot be used: {str(error).splitlines()[0]:.160}", "move it away to start this training again"
             ) from None
-        say(f"continuing after epoch {training.done}")
+
+    def save_checkpoint(self, training: Training, curve: list[Epoch], train_s: float) -> None:
+        """Write the state of the training whole: tensors, and the rest as JSON in the file's header."""
+        progress = _Progress(curve=tuple(curve), train_s=round(train_s, 3)).model_dump_json(exclude_none=True)
+        write_whole(self.folder / CHECKPOINT_FILE, save(_contiguous(training.state()), {"progress": progress}))
 
 
-def _dataset(options: RetrainOptions, arch: ArchConfig, progress: Progress) -> tuple[DatasetInfo, str | None]:
-    name, where, size = options.dataset, data_dir(options.data_dir), options.image_size
-    if is_folder(name) and size is None:
-        size = arch.input[1]
-    info = locate(name, where, image_size=size, progress=progress)
-    return info, auto_notice(info, where) if name == "auto" else None
+class _Run:
+    """The epochs of one run of a training: checkpoints, reports, the curve."""
+
+    def __init__(
+        self, retraining: Retraining, training: Training, held_out: Images | None, before: _Progress, report: Report
+    ) -> None:
+        self.retraining = retraining
+        self.training = training
+        self.held_out = held_out
+        self.curve = list(before.curve)
+        self.report = report
+        self._before_s = before.train_s
+        self._began = self._last_step = self._saved = time.monotonic()
+        self._reported = -math.inf
+        self._step_s = 0.0
+        self._tell()
+
+    @property
+    def train_s(self) -> float:
+        """Seconds of all runs so far."""
+        return self._before_s + time.monotonic() - self._began
+
+    def epoch(self) -> None:
+        """Train one epoch, or the rest of one."""
+        self._last_step = time.monotonic()
+        point = self.training.epoch(self.retraining.pause, self._after_step)
+        if self.held_out is not None:
+            error, _ = self.training.score(self.held_out, self.retraining.pause)
+            point = point.model_copy(update={"held_out_error": error})
+        self.curve.append(point)
+        self._save()
+        self._tell()
+
+    def _after_step(self, _: int) -> None:
+        now = time.monotonic()
+        step_s, self._last_step = now - self._last_step, now
+        self._step_s = SPEED_OVER * self._step_s + (1 - SPEED_OVER) * step_s if self._step_s else step_s
+        if now - self._saved >= self.retraining.checkpoint_every_s:
+            self._save()
+        if now - self._reported >= REPORT_EVERY_S:
+            self._tell()
+
+    def _save(self) -> None:
+        self._check_loss()
+        self.retraining.save_checkpoint(self.training, self.curve, self.train_s)
+        self._saved = self._last_step = time.monotonic()
+
+    def _check_loss(self) -> None:
+        """Raise `DivergedError` before the end of a long epoch that cannot be saved any more."""
+        loss = self.training.running_loss
+        if loss is not None and not math.isfinite(loss):
+            raise DivergedError(f"the training loss is {loss} in epoch {self.training.done + 1}", "lower lr")
+
+    def _tell(self) -> None:
+        training, schedule = self.training, self.retraining.spec.schedule
+        self._reported = self._last_step = time.monotonic()
+        steps = schedule.epochs * training.steps_per_epoch
+        batch = training.batch
+        self.report(
+            TrainingProgress(
+                epoch=min(training.done + 1, schedule.epochs),
+                epochs=schedule.epochs,
+                images=training.steps_done * batch,
+                total=steps * batch,
+                images_per_s=round(batch / self._step_s, 1) if self._step_s else 0.0,
+                train_error=self._train_error(),
+                held_out_error=self.curve[-1].held_out_error if self.curve else None,
+            )
+        )
+
+    def _train_error(self) -> float | None:
+        """Of the epoch under way; before its first step, of the last one."""
+        running = self.training.running_error
+        return running if running is not None or not self.curve else self.curve[-1].train_error
+
+
+def check_input(arch: ArchConfig) -> None:
+    """Raise `UsageError` for a network whose input is not that of square colour images."""
+    if arch.input[0] != 3 or arch.input[1] != arch.input[2]:
+        raise UsageError(
+            f"the network's input is {' x '.join(map(str, arch.input))}; images are square, of 3 channels",
+            "set input = [3, 32, 32] in its file",
+        )
+
+
+def stored_result(folder: Path) -> Trained:
+    """The result of the finished training in `folder`. Raises `StudyError` if it is damaged."""
+    path = folder / RESULT_FILE
+    try:
+        result = StoredResult.model_validate(json.loads(read_text(path)))
+        if result.trained is None:
+            raise ConfigError("it is of igc-nas 0.1")
+        return Trained.model_validate_json(json.dumps(result.trained))
+    except (ConfigError, ValidationError, ValueError, RecursionError):
+        raise StudyError(
+            f"{path} is damaged, or of igc-nas 0.1", "move it away and the same command tests the network again"
+        ) from None
+
+
+def _plain(spec: RetrainSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _contiguous(tensors: dict[str, Any]) -> dict[str, Any]:

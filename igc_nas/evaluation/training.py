@@ -116,6 +116,21 @@ class Training:
         return max(1, len(self.images) // self.recipe.batch)
 
     @property
+    def batch(self) -> int:
+        """Images of a step: the recipe's, or all of them if there are fewer."""
+        return min(self.recipe.batch, len(self.images))
+
+    @property
+    def running_loss(self) -> float | None:
+        """The mean loss of the open epoch so far; None between two epochs. Waits for the device."""
+        return self._open.loss_sum.item() / self._open.step if self._open else None
+
+    @property
+    def running_error(self) -> float | None:
+        """The training error of the open epoch so far; None between two epochs. Waits for the device."""
+        return self._open.wrong.item() / self._open.seen if self._open else None
+
+    @property
     def steps_done(self) -> int:
         """Steps since the start of the training, those of an open epoch included."""
         return self.done * self.steps_per_epoch + (self._open.step if self._open else 0)
@@ -288,6 +303,11 @@ class Training:
             return most
         return next((size for size in range(most, most // 4, -1) if count % size == 0), most)
 
+    def adopt_average(self) -> None:
+        """Give the network the averaged weights, if the recipe averages: for the end of a training."""
+        if self.average:
+            self.average.adopt()
+
     def state(self) -> dict[str, Tensor]:
         """What `restore` needs, as tensors.
 
@@ -338,8 +358,7 @@ class Training:
         if "epoch.counts" not in tensors:
             return None
         step, seen = (int(count) for count in tensors["epoch.counts"])
-        batch = min(self.recipe.batch, len(self.images))
-        if done == self.recipe.epochs or not 0 < step <= self.steps_per_epoch or seen != step * batch:
+        if done == self.recipe.epochs or not 0 < step <= self.steps_per_epoch or seen != step * self.batch:
             raise ValueError(f"it is after step {step} of an epoch of {self.steps_per_epoch}")
         device = self.device.torch_device
         return _OpenEpoch(
@@ -410,11 +429,15 @@ class Average:
     def in_place(self) -> Iterator[None]:
         """Within the context the network has the averaged weights, afterwards its own again."""
         own = [weight.detach().clone() for weight in self._weights]
-        self._set(self.weights)
+        self.adopt()
         try:
             yield
         finally:
             self._set(own)
+
+    def adopt(self) -> None:
+        """Give the network the averaged weights."""
+        self._set(self.weights)
 
     @torch.no_grad()
     def _set(self, values: list[Tensor]) -> None:

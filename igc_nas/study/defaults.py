@@ -17,7 +17,7 @@ from igc_nas.errors import ConfigError
 from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SpaceFile, find_space
 from igc_nas.study.names import check_study_name
-from igc_nas.study.spec import Goal, LatencySpec, Recipe, SamplerName, StudySpec, default_name
+from igc_nas.study.spec import Goal, LatencySpec, Recipe, SamplerName, Schedule, StudySpec, default_name
 
 PRUNE_BELOW = 0.02
 """A training is pruned at a rung where its probability to end on the front is below this."""
@@ -63,6 +63,36 @@ RECIPES: dict[str, dict[str, Any]] = {
         "forms": "fastest",
     },
 }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Trainings to the end. SGD with Nesterov momentum 0.9, batch 128, weight decay 5e-4, random crops and flips are the
+    # usual recipe for CIFAR (He et al. 2016, arXiv 1512.03385; Zagoruyko and Komodakis 2016, 1605.07146); a cosine
+    # (Loshchilov and Hutter 2017, 1608.03983) after a warm-up (Goyal et al. 2017, 1706.02677), no weight decay on norms
+    # and biases and label smoothing 0.1 are He et al. 2019 (1812.01187).
+    # quick: the schedule is short, so the peak is high (Smith and Topin 2017, 1708.07120), and a network that sees each
+    # image ten times needs no further regularisation.
+    "quick": {"epochs": 10, "lr": 0.2, "warmup": 0.2, "average": 0.999},
+    # full: 200 epochs as of WRN, cutout of half the side (DeVries and Taylor 2017, 1708.04552).
+    "full": {"epochs": 200, "lr": 0.1, "warmup": 0.025, "average": 0.9995, "cutout": 16},
+}
+LR_BATCH = 128
+"""The batch that the presets' learning rates are for; for another one they are scaled linearly (Goyal et al. 2017).
+Their crop and cutout are for images of `SIDE` pixels, and are scaled with the side."""
+
+
+def default_preset(kind: str) -> str:
+    """The preset for a kind of device."""
+    return "full" if kind == "cuda" else "quick"
+
+
+def full_recipe(preset: str, side: int, **changes: Any) -> Schedule:
+    """The recipe of a training to the end, for images of `side` pixels, with changes. Raises `ConfigError`."""
+    recipe: dict[str, Any] = {"batch": LR_BATCH, "label_smoothing": 0.1, "decay_norms": False, "forms": "fastest"}
+    recipe |= {"crop": 4, "cutout": 0} | PRESETS[preset]
+    recipe["lr"] *= changes.get("batch", LR_BATCH) / LR_BATCH
+    recipe |= {key: recipe[key] * side // SIDE for key in ("crop", "cutout")}
+    return Schedule.parse(recipe | changes, "recipe")
 
 
 @dataclass(frozen=True)

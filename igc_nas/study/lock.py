@@ -52,11 +52,19 @@ class StudyLock:
     """The lock of a study's folder, held until `release`.
 
     `others` are more files to lock, such as that of a database which several folders may share. Raises `StudyError`
-    with host and pid of the holder if another process has one of the locks.
+    with host and pid of the holder if another process has one of the locks; `taken` and `hint` say what that one does,
+    and what can be done.
     """
 
-    def __init__(self, folder: Path, *others: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *others: Path,
+        taken: str = "study {name} is being searched by {holder}",
+        hint: str = "stop it there, or give this search another --study; front, status and dashboard read it meanwhile",
+    ) -> None:
         self.folder = folder
+        self._taken, self._hint = taken, hint
         self.show_every_s = SHOW_EVERY_S
         self._locks: list[filelock.FileLock] = []
         self._shown_at = -SHOW_EVERY_S
@@ -79,8 +87,8 @@ class StudyLock:
         except filelock.Timeout:
             holder = _read(path.with_suffix(OWNER))
             raise StudyError(
-                f"study {self.folder.name} is being searched by {holder.process if holder else 'another process'}",
-                "stop it there, or give this search another --study; front, status and dashboard read it meanwhile",
+                self._taken.format(name=self.folder.name, holder=holder.process if holder else "another process"),
+                self._hint,
             ) from None
         except OSError as error:
             raise StudyError(f"{path}: {error.strerror or error}") from None

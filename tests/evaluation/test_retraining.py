@@ -1,4 +1,4 @@
-"""Retraining: what is stored after each epoch, how it continues, what it refuses, when the test set is opened."""
+"""A training to the end: what is stored, how it continues, what it refuses, when the test set is opened."""
 
 import json
 import shutil
@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save, save_file
 
 import igc_nas
 from igc_nas.arch.config import ArchConfig
-from igc_nas.errors import DataError, IgcNasError, StudyError, UsageError
+from igc_nas.data.datasets import locate
+from igc_nas.errors import DivergedError, IgcNasError, StudyError, UsageError
 from igc_nas.evaluation.images import Images
 from igc_nas.evaluation.retraining import (
     CHECKPOINT_FILE,
@@ -22,22 +23,26 @@ from igc_nas.evaluation.retraining import (
     WEIGHTS_FILE,
     Loader,
     Retraining,
-    RetrainOptions,
+    RetrainSpec,
 )
+from igc_nas.nn.device import configure_torch, find_devices
 from igc_nas.nn.lowering.pinned_forms import FORMS_FILE
+from igc_nas.study.defaults import full_recipe
+from igc_nas.study.finals import Trained, TrainingProgress
 from tests.support.builders import one_line
 
+CPU = find_devices("cpu")[0]
 ARCH = ArchConfig.parse(
     {
         "input": (3, 8, 8),
-        "classes": 7,
         "stem": {"width": 8},
         "stage": [{"unit": "igcv1", "L": 4, "M": 4, "blocks": 1, "stride": 2}],
     }
 )
+OF_0_1 = '{"test_error": 0.1, "test_images": 3, "dataset": "shapes", "weights": "w"}'
 RESULT_KEYS = {
     "test_error", "test_loss", "test_images", "dataset", "epochs", "seed", "id", "params", "macs", "flops",
-    "activations", "conditions", "weights",
+    "activations", "trained", "weights",
 }  # fmt: skip
 
 
@@ -49,30 +54,50 @@ def images(count: int, seed: int) -> Images:
     return Images(pixels.to(torch.uint8), labels, torch.full((3,), 110.0), torch.full((3,), 70.0))
 
 
+def made(folder: Path, arch: ArchConfig = ARCH, *, seed: int = 0, validate: int = 0, **recipe: Any) -> Retraining:
+    """A training of three short epochs on a few small images in `folder`; nothing is written yet."""
+    configure_torch(CPU, 1)
+    info = locate("shapes")
+    schedule = full_recipe("quick", 8, **({"epochs": 3, "batch": 16, "lr": 0.05, "average": 0.9} | recipe))
+    what = {"arch": arch, "schedule": schedule, "dataset": info.label, "dataset_sha256": info.sha256}
+    spec = RetrainSpec.parse(what | {"seed": seed, "validate": validate})
+    return Retraining(spec, info, CPU, folder, None, lambda *_: images(64, seed=0), lambda *_: images(30, seed=1))
+
+
 def opened(folder: Path, arch: ArchConfig = ARCH, **changes: Any) -> Retraining:
-    """A training of three short epochs on a few small images in `folder`."""
-    options = {"dataset": "shapes", "device": "cpu", "epochs": 3, "batch": 16, "lr": 0.05, "out": folder}
-    options |= {"dtype": "float32"} | changes
-    return replace(
-        Retraining.open(arch, RetrainOptions(**options)),
-        load_train=lambda *_: images(64, seed=0),
-        load_test=lambda *_: images(30, seed=1),
-    )
+    """The same in its folder."""
+    run = made(folder, arch, **changes)
+    run.claim()
+    return run
 
 
-class Stop(Exception):  # noqa: N818
-    """Ctrl-C."""
+class Stop(BaseException):
+    """A kill."""
 
 
 def stopped_after(folder: Path, epoch: int, **loaders: Loader) -> None:
     """Train in `folder` until `epoch` epochs are done."""
 
-    def say(line: str) -> None:
-        if line.startswith(f"epoch {epoch}/"):
+    def report(progress: TrainingProgress) -> None:
+        if progress.images == 64 * epoch:
             raise Stop
 
     with pytest.raises(Stop):
-        replace(opened(folder), **loaders).train(say)
+        replace(opened(folder), **loaders).train(report)
+
+
+def stopped_at_step(folder: Path, step: int) -> None:
+    """Train in `folder`, with a checkpoint after each step, until step `step` (from 0) would begin."""
+    steps = 0
+
+    def pause() -> None:
+        nonlocal steps
+        steps += 1
+        if steps > step:
+            raise Stop
+
+    with pytest.raises(Stop):
+        replace(opened(folder, forms="factored"), checkpoint_every_s=0.0, pause=pause).train()
 
 
 # Continuing.
@@ -85,17 +110,57 @@ def test_a_training_that_was_stopped_ends_in_the_same_weights_bit_for_bit(epoch:
     shutil.copy(tmp_path / "whole" / FORMS_FILE, tmp_path / "parts")  # or else each chooses forms by its own timing
     stopped_after(tmp_path / "parts", epoch)
     assert not (tmp_path / "parts" / WEIGHTS_FILE).exists()
-    said: list[str] = []
-    parts = opened(tmp_path / "parts").train(said.append)
-    assert said[0] == f"continuing after epoch {epoch}"
-    assert len(said) == 1 + 3 - epoch
-    for name in (WEIGHTS_FILE, CHECKPOINT_FILE):
-        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    told: list[TrainingProgress] = []
+    parts = opened(tmp_path / "parts").train(told.append)
+    assert told[0].images == 64 * epoch
+    _same_end(tmp_path / "parts", tmp_path / "whole")
     assert _timeless(parts) == _timeless(whole)
 
 
-def _timeless(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key not in ("conditions", "weights")}
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 6, 11])
+def test_a_training_that_was_stopped_within_an_epoch_ends_in_the_same_weights_too(step: int, tmp_path: Path) -> None:
+    whole = opened(tmp_path / "whole", forms="factored").train()
+    stopped_at_step(tmp_path / "parts", step)
+    stopped_at_step(tmp_path / "parts", 1)  # and again, a step later
+    told: list[TrainingProgress] = []
+    parts = opened(tmp_path / "parts", forms="factored").train(told.append)
+    assert told[0].images == 16 * (step + 1)
+    _same_end(tmp_path / "parts", tmp_path / "whole")
+    assert _timeless(parts) == _timeless(whole)
+
+
+def _same_end(one: Path, other: Path) -> None:
+    assert (one / WEIGHTS_FILE).read_bytes() == (other / WEIGHTS_FILE).read_bytes()
+    ours, theirs = load_file(one / CHECKPOINT_FILE), load_file(other / CHECKPOINT_FILE)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def _timeless(result: Trained) -> dict[str, Any]:
+    return result.model_dump(exclude={"conditions", "train_s", "images_per_s"})
+
+
+def test_held_out_images_are_watched_and_not_trained_on(tmp_path: Path) -> None:
+    told: list[TrainingProgress] = []
+    result = opened(tmp_path / "run", validate=20).train(told.append)
+    assert told[-1].total == 3 * 32  # two batches of the other 44
+    assert [point.held_out_error is not None for point in result.curve] == [True] * 3
+    assert told[-1].held_out_error == result.curve[-1].held_out_error
+    whole = opened(tmp_path / "whole").train()
+    assert [point.held_out_error for point in whole.curve] == [None] * 3
+
+
+def test_a_training_that_diverges_says_so_and_tests_nothing(tmp_path: Path) -> None:
+    run = replace(opened(tmp_path / "run", lr=100.0, epochs=30, weight_decay=1.0), load_test=refuse)
+    with pytest.raises(DivergedError, match="loss is"):
+        run.train()
+    assert not (tmp_path / "run" / RESULT_FILE).exists()
+
+
+def test_the_speed_is_that_of_steps_and_leaves_no_training_behind(tmp_path: Path) -> None:
+    run = opened(tmp_path / "run")
+    assert run.images_per_s() > 0
+    assert {path.name for path in run.folder.iterdir()} - {"forms.lock"} == {RUN_FILE, "arch.toml", FORMS_FILE}
 
 
 def refuse(*_: object) -> Images:
@@ -108,7 +173,19 @@ def test_a_finished_training_returns_its_stored_result(tmp_path: Path) -> None:
     assert again.train() == first
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"test_error": null, "test_images": 3}', "[" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        "null",
+        '{"test_error": null, "test_images": 3}',
+        "[" * 5000,
+        '{"test_error": 0.1, "test_images": 3, "dataset": "shapes", "weights": "w"}',
+    ],
+)
 def test_a_damaged_result_is_refused_and_can_be_computed_again(text: str, tmp_path: Path) -> None:
     first = opened(tmp_path / "run").train()
     (tmp_path / "run" / RESULT_FILE).write_text(text)
@@ -132,24 +209,25 @@ def test_the_seed_decides_a_training(tmp_path: Path) -> None:
 
 def test_a_result_names_its_dataset_epochs_seed_and_costs(tmp_path: Path) -> None:
     run = opened(tmp_path / "run", seed=5)
-    result = run.train()
+    trained = run.train()
+    result = json.loads((tmp_path / "run" / RESULT_FILE).read_text())
     assert set(result) == RESULT_KEYS
-    assert json.loads((tmp_path / "run" / RESULT_FILE).read_text()) == result
     assert (result["dataset"], result["epochs"], result["seed"], result["test_images"]) == ("shapes", 3, 5, 30)
-    assert 0 <= result["test_error"] <= 1
+    assert result["test_error"] == trained.test.error
     assert result["params"] == igc_nas.cost_of(run.spec.arch).params
-    assert run.spec.arch.classes == 10
+    assert len(trained.curve) == 3
 
 
 def test_the_weights_are_those_of_the_architecture_beside_them(tmp_path: Path) -> None:
     result = opened(tmp_path / "run").train()
+    weights = tmp_path / "run" / WEIGHTS_FILE
     model = igc_nas.create_model(tmp_path / "run" / "arch.toml")
-    model.load_state_dict(load_file(result["weights"]))
-    assert sum(p.numel() for p in model.parameters()) == result["params"]
+    model.load_state_dict(load_file(weights))
+    assert sum(p.numel() for p in model.parameters()) == igc_nas.cost_of(ARCH).params
     test = images(30, seed=1)
     with torch.inference_mode():
         wrong = model.eval()(test.batch(torch.arange(30))).argmax(1) != test.labels
-    assert wrong.float().mean().item() == pytest.approx(result["test_error"])
+    assert wrong.float().mean().item() == pytest.approx(result.test.error)
 
 
 def test_the_test_set_is_opened_once_and_last(tmp_path: Path) -> None:
@@ -162,27 +240,9 @@ def test_the_test_set_is_opened_once_and_last(tmp_path: Path) -> None:
     stopped_after(tmp_path / "run", 2, load_test=load_test)
     assert happened == []
     run = replace(opened(tmp_path / "run"), load_test=load_test)
-    run.train(lambda line: happened.append(line.split("  ")[0]))
-    assert happened == ["continuing after epoch 2", "epoch 3/3", "test set"]
-
-
-def test_the_introduction_names_data_schedule_and_folder(tmp_path: Path) -> None:
-    lines = "\n".join(opened(tmp_path / "run").introduction())
-    for fact in ("shapes, the whole training set", "3 epochs, batch 16, lr 0.05", str(tmp_path / "run"), "Ctrl-C"):
-        assert fact in lines
-    assert "SYNTHETIC" not in lines
-
-
-def test_synthetic_data_are_announced(tmp_path: Path) -> None:
-    run = opened(tmp_path / "run", dataset="auto", data_dir=tmp_path / "data")
-    assert "SYNTHETIC" in "\n".join(run.introduction())
-
-
-def test_the_folder_is_named_after_network_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = opened(tmp_path, out=None)
-    assert run.folder == Path("models") / f"{igc_nas.arch_id(run.spec.arch)}-shapes"
-    assert {path.name for path in run.folder.iterdir()} == {RUN_FILE, "arch.toml"}
+    run.train(lambda progress: happened.append(f"{progress.images}"))
+    assert list(dict.fromkeys(happened)) == ["128", "192", "test set"]
+    assert happened[-1] == "test set"
 
 
 # Refused.
@@ -194,8 +254,10 @@ def test_the_folder_is_named_after_network_and_data(tmp_path: Path, monkeypatch:
         ({"epochs": 4}, "schedule.epochs: 4 asked for, 3 there"),
         ({"batch": 32}, "schedule.batch: 32"),
         ({"lr": 0.1}, "schedule.lr: 0.1"),
+        ({"cutout": 2}, "schedule.cutout: 2"),
+        ({"validate": 5}, "validate: 5"),
         ({"dtype": "bfloat16"}, "schedule.dtype: bfloat16"),
-        ({"label_smoothing": 0.1}, "schedule.label_smoothing: 0.1"),
+        ({"label_smoothing": 0.2}, "schedule.label_smoothing: 0.2"),
         ({"seed": 1}, "seed: 1"),
     ],
 )
@@ -241,20 +303,6 @@ def test_a_damaged_run_file_is_refused(tmp_path: Path) -> None:
         assert raised.value.message.isprintable()
 
 
-def test_missing_data_and_wrong_values_are_refused_before_a_folder_is_made(tmp_path: Path) -> None:
-    for changes, error in (
-        ({"dataset": "cifar10", "data_dir": tmp_path / "data"}, DataError),
-        ({"dataset": "mnist"}, UsageError),
-        ({"device": "tpu"}, UsageError),
-        ({"epochs": 0}, UsageError),
-        ({"dtype": "float16"}, UsageError),
-    ):
-        with pytest.raises(error) as raised:
-            opened(tmp_path / "run", **changes)
-        one_line(raised)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("image", [(1, 8, 8), (3, 8, 16), (4, 8, 8)])
 def test_an_architecture_for_other_images_is_refused(image: tuple[int, int, int], tmp_path: Path) -> None:
     arch = ArchConfig.parse(ARCH.to_dict() | {"input": image})
@@ -296,6 +344,10 @@ DAMAGES: dict[str, Damage] = {
     "momentum of another shape": lambda tensors: save(
         {k: torch.zeros(5) if k.startswith("momentum.") else v for k, v in tensors.items()}
     ),
+    "an average of another shape": lambda tensors: save(
+        {k: torch.zeros(5) if k.startswith("average.") else v for k, v in tensors.items()}
+    ),
+    "no average": lambda tensors: save({k: v for k, v in tensors.items() if not k.startswith("average.")}),
     "momentum of another type": lambda tensors: save(
         {k: v.double() if k.startswith("momentum.") else v for k, v in tensors.items()}
     ),
@@ -329,10 +381,10 @@ def test_a_damaged_checkpoint_is_refused_with_a_hint(
     assert raised.value.hint == "move it away to start this training again"
     assert not (run.folder / WEIGHTS_FILE).exists()
     (run.folder / CHECKPOINT_FILE).unlink()
-    assert run.train()["epochs"] == 3
+    assert len(run.train().curve) == 3
 
 
 def test_an_undamaged_checkpoint_is_used(checkpoint: dict[str, torch.Tensor], tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
     save_file(checkpoint, run.folder / CHECKPOINT_FILE)
-    assert run.train()["epochs"] == 3
+    assert len(run.train().curve) == 2  # it has no curve, as those of 0.1

@@ -1,0 +1,42 @@
+"""Trainings to the end in worker processes: what each reports, and that a bad one costs itself only."""
+
+from pathlib import Path
+from typing import Any
+
+from igc_nas.engine.events import Event, Progress
+from igc_nas.engine.executor import TrialFailed
+from igc_nas.engine.trainings import TrainingJob, Trainings
+from igc_nas.evaluation.retraining import RESULT_FILE, stored_result
+from igc_nas.study.finals import Trained
+from tests.support.trainings import CRASHES, arch, plan
+
+
+def run(folder: Path, sides: list[int], workers: int = 1, **recipe: Any) -> tuple[dict[int, Any], list[Event]]:
+    """The outcome of a training for each side of images, by its place, and the events."""
+    jobs = [TrainingJob(place, arch(side), 0, folder / str(place)) for place, side in enumerate(sides)]
+    events: list[Event] = []
+    with Trainings(plan(**recipe), ("cpu",), workers, 1, events.append) as trainings:
+        return {job.number: ended for job, ended in trainings.run(jobs)}, events
+
+
+def test_a_crash_and_a_divergence_cost_one_training_each(tmp_path: Path) -> None:
+    ended, events = run(tmp_path, [8, CRASHES, 8, 7])
+    assert isinstance(ended[1], TrialFailed)
+    assert (ended[1].failure.kind, "SIGABRT" in ended[1].reason) == ("died", True)
+    for place in (0, 2, 3):
+        assert isinstance(ended[place], Trained)
+        assert stored_result(tmp_path / str(place)) == ended[place]
+    assert ended[0].curve == ended[2].curve  # the same seed
+    told = [e.training for e in events if isinstance(e, Progress) and e.number == 0 and e.training]
+    assert (told[0].images, told[-1].images, told[-1].total) == (0, 192, 192)
+    diverged, _ = run(tmp_path / "diverged", [8], lr=100.0, epochs=30, weight_decay=1.0)
+    assert diverged[0].failure.kind == "diverged"
+    assert not (tmp_path / "diverged" / "0" / RESULT_FILE).exists()
+
+
+def test_the_speed_of_every_network_is_known_before(tmp_path: Path) -> None:
+    jobs = [TrainingJob(place, arch(side), 0, tmp_path / str(place)) for place, side in enumerate((8, 12))]
+    with Trainings(plan(), ("cpu",), 1) as trainings:
+        speeds = {job.number: speed for job, speed in trainings.images_per_s(jobs)}
+        assert all(isinstance(speed, float) and speed > 0 for speed in speeds.values())
+        assert len(dict(trainings.run(jobs))) == 2
