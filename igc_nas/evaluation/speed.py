@@ -114,12 +114,12 @@ def _in_fastest_form(
     """(seconds to choose the form, seconds of a training step in it)."""
     scaled = recipe.model_copy(update={"resolution": resolution, "rungs": ()})
     tuner = NetworkTuner.of(scaled, device, timing_cache_for(device.name, threads, "training"))
-    training = _training(arch, recipe, _random_images(recipe.batch, resolution, device), device)
+    network = build(arch, 0).to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     began = time.perf_counter()
-    forward = tuner(training.network, arch_id(arch))
+    forward = tuner(network, arch_id(arch))
     chosen_s = time.perf_counter() - began
-    training.forward = forward or training.forward
-    return chosen_s, _step_s(training, device)
+    images = _random_images(recipe.batch, resolution, device)
+    return chosen_s, _step_s(Training(network, images, recipe, device, 0, forward), device)
 
 
 def _training(arch: ArchConfig, recipe: Recipe, images: Images, device: Device) -> Training:

@@ -27,6 +27,7 @@ from igc_nas.samplers.surrogate import Surrogate, subset
 from igc_nas.space.encoding import Code, Ints
 from igc_nas.space.search_space import METRICS
 from igc_nas.study.pareto import nondominated
+from igc_nas.study.plan import Sizes
 from igc_nas.study.spec import StudySpec
 
 STARTUP = 8
@@ -161,12 +162,13 @@ class KnownCost:
         if self.spec.goal == "best-error" and _begun(history) % 2 == 0:
             front = front[:, :1]  # of the error alone
         codes, costs = self._first_candidates(self.parents(history), rng)
-        worth = self._acquisition(codes, costs, front, posterior)
+        cooling = self.cooling(history)
+        worth = self._acquisition(codes, costs, front, posterior, cooling)
         for _ in range(ROUNDS):
             best = codes[np.argsort(-worth, kind="stable")[:BEST]]
             more, more_costs = self.mutator.kept(self.mutator.mutate(best, MUTATIONS // 2, rng))
             codes, costs = np.concatenate([codes, more]), np.concatenate([costs, more_costs])
-            worth = np.concatenate([worth, self._acquisition(more, more_costs, front, posterior)])
+            worth = np.concatenate([worth, self._acquisition(more, more_costs, front, posterior, cooling)])
         seen = set(history.seen)
         for row in np.argsort(-worth, kind="stable"):
             code = tuple(map(int, codes[row]))
@@ -178,12 +180,39 @@ class KnownCost:
         """(n,) expected hypervolume improvement of candidates x probability of keeping the latency budget."""
         return self._acquisition(candidates.codes, candidates.costs, self._front(history, posterior), posterior)
 
-    def _acquisition(self, codes: Ints, costs: Ints, front: Floats, posterior: Posterior) -> Floats:
+    def _acquisition(
+        self, codes: Ints, costs: Ints, front: Floats, posterior: Posterior, cooling: float = 0.0
+    ) -> Floats:
+        """`acquisition` on the front of `_front`, over the predicted seconds to the power of `cooling`."""
         if not len(codes):
             return np.zeros(0)
         mean, deviation, known = self._predict(codes, costs, posterior)
         gain = expected_hypervolume_improvement(mean, deviation, known[:, : front.shape[1] - 1], front)
-        return gain * self._p_within_latency(codes, costs, posterior)
+        return gain * self._p_within_latency(codes, costs, posterior) / self._seconds(codes, costs) ** cooling
+
+    def cooling(self, history: History) -> float:
+        """The exponent of the price: the share of the planned time that is left; 0 without a plan.
+
+        EI-cooled of Lee, Perrone, Archambeau, Seeger 2020 (arXiv 2003.10870): cheap trials first, and at the end
+        those that promise most, whatever they take. The time spent is that which the plan predicts for the trials so
+        far, so that it is the same after a resume.
+        """
+        plan = self.spec.plan
+        if plan is None:
+            return 0.0
+        tried = (history.complete, history.pruned, history.running)
+        spent = sum(float(self._seconds(some.codes, some.costs).sum()) for some in tried if len(some))
+        return max(0.0, 1.0 - spent / (plan.time_s * plan.workers))
+
+    def _seconds(self, codes: Ints, costs: Ints) -> Floats:
+        """(n,) predicted seconds of a trial; 1 without a plan."""
+        plan, spec = self.spec.plan, self.spec
+        if plan is None:
+            return np.ones(len(codes))
+        convolutions = np.exp(self.features.of(codes, costs).whole[:, -1])
+        macs, activations = (costs[:, METRICS.index(metric)].astype(float) for metric in ("macs", "activations"))
+        sizes = Sizes(macs, activations, convolutions)
+        return plan.speed.trials_s(sizes, spec.recipe, spec.space.input[1])
 
     def front_codes(self, history: History) -> Ints:
         """(n, 1 + stages) the codes of the front's members."""

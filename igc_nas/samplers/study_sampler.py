@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ class StudySampler(BaseSampler):
     NSGA-II know neither the budget nor `known`, so their suggestions may be infeasible or known; where they would draw
     each parameter at random (TPE's start, the first generation of NSGA-II), a uniform draw of a feasible architecture
     replaces it. An architecture for which `can_end` is False is passed over, by the samplers of this package.
-    `consecutive_failures` counts Optuna's infeasible or known suggestions since the last new one.
+    `optuna_sampler` makes a sampler of Optuna's from a seed, in place of the spec's. `consecutive_failures` counts the
+    infeasible or known suggestions of Optuna's since the last new one.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class StudySampler(BaseSampler):
         known: Collection[str],
         consecutive_failures: Callable[[], int] = lambda: 0,
         can_end: Callable[[ArchConfig], bool] = lambda _: True,
+        optuna_sampler: Callable[[int], BaseSampler | None] | None = None,
     ) -> None:
         self._spec = spec
         self._known = known
         self._consecutive_failures = consecutive_failures
         self._can_end = can_end
+        self._make = optuna_sampler or partial(_optuna_sampler, spec.sampler)
         self._encoding = spec.feasible.encoding
         self._memory = Memory(spec.search_space, self._encoding)
         self._propose = _proposer(spec)
@@ -87,7 +91,7 @@ class StudySampler(BaseSampler):
         self._rng = np.random.default_rng(streams[0])
         seed = int(streams[1].generate_state(1)[0])
         has_failed = self._consecutive_failures() >= MOST_FAILURES
-        self._optuna = None if has_failed else _optuna_sampler(self._spec.sampler, seed)
+        self._optuna = None if has_failed else self._make(seed)
         if self._optuna:
             self._optuna.before_trial(study, trial)
 

@@ -33,6 +33,7 @@ from igc_nas.space.budget import Budget
 from igc_nas.space.encoding import Code
 from igc_nas.study.objectives import values
 from igc_nas.study.pareto import dominates, hypervolume
+from igc_nas.study.plan import Plan, Speed
 from igc_nas.study.spec import SamplerName, StudySpec
 from igc_nas.study.study import load_study
 from tests.support.builders import one_line
@@ -322,6 +323,45 @@ def test_a_running_trial_counts_with_its_predicted_error(begun: Loop) -> None:
     before, after = (sampler.acquisition(candidate, now, posterior)[0] for now in (history, running))
     assert after < 0.75 * before
     assert next(sampler.propose_by_acquisition(running, posterior, np.random.default_rng(0))) != first
+
+
+def planned(base: StudySpec, time_s: float) -> StudySpec:
+    """The spec with a plan, by which the seconds of a trial are those of its MACs."""
+    speed = Speed(step_s=0, convolution_s=0, mac_s=2e-10, activation_s=0, trial_s=2)
+    return base.model_copy(update={"plan": Plan(time_s=time_s, workers=1, trials=40, mean_s=30, speed=speed)})
+
+
+def test_prices_count_less_the_less_time_is_left(begun: Loop) -> None:
+    history, none = begun.history, price(begun.spec.feasible.encoding, [])
+    nothing = History(none, np.empty((0, 2)), none, np.empty((0, 2)), none)
+    assert KnownCost(begun.spec).cooling(history) == 0
+    spent = 1 - KnownCost(planned(begun.spec, 1e6)).cooling(history)
+    assert 0 < spent < 1
+    assert KnownCost(planned(begun.spec, 1e6)).cooling(nothing) == 1
+    assert KnownCost(planned(begun.spec, 2e6)).cooling(history) == pytest.approx(1 - spent / 2)
+    assert KnownCost(planned(begun.spec, 1e6 * spent / 2)).cooling(history) == 0
+
+
+def test_a_candidate_is_worth_its_improvement_over_its_seconds(begun: Loop) -> None:
+    """At the start of the plan the order is that by price, at its end that without a plan."""
+    history, firsts = begun.history, []
+    for base in (begun.spec, planned(begun.spec, 1e9), planned(begun.spec, 1.0)):
+        sampler = KnownCost(base)
+        proposals = sampler.propose_by_acquisition(history, sampler.fit(history), np.random.default_rng(0))
+        firsts.append([next(proposals) for _ in range(5)])
+    macs = [price(begun.spec.feasible.encoding, codes).costs[:, 1].mean() for codes in firsts]
+    assert firsts[0] == firsts[2]
+    assert macs[1] < macs[0]
+
+
+def test_a_search_by_prices_resumes_exactly(tmp_path: Path) -> None:
+    asked = planned(spec(budget=Budget(params=3000), goal="best-error"), 300)
+    for folder, stops in (("once", (26,)), ("twice", (13, 26))):
+        for trials in stops:
+            list(search(asked, Run(tmp_path / folder, trials=trials), evaluate=evaluate))
+    once, twice = (load_study(tmp_path / folder) for folder in ("once", "twice"))
+    assert [t.id for t in once.trials] == [t.id for t in twice.trials]
+    assert twice.spec.plan == asked.plan
 
 
 def test_suggestions_in_a_row_are_spread(begun: Loop) -> None:

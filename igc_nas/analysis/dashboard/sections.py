@@ -73,7 +73,7 @@ def cards(study: Study) -> str:
 
 def numbers(study: Study) -> list[tuple[str, str]]:
     """The key numbers at the top of the page: (label, value)."""
-    states = Counter(trial.state for trial in study.trials)
+    states = Counter(trial.state for trial in study.trials if not trial.baseline)
     others = {state: count for state, count in states.items() if state != "complete"}
     found = [("completed trials", f"{len(study.candidates):,}")]
     if study.candidates:
@@ -81,7 +81,8 @@ def numbers(study: Study) -> list[tuple[str, str]]:
         found.append(("least error", format_value("error", min(c.score.error for c in study.candidates))))
         volume = study.hypervolume()
         found.append(("hypervolume", "no scale yet" if volume is None else f"{volume:.4f}"))
-    return found + [(state, f"{count:,}") for state, count in sorted(others.items())]
+    found += [(state, f"{count:,}") for state, count in sorted(others.items())]
+    return [*found, *([("baselines", f"{len(study.baselines):,}")] if study.baselines else [])]
 
 
 def question(study: Study) -> str:

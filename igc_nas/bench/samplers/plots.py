@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igc_nas.analysis.plots import ACCENT, FONT, PALETTE, kaleido_image
+from igc_nas.bench.samplers.peers import PEERS
 from igc_nas.bench.samplers.report import GRID, SAMPLERS, TESTED, Band, SamplerReport
 from igc_nas.errors import UsageError
 from igc_nas.io.files import write_whole
@@ -76,8 +77,8 @@ def _band_traces(name: str, xs: list[float], band: Band, is_new: bool) -> Iterat
 
 def _colour(name: str) -> str:
     sampler = name.partition(",")[0]
-    others = [s for s in SAMPLERS if s != TESTED]
-    return ACCENT if sampler == TESTED else PALETTE[others.index(sampler) % len(PALETTE)]  # type: ignore[arg-type]
+    others = [s for s in (*SAMPLERS, *PEERS) if s != TESTED]
+    return ACCENT if sampler == TESTED else PALETTE[others.index(sampler) % len(PALETTE)]
 
 
 def _layout(report: SamplerReport, rows: int) -> dict[str, Any]:

@@ -8,8 +8,10 @@ again with its values. Neither counts as an evaluation, so duplicates and infeas
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Annotated
 
 import optuna
@@ -20,7 +22,8 @@ from pydantic import AliasChoices, Field
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
-from igc_nas.bench.samplers.problems import Outcome, Problem
+from igc_nas.bench.samplers.peers import PEERS, peer
+from igc_nas.bench.samplers.problems import SPEED, Outcome, Problem
 from igc_nas.engine.store import BUDGET
 from igc_nas.errors import ConfigError
 from igc_nas.samplers.cross_validation import MIN_TRIALS
@@ -30,26 +33,29 @@ from igc_nas.samplers.pruner import CompletedTraining, FinalErrorPrediction, Pru
 from igc_nas.samplers.study_sampler import MOST_REPEATS, ExhaustedError, StudySampler
 from igc_nas.space.encoding import Code
 from igc_nas.study.pareto import running_hypervolume
-from igc_nas.study.spec import SamplerName
+from igc_nas.study.plan import Plan
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: the architecture, its outcome, the compute spent (samples x MACs).
+    """One evaluation: the architecture, its outcome, the compute spent (samples x MACs), its virtual seconds.
 
+    A pruned training takes the share of its seconds that it takes of its compute.
     `pruned` is the prediction for which it was pruned; None: it was trained to the end.
     """
 
     id: str
     outcome: Outcome
     compute: float
+    seconds: float
     pruned: FinalErrorPrediction | None = None
 
 
 @dataclass(frozen=True)
 class Replay:
-    """After each evaluation the hypervolume of the true values found so far and the compute spent so far.
+    """After each evaluation the hypervolume of the true values found so far, the compute and the seconds spent so far.
 
+    `seconds` is empty in files of earlier versions.
     `pruned` is the number of pruned trainings; `lost` are the ids of those among them on the problem's front.
     """
 
@@ -57,24 +63,31 @@ class Replay:
     compute: tuple[float, ...]
     pruned: Annotated[int, Field(validation_alias=AliasChoices("pruned", "stopped"))] = 0  # `stopped`: files of 0.1
     lost: tuple[str, ...] = ()
+    seconds: tuple[float, ...] = ()
 
 
 def replay(
     problem: Problem,
-    sampler: SamplerName,
+    sampler: str,
     seed: int,
     evaluations: int,
     *,
     prune_below: float = 0.0,
     compute: float = 0.0,
+    time_s: float = 0.0,
 ) -> Replay:
-    """Search `problem` with a sampler for `evaluations`, or, with `compute`, until that is spent (samples x MACs).
+    """Search `problem` with a sampler (a study's, or one of `PEERS`) for `evaluations`.
 
+    With `compute` it goes on until that is spent (samples x MACs).
+    With `time_s` the study has a plan for that time, and the search ends when it is spent.
     With `prune_below` a training is pruned at a rung where its probability of ending on the front is lower. The search
     ends early where the sampler finds no new architecture.
     """
-    steps: Iterable[Evaluation] = _VirtualSearch(problem, sampler, seed, prune_below).steps()
-    steps = _until_spent(steps, compute) if compute else itertools.islice(steps, evaluations)
+    steps: Iterable[Evaluation] = _VirtualSearch(problem, sampler, seed, prune_below, time_s).steps()
+    if time_s:
+        steps = _until_spent(steps, time_s, lambda step: step.seconds)
+    else:
+        steps = _until_spent(steps, compute, lambda step: step.compute) if compute else islice(steps, evaluations)
     done = list(steps)
     objectives = problem.spec.objectives
     points = [
@@ -86,23 +99,30 @@ def replay(
         tuple(itertools.accumulate(e.compute for e in done)),
         sum(e.pruned is not None for e in done),
         tuple(e.id for e in done if e.pruned and e.id in front),
+        tuple(itertools.accumulate(e.seconds for e in done)),
     )
 
 
-def _until_spent(steps: Iterable[Evaluation], compute: float) -> Iterator[Evaluation]:
+def _until_spent(
+    steps: Iterable[Evaluation], limit: float, price: Callable[[Evaluation], float]
+) -> Iterator[Evaluation]:
     spent = 0.0
     for step in steps:
         yield step
-        spent += step.compute
-        if spent >= compute:
+        spent += price(step)
+        if spent >= limit:
             return
 
 
 class _VirtualSearch:
     """One run: asks the sampler for an architecture and tells it the known outcome at once."""
 
-    def __init__(self, problem: Problem, sampler: SamplerName, seed: int, prune_below: float) -> None:
-        self.spec = problem.spec.model_copy(update={"sampler": sampler, "seed": seed})
+    def __init__(self, problem: Problem, sampler: str, seed: int, prune_below: float, time_s: float) -> None:
+        own = "random" if sampler in PEERS else sampler  # a peer starts from uniform draws
+        self.spec = problem.spec.model_copy(update={"sampler": own, "seed": seed})
+        if time_s:
+            plan = Plan(time_s=time_s, workers=1, trials=1, mean_s=time_s, speed=SPEED)
+            self.spec = self.spec.model_copy(update={"plan": plan})
         self.problem = problem
         self.prune_below = prune_below
         self.known: dict[str, Evaluation | None] = {}
@@ -111,7 +131,8 @@ class _VirtualSearch:
         self.consecutive_failures = 0
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         directions = [StudyDirection.MINIMIZE] * len(self.spec.objectives)
-        inner = StudySampler(self.spec, self.known.keys(), lambda: self.consecutive_failures)
+        make = partial(peer, sampler) if sampler in PEERS else None
+        inner = StudySampler(self.spec, self.known.keys(), lambda: self.consecutive_failures, optuna_sampler=make)
         self.study = optuna.create_study(directions=directions, sampler=inner)
 
     def steps(self) -> Iterator[Evaluation]:
@@ -165,8 +186,9 @@ class _VirtualSearch:
 
     def _train(self, arch: ArchConfig, identity: str, outcome: Outcome) -> Evaluation:
         """A training in virtual time, to its end or to the rung at which it is pruned."""
+        seconds = self.problem.seconds(arch)
         if not self.prune_below:
-            return Evaluation(identity, outcome, outcome.compute[-1])
+            return Evaluation(identity, outcome, outcome.compute[-1], seconds)
         encoding = self.spec.feasible.encoding
         code = encoding.code(arch)
         assert code is not None
@@ -179,7 +201,8 @@ class _VirtualSearch:
         for rung, error in enumerate(outcome.rung_errors):
             prediction = rule.predict(outcome.known_costs, rung, error, prior_error)
             if prediction and prediction.p_front < rule.bound:
-                return Evaluation(identity, outcome, outcome.compute[rung], prediction)
+                spent = outcome.compute[rung]
+                return Evaluation(identity, outcome, spent, seconds * spent / outcome.compute[-1], prediction)
         at = self.spec.objectives.index("error")
         self.completed[code] = CompletedTraining(outcome.known_costs, outcome.rung_errors, outcome.observed[at])
-        return Evaluation(identity, outcome, outcome.compute[-1])
+        return Evaluation(identity, outcome, outcome.compute[-1], seconds)

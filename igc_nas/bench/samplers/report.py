@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from igc_nas.bench.samplers.peers import PEERS, require
 from igc_nas.bench.samplers.problems import Problem
 from igc_nas.bench.samplers.replay import Replay
 from igc_nas.bench.samplers.runs import Task, run_tasks
@@ -37,6 +38,8 @@ On a tabular benchmark it is half of the table at most.
 SPEED_UP = 4
 MOST_COMPUTE = 0.7
 """The share of the compute of full trainings in which pruned ones have to reach the same hypervolume."""
+MOST_TIME = 0.6
+"""The share of the time in which a search that weighs prices has to reach the same hypervolume."""
 MIN_SEEDS = 3
 GRID = 200
 DIGITS = 5
@@ -119,6 +122,33 @@ class PruningEffect:
 
 
 @dataclass(frozen=True)
+class PricingEffect:
+    """The tested sampler with a plan, by which it weighs the price of a trial, against itself without one.
+
+    Hypervolume over shares of the time that the search without a plan took; `share` is that at which the mean with
+    prices reaches the final mean without; None: it does not. `evaluations` are the mean numbers in that time.
+    """
+
+    sampler: str
+    plain: Band
+    priced: Band
+    share: float | None
+    evaluations: tuple[float, float]
+
+    def verdicts(self) -> Iterator[Verdict]:
+        """Prices must save time."""
+        reached = "never" if self.share is None else f"at {self.share:.2f} of the time"
+        half = GRID // 2
+        yield Verdict(
+            f"{self.sampler}: without prices' final hypervolume in {MOST_TIME:g} of the time or less",
+            self.share is not None and self.share <= MOST_TIME,
+            f"{reached}; at half of the time {self.priced.text(half)}, without {self.plain.text(half)}; at the end "
+            f"{self.priced.text(GRID)}, without {self.plain.text(GRID)}; {self.evaluations[1]:.0f} evaluations, "
+            f"without {self.evaluations[0]:.0f}",
+        )
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The samplers on one problem.
 
@@ -133,6 +163,7 @@ class Comparison:
     goal_at: int
     curves: Mapping[str, Band]
     pruning: tuple[PruningEffect, ...] = ()
+    pricing: PricingEffect | None = None
 
     @property
     def goal(self) -> float | None:
@@ -151,6 +182,7 @@ class Comparison:
         """The goals on this problem; not judged on a table with missing outcomes."""
         found = [*self._above(), *self._apart(), *self._sooner()]
         found += [verdict for effect in self.pruning for verdict in effect.verdicts()]
+        found += self.pricing.verdicts() if self.pricing else ()
         if self.missing:
             return tuple(Verdict(v.what, None, f"the table lacks {self.missing:,}; {v.why}") for v in found)
         return tuple(found)
@@ -250,7 +282,7 @@ def _lines(comparison: Comparison) -> Iterator[str]:
 
 def bench_sampler(
     problems: Sequence[Problem],
-    samplers: Sequence[SamplerName] = SAMPLERS,
+    samplers: Sequence[str] = SAMPLERS,
     seeds: int = 20,
     evaluations: int = 200,
     workers: int = 1,
@@ -270,11 +302,17 @@ def bench_sampler(
     pruned = {pair: [_with_pruning(pair[0], task, found[task]) for task in full[pair]] for pair in pairs}
     if pruned:
         found |= run_tasks(problems, [*itertools.chain(*pruned.values())], workers, file, say)
+    priced = {p: [_with_prices(task, found[task]) for task in full[p, s]] for p, s in full if s == TESTED}
+    priced = {problem: tasks for problem, tasks in priced.items() if all(tasks)}
+    if priced:
+        tasks = [task for some in priced.values() for task in some if task]
+        found |= run_tasks(problems, tasks, workers, file, say)
     results = tuple(
         _compare(
             problem,
             {s: [found[task] for task in full[problem, s]] for s in samplers},
             {s: [found[task] for task in pruned[problem, s]] for p, s in pairs if p is problem},
+            [found[task] for task in priced.get(problem, ()) if task],
         )
         for problem in problems
     )
@@ -293,13 +331,20 @@ def _most(problem: Problem) -> int:
     return min(problem.size, max(_goal_at(problem), *CHECKPOINTS))
 
 
-def _tasks(problem: Problem, sampler: SamplerName, seeds: int, evaluations: int) -> list[Task]:
+def _tasks(problem: Problem, sampler: str, seeds: int, evaluations: int) -> list[Task]:
     return [Task(problem.fingerprint, sampler, seed, evaluations) for seed in range(seeds)]
 
 
 def _with_pruning(problem: Problem, task: Task, full: Replay) -> Task:
     """The same task with pruning, until it has spent the compute of the full one."""
     return Task(task.problem, task.sampler, task.seed, task.evaluations, problem.prune_below, full.compute[-1])
+
+
+def _with_prices(task: Task, plain: Replay) -> Task | None:
+    """The same task with a plan for the time that the plain one took; None where that was not recorded."""
+    if not plain.seconds:
+        return None
+    return Task(task.problem, task.sampler, task.seed, task.evaluations, time_s=plain.seconds[-1])
 
 
 def _conditions() -> dict[str, str]:
@@ -311,7 +356,12 @@ def _conditions() -> dict[str, str]:
     return {"igc-nas": __version__, "optuna": optuna.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
 
 
-def _compare(problem: Problem, full: Mapping[str, list[Replay]], pruned: Mapping[str, list[Replay]]) -> Comparison:
+def _compare(
+    problem: Problem,
+    full: Mapping[str, list[Replay]],
+    pruned: Mapping[str, list[Replay]],
+    priced: list[Replay],
+) -> Comparison:
     return Comparison(
         problem=problem.name,
         about=problem.about,
@@ -320,7 +370,22 @@ def _compare(problem: Problem, full: Mapping[str, list[Replay]], pruned: Mapping
         goal_at=_goal_at(problem),
         curves={sampler: Band.of([run.volumes for run in runs]) for sampler, runs in full.items()},
         pruning=tuple(pruning_effect(problem, sampler, full[sampler], runs) for sampler, runs in pruned.items()),
+        pricing=pricing_effect(full[TESTED], priced) if priced else None,
     )
+
+
+def pricing_effect(plain: Sequence[Replay], priced: Sequence[Replay]) -> PricingEffect:
+    """The replays of the tested sampler with prices against the ones without, seed by seed."""
+    shares = np.arange(1, GRID + 1) / GRID
+    bands, counts = [], []
+    for runs in (plain, priced):
+        pairs = list(zip(runs, plain, strict=True))
+        rows = [_at(run.volumes, run.seconds, shares * whole.seconds[-1]) for run, whole in pairs]
+        bands.append(Band.of([row.tolist() for row in rows]))
+        counts.append(float(np.mean([sum(s <= w.seconds[-1] for s in run.seconds) for run, w in pairs])))
+    final = bands[0].mean[-1]
+    share = next((float(s) for s, value in zip(shares, bands[1].mean, strict=True) if value >= final), None)
+    return PricingEffect(TESTED, bands[0], bands[1], share, (counts[0], counts[1]))
 
 
 def pruning_effect(problem: Problem, sampler: str, full: Sequence[Replay], pruned: Sequence[Replay]) -> PruningEffect:
@@ -347,8 +412,13 @@ def pruning_effect(problem: Problem, sampler: str, full: Sequence[Replay], prune
 
 def _over_compute(run: Replay, compute: Floats) -> Floats:
     """(n,) the hypervolume at the end of the last evaluation within each of `compute` (n,)."""
-    done = np.searchsorted(run.compute, compute * (1 + 1e-9), side="right")  # the factor is for rounding
-    found: Floats = np.array([0.0, *run.volumes])[done]
+    return _at(run.volumes, run.compute, compute)
+
+
+def _at(volumes: Sequence[float], spent: Sequence[float], limits: Floats) -> Floats:
+    """(n,) the last of `volumes` whose `spent`, ascending, is within each of `limits` (n,); 0 before the first."""
+    done = np.searchsorted(spent, limits * (1 + 1e-9), side="right")  # the factor is for rounding
+    found: Floats = np.array([0.0, *volumes])[done]
     return found
 
 
@@ -356,10 +426,12 @@ def _area(curves: Floats) -> Band:
     return Band.of(curves.mean(axis=1, keepdims=True).tolist())
 
 
-def parse_samplers(text: str) -> tuple[SamplerName, ...]:
+def parse_samplers(text: str) -> tuple[str, ...]:
     """`"known-cost,tpe"` -> the names, each once. Raises `UsageError`."""
-    known: dict[str, SamplerName] = {name: name for name in SAMPLERS}
+    known = (*SAMPLERS, *PEERS)
     names = dict.fromkeys(part.strip() for part in text.split(","))
     if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"unknown sampler {unknown[0]!r:.40}", f"choose from {', '.join(SAMPLERS)}")
-    return tuple(known[name] for name in names)
+        raise UsageError(f"unknown sampler {unknown[0]!r:.40}", f"choose from {', '.join(known)}")
+    for name in names:
+        require(name)
+    return tuple(names)

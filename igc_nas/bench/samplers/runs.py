@@ -19,7 +19,6 @@ from igc_nas.bench.samplers.problems import Problem
 from igc_nas.bench.samplers.replay import Replay, replay
 from igc_nas.errors import UsageError
 from igc_nas.io.files import MOST_RECORDS, read_bytes
-from igc_nas.study.spec import SamplerName
 
 DIGITS = 8
 
@@ -29,11 +28,12 @@ class Task:
     """A replay to run. `problem` is the problem's fingerprint; for the rest see `replay`."""
 
     problem: str
-    sampler: SamplerName
+    sampler: str
     seed: int
     evaluations: int
     prune_below: Annotated[float, Field(validation_alias=AliasChoices("prune_below", "stop"))] = 0.0  # `stop`: of 0.1
     compute: float = 0.0
+    time_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def run_tasks(
 
 
 def _label(task: Task) -> str:
-    return f"{task.sampler} seed {task.seed}" + (" pruning" if task.prune_below else "")
+    return f"{task.sampler} seed {task.seed}" + (" pruning" if task.prune_below else " by price" if task.time_s else "")
 
 
 def _done(problems: Sequence[Problem], tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Replay]]:
@@ -120,6 +120,7 @@ def _run(task: Task) -> tuple[Task, Replay]:
         task.evaluations,
         prune_below=task.prune_below,
         compute=task.compute,
+        time_s=task.time_s,
     )
     return task, dataclasses.replace(found, volumes=tuple(round(volume, DIGITS) for volume in found.volumes))
 
@@ -150,7 +151,7 @@ def _read(file: Path) -> dict[Task, Replay]:
 def _parsed(line: bytes, where: str) -> tuple[Task, Replay]:
     try:
         found = _RECORD.validate_json(line, strict=True)
-        if not all(map(math.isfinite, (*found.replay.volumes, *found.replay.compute))):
+        if not all(map(math.isfinite, (*found.replay.volumes, *found.replay.compute, *found.replay.seconds))):
             raise ValueError
     except ValueError:  # pydantic's ValidationError is one
         raise UsageError(f"{where} is no run of bench sampler", "name another file with -o") from None

@@ -15,6 +15,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.bench.samplers import problems
+from igc_nas.bench.samplers.peers import PACKAGES
 from igc_nas.bench.samplers.plots import figure_kind, sampler_figure, write_figure
 from igc_nas.bench.samplers.problems import Landscape, Outcome, Problem, TabularBenchmark, landscapes, tabular_benchmark
 from igc_nas.bench.samplers.replay import Replay, replay
@@ -26,6 +27,7 @@ from igc_nas.bench.samplers.report import (
     SamplerReport,
     bench_sampler,
     parse_samplers,
+    pricing_effect,
     pruning_effect,
 )
 from igc_nas.bench.samplers.runs import Task, run_tasks
@@ -390,6 +392,40 @@ def test_pruning_is_compared_with_full_training_over_compute() -> None:
     assert [verdict.reached for verdict in same.verdicts()] == [True, False]
 
 
+def test_prices_are_compared_over_time() -> None:
+    plain = [Replay((0.1, 0.2, 0.4), (1.0, 2.0, 3.0), seconds=(10.0, 20.0, 30.0))] * 3
+    sooner = [Replay((0.1, 0.3, 0.4, 0.5), (1.0,) * 4, seconds=(3.0, 9.0, 15.0, 29.0))] * 3
+    found = pricing_effect(plain, sooner)
+    assert found.share == pytest.approx(0.5)
+    assert found.evaluations == (3.0, 4.0)
+    assert (found.plain.mean[-1], found.priced.mean[-1]) == (0.4, 0.5)
+    assert [verdict.reached for verdict in found.verdicts()] == [True]
+    same = pricing_effect(plain, plain)
+    assert (same.share, [verdict.reached for verdict in same.verdicts()]) == (1.0, [False])
+
+
+@pytest.mark.parametrize("name", ["nsga3", "gp"])
+def test_a_peer_is_replayed_from_feasible_draws(name: str) -> None:
+    found = replay(landscape(), name, 0, 12)
+    assert len(found.volumes) == 12
+    assert found.volumes[-1] > 0
+    assert replay(landscape(), name, 0, 10).volumes == found.volumes[:10]
+
+
+def test_a_peer_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PACKAGES, "nsga3", ("no-such-distribution", "optuna"))
+    with pytest.raises(UsageError, match=r"^nsga3 needs no-such-distribution$") as raised:
+        parse_samplers("known-cost,nsga3")
+    assert raised.value.hint == "pip install 'igc-nas[bench]'"
+
+
+def test_a_replay_with_a_plan_ends_when_its_time_is_spent() -> None:
+    plain = replay(landscape(), "known-cost", 0, 12)
+    priced = replay(landscape(), "known-cost", 0, 12, time_s=plain.seconds[-1])
+    assert priced.seconds[-2] < plain.seconds[-1] <= priced.seconds[-1]
+    assert len(priced.volumes) == len(priced.seconds)
+
+
 # The report.
 
 
@@ -413,8 +449,9 @@ def test_the_report_has_the_numbers_of_the_replays() -> None:
     assert len(curve["mean"]) == len(curve["low"]) == len(curve["high"]) == 12
     assert [s["sampler"] for s in on_table["pruning"]] == ["known-cost"], "Optuna's samplers are not pruned"
     assert made_up["pruning"] == []
-    assert len(on_table["verdicts"]) == 7
-    assert len(made_up["verdicts"]) == 5
+    assert len(on_table["verdicts"]) == 8
+    assert len(made_up["verdicts"]) == 6
+    assert len(made_up["pricing"]["priced"]["mean"]) == len(made_up["pricing"]["plain"]["mean"])
 
 
 def test_the_report_for_people() -> None:
@@ -439,6 +476,7 @@ def test_too_few_seeds_and_unknown_samplers_are_refused() -> None:
         bench_sampler([table()], ("random",), 2, 5)
     assert raised.value.hint == "--seeds 20"
     assert parse_samplers("tpe, random,tpe") == ("tpe", "random")
+    assert parse_samplers("gp,nsga3") == ("gp", "nsga3")
     with pytest.raises(UsageError, match="unknown sampler 'bayes'"):
         parse_samplers("random,bayes")
 

@@ -1,0 +1,55 @@
+"""The speed of training, measured; and a new study's plan by it."""
+
+import pytest
+
+from igc_nas.data.datasets import locate
+from igc_nas.evaluation.speed import measure_speed, planned_spec
+from igc_nas.nn.device import find_devices
+from igc_nas.study.defaults import default_recipe, new_spec
+from igc_nas.study.plan import Sizes, recipe_changes, trials_for
+from igc_nas.study.spec import StudySpec
+
+CPU = find_devices("cpu")[0]
+INFO = locate("shapes", None)
+
+
+def new() -> StudySpec:
+    return new_spec(INFO, CPU.name, space="tiny", recipe={"forms": "factored"})
+
+
+def test_the_speed_is_that_of_steps_on_this_device() -> None:
+    base = new()
+    archs = [base.feasible.lightest(), base.feasible.heaviest()]
+    speed = measure_speed(archs, base.recipe, (8, 16), CPU)
+    seconds = speed.steps_s(Sizes.of(archs), 1, base.recipe.batch, 0.25)
+    assert (seconds > 1e-5).all()
+    assert (seconds < 10).all()
+    assert speed.trial_s > 0
+
+
+def test_a_plan_for_more_time_has_a_longer_training() -> None:
+    short, long = (planned_spec(new(), INFO, CPU, time_s, workers=2) for time_s in (60.0, 1e6))
+    assert short.plan is not None
+    assert long.plan is not None
+    assert long.recipe.samples > short.recipe.samples
+    assert long.plan.trials >= trials_for(long.recipe.samples)
+    assert long.recipe.resolution == 32
+    assert long.identity() | {"recipe": None} == new().identity() | {"recipe": None}
+
+
+@pytest.mark.parametrize("given", [{"epochs": 3}, {"train_size": 1000}, {"lr": 0.05, "crop": 0}])
+def test_what_is_given_by_hand_stays(given: dict[str, object]) -> None:
+    base = new_spec(INFO, CPU.name, space="tiny", recipe={"forms": "factored"} | given)
+    found = planned_spec(base, INFO, CPU, 1e6, workers=1, changes=given).recipe
+    assert {key: getattr(found, key) for key in given} == given
+    if "lr" not in given:
+        assert found == base.recipe
+    else:
+        lengths = [recipe_changes(step, 32, INFO.train_count) for step in ((16, 45_000, 32), (30, 45_000, 32))]
+        assert found.samples in {length["epochs"] * length["train_size"] for length in lengths}
+        assert found.epochs > default_recipe("cpu").epochs
+
+
+def test_trials_that_are_asked_for_leave_time_for_longer_trainings() -> None:
+    few, many = (planned_spec(new(), INFO, CPU, 3600.0, workers=1, trials=n).recipe.samples for n in (2, 100_000))
+    assert few > many
