@@ -38,6 +38,8 @@ class TrialsView:
 
     trial: tuple[int, ...]
     state: tuple[TrialState, ...]
+    baseline: tuple[str, ...]
+    """The name of a baseline; empty for other trials."""
     id: tuple[str, ...]
     units: tuple[str, ...]
     columns: dict[str, Column]
@@ -49,8 +51,13 @@ class TrialsView:
 
     @cached_property
     def complete(self) -> tuple[int, ...]:
-        """The rows of the completed trials."""
-        return tuple(row for row, state in enumerate(self.state) if state == "complete")
+        """The rows of the completed trials, without the baselines."""
+        return tuple(row for row, state in enumerate(self.state) if state == "complete" and not self.baseline[row])
+
+    @cached_property
+    def baselines(self) -> tuple[int, ...]:
+        """The rows of the evaluated baselines."""
+        return tuple(row for row, state in enumerate(self.state) if state == "complete" and self.baseline[row])
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,7 @@ def trials_view(study: Study) -> TrialsView:
     return TrialsView(
         trial=tuple(trial.number for trial in study.trials),
         state=tuple(trial.state for trial in study.trials),
+        baseline=tuple(trial.baseline or "" for trial in study.trials),
         id=tuple(k.id for k in facts),
         units=tuple(unit_mix(trial.arch) if trial.arch else "" for trial in study.trials),
         columns=columns,

@@ -10,7 +10,7 @@ import click
 
 from igc_nas.cli.loading import load, quiet_threads
 from igc_nas.cli.options import FILE, as_json, device_option, runtime_option, studies_dir
-from igc_nas.cli.output import put, put_json, say
+from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -235,4 +235,4 @@ def _show(report: Report | EngineReport, as_json: bool) -> None:
     if as_json:
         put_json(report.to_dict())
     else:
-        put(*report.lines())
+        put_text(*report.lines())

@@ -195,8 +195,12 @@ def tables(
     pixel: int,
     *,
     transposed: bool = False,
+    channel_pairs: bool = False,
 ) -> list[Tables]:
-    """The tables of a product. `row`, `pixel`: steps of the scratch that is read; `strides`: of the weight's memory."""
+    """The tables of a product. `row`, `pixel`: steps of the scratch that is read; `strides`: of the weight's memory.
+
+    With `channel_pairs` the scratch holds pairs of neighbouring channels, of one tap (`in_channel_pairs`).
+    """
     by_sources: dict[tuple[int, ...], list[Vector]] = {}
     for vector in vectors:
         by_sources.setdefault(vector.sources, []).append(vector)
@@ -209,7 +213,17 @@ def tables(
     kernels = [_tap_index(first, strides)]
     if taps and isinstance(taps[0], tuple):
         kernels.append(_tap_index([tap[1] for tap in taps], strides))
-    return [_tables(tiles, places, kernels, conv, strides, transposed) for tiles in shapes.values()]
+    step = 2 if channel_pairs else 1
+    return [_tables(tiles, places, kernels, conv, strides, transposed, step) for tiles in shapes.values()]
+
+
+def in_channel_pairs(vectors: list[Vector]) -> bool:
+    """Whether the terms of all vectors are pairs of neighbours, each from an even place on."""
+    return all(
+        len(sources) % 2 == 0
+        and all(a % 2 == 0 and b == a + 1 for a, b in zip(sources[::2], sources[1::2], strict=True))
+        for sources in {vector.sources for vector in vectors}
+    )
 
 
 def _tap_index(taps: Sequence[Tap | None], strides: tuple[int, ...]) -> Ints:
@@ -218,23 +232,34 @@ def _tap_index(taps: Sequence[Tap | None], strides: tuple[int, ...]) -> Ints:
 
 
 def _tables(
-    tiles: list[list[Vector]], places: Ints, kernels: list[Ints], conv: Conv, strides: tuple[int, ...], transposed: bool
+    tiles: list[list[Vector]],
+    places: Ints,
+    kernels: list[Ints],
+    conv: Conv,
+    strides: tuple[int, ...],
+    transposed: bool,
+    step: int,
 ) -> Tables:
-    sources = np.array([tile[0].sources for tile in tiles], np.int32)
+    sources = np.array([tile[0].sources[::step] for tile in tiles], np.int32) // step
     offsets = (places[None, :, None] + sources[:, None, :]).reshape(len(tiles), -1)
     targets = np.array([[vector.target for vector in tile] for tile in tiles], np.int32)
     lanes = np.array([[vector.lanes for vector in tile] for tile in tiles])[:, None]  # (tiles, 1, vectors, LANES)
     terms = np.array([[vector.terms for vector in tile] for tile in tiles]).transpose(0, 2, 1, 3)
-    outputs, inputs = (terms, lanes) if transposed else (lanes, terms)
+    found = []
+    for half in (terms[:, start::step] for start in range(step)):
+        outputs, inputs = (half, lanes) if transposed else (lanes, half)
+        found += [_places(outputs, inputs, kernel, conv, strides) for kernel in kernels]
+    index = found[0] if len(found) == 1 else np.stack(found, -1)
+    return Tables(offsets.astype(np.int32), targets, np.ascontiguousarray(index))
+
+
+def _places(outputs: Ints, inputs: Ints, kernel: Ints, conv: Conv, strides: tuple[int, ...]) -> Ints:
+    """Where the weights between channels lie in memory, for each tap; -1 where there is none."""
     size_out, size_in = conv.out_channels // conv.groups, conv.in_channels // conv.groups
     there = (outputs >= 0) & (inputs >= 0) & (outputs // size_out == inputs // size_in)
     flat = outputs * strides[0] + inputs % size_in * strides[1]
-    found = []
-    for kernel in kernels:
-        taps = kernel[None, :, None, None, None]
-        found.append(np.where(there[:, None] & (taps >= 0), flat[:, None] + taps, -1).astype(np.int32).reshape(-1))
-    index = found[0] if len(found) == 1 else np.stack(found, -1)
-    return Tables(offsets.astype(np.int32), targets, np.ascontiguousarray(index))
+    taps = kernel[None, :, None, None, None]
+    return np.where(there[:, None] & (taps >= 0), flat[:, None] + taps, -1).astype(np.int32).reshape(-1)
 
 
 def _chunks(vectors: list[Vector]) -> Iterator[list[Vector]]:

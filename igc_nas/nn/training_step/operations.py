@@ -144,6 +144,12 @@ class Pair(ctypes.Structure):
     _fields_ = [("source", Address), ("to", Address), ("floats", Long), ("step", Long)]
 
 
+class ChannelPairs(ctypes.Structure):
+    """Scratch without a frame as pairs of neighbouring channels, in half the place."""
+
+    _fields_ = [("source", Address), ("to", Address), ("floats", Long)]
+
+
 class Unpack(ctypes.Structure):
     """A gradient in the layout of a product into that of its weight."""
 
@@ -174,7 +180,7 @@ class NormGradient(NormOp):
 
 KINDS: tuple[type[ctypes.Structure], ...] = (
     LoadView, LoadGradient, Product, WeightGradient, Permute, Store, StoreGradient, LoadSumGradient,
-    LoadPoolGradient, NormOp, NormGradient, SumViews, Pool, Pack, Unpack, Zero, Blocks, Pair, PackPairs,
+    LoadPoolGradient, NormOp, NormGradient, SumViews, Pool, Pack, Unpack, Zero, Blocks, Pair, PackPairs, ChannelPairs,
 )  # fmt: skip
 """In the order of the enum in C."""
 

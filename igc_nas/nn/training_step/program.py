@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ MOST_IMAGES = 16
 ALIGN = 64
 PAIR_COST = 8.0
 """Vector instructions that making a vector of pairs costs about."""
+CHANNEL_PAIR_COST = 4.0
 STEM_WAY: Way = "outputs"
 ACTS: dict[Activation | None, int] = {None: 0, "relu": 1, "relu6": 2}
 
@@ -169,7 +170,7 @@ class StepProgram:
         """What reads the input images: their address is set for each batch."""
         self._kept: list[object] = []
         self._in_scratch: list[tuple[ctypes.Structure, str]] = []
-        self._pair_ops: list[ops.Pair] = []
+        self._pair_ops: list[ops.Pair | ops.ChannelPairs] = []
         self._scratch_floats = 0
         self._gradients: list[tuple[ops.WeightGradient, ops.Unpack]] = []
         self._gradient_floats = 0
@@ -352,6 +353,11 @@ class StepProgram:
             for at, (stored, step) in enumerate(zip(self._inputs(node), node.steps, strict=True))
             if isinstance(step, ConvStep) and self._pairs_pay(layout.forward_taps(step.conv), step, step.source)
         }
+        halves = {
+            at: scratch.area(replace(stored, depth=stored.depth // 2))
+            for at, (stored, step) in enumerate(zip(self._inputs(node), node.steps, strict=True))
+            if isinstance(step, ConvStep) and self._channel_pairs_pay(step, layout.forward_vectors(step, self.lanes))
+        }
         images, floats = scratch.placed()
         inner: list[ctypes.Structure] = [self._load(node.source, areas[0])]
         for at, (step, stored) in enumerate(zip(node.steps, outputs, strict=True)):
@@ -361,7 +367,10 @@ class StepProgram:
             else:
                 if at in in_pairs:
                     inner.append(self._pair(source, in_pairs[at], source.pixel, images, _frame(step)))
-                inner += self._forward_products(step, in_pairs.get(at, source), to, at in in_pairs)
+                if at in halves:
+                    inner.append(self._channel_pairs(source, halves[at], images))
+                read = halves.get(at, in_pairs.get(at, source))
+                inner += self._forward_products(step, read, to, at in in_pairs, at in halves)
             inner.append(self._store(stored, to, node.norm if stored is node.out else None))
         self._blocks(self.forward, inner, scratch, images, floats)
         if node.norm:
@@ -398,6 +407,19 @@ class StepProgram:
             and saved * self._inputs_of(step) * len(step.target) > PAIR_COST * len(source) * step.conv.stride**2
         )
 
+    def _channel_pairs_pay(self, step: ConvStep, vectors: list[layout.Vector]) -> bool:
+        """The same for pairs of channels, in a product of `vectors` of a 1x1 convolution."""
+        if not self.pairs or step.way != "outputs" or step.conv.kernel > 1 or step.conv.stride > 1:
+            return False
+        saved = len(vectors[0].sources) / 2 * len(vectors) * self.lanes
+        read = max(len(step.source), len(step.target))
+        return saved > CHANNEL_PAIR_COST * read and layout.in_channel_pairs(vectors)
+
+    def _channel_pairs(self, source: ops.Area, to: ops.Area, images: int) -> ops.ChannelPairs:
+        operation = ops.ChannelPairs(source.at or 0, to.at or 0, images * source.image)
+        self._pair_ops.append(operation)
+        return operation
+
     def _inputs_of(self, step: ConvStep) -> int:
         """Inputs that an output is a sum of, for each tap."""
         if step.way == "outputs":
@@ -412,12 +434,14 @@ class StepProgram:
         return operation
 
     def _forward_products(
-        self, step: ConvStep, source: ops.Area, to: ops.Area, in_pairs: bool
+        self, step: ConvStep, source: ops.Area, to: ops.Area, in_pairs: bool, halved: bool
     ) -> Iterator[ops.Product]:
         vectors, taps = layout.forward_vectors(step, self.lanes), layout.forward_taps(step.conv)
         weight, used = self._weight(step), layout.paired(taps) if in_pairs else taps
-        for table in layout.tables(vectors, used, step.conv, weight.strides, source.row, source.pixel):
-            product = self._product(step, table, source, to, step.conv.stride, 1, in_pairs)
+        for table in layout.tables(
+            vectors, used, step.conv, weight.strides, source.row, source.pixel, channel_pairs=halved
+        ):
+            product = self._product(step, table, source, to, step.conv.stride, 1, in_pairs or halved)
             product.height, product.width = to.height, to.width
             self._packed(self.forward, product, table, weight)
             yield product
@@ -523,6 +547,12 @@ class StepProgram:
             depth = len(layout.input_vectors(step, self.lanes)[1])
             area.row, area.pixel, area.image = area.width * depth, depth, area.height * area.width * depth
         reads, writes = self._backward_pairs(node, scratch, needed)
+        halves = {
+            at: scratch.area(replace(stored, depth=stored.depth // 2))
+            for at, (stored, step) in enumerate(zip([*node.between, node.out], node.steps, strict=True))
+            if isinstance(step, ConvStep) and needed[at]
+            and self._channel_pairs_pay(step, layout.input_vectors(step, self.lanes)[0])
+        }  # fmt: skip
         images, floats = scratch.placed()
         inner: list[ctypes.Structure] = [self._load_gradient(node, gradients[-1])]
         for at in range(len(node.steps) - 1, -1, -1):
@@ -541,8 +571,12 @@ class StepProgram:
                 inner += self._weight_gradients(step, reads[at], paired_grad, in_pairs=True)
             else:
                 inner += self._weight_gradients(step, source, grad, in_pairs=False)
+            if at in halves:
+                inner.append(self._channel_pairs(grad, halves[at], images))
             if needed[at]:
-                inner += self._input_products(step, grad, paired_grad, to, compact.get(at))
+                inner += self._input_products(
+                    step, halves.get(at, grad), paired_grad, to, compact.get(at), at in halves
+                )
         if node.source.needs_grad:
             inner.append(self._store_gradient(node.source, gradients[0]))
         if node.norm:
@@ -605,6 +639,7 @@ class StepProgram:
         paired_grad: ops.Area | None,
         to: ops.Area,
         compact: ops.Area | None,
+        halved: bool,
     ) -> Iterator[ctypes.Structure]:
         vectors, order = layout.input_vectors(step, self.lanes)
         weight, stride = self._weight(step), step.conv.stride
@@ -617,9 +652,16 @@ class StepProgram:
                     taps = layout.paired(layout.input_taps(step.conv, y, x))
                 source = paired_grad if in_pairs and paired_grad is not None else grad
                 for table in layout.tables(
-                    vectors, taps, step.conv, weight.strides, grad.row, grad.pixel, transposed=True
+                    vectors,
+                    taps,
+                    step.conv,
+                    weight.strides,
+                    grad.row,
+                    grad.pixel,
+                    transposed=True,
+                    channel_pairs=halved,
                 ):
-                    product = self._product(step, table, source, out, 1, stride, in_pairs)
+                    product = self._product(step, table, source, out, 1, stride, in_pairs or halved)
                     product.height, product.width = -(-(out.height - y) // stride), -(-(out.width - x) // stride)
                     product.to.at = (product.to.at or 0) + 4 * (y * out.row + x * out.pixel)
                     self._packed(self.backward, product, table, weight)

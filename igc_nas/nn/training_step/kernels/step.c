@@ -60,6 +60,13 @@ typedef struct {
     long floats, step; /* of `at_a_time` images */
 } pair;
 
+/* Scratch without a frame as pairs of neighbouring channels, in half the place. */
+typedef struct {
+    float *from;
+    void *to;
+    long floats; /* of `from`, of `at_a_time` images */
+} channel_pairs;
+
 typedef struct {
     area from, to;
     const int *source; /* for each position of `to` that of `from`; -1: zero */
@@ -147,7 +154,7 @@ typedef struct {
 enum {
     LOAD_VIEW, LOAD_GRADIENT, PRODUCT, WEIGHT_GRADIENT, PERMUTE, STORE_TENSOR, STORE_GRADIENT, LOAD_SUM_GRADIENT,
     LOAD_POOL_GRADIENT, NORM, NORM_GRADIENT, SUM_VIEWS, POOL, PACK, UNPACK, ZERO, BLOCKS,
-    PAIR, PACK_PAIRS
+    PAIR, PACK_PAIRS, CHANNEL_PAIRS
 };
 
 typedef struct {
@@ -490,6 +497,11 @@ static void do_pair(const pair *op)
 #endif
 }
 
+static void do_channel_pairs(const channel_pairs *op)
+{
+    for (long i = 0; i < op->floats; i += LANES) write((element *)op->to + i, LOAD(op->from + i));
+}
+
 static void do_unpack(const unpack *op)
 {
     for (long i = 0; i < op->count; i++)
@@ -519,6 +531,7 @@ static void run(const operation *operations, int count, long first, long images)
         case UNPACK: do_unpack(what); break;
         case PAIR: do_pair(what); break;
         case PACK_PAIRS: do_pack_pairs(what); break;
+        case CHANNEL_PAIRS: do_channel_pairs(what); break;
         case ZERO: memset(((const zero *)what)->at, 0, ((const zero *)what)->bytes); break;
         case BLOCKS: {
             const blocks *b = what;
