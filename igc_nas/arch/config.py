@@ -199,6 +199,10 @@ class ArchConfig(Frozen):
         same = self.input[1:] == (side, side)
         return self if same else ArchConfig.parse(self.to_dict() | {"input": [self.input[0], side, side]})
 
+    def trained_at(self, side: int) -> ArchConfig:
+        """What a proxy trains on images of `side` pixels: this, with a head that is made for their size."""
+        return self.with_side(side) if self.head and self.head.reads_map else self
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data as a file holds it: no `None`, lists for tuples, `stage` for the stages."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
