@@ -15,7 +15,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.papers import PRINTED, reference
 from igc_nas.arch.plan import arch_id
-from igc_nas.arch.stages import UNITS
+from igc_nas.arch.stages import STAGE_OF_UNIT
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.io.text import plain, visible
 from igc_nas.io.units import format_count, format_ms
@@ -149,7 +149,7 @@ class SurrogateView:
 def unit_mix(arch: ArchConfig) -> str:
     """The units of an architecture, each once: `igcv1+igcv3`."""
     used = {stage.unit for stage in arch.stages}
-    return "+".join(unit for unit in UNITS if unit in used)
+    return "+".join(unit for unit in STAGE_OF_UNIT if unit in used)
 
 
 def trials_view(study: Study) -> TrialsView:
