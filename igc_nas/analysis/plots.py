@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from igc_nas.analysis.views import FrontView, caption, format_value, front_view
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.io.files import write_whole
+from igc_nas.io.text import plain
 from igc_nas.study.names import search_command
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.study import Study
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 ACCENT, QUIET, INK, GRID = "#e11d48", "#8b93a1", "#1f2937", "#e5e7eb"
 PALETTE = ("#3b82f6", "#f59e0b", "#10b981", "#8b5cf6", "#06b6d4", "#a16207", "#84cc16", "#94a3b8")
 SCALE = [[0, "#2563eb"], [0.5, "#c026d3"], [1, "#f59e0b"]]
+PLACES = ("top right", "bottom right", "top left", "bottom left")
+"""Where the names of neighbouring baselines stand."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
 
@@ -60,6 +63,13 @@ def front_figure(view: FrontView, colour: str) -> go.Figure:
     dot = {"size": 8, "opacity": 0.7, "line": {"width": 0}, "color": shades, "coloraxis": "coloraxis"}
     ring = {"symbol": "circle-open", "size": 11, "color": ACCENT, "line": {"width": 1.5}}
     cross = {"symbol": "x-thin", "size": 7, "line": {"width": 1.5, "color": ACCENT}}
+    diamond = {"symbol": "diamond", "size": 9, "color": INK, "line": {"width": 0}}
+    labels = {
+        "text": [plain(view.trials.baseline[row]) for row in view.trials.baselines],
+        "textposition": [PLACES[i % len(PLACES)] for i in range(len(view.trials.baselines))],
+        "textfont": {"size": 11, "color": INK},
+        "cliponaxis": False,
+    }
     line = {"shape": "hv", "color": ACCENT, "width": 1.5}
     noisy = view.trials.noisy if "latency" in view.objectives else ()
     study_front = f"front over {', '.join(view.member_objectives)}"
@@ -68,6 +78,7 @@ def front_figure(view: FrontView, colour: str) -> go.Figure:
         _trace(view, "front of these two axes", view.front, mode="lines", line=line),
         _trace(view, study_front, view.members, mode="markers", marker=ring),
         _trace(view, "noisy latency", noisy, mode="markers", marker=cross),
+        _trace(view, "baselines", view.trials.baselines, mode="markers+text", marker=diamond, **labels),
     ]
     layout = {
         "template": {},

@@ -12,6 +12,8 @@ from igc_nas.study.records import Candidate
 if TYPE_CHECKING:
     import pandas as pd
 
+    from igc_nas.analysis.baselines import Standing
+
 
 def frame(candidates: Iterable[Candidate]) -> pd.DataFrame:
     """One row per candidate with the keys of `candidate_row` except `arch`; for no candidates the columns alone.
@@ -24,10 +26,20 @@ def frame(candidates: Iterable[Candidate]) -> pd.DataFrame:
     return pd.DataFrame([{key: value for key, value in row.items() if key != "arch"} for row in rows], columns=COLUMNS)
 
 
-def csv_text(candidates: Iterable[Candidate]) -> str:
-    """The table as CSV. Text from a study's files is made printable and cannot start a spreadsheet formula."""
-    table = frame(candidates)
-    for name in ("id", "form", "dataset", "summary"):
+def csv_text(candidates: Iterable[Candidate], baselines: Iterable[Standing] = ()) -> str:
+    """The table as CSV, then the baselines, by name, with the trials that dominate them.
+
+    Text from a study's files is made printable and cannot start a spreadsheet formula.
+    """
+    import pandas as pd
+
+    rows = [baseline_row(standing) for standing in baselines]
+    for row in rows:
+        row["dominated_by"] = " ".join(map(str, row["dominated_by"]))
+    columns = [*COLUMNS, "baseline", "dominated_by"]
+    listed = [candidate_row(candidate) | {"baseline": "", "dominated_by": ""} for candidate in candidates]
+    table = pd.DataFrame([{key: row[key] for key in columns} for row in [*listed, *rows]], columns=columns)
+    for name in ("id", "form", "dataset", "summary", "baseline"):
         table[name] = [_cell(text) for text in table[name]]
     return table.to_csv(index=False, lineterminator="\n")
 
@@ -65,6 +77,15 @@ COLUMNS = [
     "train_s",
     "summary",
 ]
+
+
+def baseline_row(standing: Standing) -> dict[str, Any]:
+    """A baseline as one flat row: its name, a candidate's keys, and the trials of the front that dominate it."""
+    return {
+        "baseline": standing.name,
+        **candidate_row(standing.candidate),
+        "dominated_by": list(standing.dominated_by),
+    }
 
 
 def candidate_row(candidate: Candidate) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.papers import PRINTED, reference
 from igc_nas.arch.plan import arch_id
-from igc_nas.arch.stages import UNITS
+from igc_nas.arch.stages import STAGE_OF_UNIT
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.io.text import plain, visible
 from igc_nas.io.units import format_count, format_ms
@@ -38,6 +38,8 @@ class TrialsView:
 
     trial: tuple[int, ...]
     state: tuple[TrialState, ...]
+    baseline: tuple[str, ...]
+    """The name of a baseline; empty for other trials."""
     id: tuple[str, ...]
     units: tuple[str, ...]
     columns: dict[str, Column]
@@ -49,8 +51,13 @@ class TrialsView:
 
     @cached_property
     def complete(self) -> tuple[int, ...]:
-        """The rows of the completed trials."""
-        return tuple(row for row, state in enumerate(self.state) if state == "complete")
+        """The rows of the completed trials, without the baselines."""
+        return tuple(row for row, state in enumerate(self.state) if state == "complete" and not self.baseline[row])
+
+    @cached_property
+    def baselines(self) -> tuple[int, ...]:
+        """The rows of the evaluated baselines."""
+        return tuple(row for row, state in enumerate(self.state) if state == "complete" and self.baseline[row])
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class SurrogateView:
 def unit_mix(arch: ArchConfig) -> str:
     """The units of an architecture, each once: `igcv1+igcv3`."""
     used = {stage.unit for stage in arch.stages}
-    return "+".join(unit for unit in UNITS if unit in used)
+    return "+".join(unit for unit in STAGE_OF_UNIT if unit in used)
 
 
 def trials_view(study: Study) -> TrialsView:
@@ -156,6 +163,7 @@ def trials_view(study: Study) -> TrialsView:
     return TrialsView(
         trial=tuple(trial.number for trial in study.trials),
         state=tuple(trial.state for trial in study.trials),
+        baseline=tuple(trial.baseline or "" for trial in study.trials),
         id=tuple(k.id for k in facts),
         units=tuple(unit_mix(trial.arch) if trial.arch else "" for trial in study.trials),
         columns=columns,

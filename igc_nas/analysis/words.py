@@ -53,7 +53,7 @@ def front_end_words(study: Study) -> str | None:
         if limit is None or not front or max(front) >= FAR_BELOW * limit:
             continue
         end, share = max(front), f"{100 * max(front) / limit:.2g} % of the budget"
-        ended = [trial.candidate or trial.pruned for trial in study.trials]
+        ended = [trial.candidate or trial.pruned for trial in study.trials if not trial.baseline]
         larger = [getattr(of.cost, metric) for of in ended if of and end < getattr(of.cost, metric) <= limit]
         if not larger:
             return f"The front ends at {format_count(end)} {noun}, {share}: no network beyond that was tried."

@@ -30,6 +30,7 @@ from igc_nas.arch.stages import (
 )
 from igc_nas.io.files import read_text, user_path
 from igc_nas.io.records import Frozen, parse_toml
+from igc_nas.io.text import plain
 
 Image = Annotated[
     tuple[
@@ -198,6 +199,10 @@ class ArchConfig(Frozen):
         same = self.input[1:] == (side, side)
         return self if same else ArchConfig.parse(self.to_dict() | {"input": [self.input[0], side, side]})
 
+    def trained_at(self, side: int) -> ArchConfig:
+        """What a proxy trains on images of `side` pixels: this, with a head that is made for their size."""
+        return self.with_side(side) if self.head and self.head.reads_map else self
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data as a file holds it: no `None`, lists for tuples, `stage` for the stages."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -217,6 +222,17 @@ class ArchConfig(Frozen):
     def load(cls, path: Path) -> ArchConfig:
         """Read an architecture file. Raises `ConfigError`."""
         return cls.from_toml(read_text(user_path(path)), path.name)
+
+    def __repr__(self) -> str:
+        return f"ArchConfig({str(self)!r}, input={self.input}, classes={self.classes})"
+
+    def _repr_html_(self) -> str:
+        """The stages in order as boxes, for a notebook."""
+        parts = [f"{self.input[0]} x {self.input[1]} x {self.input[2]}", f"stem {self.stem.width}"]
+        parts += [*map(describe_stage, self.stages), *([f"head {self.head}"] if self.head else [])]
+        style = "display:inline-block;border:1px solid;border-radius:4px;padding:2px 6px;margin:2px"
+        boxes = (f'<span style="{style}">{plain(part)}</span>' for part in [*parts, f"{self.classes} classes"])
+        return "<div>" + " &rarr; ".join(boxes) + "</div>"
 
     def __str__(self) -> str:
         head = f" | {self.head}" if self.head else ""

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.layers import (
+    Act,
     Branched,
     Concat,
     Conv,
     DualPath,
+    Interleave,
     Layer,
     Linear,
     Norm,
@@ -110,15 +112,22 @@ def layers_cost(layers: Iterable[Layer], shape: Shape) -> tuple[Cost, Shape]:
     """(cost, output shape) of layers in a row behind the input `shape`."""
     params = macs = activations = 0
     for layer in layers:
+        if isinstance(layer, Norm):  # most layers are of these kinds
+            params += 2 * layer.channels
+            continue
+        if isinstance(layer, Act | Interleave):
+            continue
         if isinstance(layer, Branched):
-            parts = list(map(layers_cost, layer.branches, entries(layer, shape)))
+            parts = [layers_cost(*branch) for branch in zip(layer.branches, entries(layer, shape), strict=True)]
             shape = joined(layer, [out for _, out in parts])
-            cost = sum((part for part, _ in parts), _FREE)
+            found = [cost for cost, _ in parts]
         else:
             cost, shape = layer_cost(layer, shape)
-        params += cost.params
-        macs += cost.macs
-        activations += cost.activations
+            found = [cost]
+        for cost in found:
+            params += cost.params
+            macs += cost.macs
+            activations += cost.activations
     return Cost(params, macs, activations), shape
 
 

@@ -419,7 +419,7 @@ class ShuffleV2Stage(_Stage):
 
     def problem(self, in_width: int) -> str | None:
         """Why this stage cannot follow `in_width` channels; None where it can."""
-        return divides("2", 2, "width", self.width)
+        return f"width (={self.width}) must be even; use {self.width + 1}" if self.width % 2 else None
 
 
 class XceptionStage(_Stage):
@@ -446,8 +446,8 @@ def _pad_problem(stage: _ResidualUnit, in_width: int) -> str | None:
 
 def _divide(groups: int, **widths: int) -> str | None:
     """None where `groups` divides all of `widths`, else why not."""
-    reasons = (divides("groups", groups, name.replace("_", " "), width) for name, width in widths.items())
-    return next((reason for reason in reasons if reason), None)
+    reasons = (divides("", groups, name.replace("_", " "), width) for name, width in widths.items())
+    return next((reason.replace("groups  (", "groups (", 1) for reason in reasons if reason), None)
 
 
 AnyStage = (

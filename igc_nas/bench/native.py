@@ -90,7 +90,8 @@ def bench_native(
             clocks = {runtime: _Clock(run) for runtime, run in _runs(arch, batch, peers).items()}
             wall = round_robin(clocks, rounds, CAP_S, warm_up=2)
             row = _row(name, arch, batch, {runtime: median(ms) for runtime, ms in wall.items()}, peak)
-            row |= {"cpu_ratio": _ratio({runtime: min(clock.cpu_ms) for runtime, clock in clocks.items()})}
+            cpu = {runtime: min(clock.cpu_ms) for runtime, clock in clocks.items()}
+            row |= {"cpu_ratio": _ratio(cpu), "cpu_vs_eager_factored": cpu["eager_nchw"] / cpu["native"]}
             if multiplied_out and batch == 1:
                 row |= {"times_multiplied_out": times_multiplied_out(arch)}
             rows.append(row)
@@ -110,6 +111,9 @@ def _extra(rows: list[Row], batches: tuple[int, ...], multiplied_out: bool) -> d
         eager = [row["eager_nchw_ms"] / row["native_ms"] for row in own]
         found[f"geomean_vs_eager_factored_batch_{batch}"] = geometric_mean(eager)
         found[f"geomean_cpu_ratio_batch_{batch}"] = geometric_mean([row["cpu_ratio"] for row in own])
+        found[f"geomean_cpu_vs_eager_factored_batch_{batch}"] = geometric_mean(
+            [row["cpu_vs_eager_factored"] for row in own]
+        )
         found[f"min_cpu_ratio_batch_{batch}"] = min(row["cpu_ratio"] for row in own)
     if multiplied_out:
         found["most_times_multiplied_out"] = max(row.get("times_multiplied_out") or 0.0 for row in rows)

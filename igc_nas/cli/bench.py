@@ -10,7 +10,7 @@ import click
 
 from igc_nas.cli.loading import load, quiet_threads
 from igc_nas.cli.options import FILE, as_json, device_option, runtime_option, studies_dir
-from igc_nas.cli.output import put, put_json, say
+from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def workers(trials: int, chunk: int, dataset: str, seed: int, device: str, as_js
 @click.option(
     "--landscapes/--no-landscapes", default=True, show_default=True, help="Include synthetic errors over igc_cifar."
 )
-@click.option("--samplers", metavar="A,B,...", help="Also peers: gp, nsga3, botorch. [default: all but brute-force]")
+@click.option("--samplers", metavar="A,B,...", help="Also peers: gp, nsga3 (Optuna's). [default: all but brute-force]")
 @click.option("--seeds", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs of each sampler.")
 @click.option(
     "--evaluations", type=click.IntRange(1, 2000), default=200, show_default=True, help="Evaluations of each run."
@@ -235,4 +235,4 @@ def _show(report: Report | EngineReport, as_json: bool) -> None:
     if as_json:
         put_json(report.to_dict())
     else:
-        put(*report.lines())
+        put_text(*report.lines())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from igc_nas.analysis.front_table import NOISY, legend_lines, table_lines
+from igc_nas.analysis.baselines import Standing, baselines_sentence
 from igc_nas.analysis.words import conditions_words, counted, proxy_words
 from igc_nas.arch.cost import Cost, LayerCost
 from igc_nas.arch.layers import (
@@ -31,6 +31,7 @@ from igc_nas.arch.layers import (
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.engine.progress import trial_line
 from igc_nas.io.text import printable, wrapped
+from igc_nas.study.front_table import COLUMNS, NOISY, legend_lines, table_lines
 from igc_nas.study.lock import LockHolder, Running
 from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.records import Candidate, Trial
@@ -65,6 +66,32 @@ def front_lines(
     else:
         notes.append(f"architectures: igc-nas show {name}:TRIAL, or front --wide")
     return [*wrapped(map(printable, head), width), "", *table, "", *wrapped(map(printable, notes), width)]
+
+
+NARROW = 80
+"""Characters of a line of baselines."""
+MOST_DOMINATING = 3
+"""The number of dominating trials that a line names."""
+
+
+def baseline_lines(standings: Sequence[Standing]) -> list[str]:
+    """The baselines beside a front as lines, each with the trials of the front that dominate it; 80 characters."""
+    titles = ("baseline", "trial", "error", "params", "MACs", "latency", "dominated by")
+    rows = [titles, *map(_standing_cells, standings)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    gap = "  " if sum(widths) + 2 * (len(titles) - 1) <= NARROW else " "
+    lines = []
+    for name, *numbers, by in rows:
+        cells = (number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True))
+        lines.append(gap.join((name.ljust(widths[0]), *cells, by)).rstrip())
+    return [*lines, ""]
+
+
+def _standing_cells(standing: Standing) -> tuple[str, ...]:
+    numbers = [COLUMNS[name].of(standing.candidate) for name in ("trial", "error", "params", "macs", "latency")]
+    by = standing.dominated_by
+    more = f" +{len(by) - MOST_DOMINATING}" if len(by) > MOST_DOMINATING else ""
+    return (standing.name, *numbers, ", ".join(map(str, by[:MOST_DOMINATING])) + more or "-")
 
 
 def data_label(dataset: str) -> str:
@@ -170,6 +197,7 @@ def status_lines(status: Status) -> list[str]:
     study = status.study
     volume = study.hypervolume()
     ran = ", ".join(f"{count} {state}" for state, count in sorted(status.counts.items()))
+    sentence = baselines_sentence(study)
     front = f"{len(study.front())} of {len(study.candidates)} candidates"
     head = [
         f"study     {study.spec.name}" + (f", in {study.folder}" if study.folder else ""),
@@ -178,6 +206,9 @@ def status_lines(status: Status) -> list[str]:
         f"trials    {ran or 'none yet'}",
         f"front     {front}" + ("" if volume is None else f"; hypervolume {volume:.4f}"),
     ]
+    if status.baseline_counts:
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(status.baseline_counts.items()))
+        head.append(f"baselines {counts}" + (f"; {sentence}" if sentence else ""))
     running = [f"running   {_running_words(trial, progress)}" for trial, progress in status.running]
     waiting = [f"waiting     trial {trial.number}  {trial.arch}" for trial in status.interrupted]
     failed = [f"failed    {failure_words(trial)}" for trial in status.failed]
@@ -203,10 +234,13 @@ def _running_words(trial: Trial, progress: Running | None) -> str:
 def trial_lines(study: Study, trial: Trial) -> list[str]:
     """The outcome of a trial; for a failed one also the command that tries it again."""
     wall = "" if trial.wall_s is None else f", {trial.wall_s:.1f} s"
-    lines = [f"{trial.state} in {study.spec.name}" + (f", started {trial.started}{wall}" if trial.started else "")]
+    name = f"baseline {trial.baseline}, " if trial.baseline else ""
+    started = f", started {trial.started}{wall}" if trial.started else ""
+    lines = [f"{name}{trial.state} in {study.spec.name}{started}"]
     if trial.state == "failed":
         argument = study_argument(study.folder, study.spec.name)
-        again = f"{search_command(study.folder, study.spec.name)} --enqueue {argument}:{trial.number}"
+        option = "--baselines" if trial.baseline else "--enqueue"
+        again = f"{search_command(study.folder, study.spec.name)} {option} {argument}:{trial.number}"
         return [*lines, failure_words(trial), f"to try it again: {again}"]
     return [*lines, trial_line(trial)]
 
@@ -214,4 +248,5 @@ def trial_lines(study: Study, trial: Trial) -> list[str]:
 def failure_words(trial: Trial) -> str:
     """A failed trial's number, kind of failure, place and reason."""
     failure = "" if trial.failure is None else f"{trial.failure.kind}, {trial.failure.where}: "
-    return f"trial {trial.number}  {failure}{trial.reason or 'no reason is recorded'}"
+    name = f"baseline {trial.baseline}: " if trial.baseline else ""
+    return f"trial {trial.number}  {name}{failure}{trial.reason or 'no reason is recorded'}"

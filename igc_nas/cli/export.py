@@ -33,6 +33,7 @@ class ExportRequest:
     untrained: bool
     form: str | None
     weights_file: bool
+    opset: int | None
     seed: int
     classes: int | None
     out: Path | None
@@ -56,6 +57,7 @@ class ExportRequest:
 @click.option("--form", type=click.Choice(FORMS), help="Form of the network in ONNX and pt2 files. [default: the "
               "fastest, measured here, of those that the study allows]")  # fmt: skip
 @click.option("--weights-file", is_flag=True, help="Of c: write the weights to NAME.bin instead of into NAME.c.")
+@click.option("--opset", type=click.IntRange(7, 50), help="Of onnx: version of ONNX's operators. [default: torch's]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of random weights.")
 @classes_option
 @click.option("-o", "--out", type=FILE, help="File or folder to write. [default: stdout, for toml and py]")
@@ -149,6 +151,8 @@ def _check_options(kind: str, weights: Path | None, request: ExportRequest) -> N
     if kind not in ("toml", "py") and request.out is None:
         suffix = "" if kind == "dir" else f".{kind}"
         raise UsageError(f"{kind} is not for stdout", f"name a file or folder: -o model{suffix}")
+    if kind not in ("onnx", "dir") and request.opset:
+        raise UsageError(f"--opset does not go with {kind}", "it goes with --format onnx or dir")
     if not weights and not request.untrained:
         if kind in ("onnx", "pt2", "c"):
             raise UsageError(
@@ -198,7 +202,7 @@ def _write(kind: str, source: Source, weights: Path | None, request: ExportReque
         return [*lines, *_write_c(source, network, out, request.weights_file)]
     from igc_nas.io.files import write_whole
 
-    graph = _graph("onnx" if kind == "onnx" else "pt2", source, network, request.form)
+    graph = _graph("onnx" if kind == "onnx" else "pt2", source, network, request)
     write_whole(out, graph.data)
     return [*lines, *graph.lines(source.cost.params)]
 
@@ -236,7 +240,7 @@ def _write_folder(source: Source, network: Network, trained: bool, out: Path, re
         except UsageError as error:
             no_onnx = f"{error.message} ({error.hint})"
         else:
-            graph, no_onnx = _graph("onnx", source, network, request.form), ""
+            graph, no_onnx = _graph("onnx", source, network, request), ""
     c, no_c = _folder_c(source, network, trained or request.untrained)
     write_folder(out, source, network, trained, graph, no_onnx, c=c, no_c=no_c)
     without_weights = not trained and not request.untrained
@@ -283,15 +287,15 @@ def _c_line(error: float, name: str = "") -> str:
     return f"checked  {f'{name}, ' if name else ''}compiled and run, with sanitizers and without: {_error_text(error)}"
 
 
-def _graph(kind: Any, source: Source, network: Network, form: str | None) -> Graph:
+def _graph(kind: Any, source: Source, network: Network, request: ExportRequest) -> Graph:
     if kind == "onnx":
         from igc_nas.evaluation.runtimes import require
 
         require("onnxruntime", "an ONNX file")
-    return _exporter(source)(kind, network, form or "fastest", source.metadata)
+    return _exporter(source, request.opset)(kind, network, request.form or "fastest", source.metadata)
 
 
-def _exporter(source: Source) -> Exporter:
+def _exporter(source: Source, opset: int | None) -> Exporter:
     """Exports in a form that the study's spec allows (without a study: any), measured on this machine's CPU."""
     from igc_nas.export.graph import Exporter
     from igc_nas.nn.device import configure_torch, find_devices
@@ -307,7 +311,8 @@ def _exporter(source: Source) -> Exporter:
     spec = study_spec.latency.model_copy(update=own | away) if study_spec else LatencySpec(**own, forms="any")  # type: ignore[arg-type]
     configure_torch(device, spec.threads)
     limit = study_spec.budget.params if study_spec else None
-    return Exporter(spec, device, limit, timing_cache_for(device.name, spec.threads, "deployment"), say)
+    cache = timing_cache_for(device.name, spec.threads, "deployment")
+    return Exporter(spec, device, limit, cache, say, opset=opset)
 
 
 def _error_text(error: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 
 from igc_nas.cli.loading import architecture, load, quiet_threads
 from igc_nas.cli.options import as_json, data_dir_option, device_option, recipe_options, studies_dir
-from igc_nas.cli.output import put_json, say
+from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import StudyError, UsageError
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _entrants(study: Study, request: FinalsRequest) -> list[Entrant]:
         expected = "" if pick.expected is None else f", expected {100 * pick.expected:.1f} %"
         why = f"{pick.why}; proxy error {100 * c.score.error:.1f} %{expected}"
         found[c.id] = Entrant(f"trial {c.trial}", c.arch, why, c.trial, c.latency)
-    known = {c.id: c for c in study.candidates}
+    known = {c.id: c for c in (*study.candidates, *(t.candidate for t in study.baselines if t.candidate))}
     for name, arch in _baselines(study, request.baselines, request.root):
         entrant = Entrant(name, arch, "baseline")
         if entrant.id in known:
@@ -140,7 +141,10 @@ def _baselines(study: Study, texts: Sequence[str], root: Path) -> list[tuple[str
 
     `literature` stands for the literature's networks with a printed error that the study's images and budget admit.
     """
-    names = [name.strip() for text in texts for name in text.split(",") if name.strip()]
+    from igc_nas.study.baselines import SETS
+
+    named = [name.strip() for text in texts for name in text.split(",") if name.strip()]
+    names = [each for name in named for each in (SETS["igc"] if name == "igc" else (name,))]
     found: dict[str, ArchConfig] = {}
     for name in names:
         if name == "literature":
@@ -202,7 +206,7 @@ def _finals(
 def _announce(study: Study, final: Finals, notice: str | None, request: FinalsRequest) -> None:
     from igc_nas.analysis.words import counted, schedule_words
     from igc_nas.arch.cost import cost_of
-    from igc_nas.io.console import console, table
+    from igc_nas.io.console import table_lines, terminal_width
     from igc_nas.io.units import format_count
 
     without = [entrant.name for entrant in final.entrants if entrant.latency is None]
@@ -219,7 +223,7 @@ def _announce(study: Study, final: Finals, notice: str | None, request: FinalsRe
     for entrant in final.entrants:
         cost = cost_of(entrant.arch)
         rows.append((entrant.name, format_count(cost.params), format_count(cost.macs), entrant.why))
-    console(stderr=True).print(table(("network", "params", "MACs", "why"), rows, left=("network", "why")))
+    say(*table_lines(("network", "params", "MACs", "why"), rows, ("network", "why"), terminal_width(sys.stderr)))
 
 
 def _train(final: Finals, devices: tuple[str, ...], workers: int) -> None:
@@ -307,13 +311,9 @@ def print_finals(study: Study, output: str, recipe: str | None = None) -> None:
     if not groups:
         say(f"{study.spec.name} has no finals yet", f"igc-nas finals {study.spec.name}")
         return
-    from rich.console import Group
-    from rich.text import Text
-
-    from igc_nas.io.console import console, table
-    from igc_nas.io.text import printable
+    from igc_nas.io.console import table_lines, terminal_width
 
     for group in groups:
-        rows = table(COLUMNS, final_rows(group, objectives), left=("", "network"))
-        rows.padding = (0, 1, 0, 0)
-        console().print(Group(Text(printable(f"{study.spec.name}: {group_title(group)}")), rows, Text(LEGEND)))
+        put_text(f"{study.spec.name}: {group_title(group)}", "")
+        put(*table_lines(COLUMNS, final_rows(group, objectives), ("", "network"), terminal_width()), "")
+        put_text(LEGEND)

@@ -83,11 +83,12 @@ def print_front(
     wide: bool = False,
 ) -> None:
     """Print a study's front by these objectives: the first `top` members in the order of `sort`."""
-    from igc_nas.analysis.tables import candidate_row
+    from igc_nas.analysis.baselines import baselines_sentence, standings
+    from igc_nas.analysis.tables import baseline_row, candidate_row
     from igc_nas.analysis.words import front_end_words
 
-    members = study.front(objectives)
-    members = tuple(sorted(members, key=OBJECTIVES[sort].of) if sort else members)[:top]
+    found, beside = study.front(objectives), standings(study, objectives)
+    members = tuple(sorted(found, key=OBJECTIVES[sort].of) if sort else found)[:top]
     if output == "json":
         spec = study.spec
         put_json(
@@ -101,22 +102,27 @@ def print_front(
                 "front_end": front_end_words(study),
                 "completed": len(study.candidates),
                 "candidates": [candidate_row(c) for c in members],
+                "baselines": [baseline_row(standing) for standing in beside],
             }
         )
     elif output == "csv":
         from igc_nas.analysis.tables import csv_text
 
-        click.echo(csv_text(members), nl=False)
+        click.echo(csv_text(members, beside), nl=False)
     elif output in ("markdown", "latex"):
-        from igc_nas.analysis.front_table import latex_lines, markdown_lines
+        from igc_nas.study.front_table import latex_lines, markdown_lines
 
         put(*(markdown_lines if output == "markdown" else latex_lines)(members))
-    elif not members:
+    elif not members and not beside:
         say(f"{study.spec.name} has no completed trial yet", f"igc-nas search --study {study.spec.name}")
     else:
-        from igc_nas.cli.display import front_lines
+        from igc_nas.cli.display import baseline_lines, front_lines
         from igc_nas.io.console import terminal_width
 
         put(*front_lines(study, members, objectives, terminal_width(), wide=wide))
+        if beside:
+            put(*baseline_lines(beside))
+        if study.baselines:
+            say(baselines_sentence(study, objectives) or "")
         if end := front_end_words(study):
             say(end)

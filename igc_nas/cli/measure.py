@@ -12,7 +12,7 @@ import click
 
 from igc_nas.cli.loading import architecture, load, quiet_threads, read_architecture
 from igc_nas.cli.options import COUNT, as_json, classes_option, device_option, runtime_option, side_option, studies_dir
-from igc_nas.cli.output import put, put_json, say
+from igc_nas.cli.output import put_json, put_text, say
 from igc_nas.errors import StudyError, UsageError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def measure(**options: Any) -> None:
     )
     quiet_threads(request.threads)
     latency = _measured(config, request)
-    put_json(_facts(latency, config)) if request.as_json else put(*latency_lines(latency, config))
+    put_json(_facts(latency, config)) if request.as_json else put_text(*latency_lines(latency, config))
 
 
 def _refuse_conditions() -> None:
@@ -203,11 +203,12 @@ def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
 
 def _measure_study(study: Study, request: MeasureRequest) -> None:
     """Measure a study's candidates again (with `--keep` the noisy ones, for the record); compare with the record."""
-    if not study.candidates:
+    known = [*study.candidates, *(trial.candidate for trial in study.baselines if trial.candidate)]
+    if not known:
         raise StudyError(f"{study.spec.name} has no completed trial yet")
-    candidates = [c for c in study.candidates if c.latency.noisy or not request.keep]
+    candidates = [c for c in known if c.latency.noisy or not request.keep]
     if not candidates:
-        say(f"none of the {len(study.candidates)} latencies of {study.spec.name} is noisy")
+        say(f"none of the {len(known)} latencies of {study.spec.name} is noisy")
         return
     quiet_threads(study.spec.latency.threads)
     from igc_nas.engine.remeasuring import remeasure, study_measurer
@@ -220,7 +221,7 @@ def _measure_study(study: Study, request: MeasureRequest) -> None:
             f"{len(rows)}/{len(candidates)}  trial {row.candidate.trial}: {row.latency.normalised_ms:.3f} ms"
             f"{' noisy' if row.latency.noisy else ''}"
         )
-    put_json(_study_facts(study, rows)) if request.as_json else put(*_study_lines(rows))
+    put_json(_study_facts(study, rows)) if request.as_json else put_text(*_study_lines(rows))
 
 
 def _agreement(rows: Sequence[Remeasured]) -> tuple[float, float | None]:

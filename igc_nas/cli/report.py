@@ -10,7 +10,7 @@ import click
 
 from igc_nas.cli.loading import load
 from igc_nas.cli.options import as_json, data_dir_option, device_option, studies_dir
-from igc_nas.cli.output import put, put_json
+from igc_nas.cli.output import put, put_json, put_text
 
 if TYPE_CHECKING:
     from igc_nas.analysis.proxy import FigureAgreement, FigureTau, Predictor, ProxyReport, StudySummary
@@ -87,25 +87,15 @@ def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
 
 
 def _print(found: ProxyReport) -> None:
-    from rich.text import Text
+    from igc_nas.io.console import table_lines, terminal_width
 
-    from igc_nas.io.console import console, table
-    from igc_nas.io.text import printable
-
-    out = console()
-
-    def write(lines: Iterator[str]) -> None:
-        for line in lines:
-            out.print(Text(printable(line, lines=False)), soft_wrap=True)
-
-    write(_compared(found))
-    out.print(table(PREDICTOR_COLUMNS, map(_cells, found.predictors), left=("predictor",)))
-    write(_verdicts(found))
-    out.print()
-    write(_about_figures(found))
+    width = terminal_width()
+    put_text(*_compared(found), "")
+    put(*table_lines(PREDICTOR_COLUMNS, map(_cells, found.predictors), ("predictor",), width), "")
+    put_text(*_verdicts(found), "", *_about_figures(found))
     rows = [_figure_cells(figure, row) for figure in found.figures if figure.study for row in figure.taus]
     if rows:
-        out.print(table(FIGURE_COLUMNS, rows, left=("figure", "predictor")))
+        put("", *table_lines(FIGURE_COLUMNS, rows, ("figure", "predictor"), width))
 
 
 PREDICTOR_COLUMNS = (

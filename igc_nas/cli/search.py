@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from igc_nas.data.packed import ImageSet
     from igc_nas.engine.search import Run
     from igc_nas.nn.device import Device
+    from igc_nas.study.baselines import Skipped
     from igc_nas.study.spec import StudySpec
     from igc_nas.study.study import Study
 
@@ -105,6 +106,13 @@ if TYPE_CHECKING:
     "--enqueue", multiple=True, metavar="ARCH", help="Evaluate this architecture before any other (repeatable)."
 )
 @click.option(
+    "--baselines",
+    multiple=True,
+    metavar="NAME,...",
+    help="Compare the front with these networks: literature, igc, or any ARCH (repeatable). They are evaluated first, "
+    "and are counted neither in --trials nor in --time.",
+)
+@click.option(
     "--prune-below",
     type=click.FloatRange(0, 1, max_open=True),
     help="Prune a trial at a rung if its probability of reaching the front is lower; 0: never. [default: 0.02]",
@@ -163,7 +171,9 @@ def search(**options: Any) -> None:
     began = time.monotonic()
     before = begun(run.folder, run.storage)
     ended = before.ended if before else 0
-    with SearchDisplay(run.trials, run.time_s, quiet=request.quiet, ended=ended) as display:
+    with SearchDisplay(
+        run.trials, run.time_s, quiet=request.quiet, ended=ended, baselines=len(run.baselines)
+    ) as display:
         for _ in run_search(spec, run, on_event=display.show):
             pass
     study = load(run.folder, run.folder.parent)
@@ -204,6 +214,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     from igc_nas.evaluation.runtimes import check_runtime
     from igc_nas.nn.device import find_devices, survey_gpus
     from igc_nas.samplers.brute_force import BruteForce
+    from igc_nas.study.baselines import baselines_of
     from igc_nas.study.defaults import default_extent
 
     began = time.monotonic()
@@ -212,6 +223,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     extent = default_extent(devices[0].kind, len(devices), gpu_memory=devices[0].memory)
     spec = latency_conditions(resolved.spec, request, new=not resolved.continued)
     trials, time_s = request.trials, request.time
+    baselines, skipped = baselines_of(request.baselines, spec, request.root) if request.baselines else ((), ())
     if spec.sampler == "brute-force":
         BruteForce(spec)  # raises for a space that is too large, before the study is written
         trials = trials or spec.feasible.count
@@ -237,6 +249,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
         storage=request.storage,
         latency_command=request.latency_command if spec.latency.remote else None,
         enqueue=tuple(architecture(name, spec.classes, request.root) for name in request.enqueue),
+        baselines=baselines,
     )
     check_runtime(spec, run.enqueue)
     notice = auto_notice(resolved.info, data_dir(request.data_dir)) if resolved.dataset == "auto" else None
@@ -246,7 +259,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     if request.quiet:
         say(*notices)
     else:
-        _announce(spec, run, devices, notices, resolved)
+        _announce(spec, run, devices, notices, resolved, skipped)
     return spec, run
 
 
@@ -258,7 +271,7 @@ def _time_left(resolved: ResolvedStudy) -> float | None:
     plan = resolved.spec.plan
     if plan is None or not resolved.continued:
         return None
-    ended = [trial.wall_s or 0.0 for trial in load_study(resolved.folder).trials]
+    ended = [trial.wall_s or 0.0 for trial in load_study(resolved.folder).trials if not trial.baseline]
     left = plan.time_s - sum(ended) / plan.workers
     return left if left > 2 * GRACE * plan.time_s else None
 
@@ -281,7 +294,12 @@ def _ray_workers(request: SearchRequest, device: Device) -> int:
 
 
 def _announce(
-    spec: StudySpec, run: Run, devices: tuple[Device, ...], notices: Sequence[str], resolved: ResolvedStudy
+    spec: StudySpec,
+    run: Run,
+    devices: tuple[Device, ...],
+    notices: Sequence[str],
+    resolved: ResolvedStudy,
+    skipped: Sequence[Skipped],
 ) -> None:
     """Say what is searched and how, where it is written, how to stop and to continue."""
     from igc_nas.analysis.words import LATENCY_FORMS, conditions_words, counted, recipe_words
@@ -304,6 +322,7 @@ def _announce(
         f"latency   {conditions_words(spec.latency)}" + (", by a command" if spec.latency.remote else ""),
         f"          {LATENCY_FORMS[spec.latency.forms]}",
         *([f"          {resolved.eager_because}"] if resolved.eager_because else []),
+        *_baseline_lines(run, skipped),
         f"limits    {_extent(run)}; {counted(run.workers, 'worker')} of {counted(run.threads, 'thread')}",
         *_plan_lines(spec, run),
         "stop      Ctrl-C; the same command continues",
@@ -314,6 +333,19 @@ def _announce(
 def _images_words(images: ImageSet) -> str:
     sizes = f"{images.train:,} training and {images.test:,} test images of {len(images.classes):,} classes"
     return f"{sizes}, {images.size} x {images.size} pixels"
+
+
+def _baseline_lines(run: Run, skipped: Sequence[Skipped]) -> list[str]:
+    """Which baselines are evaluated, and which are not and why."""
+    if not (run.baselines or skipped):
+        return []
+    count = f"{len(run.baselines)} of {len(run.baselines) + len(skipped)}" if skipped else f"{len(run.baselines)}"
+    names = ", ".join(baseline.name for baseline in run.baselines)
+    return [
+        f"baselines {count}, evaluated first; they count neither as trials nor in the time"
+        + (f": {names}" if names else ""),
+        *(f"          without {each.name}: {each.reason}" for each in skipped),
+    ]
 
 
 def _goal(spec: StudySpec) -> str:

@@ -47,10 +47,10 @@ def show(arch: str, classes: int | None, image_size: int | None, as_json: bool, 
         trial = {} if found is None else {"trial": found[1].model_dump(mode="json", by_alias=True, exclude_none=True)}
         put_json({"id": arch_id(config), **cost.as_dict(), "arch": config.to_dict(), "layers": layers, **trial})
         return
-    from igc_nas.analysis.front_table import legend_lines
     from igc_nas.cli.display import plan_lines, trial_lines
     from igc_nas.io.console import terminal_width
     from igc_nas.io.text import wrapped
+    from igc_nas.study.front_table import legend_lines
 
     width = terminal_width()
     put(*wrapped([f"{arch}  id {arch_id(config)}", str(config)], width), *legend_lines([config], width or 120), "")

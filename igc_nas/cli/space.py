@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.cli.options import COUNT, as_json, side_option
-from igc_nas.cli.output import put, put_json
+from igc_nas.cli.output import put, put_json, put_text
 from igc_nas.errors import IgcNasError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def space(
     if as_json:
         put_json({"space": found.name, "classes": classes, **facts, "file": found.file.to_dict()})
     else:
-        put(*_lines(found, facts))
+        put_text(*_lines(found, facts))
 
 
 def space_facts(space: SearchSpace, budget_params: int | None, budget_macs: int | None) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def space_facts(space: SearchSpace, budget_params: int | None, budget_macs: int 
 
 def _lines(space: SearchSpace, facts: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{space.name}: {space.file.intent}", space.file.paper, "")
-    width = PART_WIDTH if "bins" in facts else max(map(len, facts))
-    yield from (f"{key:<{width}}  {value:>20,}" for key, value in facts.items() if isinstance(value, int))
+    width = PART_WIDTH if "bins" in facts else max(len(_words(key)) for key in facts)
+    yield from (f"{_words(key):<{width}}  {value:>20,}" for key, value in facts.items() if isinstance(value, int))
     yield from (f"{key:<{width}}  {facts[key]:>20.4%}" for key in ("share", "acceptance") if key in facts)
     yield ""
     if "bins" in facts:
@@ -100,6 +100,13 @@ def _lines(space: SearchSpace, facts: Mapping[str, Any]) -> Iterator[str]:
     for stage in space.stages:
         for unit, choices in stage.choices.items():
             yield f"stage {stage.number}   {unit}  {_choices(choices)}"
+    if isinstance(space.file.head, dict):
+        yield f"head      {_choices(space.file.head)}"
+
+
+def _words(key: str) -> str:
+    """`smallest_macs` as `smallest MACs`."""
+    return key.replace("_", " ").replace("macs", "MACs").replace("params", "parameters")
 
 
 def _part_lines(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -59,6 +59,8 @@ class SearchRequest:
     latency_runtime: RuntimeName | None = None
     latency_command: str | None = None
     enqueue: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
+    """Comma-separated names, see `igc_nas.study.baselines`."""
     prune_below: float | None = None
     trials: int | None = None
     time: float | None = None

@@ -20,6 +20,7 @@ from igc_nas.cli.options import (
     studies_dir,
 )
 from igc_nas.cli.output import put, put_json, say
+from igc_nas.errors import UsageError
 
 if TYPE_CHECKING:
     from igc_nas.engine.trainings import TrainingJob, TrainingPlan
@@ -133,6 +134,10 @@ def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, Traini
     notice = auto_notice(info, where) if request.dataset == "auto" else None
     arch = arch.with_classes(info.classes)
     watched = min(WATCHED, info.train_count // WATCHED_SHARE) if request.validate is None else request.validate
+    if watched >= info.train_count:
+        raise UsageError(
+            f"cannot hold {watched:,} of {info.train_count:,} training images out", "give --validate a smaller number"
+        )
     folder = request.out or Path("models") / f"{arch_id(arch)}-{info.name}"
     recipe = full_recipe_of(request, arch.input[1], device, threads, [folder / RUN_FILE])
     plan = TrainingPlan(recipe, info, watched)

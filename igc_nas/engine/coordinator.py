@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
@@ -27,8 +27,9 @@ from igc_nas.engine.worker import failed, validated
 from igc_nas.errors import ConfigError, IgcNasError
 from igc_nas.samplers.pruner import FinalErrorPrediction, Pruner
 from igc_nas.samplers.study_sampler import MOST_REPEATS, ExhaustedError, StudySampler
+from igc_nas.study.baselines import Baseline
 from igc_nas.study.lock import Running
-from igc_nas.study.plan import TrialTimes
+from igc_nas.study.plan import GRACE, TrialTimes
 from igc_nas.study.records import Candidate, Latency, Pruned, Score, Trial, TrialState, Unfinished
 from igc_nas.study.spec import training_seed
 
@@ -48,9 +49,13 @@ class Limits:
     """The number of trials to complete or prune, including those of earlier searches."""
     deadline: float | None = None
     """A time of `time.monotonic` at which trials that still run are left to the next search."""
-    end: float | None = None
-    """A time of `time.monotonic`, at most the deadline: no trial is started that is not expected to end before it."""
+    time_s: float | None = None
+    """Seconds of the search, from its beginning or the end of the baselines: no trial is started that is not expected
+    to end in them, and those that run then have `GRACE` of them more."""
     enqueue: tuple[ArchConfig, ...] = ()
+    baselines: tuple[Baseline, ...] = ()
+    began: float = field(default_factory=time.monotonic)
+    """The time of `time.monotonic` at which the search began."""
 
 
 class Coordinator:
@@ -61,16 +66,23 @@ class Coordinator:
         self.limits = limits
         self.on_event = on_event
         self.exhausted = False
+        self.ended_baselines = 0
         self.failures: Counter[str] = Counter()
         self.running: dict[int, Running] = {}
         self.began: dict[int, float] = {}
         self.predictions: dict[int, FinalErrorPrediction] = {}
         """The predictions of trainings that were told to stop, by trial number."""
-        self.enqueued = list({arch_id(arch): arch for arch in limits.enqueue if self._is_new(arch)}.values())
+        self.deadline = limits.deadline
+        self.end: float | None = None
+        """A time of `time.monotonic`: no trial is started that is not expected to end before it."""
+        self.enqueued: list[ArchConfig | Baseline] = [
+            *{arch_id(arch): arch for arch in limits.enqueue if self._is_new(arch)}.values(),
+            *{arch_id(each.arch): each for each in limits.baselines if self._is_new_baseline(each)}.values(),
+        ]
         self.first_with_id = {
             identity: number
             for number, trial in sorted(store.trials.items(), reverse=True)
-            if trial.state != "duplicate" and (identity := trial.id)
+            if trial.state != "duplicate" and not trial.baseline and (identity := trial.id)
         }
         spec = store.spec
         side = spec.space.input[1]
@@ -81,7 +93,14 @@ class Coordinator:
     def _is_new(self, arch: ArchConfig) -> bool:
         """Whether an enqueued architecture is evaluated: every trial of it that the study has is a failed one."""
         identity = arch_id(arch)
-        return all(trial.state == "failed" for trial in self.store.trials.values() if trial.id == identity)
+        trials = [trial for trial in self.store.trials.values() if trial.id == identity and not trial.baseline]
+        return all(trial.state == "failed" for trial in trials)
+
+    def _is_new_baseline(self, baseline: Baseline) -> bool:
+        """Whether a baseline is evaluated: the study has no trial of it but failed ones that may end otherwise now."""
+        identity = arch_id(baseline.arch)
+        trials = [trial for trial in self.store.trials.values() if trial.baseline and trial.id == identity]
+        return all(t.state == "failed" and t.failure and t.failure.kind != "refused" for t in trials)
 
     # The search, by an evaluator in this process or by an executor.
 
@@ -119,22 +138,36 @@ class Coordinator:
 
     def _begin(self) -> None:
         """Construct the sampler, which needs the latency scale."""
+        self._end_of_baselines()
         self.store.optuna_study.sampler = StudySampler(
             self.store.spec, self.first_with_id.keys(), self.store.consecutive_failures, self._can_end
         )
         self.on_event(Opened(self.store.study))
 
+    def _end_of_baselines(self) -> None:
+        """Let the time of the search begin if all baselines have ended; at first, if there is none."""
+        time_s = self.limits.time_s
+        if time_s is None or self.end is not None or self._has_baselines_left():
+            return
+        began = self.limits.began if not self.ended_baselines else time.monotonic()
+        self.end = began + time_s
+        self.deadline = min(self.end + GRACE * time_s, math.inf if self.deadline is None else self.deadline)
+
+    def _has_baselines_left(self) -> bool:
+        left = (trial for trial in self.store.trials.values() if trial.state in ("running", "waiting"))
+        return any(isinstance(each, Baseline) for each in self.enqueued) or any(trial.baseline for trial in left)
+
     def _is_over(self) -> bool:
-        return self.limits.deadline is not None and time.monotonic() >= self.limits.deadline
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
     def _can_end(self, arch: ArchConfig) -> bool:
         """Whether a trial that is started now is expected to end in the time of this search."""
-        if self.limits.end is None:
+        if self.end is None:
             return True
-        return time.monotonic() + (self.trial_times.seconds(arch) or 0.0) < self.limits.end
+        return time.monotonic() + (self.trial_times.seconds(arch) or 0.0) < self.end
 
     def _wait_s(self) -> float:
-        left = math.inf if self.limits.deadline is None else self.limits.deadline - time.monotonic()
+        left = math.inf if self.deadline is None else self.deadline - time.monotonic()
         return max(0.0, min(left, SHOW_EVERY_S))
 
     def has_enough(self, running: int) -> bool:
@@ -143,6 +176,7 @@ class Coordinator:
         Enqueued architectures are evaluated even if the study has the number of trials asked for.
         """
         target = self.limits.trials
+        running -= sum(bool(self.store.trials[number].baseline) for number in self.running)
         return self._is_over() or (not self.enqueued and target is not None and self.store.ended + running >= target)
 
     # What is tried next.
@@ -156,7 +190,9 @@ class Coordinator:
         if waiting:
             return self._start(self.store.resume(waiting.number))
         if self.enqueued:
-            return self._start(self._add_enqueued(self.enqueued.pop(0)))
+            first = self.enqueued.pop(0)
+            trial = self._add_baseline(first) if isinstance(first, Baseline) else self._add_enqueued(first)
+            return self._start(trial)
         for _ in range(MOST_REPEATS if not self.exhausted else 0):
             if self._is_over():
                 return None
@@ -180,7 +216,7 @@ class Coordinator:
     def _start(self, trial: Trial) -> Job:
         assert trial.arch is not None
         seed = training_seed(self.store.spec.seed, arch_id(trial.arch))
-        job = Job(trial.number, trial.arch, seed)
+        job = Job(trial.number, trial.arch, seed, baseline=trial.baseline)
         self.began[trial.number] = time.monotonic()
         self.running[trial.number] = Running(number=trial.number, doing="starting", since=trial.started or "")
         self.on_event(Started(job))
@@ -200,11 +236,18 @@ class Coordinator:
         self.first_with_id[arch_id(arch)] = trial.number
         return self.store.add(running_here(trial))
 
+    def _add_baseline(self, baseline: Baseline) -> Trial:
+        """Add a trial of a baseline. It is nothing to the sampler, which may suggest the same architecture."""
+        arch, number = baseline.arch, len(self.store.trials)
+        violation = self.store.spec.budget.violation(cost_of(arch))
+        trial = Trial(number=number, state="running", params={}, arch=arch, violation=violation, baseline=baseline.name)
+        return self.store.add(running_here(trial))
+
     def _suggest(self) -> Trial:
         """Ask the sampler once. The trial is running, infeasible, or a duplicate."""
         spec = self.store.spec
         asked = self.store.optuna_study.ask()
-        trial = Trial(number=asked.number, state="running", params={})
+        trial = Trial(number=len(self.store.trials), state="running", params={})
         try:
             arch = spec.search_space.suggest(asked)
         except ConfigError as error:
@@ -227,7 +270,7 @@ class Coordinator:
     def pruning_prediction(self, report: RungReport) -> FinalErrorPrediction | None:
         """The prediction by which a training at a rung is pruned; None if it continues."""
         trial = self.store.trials[report.number]
-        if trial.arch is None or not self.store.spec.prune_below:
+        if trial.arch is None or trial.baseline or not self.store.spec.prune_below:
             return None
         self._pruner = self._pruner or Pruner(self.store.spec, self.store.study.candidates)
         return self._pruner.prune(trial.arch, report.latency, report.rung)
@@ -260,6 +303,10 @@ class Coordinator:
         self.running.pop(trial.number, None)
         self.store.finish(trial)
         self.on_event(Ended(trial))
+        if trial.baseline:
+            self.ended_baselines += 1
+            self._end_of_baselines()
+            return
         if trial.state == "failed":
             self._count_failure(trial.reason or "")
             return

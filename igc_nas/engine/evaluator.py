@@ -139,6 +139,7 @@ class Evaluator:
         self, arch: ArchConfig, seed: int, reporter: Reporter, should_continue: Callable[[Rung], bool]
     ) -> Score | Unfinished:
         reporter.step("building")
+        arch = arch.trained_at(self.spec.recipe.resolution)
         network = build(arch, seed).to(self.device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         reporter.step("choosing forms")
         with self._stopwatch.time("choose"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from igc_nas.arch.config import ArchConfig
@@ -19,6 +19,8 @@ class Job:
     number: int
     arch: ArchConfig
     seed: int
+    baseline: str | None = field(default=None, kw_only=True)
+    """Its name, if it is a baseline."""
 
     def evaluated_by(self, evaluator: Callable[..., Any], reporter: Any) -> Any:
         """Have an evaluator do it; other kinds of jobs call other methods of it."""

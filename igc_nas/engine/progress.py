@@ -30,13 +30,14 @@ LEAST_FOR_ESTIMATE, SAY_LEFT_EVERY = 3, 10
 
 def trial_line(trial: Trial, width: int | None = None) -> str:
     """A trial that has ended, in one line; with a `width` the architecture is left out where it does not fit."""
+    name = f"baseline {trial.baseline}  " if trial.baseline else ""
     if trial.candidate is None:
-        line = f"trial {trial.number:>4}  {trial.state}: {one_line(trial.reason or '', 1000)}"
+        line = f"trial {trial.number:>4}  {name}{trial.state}: {one_line(trial.reason or '', 1000)}"
         return line if width is None or len(line) <= width else line[: width - 3] + "..."
     c = trial.candidate
     noisy = " noisy" if c.latency.noisy else "      "
     line = (
-        f"trial {trial.number:>4}  error {100 * c.score.error:5.2f} %  params {fixed_count(c.cost.params):>7}  "
+        f"trial {trial.number:>4}  {name}error {100 * c.score.error:5.2f} %  params {fixed_count(c.cost.params):>7}  "
         f"MACs {fixed_count(c.cost.macs):>7}  {c.latency.normalised_ms:6.3f} ms{noisy} {trial.wall_s or 0:5.1f} s"
     )
     whole = f"{line}  {c.latency.form}  {c.arch}"
@@ -58,7 +59,9 @@ class StudyProgress:
             self._join(candidate)
 
     def add(self, trial: Trial) -> None:
-        """Add a trial that has ended."""
+        """Add a trial that has ended, unless it is a baseline."""
+        if trial.baseline:
+            return
         self.ended += trial.state in ("complete", "pruned")
         if trial.candidate:
             self._join(trial.candidate)
@@ -101,8 +104,19 @@ class SearchDisplay:
     A context manager whose `show` takes the events of `search`.
     """
 
-    def __init__(self, target: int | None, timeout_s: float | None, *, quiet: bool = False, ended: int = 0) -> None:
-        """`ended` trials of a study that is continued are known before it is open."""
+    def __init__(
+        self,
+        target: int | None,
+        timeout_s: float | None,
+        *,
+        quiet: bool = False,
+        ended: int = 0,
+        baselines: int = 0,
+    ) -> None:
+        """`ended` trials of a study that is continued are known before it is open.
+
+        The time limit begins when the `baselines` have ended.
+        """
         self._known = ended
         self._study_progress: StudyProgress | None = None
         self._target = target
@@ -112,6 +126,8 @@ class SearchDisplay:
         """The number of trials of this run that have ended, without infeasible ones and duplicates."""
         self._console = console(stderr=True)
         self._began = time.monotonic()
+        self._baselines = baselines
+        self._baselines_ended = 0
         self._running: dict[int, tuple[str, str]] = {}
         self._not_built = 0
         self._live = Live(self, console=self._console, refresh_per_second=2, transient=True)
@@ -133,7 +149,8 @@ class SearchDisplay:
                 self._study_progress = StudyProgress(study)
             case Started(job):
                 cost = cost_of(job.arch)
-                text = f"{format_count(cost.params)} params, {format_count(cost.macs)} MACs  {job.arch}"
+                name = f"baseline {job.baseline}  " if job.baseline else ""
+                text = f"{name}{format_count(cost.params)} params, {format_count(cost.macs)} MACs  {job.arch}"
                 self._running[job.number] = (text, "starting")
             case Progress(number, doing, epoch):
                 text, _ = self._running.get(number, ("", ""))
@@ -156,7 +173,11 @@ class SearchDisplay:
         self._running.pop(trial.number, None)
         if self._study_progress:
             self._study_progress.add(trial)
-        if trial.state not in ("complete", "pruned", "failed"):
+        if trial.baseline:
+            self._say(trial_line(trial, self._console.width if self._console.is_terminal else None))
+            self._baselines_ended += 1
+            self._began = time.monotonic()
+        elif trial.state not in ("complete", "pruned", "failed"):
             self._not_built += 1
         else:
             self._say(trial_line(trial, self._console.width if self._console.is_terminal else None))
@@ -199,6 +220,7 @@ class SearchDisplay:
         spent = time.monotonic() - self._began
         facts = (
             f"trials {done}/{self._target}" if self._target else f"trials {done}",
+            f"baselines {self._baselines_ended}/{self._baselines}" if self._baselines else "",
             self._study_progress.text if self._study_progress else "",
             f"{3600 * self._ends / spent:.0f} trials/h" if self._ends >= LEAST_FOR_ESTIMATE else "",
             self._left() or self._time_left(spent),

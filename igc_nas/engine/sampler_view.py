@@ -47,7 +47,10 @@ class _SharingStorage(InMemoryStorage):
 
 
 class SamplerView:
-    """An Optuna study in memory. Trials have the numbers that they have in the store."""
+    """An Optuna study in memory. Its trials are those of the store but the baselines, numbered from 0 on.
+
+    So a sampler suggests the same with and without baselines.
+    """
 
     def __init__(self, spec: StudySpec) -> None:
         self._storage = _SharingStorage()

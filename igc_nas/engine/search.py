@@ -23,7 +23,7 @@ from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.io.files import user_path
 from igc_nas.io.records import differences
-from igc_nas.study.plan import GRACE
+from igc_nas.study.baselines import Baseline
 from igc_nas.study.records import Candidate
 from igc_nas.study.spec import LatencySpec, StudySpec
 from igc_nas.study.study import STUDY_FILE, Study, load_study
@@ -54,6 +54,9 @@ class Run:
     """The command that measures if the study's latencies are of another machine."""
     enqueue: tuple[ArchConfig, ...] = ()
     """Architectures to evaluate first, whether they are in the search space and within the budgets or not."""
+    baselines: tuple[Baseline, ...] = ()
+    """Networks to compare with, evaluated before the sampler's trials and not counted in `trials`; not yielded. The
+    time of `time_s` begins when they have ended; `timeout_s` counts them too."""
     executor: ExecutorName = "processes"
     ray_address: str | None = None
     """HOST:PORT of a Ray cluster, for the executor `ray`; None: `$RAY_ADDRESS`, else this machine's."""
@@ -84,12 +87,10 @@ def search(
         from igc_nas.evaluation.runtimes import check_runtime
 
         check_runtime(spec, run.enqueue)
-    began = time.monotonic()
-    ends = [run.timeout_s, run.time_s and (1 + GRACE) * run.time_s]
-    deadline = min((began + seconds for seconds in ends if seconds is not None), default=None)
-    end = None if run.time_s is None else began + run.time_s
+    deadline = None if run.timeout_s is None else time.monotonic() + run.timeout_s
+    limits = Limits(run.trials, deadline, run.time_s, run.enqueue, run.baselines)
     with Store(run.folder, continued(spec, run), run.storage) as store:
-        coordinator = Coordinator(store, Limits(run.trials, deadline, end, run.enqueue), on_event)
+        coordinator = Coordinator(store, limits, on_event)
         steps = coordinator.run_inline(evaluate) if evaluate else _with_evaluators(coordinator, run, evaluator)
         with closing(steps):
             yield from steps

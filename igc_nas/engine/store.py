@@ -103,9 +103,12 @@ class Store:
             self.trials[trial.number] = trial
             optuna_trials.append(self._to_optuna(trial))
             self._ids.append(self._database.add(optuna_trials[-1], trial))
-        self._counts = Counter(trial.state for trial in self.trials.values())
-        for optuna_trial in optuna_trials:
-            self._sampler_view.add(optuna_trial)
+        self._counts = Counter((trial.state, bool(trial.baseline)) for trial in self.trials.values())
+        self._view_numbers: dict[int, int] = {}
+        for number, optuna_trial in enumerate(optuna_trials):
+            if not self.trials[number].baseline:
+                self._view_numbers[number] = len(self._sampler_view)
+                self._sampler_view.add(optuna_trial)
         for number, optuna_trial in enumerate(optuna_trials):
             self._recover(number, optuna_trial.state, logged.get(number))
         self.write_files()
@@ -180,12 +183,12 @@ class Store:
 
     @property
     def ended(self) -> int:
-        """The number of trials that are complete or pruned."""
-        return self._counts["complete"] + self._counts["pruned"]
+        """The number of trials that are complete or pruned, without the baselines."""
+        return self._counts["complete", False] + self._counts["pruned", False]
 
     def waiting(self) -> Trial | None:
         """The first trial that an earlier search left unfinished."""
-        if not self._counts["waiting"]:
+        if not (self._counts["waiting", False] or self._counts["waiting", True]):
             return None
         return next(trial for trial in self.trials.values() if trial.state == "waiting")
 
@@ -193,7 +196,10 @@ class Store:
         """The number of suggestions since the last one that was evaluated."""
         count = 0
         for number in range(len(self.trials) - 1, -1, -1):
-            if self.trials[number].state not in ("infeasible", "duplicate"):
+            trial = self.trials[number]
+            if trial.baseline:
+                continue
+            if trial.state not in ("infeasible", "duplicate"):
                 break
             count += 1
         return count
@@ -202,14 +208,16 @@ class Store:
     def add(self, trial: Trial) -> Trial:
         """Record a new trial in whatever state. Its number must be the next one.
 
-        A trial that the sampler did not suggest (an enqueued one) is shown to it.
+        A trial that the sampler did not suggest (an enqueued one) is shown to it, a baseline is not.
         """
         assert trial.number == len(self._ids)
-        if trial.number == len(self._sampler_view):
-            self._sampler_view.add(self._to_optuna(trial))
-        attrs = self._sampler_view.trial(trial.number).system_attrs
-        notes = {key: value for key, value in attrs.items() if not key.startswith("constraints:")}
-        trial = trial.model_copy(update={"notes": notes or None})
+        if not trial.baseline:
+            seen = self._view_numbers[trial.number] = len(self._view_numbers)
+            if seen == len(self._sampler_view):
+                self._sampler_view.add(self._to_optuna(trial))
+            attrs = self._sampler_view.trial(seen).system_attrs
+            notes = {key: value for key, value in attrs.items() if not key.startswith("constraints:")}
+            trial = trial.model_copy(update={"notes": notes or None})
         self._ids.append(self._database.add(self._to_optuna(trial), trial))
         self._set(trial)
         if trial.state in FINISHED:
@@ -244,8 +252,9 @@ class Store:
 
     def _set(self, trial: Trial) -> None:
         if trial.number in self.trials:
-            self._counts[self.trials[trial.number].state] -= 1
-        self._counts[trial.state] += 1
+            before = self.trials[trial.number]
+            self._counts[before.state, bool(before.baseline)] -= 1
+        self._counts[trial.state, bool(trial.baseline)] += 1
         self.trials[trial.number] = trial
 
     def _write(self, trial: Trial, state: TrialState) -> None:
@@ -253,8 +262,12 @@ class Store:
         self._database.write(trial_id, trial, state, values, _expected_error(trial), _constraint(trial))
 
     def _tell_sampler(self, trial: Trial) -> None:
+        if trial.baseline:
+            return
         state, values = self._optuna_state(trial), self.objective_values(trial)
-        self._sampler_view.finish(trial.number, state, values, _expected_error(trial), _constraint(trial))
+        self._sampler_view.finish(
+            self._view_numbers[trial.number], state, values, _expected_error(trial), _constraint(trial)
+        )
 
     def objective_values(self, trial: Trial) -> list[float] | None:
         """The objective values that Optuna gets for a trial; None where it has none.

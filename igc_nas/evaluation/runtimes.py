@@ -151,11 +151,11 @@ def onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
     return model
 
 
-def onnx_model(module: nn.Module, x: Tensor, any_batch: bool = False) -> Any:
+def onnx_model(module: nn.Module, x: Tensor, any_batch: bool = False, opset: int | None = None) -> Any:
     """The network as an ONNX `ModelProto` with input `image` and output `logits`, by torch's dynamo exporter.
 
-    The batch size is x's, or free with `any_batch`. Call `require` first: the packages are assumed to be installed.
-    Raises `IgcNasError` where the exporter fails.
+    The batch size is x's, or free with `any_batch`; `opset` is the version of ONNX's operators, None: the exporter's.
+    Call `require` first: the packages are assumed to be installed. Raises `IgcNasError` where the exporter fails.
     """
     batch: dict[str, Any] = {"dynamic_shapes": ANY_BATCH} if any_batch else {}
     with quiet_exporter("ONNX"):
@@ -163,6 +163,7 @@ def onnx_model(module: nn.Module, x: Tensor, any_batch: bool = False) -> Any:
             contiguous(module),
             (x,),
             dynamo=True,
+            opset_version=opset,
             external_data=False,
             verbose=False,
             input_names=["image"],

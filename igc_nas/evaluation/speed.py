@@ -94,7 +94,7 @@ def measure_speed(
         images = _random_images(recipe.batch, resolution, device)
         for arch in archs:
             if resolution == resolutions[0] or time.perf_counter() - began < limit_s:
-                step_s = _step_s(_training(arch, recipe, images, device), device)
+                step_s = _step_s(_training(arch.trained_at(resolution), recipe, images, device), device)
                 timed.append((arch, (resolution / arch.input[1]) ** 2, step_s))
     gain, chosen_s = 1.0, 0.0
     if recipe.forms != "factored":
@@ -114,6 +114,7 @@ def _in_fastest_form(
     """(seconds to choose the form, seconds of a training step in it)."""
     scaled = recipe.model_copy(update={"resolution": resolution, "rungs": ()})
     tuner = NetworkTuner.of(scaled, device, timing_cache_for(device.name, threads, "training"))
+    arch = arch.trained_at(resolution)
     network = build(arch, 0).to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     began = time.perf_counter()
     forward = tuner(network, arch_id(arch))

@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any, Literal
 
@@ -97,6 +98,8 @@ class Exporter:
     say: Say = lambda _: None
     race: Race | None = None
     """None: 15 rounds, for at most 0.4 s per form."""
+    opset: int | None = None
+    """Of ONNX files; None: the exporter's."""
 
     def __call__(self, kind: Kind, network: Network, form: str, metadata: Mapping[str, str]) -> Graph:
         """The network in the named form, or in the `fastest` allowed one.
@@ -108,12 +111,13 @@ class Exporter:
             require("onnxruntime", "an ONNX file")
         variants = self._variants(network, form)
         images = torch.randn(2, *network.plan.input, generator=torch.Generator().manual_seed(0))
+        make = _ENTRIES[kind] if self.opset is None else partial(_onnx_entry, opset=self.opset)
         entries = {}
         for variant in variants:
             if kind == "onnx":
                 self.say(f"exporting the form {variant.name} ...")
             module = variant.module(network, self.spec.batch, self.cache, "onnxruntime")
-            entries[variant.name] = _ENTRIES[kind](module, images, self.spec.threads)
+            entries[variant.name] = make(module, images, self.spec.threads)
         chosen, timing = variants[0], None
         if len(variants) > 1:
             equal = [variant for variant in variants if self._is_equal(entries[variant.name], variant, network)]
@@ -212,8 +216,11 @@ class _Entry:
     data: Callable[[Mapping[str, str]], tuple[bytes, int | None]]
 
 
-def _onnx_entry(module: nn.Module, images: Tensor, threads: int) -> _Entry:
-    model = onnx_model(module, images, any_batch=True)
+def _onnx_entry(module: nn.Module, images: Tensor, threads: int, opset: int | None = None) -> _Entry:
+    model = onnx_model(module, images, any_batch=True, opset=opset)
+    made = next((o.version for o in model.opset_import if not o.domain), None)
+    if opset is not None and made != opset:
+        raise IgcNasError(f"the exporter makes opset {made}, not {opset}", f"use --opset {made}, or a newer one")
     _clean(model.graph)
 
     def data(metadata: Mapping[str, str]) -> tuple[bytes, int | None]:

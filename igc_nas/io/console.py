@@ -7,10 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from igc_nas.io.text import printable
 
@@ -40,12 +37,35 @@ def terminal_width(stream: TextIO | None = None) -> int | None:
         return 80
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> Table:
-    """A plain table, right-aligned but for the columns named in `left`."""
-    found = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        is_left = column in left
-        found.add_column(column, justify="left" if is_left else "right", no_wrap=not is_left, overflow="fold")
-    for row in rows:
-        found.add_row(*(Text(printable(cell)) for cell in row))
-    return found
+def table_lines(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = (), width: int | None = None
+) -> list[str]:
+    """A plain table, right-aligned but for the columns named in `left`.
+
+    Where `width` does not hold it, each row is its first cell, and below it the others with their titles: no cell is
+    ever cut or folded.
+    """
+    cells = [[printable(cell, lines=False) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    if width is None or sum(widths) + 2 * (len(widths) - 1) <= width:
+        aligned = (
+            [
+                cell.ljust(n) if title in left else cell.rjust(n)
+                for title, cell, n in zip(columns, row, widths, strict=True)
+            ]
+            for row in [columns, *cells]
+        )
+        return ["  ".join(row).rstrip() for row in aligned]
+    lines: list[str] = []
+    heads = 1 + next((place for place, title in enumerate(columns) if title), 0)  # marks have no title
+    for row in cells:
+        lines.append(" ".join(row[:heads]))
+        below = ""
+        for title, cell in zip(columns[heads:], row[heads:], strict=True):
+            part = f"  {title} {cell}" if cell else ""
+            if below and len(below) + len(part) > width:
+                lines.append(below)
+                below = ""
+            below += part
+        lines += [below] if below else []
+    return lines

@@ -14,6 +14,7 @@ from igc_nas.arch.cost import Cost
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import StudyError
 from igc_nas.io.records import Frozen, first_problem
+from igc_nas.io.text import one_line
 from igc_nas.study.process import Process
 from igc_nas.study.schema import current_trial
 
@@ -177,6 +178,14 @@ class Candidate(Frozen):
     score: Score
     seed: int
 
+    def __repr__(self) -> str:
+        return (
+            f"Candidate(trial={self.trial}, id={self.id!r}, error={self.score.error:.4f}, params={self.cost.params}, "
+            f"macs={self.cost.macs}, latency_ms={self.latency.normalised_ms:.3f})"
+        )
+
+    __str__ = __repr__
+
     @property
     def deployed_params(self) -> int:
         """Parameters of the form that was measured, which is the one to deploy; else of the factored network."""
@@ -259,6 +268,8 @@ class Trial(Frozen):
     failure: Failure | None = None
     enqueued: bool | None = None
     """True if a user enqueued this architecture; a sampler did not suggest it."""
+    baseline: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """The name of a network that the search is compared with: no candidate of the study, and never pruned."""
     same_as: int | None = None
     """The trial that a duplicate repeats."""
     violation: float | None = None
@@ -274,6 +285,12 @@ class Trial(Frozen):
     """The searching process of a running trial; meaningful only while it holds the lock (`igc_nas.study.lock`)."""
     notes: dict[str, Any] | None = None
     """Attributes that an Optuna sampler stores with a trial, such as NSGA-II's generation."""
+
+    def __repr__(self) -> str:
+        what = repr(self.candidate) if self.candidate else repr(self.reason) if self.reason else str(self.arch)
+        return f"Trial(number={self.number}, state={self.state!r}, {one_line(what, 120)})"
+
+    __str__ = __repr__
 
     @property
     def id(self) -> str | None:

@@ -23,8 +23,13 @@ class Status:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of trials in each state that occurs."""
-        return dict(Counter(trial.state for trial in self.study.trials))
+        """The number of trials in each state that occurs, without the baselines."""
+        return dict(Counter(trial.state for trial in self.study.trials if not trial.baseline))
+
+    @property
+    def baseline_counts(self) -> dict[str, int]:
+        """The number of baselines in each state that occurs."""
+        return dict(Counter(trial.state for trial in self.study.baselines))
 
     @property
     def failed(self) -> tuple[Trial, ...]:
@@ -67,6 +72,7 @@ class Status:
             "folder": None if study.folder is None else str(study.folder),
             "searched_by": None if self.owner is None else self.owner.model_dump(exclude={"running"}),
             "trials": self.counts,
+            "baselines": self.baseline_counts,
             "front": len(study.front()),
             "hypervolume": volume,
             "running": [_running(trial, progress) for trial, progress in self.running],

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.files import MOST_RECORDS, read_bytes, read_text
+from igc_nas.io.text import one_line, plain
 from igc_nas.io.units import parse_count, parse_ms
 from igc_nas.study.finals import Final, read_finals
+from igc_nas.study.front_table import html_table
 from igc_nas.study.names import find_study
 from igc_nas.study.objectives import OBJECTIVES, values
 from igc_nas.study.pareto import hypervolume, knee, nondominated, running_hypervolume
@@ -24,7 +26,16 @@ from igc_nas.study.spec import StudySpec
 STUDY_FILE, TRIALS_FILE, PAGE_FILE = "study.toml", "trials.jsonl", "dashboard.html"
 
 
-@dataclass(frozen=True)
+class Members(tuple[Candidate, ...]):
+    """Candidates, which a notebook shows as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return html_table(self)
+
+
+@dataclass(frozen=True, repr=False)
 class Study:
     """The content of a study's folder. `trials` are in the order of their numbers."""
 
@@ -32,10 +43,25 @@ class Study:
     trials: tuple[Trial, ...]
     folder: Path | None = None
 
+    def __repr__(self) -> str:
+        front = f"front of {len(self.front())} of {len(self.candidates)} candidates"
+        return f"Study({one_line(self.spec.name, 100)!r}, {len(self.trials)} trials, {front})"
+
+    def _repr_html_(self) -> str:
+        """The front as a table, for a notebook."""
+        volume = self.hypervolume()
+        title = f"{self!r}; data: {self.spec.dataset}" + ("" if volume is None else f"; hypervolume {volume:.4f}")
+        return f"<p>{plain(title)}</p>{html_table(self.front())}"
+
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
-        """The candidates of the completed trials."""
-        return tuple(t.candidate for t in self.trials if t.state == "complete" and t.candidate)
+        """The candidates of the completed trials, without the baselines."""
+        return tuple(t.candidate for t in self.trials if t.state == "complete" and t.candidate and not t.baseline)
+
+    @cached_property
+    def baselines(self) -> tuple[Trial, ...]:
+        """The trials of the baselines, in any state; of an architecture the last one."""
+        return tuple({trial.id: trial for trial in self.trials if trial.baseline}.values())
 
     @cached_property
     def finals(self) -> tuple[Final, ...]:
@@ -49,8 +75,8 @@ class Study:
 
     @property
     def ended(self) -> int:
-        """Number of complete and pruned trials."""
-        return sum(trial.state in ("complete", "pruned") for trial in self.trials)
+        """Number of complete and pruned trials, without the baselines."""
+        return sum(trial.state in ("complete", "pruned") and not trial.baseline for trial in self.trials)
 
     @property
     def is_begun(self) -> bool:
@@ -65,11 +91,11 @@ class Study:
         has = f"trials 0 to {self.trials[-1].number}" if self.trials else "no trials yet"
         raise StudyError(f"{self.spec.name} has no trial {number}; it has {has}")
 
-    def front(self, objectives: Sequence[str] | None = None) -> tuple[Candidate, ...]:
+    def front(self, objectives: Sequence[str] | None = None) -> Members:
         """The candidates that no other one dominates, by the first objective ascending."""
         names = tuple(objectives or self.spec.front_objectives)
         points = [values(c, names) for c in self.feasible_candidates]
-        return tuple(self.feasible_candidates[i] for i in sorted(nondominated(points), key=lambda i: points[i]))
+        return Members(self.feasible_candidates[i] for i in sorted(nondominated(points), key=lambda i: points[i]))
 
     def scaled(self, candidate: Candidate, objectives: Sequence[str] | None = None) -> tuple[float, ...]:
         """A candidate's objectives, scaled to [0, 1] by the study's fixed bounds."""
@@ -96,7 +122,7 @@ class Study:
 
         Raises `UsageError` for another rule, `StudyError` if no candidate matches; it names the nearest one.
         """
-        if not self.candidates:
+        if not self.candidates and _trial_number(rule) is None:
             raise StudyError(f"{self.spec.name} has no completed trial yet", f"igc-nas search --study {self.spec.name}")
         if rule == "knee":
             front = self.front() or self.candidates

@@ -241,3 +241,11 @@ def test_a_wrong_name_is_answered_with_the_next_one(name: str, said: str) -> Non
     with pytest.raises(ConfigError) as raised:
         network(name)
     assert f"{one_line(raised)}; {raised.value.hint}".startswith(said)
+
+
+def test_a_proxy_at_another_resolution_has_a_head_for_its_maps() -> None:
+    gdc, average = network("mobilenetv2-igcv3-gdc").arch, network("mobilenetv2-igcv3").arch
+    assert average.trained_at(16) is average
+    (kernel,) = {row.layer.kernel for row in rows(plan(gdc.trained_at(16))) if getattr(row.layer, "name", "") == "gdc"}
+    assert kernel == 4
+    assert gdc.map_sides == (8, 8)

@@ -17,7 +17,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from igc_nas.analysis.front_table import table_lines
 from igc_nas.analysis.tables import candidate_row, frame
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
@@ -31,6 +30,7 @@ from igc_nas.io.resources import shipped
 from igc_nas.io.units import format_count, parse_count, parse_ms, parse_seconds
 from igc_nas.nn.device import find_devices
 from igc_nas.space.search_space import SearchSpace, SpaceFile
+from igc_nas.study.front_table import table_lines
 from igc_nas.study.records import Trial
 from igc_nas.study.spec import Recipe, StudySpec
 from igc_nas.study.study import Study

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from igc_nas.analysis.front_table import html_table, latex_lines, low_quantile_ms, markdown_lines
 from igc_nas.arch.cost import cost_of, rows
 from igc_nas.arch.layers import Act, Conv, Interleave, Linear, Norm, Pool
 from igc_nas.arch.papers import reference
@@ -21,8 +20,9 @@ from igc_nas.cli.display import (
 )
 from igc_nas.engine.events import Ended, Exhausted, Job, Opened, Started
 from igc_nas.engine.progress import SearchDisplay, StudyProgress, trial_line
-from igc_nas.io.console import table
+from igc_nas.io.console import table_lines
 from igc_nas.io.units import fixed_count
+from igc_nas.study.front_table import html_table, latex_lines, low_quantile_ms, markdown_lines
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study
 from tests.support.builders import architectures
@@ -61,13 +61,20 @@ def test_printable_keeps_what_people_write() -> None:
     assert "\u202e" not in printable(HOSTILE)
 
 
-@given(st.lists(st.lists(st.text(max_size=20), min_size=2, max_size=2), min_size=1, max_size=3))
-def test_a_table_of_any_text_is_harmless(cells: Sequence[Sequence[str]]) -> None:
-    assert harmless(shown(table(("one", "two"), cells, left=("one",))))
+@given(st.lists(st.lists(st.text(max_size=20), min_size=2, max_size=2), min_size=1, max_size=3), st.integers(5, 60))
+def test_a_table_of_any_text_is_harmless_and_whole(cells: Sequence[Sequence[str]], width: int) -> None:
+    for limit in (None, width):
+        text = "\n".join(table_lines(("one", "two"), cells, left=("one",), width=limit))
+        assert harmless(text)
+        assert all(printable(cell, lines=False).strip() in text for row in cells for cell in row)
 
 
-def test_a_cell_is_text_and_no_markup() -> None:
-    assert "[bold red]loud[/bold red]" in shown(table(("one",), [[HOSTILE]]))
+def test_a_table_is_aligned_or_has_a_block_for_each_row() -> None:
+    rows = [["rung", "0.28 [0.01, 0.54]", "33 %"], ["end", "0.68 [0.47, 0.85]", ""]]
+    columns = ("predictor", "tau-b", "found")
+    assert table_lines(columns, rows, ("predictor",), 80)[1] == "rung       0.28 [0.01, 0.54]   33 %"
+    narrow = table_lines(columns, rows, ("predictor",), 30)
+    assert narrow == ["rung", "  tau-b 0.28 [0.01, 0.54]", "  found 33 %", "end", "  tau-b 0.68 [0.47, 0.85]"]
 
 
 # Plans.

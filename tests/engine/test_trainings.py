@@ -1,12 +1,17 @@
 """Trainings to the end in worker processes: what each reports, and that a bad one costs itself only."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from igc_nas.engine.events import Event, Progress
 from igc_nas.engine.executor import TrialFailed
 from igc_nas.engine.trainings import TrainingJob, Trainings
-from igc_nas.evaluation.retraining import RESULT_FILE, stored_result
+from igc_nas.evaluation.retraining import CHECKPOINT_FILE, RESULT_FILE, WEIGHTS_FILE, stored_result
 from igc_nas.study.finals import Trained
 from tests.support.trainings import CRASHES, arch, plan
 
@@ -40,3 +45,30 @@ def test_the_speed_of_every_network_is_known_before(tmp_path: Path) -> None:
         speeds = {job.number: speed for job, speed in trainings.images_per_s(jobs)}
         assert all(isinstance(speed, float) and speed > 0 for speed in speeds.values())
         assert len(dict(trainings.run(jobs))) == 2
+
+
+@pytest.mark.slow
+def test_a_training_killed_at_any_moment_ends_in_the_same_bits(tmp_path: Path) -> None:
+    """kill -9 of the coordinator; its worker ends by itself."""
+    command = [sys.executable, "-m", "tests.support.trainings"]
+
+    def steps(folder: Path) -> int:
+        file = folder / CHECKPOINT_FILE
+        return file.stat().st_mtime_ns if file.is_file() else 0
+
+    whole = tmp_path / "whole"
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    killed, seen = tmp_path / "killed", 0
+    for _ in range(3):
+        with subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            until = time.monotonic() + 60
+            while steps(killed) == seen and process.poll() is None and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(0.05)
+            process.kill()
+        time.sleep(1)  # the worker notices
+        seen = steps(killed)
+    assert not (killed / RESULT_FILE).exists()
+    subprocess.run([*command, str(killed)], check=True, capture_output=True)
+    assert (killed / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
+    assert stored_result(killed).curve == stored_result(whole).curve

@@ -256,3 +256,13 @@ def test_a_candidate_over_the_budget_is_not_feasible() -> None:
     nothing = replace(whole, spec=whole.spec.model_copy(update={"budget": budget.model_copy(update={"params": 1})}))
     assert nothing.front() == ()
     assert nothing.pick("knee") in nothing.candidates
+
+
+def test_reprs_are_one_line_and_pages_are_tables() -> None:
+    study = make_study(4, others=["failed"])
+    arch = study.candidates[0].arch
+    for what in (study, study.front()[0], *study.trials, arch):
+        assert "\n" not in repr(what)
+        assert len(repr(what)) <= 300
+    assert study._repr_html_().count("<tr>") == study.front()._repr_html_().count("<tr>") == 1 + len(study.front())
+    assert arch._repr_html_().count("<span") == 3 + len(arch.stages) + bool(arch.head)

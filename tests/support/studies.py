@@ -10,6 +10,7 @@ import numpy as np
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
+from igc_nas.arch.papers import reference
 from igc_nas.arch.plan import arch_id
 from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import Feasible
@@ -44,6 +45,22 @@ def make_study(n: int, seed: int = 0, others: Sequence[TrialState] = (), **chang
     ]
     rest = [Trial(number=i, state=s, params={}, reason=REASONS.get(s)) for i, s in enumerate(others, start=len(done))]
     return Study(spec, (*done, *rest))
+
+
+def with_baselines(study: Study, *names: str, failed: Sequence[str] = ()) -> Study:
+    """The study with baselines, whose numbers follow size as its candidates' do: those of other drawn architectures."""
+    made = list(make_candidates(study.spec, len(names), np.random.default_rng(7)))
+    start = len(study.trials)
+    trials = [
+        Trial(number=c.trial, state="complete", params={}, arch=c.arch, candidate=c, wall_s=60.0, baseline=name)
+        for name, c in zip(names, (c.model_copy(update={"trial": start + c.trial}) for c in made), strict=True)
+    ]
+    broken = [
+        Trial(number=start + len(trials) + i, state="failed", params={}, arch=reference("igcv3-d-cifar").arch,
+              reason=REASONS["failed"], baseline=name)
+        for i, name in enumerate(failed)
+    ]  # fmt: skip
+    return Study(study.spec, (*study.trials, *trials, *broken), study.folder)
 
 
 def make_spec(**changes: Any) -> StudySpec:

@@ -1,6 +1,8 @@
 """Trainings to the end on a few small images, in worker processes."""
 
 import os
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import DatasetInfo, locate
-from igc_nas.engine.trainings import TrainingPlan
+from igc_nas.engine.trainings import TrainingJob, TrainingPlan, Trainings
 from igc_nas.evaluation.images import Images
 from igc_nas.study.defaults import full_recipe
 
@@ -52,3 +54,15 @@ def plan(forms_folder: Path | None = None, **recipe: Any) -> TrainingPlan:
         load_train=few,
         load_test=held_images,
     )
+
+
+def main(folder: str) -> None:
+    """Train one network for 15 epochs in a worker process, with a checkpoint after each step."""
+    often = replace(plan(epochs=15), checkpoint_every_s=0.0)
+    with Trainings(often, ("cpu",), 1) as trainings:
+        ((_, ended),) = trainings.run([TrainingJob(0, arch(), 0, Path(folder))])
+        print(ended)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -14,7 +14,7 @@ function decode(payload) {
 function decodeStudy(raw, place) {
   const study = {...raw, place};
   const columns = {...raw.trials};
-  for (const name of ["state", "units", "form", "noise", "reason"]) columns[name] = texts(columns[name]);
+  for (const name of ["state", "baseline", "units", "form", "noise", "reason"]) columns[name] = texts(columns[name]);
   const {noisy, over, ...byRow} = columns;
   study.trials = columns.trial.map((_, row) => {
     const trial = {study};
@@ -26,10 +26,11 @@ function decodeStudy(raw, place) {
   for (const row of over) study.trials[row].over = true;
   study.members = raw.front.map(row => study.trials[row]);
   for (const trial of study.members) trial.front = true;
-  study.complete = study.trials.filter(trial => trial.state === "complete");
+  study.complete = study.trials.filter(trial => trial.state === "complete" && !trial.baseline);
+  study.baselines = study.trials.filter(trial => trial.state === "complete" && trial.baseline);
   study.byNumber = new Map(study.trials.map(trial => [trial.trial, trial]));
   decodeForms(study, raw.forms);
-  study.complete.filter(trial => trial.forms).forEach((trial, i) => { trial.epochs = raw.epochs[i]; });
+  study.trials.filter(trial => trial.forms).forEach((trial, i) => { trial.epochs = raw.epochs[i]; });
   return study;
 }
 
@@ -48,7 +49,7 @@ function decodeForms(study, raw) {
 // The trials that no other one dominates, by the first objective; of equal ones the first. In lexicographic order a
 // trial can only be dominated by an earlier one.
 function frontOf(trials, names) {
-  const known = trials.filter(trial => trial.state === "complete" && !trial.over);
+  const known = trials.filter(trial => trial.state === "complete" && !trial.over && !trial.baseline);
   known.sort((a, b) => {
     for (const name of names) if (a[name] !== b[name]) return a[name] - b[name];
     return a.trial - b.trial;

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from igc_nas.analysis.dashboard.payload import CachedStudy, payload
-from igc_nas.analysis.dashboard.sections import banners, cards, front_html, heading, nothing_yet, question, warnings
+from igc_nas.analysis.dashboard.sections import (
+    banners,
+    cards,
+    finals_html,
+    front_html,
+    heading,
+    nothing_yet,
+    question,
+    warnings,
+)
 from igc_nas.io.files import write_whole
 from igc_nas.io.text import plain
 from igc_nas.study.study import Study
@@ -41,7 +50,8 @@ def document(studies: Sequence[Study], data: str, scripts: Sequence[str], *, liv
     title = ", ".join(plain(study.spec.name) for study in studies)
     summaries = "".join(
         f'<section class="study" data-study="{place}">\n{heading(study) if len(studies) > 1 else ""}'
-        f"{cards(study)}{question(study)}{'' if study.candidates else nothing_yet(study)}</section>\n"
+        f"{cards(study)}{question(study)}{'' if study.candidates else nothing_yet(study)}"
+        f"{finals_html(study)}</section>\n"
         for place, study in enumerate(studies)
     )
     tables = "".join(front_html(study) for study in studies if study.candidates)

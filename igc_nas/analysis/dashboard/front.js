@@ -13,7 +13,7 @@ function frontChoices() {
   const axes = [part("x").value, part("y").value, part("z").value].filter(Boolean);
   return {
     axes, colour: part("colour").value, dominated: part("dominated").checked, unfinished: part("unfinished").checked,
-    papers: part("papers").checked,
+    papers: part("papers").checked, baselines: part("baselines").checked,
   };
 }
 
@@ -149,6 +149,41 @@ function papersTrace(axes) {
   return trace;
 }
 
+// The baselines: networks that the study evaluated under its own conditions, by name. A name that finds no free place
+// beside its point is shown when the pointer is over it.
+function baselinesTrace(axes, span) {
+  const trials = studies.flatMap(study => study.baselines), ink = colourOf("--ink");
+  const places = axes.length === 3 ? trials.map(() => "top center") : labelPlaces(trials, axes, span);
+  const trace = pointTrace(trials, axes, {
+    name: "baselines, trained and measured alike", hovertext: trials.map(hoverText), cliponaxis: false,
+    textposition: places.map(place => place ?? "top right"), textfont: {size: 11, color: ink},
+    marker: {symbol: "diamond", size: axes.length === 3 ? 4 : 9, color: ink, line: {width: 0}},
+  });
+  return {...trace, mode: "markers+text", text: trials.map((trial, i) => places[i] ? escaped(trial.baseline) : "")};
+}
+
+// For each trial where its name stands without covering another name or leaving the plot, by estimated widths; or null.
+function labelPlaces(trials, axes, span) {
+  const box = part("front"), width = box.clientWidth - 90, height = box.clientHeight - 90, taken = [];
+  const scale = name => OBJECTIVES.get(name).log ? Math.log10 : value => value;
+  const at = axes.map((name, i) => {
+    const [low, high] = extent(span(name).filter(value => value != null).map(scale(name)));
+    return trial => (scale(name)(trial[name]) - low) / (high - low || 1) * (i ? height : width);
+  });
+  return trials.map(trial => {
+    const [x, y] = at.map(of => of(trial)), wide = 6.3 * trial.baseline.length;
+    for (const place of ["top right", "bottom right", "top left", "bottom left"]) {
+      const left = place.endsWith("right") ? x + 5 : x - 5 - wide, low = place.startsWith("top") ? y + 3 : y - 17;
+      const rect = [left, left + wide, low, low + 14];
+      if (rect[0] < 0 || rect[1] > width) continue;
+      if (taken.some(other => rect[0] < other[1] && other[0] < rect[1] && rect[2] < other[3] && other[2] < rect[3])) continue;
+      taken.push(rect);
+      return place;
+    }
+    return null;
+  });
+}
+
 function budgetLines(axes) {
   return axes.flatMap((name, i) => {
     const limits = new Set(studies.map(study => study.limits[name]).filter(Boolean));
@@ -180,16 +215,19 @@ function colourBar(name, trials) {
 }
 
 function drawFront() {
-  const {axes, colour, dominated, unfinished, papers} = frontChoices();
+  const {axes, colour, dominated, unfinished, papers, baselines} = frontChoices();
   const complete = studies.flatMap(study => study.complete), here = new Set(studies.flatMap(study => frontOf(study.trials, axes)));
   const kept = complete.filter(trial => trial.front || here.has(trial));
   const rest = dominated ? thinned(complete.filter(trial => !trial.front && !here.has(trial)), MOST_DOMINATED) : [];
   const shown = [...rest, ...kept];
   const [others, left] = unfinished ? unfinishedTraces(axes) : [[], {sampled: 0, unknown: 0}];
   const solid = axes.length === 3;
+  const beside = baselines ? studies.flatMap(study => study.baselines) : [];
+  const span = name => [...[...shown, ...beside].map(trial => trial[name]), ...(papers ? [papersTrace([name]).x].flat() : [])];
   const traces = [
     ...others, ...cloud(shown, axes, colour), ...frontLines(axes),
     ...(solid ? [] : [memberRings(axes), noisyTrace(axes, shown)]), ...(papers ? [papersTrace(axes)] : []),
+    ...(baselines ? [baselinesTrace(axes, span)] : []),
   ];
   const layout = {uirevision: axes.join(), coloraxis: OBJECTIVES.has(colour) ? colourBar(colour, shown) : undefined};
   if (solid) {
@@ -198,7 +236,6 @@ function drawFront() {
       eye: {x: 1.45 * far, y: 1.35 * far, z: 0.75 * far}, center: {x: 0, y: 0, z: -0.2}}};
     axes.forEach((name, i) => { layout.scene["xyz"[i] + "axis"] = {...axisOf(name, shown.map(trial => trial[name])), nticks: 4}; });
   } else {
-    const span = name => [...shown.map(trial => trial[name]), ...(papers ? [papersTrace([name]).x].flat() : [])];
     layout.xaxis = axisOf(axes[0], span(axes[0]));
     layout.yaxis = axisOf(axes[1], span(axes[1]));
     const edge = {range: [0, 1], visible: false, fixedrange: true};
@@ -211,7 +248,8 @@ function drawFront() {
   const label = `${plural(complete.length, "completed trial")} over ${words.join(", ")}; ${plural(here.size, "trial")} on `
     + "the front of these axes. The table of trials has every value.";
   const drawn = draw("front", traces, layout, label);
-  const missing = [];
+  const missing = studies.filter(study => study.against).map(
+    study => (isMany() ? `${study.name}: ` : "") + study.against[0].toUpperCase() + study.against.slice(1) + ".");
   if (dominated && rest.length < complete.length - kept.length) {
     missing.push(`Of ${exactText(complete.length)} completed trials the fronts are drawn, and an even sample of `
       + `${exactText(rest.length)} of the others.`);
@@ -242,6 +280,7 @@ function fillFrontControls() {
   options(part("z"), [["", "none"], ...names], "");
   const groups = [["units", "mix of units"], ...(isMany() ? [["study", "study"]] : [])];
   options(part("colour"), [...groups, ...names], isMany() ? "study" : "units");
+  part("baselines-label").hidden = !studies.some(study => study.baselines.length);
   part("papers-label").hidden = !studies.some(study => study.papers.name.length);
   let before = {x: second, y: first, z: ""};
   for (const axis of "xyz") part(axis).addEventListener("change", event => {
@@ -251,7 +290,7 @@ function fillFrontControls() {
     before = {x: part("x").value, y: part("y").value, z: part("z").value};
     redrawFront();
   });
-  for (const name of ["colour", "dominated", "unfinished", "papers"]) part(name).addEventListener("change", redrawFront);
+  for (const name of ["colour", "dominated", "unfinished", "papers", "baselines"]) part(name).addEventListener("change", redrawFront);
 }
 
 function options(select, pairs, chosen) {

@@ -14,6 +14,7 @@ from dataclasses import Field, asdict, fields
 from functools import cached_property
 from typing import Any
 
+from igc_nas.analysis.baselines import baselines_sentence
 from igc_nas.analysis.dashboard.sections import numbers
 from igc_nas.analysis.importance import ParameterImportance, parameter_importances
 from igc_nas.analysis.views import (
@@ -40,7 +41,7 @@ from igc_nas.study.names import study_argument
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import Candidate, Latency, Trial
 from igc_nas.study.status import Status
-from igc_nas.study.study import Study
+from igc_nas.study.study import Members, Study
 
 MOST_DETAILED = 2_000
 """Most candidates for which form times and training curves are stored: the front, and an even sample of others."""
@@ -58,10 +59,10 @@ class CachedStudy(Study):
         return cls(study.spec, study.trials, study.folder)
 
     @cached_property
-    def _fronts(self) -> dict[tuple[str, ...], tuple[Candidate, ...]]:
+    def _fronts(self) -> dict[tuple[str, ...], Members]:
         return {}
 
-    def front(self, objectives: Sequence[str] | None = None) -> tuple[Candidate, ...]:
+    def front(self, objectives: Sequence[str] | None = None) -> Members:
         """The candidates that no other one dominates, by the first objective ascending."""
         names = tuple(objectives or self.spec.front_objectives)
         if names not in self._fronts:
@@ -129,6 +130,7 @@ def _study(study: Study, plans: Plans) -> Json:
         "batch": spec.latency.batch,
         "trials": _trials(study, view, plans),
         "front": front_rows(study, spec.front_objectives),
+        "against": visible(baselines_sentence(study) or ""),
         "knee": study.pick("knee").trial if study.candidates else None,
         "volume": _volume(study),
         "scale": [[name, *spec.scale_bounds(name)] for name in spec.front_objectives if name in spec.bounds],
@@ -149,6 +151,7 @@ def _trials(study: Study, view: TrialsView, plans: Plans) -> Json:
     return {
         "trial": view.trial,
         "state": _texts(view.state),
+        "baseline": _texts(view.baseline),
         "id": [visible(name) for name in view.id],
         "units": _texts(view.units),
         "error": view.columns["error"],
@@ -191,13 +194,14 @@ def _latency(trial: Trial) -> Latency | None:
 
 
 def _detailed(study: Study) -> list[Candidate]:
-    """The candidates whose form times and training curves are stored."""
+    """The candidates whose form times and training curves are stored, and the baselines."""
     members = study.front()
     front = {candidate.trial for candidate in members}
     others = [candidate for candidate in study.candidates if candidate.trial not in front]
     room = max(0, MOST_DETAILED - len(members))
     kept = others if len(others) <= room else [others[i * len(others) // room] for i in range(room)]
-    return sorted([*members, *kept], key=lambda candidate: candidate.trial)
+    beside = [trial.candidate for trial in study.baselines if trial.candidate]
+    return sorted([*members, *kept, *beside], key=lambda candidate: candidate.trial)
 
 
 def _forms(detailed: Iterable[Candidate]) -> Json:

@@ -1,7 +1,8 @@
 // The text shown when the pointer is over a trial, and the selection of a trial.
 
-const stateText = trial => trial.state === "complete" && trial.over ? "complete, over budget" : trial.state;
-const nameText = trial => `trial ${trial.trial}` + (isMany() ? ` of ${trial.study.name}` : "");
+const stateText = trial => trial.baseline ? `baseline ${trial.baseline}` + (trial.state === "complete" ? "" : `, ${trial.state}`)
+  : trial.state === "complete" && trial.over ? "complete, over budget" : trial.state;
+const nameText = trial => (trial.baseline ? `${trial.baseline}, ` : "") + `trial ${trial.trial}` + (isMany() ? ` of ${trial.study.name}` : "");
 
 function latencyText(trial) {
   if (trial.latency == null) return "";

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from igc_nas.analysis.finals import COLUMNS as FINALS_COLUMNS
+from igc_nas.analysis.finals import LEGEND as FINALS_LEGEND
+from igc_nas.analysis.finals import final_rows, group_title
 from igc_nas.analysis.views import budget_text, disagreements, format_value
 from igc_nas.analysis.words import (
     GOALS,
@@ -16,6 +19,7 @@ from igc_nas.analysis.words import (
 )
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.io.text import plain
+from igc_nas.study.finals import FinalsGroup, finals_groups
 from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import Candidate
@@ -69,7 +73,7 @@ def cards(study: Study) -> str:
 
 def numbers(study: Study) -> list[tuple[str, str]]:
     """The key numbers at the top of the page: (label, value)."""
-    states = Counter(trial.state for trial in study.trials)
+    states = Counter(trial.state for trial in study.trials if not trial.baseline)
     others = {state: count for state, count in states.items() if state != "complete"}
     found = [("completed trials", f"{len(study.candidates):,}")]
     if study.candidates:
@@ -77,7 +81,8 @@ def numbers(study: Study) -> list[tuple[str, str]]:
         found.append(("least error", format_value("error", min(c.score.error for c in study.candidates))))
         volume = study.hypervolume()
         found.append(("hypervolume", "no scale yet" if volume is None else f"{volume:.4f}"))
-    return found + [(state, f"{count:,}") for state, count in sorted(others.items())]
+    found += [(state, f"{count:,}") for state, count in sorted(others.items())]
+    return [*found, *([("baselines", f"{len(study.baselines):,}")] if study.baselines else [])]
 
 
 def question(study: Study) -> str:
@@ -180,6 +185,25 @@ def _table_row(candidate: Candidate, is_knee: bool) -> str:
         f"<code>{plain(words.architecture)}</code>",
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
+
+
+def finals_html(study: Study) -> str:
+    """The networks that were trained to the end, a table for each recipe; empty if there are none."""
+    return "".join(_finals_table(study, group) for group in finals_groups(study.finals))
+
+
+def _finals_table(study: Study, group: FinalsGroup) -> str:
+    head = "".join(f'<th scope="col">{plain(text)}</th>' for text in FINALS_COLUMNS)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{plain(cell)}</td>" for cell in row) + "</tr>\n"
+        for row in final_rows(group, study.spec.objectives)
+    )
+    return (
+        f"<h2>Finals of <bdi>{plain(study.spec.name)}</bdi>: test accuracy after a training to the end</h2>\n"
+        f"<p>{plain(group_title(group))}</p>\n"
+        f'<div class="table">\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n'
+        f'<p class="note">{plain(FINALS_LEGEND)}</p>\n'
+    )
 
 
 def nothing_yet(study: Study) -> str:

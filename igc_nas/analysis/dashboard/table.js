@@ -18,12 +18,13 @@ const tableColumns = () => COLUMNS.filter(column => isMany() || !column.many);
 function wordsOf(trial) {
   trial.words ??= archText(trial.arch);
   const noisy = trial.noisy ? "noisy" : "";
-  return [trial.trial, trial.id, trial.form, trial.words, noisy, trial.reason, trial.study.name].join(" ").toLowerCase();
+  return [trial.trial, trial.baseline, trial.id, trial.form, trial.words, noisy, trial.reason, trial.study.name].join(" ").toLowerCase();
 }
 
 function foundTrials() {
   const state = part("state").value, words = part("find").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const wanted = allTrials().filter(trial => state === "all" || (state === "front" ? trial.front : trial.state === state));
+  const wanted = allTrials().filter(trial => state === "all" || (
+    state === "front" ? trial.front : state === "baseline" ? trial.baseline : trial.state === state && !trial.baseline));
   return words.length ? wanted.filter(trial => { const text = wordsOf(trial); return words.every(word => text.includes(word)); }) : wanted;
 }
 
@@ -109,6 +110,7 @@ function turnTo(page) {
 function fillTableControls() {
   const states = [...new Set(allTrials().map(trial => trial.state))].filter(state => state !== "complete").sort();
   const before = part("state").value;
+  if (studies.some(study => study.baselines.length)) states.push("baseline");
   const others = states.length ? [...states.map(state => [state, state]), ["all", "all"]] : [];
   options(part("state"), [["complete", "completed"], ["front", "the front"], ...others], "complete");
   if ([...part("state").options].some(option => option.value === before)) part("state").value = before;

@@ -42,7 +42,7 @@ from igc_nas.arch.layers import (
     SqueezeExcite,
     Subsample,
 )
-from igc_nas.arch.plan import Plan
+from igc_nas.arch.plan import BlockPlan, Plan
 from igc_nas.errors import IgcNasError
 from igc_nas.nn.codegen.orders import (
     PAD,
@@ -58,6 +58,7 @@ from igc_nas.nn.codegen.orders import (
 )
 from igc_nas.nn.codegen.shuffles import permute_cost
 from igc_nas.nn.lowering.chain import is_spatial, output_size
+from igc_nas.nn.lowering.parts import pooled_first
 
 Way = Literal["outputs", "groups"]
 MOST_CHOICES, MOST_STATES = 1024, 16
@@ -258,7 +259,8 @@ class UnsupportedLayerError(IgcNasError):
 
 def program(plan: Plan, lanes: int) -> Program:
     """The program of a plan for vectors of `lanes` floats. Raises `UnsupportedLayerError`."""
-    return _Builder(plan, lanes).built()
+    blocks = tuple(BlockPlan(block.name, pooled_first(block.layers)) for block in plan.blocks)
+    return _Builder(replace(plan, blocks=blocks), lanes).built()
 
 
 # Which way each convolution runs.

@@ -101,6 +101,21 @@ def cost_beside_chains(parts: Sequence[Part]) -> Cost:
     return total
 
 
+def pooled_first(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """The layers with each average pooling without padding in front of the pointwise convolutions that it follows."""
+    found: list[Layer] = []
+    for layer in layers:
+        at = len(found)
+        while isinstance(layer, AvgPool) and not layer.padding and at and _is_pointwise(found[at - 1]):
+            at -= 1
+        found.insert(at, layer)
+    return tuple(found)
+
+
+def _is_pointwise(layer: Layer) -> bool:
+    return isinstance(layer, Interleave) or (isinstance(layer, Conv) and not is_spatial(layer))
+
+
 _PartsOf = Callable[[tuple[Layer, ...], Shape], tuple[tuple[Part, ...], Shape]]
 
 
@@ -116,15 +131,11 @@ def _blocks(whole: Plan, parts_of: _PartsOf) -> list[tuple[str, tuple[Part, ...]
 def _parts(layers: tuple[Layer, ...], shape: Shape, parts_of: _PartsOf) -> tuple[tuple[Part, ...], Shape]:
     take_chain = _training_chain if parts_of is training_parts else _inference_chain
     parts: list[Part] = []
-    queue = deque(layers)
+    queue = deque(pooled_first(layers))
     while queue:
         layer = queue[0]
         if isinstance(layer, Conv) and (take_chain is _inference_chain or _is_usual(layer)):
             chain, order = take_chain(queue, shape)
-            if _pools_first(chain, queue):
-                pool = queue.popleft()
-                parts.append(Single(pool, shape))
-                chain = Chain(chain.steps, *layer_cost(pool, shape)[1][1:])
             parts.append(chain)
             if order:
                 parts.append(NormAct(_norm(queue), _act(queue), order))
@@ -178,13 +189,6 @@ def _inference_chain(queue: deque[Layer], shape: Shape) -> tuple[Chain, tuple[In
             steps.append(layer)
             behind += 1
     return Chain(tuple(steps), *shape[1:]), ()
-
-
-def _pools_first(chain: Chain, queue: deque[Layer]) -> bool:
-    """Whether an average pooling follows that can be computed before the chain."""
-    if not queue or not isinstance(pool := queue[0], AvgPool):
-        return False
-    return pool.padding == 0 and not any(map(is_spatial, chain.convs))
 
 
 def _norm(queue: deque[Layer]) -> Norm:

@@ -24,7 +24,7 @@ from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import Candidate, FormTime, Trial
 from igc_nas.study.study import Study
 from tests.support.families import RECIPE, RUNGS, blurred, by_size, make, stop, write
-from tests.support.studies import make_study
+from tests.support.studies import make_study, with_baselines
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (pip install -e '.[dev]')")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
@@ -303,6 +303,28 @@ def test_it_works_with_the_keyboard_alone(page: Browser) -> None:
     assert page.run(row) == 35
     page.run("document.querySelector('nav a').focus()")
     assert page.run("return document.activeElement.matches(':focus-visible')")
+
+
+def test_baselines_are_named_points_that_are_on_no_front(browser: Browser, study: Study, tmp_path: Path) -> None:
+    found = with_baselines(study, "resnet20-a", "mobilenetv2-x0.25", "<b>mine</b>", failed=("dpn92",))
+    write_dashboard([found], tmp_path / "page.html")
+    browser.open((tmp_path / "page.html").as_uri())
+    names = (
+        "return [...document.querySelectorAll('#igc-front .textpoint text')].map(e => e.textContent).filter(Boolean)"
+    )
+    assert set(browser.run(names)) <= {"resnet20-a", "mobilenetv2-x0.25", "<b>mine</b>"}
+    assert len(browser.run(names)) >= 2
+    assert browser.run("return studies[0].baselines.length") == 3
+    front = "return frontOf(studies[0].trials, ['error', 'params']).map(trial => trial.trial)"
+    assert browser.run(front) == [candidate.trial for candidate in study.front(("error", "params"))]
+    assert "3 baselines" in browser.find("#igc-front-note").text
+    browser.find("#igc-baselines").click()
+    assert browser.run(names) == []
+    browser.choose("state", "baseline")
+    assert sorted(browser.texts("#igc-table tbody tr td:nth-child(2)")) == sorted(
+        ["baseline resnet20-a", "baseline mobilenetv2-x0.25", "baseline <b>mine</b>", "baseline dpn92, failed"]
+    )
+    assert browser.complaints == []
 
 
 def test_light_and_dark(page: Browser) -> None:

@@ -25,6 +25,7 @@ from igc_nas.arch.named import network
 from igc_nas.arch.papers import figures
 from igc_nas.arch.plan import plan
 from igc_nas.arch.stages import describe_stage
+from igc_nas.study.baselines import SETS
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import FormTime, Trial
 from igc_nas.study.study import Study
@@ -380,3 +381,10 @@ def test_the_detailed_candidates_include_the_front() -> None:
     assert {c.trial for c in study.front()} <= kept
     assert found["detailed"] == 60
     assert list(itertools.chain.from_iterable(found["epochs"])) == [8000, 0.4] * 60
+
+
+@pytest.mark.parametrize("name", SETS["literature"])
+def test_every_baseline_can_be_drawn(name: str) -> None:
+    plans = Plans()
+    encoded = plans.of(network(name).arch)
+    json.dumps([encoded, plans.stages.values, plans.layers.values, plans.blocks.values])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import LayerCost, layers_cost, plan_cost, rows
-from igc_nas.arch.layers import Act, Conv, Interleave, Layer, Linear, Norm, Residual
+from igc_nas.arch.layers import Act, Conv, Interleave, Layer, Norm, Residual
 from igc_nas.arch.plan import Plan, plan
 from igc_nas.arch.shapes import Shape
 from igc_nas.arch.stages import Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
@@ -33,7 +33,16 @@ from igc_nas.nn.lowering.chain import (
     segment_weights,
     semidense,
 )
-from igc_nas.nn.lowering.parts import Branches, NormAct, Part, Single, chains_in, inference_parts, training_parts
+from igc_nas.nn.lowering.parts import (
+    Branches,
+    NormAct,
+    Part,
+    Single,
+    chains_in,
+    cost_beside_chains,
+    inference_parts,
+    training_parts,
+)
 from tests.support.builders import architectures
 
 PartsOf = Callable[[tuple[Layer, ...], Shape], tuple[tuple[Part, ...], Shape]]
@@ -222,8 +231,8 @@ def test_the_factored_form_costs_what_the_plan_costs(parts_of: PartsOf, arch: Ar
             cost = known[block, conv.name].cost
             assert (segment_weights(segment), segment_macs(segment)) == (cost.params, cost.macs)
         total += form_macs(chain, factored(chain))
-    (linear,) = (layer for layer in whole.blocks[-1].layers if isinstance(layer, Linear))
-    assert total + linear.in_features * linear.out_features == plan_cost(whole).macs
+    beside = sum(cost_beside_chains(parts).macs for _, parts in blocks_of(whole, parts_of))
+    assert total + beside == plan_cost(whole).macs
 
 
 # Forms.

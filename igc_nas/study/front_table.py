@@ -144,13 +144,23 @@ LETTERS = {
     "igcv2": "igcv2: C channels, d layers, K channels a partition",
     "igcv3": "igcv3: C channels, t expansion, G1,G2 groups of the two pointwise convolutions",
     "conv": "conv: C channels",
+    "bsconv": "bsconv: C channels, p rank of the 1x1 convolution",
+    "bottleneck": "bottleneck: C channels, in inner channels, G groups",
+    "separable": "separable: C channels",
+    "inverted": "inverted: C channels, t expansion or in inner channels",
+    "dense": "dense: k growth, b bottleneck of b k channels, G groups",
+    "dualpath": "dualpath: C channels summed, k growth, in inner channels, G groups",
+    "shufflenetv1": "shufflenetv1: C channels, in inner channels, G groups",
+    "shufflenetv2": "shufflenetv2: C channels",
+    "xception": "xception: C channels, d separable convolutions",
 }
+SE = "se: squeeze-excite to 1/n of the channels"
 COMMON = "stem's channels | a stage each: unit and its letters, k kernel, x blocks, s stride, res: shortcuts"
 
 
 def legend_lines(archs: Iterable[ArchConfig], width: int = 100) -> list[str]:
     """What the letters of these architectures mean, on lines of at most `width`."""
+    archs = list(archs)
     units = dict.fromkeys(stage.unit for arch in archs for stage in arch.stages)
-    return wrapped(
-        [f"architecture: {'; '.join([COMMON, *(LETTERS[unit] for unit in units if unit in LETTERS)])}"], width
-    )
+    se = [SE] if any(stage.se for arch in archs for stage in arch.stages) else []
+    return wrapped([f"architecture: {'; '.join([COMMON, *(LETTERS[unit] for unit in units), *se])}"], width)
