@@ -125,15 +125,21 @@ class TrainingDisplay:
         now = row.progress
         if now is None:
             return (name, Text(row.doing or "starting"))
-        left = "" if now.left_s is None else f"{format_seconds(now.left_s)} left"
         return (
             name,
             Text(f"{now.epoch}/{now.epochs}"),
             ProgressBar(total=now.total, completed=now.images, width=12),
             Text(f"{now.images_per_s:,.0f} img/s" if now.images_per_s else ""),
             Text(accuracy_words(now, short=True)),
-            Text(left),
+            Text(_left_words(now)),
         )
+
+
+def _left_words(now: TrainingProgress) -> str:
+    """`3 min 20 s left`; after the last image the network is tested."""
+    if now.images == now.total:
+        return "testing"
+    return "" if now.left_s is None else f"{format_seconds(now.left_s)} left"
 
 
 def accuracy_words(now: TrainingProgress, *, short: bool = False) -> str:
