@@ -78,7 +78,7 @@ class TrainingDisplay:
         if before is None or done == before.images * before.epochs // before.total or not done:
             return
         if self._is_alone or not self._console.is_terminal:
-            left = "" if now.left_s is None else f", {format_seconds(now.left_s)} left"
+            left = "" if now.left_s is None or done == now.epochs else f", {format_seconds(now.left_s)} left"
             self.say(
                 f"{name}: epoch {done}/{now.epochs}, {accuracy_words(now)}, {now.images_per_s:,.0f} images/s{left}"
             )
