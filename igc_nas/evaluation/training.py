@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igc_nas.data.datasets import DatasetInfo
-from igc_nas.errors import ConfigError, DivergedError
+from igc_nas.errors import DivergedError
 from igc_nas.evaluation.captured_step import CapturedStep
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.images import Images
@@ -92,8 +92,7 @@ class Training:
             fused=True,
         )
         self.average = Average(self.network, recipe.average) if recipe.average else None
-        if recipe.dtype == "float16" and device.kind == "cpu":
-            raise ConfigError("float16 trains on a GPU only", "use dtype=float32 or dtype=bfloat16")
+        device.check_trains_in(recipe.dtype)
         self.scaler = torch.amp.GradScaler(device.kind, enabled=recipe.dtype == "float16")
         self._open: _OpenEpoch | None = None
         """The epoch that has begun and not ended."""

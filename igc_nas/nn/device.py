@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from igc_nas.errors import UsageError
+from igc_nas.errors import ConfigError, UsageError
 from igc_nas.nn.codegen.build import compiler
 from igc_nas.nn.nvml import installed_gpus
 from igc_nas.study.spec import DtypeName, RuntimeName
@@ -51,6 +51,11 @@ class Device:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bfloat16"
         return "float16" if torch.cuda.get_device_capability(self.torch_device) >= (7, 0) else "float32"
+
+    def check_trains_in(self, dtype: DtypeName) -> None:
+        """Raise `ConfigError` for float16 on a CPU: the kernels in C take float32 and bfloat16."""
+        if self.kind == "cpu" and dtype == "float16":
+            raise ConfigError("float16 trains on a GPU only", "use dtype=float32 or dtype=bfloat16")
 
     @property
     def deployment_runtime(self) -> RuntimeName:

@@ -76,6 +76,7 @@ class NetworkTuner:
         timer: StepTimer | None = None,
         lower: Callable[..., LoweredNetwork] = LoweredNetwork,
     ) -> None:
+        device.check_trains_in(schedule.dtype)
         self.schedule = schedule
         self.resolution = resolution
         self.device = device
@@ -123,8 +124,6 @@ class NetworkTuner:
         return None if form == "factored" else self._lowering(form, whole, chains)(network)
 
     def _can_run(self, form: NetworkForm) -> bool:
-        if self.dtype == torch.float16 and form in ("native", *STEP_LANES):
-            return False  # the kernels in C know float32 and bfloat16
         if form in STEP_LANES:
             return library.available(self.dtype, STEP_LANES[form])
         return form != "native" or native.available()
