@@ -15,6 +15,7 @@ from igc_nas.nn.lowering.training import NetworkForm
 from igc_nas.nn.network import Network
 from igc_nas.nn.training_step.library import has_pairs, library
 from igc_nas.nn.training_step.program import StepProgram
+from igc_nas.nn.training_step.ways import Unsupported
 
 
 class NativeStep:
@@ -27,6 +28,8 @@ class NativeStep:
     """
 
     def __init__(self, network: Network, whole: Plan, dtype: torch.dtype, lanes: int = 8) -> None:
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise Unsupported(f"activations in {dtype}")
         self.network, self.whole, self.dtype, self.lanes = network, whole, dtype, lanes
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"the native step stores activations in float32 or bfloat16, not {dtype}")

@@ -19,6 +19,7 @@ from igc_nas.nn.codegen.build import compiler
 from igc_nas.nn.lowering.training import factored_forward
 from igc_nas.nn.network import Network, build
 from igc_nas.nn.training_step.network import NativeStep
+from igc_nas.nn.training_step.ways import Unsupported
 from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import SearchSpace
@@ -156,6 +157,8 @@ def test_nan_stays_nan() -> None:
 
 def test_misuse_is_refused() -> None:
     network = network_of(ARCHS["igcv1"])
+    with pytest.raises(Unsupported, match="float16"):
+        native(network, torch.float16)
     step = native(network)
     x = images_for(network, 3)
     first = step(x).sum()
