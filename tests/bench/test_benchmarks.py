@@ -212,7 +212,7 @@ def test_bench_latency(tmp_path: Path) -> None:
     before = psutil.Process().children()
     spec = LatencySpec(device=CPU.name, forms="any")
     cache = timing_cache_for(CPU.name, spec.threads, "deployment")
-    measurer = Measurer(spec, CPU, cache=cache, cap_s=0.0, instruments=Instruments(warm_up=lambda _: None))
+    measurer = Measurer(spec, CPU, cache=cache, cap_s=0.0, instruments=Instruments(warm_up=lambda *_: None))
     report = bench_latency(CPU, say=said.append, archs=[*TINY.values()] * 2, measurer=measurer)
     found = as_json(report)
     consistent(found)
