@@ -65,8 +65,8 @@ class FinalsRequest:
     "--baselines",
     multiple=True,
     metavar="ARCH,...",
-    help="Networks beside them: names such as resnet20-a,mobilenetv2-x0.5 (see README), .toml files, STUDY:N; or "
-    "`literature`: all with a printed error that are within the study's budget.",
+    help="Networks beside them: names such as resnet20-a,mobilenetv2-x0.5 (see README), .toml files, STUDY:N; or the "
+    "sets of `igc-nas search`, `literature` and `igc`, within the budget.",
 )
 @recipe_options
 @click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Trainings of each network.")
@@ -137,37 +137,23 @@ def _entrants(study: Study, request: FinalsRequest) -> list[Entrant]:
 
 
 def _baselines(study: Study, texts: Sequence[str], root: Path) -> list[tuple[str, ArchConfig]]:
-    """(name, architecture) of the networks in comma-separated texts. Raises `ConfigError`, `StudyError`.
+    """(name, architecture) of the networks in comma-separated texts. Raises `ConfigError`, `StudyError`, `UsageError`.
 
-    `literature` stands for the literature's networks with a printed error that the study's images and budget admit.
+    A set, `literature` or `igc`, stands for its networks within the study's budget, as in `igc-nas search`.
     """
-    from igc_nas.study.baselines import SETS
+    from igc_nas.study.baselines import SETS, baselines_of
 
-    named = [name.strip() for text in texts for name in text.split(",") if name.strip()]
-    names = [each for name in named for each in (SETS["igc"] if name == "igc" else (name,))]
     found: dict[str, ArchConfig] = {}
-    for name in names:
-        if name == "literature":
-            found |= _literature(study)
+    for name in [name.strip() for text in texts for name in text.split(",") if name.strip()]:
+        if name in SETS:
+            admitted, _ = baselines_of((name,), study.spec, root)
+            if not admitted:
+                raise UsageError(f"no network of {name} is within the study's budget", "name baselines yourself")
+            found |= {baseline.name: baseline.arch for baseline in admitted}
         else:
             short = Path(name).stem if name.endswith(".toml") else name
             found[short[:200]] = architecture(name, study.spec.classes, root)
     return list(found.items())
-
-
-def _literature(study: Study) -> dict[str, ArchConfig]:
-    from igc_nas.arch.cost import cost_of
-    from igc_nas.arch.literature import NAMES, PRINTED, literature
-
-    networks = {name: literature(name, study.spec.classes).arch for name in NAMES if name in PRINTED}
-    admitted = {
-        name: arch
-        for name, arch in networks.items()
-        if arch.input == study.spec.latency.input and study.spec.budget.violation(cost_of(arch)) <= 0
-    }
-    if not admitted:
-        raise UsageError("no network of the literature is within the study's budget", "name baselines yourself")
-    return admitted
 
 
 def _dataset(study: Study, folder: Path | None) -> tuple[DatasetInfo, str | None]:
