@@ -394,7 +394,6 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("search --space tiny --dataset mnist", 2, ("cifar100",)),
     ("search --space tiny --dataset cifar10", 5, CIFAR10_MISSING),
     ("search --space tiny --dataset cifar100", 5, ("cifar100 is not in",)),
-    ("search --space tiny --objectives error", 2, ("two or three",)),
     ("search --space tiny --objectives error,speed", 2, ("unknown objective 'speed'",)),
     ("search --space tiny --objectives error,param", 2, ("did you mean params?",)),
     ("search --space tiny --sampler cmaes", 2, ("random", "nsga2")),
