@@ -222,6 +222,8 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     resolved = resolve_study(request, devices[0])
     extent = default_extent(devices[0].kind, len(devices), gpu_memory=devices[0].memory)
     spec = latency_conditions(resolved.spec, request, new=not resolved.continued)
+    enqueue = tuple(architecture(name, spec.classes, request.root) for name in request.enqueue)
+    check_runtime(spec, enqueue)
     trials, time_s = request.trials, request.time
     baselines, skipped = baselines_of(request.baselines, spec, request.root) if request.baselines else ((), ())
     if spec.sampler == "brute-force":
@@ -248,10 +250,9 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
         data_dir=request.data_dir,
         storage=request.storage,
         latency_command=request.latency_command if spec.latency.remote else None,
-        enqueue=tuple(architecture(name, spec.classes, request.root) for name in request.enqueue),
+        enqueue=enqueue,
         baselines=baselines,
     )
-    check_runtime(spec, run.enqueue)
     notice = auto_notice(resolved.info, data_dir(request.data_dir)) if resolved.dataset == "auto" else None
     notices = [notice] if notice else []
     if request.device in ("auto", "cuda"):

@@ -110,7 +110,7 @@ def default_recipe(kind: str, **changes: Any) -> Recipe:
     Without `rungs` in the changes, the default rungs before the end of the changed recipe are kept.
     """
     if kind == "cpu" and changes.get("dtype") == "float16":
-        raise ConfigError("recipe: float16 trains on a GPU only", "use dtype=float32 or dtype=bfloat16")
+        raise ConfigError("recipe: dtype: float16 trains on a GPU only", "use dtype=float32 or dtype=bfloat16")
     if "rungs" in changes:
         return Recipe.parse(RECIPES[kind] | changes, "recipe")
     recipe = Recipe.parse(RECIPES[kind] | changes | {"rungs": []}, "recipe")

@@ -208,7 +208,7 @@ TEXTS["unequal"] = UNEQUAL
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", [name for name in TEXTS if name != "with-choices"])  # no strict option there
 def test_a_space_holds_exactly_the_architectures_that_meet_its_condition(name: str, condition: Condition) -> None:
     space = space_of(under(condition, TEXTS[name]))
     meeting = list(every_meeting(space))

@@ -109,7 +109,7 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
         ("recipe.lr", float("inf")),
         ("recipe.lr", float("nan")),
         ("recipe.lr", 0),
-        ("recipe.dtype", "float16"),
+        ("recipe.dtype", "float64"),
         ("recipe.command", "rm"),
         ("latency.device", None),
         ("latency.runtime", "cmd"),
