@@ -158,7 +158,7 @@ def search(**options: Any) -> None:
     \b
     Examples:
       igc-nas search --budget-params 2M
-      igc-nas search --budget-macs 60M --dataset cifar100 --timeout 2h
+      igc-nas search --budget-macs 60M --dataset cifar100 --time 2h
       igc-nas search --space my.toml --recipe epochs=4,train_size=10000
     """
     from igc_nas.cli.study_flags import SearchRequest

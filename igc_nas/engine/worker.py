@@ -55,7 +55,7 @@ OUT_OF_MEMORY = (
 )
 CONTEXT_LOST = ("AcceleratorError", "CUDA error", "_STATUS_EXECUTION_FAILED", "_STATUS_INTERNAL_ERROR")
 """Words of errors after which every further CUDA call of the process fails, unless they are of `OUT_OF_MEMORY`."""
-SEAMS = ("worker.py", "coordinator.py")
+SEAMS = ("worker.py", "coordinator.py", "events.py")
 """The modules that call evaluators: an error with no deeper frame of ours comes from an evaluator of the user."""
 MOST_TEXT = 10_000
 """The number of characters of an error message that are read."""

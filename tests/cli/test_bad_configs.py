@@ -372,7 +372,7 @@ BAD_RECIPES = [
     "epochs=\x1b[31m", "epochs=\u202e3", "epochs=\ud800", "epoch=3", "Epochs=3", "EPOCHS=3", "epochs.a=3", "a b=3",
     "1=2", "-=3", "__class__=3", "lr=0", "lr=-1", "lr=inf", "lr=nan", "lr=101", "lr=1e400", "lr=fast", "lr=[0.1]",
     "momentum=1", "momentum=-0.1", "weight_decay=2", "warmup=0", "warmup=1", "label_smoothing=1", "crop=-1", "crop=65",
-    "flip=1", "flip=yes", "dtype=float16", "dtype=3", "dtype=os.system", "forms=any", "batch=0", "batch=65537",
+    "flip=1", "flip=yes", "dtype=float64", "dtype=3", "dtype=os.system", "forms=any", "batch=0", "batch=65537",
     "train_size=0", "held_out=0", "resolution=3", "resolution=1025", "average=1", "rungs=5", "rungs=[0]", "rungs=[-1]",
     "rungs=[1.5]", "rungs=['a']", "rungs=[[1]]", "rungs=[2,1]", "rungs=[1,1]", "rungs=[999999999]", "rungs=[1,2,3",
     "rungs=1,2]", "rungs=" + "[" * 5000, "rungs=" + "[" * 100 + "]" * 100, "rungs=" + str(list(range(1, 40))),
@@ -403,8 +403,8 @@ def test_a_bad_recipe_on_the_command_line(text: str, studies: Path, cli: Command
 
 
 def test_commas_within_brackets_do_not_split_a_recipe() -> None:
-    assert parse_recipe(["rungs=[1, 2],epochs=3", "a=[[1,2],[3]],b=x"]) == {
-        "rungs": [1, 2], "epochs": 3, "a": [[1, 2], [3]], "b": "x",
+    assert parse_recipe(["rungs=[1, 2],epochs=3", "average=[[1,2],[3]],dtype=x"]) == {
+        "rungs": [1, 2], "epochs": 3, "average": [[1, 2], [3]], "dtype": "x",
     }  # fmt: skip
 
 

@@ -464,7 +464,7 @@ def test_a_fault_costs_its_trial_and_is_recorded(tmp_path: Path) -> None:
         assert (trial.state, trial.arch is not None, trial.process) == ("failed", True, None), fault
         assert trial.failure is not None, fault
         assert trial.failure.kind == kind, fault
-        assert trial.failure.where.startswith(where), fault
+        assert trial.failure.where.startswith(where), (fault, trial.failure.where)
         assert trial.reason is not None, fault
         assert trial.reason.startswith(reason.strip()), fault
         assert len(trial.reason.splitlines()) == 1, fault
