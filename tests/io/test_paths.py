@@ -51,7 +51,7 @@ def test_a_search_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @settings(max_examples=300, deadline=None)
 @given(PART.filter(possible))
 def test_a_search_in_a_folder_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
