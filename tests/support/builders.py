@@ -142,9 +142,9 @@ width = 8
 
 WITH_CHOICES = """
 [stem]
-width = [8, 12]
+width = 8
 [[stage]]
-blocks = [1, 2]
+blocks = 1
 se = [0, 2]
 [stage.igcv1]
 L = [4, 8]
@@ -157,7 +157,7 @@ residual = [false, true]
 stride = 2
 blocks = 1
 [stage.igcv3]
-width = [8, 12]
+width = 8
 expand = 2
 se = [0, 4]
 activation = ["relu6", "relu"]
