@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.cli.loading import architecture, load, quiet_threads
-from igc_nas.cli.options import as_json, data_dir_option, device_option, recipe_options, studies_dir
+from igc_nas.cli.options import RecipeRequest, as_json, data_dir_option, device_option, recipe_options, studies_dir
 from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import StudyError, UsageError
 
@@ -25,21 +25,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FinalsRequest:
+class FinalsRequest(RecipeRequest):
     """The options of `igc-nas finals`, one field each. None: not given."""
 
     study: str
     pick: tuple[str, ...]
     top: int
     baselines: tuple[str, ...]
-    preset: str | None
-    epochs: int | None
-    batch: int | None
-    lr: float | None
-    label_smoothing: float | None
-    recipe: tuple[str, ...]
-    dtype: str
-    forms: str
     seeds: int
     workers: int | None
     no_latency: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,27 @@ image_size_option = click.option(
     help="Side to which images of a folder are resized and cropped. [default: what the space or network reads: 32]",
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+
+
+@dataclass(frozen=True)
+class RecipeRequest:
+    """The options of `recipe_options`, one field each. None: not given."""
+
+    preset: str | None
+    """`quick` or `full`."""
+    epochs: int | None
+    """In total."""
+    batch: int | None
+    """Images per step."""
+    lr: float | None
+    """Peak learning rate."""
+    label_smoothing: float | None
+    recipe: tuple[str, ...]
+    """`KEY=VALUE` texts."""
+    dtype: str
+    """A dtype, or `auto`."""
+    forms: str
+    """`fastest` or `factored`."""
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:

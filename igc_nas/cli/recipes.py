@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
+from igc_nas.cli.options import RecipeRequest
 from igc_nas.cli.study_flags import parse_recipe
 from igc_nas.errors import ConfigError
 from igc_nas.io.files import read_text
@@ -14,42 +15,6 @@ from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.fastest_dtype import fastest_dtype
 from igc_nas.study.defaults import default_preset, full_recipe
 from igc_nas.study.spec import DtypeName, Schedule
-
-
-class RecipeRequest(Protocol):
-    """The options of `igc_nas.cli.options.recipe_options`. None: not given."""
-
-    @property
-    def preset(self) -> str | None:
-        """`quick` or `full`."""
-
-    @property
-    def epochs(self) -> int | None:
-        """Epochs in total."""
-
-    @property
-    def batch(self) -> int | None:
-        """Images per step."""
-
-    @property
-    def lr(self) -> float | None:
-        """Peak learning rate."""
-
-    @property
-    def label_smoothing(self) -> float | None:
-        """Label smoothing."""
-
-    @property
-    def recipe(self) -> tuple[str, ...]:
-        """`KEY=VALUE` texts."""
-
-    @property
-    def dtype(self) -> str:
-        """A dtype, or `auto`."""
-
-    @property
-    def forms(self) -> str:
-        """`fastest` or `factored`."""
 
 
 def full_recipe_of(

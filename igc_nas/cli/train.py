@@ -12,6 +12,7 @@ import click
 from igc_nas.cli.loading import architecture, packing_bar, quiet_threads, say_unusable
 from igc_nas.cli.options import (
     FILE,
+    RecipeRequest,
     as_json,
     data_dir_option,
     device_option,
@@ -30,20 +31,12 @@ WATCHED, WATCHED_SHARE = 1000, 50
 
 
 @dataclass(frozen=True)
-class TrainRequest:
+class TrainRequest(RecipeRequest):
     """The options of `igc-nas train`, one field each. None: not given."""
 
     arch: str
     dataset: str
     image_size: int | None
-    preset: str | None
-    epochs: int | None
-    batch: int | None
-    lr: float | None
-    label_smoothing: float | None
-    recipe: tuple[str, ...]
-    dtype: str
-    forms: str
     validate: int | None
     seed: int
     threads: int | None

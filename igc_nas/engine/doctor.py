@@ -93,10 +93,9 @@ def _devices() -> Iterator[Finding]:
     yield Finding("processor", f"{cpu_name()}; {usable_cores()} of {os.cpu_count()} cores may be used")
     for gpu in survey.supported:
         free, total = torch.cuda.mem_get_info(gpu.torch_device)
-        capability = "{}.{}".format(*torch.cuda.get_device_capability(gpu.torch_device))
         yield Finding(
             gpu.torch_name,
-            f"{gpu.name}, compute capability {capability}, {free / GIB:.0f} of {total / GIB:.0f} GiB free, "
+            f"{gpu.name}, compute capability {gpu.capability}, {free / GIB:.0f} of {total / GIB:.0f} GiB free, "
             f"trains in {gpu.fast_dtype}",
         )
     hint = "--device cpu searches on the CPU" if not survey.supported else None
@@ -112,10 +111,10 @@ def _devices() -> Iterator[Finding]:
 
 def _defaults() -> Iterator[Finding]:
     try:
-        devices = find_devices("auto")
+        find_devices("auto")
     except IgcNasError as error:
         yield Finding("--device auto", "refused", error.message, error.hint)
-        devices = find_devices("cpu")
+    devices = devices_to_check()
     kind = devices[0].kind
     extent, recipe = default_extent(kind, len(devices)), default_recipe(kind)
     names = ", ".join(device.torch_name for device in devices)

@@ -25,12 +25,9 @@ from igc_nas.evaluation.images import Images
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.network_tuner import TrainingForm
 from igc_nas.nn.lowering.training import Forward, factored_forward
+from igc_nas.study.plan import RECALIBRATION_IMAGES, RUNG_IMAGES
 from igc_nas.study.records import Epoch, Rung, Score, Unfinished
 from igc_nas.study.spec import Recipe, Schedule
-
-RECALIBRATION_IMAGES = 1024
-RUNG_IMAGES = 2000
-"""Held-out images that score a rung: the decision to prune needs fewer than the final error."""
 
 Pause = Callable[[], None]
 """Called between steps, so that other processes can measure latencies meanwhile."""

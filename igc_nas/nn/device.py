@@ -75,6 +75,13 @@ class Device:
             torch.cuda.synchronize(self.torch_device)
 
     @property
+    def capability(self) -> str | None:
+        """A GPU's compute capability, `9.0`; None for a CPU."""
+        if self.kind != "cuda":
+            return None
+        return "{}.{}".format(*torch.cuda.get_device_capability(self.torch_device))
+
+    @property
     def memory(self) -> int | None:
         """Bytes of a GPU's memory; None for a CPU."""
         if self.kind != "cuda":
@@ -125,17 +132,13 @@ def survey_gpus(nvml: Any = None) -> GpuSurvey:
     supported = tuple(device for device in devices if _has_kernels_for(device))
     left_out = [
         f"torch {torch.__version__} has no kernels for {device.torch_name}, {device.name} "
-        f"(compute capability {_capability(device)}; it has {', '.join(torch.cuda.get_arch_list())})"
+        f"(compute capability {device.capability}; it has {', '.join(torch.cuda.get_arch_list())})"
         for device in devices
         if device not in supported
     ]
     if not devices and os.environ.get("CUDA_VISIBLE_DEVICES") is None and (installed := installed_gpus(nvml)):
         left_out += [f"{name}: {_why_invisible(installed.driver)}" for name in dict.fromkeys(installed.names)]
     return GpuSurvey(supported, tuple(left_out))
-
-
-def _capability(device: Device) -> str:
-    return "{}.{}".format(*torch.cuda.get_device_capability(device.torch_device))
 
 
 def _has_kernels_for(device: Device) -> bool:

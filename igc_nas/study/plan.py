@@ -33,8 +33,9 @@ Seconds = Annotated[float, Field(ge=0, le=1e9)]
 
 FORWARD = 1 / 3
 """The time of a forward pass, as a share of a training step."""
-BN_IMAGES, RUNG_IMAGES = 1024, 2000
-"""Images in a recalibration of BN statistics, and in the score of a rung (`igc_nas.evaluation.training`)."""
+RECALIBRATION_IMAGES, RUNG_IMAGES = 1024, 2000
+"""Images in a recalibration of BN statistics, and held-out ones in the score of a rung: a decision to prune needs
+fewer than the final error."""
 GRACE = 0.05
 """Trials that run when the time is over may take this share of it more."""
 FEWEST_FOR_CORRECTION = 3
@@ -83,7 +84,9 @@ class Speed(Frozen):
     def trials_s(self, sizes: Sizes, recipe: Recipe, side: int) -> Floats:
         """(n,) seconds of trials by a recipe, whose networks take images of `side` pixels at full resolution."""
         scores = 1 + len(recipe.rungs)
-        looked_at = recipe.held_out + len(recipe.rungs) * min(RUNG_IMAGES, recipe.held_out) + scores * BN_IMAGES
+        looked_at = (
+            recipe.held_out + len(recipe.rungs) * min(RUNG_IMAGES, recipe.held_out) + scores * RECALIBRATION_IMAGES
+        )
         images = recipe.samples + FORWARD * looked_at
         return self.trial_s + self.steps_s(sizes, recipe.steps, images, (recipe.resolution / side) ** 2)
 

@@ -14,7 +14,6 @@ from igc_nas.data.datasets import locate
 from igc_nas.errors import ConfigError, DivergedError, UsageError
 from igc_nas.evaluation.images import Images, load_proxy
 from igc_nas.evaluation.training import (
-    RUNG_IMAGES,
     Average,
     ProxyTask,
     ProxyTraining,
@@ -26,6 +25,7 @@ from igc_nas.evaluation.training import (
 from igc_nas.nn.device import Device
 from igc_nas.nn.network import build
 from igc_nas.study.defaults import default_recipe
+from igc_nas.study.plan import RUNG_IMAGES
 from igc_nas.study.records import Rung, Score, Unfinished
 from igc_nas.study.spec import Recipe, Schedule
 

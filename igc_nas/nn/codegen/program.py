@@ -175,8 +175,8 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class PoolOp:
-    """Global average: image `source` to the single pixel `target`."""
+class _ImageOp:
+    """Reads image `source` alone, and writes image `target`."""
 
     source: int
     target: int
@@ -188,33 +188,23 @@ class PoolOp:
 
 
 @dataclass(frozen=True)
-class WindowOp:
+class PoolOp(_ImageOp):
+    """Global average: image `source` to the single pixel `target`."""
+
+
+@dataclass(frozen=True)
+class WindowOp(_ImageOp):
     """The maximum or the mean of windows; zeros around the image count for the mean, not for the maximum."""
 
-    source: int
-    target: int
     kind: Literal["max", "mean"]
     kernel: int
     stride: int
     padding: int
 
-    @property
-    def reads(self) -> tuple[int, ...]:
-        """The images that are read."""
-        return (self.source,)
-
 
 @dataclass(frozen=True)
-class FlattenOp:
+class FlattenOp(_ImageOp):
     """All pixels of image `source` as the one pixel of image `target`."""
-
-    source: int
-    target: int
-
-    @property
-    def reads(self) -> tuple[int, ...]:
-        """The images that are read."""
-        return (self.source,)
 
 
 @dataclass(frozen=True)
