@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from igc_nas.api.finals import finals
     from igc_nas.api.measure import measure
     from igc_nas.api.search import search
+    from igc_nas.api.space import load_space
     from igc_nas.api.train import train
     from igc_nas.arch.config import ArchConfig
     from igc_nas.arch.cost import Cost, cost_of
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from igc_nas.errors import IgcNasError
     from igc_nas.nn.device import find_devices
     from igc_nas.nn.factory import create_model
+    from igc_nas.samplers.known_cost_sampler import KnownCostSampler
+    from igc_nas.samplers.optuna_space import OptunaSpace
     from igc_nas.space.budget import Budget
     from igc_nas.space.search_space import SearchSpace
     from igc_nas.study.defaults import default_recipe, new_spec
@@ -48,7 +51,9 @@ _HOME = {
     "Candidate": "study.records",
     "Cost": "arch.cost",
     "IgcNasError": "errors",
+    "KnownCostSampler": "samplers.known_cost_sampler",
     "Latency": "study.records",
+    "OptunaSpace": "samplers.optuna_space",
     "Recipe": "study.spec",
     "Run": "engine.search",
     "Score": "study.records",
@@ -66,6 +71,7 @@ _HOME = {
     "find_devices": "nn.device",
     "frame": "analysis.tables",
     "load_architecture": "study.lookup",
+    "load_space": "api.space",
     "load_study": "study.study",
     "locate": "data.datasets",
     "measure": "api.measure",
@@ -81,7 +87,9 @@ __all__ = [
     "Candidate",
     "Cost",
     "IgcNasError",
+    "KnownCostSampler",
     "Latency",
+    "OptunaSpace",
     "Recipe",
     "Run",
     "Score",
@@ -100,6 +108,7 @@ __all__ = [
     "find_devices",
     "frame",
     "load_architecture",
+    "load_space",
     "load_study",
     "locate",
     "measure",
