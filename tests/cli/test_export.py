@@ -253,6 +253,16 @@ def test_the_suffix_selects_the_format(name: str, kind: str, cli: Command, ungra
     assert Path(name).read_bytes() == b"a graph"
 
 
+def test_a_file_holds_at_most_what_it_was_picked_by(cli: Command, ungraphed: list[tuple[Any, ...]]) -> None:
+    params = igc_nas.cost_of(ARCH).params
+    wrote(cli("export", "arch.toml", "-o", "fits.toml", "--budget-params", str(params)))
+    refused(cli("export", "arch.toml", "-o", "big.toml", "--budget-params", str(params - 1)), 3, "may be deployed")
+    most = ("--untrained", "--budget-params", "9875")  # the stub's graph has 9,876
+    refused(cli("export", "arch.toml", *most, "-o", "big.onnx"), 3, "9,876 parameters", "at most 9,875")
+    assert not Path("big.toml").exists()
+    assert not Path("big.onnx").exists()
+
+
 @pytest.mark.slow
 def test_the_fastest_form_as_onnx(cli: Command) -> None:
     pytest.importorskip("onnxscript")
