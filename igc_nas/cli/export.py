@@ -13,12 +13,12 @@ from igc_nas.cli.loading import load, quiet_threads
 from igc_nas.cli.options import COUNT, FILE, classes_option, storage_option, studies_dir
 from igc_nas.cli.output import put, say
 from igc_nas.errors import ConfigError, InfeasibleError, UsageError
-from igc_nas.export.destination import FORMATS, FORMS, c_paths, check_destination
+from igc_nas.exports.destination import FORMATS, FORMS, c_paths, check_destination
 
 if TYPE_CHECKING:
-    from igc_nas.export.c_source import CFiles
-    from igc_nas.export.graph import Exporter, Graph
-    from igc_nas.export.source import Source
+    from igc_nas.exports.c_source import CFiles
+    from igc_nas.exports.graph import Exporter, Graph
+    from igc_nas.exports.source import Source
     from igc_nas.nn.network import Network
 
 
@@ -86,7 +86,7 @@ def export(**options: Any) -> None:
       igc-nas export igc_cifar10_2m --pick under:params=200k -o arch.toml
       igc-nas export arch.toml --weights models/ID-cifar10 -o net.onnx
     """
-    from igc_nas.export.source import unfinished_text
+    from igc_nas.exports.source import unfinished_text
 
     request = ExportRequest(**options)
     kind, out = request.kind or _format_by_suffix(request.out), request.out
@@ -118,7 +118,7 @@ def _format_by_suffix(out: Path | None) -> str:
 
 def _source(request: ExportRequest) -> tuple[Source, Path | None]:
     """(the architecture to export, the folder of its training if it is named by that)."""
-    from igc_nas.export.source import Source
+    from igc_nas.exports.source import Source
 
     found = _architecture(request.what, request.classes, request.root, request.storage)
     if found is None:
@@ -131,7 +131,7 @@ def _source(request: ExportRequest) -> tuple[Source, Path | None]:
 
 def _architecture(what: str, classes: int | None, root: Path, storage: str | None) -> tuple[Source, Path | None] | None:
     """The architecture that `what` names, with the folder of its training; None if `what` can only be a study."""
-    from igc_nas.export.source import Source
+    from igc_nas.exports.source import Source
     from igc_nas.io.files import is_file
     from igc_nas.study.lookup import is_named, load_architecture, named_trial
 
@@ -213,7 +213,7 @@ def _write(kind: str, source: Source, weights: Path | None, request: ExportReque
     """Write one format, after it was compared with the network; returns lines that describe it."""
     out = request.out
     if kind == "toml":
-        from igc_nas.export.source import config_text
+        from igc_nas.exports.source import config_text
 
         text = _checked_config(source, config_text(source))
         if out is not None and not _has_text(out, text):  # the same command again changes nothing
@@ -222,7 +222,7 @@ def _write(kind: str, source: Source, weights: Path | None, request: ExportReque
         return []
     threads = source.study.spec.latency.threads if source.study else 1
     quiet_threads(threads)
-    from igc_nas.export.weights import loaded
+    from igc_nas.exports.weights import loaded
 
     source, network = loaded(source, weights, request.seed)
     lines = [f"weights  {weights}" + (f": {source.trained}" if source.trained else "")] if weights else []
@@ -252,8 +252,8 @@ def _checked_config(source: Source, text: str) -> str:
 
 
 def _write_standalone(source: Source, network: Network, out: Path | None) -> float:
-    from igc_nas.export.standalone import standalone_text
-    from igc_nas.export.verify import verify_standalone
+    from igc_nas.exports.standalone import standalone_text
+    from igc_nas.exports.verify import verify_standalone
 
     text = standalone_text(source)
     with tempfile.TemporaryDirectory(prefix="igc-nas-") as folder:
@@ -265,7 +265,7 @@ def _write_standalone(source: Source, network: Network, out: Path | None) -> flo
 
 
 def _write_folder(source: Source, network: Network, trained: bool, out: Path, request: ExportRequest) -> list[str]:
-    from igc_nas.export.folder import write_folder
+    from igc_nas.exports.folder import write_folder
 
     graph, no_onnx = None, "it would hold weights, and there are none"
     if trained or request.untrained:
@@ -311,7 +311,7 @@ def _write_c(source: Source, network: Network, out: Path, weights_file: bool) ->
 def _checked_c(name: str, source: Source, network: Network, weights_file: bool) -> tuple[CFiles, float]:
     """The C files of a network for the vectors that are fastest here, and their error as compiled and run."""
     from igc_nas.evaluation.runtimes import require
-    from igc_nas.export.c_source import c_files, verify_c
+    from igc_nas.exports.c_source import c_files, verify_c
     from igc_nas.nn.codegen.target import target_here
 
     require("native", "the check of a C file")
@@ -336,7 +336,7 @@ def _graph(kind: Any, source: Source, network: Network, request: ExportRequest) 
 
 def _exporter(source: Source, limit: int | None, opset: int | None) -> Exporter:
     """Exports in a form within the limit that the study's spec allows, measured on this machine's CPU."""
-    from igc_nas.export.graph import Exporter
+    from igc_nas.exports.graph import Exporter
     from igc_nas.nn.device import configure_torch, find_devices
     from igc_nas.nn.lowering.timing_cache import timing_cache_for
     from igc_nas.study.spec import LatencySpec

@@ -290,8 +290,13 @@ def print_finals(study: Study, output: str, recipe: str | None = None) -> None:
         say(f"{study.spec.name} has no finals yet", f"igc-nas finals {study.spec.name}")
         return
     from igc_nas.io.console import table_lines, terminal_width
+    from igc_nas.study.front_table import markdown_table
 
     for group in groups:
         put_text(f"{study.spec.name}: {group_title(group)}", "")
+        if output == "markdown":
+            alignments = [":--" if title in ("", "network") else "--:" for title in COLUMNS]
+            put(*markdown_table(COLUMNS, [alignments, *final_rows(group, objectives)]), "")
+            continue
         put(*table_lines(COLUMNS, final_rows(group, objectives), ("", "network"), terminal_width()), "")
         put_text(LEGEND)

@@ -162,7 +162,7 @@ def _facts(latency: Latency, config: ArchConfig) -> dict[str, Any]:
 
 def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
     """A measurement of `config` for people: median and interval, form by form, and the conditions."""
-    from igc_nas.analysis.words import conditions_words, interval_words, noise_words
+    from igc_nas.analysis.words import MIG, conditions_words, interval_words, noise_words
     from igc_nas.arch.cost import cost_of
     from igc_nas.evaluation.latency import REFERENCE
     from igc_nas.io.units import format_count
@@ -198,6 +198,7 @@ def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
         *lines,
         f"reference network {REFERENCE}: {latency.reference_ms:.3f} ms in the same rounds",
         f"{conditions_words(latency)}, torch {c.torch}" + "".join(f", {word}" for word in state),
+        *([MIG] if c.mig else []),
     ]
 
 

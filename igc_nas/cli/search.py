@@ -130,7 +130,11 @@ if TYPE_CHECKING:
     help="Fail a trial that is processed for longer; waiting for other trials is not counted. [default: none]",
 )
 @click.option("--workers", type=click.IntRange(1, 256), help="Worker processes. [default: cores, or two a GPU]")
-@click.option("--workers-per-gpu", type=click.IntRange(1, 16), help="The same, as a number for each GPU.")
+@click.option(
+    "--workers-per-gpu",
+    type=click.IntRange(1, 16),
+    help="The same, as a number for each GPU; on a Ray cluster they take a share of a GPU each. [default there: 1]",
+)
 @click.option(
     "--executor",
     type=click.Choice(["processes", "ray"]),
@@ -246,6 +250,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
         workers=workers,
         executor=request.executor,
         ray_address=request.ray_address if on_ray else None,
+        workers_per_gpu=request.workers_per_gpu or 1,
         devices=tuple(device.torch_name for device in devices),
         data_dir=request.data_dir,
         storage=request.storage,
@@ -283,15 +288,15 @@ def _asked_workers(request: SearchRequest, devices: tuple[Device, ...]) -> int |
         return request.workers
     if request.workers is not None or devices[0].kind != "cuda":
         raise UsageError("--workers-per-gpu is for GPUs, and stands for --workers", "give --workers")
-    return request.workers_per_gpu * len(devices)
+    return None if request.executor == "ray" else request.workers_per_gpu * len(devices)
 
 
 def _ray_workers(request: SearchRequest, device: Device) -> int:
     """How many workers the Ray cluster has resources for."""
-    from igc_nas.engine.ray.nodes import places
+    from igc_nas.engine.ray.nodes import needs_of, places
     from igc_nas.engine.search import Run
 
-    return places(request.ray_address, device.torch_name, Run.threads)
+    return places(request.ray_address, needs_of(device.torch_name, Run.threads, request.workers_per_gpu or 1))
 
 
 def _announce(

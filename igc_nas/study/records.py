@@ -56,6 +56,8 @@ class Conditions(Frozen):
     """Reasons for which the clocks are throttled; empty: none."""
     tf32: bool | None = None
     """Whether float32 matrix products may use TF32 on a GPU."""
+    mig: bool | None = None
+    """True on a MIG instance: clocks, temperature, power and energy are its whole card's."""
 
 
 class FormTime(Frozen):

@@ -20,9 +20,9 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import UsageError
 from igc_nas.evaluation.retraining import RESULT_FILE, RUN_FILE, WEIGHTS_FILE
-from igc_nas.export import folder
-from igc_nas.export import verify as proof
-from igc_nas.export.graph import Exporter, Graph
+from igc_nas.exports import folder
+from igc_nas.exports import verify as proof
+from igc_nas.exports.graph import Exporter, Graph
 from igc_nas.nn.codegen.build import compiler
 from igc_nas.nn.network import Network, build
 from igc_nas.study.records import Trial

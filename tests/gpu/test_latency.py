@@ -1,5 +1,6 @@
 """Latency on a GPU: forms captured and timed on its own stream and clock, noise by NVML."""
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,10 @@ import pynvml
 import pytest
 import torch
 
+from igc_nas.analysis.words import MIG
 from igc_nas.arch.config import ArchConfig
+from igc_nas.cli.measure import latency_lines
+from igc_nas.engine.doctor import examine
 from igc_nas.evaluation.gpu_noise import GpuNoiseMonitor
 from igc_nas.evaluation.latency import Measurer, measure_latency
 from igc_nas.nn.device import find_devices
@@ -69,6 +73,16 @@ def test_the_second_gpu_is_timed_on_its_own_stream(cache: None, monkeypatch: pyt
         assert record.current_device == 0
 
 
+def test_a_mig_instance_is_said(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sensors are the card's, which the measurement records and `measure` and `doctor` say."""
+    monkeypatch.setitem(sys.modules, "pynvml", Instances())
+    found = Measurer(SPEC, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
+    assert found.conditions.mig
+    assert found.conditions.clock_mhz == 1980
+    assert "a MIG instance: clocks" in "\n".join(latency_lines(found, SMALL["igcv1"]))
+    assert [f.value for f in examine().findings if f.topic == "cuda:0 sensors"] == [MIG]
+
+
 # Noise.
 
 
@@ -93,6 +107,30 @@ class Sensors:
             SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(ullVal=self.throttled if f == 74 else 0))
             for f in fields
         ]
+
+
+class Instances(Sensors):
+    """The card of a MIG instance: NVML has no use of processes for it."""
+
+    def nvmlInit(self) -> None: ...
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if not uuid.startswith("MIG-"):
+            raise pynvml.NVMLError_NotFound
+        return "instance"
+
+    def nvmlDeviceIsMigDeviceHandle(self, handle: str) -> int:
+        return 1
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: str) -> str:
+        return "card"
+
+    def nvmlDeviceGetClockInfo(self, handle: str, of: int) -> int:
+        assert handle == "card"
+        return self.clock
+
+    def nvmlDeviceGetProcessUtilization(self, handle: str, since_us: int) -> list[Any]:
+        raise pynvml.NVMLError_NotSupported
 
 
 def monitored(sensors: Any, pid: int = 7) -> GpuNoiseMonitor:

@@ -18,8 +18,8 @@ from igc_nas.analysis.words import (
     recipe_words,
 )
 from igc_nas.data.datasets import is_synthetic
-from igc_nas.export.destination import C_COMMAND, C_SOURCE
-from igc_nas.export.source import Source, unfinished_text
+from igc_nas.exports.destination import C_COMMAND, C_SOURCE
+from igc_nas.exports.source import Source, unfinished_text
 from igc_nas.io.text import printable
 from igc_nas.study.records import Candidate
 

@@ -19,12 +19,12 @@ from igc_nas.arch.plan import arch_id
 from igc_nas.errors import ConfigError, IgcNasError, StudyError, UsageError
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.evaluation.retraining import RESULT_FILE, WEIGHTS_FILE
-from igc_nas.export.destination import MARKER, check_destination
-from igc_nas.export.folder import check_weights, weights_bytes, write_folder
-from igc_nas.export.graph import Graph, Timing
-from igc_nas.export.model_card import Contents, OnnxSummary, card_text
-from igc_nas.export.source import Source, TrainingResult
-from igc_nas.export.weights import loaded
+from igc_nas.exports.destination import MARKER, check_destination
+from igc_nas.exports.folder import check_weights, weights_bytes, write_folder
+from igc_nas.exports.graph import Graph, Timing
+from igc_nas.exports.model_card import Contents, OnnxSummary, card_text
+from igc_nas.exports.source import Source, TrainingResult
+from igc_nas.exports.weights import loaded
 from igc_nas.nn.network import Network, build
 from tests.support.builders import one_line
 from tests.support.exports import STUDY, hostile

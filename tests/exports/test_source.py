@@ -12,7 +12,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import StudyError, UsageError
-from igc_nas.export.source import Source, TrainingResult, config_text, facts, unfinished_text
+from igc_nas.exports.source import Source, TrainingResult, config_text, facts, unfinished_text
 from igc_nas.study.lookup import load_architecture
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study
