@@ -17,6 +17,7 @@ class ExportOptions(TypedDict, total=False):
     """The keyword arguments of `export`."""
 
     pick: str | None
+    budget_params: int | float | str | None
     format: Literal["toml", "py", "onnx", "pt2", "c", "dir"] | None
     weights: str | Path | None
     untrained: bool
@@ -25,6 +26,7 @@ class ExportOptions(TypedDict, total=False):
     opset: int | None
     seed: int | None
     classes: int | None
+    image_size: int | None
     force: bool
     storage: str | None
     studies_dir: str | Path | None

@@ -15,7 +15,7 @@ from igc_nas.study.records import Candidate, Latency
 from igc_nas.study.study import Study
 
 if TYPE_CHECKING:
-    from igc_nas.study.spec import RuntimeName
+    from igc_nas.study.spec import DtypeName, RuntimeName
 
 
 class MeasureOptions(TypedDict, total=False):
@@ -26,6 +26,7 @@ class MeasureOptions(TypedDict, total=False):
     image_size: int | None
     device: str | None
     batch: int | None
+    latency_dtype: DtypeName | None
     threads: int | None
     runtime: RuntimeName | None
     forms: Literal["any", "factored"] | None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from igc_nas.engine.coordinator import Evaluate
     from igc_nas.engine.events import Event
     from igc_nas.engine.executor import ExecutorName, MakeEvaluator
-    from igc_nas.study.spec import Goal, LatencyForms, RuntimeName, SamplerName
+    from igc_nas.study.spec import DtypeName, Goal, LatencyForms, RuntimeName, SamplerName
 
 Count = int | float | str
 """2_000_000, 2e6 or "2M"."""
@@ -59,6 +59,8 @@ class SearchOptions(TypedDict, total=False):
     enqueue: Texts | None
     baselines: Texts | None
     latency_runtime: RuntimeName | None
+    latency_batch: int | None
+    latency_dtype: DtypeName | None
     latency_forms: LatencyForms | None
     latency_command: str | None
     executor: ExecutorName | None

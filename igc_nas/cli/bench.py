@@ -144,7 +144,7 @@ def workers(trials: int, chunk: int, dataset: str, seed: int, device: str, as_js
     "--table", "tables", metavar="STUDY", multiple=True, help="A study that has evaluated its whole space (repeatable)."
 )
 @click.option(
-    "--landscapes/--no-landscapes", default=True, show_default=True, help="Include synthetic errors over igc_cifar."
+    "--landscapes/--no-landscapes", default=True, show_default=True, help="Include errors fitted to recorded trainings."
 )
 @click.option("--samplers", metavar="A,B,...", help="Also peers: gp, nsga3 (Optuna's). [default: all but brute-force]")
 @click.option("--seeds", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs of each sampler.")
@@ -172,12 +172,12 @@ def sampler(
 ) -> None:
     """Compare samplers by hypervolume over evaluations.
 
-    Searches are replayed in virtual time on tabular benchmarks (recorded trainings) and on synthetic landscapes (errors
-    by a formula). Takes a few minutes.
+    Searches are replayed in virtual time on tabular benchmarks (recorded trainings) and on landscapes (errors by a
+    model fitted to recorded trainings, and by a formula). Takes a few minutes.
     """
     quiet_threads(1)
+    from igc_nas.bench.samplers.landscapes import landscapes as fitted
     from igc_nas.bench.samplers.plots import figure_kind, write_figure
-    from igc_nas.bench.samplers.problems import landscapes as synthetic
     from igc_nas.bench.samplers.problems import tabular_benchmark
     from igc_nas.bench.samplers.report import SAMPLERS, bench_sampler, parse_samplers
     from igc_nas.study.defaults import usable_cores
@@ -186,7 +186,7 @@ def sampler(
     figures = [path for path in (html, png) if path]
     for path in figures:
         figure_kind(path)  # raises for an unknown suffix, before the replay
-    problems = [tabular_benchmark(load(name, root)) for name in tables] + [*(synthetic() if landscapes else ())]
+    problems = [tabular_benchmark(load(name, root)) for name in tables] + [*(fitted() if landscapes else ())]
     if not problems:
         raise UsageError("nothing to replay", "add --table STUDY, or --landscapes")
     report = bench_sampler(problems, names, seeds, evaluations, workers or usable_cores(), output, say)

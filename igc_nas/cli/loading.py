@@ -48,12 +48,13 @@ def architecture(name: str | ArchConfig, classes: int | None, root: Path, image_
     from igc_nas.arch.config import ArchConfig
     from igc_nas.study.lookup import load_architecture
 
-    if isinstance(name, ArchConfig):
-        return _with_side(name if classes is None else name.with_classes(classes), image_size)
-    return _with_side(load_architecture(name, classes, root), image_size)
+    if not isinstance(name, ArchConfig):
+        return with_side(load_architecture(name, classes, root), image_size)
+    return with_side(name if classes is None else name.with_classes(classes), image_size)
 
 
-def _with_side(arch: ArchConfig, image_size: int | None) -> ArchConfig:
+def with_side(arch: ArchConfig, image_size: int | None) -> ArchConfig:
+    """The architecture for images of that side; None: as it is. Raises `ConfigError` for one that it cannot read."""
     from igc_nas.arch.cost import check_side
 
     if image_size is None:
@@ -110,7 +111,7 @@ def read_architecture(file: BinaryIO, name: str, classes: int | None, image_size
     from igc_nas.io.files import decoded
 
     found = ArchConfig.from_toml(decoded(file.read(MOST_BYTES), name), name)
-    return _with_side(found if classes is None else found.with_classes(classes), image_size)
+    return with_side(found if classes is None else found.with_classes(classes), image_size)
 
 
 def quiet_threads(threads: int) -> None:

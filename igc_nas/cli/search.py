@@ -20,6 +20,7 @@ from igc_nas.cli.options import (
     data_dir_option,
     device_option,
     image_size_option,
+    latency_dtype_option,
     latency_forms_option,
     runtime_option,
     storage_option,
@@ -55,7 +56,13 @@ if TYPE_CHECKING:
         ),
         "How long": ("time", "trials", "timeout", "trial_timeout", "workers", "workers_per_gpu", "device"),
         "How it searches and trains": ("sampler", "seed", "recipe", "forms", "prune_below"),
-        "How latency is measured": ("latency_runtime", "latency_forms", "latency_command"),
+        "How latency is measured": (
+            "latency_runtime",
+            "latency_forms",
+            "latency_batch",
+            "latency_dtype",
+            "latency_command",
+        ),
         "Where it is kept": ("study_name", "root", "storage"),
     },
 )
@@ -98,6 +105,12 @@ if TYPE_CHECKING:
 @latency_forms_option
 @runtime_option
 @click.option(
+    "--latency-batch",
+    type=click.IntRange(1),
+    help="Images of the pass that is timed; limits are on one pass. [default: 1]",
+)
+@latency_dtype_option
+@click.option(
     "--latency-command",
     envvar="IGC_NAS_LATENCY_COMMAND",
     help="Measure elsewhere: a command that reads an architecture on stdin, 'ssh pi igc-nas measure --json -'.",
@@ -130,7 +143,11 @@ if TYPE_CHECKING:
     help="Fail a trial that is processed for longer; waiting for other trials is not counted. [default: none]",
 )
 @click.option("--workers", type=click.IntRange(1, 256), help="Worker processes. [default: cores, or two a GPU]")
-@click.option("--workers-per-gpu", type=click.IntRange(1, 16), help="The same, as a number for each GPU.")
+@click.option(
+    "--workers-per-gpu",
+    type=click.IntRange(1, 16),
+    help="The same, as a number for each GPU; on a Ray cluster they take a share of a GPU each. [default there: 1]",
+)
 @click.option(
     "--executor",
     type=click.Choice(["processes", "ray"]),
@@ -256,6 +273,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
         workers=workers,
         executor=request.executor,
         ray_address=request.ray_address if on_ray else None,
+        workers_per_gpu=request.workers_per_gpu or 1,
         devices=tuple(device.torch_name for device in devices),
         data_dir=request.data_dir,
         storage=request.storage,
@@ -293,15 +311,15 @@ def _asked_workers(request: SearchRequest, devices: tuple[Device, ...]) -> int |
         return request.workers
     if request.workers is not None or devices[0].kind != "cuda":
         raise UsageError("--workers-per-gpu is for GPUs, and stands for --workers", "give --workers")
-    return request.workers_per_gpu * len(devices)
+    return None if request.executor == "ray" else request.workers_per_gpu * len(devices)
 
 
 def _ray_workers(request: SearchRequest, device: Device) -> int:
     """How many workers the Ray cluster has resources for."""
-    from igc_nas.engine.ray.nodes import places
+    from igc_nas.engine.ray.nodes import needs_of, places
     from igc_nas.engine.search import Run
 
-    return places(request.ray_address, device.torch_name, Run.threads)
+    return places(request.ray_address, needs_of(device.torch_name, Run.threads, request.workers_per_gpu or 1))
 
 
 def _announce(

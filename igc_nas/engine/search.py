@@ -60,6 +60,8 @@ class Run:
     executor: ExecutorName = "processes"
     ray_address: str | None = None
     """HOST:PORT of a Ray cluster, for the executor `ray`; None: `$RAY_ADDRESS`, else this machine's."""
+    workers_per_gpu: int = 1
+    """How many of the executor `ray`'s workers share a GPU. (Processes are spread over `devices` by their number.)"""
 
 
 def search(
@@ -149,6 +151,7 @@ def _ray_executor(
         run.ray_address,
         run.trial_timeout_s,
         lambda text: on_event(Notice(text)),
+        run.workers_per_gpu,
     )
 
 

@@ -186,6 +186,14 @@ def test_a_front_for_papers_and_pages() -> None:
     assert page.count("<tr>") == 1 + len(STUDY.front())
 
 
+def test_baselines_stand_by_name_below_a_front_for_papers() -> None:
+    (one, *_) = STUDY.candidates
+    for lines, begin in ((markdown_lines, "| a_b | "), (latex_lines, r"a\_b & ")):
+        (added,) = set(lines(STUDY.front(), {"a_b": one})) - set(lines(STUDY.front()))
+        assert added.startswith(begin)
+        assert one.id in added
+
+
 def test_a_front_of_a_hostile_study_is_harmless() -> None:
     hostile = Study(STUDY.spec.model_copy(update={"name": HOSTILE, "dataset": HOSTILE}), STUDY.trials)
     text = "\n".join(front_of(hostile))

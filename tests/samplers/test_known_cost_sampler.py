@@ -166,7 +166,11 @@ def test_the_same_seed_suggests_the_same_also_from_a_copy() -> None:
         (lambda: igc_nas.load_space("tiny", budget_params="3"), InfeasibleError, "smallest architecture"),
         (lambda: igc_nas.load_space("tini"), UsageError, "did you mean tiny"),
         (lambda: igc_nas.load_space("tiny", budget_params="a lot"), UsageError, "not a positive whole number"),
-        (lambda: own_study(("error", "params"), directions=["minimize"]).ask(), UsageError, "1 objectives"),
+        (
+            lambda: SPACE.suggest(own_study(("error", "params"), directions=["minimize"]).ask()),
+            UsageError,
+            "has 1 obj",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(wrong: Callable[[], Any], error: type[Exception], words: str) -> None:

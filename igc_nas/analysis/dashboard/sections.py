@@ -189,10 +189,12 @@ def _table_row(candidate: Candidate, is_knee: bool) -> str:
 
 def finals_html(study: Study) -> str:
     """The networks that were trained to the end, a table for each recipe; empty if there are none."""
-    return "".join(_finals_table(study, group) for group in finals_groups(study.finals))
+    groups = finals_groups(study.finals)
+    return "".join(_finals_table(study, group, number) for number, group in enumerate(groups))
 
 
-def _finals_table(study: Study, group: FinalsGroup) -> str:
+def _finals_table(study: Study, group: FinalsGroup, number: int) -> str:
+    """Title, conditions and table of one recipe; `data-finals` is where the script draws its plot."""
     head = "".join(f'<th scope="col">{plain(text)}</th>' for text in FINALS_COLUMNS)
     rows = "".join(
         "<tr>" + "".join(f"<td>{plain(cell)}</td>" for cell in row) + "</tr>\n"
@@ -201,7 +203,8 @@ def _finals_table(study: Study, group: FinalsGroup) -> str:
     return (
         f"<h2>Finals of <bdi>{plain(study.spec.name)}</bdi>: test accuracy after a training to the end</h2>\n"
         f"<p>{plain(group_title(group))}</p>\n"
-        f'<div class="table">\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n'
+        f'<div class="table" data-finals="{number}">\n<table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{rows}</tbody>\n</table>\n</div>\n"
         f'<p class="note">{plain(FINALS_LEGEND)}</p>\n'
     )
 

@@ -152,7 +152,7 @@ class PricingEffect:
 class Comparison:
     """The samplers on one problem.
 
-    `size` is that of a tabular benchmark (None: a landscape), `missing` the number of its architectures without an
+    `size` is that of a small space (None: a large one), `missing` the number of its architectures without an
     outcome. `goal_at` is the number of evaluations after which the baseline's hypervolume is the goal.
     """
 

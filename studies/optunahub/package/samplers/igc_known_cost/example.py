@@ -3,7 +3,7 @@
 python example.py [TRIALS]
 """
 
-import importlib.util
+import importlib
 import math
 import sys
 from pathlib import Path
@@ -11,10 +11,8 @@ from pathlib import Path
 import optuna
 
 # From the registry: module = optunahub.load_module("samplers/igc_known_cost")
-spec = importlib.util.spec_from_file_location("igc_known_cost", Path(__file__).with_name("__init__.py"))
-assert spec and spec.loader
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
+sys.path.insert(0, str(Path(__file__).parents[1]))
+module = importlib.import_module("igc_known_cost")
 
 space = module.load_space("tiny", budget_params="4k")
 
