@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from igc_nas.cli.loading import load, quiet_threads
-from igc_nas.cli.options import FILE, classes_option, storage_option, studies_dir
+from igc_nas.cli.loading import load, quiet_threads, with_side
+from igc_nas.cli.options import COUNT, FILE, classes_option, side_option, storage_option, studies_dir
 from igc_nas.cli.output import put, say
-from igc_nas.errors import ConfigError, UsageError
+from igc_nas.errors import ConfigError, InfeasibleError, UsageError
 from igc_nas.exports.destination import FORMATS, FORMS, c_paths, check_destination
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class ExportRequest:
 
     what: str
     pick: str | None
+    budget_params: int | None
     kind: str | None
     weights: Path | None
     untrained: bool
@@ -36,6 +37,7 @@ class ExportRequest:
     opset: int | None
     seed: int
     classes: int | None
+    image_size: int | None
     out: Path | None
     force: bool
     storage: str | None
@@ -44,7 +46,17 @@ class ExportRequest:
 
 @click.command()
 @click.argument("what", metavar="STUDY|ARCH")
-@click.option("--pick", help="Which trial of a STUDY: knee, best-error, trial:N or under:params=500k. [default: knee]")
+@click.option(
+    "--pick",
+    metavar="RULE",
+    help="Which trial of a STUDY: knee, best-error, smallest, trial:N or under:params=500k (also "
+    "under:params=500k,latency=2ms). [default: knee]",
+)
+@click.option(
+    "--budget-params",
+    type=COUNT,
+    help="Most parameters that a file may hold: 500k. [default: those of --pick under:params, or of the study]",
+)
 @click.option(
     "--format",
     "kind",
@@ -60,6 +72,7 @@ class ExportRequest:
 @click.option("--opset", type=click.IntRange(7, 50), help="Of onnx: version of ONNX's operators. [default: torch's]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of random weights.")
 @classes_option
+@side_option
 @click.option("-o", "--out", type=FILE, help="File or folder to write. [default: stdout, for toml and py]")
 @click.option("--force", is_flag=True, help="Overwrite the file, or the folder of an earlier export.")
 @storage_option
@@ -80,12 +93,14 @@ def export(**options: Any) -> None:
     request = ExportRequest(**options)
     kind, out = request.kind or _format_by_suffix(request.out), request.out
     source, weights = _source(request)
+    source = source.at(with_side(source.arch, request.image_size))
     weights = request.weights or (None if kind == "toml" else weights)
     _check_options(kind, weights, request)
     if out is not None and kind != "toml":
         _check_place(kind, out, request.force)
     if (unfinished := unfinished_text(source)) is not None:
         say(f"{source.name}: {unfinished}")
+    _check_limit(source.cost.params, "factored", _limit(source, request))
     lines = _write(kind, source, weights, request)
     if out is not None:
         say(f"{source.name}: {source.arch}", *lines, f"wrote {out}")
@@ -160,6 +175,30 @@ def _check_options(kind: str, weights: Path | None, request: ExportRequest) -> N
             )
         if request.form:
             raise UsageError("--form is of model.onnx, which holds weights", "add --weights FILE, or --untrained")
+
+
+def _limit(source: Source, request: ExportRequest) -> int | None:
+    """The most parameters that a file may hold: --budget-params, else the least of --pick under:params, the study's."""
+    from igc_nas.study.study import parse_limits
+
+    if request.budget_params is not None:
+        return request.budget_params
+    kind, _, limits = (request.pick or "").partition(":")
+    picked = parse_limits(limits).get("params") if kind == "under" else None
+    spec = source.study.spec if source.study else None
+    own = spec.budget.params if spec and spec.latency.forms != "any" else None
+    if own is not None and source.cost.params > own:  # a network that was enqueued, or has more classes here
+        own = None
+    return min((int(limit) for limit in (picked, own) if limit is not None), default=None)
+
+
+def _check_limit(params: int, form: str, limit: int | None) -> None:
+    """Raise `InfeasibleError` where a file would hold more parameters than the limit it was picked by."""
+    if limit is not None and params > limit:
+        raise InfeasibleError(
+            f"the {form} network has {params:,} parameters; at most {limit:,} may be deployed",
+            "pick a smaller one, or raise --budget-params" + ("" if form == "factored" else ", or leave out --form"),
+        )
 
 
 def _check_place(kind: str, out: Path, force: bool) -> None:
@@ -292,25 +331,27 @@ def _graph(kind: Any, source: Source, network: Network, request: ExportRequest) 
         from igc_nas.evaluation.runtimes import require
 
         require("onnxruntime", "an ONNX file")
-    return _exporter(source, request.opset)(kind, network, request.form or "fastest", source.metadata)
+    limit = _limit(source, request)
+    graph = _exporter(source, limit, request.opset)(kind, network, request.form or "fastest", source.metadata)
+    _check_limit(graph.params, graph.form, limit)
+    return graph
 
 
-def _exporter(source: Source, opset: int | None) -> Exporter:
-    """Exports in a form that the study's spec allows (without a study: any), measured on this machine's CPU."""
+def _exporter(source: Source, limit: int | None, opset: int | None) -> Exporter:
+    """Exports in a form within the limit that the study's spec allows, measured on this machine's CPU."""
     from igc_nas.exports.graph import Exporter
     from igc_nas.nn.device import configure_torch, find_devices
     from igc_nas.nn.lowering.timing_cache import timing_cache_for
     from igc_nas.study.spec import LatencySpec
 
     device = find_devices("cpu")[0]
+    study_spec = source.study.spec.latency if source.study else None
+    only_factored = study_spec and study_spec.forms == "factored" and study_spec.runtime != "native"
     own = {"device": device.name, "runtime": "onnxruntime", "input": source.arch.input, "memory_format": "contiguous"}
+    own["forms"] = "factored" if only_factored else "within-budget"  # native C runs factored networks, whatever it says
     away = {"remote": False, "cuda_graph": False, "cold_cache": False}
-    study_spec = source.study.spec if source.study else None
-    if study_spec and study_spec.latency.runtime == "native":  # "factored" says what native C runs
-        own["forms"] = "within-budget"
-    spec = study_spec.latency.model_copy(update=own | away) if study_spec else LatencySpec(**own, forms="any")  # type: ignore[arg-type]
+    spec = study_spec.model_copy(update=own | away) if study_spec else LatencySpec(**own)  # type: ignore[arg-type]
     configure_torch(device, spec.threads)
-    limit = study_spec.budget.params if study_spec else None
     cache = timing_cache_for(device.name, spec.threads, "deployment")
     return Exporter(spec, device, limit, cache, say, opset=opset)
 

@@ -49,8 +49,8 @@ class FinalsRequest(RecipeRequest):
     "--pick",
     multiple=True,
     metavar="RULE",
-    help="Which candidates (repeatable): front, knee, best-error, trial:N, or under:params=500k (also latency=2ms): "
-    "those within it that surrogate and proxy together rank best. [default: front]",
+    help="Which candidates (repeatable): front, knee, best-error, smallest, trial:N, or under:params=500k (also "
+    "latency=2ms): those within it that surrogate and proxy together rank best. [default: front]",
 )
 @click.option("--top", type=click.IntRange(1, 1000), default=8, show_default=True, help="Candidates per --pick.")
 @click.option(

@@ -34,6 +34,8 @@ from igc_nas.io.resources import shipped
 from igc_nas.io.text import nearest
 
 MOST_OPTIONS = 200_000
+TEMPLATE = Path(__file__).with_name("template.toml")
+"""A space file to edit: every key, with its unit and default."""
 Metric = Literal["params", "macs", "activations"]
 METRICS: tuple[Metric, ...] = ("params", "macs", "activations")
 Params = Mapping[str, int | str]

@@ -253,6 +253,16 @@ def test_the_suffix_selects_the_format(name: str, kind: str, cli: Command, ungra
     assert Path(name).read_bytes() == b"a graph"
 
 
+def test_a_file_holds_at_most_what_it_was_picked_by(cli: Command, ungraphed: list[tuple[Any, ...]]) -> None:
+    params = igc_nas.cost_of(ARCH).params
+    wrote(cli("export", "arch.toml", "-o", "fits.toml", "--budget-params", str(params)))
+    refused(cli("export", "arch.toml", "-o", "big.toml", "--budget-params", str(params - 1)), 3, "may be deployed")
+    most = ("--untrained", "--budget-params", "9875")  # the stub's graph has 9,876
+    refused(cli("export", "arch.toml", *most, "-o", "big.onnx"), 3, "9,876 parameters", "at most 9,875")
+    assert not Path("big.toml").exists()
+    assert not Path("big.onnx").exists()
+
+
 @pytest.mark.slow
 def test_the_fastest_form_as_onnx(cli: Command) -> None:
     pytest.importorskip("onnxscript")
@@ -376,3 +386,12 @@ def test_c_needs_a_compiler(cli: Command, monkeypatch: pytest.MonkeyPatch, empty
     monkeypatch.setenv("CC", "no-such-compiler")
     answer = cli("export", "igcv1-l8m2-d8", "--untrained", "-o", empty / "net.c")
     refused(answer, 2, "the check of a C file needs a C compiler")
+
+
+def test_an_architecture_is_written_for_images_of_another_size(cli: Command) -> None:
+    assert cli("export", "made", "--image-size", "48", "-o", "large.toml").status == 0
+    text = Path("large.toml").read_text()
+    assert ArchConfig.from_toml(text).input == (3, 48, 48)
+    assert "at 48 pixels" in text
+    assert "latency" not in text  # what the trial measured was of 32 pixels
+    refused(cli("export", "made", "--image-size", "1", "-o", "small.toml"), 2, "the strides multiply to")
