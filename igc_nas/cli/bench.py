@@ -176,7 +176,8 @@ def workers(trials: int, chunk: int, dataset: str, seed: int, device: str, as_js
 @click.option(
     "--landscapes/--no-landscapes", default=True, show_default=True, help="Include errors fitted to recorded trainings."
 )
-@click.option("--samplers", metavar="A,B,...", help="Also peers: gp, nsga3 (Optuna's). [default: all but brute-force]")
+@click.option("--samplers", metavar="A,B,...", help="Also peers: gp, nsga3 (Optuna's), botorch, "
+              "smac (extra bench). [default: all but brute-force]")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs of each sampler.")
 @click.option(
     "--evaluations", type=click.IntRange(1, 2000), default=200, show_default=True, help="Evaluations of each run."

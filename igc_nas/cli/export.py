@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from igc_nas.cli.loading import load, quiet_threads
-from igc_nas.cli.options import COUNT, FILE, classes_option, storage_option, studies_dir
+from igc_nas.cli.loading import load, quiet_threads, with_side
+from igc_nas.cli.options import COUNT, FILE, classes_option, side_option, storage_option, studies_dir
 from igc_nas.cli.output import put, say
 from igc_nas.errors import ConfigError, InfeasibleError, UsageError
 from igc_nas.exports.destination import FORMATS, FORMS, c_paths, check_destination
@@ -37,6 +37,7 @@ class ExportRequest:
     opset: int | None
     seed: int
     classes: int | None
+    image_size: int | None
     out: Path | None
     force: bool
     storage: str | None
@@ -71,6 +72,7 @@ class ExportRequest:
 @click.option("--opset", type=click.IntRange(7, 50), help="Of onnx: version of ONNX's operators. [default: torch's]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of random weights.")
 @classes_option
+@side_option
 @click.option("-o", "--out", type=FILE, help="File or folder to write. [default: stdout, for toml and py]")
 @click.option("--force", is_flag=True, help="Overwrite the file, or the folder of an earlier export.")
 @storage_option
@@ -91,6 +93,7 @@ def export(**options: Any) -> None:
     request = ExportRequest(**options)
     kind, out = request.kind or _format_by_suffix(request.out), request.out
     source, weights = _source(request)
+    source = source.at(with_side(source.arch, request.image_size))
     weights = request.weights or (None if kind == "toml" else weights)
     _check_options(kind, weights, request)
     if out is not None and kind != "toml":

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from igc_nas.cli.loading import architecture, load, quiet_threads, read_architecture
-from igc_nas.cli.options import COUNT, as_json, classes_option, device_option, runtime_option, side_option, studies_dir
+from igc_nas.cli.options import (
+    COUNT,
+    as_json,
+    classes_option,
+    device_option,
+    latency_dtype_option,
+    runtime_option,
+    side_option,
+    studies_dir,
+)
 from igc_nas.cli.output import put_json, put_text, say
 from igc_nas.errors import StudyError, UsageError
 
@@ -20,12 +29,12 @@ if TYPE_CHECKING:
     from igc_nas.engine.remeasuring import Remeasured
     from igc_nas.nn.device import Device
     from igc_nas.study.records import Latency
-    from igc_nas.study.spec import RuntimeName
+    from igc_nas.study.spec import DtypeName, RuntimeName
     from igc_nas.study.study import Study
 
 OF_ONE_ARCHITECTURE = (
-    "classes", "image_size", "device", "batch", "threads", "latency_runtime", "forms", "budget_params", "cuda_graph",
-    "cold_cache", "energy",
+    "classes", "image_size", "device", "batch", "latency_dtype", "threads", "latency_runtime", "forms", "budget_params",
+    "cuda_graph", "cold_cache", "energy",
 )  # fmt: skip
 """Options that `--study` excludes: the study has its own conditions."""
 
@@ -41,6 +50,7 @@ class MeasureRequest:
     image_size: int | None
     device: str
     batch: int
+    latency_dtype: DtypeName | None
     threads: int
     latency_runtime: RuntimeName | None
     forms: Literal["any", "factored"] | None
@@ -60,7 +70,16 @@ class MeasureRequest:
 @classes_option
 @side_option
 @device_option
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images per pass.")
+@click.option(
+    "--batch",
+    "--latency-batch",
+    "batch",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Images per pass.",
+)
+@latency_dtype_option
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads, on a CPU.")
 @runtime_option
 @click.option("--forms", type=click.Choice(["any", "factored"]), help="Forms to run. [default: all of the runtime]")
@@ -125,16 +144,19 @@ def _refuse_conditions() -> None:
 def _measured(config: ArchConfig, request: MeasureRequest) -> Latency:
     """The architecture's latency on a device of this machine. Raises what `Measurer` raises."""
     from igc_nas.engine.remeasuring import local_measurer
-    from igc_nas.evaluation.runtimes import require
+    from igc_nas.evaluation.runtimes import check_dtype, require
     from igc_nas.nn.device import find_devices
     from igc_nas.study.spec import LatencySpec
 
     device = find_devices(request.device)[0]
     runtime = request.latency_runtime or _default_runtime(config, device, request)
     require(runtime)
+    dtype = request.latency_dtype or "float32"
+    check_dtype(dtype, runtime, device.kind)
     spec = LatencySpec(
         device=device.name,
         batch=request.batch,
+        dtype=dtype,
         threads=request.threads,
         runtime=runtime,
         forms="factored" if request.forms == "factored" else "within-budget" if request.budget_params else "any",
@@ -162,7 +184,8 @@ def _facts(latency: Latency, config: ArchConfig) -> dict[str, Any]:
     from igc_nas.evaluation.latency import REFERENCE
 
     cost = cost_of(config).as_dict()
-    return {**latency.model_dump(mode="json"), "n": latency.n, "reference": REFERENCE, **cost, "arch": config.to_dict()}
+    record = {**latency.model_dump(mode="json"), "n": latency.n, "per_image_ms": latency.per_image_ms}
+    return {**record, "reference": REFERENCE, **cost, "arch": config.to_dict()}
 
 
 def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
@@ -176,6 +199,7 @@ def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
     lines = [
         f"{latency.median_ms:.3f} ms, raw  ({interval_words(latency.low_ms, latency.high_ms, latency.n)})",
         *([f"{noise_words(latency.noise)}; measure again when the machine is quiet"] if latency.noisy else []),
+        *([f"{latency.per_image_ms:.4g} ms an image, {latency.batch} a pass"] if latency.batch > 1 else []),
         f"form {latency.form}; {cost.macs:,} MACs and {cost.params:,} parameters in the factored form",
         "",
     ]

@@ -20,6 +20,7 @@ from igc_nas.cli.options import (
     data_dir_option,
     device_option,
     image_size_option,
+    latency_dtype_option,
     latency_forms_option,
     runtime_option,
     storage_option,
@@ -55,7 +56,13 @@ if TYPE_CHECKING:
         ),
         "How long": ("time", "trials", "timeout", "trial_timeout", "workers", "workers_per_gpu", "device"),
         "How it searches and trains": ("sampler", "seed", "recipe", "forms", "prune_below"),
-        "How latency is measured": ("latency_runtime", "latency_forms", "latency_command"),
+        "How latency is measured": (
+            "latency_runtime",
+            "latency_forms",
+            "latency_batch",
+            "latency_dtype",
+            "latency_command",
+        ),
         "Where it is kept": ("study_name", "root", "storage"),
     },
 )
@@ -97,6 +104,12 @@ if TYPE_CHECKING:
 )
 @latency_forms_option
 @runtime_option
+@click.option(
+    "--latency-batch",
+    type=click.IntRange(1),
+    help="Images of the pass that is timed; limits are on one pass. [default: 1]",
+)
+@latency_dtype_option
 @click.option(
     "--latency-command",
     envvar="IGC_NAS_LATENCY_COMMAND",

@@ -70,6 +70,12 @@ class Source:
         arch = found if classes is None else found.with_classes(classes)
         return cls(arch, f"trial {trial.number} of {study.spec.name}", study, trial)
 
+    def at(self, arch: ArchConfig) -> Source:
+        """The same for images of another size: what the trial measured is not known of it."""
+        return (
+            self if arch == self.arch else Source(arch, f"{self.name} at {arch.input[1]} pixels", trained=self.trained)
+        )
+
     @cached_property
     def id(self) -> str:
         """The canonical id."""

@@ -121,6 +121,11 @@ class Latency(Frozen):
         return len(self.samples_ms)
 
     @property
+    def per_image_ms(self) -> float:
+        """`median_ms` by the images of a pass."""
+        return self.median_ms / self.batch
+
+    @property
     def normalised_interval_ms(self) -> tuple[float, float]:
         """The 95 % interval of `normalised_ms`; in old records without one, the interval of `median_ms`, scaled."""
         if self.normalised_low_ms is not None and self.normalised_high_ms is not None:

@@ -386,3 +386,12 @@ def test_c_needs_a_compiler(cli: Command, monkeypatch: pytest.MonkeyPatch, empty
     monkeypatch.setenv("CC", "no-such-compiler")
     answer = cli("export", "igcv1-l8m2-d8", "--untrained", "-o", empty / "net.c")
     refused(answer, 2, "the check of a C file needs a C compiler")
+
+
+def test_an_architecture_is_written_for_images_of_another_size(cli: Command) -> None:
+    assert cli("export", "made", "--image-size", "48", "-o", "large.toml").status == 0
+    text = Path("large.toml").read_text()
+    assert ArchConfig.from_toml(text).input == (3, 48, 48)
+    assert "at 48 pixels" in text
+    assert "latency" not in text  # what the trial measured was of 32 pixels
+    refused(cli("export", "made", "--image-size", "1", "-o", "small.toml"), 2, "the strides multiply to")

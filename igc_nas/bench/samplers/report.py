@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from igc_nas.bench.samplers.peers import PEERS
+from igc_nas.bench.samplers.peers import PEERS, require_peer
 from igc_nas.bench.samplers.problems import Problem
 from igc_nas.bench.samplers.replay import Replay
 from igc_nas.bench.samplers.runs import Task, run_tasks
@@ -432,4 +432,6 @@ def parse_samplers(text: str) -> tuple[str, ...]:
     names = dict.fromkeys(part.strip() for part in text.split(","))
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"unknown sampler {unknown[0]!r:.40}", f"choose from {', '.join(known)}")
+    for name in names:
+        require_peer(name)
     return tuple(names)
