@@ -328,7 +328,7 @@ def test_a_file_of_version_0_1_is_read(tmp_path: Path) -> None:
 def test_a_file_that_is_not_one_of_replays_is_refused(line: str, tmp_path: Path) -> None:
     file = tmp_path / "runs.jsonl"
     file.write_text(line + "\n")
-    with pytest.raises(UsageError, match=r"runs\.jsonl line 1 is no run of bench sampler"):
+    with pytest.raises(UsageError, match=r"runs\.jsonl line 1 is not a run of bench sampler"):
         run_tasks([table()], tasks(), file=file)
 
 
