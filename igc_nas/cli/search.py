@@ -213,7 +213,8 @@ def searched(request: SearchRequest) -> tuple[Study, str]:
 def _say_summary(study: Study, end: str) -> None:
     """Say why the search ended, what was pruned, how accurate the surrogate is, and what to type next."""
     from igc_nas.analysis.surrogate_quality import surrogate_quality
-    from igc_nas.analysis.words import plan_words
+    from igc_nas.analysis.words import counted, plan_words
+    from igc_nas.study.names import study_argument
 
     pruned = study.ended - len(study.candidates)
     if pruned:
@@ -226,6 +227,15 @@ def _say_summary(study: Study, end: str) -> None:
         say(f"surrogate: {quality.sentence()}")
     if plan := plan_words(study):
         say(f"plan: {plan}")
+    if study.candidates:
+        say(
+            f"The errors are those of {counted(study.spec.recipe.samples, 'image')} a network: they rank; after a long "
+            "training expect them far lower (finals, below)."
+        )
+    name = study_argument(study.folder, study.spec.name)
+    if noisy := sum(candidate.latency.noisy for candidate in study.candidates):
+        of = counted(len(study.candidates), "latency is", "latencies are")
+        say(f"{noisy} of {of} noisy; on a quieter machine: igc-nas measure --study {name} --keep")
     say("")
     if end:
         say(f"{end}; the same command continues")
@@ -263,7 +273,8 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     if time_s and not resolved.continued and spec.sampler != "brute-force":
         from igc_nas.evaluation.speed import planned_spec
 
-        say("planning: timing trainings of three networks ...", "")
+        if not request.quiet:
+            say("planning: timing trainings of three networks ...", "")
         spec = planned_spec(spec, resolved.info, devices[0], time_s, workers, trials, parse_recipe(request.recipe))
     run = Run(
         folder=resolved.folder,
