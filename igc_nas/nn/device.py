@@ -254,6 +254,8 @@ def configure_torch(device: Device, threads: int) -> None:
         torch.cuda.set_device(device.torch_device)
         _set_fp32("tf32")
         torch.backends.cudnn.benchmark = True
+        matmul = _BACKENDS.cuda.matmul  # sums over all pixels of a batch: their parts are added in float32
+        matmul.allow_bf16_reduced_precision_reduction = matmul.allow_fp16_reduced_precision_reduction = False
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
