@@ -58,6 +58,8 @@ class Run:
     """Networks to compare with, evaluated before the sampler's trials and not counted in `trials`; not yielded. The
     time of `time_s` begins when they have ended; `timeout_s` counts them too."""
     executor: ExecutorName = "processes"
+    deterministic: bool = False
+    """Whether workers on a GPU compute bit for bit the same, see `igc_nas.nn.device.make_deterministic`."""
     ray_address: str | None = None
     """HOST:PORT of a Ray cluster, for the executor `ray`; None: `$RAY_ADDRESS`, else this machine's."""
     workers_per_gpu: int = 1
@@ -127,6 +129,7 @@ def _executor(
         run.folder,
         run.latency_command,
         run.trial_timeout_s,
+        run.deterministic,
     )
 
 
@@ -152,6 +155,7 @@ def _ray_executor(
         run.trial_timeout_s,
         lambda text: on_event(Notice(text)),
         run.workers_per_gpu,
+        run.deterministic,
     )
 
 
