@@ -30,6 +30,7 @@ from igc_nas.arch.layers import (
 )
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.engine.progress import trial_line
+from igc_nas.exports.source import latency_lines
 from igc_nas.io.text import printable, wrapped
 from igc_nas.study.front_table import COLUMNS, NOISY, legend_lines, table_lines
 from igc_nas.study.lock import LockHolder, Running
@@ -242,7 +243,8 @@ def trial_lines(study: Study, trial: Trial) -> list[str]:
         option = "--baselines" if trial.baseline else "--enqueue"
         again = f"{search_command(study.folder, study.spec.name)} {option} {argument}:{trial.number}"
         return [*lines, failure_words(trial), f"to try it again: {again}"]
-    return [*lines, trial_line(trial)]
+    measured = trial.candidate or trial.pruned
+    return [*lines, trial_line(trial), *(latency_lines(measured) if measured else [])]
 
 
 def failure_words(trial: Trial) -> str:

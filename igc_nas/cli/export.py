@@ -233,7 +233,7 @@ def _write(kind: str, source: Source, weights: Path | None, request: ExportReque
         lines.append(f"weights  UNTRAINED: random, of seed {request.seed}; predictions are meaningless")
     if kind == "py":
         error = _write_standalone(source, network, out)
-        return [*lines, f"checked  in a process of its own, against the network: {_error_text(error)}"]
+        return [*lines, f"checked  in a separate process against the network: {_error_text(error)}"]
     assert out is not None
     if kind == "dir":
         return [*lines, *_write_folder(source, network, bool(weights), out, request)]

@@ -108,6 +108,9 @@ def measure(**options: Any) -> None:
       igc-nas measure arch.toml --runtime onnxruntime
       igc-nas measure --study mine --keep
     """
+    from igc_nas.analysis.words import counted
+    from igc_nas.study.defaults import usable_cores
+
     request = MeasureRequest(**options)
     if request.keep and request.study_name is None:
         raise UsageError("--keep goes with --study")
@@ -123,6 +126,8 @@ def measure(**options: Any) -> None:
         if request.arch == "-"
         else architecture(request.arch, request.classes, request.root, request.image_size)
     )
+    if request.threads > (cores := usable_cores()):
+        say(f"{request.threads} threads on {counted(cores, 'core')} wait for each other: --threads {cores} is the most")
     quiet_threads(request.threads)
     latency = _measured(config, request)
     put_json(_facts(latency, config)) if request.as_json else put_text(*latency_lines(latency, config))
@@ -192,7 +197,7 @@ def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
 
     cost, c = cost_of(config), latency.conditions
     lines = [
-        f"{latency.median_ms:.3f} ms  ({interval_words(latency.low_ms, latency.high_ms, latency.n)})",
+        f"{latency.median_ms:.3f} ms, raw  ({interval_words(latency.low_ms, latency.high_ms, latency.n)})",
         *([f"{noise_words(latency.noise)}; measure again when the machine is quiet"] if latency.noisy else []),
         *([f"{latency.per_image_ms:.4g} ms an image, {latency.batch} a pass"] if latency.batch > 1 else []),
         f"form {latency.form}; {cost.macs:,} MACs and {cost.params:,} parameters in the factored form",
@@ -200,13 +205,13 @@ def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
     ]
     if latency.forms:
         lines.append(
-            f"{'form':<10} {'median ms':>10} {'interval':>19} {'MACs':>8} {'params':>8} {'GMAC/s':>7} {'times':>6}"
+            f"{'form':<10} {'median ms':>10} {'interval':>19} {'MACs':>8} {'params':>8} {'GMAC/s':>7} {'speed-up':>8}"
         )
         written = latency.forms.get("factored")
         for name, form in latency.forms.items():
             timed_often = form.low_ms is not None and form.high_ms is not None
             interval = f"{form.low_ms:.3f} to {form.high_ms:.3f}" if timed_often else ""
-            times = f"{written.median_ms / form.median_ms:6.2f}" if written else ""
+            times = f"{written.median_ms / form.median_ms:8.2f}" if written else ""
             lines.append(
                 f"{name:<10} {form.median_ms:>10.3f} {interval:>19} {format_count(form.macs):>8} "
                 f"{format_count(form.params):>8} {latency.batch * form.macs / form.median_ms / 1e6:>7.1f} {times}"

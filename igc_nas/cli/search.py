@@ -204,7 +204,8 @@ def search(**options: Any) -> None:
 def _say_summary(study: Study, run: Run, *, is_over: bool) -> None:
     """Say why the search ended, what was pruned, how accurate the surrogate is, and what to type next."""
     from igc_nas.analysis.surrogate_quality import surrogate_quality
-    from igc_nas.analysis.words import plan_words
+    from igc_nas.analysis.words import counted, plan_words
+    from igc_nas.study.names import study_argument
 
     pruned = study.ended - len(study.candidates)
     if pruned:
@@ -217,6 +218,15 @@ def _say_summary(study: Study, run: Run, *, is_over: bool) -> None:
         say(f"surrogate: {quality.sentence()}")
     if plan := plan_words(study):
         say(f"plan: {plan}")
+    if study.candidates:
+        say(
+            f"The errors are those of {counted(study.spec.recipe.samples, 'image')} a network: they rank; after a long "
+            "training expect them far lower (finals, below)."
+        )
+    name = study_argument(study.folder, study.spec.name)
+    if noisy := sum(candidate.latency.noisy for candidate in study.candidates):
+        of = counted(len(study.candidates), "latency is", "latencies are")
+        say(f"{noisy} of {of} noisy; on a quieter machine: igc-nas measure --study {name} --keep")
     say("")
     if run.trials is not None and study.ended < run.trials:
         why = f" because its {format_seconds(run.time_s)} are over" if is_over and run.time_s else ""
@@ -255,7 +265,8 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     if time_s and not resolved.continued and spec.sampler != "brute-force":
         from igc_nas.evaluation.speed import planned_spec
 
-        say("planning: timing trainings of three networks ...", "")
+        if not request.quiet:
+            say("planning: timing trainings of three networks ...", "")
         spec = planned_spec(spec, resolved.info, devices[0], time_s, workers, trials, parse_recipe(request.recipe))
     run = Run(
         folder=resolved.folder,

@@ -80,7 +80,7 @@ def search(
     `evaluator`, by default ours. (Workers import the script only if it defines the `evaluator`; then the call has to be
     under `if __name__ == "__main__":`.) Closing the iterator stops the search: running trials wait for the next run.
 
-    Raises `StudyError` if the study cannot be opened or asks another question, `DataError`, `InfeasibleError`,
+    Raises `StudyError` if the study cannot be opened or has other settings, `DataError`, `InfeasibleError`,
     `UsageError` where the runtime of its latencies is missing here, and `IgcNasError` where that has no code for a
     layer, or after five failures in a row for the same reason.
     """
@@ -168,7 +168,7 @@ def _our_evaluator() -> MakeEvaluator:
 def continued(spec: StudySpec, run: Run) -> StudySpec:
     """The spec of the study that the run continues, with its latency scale; `spec` if there is no study yet.
 
-    Raises `StudyError` if that study asks another question than `spec`.
+    Raises `StudyError` if that study has other settings than `spec`.
     """
     study = begun(run.folder, run.storage)
     if study is None:
@@ -177,7 +177,7 @@ def continued(spec: StudySpec, run: Run) -> StudySpec:
     different = list(differences(spec.identity(), found.identity()))
     if different:
         raise StudyError(
-            f"study {found.name} exists and asks another question: {'; '.join(different[:4])}",
+            f"study {found.name} has other settings: {'; '.join(different[:4])}",
             "search into another folder",
         )
     return found

@@ -173,9 +173,14 @@ SE = "se: squeeze-excite to 1/n of the channels"
 COMMON = "stem's channels | a stage each: unit and its letters, k kernel, x blocks, s stride, res: shortcuts"
 
 
-def legend_lines(archs: Iterable[ArchConfig], width: int = 100) -> list[str]:
+def legend_lines(archs: Iterable[ArchConfig], width: int) -> list[str]:
     """What the letters of these architectures mean, on lines of at most `width`."""
+    return wrapped([legend(archs)], width)
+
+
+def legend(archs: Iterable[ArchConfig]) -> str:
+    """What the letters of these architectures mean: `architecture: stem's channels | ...`."""
     archs = list(archs)
     units = dict.fromkeys(stage.unit for arch in archs for stage in arch.stages)
     se = [SE] if any(stage.se for arch in archs for stage in arch.stages) else []
-    return wrapped([f"architecture: {'; '.join([COMMON, *(LETTERS[unit] for unit in units), *se])}"], width)
+    return f"architecture: {'; '.join([COMMON, *(LETTERS[unit] for unit in units), *se])}"

@@ -139,7 +139,7 @@ print(sorted({"torch", "optuna", "plotly", "pandas"} & sys.modules.keys()))
 def test_a_file_of_pytorch(cli: Command, tmp_path: Path) -> None:
     said = wrote(cli("export", "made:2", "-o", "model.py"))
     assert re.search(
-        r"checked  in a process of its own, against the network: (equal|relative error [0-9.]+e-0[6-9])", said
+        r"checked  in a separate process against the network: (equal|relative error [0-9.]+e-0[6-9])", said
     )
     done = subprocess.run([sys.executable, "-I", "model.py"], capture_output=True, text=True, check=True)
     assert f"{igc_nas.cost_of(igc_nas.load_architecture('made:2')).params:,} parameters" in done.stdout
@@ -298,8 +298,8 @@ BAD: list[tuple[str, int, tuple[str, ...]]] = [
     ("export arch.toml -o m.pt2 --untrained --form fast", 2, ("fast",)),
     ("export arch.toml --format dir -o models", 2, ("models exists", "--force")),
     ("export arch.toml --format dir -o models --force", 2, ("'mine', which igc-nas export does not write",)),
-    ("export arch.toml --format dir -o unfinished --force", 2, ("no folder of igc-nas export",)),
-    ("export arch.toml --format dir -o arch.toml --force", 2, ("arch.toml is no folder",)),
+    ("export arch.toml --format dir -o unfinished --force", 2, ("not a folder of igc-nas export",)),
+    ("export arch.toml --format dir -o arch.toml --force", 2, ("arch.toml is not a folder",)),
     ("export arch.toml -o models --force", 2, ("models is a folder",)),
     ("export models/mine --format dir -o nowhere/out", 1, ("cannot write nowhere/out",)),
     ("export other.toml --format py --weights models/mine", 2, (

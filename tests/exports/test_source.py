@@ -75,7 +75,7 @@ def _check_hostile(name: str) -> None:
     assert ArchConfig.from_toml(text) == source.arch
     lines = text.splitlines()
     blank = lines.index("")
-    assert blank == 8
+    assert blank == 8 + 2  # with two lines of legend
     assert all(line.startswith("# ") and line.isprintable() for line in lines[:blank])
     assert not any(line.startswith("#") for line in lines[blank:])
     assert text.encode()

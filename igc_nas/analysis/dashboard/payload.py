@@ -37,6 +37,7 @@ from igc_nas.arch.stages import StageConfig, describe_stage
 from igc_nas.arch.units import end_layers, stage_layers, stem_layers
 from igc_nas.io.text import visible
 from igc_nas.study.finals import FinalsGroup, finals_groups
+from igc_nas.study.front_table import legend
 from igc_nas.study.lock import Running
 from igc_nas.study.names import study_argument
 from igc_nas.study.objectives import OBJECTIVES
@@ -122,6 +123,7 @@ def _study(study: Study, plans: Plans) -> Json:
     return {
         "name": visible(spec.name),
         "argument": visible(study_argument(study.folder, spec.name)),
+        "legend": legend(t.arch for t in study.trials if t.arch),
         "dataset": visible(spec.dataset),
         "device": visible(spec.latency.device),
         "objectives": spec.front_objectives,
@@ -163,6 +165,7 @@ def _trials(study: Study, view: TrialsView, plans: Plans) -> Json:
         "latency": view.columns["latency"],
         "low": view.low_ms,
         "high": view.high_ms,
+        "median": [latency and shortened(latency.median_ms) for latency in latencies],
         "expected": view.expected,
         "noisy": view.noisy,
         "over": [row for row in view.complete if view.trial[row] not in within],

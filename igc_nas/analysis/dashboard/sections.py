@@ -20,6 +20,7 @@ from igc_nas.analysis.words import (
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.io.text import plain
 from igc_nas.study.finals import FinalsGroup, finals_groups
+from igc_nas.study.front_table import legend
 from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import Candidate
@@ -160,13 +161,14 @@ def front_html(study: Study) -> str:
     """The front as an HTML table, for browsers without JavaScript."""
     pick = study.pick("knee")
     rows = "".join(_table_row(candidate, candidate.trial == pick.trial) for candidate in study.front())
-    heads = ("trial", "id", "error", "parameters", "MACs", "latency [95 %]", "runs as", "architecture")
+    heads = ("trial", "id", "error", "parameters", "MACs", "latency, normalised [95 %]", "runs as", "architecture")
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     name = plain(study_argument(study.folder, study.spec.name))
     return (
         f"<h2>The front of <bdi>{plain(study.spec.name)}</bdi></h2>\n"
         f"<pre><code>igc-nas export {name} --pick trial:{pick.trial} -o arch.toml</code></pre>\n"
         f'<div class="table">\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n'
+        f'<p class="note">{plain(legend(member.arch for member in study.front()))}</p>\n'
     )
 
 

@@ -119,7 +119,7 @@ def _answering(address: str) -> str:
         address = os.environ.get("RAY_ADDRESS") or _found()
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise UsageError(f"{address!r:.80} is no address of a Ray cluster", "use auto, or HOST:PORT")
+        raise UsageError(f"{address!r:.80} is not an address of a Ray cluster", "use auto, or HOST:PORT")
     try:
         is_http2 = _speaks_http2(host.strip("[]"), int(port))
     except (OSError, UnicodeError) as error:

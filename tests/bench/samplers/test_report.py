@@ -16,6 +16,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.bench.samplers.landscapes import Landscape, landscapes
+from igc_nas.bench.samplers.peers import NEEDS
 from igc_nas.bench.samplers.plots import figure_kind, sampler_figure, write_figure
 from igc_nas.bench.samplers.problems import Outcome, Problem, TabularBenchmark, tabular_benchmark
 from igc_nas.bench.samplers.replay import Replay, replay
@@ -327,7 +328,7 @@ def test_a_file_of_version_0_1_is_read(tmp_path: Path) -> None:
 def test_a_file_that_is_not_one_of_replays_is_refused(line: str, tmp_path: Path) -> None:
     file = tmp_path / "runs.jsonl"
     file.write_text(line + "\n")
-    with pytest.raises(UsageError, match=r"runs\.jsonl line 1 is no run of bench sampler"):
+    with pytest.raises(UsageError, match=r"runs\.jsonl line 1 is not a run of bench sampler"):
         run_tasks([table()], tasks(), file=file)
 
 
@@ -434,8 +435,13 @@ def test_prices_are_compared_over_time() -> None:
     assert (same.share, [verdict.reached for verdict in same.verdicts()]) == (1.0, [False])
 
 
-@pytest.mark.parametrize("name", ["nsga3", pytest.param("gp", marks=pytest.mark.slow)])
+PEERS = ["nsga3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gp", "botorch", "smac"))]
+
+
+@pytest.mark.parametrize("name", PEERS)
 def test_a_peer_is_replayed_from_feasible_draws(name: str) -> None:
+    for module in NEEDS.get(name, ()):
+        pytest.importorskip(module)
     found = replay(landscape(), name, 0, 12)
     assert len(found.volumes) == 12
     assert found.volumes[-1] > 0
@@ -500,6 +506,16 @@ def test_too_few_seeds_and_unknown_samplers_are_refused() -> None:
     assert raised.value.hint == "--seeds 20"
     assert parse_samplers("tpe, random,tpe") == ("tpe", "random")
     assert parse_samplers("gp,nsga3") == ("gp", "nsga3")
+
+
+def test_a_peer_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="sampler botorch needs botorch and optuna_integration") as raised:
+        parse_samplers("random,botorch")
+    assert raised.value.hint == "pip install 'igc-nas[bench]'"
+
+
+def test_unknown_samplers_are_refused() -> None:
     with pytest.raises(UsageError, match="unknown sampler 'bayes'"):
         parse_samplers("random,bayes")
 

@@ -292,12 +292,12 @@ def test_a_connection_that_is_there_is_used_and_kept(nodes: Any) -> None:
     [
         ("nowhere.invalid:1", 1, ["no Ray cluster answers at nowhere.invalid:1", "ray start --head"]),
         ("127.0.0.1:1", 1, ["no Ray cluster answers at 127.0.0.1:1: Connection refused", "ray start --head"]),
-        ("ray://127.0.0.1:1", 2, ["is no address of a Ray cluster", "HOST:PORT"]),
-        ("127.0.0.1:0", 2, ["is no address of a Ray cluster"]),
-        ("127.0.0.1:99999", 2, ["is no address of a Ray cluster"]),
+        ("ray://127.0.0.1:1", 2, ["is not an address of a Ray cluster", "HOST:PORT"]),
+        ("127.0.0.1:0", 2, ["is not an address of a Ray cluster"]),
+        ("127.0.0.1:99999", 2, ["is not an address of a Ray cluster"]),
         (f"{'x' * 300}:1", 1, ["no Ray cluster answers at xxx"]),
         ("..:1", 1, ["no Ray cluster answers at ..:1"]),
-        ("local", 2, ["is no address of a Ray cluster"]),
+        ("local", 2, ["is not an address of a Ray cluster"]),
     ],
 )
 def test_an_address_where_no_cluster_is_gives_a_line(
