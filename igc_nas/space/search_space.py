@@ -295,8 +295,8 @@ class SearchSpace:
     @property
     def total_stride(self) -> int:
         """Pixels of the image for each pixel of the last stage, in the architecture where that is most."""
-        strides = (max(option.stride for option in stage.options) for stage in self.stages)
-        return max(stem.stride for stem in self.stems) * math.prod(strides)
+        strides: list[int] = [max(option.stride for option in stage.options) for stage in self.stages]
+        return math.prod([max(int(stem.stride) for stem in self.stems), *strides])
 
     def check_side(self) -> None:
         """Raise `ConfigError` if images are so small that the last stage of some architecture has less than a pixel."""
