@@ -15,18 +15,18 @@ from pathlib import Path
 from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import relocate
 from igc_nas.engine.coordinator import Coordinator, Evaluate, Limits
-from igc_nas.engine.database import parse_url, stored_study
+from igc_nas.engine.database import DATABASE_FILE, parse_url, stored_study
 from igc_nas.engine.events import Event, Notice
 from igc_nas.engine.executor import Executor, ExecutorName, MakeEvaluator
 from igc_nas.engine.process_executor import ProcessExecutor, refuse_while_imported
 from igc_nas.engine.store import Store
-from igc_nas.errors import StudyError, UsageError
+from igc_nas.errors import InfeasibleError, StudyError, UsageError
 from igc_nas.io.files import user_path
 from igc_nas.io.records import differences
 from igc_nas.study.baselines import Baseline
 from igc_nas.study.records import Candidate
 from igc_nas.study.spec import LatencySpec, StudySpec
-from igc_nas.study.study import STUDY_FILE, Study, load_study
+from igc_nas.study.study import STUDY_FILE, TRIALS_FILE, Study, load_study
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,17 @@ def search(
         check_runtime(spec, run.enqueue)
     deadline = None if run.timeout_s is None else time.monotonic() + run.timeout_s
     limits = Limits(run.trials, deadline, run.time_s, run.enqueue, run.baselines)
-    with Store(run.folder, continued(spec, run), run.storage) as store:
-        coordinator = Coordinator(store, limits, on_event)
-        steps = coordinator.run_inline(evaluate) if evaluate else _with_evaluators(coordinator, run, evaluator)
-        with closing(steps):
-            yield from steps
+    try:
+        with Store(run.folder, continued(spec, run), run.storage) as store:
+            coordinator = Coordinator(store, limits, on_event)
+            steps = coordinator.run_inline(evaluate) if evaluate else _with_evaluators(coordinator, run, evaluator)
+            with closing(steps):
+                yield from steps
+    except InfeasibleError:
+        if run.storage is None and begun(run.folder) is None:  # nothing was measured: it stays in no list of studies
+            for name in (STUDY_FILE, TRIALS_FILE, DATABASE_FILE):
+                (run.folder / name).unlink(missing_ok=True)
+        raise
 
 
 def _with_evaluators(
