@@ -26,6 +26,7 @@ class RecipeOptions(TypedDict, total=False):
     recipe: Mapping[str, Any] | str | Sequence[str] | None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None
     forms: Literal["fastest", "factored"] | None
+    deterministic: bool
     device: str | None
     data_dir: str | Path | None
     studies_dir: str | Path | None

@@ -55,6 +55,7 @@ class SearchOptions(TypedDict, total=False):
     seed: int | None
     recipe: Mapping[str, Any] | Texts | None
     forms: Literal["fastest", "factored"] | None
+    deterministic: bool
     prune_below: float | None
     enqueue: Texts | None
     baselines: Texts | None

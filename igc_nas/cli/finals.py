@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.cli.loading import architecture, load, quiet_threads
-from igc_nas.cli.options import RecipeRequest, as_json, data_dir_option, device_option, recipe_options, studies_dir
+from igc_nas.cli.options import (
+    RecipeRequest,
+    as_json,
+    data_dir_option,
+    deterministic_option,
+    device_option,
+    recipe_options,
+    studies_dir,
+)
 from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import StudyError, UsageError
 
@@ -38,6 +46,7 @@ class FinalsRequest(RecipeRequest):
     retry_failed: bool
     dry_run: bool
     device: str
+    deterministic: bool
     data_dir: Path | None
     root: Path
     as_json: bool
@@ -67,6 +76,7 @@ class FinalsRequest(RecipeRequest):
 @click.option("--retry-failed", is_flag=True, help="Train failed ones again, from the start.")
 @click.option("--dry-run", is_flag=True, help="Show what would be trained, and end.")
 @device_option
+@deterministic_option
 @data_dir_option
 @studies_dir
 @as_json
@@ -104,7 +114,7 @@ def trained(request: FinalsRequest) -> str | None:
     if request.dry_run:
         return None
     workers = request.workers or default_extent(devices[0].kind, len(devices)).workers
-    _train(final, tuple(device.torch_name for device in devices), workers)
+    _train(final, tuple(device.torch_name for device in devices), workers, request.deterministic)
     return final.recipe.model_dump_json()
 
 
@@ -209,7 +219,7 @@ def _announce(study: Study, final: Finals, notice: str | None, request: FinalsRe
     say(*table_lines(("network", "params", "MACs", "why"), rows, ("network", "why"), terminal_width(sys.stderr)))
 
 
-def _train(final: Finals, devices: tuple[str, ...], workers: int) -> None:
+def _train(final: Finals, devices: tuple[str, ...], workers: int, deterministic: bool) -> None:
     """Train what has not ended yet, with the time said first."""
     from igc_nas.analysis.words import counted
     from igc_nas.engine.events import Event
@@ -233,7 +243,7 @@ def _train(final: Finals, devices: tuple[str, ...], workers: int) -> None:
             display.show(event)
 
         images = final.recipe.epochs * final.info.train_count
-        with display, Trainings(final.plan, devices, workers, 1, on_event) as trainings:
+        with display, Trainings(final.plan, devices, workers, 1, on_event, deterministic) as trainings:
             display.say(
                 f"timing {counted(len({e.id for e, _ in final.jobs.values()}), 'network')}, to tell how long this takes"
             )

@@ -110,6 +110,12 @@ image_size_option = click.option(
     metavar="PIXELS",
     help="Side to which images of a folder are resized and cropped. [default: what the space or network reads: 32]",
 )
+deterministic_option = click.option(
+    "--deterministic",
+    is_flag=True,
+    help="On a GPU: results that are equal bit for bit, by slower kernels; without it they differ in rounding. "
+    "(A CPU's are equal anyway.)",
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 
 

@@ -18,6 +18,7 @@ from igc_nas.cli.options import (
     Grouped,
     as_json,
     data_dir_option,
+    deterministic_option,
     device_option,
     image_size_option,
     latency_dtype_option,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
             "macs",
         ),
         "How long": ("time", "trials", "timeout", "trial_timeout", "workers", "workers_per_gpu", "device"),
-        "How it searches and trains": ("sampler", "seed", "recipe", "forms", "prune_below"),
+        "How it searches and trains": ("sampler", "seed", "recipe", "forms", "prune_below", "deterministic"),
         "How latency is measured": (
             "latency_runtime",
             "latency_forms",
@@ -162,6 +163,7 @@ if TYPE_CHECKING:
     help="Address of the Ray cluster. [default: auto, the cluster of this machine]",
 )
 @device_option
+@deterministic_option
 @data_dir_option
 @studies_dir
 @storage_option
@@ -284,6 +286,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
         workers=workers,
         executor=request.executor,
         ray_address=request.ray_address if on_ray else None,
+        deterministic=request.deterministic,
         workers_per_gpu=request.workers_per_gpu or 1,
         devices=tuple(device.torch_name for device in devices),
         data_dir=request.data_dir,

@@ -16,6 +16,7 @@ from igc_nas.cli.options import (
     RecipeRequest,
     as_json,
     data_dir_option,
+    deterministic_option,
     device_option,
     image_size_option,
     recipe_options,
@@ -43,6 +44,7 @@ class TrainRequest(RecipeRequest):
     threads: int | None
     out: Path | None
     device: str
+    deterministic: bool
     data_dir: Path | None
     root: Path
     as_json: bool
@@ -68,6 +70,7 @@ class TrainRequest(RecipeRequest):
 @click.option("--threads", type=click.IntRange(1), help="Threads, on a CPU. [default: all cores]")
 @click.option("-o", "--out", type=FILE, help="Folder of checkpoints and weights. [default: models/ID-DATASET]")
 @device_option
+@deterministic_option
 @data_dir_option
 @studies_dir
 @as_json
@@ -101,7 +104,7 @@ def trained(request: TrainRequest) -> tuple[dict[str, Any], Path]:
     threads = request.threads or usable_cores()
     quiet_threads(threads)
     plan, job, device = _prepared(request, threads)
-    _train(plan, job, device, threads)
+    _train(plan, job, device, threads, deterministic=request.deterministic)
     return _result(job.folder), job.folder
 
 
@@ -159,7 +162,7 @@ def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, Traini
     return plan, job, device.torch_name
 
 
-def _train(plan: TrainingPlan, job: TrainingJob, device: str, threads: int) -> None:
+def _train(plan: TrainingPlan, job: TrainingJob, device: str, threads: int, *, deterministic: bool) -> None:
     """Train in a process of its own, with its time said first. Raises `StudyError`, `IgcNasError` where it fails."""
     from igc_nas.engine.executor import TrialFailed
     from igc_nas.engine.training_display import TrainingDisplay, clock_in
@@ -175,7 +178,7 @@ def _train(plan: TrainingPlan, job: TrainingJob, device: str, threads: int) -> N
     lock = StudyLock(job.folder, taken=taken, hint="wait for it, or train into another folder with -o")
     display = TrainingDisplay({0: "training"}, is_alone=True)
     try:
-        with display, Trainings(plan, (device,), 1, threads, display.show) as trainings:
+        with display, Trainings(plan, (device,), 1, threads, display.show, deterministic) as trainings:
             images = plan.schedule.epochs * (plan.info.train_count - plan.validate)
             for _, speed in trainings.images_per_s([job]):
                 if isinstance(speed, TrialFailed):

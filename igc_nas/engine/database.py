@@ -133,7 +133,8 @@ class TrialRow:
         """Parse the record. Raises `StudyError`."""
         if not isinstance(self.record, str):
             raise StudyError(
-                f"trial {self.number} of the database is not igc-nas's", "use another database, or --study"
+                f"trial {self.number} of the database is not igc-nas's",
+                f"igc-nas search --enqueue ARCH adds a trial; {DAMAGED}",
             )
         try:
             trial = Trial.from_json(self.record, f"trial {self.number} of the database")

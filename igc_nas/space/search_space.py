@@ -11,6 +11,7 @@ a stage), without listing the architectures.
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -291,12 +292,15 @@ class SearchSpace:
             levels.append(tuple(sorted(reached)))
         return tuple(levels)
 
+    @property
+    def total_stride(self) -> int:
+        """Pixels of the image for each pixel of the last stage, in the architecture where that is most."""
+        strides: list[int] = [max(option.stride for option in stage.options) for stage in self.stages]
+        return math.prod([max(int(stem.stride) for stem in self.stems), *strides])
+
     def check_side(self) -> None:
         """Raise `ConfigError` if images are so small that the last stage of some architecture has less than a pixel."""
-        total = max(stem.stride for stem in self.stems)
-        for stage in self.stages:
-            total *= max(option.stride for option in stage.options)
-        side = min(self.file.input[1:])
+        side, total = min(self.file.input[1:]), self.total_stride
         if side < total:
             raise ConfigError(
                 f"{self.name}: its strides multiply to {total}: of {side} x {side} pixels the last stage has less than "
