@@ -24,9 +24,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 def studied(folder: Path, trials: int) -> Study:
-    list(
-        search(spec(name=folder.name, sampler="random", prune_below=0.0), Run(folder, trials=trials), evaluate=evaluate)
-    )
+    asked = spec(name=folder.name, sampler="random", prune_below=0.0)
+    list(search(asked, Run(folder, trials=trials), evaluate=evaluate))
     return load_study(folder)
 
 
