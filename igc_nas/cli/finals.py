@@ -92,9 +92,16 @@ def finals(**options: Any) -> None:
       igc-nas finals igc_cifar10_2m --pick under:params=200k --top 4 --dry-run
       igc-nas finals STUDY --baselines resnet20-a,mobilenetv2-x0.5 --seeds 3
     """
+    request = FinalsRequest(**options)
+    recipe = trained(request)
+    if recipe is not None:
+        print_finals(load(request.study, request.root), "json" if request.as_json else "table", recipe)
+
+
+def trained(request: FinalsRequest) -> str | None:
+    """Train the finals that are requested, with their progress: their recipe as JSON; None for a dry run."""
     from igc_nas.study.defaults import default_extent
 
-    request = FinalsRequest(**options)
     quiet_threads(1)
     from igc_nas.nn.device import find_devices
 
@@ -105,12 +112,10 @@ def finals(**options: Any) -> None:
     final = _finals(study, entrants, info, devices, request)
     _announce(study, final, notice, request)
     if request.dry_run:
-        return
+        return None
     workers = request.workers or default_extent(devices[0].kind, len(devices)).workers
     _train(final, tuple(device.torch_name for device in devices), workers, request.deterministic)
-    print_finals(
-        load(request.study, request.root), "json" if request.as_json else "table", final.recipe.model_dump_json()
-    )
+    return final.recipe.model_dump_json()
 
 
 def _entrants(study: Study, request: FinalsRequest) -> list[Entrant]:

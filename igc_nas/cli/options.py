@@ -16,10 +16,14 @@ from igc_nas.io.units import parse_count, parse_count_range, parse_ms, parse_sec
 
 
 class Quantity(click.ParamType[Any]):
-    """A number with its unit: a count, a latency or a duration; `parse` raises `UsageError` for other text."""
+    """A number with its unit: a count, a latency or a duration; `parse` raises `UsageError` for other text.
 
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+    `unit` is that of a number in Python.
+    """
+
+    def __init__(self, name: str, parse: Callable[[str], Any], unit: str = "") -> None:
         self.name = name
+        self.unit = unit
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -30,7 +34,8 @@ class Quantity(click.ParamType[Any]):
             self.fail(f"{error.message}: {error.hint}", param, ctx)
 
 
-COUNT, MS, SECONDS = Quantity("count", parse_count), Quantity("time", parse_ms), Quantity("duration", parse_seconds)
+COUNT, MS = Quantity("count", parse_count), Quantity("time", parse_ms, "ms")
+SECONDS = Quantity("duration", parse_seconds)
 RANGE = Quantity("range", parse_count_range)
 
 

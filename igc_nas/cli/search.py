@@ -181,11 +181,20 @@ def search(**options: Any) -> None:
       igc-nas search --space my.toml --recipe epochs=4,train_size=10000
     """
     from igc_nas.cli.study_flags import SearchRequest
+
+    request = SearchRequest(**options)
+    study, end = searched(request)
+    print_front(study, study.spec.front_objectives, "json" if request.as_json else "table")
+    if not request.quiet:
+        _say_summary(study, end)
+
+
+def searched(request: SearchRequest) -> tuple[Study, str]:
+    """Run the search that is requested, with its progress: (the study, why it ended before its trials; else "")."""
     from igc_nas.engine.progress import SearchDisplay
     from igc_nas.engine.search import begun
     from igc_nas.engine.search import search as run_search
 
-    request = SearchRequest(**options)
     spec, run = _prepared(request)
     began = time.monotonic()
     before = begun(run.folder, run.storage)
@@ -196,12 +205,14 @@ def search(**options: Any) -> None:
         for _ in run_search(spec, run, on_event=display.show):
             pass
     study = load(run.folder, run.folder.parent)
-    print_front(study, study.spec.front_objectives, "json" if request.as_json else "table")
-    if not request.quiet:
-        _say_summary(study, run, is_over=run.time_s is not None and time.monotonic() - began >= run.time_s)
+    if run.trials is None or study.ended >= run.trials:
+        return study, ""
+    is_over = run.time_s is not None and time.monotonic() - began >= run.time_s
+    why = f" because its {format_seconds(run.time_s)} are over" if is_over and run.time_s else ""
+    return study, f"ended with {study.ended} of {run.trials} trials{why}"
 
 
-def _say_summary(study: Study, run: Run, *, is_over: bool) -> None:
+def _say_summary(study: Study, end: str) -> None:
     """Say why the search ended, what was pruned, how accurate the surrogate is, and what to type next."""
     from igc_nas.analysis.surrogate_quality import surrogate_quality
     from igc_nas.analysis.words import counted, plan_words
@@ -228,9 +239,8 @@ def _say_summary(study: Study, run: Run, *, is_over: bool) -> None:
         of = counted(len(study.candidates), "latency is", "latencies are")
         say(f"{noisy} of {of} noisy; on a quieter machine: igc-nas measure --study {name} --keep")
     say("")
-    if run.trials is not None and study.ended < run.trials:
-        why = f" because its {format_seconds(run.time_s)} are over" if is_over and run.time_s else ""
-        say(f"ended with {study.ended} of {run.trials} trials{why}; the same command continues")
+    if end:
+        say(f"{end}; the same command continues")
     if study.candidates:
         say(*_next_commands(study))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from igc_nas.arch.config import ArchConfig
 from igc_nas.cli.loading import architecture, packing_bar, quiet_threads, say_unusable
 from igc_nas.cli.options import (
     FILE,
@@ -35,7 +36,7 @@ WATCHED, WATCHED_SHARE = 1000, 50
 class TrainRequest(RecipeRequest):
     """The options of `igc-nas train`, one field each. None: not given."""
 
-    arch: str
+    arch: str | ArchConfig
     dataset: str
     image_size: int | None
     validate: int | None
@@ -84,14 +85,8 @@ def train(**options: Any) -> None:
       igc-nas train arch.toml --preset full
       igc-nas train igc_cifar10_2m:43 --dataset cifar10 -o models/knee
     """
-    from igc_nas.study.defaults import usable_cores
-
     request = TrainRequest(**options)
-    threads = request.threads or usable_cores()
-    quiet_threads(threads)
-    plan, job, device = _prepared(request, threads)
-    _train(plan, job, device, threads, deterministic=request.deterministic)
-    result = _result(job.folder)
+    result, folder = trained(request)
     if request.as_json:
         put_json(result)
         return
@@ -99,7 +94,18 @@ def train(**options: Any) -> None:
         f"test error {100 * result['test_error']:.2f} % on {result['test_images']:,} images of {result['dataset']}",
         f"weights   {result['weights']}",
     )
-    say(f"igc-nas export {shlex.quote(str(job.folder))} --format dir -o NAME")
+    say(f"igc-nas export {shlex.quote(str(folder))} --format dir -o NAME")
+
+
+def trained(request: TrainRequest) -> tuple[dict[str, Any], Path]:
+    """Run the training that is requested, with its progress: (its result, its folder)."""
+    from igc_nas.study.defaults import usable_cores
+
+    threads = request.threads or usable_cores()
+    quiet_threads(threads)
+    plan, job, device = _prepared(request, threads)
+    _train(plan, job, device, threads, deterministic=request.deterministic)
+    return _result(job.folder), job.folder
 
 
 def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, TrainingJob, str]:
