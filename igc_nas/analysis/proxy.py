@@ -311,7 +311,7 @@ def _values_of(study: Study) -> _StudyValues:
     rungs: dict[int, dict[str, float]] = {}
     for trial in study.trials:
         known = trial.candidate or trial.pruned
-        if trial.baseline or known is None or known.id in params:
+        if trial.is_aside or known is None or known.id in params:
             continue
         params[known.id], macs[known.id] = known.cost.params, known.cost.macs
         if isinstance(known, Candidate):

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from igc_nas.study.study import Study
 
 
+PROMOTE = 0.4
+"""The default share of the time for longer trainings."""
+
+
 @click.command(
     cls=Grouped,
     groups={
@@ -53,7 +57,7 @@ if TYPE_CHECKING:
             "params",
             "macs",
         ),
-        "How long": ("time", "trials", "timeout", "trial_timeout", "workers", "workers_per_gpu", "device"),
+        "How long": ("time", "promote", "trials", "timeout", "trial_timeout", "workers", "workers_per_gpu", "device"),
         "How it searches and trains": ("sampler", "seed", "recipe", "forms", "prune_below"),
         "How latency is measured": ("latency_runtime", "latency_forms", "latency_command"),
         "Where it is kept": ("study_name", "root", "storage"),
@@ -123,6 +127,13 @@ if TYPE_CHECKING:
     type=SECONDS,
     help="Plan for this time, and end in it: 10m, 8h. Longer trainings and more trials. "
     "[default: 10m on a CPU, 2h on a GPU, unless --trials is given]",
+)
+@click.option(
+    "--promote",
+    type=click.FloatRange(0, 0.9),
+    metavar="SHARE",
+    help="Share of --time for longer trainings of the networks that promise most; the front is then of errors "
+    "predicted at a longer length. 0: none. [default: 0.4 with the sampler known-cost]",
 )
 @click.option(
     "--trial-timeout",
@@ -237,7 +248,8 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
         from igc_nas.evaluation.speed import planned_spec
 
         say("planning: timing trainings of three networks ...", "")
-        spec = planned_spec(spec, resolved.info, devices[0], time_s, workers, trials, parse_recipe(request.recipe))
+        changes = parse_recipe(request.recipe)
+        spec = planned_spec(spec, resolved.info, devices[0], time_s, workers, trials, changes, _promote(request, spec))
     run = Run(
         folder=resolved.folder,
         trials=trials,
@@ -262,6 +274,14 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     else:
         _announce(spec, run, devices, notices, resolved, skipped)
     return spec, run
+
+
+def _promote(request: SearchRequest, spec: StudySpec) -> float:
+    """The share of the time for longer trainings. Raises `UsageError` where a search has none."""
+    predicts = spec.sampler == "known-cost" and "error" in spec.objectives
+    if request.promote and not predicts:
+        raise UsageError("--promote is for searches for the error by the sampler known-cost", "leave out --promote")
+    return (PROMOTE if request.promote is None else request.promote) if predicts else 0.0
 
 
 def _time_left(resolved: ResolvedStudy) -> float | None:
@@ -373,10 +393,33 @@ def _plan_lines(spec: StudySpec, run: Run) -> list[str]:
     archs = (spec.feasible.lightest(), spec.feasible.heaviest())
     least, most = spec.plan.speed.trials_s(Sizes.of(archs), spec.recipe, spec.space.input[1])
     return [
-        f"plan      about {spec.plan.trials} trials of {spec.recipe.samples:,} images; ends at {end}",
+        f"plan      about {spec.plan.trials} trials of {spec.recipe.samples:,} images{_longer(spec)}; ends at {end}",
+        *_target_lines(spec),
         f"          a trial takes {format_seconds(spec.plan.mean_s)} on average, {format_seconds(float(least))} the "
         f"lightest, {format_seconds(float(most))} the heaviest",
     ]
+
+
+def _target_lines(spec: StudySpec) -> list[str]:
+    """What errors are predicted for."""
+    if spec.target is None:
+        return []
+    return [
+        f"          errors are predicted for trainings of {spec.target.images:,} images; the front is of predictions"
+    ]
+
+
+def _longer(spec: StudySpec) -> str:
+    """The longer trainings of a plan: `, and 8 of 40,000 (40 % of the time)`; empty without any."""
+    from igc_nas.study.plan import Sizes
+
+    if spec.plan is None or spec.target is None:
+        return ""
+    from igc_nas.evaluation.speed import typical
+
+    seconds = spec.plan.speed.trials_s(Sizes.of(typical(spec)), spec.target.recipe, spec.space.input[1])
+    count = max(1, round(spec.target.share * spec.plan.time_s * spec.plan.workers / float(seconds.mean())))
+    return f", and {count} of {spec.target.recipe.samples:,} ({spec.target.share:.0%} of the time)"
 
 
 def _devices_in_words(run: Run, devices: tuple[Device, ...]) -> str:

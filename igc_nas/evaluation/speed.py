@@ -20,8 +20,8 @@ from igc_nas.nn.lowering.network_tuner import NetworkTuner
 from igc_nas.nn.lowering.timing_cache import timing_cache_for
 from igc_nas.nn.network import build
 from igc_nas.study.defaults import with_rungs
-from igc_nas.study.plan import STEPS, Sizes, Speed, planned, recipe_changes
-from igc_nas.study.spec import Recipe, StudySpec
+from igc_nas.study.plan import STEPS, Sizes, Speed, planned, recipe_changes, target_recipe
+from igc_nas.study.spec import Recipe, StudySpec, Target
 
 ENOUGH_S = 0.4
 """A network is timed for about this long, and for two steps at least."""
@@ -35,6 +35,9 @@ DRAWN = 128
 """Networks that stand for those that the search will train."""
 TIMING = 0.03
 """About this share of the time is for timing trainings."""
+TARGET_EPOCHS, TARGET_FACTOR = 10, 12
+"""Errors are predicted for 10 epochs of all images (as many as `finals --preset quick` trains for), but for at most 12
+times the images of the longer trainings: 20 times is as far as `igc_table` shows that the predicted order holds."""
 START_S = {"cpu": 25.0, "cuda": 30.0}
 """From the command to the first trial: workers start, load the data, and calibrate the scale of latency."""
 
@@ -47,24 +50,49 @@ def planned_spec(
     workers: int,
     trials: int | None = None,
     changes: Mapping[str, Any] | None = None,
+    promote: float = 0.0,
 ) -> StudySpec:
     """A new study's spec with a plan for `time_s` seconds, and the recipe that is in it.
 
     `changes` are those that the user made to the recipe: they stay, and a length among them is the only one considered.
+    The share `promote` of the time is for longer trainings, where some fit into it.
     """
     side, given = spec.space.input[1], changes or {}
     if LENGTH_KEYS & given.keys():
         recipes = [spec.recipe]
     else:
         recipes = [_of_length(spec.recipe, recipe_changes(step, side, info.train_count), given) for step in STEPS]
-    rng = np.random.default_rng(0)
-    drawn = sorted((spec.feasible.draw_stratified(rng) for _ in range(DRAWN)), key=lambda arch: cost_of(arch).macs)
+    drawn = typical(spec)
     timed = [drawn[round(share * (DRAWN - 1))] for share in (0.05, 0.5, 0.95)]
     resolutions = sorted({recipe.resolution for recipe in recipes})
     speed = measure_speed(timed, spec.recipe, resolutions, device, TIMING * time_s)
     usable_s = max(1.0, time_s - START_S[device.kind])
-    recipe, plan = planned(recipes, speed, Sizes.of(drawn), side, usable_s, workers, trials)
-    return spec.model_copy(update={"recipe": recipe, "plan": plan.model_copy(update={"time_s": time_s})})
+    sizes = Sizes.of(drawn)
+    for share in (promote, 0.0):  # without longer trainings where none fits
+        recipe, plan = planned(recipes, speed, sizes, side, (1 - share) * usable_s, workers, trials)
+        longer = [_longer(recipe, step, info.train_count) for step in STEPS]
+        found = target_recipe(recipe, longer, speed, sizes, side, share * usable_s * workers)
+        if found is not None:
+            break
+    target = None
+    if found is not None:
+        images = max(found.samples, min(TARGET_EPOCHS * info.train_count, TARGET_FACTOR * found.samples))
+        target = Target(images=images, recipe=found, share=promote)
+    planned_for = plan.model_copy(update={"time_s": time_s})
+    return spec.model_copy(update={"recipe": recipe, "plan": planned_for, "target": target})
+
+
+def typical(spec: StudySpec) -> list[ArchConfig]:
+    """Networks as a search will train them, by MACs ascending: draws that are stratified by cost."""
+    rng = np.random.default_rng(0)
+    return sorted((spec.feasible.draw_stratified(rng) for _ in range(DRAWN)), key=lambda arch: cost_of(arch).macs)
+
+
+def _longer(recipe: Recipe, step: tuple[int, int, int], images: int) -> Recipe:
+    """The recipe with the epochs and images of a step, and what follows from their number."""
+    changes = recipe_changes(step, recipe.resolution, images)
+    wanted = {key: changes[key] for key in ("epochs", "train_size", "held_out", "average")}
+    return recipe.model_copy(update=wanted | {"rungs": ()})
 
 
 def _of_length(recipe: Recipe, length: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:
