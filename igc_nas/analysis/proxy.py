@@ -63,13 +63,13 @@ class StudySummary:
 class Predictor:
     """How well one predictor ranks the architectures as the reference does: tau-b `overall` and `inside` bins.
 
-    Of the kinds, `end` is the final error, `loss` the final held-out loss, `surrogate` the final error as predicted by
-    the surrogate of the study's final errors, `target` the reference's error as predicted by the surrogate over the
-    length of training from all other architectures (`igc_nas.analysis.target_quality`). `samples` is the number of
-    training images that the predictor needs, None for none; `study` names the study of another seed. `params` is the parameter count's tau on the same
-    architectures, `over_params` the paired difference to it; `versus_params` says whether the interval lies above,
-    overlaps or lies below the parameter count's. Recall is of the reference's best 10 and 25 %. For `random` the taus
-    are expected values, and 95 % of random orders lie in their intervals.
+    Of the kinds, `end` is the final error, `loss` the final held-out loss, `surrogate` the final error as predicted
+    by the surrogate of the study's final errors, `target` the reference's error as predicted by the surrogate over
+    the length of training from all other architectures (`igc_nas.analysis.target_quality`). `samples` is the number
+    of training images that the predictor needs, None for none; `study` names the study of another seed. `params` is
+    the parameter count's tau on the same architectures, `over_params` the paired difference to it; `versus_params`
+    says whether the interval lies above, overlaps or lies below the parameter count's. Recall is of the reference's
+    best 10 and 25 %. For `random` the taus are expected values, and 95 % of random orders lie in their intervals.
     """
 
     kind: Kind
