@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 PROMOTE = 0.4
 """The default share of the time for longer trainings."""
+MOST_IMPORTING_S = 60.0
+"""A process that is older than this began with something else."""
 
 
 @click.command(
@@ -228,7 +230,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     from igc_nas.study.baselines import baselines_of
     from igc_nas.study.defaults import default_extent
 
-    began = time.monotonic()
+    began = _command_began()
     devices = find_devices(request.device)
     resolved = resolve_study(request, devices[0])
     extent = default_extent(devices[0].kind, len(devices), gpu_memory=devices[0].memory)
@@ -274,6 +276,13 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     else:
         _announce(spec, run, devices, notices, resolved, skipped)
     return spec, run
+
+
+def _command_began() -> float:
+    """The time of `time.monotonic` at which this process began: Python's start and imports are part of `--time`."""
+    import psutil
+
+    return time.monotonic() - max(0.0, min(MOST_IMPORTING_S, time.time() - psutil.Process().create_time()))
 
 
 def _promote(request: SearchRequest, spec: StudySpec) -> float:
@@ -323,6 +332,7 @@ def _announce(
     skipped: Sequence[Skipped],
 ) -> None:
     """Say what is searched and how, where it is written, how to stop and to continue."""
+    from igc_nas.analysis.proxy_worth import worth_words
     from igc_nas.analysis.words import LATENCY_FORMS, conditions_words, counted, recipe_words
     from igc_nas.cli.display import data_label
     from igc_nas.engine.database import masked, parse_url
@@ -338,6 +348,7 @@ def _announce(
         f"goal      {_goal(spec)}; sampler {spec.sampler}, seed {spec.seed}",
         f"recipe    {recipe_words(recipe, held_out=True)}",
         *([f"          {resolved.dtype}"] if resolved.dtype and resolved.dtype.step_ms else []),
+        *([f"worth     {worth_words(spec)}"] if "error" in spec.objectives else []),
         *([f"rungs     {_rungs(spec)}"] if recipe.rungs else []),
         f"device    {devices[0].name}" + _devices_in_words(run, devices),
         f"latency   {conditions_words(spec.latency)}" + (", by a command" if spec.latency.remote else ""),

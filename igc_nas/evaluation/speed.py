@@ -25,6 +25,10 @@ from igc_nas.study.spec import Recipe, StudySpec, Target
 
 ENOUGH_S = 0.4
 """A network is timed for about this long, and for two steps at least."""
+FORMS_S = 8.0
+"""About the seconds in which the forms of one network are compiled and timed by an empty cache."""
+USUAL_GAIN, USUAL_CHOICE_S = 0.5, 5.0
+"""Of the fastest form: its share of the factored one's time, and the seconds to choose it, until trials have ended."""
 MEASURING_S = {"cpu": 3.0, "cuda": 1.5}
 """Of a trial's latency measurement, by kind of device; what choosing forms takes is measured here."""
 
@@ -111,24 +115,29 @@ def measure_speed(
 ) -> Speed:
     """The speed of training steps of `recipe` on random images of some resolutions, ascending.
 
-    Each network is timed in factored form, at the first resolution first: the fastest step counts, after one to warm
-    up. Those of further resolutions are left out after `limit_s` seconds. The gain of the forms that the recipe asks
-    for, and what choosing them takes, is that of the middle network at the first resolution.
+    Each network is timed in factored form, at the first resolution first, the smallest and the largest before those
+    between them: the fastest step counts, after one to warm up. After `limit_s` seconds the rest is left out, but not
+    those two. The gain of the forms that the recipe asks for, and what choosing them takes, is that of the middle
+    network at the first resolution; where less than `FORMS_S` is left for that, it is the usual one.
     """
     began = time.perf_counter()
     configure_torch(device, threads)
     timed: list[tuple[ArchConfig, float, float]] = []
+    ends_first = [archs[0], archs[-1], *archs[1:-1]]
     for resolution in resolutions:
         images = _random_images(recipe.batch, resolution, device)
-        for arch in archs:
-            if resolution == resolutions[0] or time.perf_counter() - began < limit_s:
+        for arch in ends_first:
+            if len(timed) < 2 or time.perf_counter() - began < limit_s:
                 step_s = _step_s(_training(arch.trained_at(resolution), recipe, images, device), device)
                 timed.append((arch, (resolution / arch.input[1]) ** 2, step_s))
     gain, chosen_s = 1.0, 0.0
     if recipe.forms != "factored":
-        at = len(archs) // 2
-        chosen_s, lowered_s = _in_fastest_form(archs[at], recipe, resolutions[0], device, threads)
-        gain = lowered_s / timed[at][2]
+        gain, chosen_s = USUAL_GAIN, USUAL_CHOICE_S
+        middle = archs[len(archs) // 2]
+        factored_s = next((step_s for arch, _, step_s in timed if arch is middle), None)
+        if factored_s and limit_s - (time.perf_counter() - began) >= FORMS_S:
+            chosen_s, lowered_s = _in_fastest_form(middle, recipe, resolutions[0], device, threads)
+            gain = lowered_s / factored_s
     found, areas, seconds = zip(*timed, strict=True)
     images_of_step = np.full(len(timed), float(recipe.batch))
     return Speed.fit(
