@@ -282,7 +282,8 @@ def _command_began() -> float:
     """The time of `time.monotonic` at which this process began: Python's start and imports are part of `--time`."""
     import psutil
 
-    return time.monotonic() - max(0.0, min(MOST_IMPORTING_S, time.time() - psutil.Process().create_time()))
+    age_s = time.time() - psutil.Process().create_time()
+    return time.monotonic() - (age_s if 0 <= age_s <= MOST_IMPORTING_S else 0.0)
 
 
 def _promote(request: SearchRequest, spec: StudySpec) -> float:
