@@ -15,9 +15,9 @@ from igc_nas.analysis.surrogate_quality import predicted_errors, surrogate_quali
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import Candidate
-from igc_nas.study.study import Study, parse_limits
+from igc_nas.study.study import PICKS, Study, parse_limits
 
-RULES = "front, knee, best-error, trial:N or under:params=500k"
+RULES = f"front, {PICKS}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""The front as a picture file: a plotly figure, rendered by kaleido.
+"""The front, or the finals, as a picture file: a plotly figure, rendered by kaleido.
 
 Study -> front_view -> FrontView -> front_figure -> plotly figure -> .png or .svg
+Study -> finals_groups -> FinalsGroup -> finals_figure -> plotly figure -> .png or .svg
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from igc_nas.analysis.finals import group_title
 from igc_nas.analysis.views import FrontView, caption, format_value, front_view
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.io.files import write_whole
 from igc_nas.io.text import plain
+from igc_nas.study.finals import FinalsGroup, finals_groups
 from igc_nas.study.names import search_command
 from igc_nas.study.objectives import OBJECTIVES
+from igc_nas.study.pareto import nondominated
 from igc_nas.study.study import Study
 
 if TYPE_CHECKING:
@@ -27,6 +31,14 @@ SCALE = [[0, "#2563eb"], [0.5, "#c026d3"], [1, "#f59e0b"]]
 PLACES = ("top right", "bottom right", "top left", "bottom left")
 """Where the names of neighbouring baselines stand."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+LAYOUT: dict[str, Any] = {
+    "template": {},
+    "font": {"family": FONT, "size": 14, "color": INK},
+    "margin": {"t": 90, "r": 30, "b": 70, "l": 70},
+    "paper_bgcolor": "white",
+    "plot_bgcolor": "white",
+    "legend": {"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top", "itemsizing": "constant"},
+}
 
 
 def front_picture(study: Study, path: Path, render: Callable[[go.Figure, str], bytes] | None = None) -> None:
@@ -80,21 +92,57 @@ def front_figure(view: FrontView, colour: str) -> go.Figure:
         _trace(view, "noisy latency", noisy, mode="markers", marker=cross),
         _trace(view, "baselines", view.trials.baselines, mode="markers+text", marker=diamond, **labels),
     ]
-    layout = {
-        "template": {},
-        "font": {"family": FONT, "size": 14, "color": INK},
-        "margin": {"t": 90, "r": 30, "b": 70, "l": 70},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "legend": {"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top", "itemsizing": "constant"},
-        "xaxis": _axis(x),
-        "yaxis": _axis(y),
-        "shapes": [
-            _budget_line(at, view.limits[name], name) for at, name in (("x", x), ("y", y)) if name in view.limits
-        ],
-        "coloraxis": _colour_axis(colour, shades),
-    }
-    return go.Figure(data=[trace for trace in drawn if trace["x"]], layout=layout)
+    lines = [_budget_line(at, view.limits[name], name) for at, name in (("x", x), ("y", y)) if name in view.limits]
+    layout = {"xaxis": _axis(x), "yaxis": _axis(y), "shapes": lines, "coloraxis": _colour_axis(colour, shades)}
+    return go.Figure(data=[trace for trace in drawn if trace["x"]], layout=LAYOUT | layout)
+
+
+def finals_picture(study: Study, path: Path, render: Callable[[go.Figure, str], bytes] | None = None) -> None:
+    """Write test error against parameters of the finals of the newest recipe as a .png, .svg or .pdf file.
+
+    As `front_picture`; raises `StudyError` for a study without a final that has ended well.
+    """
+    kind = picture_kind(path)
+    groups = [group for group in finals_groups(study.finals) if any(f.errors for f in group.finalists)]
+    if not groups:
+        raise StudyError(f"{study.spec.name} has no finals to draw", f"igc-nas finals {study.spec.name}")
+    figure = finals_figure(groups[0])
+    first, _, recipe = plain(group_title(groups[0])).partition(": ")
+    figure.update_layout(title={"text": f"<b>{first}</b><br><sub>{recipe}</sub>", "x": 0.02, "xanchor": "left"})
+    write_whole(path, (render or kaleido_image)(figure, kind))
+
+
+def finals_figure(group: FinalsGroup) -> go.Figure:
+    """Test error against parameters of the networks of one recipe, each by name; bars are 95 % intervals over seeds."""
+    import plotly.graph_objects as go
+
+    ended = sorted((f for f in group.finalists if f.errors), key=lambda f: f.one.cost.params)
+    known = [(f.one.name, f.one.cost.params, f.error or 0.0, f.half_width or 0.0, f.one.trial is None) for f in ended]
+    front = [known[at] for at in nondominated([(error, params) for _, params, error, _, _ in known])]
+    front.sort(key=lambda row: row[1])
+    line = {"shape": "hv", "color": ACCENT, "width": 1.5}
+    drawn: list[dict[str, Any]] = [_finals_trace("front of these two axes", front, mode="lines", line=line)]
+    for baseline, name, look in (
+        (False, "the study's candidates", {"symbol": "circle", "color": PALETTE[0]}),
+        (True, "baselines", {"symbol": "diamond", "color": INK}),
+    ):
+        rows = [row for row in known if row[4] is baseline]
+        bars = {"type": "data", "array": [row[3] for row in rows], "thickness": 1, "width": 3, "color": QUIET}
+        labels = {
+            "text": [plain(row[0]) for row in rows],
+            "textposition": [PLACES[known.index(row) % len(PLACES)] for row in rows],
+            "textfont": {"size": 11, "color": INK},
+            "cliponaxis": False,
+        }
+        marker = look | {"size": 10}
+        drawn.append(_finals_trace(name, rows, mode="markers+text", marker=marker, error_y=bars, **labels))
+    y = {"title": {"text": "test error"}, "tickformat": ".0%", "automargin": True, "gridcolor": GRID}
+    layout = {"xaxis": _axis("params"), "yaxis": y}
+    return go.Figure(data=[trace for trace in drawn if trace["x"]], layout=LAYOUT | layout)
+
+
+def _finals_trace(name: str, rows: Sequence[tuple[str, int, float, float, bool]], **style: Any) -> dict[str, Any]:
+    return {"type": "scatter", "name": name, "x": [row[1] for row in rows], "y": [row[2] for row in rows], **style}
 
 
 def kaleido_image(figure: go.Figure, kind: str) -> bytes:

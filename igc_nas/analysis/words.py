@@ -128,6 +128,12 @@ def runtime_words(runtime: str, batch: int, threads: int, device: str, *, layout
     return f"{name}, batch {batch}, {counted(threads, 'thread')}, {f'{layout}, ' if layout else ''}on {device}"
 
 
+MIG = (
+    "a MIG instance: clocks, temperature, power and energy are its whole card's; what computes on the card's other "
+    "instances is not seen"
+)
+
+
 def conditions_words(of: Latency | LatencySpec) -> str:
     """The conditions of a latency: `eager, batch 1, 1 thread, float32, channels_last, on Intel Xeon`."""
     machine = of.conditions if isinstance(of, Latency) else of

@@ -25,6 +25,11 @@ def bench() -> None:
     """Benchmark lowering, samplers and the search engine.
 
     Lowering is measured on this machine, over fixed architectures.
+
+    \b
+    Examples:
+      igc-nas bench deploy
+      igc-nas bench sampler --table igc_table --no-landscapes
     """
 
 
@@ -39,6 +44,11 @@ def train(batch: int | None, resolution: int | None, compiled: bool, device: str
 
     PyTorch's are NCHW and channels-last, float32 and bfloat16, eager and compiled. Compiling takes about a minute for
     each of the 18 networks.
+
+    \b
+    Examples:
+      igc-nas bench train --no-compile
+      igc-nas bench train --batch 128 --resolution 32
     """
     found = _prepared(device)
     from igc_nas.bench.training import bench_train
@@ -66,6 +76,11 @@ def deploy(
 
     The peers of --runtime native, the default on a CPU with a C compiler, are eager PyTorch, ONNX Runtime, OpenVINO and
     ExecuTorch, those that are installed. With another runtime: its best form against the factored network there.
+
+    \b
+    Examples:
+      igc-nas bench deploy --batch 1
+      igc-nas bench deploy --rank 40
     """
     found = _prepared(device)
     from igc_nas.bench.deployment import bench_deploy
@@ -95,6 +110,11 @@ def latency(count: int, seed: int, device: str, as_json: bool) -> None:
     """Repeatability of latencies, idle and beside a busy process.
 
     Each architecture is measured twice, in random order.
+
+    \b
+    Examples:
+      igc-nas bench latency
+      igc-nas bench latency --count 40 --json
     """
     found = _prepared(device)
     from igc_nas.bench.latency import bench_latency
@@ -112,6 +132,11 @@ def search(trials: int, chunk: int, seed: int, device: str, as_json: bool) -> No
     """Time of a default search against one with --forms factored.
 
     Both evaluate the same trials, in turns.
+
+    \b
+    Examples:
+      igc-nas bench search
+      igc-nas bench search --trials 12 --chunk 4
     """
     found = _prepared(device)
     from igc_nas.bench.search import bench_search
@@ -132,6 +157,11 @@ def workers(trials: int, chunk: int, dataset: str, seed: int, device: str, as_js
     """Trials per hour with one worker, two, and one of two threads.
 
     Also the share of a trial that measuring takes. Takes twenty minutes on two cores.
+
+    \b
+    Examples:
+      igc-nas bench workers
+      igc-nas bench workers --trials 12 --dataset shapes
     """
     found = _prepared(device)
     from igc_nas.bench.workers import bench_workers
@@ -144,9 +174,10 @@ def workers(trials: int, chunk: int, dataset: str, seed: int, device: str, as_js
     "--table", "tables", metavar="STUDY", multiple=True, help="A study that has evaluated its whole space (repeatable)."
 )
 @click.option(
-    "--landscapes/--no-landscapes", default=True, show_default=True, help="Include synthetic errors over igc_cifar."
+    "--landscapes/--no-landscapes", default=True, show_default=True, help="Include errors fitted to recorded trainings."
 )
-@click.option("--samplers", metavar="A,B,...", help="Also peers: gp, nsga3 (Optuna's). [default: all but brute-force]")
+@click.option("--samplers", metavar="A,B,...", help="Also peers: gp, nsga3 (Optuna's), botorch, "
+              "smac (extra bench). [default: all but brute-force]")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs of each sampler.")
 @click.option(
     "--evaluations", type=click.IntRange(1, 2000), default=200, show_default=True, help="Evaluations of each run."
@@ -172,12 +203,17 @@ def sampler(
 ) -> None:
     """Compare samplers by hypervolume over evaluations.
 
-    Searches are replayed in virtual time on tabular benchmarks (recorded trainings) and on synthetic landscapes (errors
-    by a formula). Takes a few minutes.
+    Searches are replayed in virtual time on tabular benchmarks (recorded trainings) and on landscapes (errors by a
+    model fitted to recorded trainings, and by a formula). Takes a few minutes.
+
+    \b
+    Examples:
+      igc-nas bench sampler --table igc_table --no-landscapes
+      igc-nas bench sampler --samplers known-cost,gp,nsga3 -o runs.jsonl
     """
     quiet_threads(1)
+    from igc_nas.bench.samplers.landscapes import landscapes as fitted
     from igc_nas.bench.samplers.plots import figure_kind, write_figure
-    from igc_nas.bench.samplers.problems import landscapes as synthetic
     from igc_nas.bench.samplers.problems import tabular_benchmark
     from igc_nas.bench.samplers.report import SAMPLERS, bench_sampler, parse_samplers
     from igc_nas.study.defaults import usable_cores
@@ -186,7 +222,7 @@ def sampler(
     figures = [path for path in (html, png) if path]
     for path in figures:
         figure_kind(path)  # raises for an unknown suffix, before the replay
-    problems = [tabular_benchmark(load(name, root)) for name in tables] + [*(synthetic() if landscapes else ())]
+    problems = [tabular_benchmark(load(name, root)) for name in tables] + [*(fitted() if landscapes else ())]
     if not problems:
         raise UsageError("nothing to replay", "add --table STUDY, or --landscapes")
     report = bench_sampler(problems, names, seeds, evaluations, workers or usable_cores(), output, say)
@@ -214,6 +250,11 @@ def engine(trials: int, workers: int, sampler: SamplerName, storage: str | None,
     """Overhead of coordinator and store per trial.
 
     Trials are evaluated in no time, and recorded in a real database.
+
+    \b
+    Examples:
+      igc-nas bench engine --trials 1000
+      igc-nas bench engine --sampler known-cost --trials 300
     """
     quiet_threads(1)
     from igc_nas.bench.engine import bench_engine

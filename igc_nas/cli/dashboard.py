@@ -23,6 +23,7 @@ PORT = 8321
 @click.argument("study", nargs=-1, required=True)
 @click.option("-o", "--out", type=FILE, help="File to write. [default: dashboard.html in the study's folder]")
 @click.option("--picture", type=FILE, help="Also write the front as a .png, .svg or .pdf (needs igc-nas[png]).")
+@click.option("--finals-picture", type=FILE, help="Also write the finals as a .png, .svg or .pdf (needs igc-nas[png]).")
 @click.option(
     "--serve", "is_served", is_flag=True, help="Serve the page on 127.0.0.1 and update it while the search runs."
 )
@@ -33,6 +34,7 @@ def dashboard(
     study: tuple[str, ...],
     out: Path | None,
     picture: Path | None,
+    finals_picture: Path | None,
     is_served: bool,
     port: int | None,
     storage: str | None,
@@ -47,30 +49,33 @@ def dashboard(
       igc-nas dashboard igc_cifar10_2m -o page.html
       igc-nas dashboard mine --serve
     """
+    from igc_nas.analysis import plots
     from igc_nas.analysis.dashboard.document import write_dashboard
-    from igc_nas.analysis.plots import front_picture, picture_kind
 
-    if is_served and (out or picture):
-        raise UsageError("--serve writes no file", "leave out -o and --picture, or --serve")
+    pictures = [
+        (file, draw) for file, draw in ((picture, plots.front_picture), (finals_picture, plots.finals_picture)) if file
+    ]
+    if is_served and (out or pictures):
+        raise UsageError("--serve writes no file", "leave out -o and the pictures, or --serve")
     if port is not None and not is_served:
         raise UsageError("--port is a port to serve on", "add --serve")
     first, *more = loaded = [load(name, root, storage) for name in study]
     if is_served:
         _serve(study, loaded, PORT if port is None else port, storage, root)
-    if more and (out is None or picture):
+    if more and (out is None or pictures):
         raise UsageError(
-            "a picture is of one study" if picture else "the page of several studies has no folder", "-o page.html"
+            "a picture is of one study" if pictures else "the page of several studies has no folder", "-o page.html"
         )
     if out is None and first.folder is None:
         raise UsageError(f"{first.spec.name} is read from a database and has no folder here", "name the file with -o")
-    if picture:
-        picture_kind(picture)  # raises for an unknown ending, before the page is written
+    for file, _ in pictures:
+        plots.picture_kind(file)  # raises for an unknown ending, before the page is written
     page = out or _page_of(first)
     write_dashboard(loaded, page)
     put(str(page))
-    if picture:
-        front_picture(first, picture)
-        put(str(picture))
+    for file, draw in pictures:
+        draw(first, file)
+        put(str(file))
 
 
 def _page_of(study: Study) -> Path:

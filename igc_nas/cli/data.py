@@ -141,7 +141,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"sides     the shorter one {least:,} to {most:,} pixels, median {median:,}{some}"
     yield f"modes     {', '.join(f'{mode} {count:,}' for mode, count in facts['modes'].items())}{some}"
     if facts["other_files"]:
-        yield f"others    {facts['other_files']:,} files that are no images by their names"
+        yield f"others    {facts['other_files']:,} files whose names are not those of images"
     if facts["unusable"]:
         yield f"unusable  {facts['unusable']:,} files{some}, among them"
         yield from (f"          {line}" for line in facts["unusable_named"])

@@ -31,6 +31,7 @@ from igc_nas.arch.layers import (
 )
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.engine.progress import trial_line
+from igc_nas.exports.source import latency_lines
 from igc_nas.io.text import printable, wrapped
 from igc_nas.study.front_table import COLUMNS, NOISY, expected_columns, legend_lines, table_lines
 from igc_nas.study.lock import LockHolder, Running
@@ -247,12 +248,16 @@ def trial_lines(study: Study, trial: Trial) -> list[str]:
     name += f"longer training of trial {trial.longer_of}, " if trial.longer_of is not None else ""
     started = f", started {trial.started}{wall}" if trial.started else ""
     lines = [f"{name}{trial.state} in {study.spec.name}{started}"]
+    if trial.state == "failed" and trial.longer_of is not None:
+        return [*lines, failure_words(trial)]
     if trial.state == "failed":
         argument = study_argument(study.folder, study.spec.name)
         option = "--baselines" if trial.baseline else "--enqueue"
         again = f"{search_command(study.folder, study.spec.name)} {option} {argument}:{trial.number}"
         return [*lines, failure_words(trial), f"to try it again: {again}"]
-    return [*lines, trial_line(trial), *(member_words(study, trial.candidate) if trial.candidate else [])]
+    measured = trial.candidate or trial.pruned
+    expected = member_words(study, trial.candidate) if trial.candidate else []
+    return [*lines, trial_line(trial), *expected, *(latency_lines(measured) if measured else [])]
 
 
 def failure_words(trial: Trial) -> str:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from igc_nas.cli.loading import load, quiet_threads
-from igc_nas.cli.options import FILE, classes_option, storage_option, studies_dir
+from igc_nas.cli.loading import load, quiet_threads, with_side
+from igc_nas.cli.options import COUNT, FILE, classes_option, side_option, storage_option, studies_dir
 from igc_nas.cli.output import put, say
-from igc_nas.errors import ConfigError, UsageError
-from igc_nas.export.destination import FORMATS, FORMS, c_paths, check_destination
+from igc_nas.errors import ConfigError, InfeasibleError, UsageError
+from igc_nas.exports.destination import FORMATS, FORMS, c_paths, check_destination
 
 if TYPE_CHECKING:
-    from igc_nas.export.c_source import CFiles
-    from igc_nas.export.graph import Exporter, Graph
-    from igc_nas.export.source import Source
+    from igc_nas.exports.c_source import CFiles
+    from igc_nas.exports.graph import Exporter, Graph
+    from igc_nas.exports.source import Source
     from igc_nas.nn.network import Network
 
 
@@ -28,6 +28,7 @@ class ExportRequest:
 
     what: str
     pick: str | None
+    budget_params: int | None
     kind: str | None
     weights: Path | None
     untrained: bool
@@ -36,6 +37,7 @@ class ExportRequest:
     opset: int | None
     seed: int
     classes: int | None
+    image_size: int | None
     out: Path | None
     force: bool
     storage: str | None
@@ -44,7 +46,17 @@ class ExportRequest:
 
 @click.command()
 @click.argument("what", metavar="STUDY|ARCH")
-@click.option("--pick", help="Which trial of a STUDY: knee, best-error, trial:N or under:params=500k. [default: knee]")
+@click.option(
+    "--pick",
+    metavar="RULE",
+    help="Which trial of a STUDY: knee, best-error, smallest, trial:N or under:params=500k (also "
+    "under:params=500k,latency=2ms). [default: knee]",
+)
+@click.option(
+    "--budget-params",
+    type=COUNT,
+    help="Most parameters that a file may hold: 500k. [default: those of --pick under:params, or of the study]",
+)
 @click.option(
     "--format",
     "kind",
@@ -60,6 +72,7 @@ class ExportRequest:
 @click.option("--opset", type=click.IntRange(7, 50), help="Of onnx: version of ONNX's operators. [default: torch's]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of random weights.")
 @classes_option
+@side_option
 @click.option("-o", "--out", type=FILE, help="File or folder to write. [default: stdout, for toml and py]")
 @click.option("--force", is_flag=True, help="Overwrite the file, or the folder of an earlier export.")
 @storage_option
@@ -75,17 +88,19 @@ def export(**options: Any) -> None:
       igc-nas export igc_cifar10_2m --pick under:params=200k -o arch.toml
       igc-nas export arch.toml --weights models/ID-cifar10 -o net.onnx
     """
-    from igc_nas.export.source import unfinished_text
+    from igc_nas.exports.source import unfinished_text
 
     request = ExportRequest(**options)
     kind, out = request.kind or _format_by_suffix(request.out), request.out
     source, weights = _source(request)
+    source = source.at(with_side(source.arch, request.image_size))
     weights = request.weights or (None if kind == "toml" else weights)
     _check_options(kind, weights, request)
     if out is not None and kind != "toml":
         _check_place(kind, out, request.force)
     if (unfinished := unfinished_text(source)) is not None:
         say(f"{source.name}: {unfinished}")
+    _check_limit(source.cost.params, "factored", _limit(source, request))
     lines = _write(kind, source, weights, request)
     if out is not None:
         say(f"{source.name}: {source.arch}", *lines, f"wrote {out}")
@@ -106,7 +121,7 @@ def _format_by_suffix(out: Path | None) -> str:
 
 def _source(request: ExportRequest) -> tuple[Source, Path | None]:
     """(the architecture to export, the folder of its training if it is named by that)."""
-    from igc_nas.export.source import Source
+    from igc_nas.exports.source import Source
 
     found = _architecture(request.what, request.classes, request.root, request.storage)
     if found is None:
@@ -119,7 +134,7 @@ def _source(request: ExportRequest) -> tuple[Source, Path | None]:
 
 def _architecture(what: str, classes: int | None, root: Path, storage: str | None) -> tuple[Source, Path | None] | None:
     """The architecture that `what` names, with the folder of its training; None if `what` can only be a study."""
-    from igc_nas.export.source import Source
+    from igc_nas.exports.source import Source
     from igc_nas.io.files import is_file
     from igc_nas.study.lookup import is_named, load_architecture, named_trial
 
@@ -162,6 +177,30 @@ def _check_options(kind: str, weights: Path | None, request: ExportRequest) -> N
             raise UsageError("--form is of model.onnx, which holds weights", "add --weights FILE, or --untrained")
 
 
+def _limit(source: Source, request: ExportRequest) -> int | None:
+    """The most parameters that a file may hold: --budget-params, else the least of --pick under:params, the study's."""
+    from igc_nas.study.study import parse_limits
+
+    if request.budget_params is not None:
+        return request.budget_params
+    kind, _, limits = (request.pick or "").partition(":")
+    picked = parse_limits(limits).get("params") if kind == "under" else None
+    spec = source.study.spec if source.study else None
+    own = spec.budget.params if spec and spec.latency.forms != "any" else None
+    if own is not None and source.cost.params > own:  # a network that was enqueued, or has more classes here
+        own = None
+    return min((int(limit) for limit in (picked, own) if limit is not None), default=None)
+
+
+def _check_limit(params: int, form: str, limit: int | None) -> None:
+    """Raise `InfeasibleError` where a file would hold more parameters than the limit it was picked by."""
+    if limit is not None and params > limit:
+        raise InfeasibleError(
+            f"the {form} network has {params:,} parameters; at most {limit:,} may be deployed",
+            "pick a smaller one, or raise --budget-params" + ("" if form == "factored" else ", or leave out --form"),
+        )
+
+
 def _check_place(kind: str, out: Path, force: bool) -> None:
     if kind == "dir":
         check_destination(out, force)
@@ -177,7 +216,7 @@ def _write(kind: str, source: Source, weights: Path | None, request: ExportReque
     """Write one format, after it was compared with the network; returns lines that describe it."""
     out = request.out
     if kind == "toml":
-        from igc_nas.export.source import config_text
+        from igc_nas.exports.source import config_text
 
         text = _checked_config(source, config_text(source))
         if out is not None and not _has_text(out, text):  # the same command again changes nothing
@@ -186,7 +225,7 @@ def _write(kind: str, source: Source, weights: Path | None, request: ExportReque
         return []
     threads = source.study.spec.latency.threads if source.study else 1
     quiet_threads(threads)
-    from igc_nas.export.weights import loaded
+    from igc_nas.exports.weights import loaded
 
     source, network = loaded(source, weights, request.seed)
     lines = [f"weights  {weights}" + (f": {source.trained}" if source.trained else "")] if weights else []
@@ -194,7 +233,7 @@ def _write(kind: str, source: Source, weights: Path | None, request: ExportReque
         lines.append(f"weights  UNTRAINED: random, of seed {request.seed}; predictions are meaningless")
     if kind == "py":
         error = _write_standalone(source, network, out)
-        return [*lines, f"checked  in a process of its own, against the network: {_error_text(error)}"]
+        return [*lines, f"checked  in a separate process against the network: {_error_text(error)}"]
     assert out is not None
     if kind == "dir":
         return [*lines, *_write_folder(source, network, bool(weights), out, request)]
@@ -216,8 +255,8 @@ def _checked_config(source: Source, text: str) -> str:
 
 
 def _write_standalone(source: Source, network: Network, out: Path | None) -> float:
-    from igc_nas.export.standalone import standalone_text
-    from igc_nas.export.verify import verify_standalone
+    from igc_nas.exports.standalone import standalone_text
+    from igc_nas.exports.verify import verify_standalone
 
     text = standalone_text(source)
     with tempfile.TemporaryDirectory(prefix="igc-nas-") as folder:
@@ -229,7 +268,7 @@ def _write_standalone(source: Source, network: Network, out: Path | None) -> flo
 
 
 def _write_folder(source: Source, network: Network, trained: bool, out: Path, request: ExportRequest) -> list[str]:
-    from igc_nas.export.folder import write_folder
+    from igc_nas.exports.folder import write_folder
 
     graph, no_onnx = None, "it would hold weights, and there are none"
     if trained or request.untrained:
@@ -275,7 +314,7 @@ def _write_c(source: Source, network: Network, out: Path, weights_file: bool) ->
 def _checked_c(name: str, source: Source, network: Network, weights_file: bool) -> tuple[CFiles, float]:
     """The C files of a network for the vectors that are fastest here, and their error as compiled and run."""
     from igc_nas.evaluation.runtimes import require
-    from igc_nas.export.c_source import c_files, verify_c
+    from igc_nas.exports.c_source import c_files, verify_c
     from igc_nas.nn.codegen.target import target_here
 
     require("native", "the check of a C file")
@@ -292,25 +331,27 @@ def _graph(kind: Any, source: Source, network: Network, request: ExportRequest) 
         from igc_nas.evaluation.runtimes import require
 
         require("onnxruntime", "an ONNX file")
-    return _exporter(source, request.opset)(kind, network, request.form or "fastest", source.metadata)
+    limit = _limit(source, request)
+    graph = _exporter(source, limit, request.opset)(kind, network, request.form or "fastest", source.metadata)
+    _check_limit(graph.params, graph.form, limit)
+    return graph
 
 
-def _exporter(source: Source, opset: int | None) -> Exporter:
-    """Exports in a form that the study's spec allows (without a study: any), measured on this machine's CPU."""
-    from igc_nas.export.graph import Exporter
+def _exporter(source: Source, limit: int | None, opset: int | None) -> Exporter:
+    """Exports in a form within the limit that the study's spec allows, measured on this machine's CPU."""
+    from igc_nas.exports.graph import Exporter
     from igc_nas.nn.device import configure_torch, find_devices
     from igc_nas.nn.lowering.timing_cache import timing_cache_for
     from igc_nas.study.spec import LatencySpec
 
     device = find_devices("cpu")[0]
+    study_spec = source.study.spec.latency if source.study else None
+    only_factored = study_spec and study_spec.forms == "factored" and study_spec.runtime != "native"
     own = {"device": device.name, "runtime": "onnxruntime", "input": source.arch.input, "memory_format": "contiguous"}
+    own["forms"] = "factored" if only_factored else "within-budget"  # native C runs factored networks, whatever it says
     away = {"remote": False, "cuda_graph": False, "cold_cache": False}
-    study_spec = source.study.spec if source.study else None
-    if study_spec and study_spec.latency.runtime == "native":  # "factored" says what native C runs
-        own["forms"] = "within-budget"
-    spec = study_spec.latency.model_copy(update=own | away) if study_spec else LatencySpec(**own, forms="any")  # type: ignore[arg-type]
+    spec = study_spec.model_copy(update=own | away) if study_spec else LatencySpec(**own)  # type: ignore[arg-type]
     configure_torch(device, spec.threads)
-    limit = study_spec.budget.params if study_spec else None
     cache = timing_cache_for(device.name, spec.threads, "deployment")
     return Exporter(spec, device, limit, cache, say, opset=opset)
 

@@ -49,8 +49,8 @@ class FinalsRequest(RecipeRequest):
     "--pick",
     multiple=True,
     metavar="RULE",
-    help="Which candidates (repeatable): front, knee, best-error, trial:N, or under:params=500k (also latency=2ms): "
-    "those within it that surrogate and proxy together rank best. [default: front]",
+    help="Which candidates (repeatable): front, knee, best-error, smallest, trial:N, or under:params=500k (also "
+    "latency=2ms): those within it that surrogate and proxy together rank best. [default: front]",
 )
 @click.option("--top", type=click.IntRange(1, 1000), default=8, show_default=True, help="Candidates per --pick.")
 @click.option(
@@ -290,8 +290,13 @@ def print_finals(study: Study, output: str, recipe: str | None = None) -> None:
         say(f"{study.spec.name} has no finals yet", f"igc-nas finals {study.spec.name}")
         return
     from igc_nas.io.console import table_lines, terminal_width
+    from igc_nas.study.front_table import markdown_table
 
     for group in groups:
         put_text(f"{study.spec.name}: {group_title(group)}", "")
+        if output == "markdown":
+            alignments = [":--" if title in ("", "network") else "--:" for title in COLUMNS]
+            put(*markdown_table(COLUMNS, [alignments, *final_rows(group, objectives)]), "")
+            continue
         put(*table_lines(COLUMNS, final_rows(group, objectives), ("", "network"), terminal_width()), "")
         put_text(LEGEND)

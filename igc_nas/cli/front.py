@@ -66,9 +66,9 @@ def front(
     if finals:
         from igc_nas.cli.finals import print_finals
 
-        if objectives or asked not in ([], ["json"]):
-            raise UsageError("--finals goes with --json alone")
-        print_finals(loaded, "json" if as_json else "table")
+        if objectives or asked not in ([], ["json"], ["markdown"]):
+            raise UsageError("--finals goes with --json or --markdown alone")
+        print_finals(loaded, asked[0] if asked else "table")
         return
     names = parse_objectives(objectives) if objectives else loaded.spec.front_objectives
     print_front(loaded, names, asked[0] if asked else "table", sort=sort, top=top, wide=wide)
@@ -114,7 +114,8 @@ def print_front(
     elif output in ("markdown", "latex"):
         from igc_nas.study.front_table import latex_lines, markdown_lines
 
-        put(*(markdown_lines if output == "markdown" else latex_lines)(members))
+        lines = markdown_lines if output == "markdown" else latex_lines
+        put(*lines(members, {standing.name: standing.candidate for standing in beside}))
     elif not members and not beside:
         say(f"{study.spec.name} has no completed trial yet", f"igc-nas search --study {study.spec.name}")
     else:

@@ -56,10 +56,11 @@ def architecture(name: str, classes: int | None, root: Path, image_size: int | N
     """
     from igc_nas.study.lookup import load_architecture
 
-    return _with_side(load_architecture(name, classes, root), image_size)
+    return with_side(load_architecture(name, classes, root), image_size)
 
 
-def _with_side(arch: ArchConfig, image_size: int | None) -> ArchConfig:
+def with_side(arch: ArchConfig, image_size: int | None) -> ArchConfig:
+    """The architecture for images of that side; None: as it is. Raises `ConfigError` for one that it cannot read."""
     from igc_nas.arch.cost import check_side
 
     if image_size is None:
@@ -116,7 +117,7 @@ def read_architecture(file: BinaryIO, name: str, classes: int | None, image_size
     from igc_nas.io.files import decoded
 
     found = ArchConfig.from_toml(decoded(file.read(MOST_BYTES), name), name)
-    return _with_side(found if classes is None else found.with_classes(classes), image_size)
+    return with_side(found if classes is None else found.with_classes(classes), image_size)
 
 
 def quiet_threads(threads: int) -> None:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from igc_nas.cli.loading import architecture, load, quiet_threads, read_architecture
-from igc_nas.cli.options import COUNT, as_json, classes_option, device_option, runtime_option, side_option, studies_dir
+from igc_nas.cli.options import (
+    COUNT,
+    as_json,
+    classes_option,
+    device_option,
+    latency_dtype_option,
+    runtime_option,
+    side_option,
+    studies_dir,
+)
 from igc_nas.cli.output import put_json, put_text, say
 from igc_nas.errors import StudyError, UsageError
 
@@ -20,12 +29,12 @@ if TYPE_CHECKING:
     from igc_nas.engine.remeasuring import Remeasured
     from igc_nas.nn.device import Device
     from igc_nas.study.records import Latency
-    from igc_nas.study.spec import RuntimeName
+    from igc_nas.study.spec import DtypeName, RuntimeName
     from igc_nas.study.study import Study
 
 OF_ONE_ARCHITECTURE = (
-    "classes", "image_size", "device", "batch", "threads", "latency_runtime", "forms", "budget_params", "cuda_graph",
-    "cold_cache", "energy",
+    "classes", "image_size", "device", "batch", "latency_dtype", "threads", "latency_runtime", "forms", "budget_params",
+    "cuda_graph", "cold_cache", "energy",
 )  # fmt: skip
 """Options that `--study` excludes: the study has its own conditions."""
 
@@ -41,6 +50,7 @@ class MeasureRequest:
     image_size: int | None
     device: str
     batch: int
+    latency_dtype: DtypeName | None
     threads: int
     latency_runtime: RuntimeName | None
     forms: Literal["any", "factored"] | None
@@ -60,7 +70,16 @@ class MeasureRequest:
 @classes_option
 @side_option
 @device_option
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images per pass.")
+@click.option(
+    "--batch",
+    "--latency-batch",
+    "batch",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Images per pass.",
+)
+@latency_dtype_option
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads, on a CPU.")
 @runtime_option
 @click.option("--forms", type=click.Choice(["any", "factored"]), help="Forms to run. [default: all of the runtime]")
@@ -89,6 +108,9 @@ def measure(**options: Any) -> None:
       igc-nas measure arch.toml --runtime onnxruntime
       igc-nas measure --study mine --keep
     """
+    from igc_nas.analysis.words import counted
+    from igc_nas.study.defaults import usable_cores
+
     request = MeasureRequest(**options)
     if request.keep and request.study_name is None:
         raise UsageError("--keep goes with --study")
@@ -104,6 +126,8 @@ def measure(**options: Any) -> None:
         if request.arch == "-"
         else architecture(request.arch, request.classes, request.root, request.image_size)
     )
+    if request.threads > (cores := usable_cores()):
+        say(f"{request.threads} threads on {counted(cores, 'core')} wait for each other: --threads {cores} is the most")
     quiet_threads(request.threads)
     latency = _measured(config, request)
     put_json(_facts(latency, config)) if request.as_json else put_text(*latency_lines(latency, config))
@@ -120,16 +144,19 @@ def _refuse_conditions() -> None:
 def _measured(config: ArchConfig, request: MeasureRequest) -> Latency:
     """The architecture's latency on a device of this machine. Raises what `Measurer` raises."""
     from igc_nas.engine.remeasuring import local_measurer
-    from igc_nas.evaluation.runtimes import require
+    from igc_nas.evaluation.runtimes import check_dtype, require
     from igc_nas.nn.device import find_devices
     from igc_nas.study.spec import LatencySpec
 
     device = find_devices(request.device)[0]
     runtime = request.latency_runtime or _default_runtime(config, device, request)
     require(runtime)
+    dtype = request.latency_dtype or "float32"
+    check_dtype(dtype, runtime, device.kind)
     spec = LatencySpec(
         device=device.name,
         batch=request.batch,
+        dtype=dtype,
         threads=request.threads,
         runtime=runtime,
         forms="factored" if request.forms == "factored" else "within-budget" if request.budget_params else "any",
@@ -157,32 +184,34 @@ def _facts(latency: Latency, config: ArchConfig) -> dict[str, Any]:
     from igc_nas.evaluation.latency import REFERENCE
 
     cost = cost_of(config).as_dict()
-    return {**latency.model_dump(mode="json"), "n": latency.n, "reference": REFERENCE, **cost, "arch": config.to_dict()}
+    record = {**latency.model_dump(mode="json"), "n": latency.n, "per_image_ms": latency.per_image_ms}
+    return {**record, "reference": REFERENCE, **cost, "arch": config.to_dict()}
 
 
 def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
     """A measurement of `config` for people: median and interval, form by form, and the conditions."""
-    from igc_nas.analysis.words import conditions_words, interval_words, noise_words
+    from igc_nas.analysis.words import MIG, conditions_words, interval_words, noise_words
     from igc_nas.arch.cost import cost_of
     from igc_nas.evaluation.latency import REFERENCE
     from igc_nas.io.units import format_count
 
     cost, c = cost_of(config), latency.conditions
     lines = [
-        f"{latency.median_ms:.3f} ms  ({interval_words(latency.low_ms, latency.high_ms, latency.n)})",
+        f"{latency.median_ms:.3f} ms, raw  ({interval_words(latency.low_ms, latency.high_ms, latency.n)})",
         *([f"{noise_words(latency.noise)}; measure again when the machine is quiet"] if latency.noisy else []),
+        *([f"{latency.per_image_ms:.4g} ms an image, {latency.batch} a pass"] if latency.batch > 1 else []),
         f"form {latency.form}; {cost.macs:,} MACs and {cost.params:,} parameters in the factored form",
         "",
     ]
     if latency.forms:
         lines.append(
-            f"{'form':<10} {'median ms':>10} {'interval':>19} {'MACs':>8} {'params':>8} {'GMAC/s':>7} {'times':>6}"
+            f"{'form':<10} {'median ms':>10} {'interval':>19} {'MACs':>8} {'params':>8} {'GMAC/s':>7} {'speed-up':>8}"
         )
         written = latency.forms.get("factored")
         for name, form in latency.forms.items():
             timed_often = form.low_ms is not None and form.high_ms is not None
             interval = f"{form.low_ms:.3f} to {form.high_ms:.3f}" if timed_often else ""
-            times = f"{written.median_ms / form.median_ms:6.2f}" if written else ""
+            times = f"{written.median_ms / form.median_ms:8.2f}" if written else ""
             lines.append(
                 f"{name:<10} {form.median_ms:>10.3f} {interval:>19} {format_count(form.macs):>8} "
                 f"{format_count(form.params):>8} {latency.batch * form.macs / form.median_ms / 1e6:>7.1f} {times}"
@@ -198,6 +227,7 @@ def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
         *lines,
         f"reference network {REFERENCE}: {latency.reference_ms:.3f} ms in the same rounds",
         f"{conditions_words(latency)}, torch {c.torch}" + "".join(f", {word}" for word in state),
+        *([MIG] if c.mig else []),
     ]
 
 

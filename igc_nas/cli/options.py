@@ -80,6 +80,11 @@ runtime_option = click.option(
     type=click.Choice(["eager", "compile", "onnxruntime", "openvino", "native"]),
     help="Runtime of latency measurements. [default: native on a CPU with a C compiler, else eager]",
 )
+latency_dtype_option = click.option(
+    "--latency-dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Dtype of latency measurements, on a GPU. [default: float32, whose products are in TF32 there]",
+)
 latency_forms_option = click.option(
     "--latency-forms",
     type=click.Choice(["within-budget", "any", "factored"]),

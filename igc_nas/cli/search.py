@@ -20,6 +20,7 @@ from igc_nas.cli.options import (
     data_dir_option,
     device_option,
     image_size_option,
+    latency_dtype_option,
     latency_forms_option,
     runtime_option,
     storage_option,
@@ -61,7 +62,13 @@ MOST_IMPORTING_S = 60.0
         ),
         "How long": ("time", "promote", "trials", "timeout", "trial_timeout", "workers", "workers_per_gpu", "device"),
         "How it searches and trains": ("sampler", "seed", "recipe", "forms", "prune_below"),
-        "How latency is measured": ("latency_runtime", "latency_forms", "latency_command"),
+        "How latency is measured": (
+            "latency_runtime",
+            "latency_forms",
+            "latency_batch",
+            "latency_dtype",
+            "latency_command",
+        ),
         "Where it is kept": ("study_name", "root", "storage"),
     },
 )
@@ -104,6 +111,12 @@ MOST_IMPORTING_S = 60.0
 @latency_forms_option
 @runtime_option
 @click.option(
+    "--latency-batch",
+    type=click.IntRange(1),
+    help="Images of the pass that is timed; limits are on one pass. [default: 1]",
+)
+@latency_dtype_option
+@click.option(
     "--latency-command",
     envvar="IGC_NAS_LATENCY_COMMAND",
     help="Measure elsewhere: a command that reads an architecture on stdin, 'ssh pi igc-nas measure --json -'.",
@@ -143,7 +156,11 @@ MOST_IMPORTING_S = 60.0
     help="Fail a trial that is processed for longer; waiting for other trials is not counted. [default: none]",
 )
 @click.option("--workers", type=click.IntRange(1, 256), help="Worker processes. [default: cores, or two a GPU]")
-@click.option("--workers-per-gpu", type=click.IntRange(1, 16), help="The same, as a number for each GPU.")
+@click.option(
+    "--workers-per-gpu",
+    type=click.IntRange(1, 16),
+    help="The same, as a number for each GPU; on a Ray cluster they take a share of a GPU each. [default there: 1]",
+)
 @click.option(
     "--executor",
     type=click.Choice(["processes", "ray"]),
@@ -198,7 +215,8 @@ def search(**options: Any) -> None:
 def _say_summary(study: Study, run: Run, *, is_over: bool) -> None:
     """Say why the search ended, what was pruned, how accurate the surrogate is, and what to type next."""
     from igc_nas.analysis.surrogate_quality import surrogate_quality
-    from igc_nas.analysis.words import plan_words
+    from igc_nas.analysis.words import counted, plan_words
+    from igc_nas.study.names import study_argument
 
     pruned = study.ended - len(study.candidates)
     if pruned:
@@ -211,6 +229,15 @@ def _say_summary(study: Study, run: Run, *, is_over: bool) -> None:
         say(f"surrogate: {quality.sentence()}")
     if plan := plan_words(study):
         say(f"plan: {plan}")
+    if study.candidates:
+        say(
+            f"The errors are those of {counted(study.spec.recipe.samples, 'image')} a network: they rank; after a long "
+            "training expect them far lower (finals, below)."
+        )
+    name = study_argument(study.folder, study.spec.name)
+    if noisy := sum(candidate.latency.noisy for candidate in study.candidates):
+        of = counted(len(study.candidates), "latency is", "latencies are")
+        say(f"{noisy} of {of} noisy; on a quieter machine: igc-nas measure --study {name} --keep")
     say("")
     if run.trials is not None and study.ended < run.trials:
         why = f" because its {format_seconds(run.time_s)} are over" if is_over and run.time_s else ""
@@ -249,7 +276,8 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     if time_s and not resolved.continued and spec.sampler != "brute-force":
         from igc_nas.evaluation.speed import planned_spec
 
-        say("planning: timing trainings of three networks ...", "")
+        if not request.quiet:
+            say("planning: timing trainings of three networks ...", "")
         changes = parse_recipe(request.recipe)
         spec = planned_spec(spec, resolved.info, devices[0], time_s, workers, trials, changes, _promote(request, spec))
     run = Run(
@@ -260,6 +288,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
         workers=workers,
         executor=request.executor,
         ray_address=request.ray_address if on_ray else None,
+        workers_per_gpu=request.workers_per_gpu or 1,
         devices=tuple(device.torch_name for device in devices),
         data_dir=request.data_dir,
         storage=request.storage,
@@ -313,15 +342,15 @@ def _asked_workers(request: SearchRequest, devices: tuple[Device, ...]) -> int |
         return request.workers
     if request.workers is not None or devices[0].kind != "cuda":
         raise UsageError("--workers-per-gpu is for GPUs, and stands for --workers", "give --workers")
-    return request.workers_per_gpu * len(devices)
+    return None if request.executor == "ray" else request.workers_per_gpu * len(devices)
 
 
 def _ray_workers(request: SearchRequest, device: Device) -> int:
     """How many workers the Ray cluster has resources for."""
-    from igc_nas.engine.ray.nodes import places
+    from igc_nas.engine.ray.nodes import needs_of, places
     from igc_nas.engine.search import Run
 
-    return places(request.ray_address, device.torch_name, Run.threads)
+    return places(request.ray_address, needs_of(device.torch_name, Run.threads, request.workers_per_gpu or 1))
 
 
 def _announce(

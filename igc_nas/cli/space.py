@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from igc_nas.cli.options import COUNT, as_json, side_option
-from igc_nas.cli.output import put, put_json, put_text
-from igc_nas.errors import IgcNasError
+from igc_nas.cli.options import COUNT, FILE, as_json, side_option
+from igc_nas.cli.output import put, put_json, put_text, say
+from igc_nas.errors import IgcNasError, UsageError
 
 if TYPE_CHECKING:
     from igc_nas.space.search_space import SearchSpace
@@ -24,6 +25,7 @@ PART_WIDTH = 37
 @side_option
 @click.option("--budget-params", type=COUNT, help="Count architectures with at most this many parameters.")
 @click.option("--budget-macs", type=COUNT, help="Count architectures with at most this many MACs.")
+@click.option("--new", "new", type=FILE, metavar="FILE", help="Write a small space to edit, every key with a comment.")
 @as_json
 def space(
     name: str | None,
@@ -31,6 +33,7 @@ def space(
     image_size: int | None,
     budget_params: int | None,
     budget_macs: int | None,
+    new: Path | None,
     as_json: bool,
 ) -> None:
     """Print a search space: its choices, exact size and costs.
@@ -41,8 +44,11 @@ def space(
     \b
     Examples:
       igc-nas space igc_cifar --budget-params 2M
-      igc-nas space my.toml --json
+      igc-nas space --new my.toml
     """
+    if new is not None:
+        _write_template(name, new)
+        return
     from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, space_names
 
     if name is None:
@@ -58,6 +64,21 @@ def space(
         put_json({"space": found.name, "classes": classes, **facts, "file": found.file.to_dict()})
     else:
         put_text(*_lines(found, facts))
+
+
+def _write_template(name: str | None, path: Path) -> None:
+    """Write the commented space file; raises `UsageError` where there is a file already."""
+    from igc_nas.io.files import read_text, write_whole
+    from igc_nas.space.search_space import TEMPLATE
+
+    if name is not None:
+        raise UsageError("--new writes a space of its own, and takes no NAME", f"igc-nas space --new {path}")
+    if path.suffix != ".toml":
+        raise UsageError(f"{path!s:.120}: a space file ends in .toml", f"igc-nas space --new {path}.toml")
+    if path.exists():
+        raise UsageError(f"{path} exists", "choose another name, or remove it")
+    write_whole(path, read_text(TEMPLATE))
+    say(f"wrote {path}; edit it, then:", f"  igc-nas space {path}", f"  igc-nas search --space {path}")
 
 
 def space_facts(space: SearchSpace, budget_params: int | None, budget_macs: int | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from igc_nas.study.study import Study
 
 if TYPE_CHECKING:
     from igc_nas.engine.executor import ExecutorName
-    from igc_nas.study.spec import Goal, LatencyForms, RuntimeName, SamplerName
+    from igc_nas.study.spec import DtypeName, Goal, LatencyForms, RuntimeName, SamplerName
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class SearchRequest:
     forms: Literal["fastest", "factored"] | None = None
     latency_forms: LatencyForms | None = None
     latency_runtime: RuntimeName | None = None
+    latency_batch: int | None = None
+    latency_dtype: DtypeName | None = None
     latency_command: str | None = None
     enqueue: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
@@ -101,6 +103,8 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
     Raises `StudyError` if the study exists with other settings, naming the differences; `DataError` for missing data;
     `ConfigError`, `UsageError` and `InfeasibleError` for a request that is invalid.
     """
+    from igc_nas.evaluation.runtimes import check_dtype
+
     settings = given_settings(request)
     name = request.study_name
     if name is not None and (study := begun(request.root / check_study_name(name), request.storage)):
@@ -119,6 +123,8 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
     path = find_space(space)
     choices = search_space(SpaceFile.load(path), info.classes, path.stem)
     runtime, eager_because = _default_runtime(request, device, choices)
+    if request.latency_command is None:
+        check_dtype(request.latency_dtype or "float32", request.latency_runtime or runtime, device.kind)
     dtype = None if "dtype" in recipe else fastest_dtype(device, recipe.get("forms", "fastest"))
     spec = new_spec(
         info,
@@ -200,7 +206,8 @@ def given_settings(request: SearchRequest) -> dict[str, Any]:
         settings["recipe"] = {"forms": request.forms} | settings.get("recipe", {})
     # Who trains in the factored form wants its latency, too, unless --latency-forms says otherwise.
     latency_forms = request.latency_forms or ("factored" if request.forms == "factored" else None)
-    if latency := _without_none({"runtime": request.latency_runtime, "forms": latency_forms}):
+    conditions = {"batch": request.latency_batch, "dtype": request.latency_dtype}
+    if latency := _without_none({"runtime": request.latency_runtime, "forms": latency_forms} | conditions):
         settings["latency"] = latency
     if request.space is not None:
         path = find_space(request.space)
@@ -325,9 +332,10 @@ def latency_conditions(spec: StudySpec, request: SearchRequest, *, new: bool) ->
     from igc_nas.evaluation.remote import CommandMeasurer, remote_spec
 
     measured = CommandMeasurer(command)(spec.feasible.lightest())
-    if request.latency_runtime not in (None, measured.runtime):
-        raise UsageError(
-            f"the latency command measures with {measured.runtime}",
-            f"add --runtime {request.latency_runtime} to it",
-        )
+    for name in ("runtime", "batch", "dtype"):
+        wanted, found = getattr(request, f"latency_{name}"), getattr(measured, name)
+        if wanted not in (None, found):
+            with_ = found if name == "runtime" else f"{name} {found}"
+            option = "--latency-dtype" if name == "dtype" else f"--{name}"
+            raise UsageError(f"the latency command measures with {with_}", f"add {option} {wanted} to it")
     return spec.model_copy(update={"latency": remote_spec(measured, spec.latency)})

@@ -20,6 +20,7 @@ import pickle
 import socket
 import tarfile
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -101,10 +102,10 @@ def download_lock(layout: Layout, folder: Path) -> Iterator[None]:
 def download(layout: Layout, folder: Path, url: str, progress: Report, timeout_s: float = TIMEOUT_S) -> Path:
     """Download the official archive to `folder`, or resume its download; verified by size and SHA-256."""
     if not url.startswith(("https://", "http://")):
-        raise UsageError(f"{url!r:.120} is no http or https address")
+        raise UsageError(f"{url!r:.120} is not an http or https address")
     part = folder / f"{layout.archive}.part"
     if part.exists() and not part.is_file():
-        raise DataError(f"{part} is no file", "remove it and try again")
+        raise DataError(f"{part} is not a file", "remove it and try again")
     if not part.exists() or part.stat().st_size != layout.archive_size:
         _continue(layout, part, url, progress, timeout_s)
     size = part.stat().st_size
@@ -141,9 +142,15 @@ def _continue(layout: Layout, part: Path, url: str, progress: Report, timeout_s:
         phrase = http.client.responses.get(error.code, "")  # the server's own phrase may hold anything
         raise DataError(f"{url} answered {error.code} {phrase}".rstrip(), "try again later, or use --from") from None
     except ValueError as error:
-        raise UsageError(f"{url!r:.120} is no http or https address: {one_line(error, 120)}") from None
+        raise UsageError(f"{url!r:.120} is not an http or https address: {one_line(error, 120)}") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
+        if isinstance(reason, socket.gaierror):
+            raise DataError(
+                f"no network: the address of {urllib.parse.urlsplit(url).hostname!s:.120} is not found",
+                f"where there is one the same command goes on; igc-nas data {layout.name} --from FILE takes an archive "
+                "you have",
+            ) from None
         has = f"{part.stat().st_size if part.exists() else 0:,} of {layout.archive_size:,} bytes"
         raise DataError(
             f"the download of {layout.archive} was cut after {has}: {one_line(reason, 120)}",
@@ -179,7 +186,7 @@ def _found(layout: Layout, path: Path) -> Found:
 def _from_archive(layout: Layout, path: Path) -> Found:
     size = path.stat().st_size
     if not path.is_file():
-        raise DataError(f"{path} is a pipe or a device, no archive", "save it as a file first")
+        raise DataError(f"{path} is a pipe or a device, not an archive", "save it as a file first")
     if size > MOST_BYTES:
         raise DataError(f"{path} has {size:,} bytes: too many for an archive of {layout.name}")
     try:
@@ -195,7 +202,7 @@ def _from_archive(layout: Layout, path: Path) -> Found:
         return _members(path, layout.files()), False
     except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path.name} ({size:,} bytes) is no readable {layout.name} archive: {one_line(error, 120)}",
+            f"{path.name} ({size:,} bytes) is not a readable {layout.name} archive: {one_line(error, 120)}",
             f"the official one is {layout.archive}, {layout.archive_size:,} bytes",
         ) from None
 

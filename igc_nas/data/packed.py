@@ -310,7 +310,7 @@ def _check_classes(
 
 
 def _formats_hint(listing: Listing) -> str:
-    others = f"{listing.others:,} files are no images by their names; " if listing.others else ""
+    others = f"{listing.others:,} files are not images by their names; " if listing.others else ""
     return others + HINT
 
 

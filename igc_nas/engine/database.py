@@ -59,7 +59,7 @@ def parse_url(given: str) -> URL:
     except (ArgumentError, ValueError):
         scheme = given.partition("://")[0] if "://" in given else ""
         raise UsageError(
-            f"storage of kind {scheme!r:.40} is not supported" if scheme else "the storage is no database URL",
+            f"storage of kind {scheme!r:.40} is not supported" if scheme else "the storage is not a database URL",
             "use sqlite:///path/to/study.db or postgresql://user@host/database",
         ) from None
     kind = url.drivername.partition("+")[0]

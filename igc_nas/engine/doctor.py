@@ -22,6 +22,7 @@ import psutil
 import torch
 
 from igc_nas._version import __version__
+from igc_nas.analysis.words import MIG
 from igc_nas.data.datasets import NAMES, data_dir, locate
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.runtimes import PACKAGES, require
@@ -29,7 +30,7 @@ from igc_nas.nn.codegen.build import compiler
 from igc_nas.nn.device import Device, cpu_name, find_devices, survey_gpus
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.timing_cache import cache_dir
-from igc_nas.nn.nvml import installed_gpus
+from igc_nas.nn.nvml import find_gpu, installed_gpus
 from igc_nas.study.defaults import default_extent, default_recipe, usable_cores
 from igc_nas.study.spec import RuntimeName
 
@@ -98,6 +99,8 @@ def _devices() -> Iterator[Finding]:
             f"{gpu.name}, compute capability {gpu.capability}, {free / GIB:.0f} of {total / GIB:.0f} GiB free, "
             f"trains in {gpu.fast_dtype}",
         )
+        if gpu.uuid and (sensors := find_gpu(gpu.uuid)) and sensors.is_mig:
+            yield Finding(f"{gpu.torch_name} sensors", MIG)
     hint = "--device cpu searches on the CPU" if not survey.supported else None
     for notice in survey.notices:
         yield Finding("GPU", "not used", notice, hint)

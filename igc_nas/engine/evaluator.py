@@ -12,7 +12,7 @@ import torch
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import arch_id
 from igc_nas.data.datasets import DatasetInfo
-from igc_nas.engine.device_lock import DeviceLock
+from igc_nas.engine.device_lock import DeviceLock, lock_for
 from igc_nas.engine.executor import Outcome, Reporter, WorkerSlot
 from igc_nas.errors import StudyError
 from igc_nas.evaluation.images import Images, load_proxy
@@ -32,8 +32,7 @@ from igc_nas.study.spec import Calibration, Recipe, StudySpec
 def evaluator_at(spec: StudySpec, slot: WorkerSlot) -> Evaluator:
     """The evaluator of a worker slot. Raises what `Evaluator` raises."""
     device = find_devices(slot.device)[0]
-    lock = DeviceLock(slot.lock_folder, slot.index, slot.workers_on_device, device.synchronize)
-    return Evaluator(spec, slot.info, device, slot.threads, lock, slot.folder, slot.latency_command)
+    return Evaluator(spec, slot.info, device, slot.threads, lock_for(slot, device), slot.folder, slot.latency_command)
 
 
 class Evaluator:

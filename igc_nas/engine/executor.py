@@ -28,8 +28,8 @@ ExecutorName = Literal["processes", "ray"]
 class WorkerSlot:
     """The resources of an evaluator: a device, threads, and its share of the device.
 
-    It is number `index` (from 0) of `workers_on_device` evaluators, which share the device by file locks in
-    `lock_folder` (see `igc_nas.engine.device_lock`).
+    It is number `index` (from 0) of `workers_on_device` evaluators, which share a CPU by file locks in `lock_folder`, a
+    GPU by those of its own folder (see `igc_nas.engine.device_lock`).
     """
 
     info: DatasetInfo

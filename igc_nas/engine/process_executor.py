@@ -277,16 +277,21 @@ def _raise_if_error(answer: object) -> None:
         raise answer
 
 
-@contextlib.contextmanager
-def _child_environment(threads: int) -> Iterator[None]:
-    """Environment that a child needs before it imports torch: idle threads sleep, and SIGINT is ignored.
+def environment(threads: int) -> dict[str, str]:
+    """Environment variables that a worker needs before it imports torch: idle threads sleep.
 
     On a GPU memory segments can grow: the tensors' sizes change with every trial, and would fragment fixed ones.
     """
-    allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF")
-    wanted = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", STARTING: str(os.getpid())}
-    if allocator is None:
+    wanted = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    if not (os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF")):
         wanted["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    return wanted
+
+
+@contextlib.contextmanager
+def _child_environment(threads: int) -> Iterator[None]:
+    """While a child is started: its environment, and SIGINT is ignored."""
+    wanted = environment(threads) | {STARTING: str(os.getpid())}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     in_main = threading.current_thread() is threading.main_thread()

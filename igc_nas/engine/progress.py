@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import time
+from collections import deque
 from types import TracebackType
 from typing import Self
 
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -23,7 +25,7 @@ from igc_nas.study.pareto import Front, RunningVolume
 from igc_nas.study.records import Candidate, Epoch, Trial
 from igc_nas.study.study import Study
 
-TENTHS = 10
+TENTHS, LAST = 10, 10
 LEAST_FOR_ESTIMATE, SAY_LEFT_EVERY = 3, 10
 """The number of ended trials before the remaining time is estimated; a log has the estimate every 10 trials."""
 
@@ -61,6 +63,8 @@ class StudyProgress:
         self.best = [math.inf] * TENTHS
         """The least error of the candidates in each tenth of the budget."""
         self._front = Front(len(self.spec.front_objectives))
+        self._joined: deque[bool] = deque(maxlen=LAST)
+        """Of the last candidates, whether each joined the front."""
         is_scaled = all(name in self.spec.bounds for name in self.spec.front_objectives)
         self._volume = RunningVolume(len(self.spec.front_objectives)) if is_scaled else None
         for candidate in study.candidates:
@@ -80,7 +84,7 @@ class StudyProgress:
                 tenth = min(TENTHS - 1, int(TENTHS * candidate.cost.as_dict()[self._budget[0]] / self._budget[1]))
                 self.best[tenth] = min(self.best[tenth], candidate.score.error)
             point = values(candidate, self.spec.front_objectives)
-            self._front.add(point)
+            self._joined.append(self._front.add(point))
             if self._volume:
                 self._volume.add(self.spec.scaled(dict(zip(self.spec.front_objectives, point, strict=True))))
 
@@ -90,20 +94,26 @@ class StudyProgress:
         limits = (("params", self.spec.budget.params), ("macs", self.spec.budget.macs))
         return next(((name, limit) for name, limit in limits if limit is not None), None)
 
-    def best_lines(self) -> list[str]:
-        """The least error so far within each tenth of the budget: a line of limits above a line of errors."""
-        if self._budget is None:
+    def best_lines(self, width: int = 80) -> list[str]:
+        """The least error so far within each tenth of the budget: a line of limits above a line of errors.
+
+        Fifths on less than 80 columns, nothing on less than 45.
+        """
+        if self._budget is None or width < 45:
             return []
         name, limit = self._budget
-        tops = [f"{format_count(limit * number // TENTHS):>6}" for number in range(1, TENTHS + 1)]
-        errors = ["     -" if error == math.inf else f"{100 * error:6.1f}" for error in self.best]
+        step = 1 if width >= 80 else 2
+        tops = [f"{format_count(limit * number // TENTHS):>6}" for number in range(step, TENTHS + 1, step)]
+        best = [min(self.best[first : first + step]) for first in range(0, TENTHS, step)]
+        errors = ["     -" if error == math.inf else f"{100 * error:6.1f}" for error in best]
         return [f"{'MACs' if name == 'macs' else name} to {' '.join(tops)}", f"best %    {' '.join(errors)}"]
 
     @property
     def text(self) -> str:
-        """The front and its hypervolume in words."""
+        """The front, how it grows, and its hypervolume, in words."""
         volume = f"   hypervolume {self._volume.volume:.4f}" if self._volume else ""
-        return f"front {len(self._front)}{volume}"
+        grows = f" ({sum(self._joined)} of the last {LAST} joined it)" if len(self._joined) == LAST else ""
+        return f"front {len(self._front)}{grows}{volume}"
 
 
 class SearchDisplay:
@@ -201,18 +211,17 @@ class SearchDisplay:
         """The estimated time for the remaining trials, at the speed of this run."""
         if not (self._target and self._study_progress and self._ends >= LEAST_FOR_ESTIMATE):
             return ""
-        missing = max(0, self._target - self._study_progress.ended)
         each = (time.monotonic() - self._began) / self._ends
-        left = missing * each
+        left = max(0, self._target - self._study_progress.ended) * each
         if self._timeout_s is not None and (time_left := self._timeout_s - (time.monotonic() - self._began)) < left:
-            return f"{format_seconds(max(0.0, time_left))} left by the time limit, for {missing} trials"
-        return f"about {format_seconds(left)} left for {missing} trials"
+            return f"{format_seconds(max(0.0, time_left))} left by the time limit, {_ends_at(time_left)}"
+        return f"about {format_seconds(left)} left, {_ends_at(left)}"
 
     def _say(self, line: str) -> None:
         if not self._quiet:
             self._console.print(Text(printable(line)), soft_wrap=True, highlight=False)
 
-    def __rich__(self) -> Group:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         progress = self._study_progress
         done = progress.ended if progress else self._known
         lines = [self._facts(done)]
@@ -223,17 +232,16 @@ class SearchDisplay:
             waited = format_seconds(time.monotonic() - self._began)
             lines.append(f"starting the workers: loading data, calibrating the latency scale ({waited})")
         else:
-            lines += progress.best_lines()
+            lines += [progress.text, *progress.best_lines(options.max_width)]
         running = [f"trial {number:>4}  {state}  {text}" for number, (text, state) in sorted(self._running.items())]
         shown = [Text(printable(line, lines=False), no_wrap=True, overflow="ellipsis") for line in [*lines, *running]]
-        return Group(shown[0], bar, *shown[1:])
+        yield Group(shown[0], bar, *shown[1:])
 
     def _facts(self, done: int) -> str:
         spent = time.monotonic() - self._began
         facts = (
             f"trials {done}/{self._target}" if self._target else f"trials {done}",
             f"baselines {self._baselines_ended}/{self._baselines}" if self._baselines else "",
-            self._study_progress.text if self._study_progress else "",
             f"{3600 * self._ends / spent:.0f} trials/h" if self._ends >= LEAST_FOR_ESTIMATE else "",
             self._left() or self._time_left(spent),
             f"{self._not_built} suggestions not built" if self._not_built else "",
@@ -244,4 +252,12 @@ class SearchDisplay:
         """The time that is left before the limit, or that was spent."""
         if self._timeout_s is None:
             return format_seconds(spent)
-        return f"at most {format_seconds(max(0.0, self._timeout_s - spent))} left"
+        left = self._timeout_s - spent
+        return f"at most {format_seconds(max(0.0, left))} left, {_ends_at(left)}"
+
+
+def _ends_at(left_s: float) -> str:
+    """`ends 21:40`; with the day where it is another one."""
+    now = datetime.datetime.now()
+    end = now + datetime.timedelta(seconds=max(0.0, left_s))
+    return f"ends {end:%H:%M}" if end.date() == now.date() else f"ends {end:%a %H:%M}"

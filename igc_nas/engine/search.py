@@ -60,6 +60,8 @@ class Run:
     executor: ExecutorName = "processes"
     ray_address: str | None = None
     """HOST:PORT of a Ray cluster, for the executor `ray`; None: `$RAY_ADDRESS`, else this machine's."""
+    workers_per_gpu: int = 1
+    """How many of the executor `ray`'s workers share a GPU. (Processes are spread over `devices` by their number.)"""
 
 
 def search(
@@ -76,7 +78,7 @@ def search(
     `evaluator`, by default ours. (Workers import the script only if it defines the `evaluator`; then the call has to be
     under `if __name__ == "__main__":`.) Closing the iterator stops the search: running trials wait for the next run.
 
-    Raises `StudyError` if the study cannot be opened or asks another question, `DataError`, `InfeasibleError`,
+    Raises `StudyError` if the study cannot be opened or has other settings, `DataError`, `InfeasibleError`,
     `UsageError` where the runtime of its latencies is missing here, and `IgcNasError` where that has no code for a
     layer, or after five failures in a row for the same reason.
     """
@@ -149,6 +151,7 @@ def _ray_executor(
         run.ray_address,
         run.trial_timeout_s,
         lambda text: on_event(Notice(text)),
+        run.workers_per_gpu,
     )
 
 
@@ -161,7 +164,7 @@ def _our_evaluator() -> MakeEvaluator:
 def continued(spec: StudySpec, run: Run) -> StudySpec:
     """The spec of the study that the run continues, with its latency scale; `spec` if there is no study yet.
 
-    Raises `StudyError` if that study asks another question than `spec`.
+    Raises `StudyError` if that study has other settings than `spec`.
     """
     study = begun(run.folder, run.storage)
     if study is None:
@@ -170,7 +173,7 @@ def continued(spec: StudySpec, run: Run) -> StudySpec:
     different = list(differences(spec.identity(), found.identity()))
     if different:
         raise StudyError(
-            f"study {found.name} exists and asks another question: {'; '.join(different[:4])}",
+            f"study {found.name} has other settings: {'; '.join(different[:4])}",
             "search into another folder",
         )
     return found

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from igc_nas.arch.cost import cost_of
 from igc_nas.data.datasets import DatasetInfo
-from igc_nas.engine.device_lock import DeviceLock
+from igc_nas.engine.device_lock import lock_for
 from igc_nas.engine.events import Event, Job, Progress, Started
 from igc_nas.engine.executor import Reporter, TrainingEnded, TrainingTimed, TrialFailed, WorkerSlot
 from igc_nas.engine.process_executor import ProcessExecutor
@@ -100,7 +100,7 @@ class Trainer:
         self.plan = plan
         self.slot = slot
         self.device = find_devices(slot.device)[0]
-        self.lock = DeviceLock(slot.lock_folder, slot.index, slot.workers_on_device, self.device.synchronize)
+        self.lock = lock_for(slot, self.device)
         self._images: dict[int, Images] = {}
         configure_torch(self.device, slot.threads)
 

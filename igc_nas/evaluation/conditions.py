@@ -33,5 +33,6 @@ def conditions_of(device: Device) -> Conditions:
             "temperature_c": state.temperature_c,
             "power_w": state.power_w,
             "throttle": state.throttle,
+            "mig": gpu.is_mig or None,
         }
     )

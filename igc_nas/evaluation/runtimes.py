@@ -30,10 +30,10 @@ from igc_nas.io.text import printable
 from igc_nas.nn.codegen.build import NO_COMPILER, compiler, load
 from igc_nas.nn.codegen.program import UnsupportedLayerError, program
 from igc_nas.nn.codegen.target import PORTABLE, tuned_here
-from igc_nas.nn.device import Device
+from igc_nas.nn.device import Device, Kind
 from igc_nas.nn.network import Network
 from igc_nas.space.search_space import SearchSpace
-from igc_nas.study.spec import RuntimeName, StudySpec
+from igc_nas.study.spec import DtypeName, RuntimeName, StudySpec
 
 Runner = Callable[[], Tensor]
 """Runs a network once on a fixed input and returns its output."""
@@ -75,6 +75,16 @@ def require(runtime: RuntimeName, who: str | None = None) -> None:
                 f"{who or f'the runtime {runtime}'} needs the package {package}",
                 f"pip install 'igc-nas[{EXTRA[runtime]}]'",
             ) from None
+
+
+def check_dtype(dtype: DtypeName, runtime: RuntimeName, kind: Kind) -> None:
+    """Raise `UsageError` for latencies in 16 bits on a CPU, or by a runtime other than PyTorch's own two."""
+    if dtype == "float32":
+        return
+    if kind == "cpu":
+        raise UsageError(f"latencies in {dtype} are measured on a GPU only", "leave out --latency-dtype")
+    if runtime not in ("eager", "compile"):
+        raise UsageError(f"the runtime {runtime} measures in float32 only", "use eager or compile")
 
 
 def default_runtime(

@@ -256,7 +256,7 @@ def configure_torch(device: Device, threads: int) -> None:
         torch.backends.cudnn.benchmark = True
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Parameters of glibc's mallopt (malloc.h)."""
 
 
@@ -264,10 +264,13 @@ def keep_freed_memory() -> None:
     """Let glibc's malloc keep freed memory for the next tensor, instead of returning it to the system.
 
     By default it maps every large tensor anew, and the system zeroes its pages when they are first touched: at batch
-    128 of 32 x 32 images that was half of the time of a training step. Does nothing with another C library.
+    128 of 32 x 32 images that was half of the time of a training step. All threads share one arena: a second one maps
+    every tensor over 64 MiB anew, and a failed allocation moves the main thread to it. Does nothing with another C
+    library.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
+    libc.mallopt(M_ARENA_MAX, 1)
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

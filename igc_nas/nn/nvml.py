@@ -1,8 +1,9 @@
 """An NVIDIA GPU's clocks, temperature, power and throttling, and the energy of one run, through NVML (nvidia-ml-py).
 
-Read only: no clock, limit or mode is ever set. Every NVML call can fail (no driver, an old one, a card or a MIG slice
-without that sensor, no permission); its value is then None, never 0, and no exception is raised. pynvml is imported
-when a GPU is looked for; torch is not imported.
+Read only: no clock, limit or mode is ever set. Every NVML call can fail (no driver, an old one, a card without that
+sensor, no permission); its value is then None, never 0, and no exception is raised. A MIG instance, a part of a card,
+has no sensors of its own: clocks, temperature, power and energy are then its whole card's. pynvml is imported when a
+GPU is looked for; torch is not imported.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 # Constants of NVML's binary interface: an old pynvml may not define the names.
 SM_CLOCK, MEMORY_CLOCK = 1, 2
 TEMPERATURE_OF_GPU = 0
+MIG_ENABLED = 1
 
 NO_THROTTLING = 0x1 | 0x2
 """Clock event reasons that are not throttling: the GPU is idle; an application has set the clocks."""
@@ -72,10 +74,11 @@ class Energy:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A handle of one GPU, from `find_gpu`."""
+    """A handle of one GPU, from `find_gpu`; of the whole card where the GPU is a MIG instance of it."""
 
     nvml: Any
     handle: Any
+    is_mig: bool = False
 
     def state(self) -> GpuState:
         """Clocks, temperature, power and throttling now. Never raises."""
@@ -152,7 +155,7 @@ def _pynvml() -> Any:
 
 
 def find_gpu(uuid: str, nvml: Any = None) -> Gpu | None:
-    """The GPU (or MIG slice) with this UUID; None where NVML, its driver or the GPU is missing.
+    """The GPU with this UUID, for a MIG instance its card; None where NVML, its driver or the GPU is missing.
 
     `uuid` is NVML's ("GPU-...", "MIG-...") or torch's, which has no prefix:
     `str(torch.cuda.get_device_properties(0).uuid)`. `nvml` is the module pynvml or, in tests, a fake.
@@ -163,8 +166,20 @@ def find_gpu(uuid: str, nvml: Any = None) -> Gpu | None:
         _start(nvml)
         for name in names:
             with suppress(nvml.NVMLError):
-                return Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(name))
+                return _with_sensors(nvml, nvml.nvmlDeviceGetHandleByUUID(name))
     return None
+
+
+def _with_sensors(nvml: Any, handle: Any) -> Gpu:
+    """The GPU of a handle. A card in MIG mode computes in its instances only: its handle stands for one of them."""
+    is_mig = False
+    with suppress(nvml.NVMLError, AttributeError):
+        is_mig = bool(nvml.nvmlDeviceIsMigDeviceHandle(handle))
+        if is_mig:
+            handle = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+        else:
+            is_mig = nvml.nvmlDeviceGetMigMode(handle)[0] == MIG_ENABLED
+    return Gpu(nvml, handle, is_mig)
 
 
 @cache

@@ -34,6 +34,7 @@ from igc_nas.study.spec import StudySpec
 
 STARTUP = 8
 """The first suggestions of a study are stratified draws."""
+START_DRAWS, START_SHARE = 4, 0.05
 DRAWS, MUTATIONS, CROSSOVERS, ROUNDS, BEST = 64, 128, 48, 3, 12
 
 
@@ -92,16 +93,15 @@ class KnownCost:
 
     @cached_property
     def _start(self) -> Ints:
-        """The bins of cost of the first draws, in an order that follows from the seed."""
-        return np.random.default_rng([self.spec.seed, len(self.spec.feasible.bins)]).permutation(
-            len(self.spec.feasible.bins)
-        )
+        """The bins of cost of the first draws, in an order by the seed; with a plan, cheap ones first."""
+        bins = len(self.spec.feasible.bins)
+        return np.arange(bins) if self.spec.plan else np.random.default_rng([self.spec.seed, bins]).permutation(bins)
 
     def propose(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
         """Codes in the order in which to try them; some may have been tried before."""
         begun = _begun(history)
-        if self.spec.goal and begun < STARTUP:  # each bin of cost once, up to the budget
-            yield self._draw(rng, int(self._start[begun % len(self._start)]))
+        if (self.spec.goal or self.spec.plan) and begun < STARTUP:  # each bin of cost once, up to the budget
+            yield self._first(int(self._start[begun % len(self._start)]), rng)
         if len(history.complete) >= STARTUP:
             posterior = self.fit(history)
             if posterior.validation is None or posterior.validation.is_better:
@@ -110,6 +110,22 @@ class KnownCost:
                 yield from self._mutations_of_parents(history, rng)
         while True:
             yield self._draw(rng)
+
+    def _first(self, place: int, rng: np.random.Generator) -> Code:
+        """A draw from a bin of cost; with a plan the one of `START_DRAWS` that takes least.
+
+        If that takes more than `START_SHARE` of the time, it is drawn from a bin of lower cost: two large networks must
+        not be what the first third of a short search is spent on.
+        """
+        plan = self.spec.plan
+        if plan is None:
+            return self._draw(rng, place)
+        while True:
+            codes = np.array([self._draw(rng, place) for _ in range(START_DRAWS)], dtype=np.int64)
+            seconds = self._seconds(codes, self.encoding.price(codes)[1])
+            if place == 0 or seconds.min() <= START_SHARE * plan.time_s * plan.workers:
+                return tuple(map(int, codes[np.argmin(seconds)]))
+            place -= 1
 
     def _draw(self, rng: np.random.Generator, place: int | None = None) -> Code:
         code = self.encoding.code(self.spec.feasible.draw_stratified(rng, place))

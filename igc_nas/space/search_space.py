@@ -34,6 +34,8 @@ from igc_nas.io.resources import shipped
 from igc_nas.io.text import nearest
 
 MOST_OPTIONS = 200_000
+TEMPLATE = Path(__file__).with_name("template.toml")
+"""A space file to edit: every key, with its unit and default."""
 Metric = Literal["params", "macs", "activations"]
 METRICS: tuple[Metric, ...] = ("params", "macs", "activations")
 Params = Mapping[str, int | str]
@@ -227,7 +229,7 @@ class SearchSpace:
             at = f"stage{stage.number}"
             unit = str(params.get(f"{at}.unit", next(iter(stage.choices))))
             if unit not in stage.choices:
-                raise ConfigError(f"{at}.unit: {unit!r:.40} is no choice of {self.name}")
+                raise ConfigError(f"{at}.unit: {unit!r:.40} is not a choice of {self.name}")
             chosen = {
                 key: _at(values, params, f"{at}.{key}", stage.keys.get(key, 1))
                 for key, values in stage.choices[unit].items()
@@ -250,7 +252,7 @@ class SearchSpace:
             parts.append(("head", arch.head, self._head_choices, {k: len(v) for k, v in self._head_choices.items()}))
         for stage, config in zip(self.stages, arch.stages, strict=False):
             if config.unit not in stage.choices:
-                raise ConfigError(f"stage {stage.number}: {config.unit} is no unit of {self.name}")
+                raise ConfigError(f"stage {stage.number}: {config.unit} is not a unit of {self.name}")
             if len(stage.choices) > 1:
                 params[f"stage{stage.number}.unit"] = config.unit
             parts.append((f"stage{stage.number}", config, stage.choices[config.unit], stage.keys))
@@ -258,7 +260,7 @@ class SearchSpace:
             for key, values in choices.items():
                 value = getattr(record, key)
                 if value not in values:
-                    raise ConfigError(f"{at}.{key}: {value!r:.40} is no choice of {self.name}")
+                    raise ConfigError(f"{at}.{key}: {value!r:.40} is not a choice of {self.name}")
                 if f"{at}.{key}" in params:
                     params[f"{at}.{key}"] = -(-values.index(value) * counts[key] // len(values))
         if self.decode(params) != arch:
@@ -449,7 +451,7 @@ def _at(values: tuple[Any, ...], params: Params, name: str, count: int) -> Any:
         return values[0]
     index = params.get(name)
     if not isinstance(index, int) or not 0 <= index < count:
-        raise ConfigError(f"{name}: {index!r:.40} is no index below {count}")
+        raise ConfigError(f"{name}: {index!r:.40} is not an index below {count}")
     return values[index * len(values) // count]
 
 

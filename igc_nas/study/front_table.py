@@ -123,18 +123,25 @@ def _fitting(widths: Mapping[str, int], width: int | None, always: Sequence[str]
 PUBLISHED = ("trial", "id", "error", "params", "macs", "latency", "form", "deployed")
 
 
-def markdown_lines(members: Iterable[Candidate]) -> list[str]:
-    """The table in Markdown."""
+def markdown_lines(members: Iterable[Candidate], baselines: Mapping[str, Candidate] | None = None) -> list[str]:
+    """The table in Markdown; `baselines` by name below it."""
     columns = [COLUMNS[name] for name in PUBLISHED]
-    rows = [[column.title for column in columns], [":--" if column.left else "--:" for column in columns]]
-    rows += [[_published(column, member).replace("|", "\\|") for column in columns] for member in members]
-    return [f"| {' | '.join(row)} |" for row in rows]
+    rows = [
+        [":--" if column.left else "--:" for column in columns],
+        *_published_rows(columns, members, baselines or {}),
+    ]
+    return markdown_table([column.title for column in columns], rows)
 
 
-def latex_lines(members: Iterable[Candidate]) -> list[str]:
-    """The table as a LaTeX `tabular` (with the rules of the package booktabs)."""
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table; the first of `rows` is that of the alignments."""
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (titles, *rows)]
+
+
+def latex_lines(members: Iterable[Candidate], baselines: Mapping[str, Candidate] | None = None) -> list[str]:
+    """The table as a LaTeX `tabular` (with the rules of the package booktabs); `baselines` by name below it."""
     columns = [COLUMNS[name] for name in PUBLISHED]
-    rows = [[_published(column, member) for column in columns] for member in members]
+    rows = _published_rows(columns, members, baselines or {})
     body = [" & ".join(map(_latex, row)) + r" \\" for row in [[column.title for column in columns], *rows]]
     layout = "".join("l" if column.left else "r" for column in columns)
     return [
@@ -146,6 +153,14 @@ def latex_lines(members: Iterable[Candidate]) -> list[str]:
         r"\bottomrule",
         r"\end{tabular}",
     ]
+
+
+def _published_rows(
+    columns: Sequence[Column], members: Iterable[Candidate], baselines: Mapping[str, Candidate]
+) -> list[list[str]]:
+    rows = [[_published(column, member) for column in columns] for member in members]
+    named = [[name, *(_published(column, c) for column in columns[1:])] for name, c in baselines.items()]
+    return rows + named
 
 
 def html_table(members: Iterable[Candidate]) -> str:
@@ -189,9 +204,14 @@ SE = "se: squeeze-excite to 1/n of the channels"
 COMMON = "stem's channels | a stage each: unit and its letters, k kernel, x blocks, s stride, res: shortcuts"
 
 
-def legend_lines(archs: Iterable[ArchConfig], width: int = 100) -> list[str]:
+def legend_lines(archs: Iterable[ArchConfig], width: int) -> list[str]:
     """What the letters of these architectures mean, on lines of at most `width`."""
+    return wrapped([legend(archs)], width)
+
+
+def legend(archs: Iterable[ArchConfig]) -> str:
+    """What the letters of these architectures mean: `architecture: stem's channels | ...`."""
     archs = list(archs)
     units = dict.fromkeys(stage.unit for arch in archs for stage in arch.stages)
     se = [SE] if any(stage.se for arch in archs for stage in arch.stages) else []
-    return wrapped([f"architecture: {'; '.join([COMMON, *(LETTERS[unit] for unit in units), *se])}"], width)
+    return f"architecture: {'; '.join([COMMON, *(LETTERS[unit] for unit in units), *se])}"

@@ -56,6 +56,8 @@ class Conditions(Frozen):
     """Reasons for which the clocks are throttled; empty: none."""
     tf32: bool | None = None
     """Whether float32 matrix products may use TF32 on a GPU."""
+    mig: bool | None = None
+    """True on a MIG instance: clocks, temperature, power and energy are its whole card's."""
 
 
 class FormTime(Frozen):
@@ -117,6 +119,11 @@ class Latency(Frozen):
     def n(self) -> int:
         """Number of rounds."""
         return len(self.samples_ms)
+
+    @property
+    def per_image_ms(self) -> float:
+        """`median_ms` by the images of a pass."""
+        return self.median_ms / self.batch
 
     @property
     def normalised_interval_ms(self) -> tuple[float, float]:

@@ -123,11 +123,13 @@ class LatencySpec(Frozen):
     device: str
     """The name of the device that is measured."""
     batch: Annotated[int, Field(ge=1)] = 1
+    """Images of one pass. Latencies, budgets on them and the reference time are of one pass."""
     threads: Annotated[int, Field(ge=1)] = 1
     runtime: RuntimeName = "eager"
     forms: LatencyForms = "factored"
     remote: bool = False
-    dtype: Literal["float32"] = "float32"
+    dtype: DtypeName = "float32"
+    """Of weights, activations and the reference network's; a 16-bit one on a GPU only."""
     memory_format: Literal["contiguous", "channels_last"] = "channels_last"
     input: Image = (3, 32, 32)
     cuda_graph: bool = False

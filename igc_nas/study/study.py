@@ -24,6 +24,9 @@ from igc_nas.study.pareto import hypervolume, knee, nondominated, running_hyperv
 from igc_nas.study.records import Candidate, Trial
 from igc_nas.study.spec import StudySpec
 
+PICKS = "knee, best-error, smallest, trial:N or under:params=500k"
+"""The rules of `Study.pick`."""
+
 STUDY_FILE, TRIALS_FILE, PAGE_FILE = "study.toml", "trials.jsonl", "dashboard.html"
 
 
@@ -142,7 +145,9 @@ class Study:
         return list(enumerate(running_hypervolume(points), start=1))
 
     def pick(self, rule: str) -> Candidate:
-        """A candidate by `knee`, `best-error`, `trial:N` or `under:params=500k[,macs=...]` (least error within limits).
+        """A candidate by `knee`, `best-error`, `smallest`, `trial:N` or `under:params=500k[,latency=2ms]`.
+
+        `smallest` has the fewest deployed parameters on the front, `under:` the least error within the limits.
 
         Raises `UsageError` for another rule, `StudyError` if no candidate matches; it names the nearest one.
         """
@@ -153,6 +158,8 @@ class Study:
             return front[knee([self._comparable(c) for c in front])]
         if rule == "best-error":
             return min(self.feasible_candidates or self.candidates, key=lambda c: (self.error(c), c.cost.params))
+        if rule == "smallest":
+            return min(self.front() or self.candidates, key=lambda c: (c.deployed_params, self.error(c)))
         if (number := _trial_number(rule)) is not None:
             candidate = self.trial(number).candidate
             if candidate is None:
@@ -163,7 +170,7 @@ class Study:
         kind, _, rest = rule.partition(":")
         if kind == "under" and rest:
             return self._best_under(parse_limits(rest))
-        raise UsageError(f"unknown pick {rule!r:.80}", "use knee, best-error, trial:N or under:params=500k")
+        raise UsageError(f"unknown pick {rule!r:.80}", f"use {PICKS}")
 
     def pick_trial(self, rule: str) -> Trial:
         """The trial of the candidate that `pick` finds; `trial:N` may be any trial that has an architecture.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from igc_nas.analysis.plots import front_figure, front_picture
+from igc_nas.analysis.plots import finals_picture, front_figure, front_picture
 from igc_nas.analysis.surrogate_quality import surrogate_quality
 from igc_nas.analysis.views import (
     curves_view,
@@ -20,12 +20,15 @@ from igc_nas.analysis.views import (
     trials_view,
     unit_mix,
 )
+from igc_nas.arch.cost import Cost
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.io.text import plain
+from igc_nas.study.finals import FinalsLog
 from igc_nas.study.objectives import OBJECTIVES, values
 from igc_nas.study.pareto import dominates
 from igc_nas.study.records import FormTime, Trial
 from igc_nas.study.study import Study
+from tests.study.test_finals import final
 from tests.support.families import RECIPE, RUNGS, blurred, by_size, make, stop
 from tests.support.studies import make_spec, make_study
 
@@ -287,6 +290,23 @@ def test_a_picture_is_titled(study: Study, tmp_path: Path, name: str) -> None:
     for expected in ("cifar10", "at most 2M parameters", "60 trials", "Test CPU"):
         assert expected in title
     assert (tmp_path / name).read_text() == name[-3:].lower()
+
+
+def test_a_picture_of_the_finals(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="has no finals"):
+        finals_picture(study, tmp_path / "finals.png")
+    log = FinalsLog(tmp_path)
+    for error, side, trial in ((0.2, 8, None), (0.3, 12, 3), (0.1, 16, 4), (None, 20, 5)):
+        log.add(final(error, side, trial=trial, cost=Cost(params=1000 * side, macs=1, activations=1)))
+    drawn: list[Any] = []
+    finals_picture(
+        Study(study.spec, study.trials, tmp_path), tmp_path / "f.svg", lambda f, kind: drawn.append(f) or kind.encode()
+    )
+    front, own, beside = ([(trace.name, *trace.x), [*trace.y]] for trace in drawn[0].data)
+    assert front == [("front of these two axes", 8000, 16000), [0.2, 0.1]]
+    assert own == [("the study's candidates", 12000, 16000), [0.3, 0.1]]
+    assert beside == [("baselines", 8000), [0.2]]
+    assert "4 networks trained on all of" in drawn[0].layout.title.text
 
 
 def test_a_missing_browser_is_one_line(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from igc_nas.cli.study_flags import SearchRequest, parse_recipe, resolve_study
 from igc_nas.data.datasets import locate
 from igc_nas.engine.progress import trial_line
 from igc_nas.errors import ConfigError, StudyError, UsageError
-from igc_nas.export.source import Source, config_text
+from igc_nas.exports.source import Source, config_text
 from igc_nas.io.records import parse_toml
 from igc_nas.io.resources import shipped
 from igc_nas.io.units import format_count, parse_count, parse_ms, parse_seconds

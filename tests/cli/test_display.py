@@ -1,5 +1,6 @@
 """Tables and progress on a terminal: no text of a file moves the cursor, and the columns of a plan add up."""
 
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -186,6 +187,14 @@ def test_a_front_for_papers_and_pages() -> None:
     assert page.count("<tr>") == 1 + len(STUDY.front())
 
 
+def test_baselines_stand_by_name_below_a_front_for_papers() -> None:
+    (one, *_) = STUDY.candidates
+    for lines, begin in ((markdown_lines, "| a_b | "), (latex_lines, r"a\_b & ")):
+        (added,) = set(lines(STUDY.front(), {"a_b": one})) - set(lines(STUDY.front()))
+        assert added.startswith(begin)
+        assert one.id in added
+
+
 def test_a_front_of_a_hostile_study_is_harmless() -> None:
     hostile = Study(STUDY.spec.model_copy(update={"name": HOSTILE, "dataset": HOSTILE}), STUDY.trials)
     text = "\n".join(front_of(hostile))
@@ -290,6 +299,30 @@ def test_the_live_view_counts_what_ends() -> None:
     assert "1 suggestions not built" in shown(display)
 
 
+def joined_of_the_last_ten(study: Study) -> int:
+    """How many of the last ten feasible candidates were on the front when they ended."""
+    found = [trial for trial in study.trials if trial.candidate in study.feasible_candidates]
+    return sum(trial.candidate in Study(study.spec, tuple(found[: place + 1])).front()
+               for place, trial in enumerate(found) if place >= len(found) - 10)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_the_live_view_fits_its_terminal_and_says_when_it_ends(width: int) -> None:
+    limit = max(c.cost.params for c in STUDY.candidates)
+    budget = STUDY.spec.budget.model_copy(update={"params": limit})
+    display = SearchDisplay(20, 3600.0)
+    display.show(Opened(Study(STUDY.spec.model_copy(update={"budget": budget}), ())))
+    for trial in STUDY.trials[:8]:
+        display.show(Started(Job(trial.number, trial.arch, 0)))
+        display.show(Ended(trial))
+    text = shown(display, width=width)
+    assert max(map(len, text.splitlines())) <= width
+    best = [line for line in text.splitlines() if line.startswith("best %")]
+    assert [len(line.split()) - 2 for line in best] == {40: [], 60: [5]}.get(width, [10])
+    if width >= 80:
+        assert re.search(r"trials 8/20   \d+ trials/h   about .* left, ends (\w{3} )?\d\d:\d\d", text)
+
+
 @pytest.mark.parametrize("known", [0, 5, 13])
 def test_progress_one_by_one_equals_that_of_the_whole_study(known: int) -> None:
     """The search starts with `known` trials."""
@@ -302,7 +335,11 @@ def test_progress_one_by_one_equals_that_of_the_whole_study(known: int) -> None:
         progress.add(trial)
         study = Study(question, whole.trials[:count])
         assert progress.ended == study.ended
-        assert progress.text == f"front {len(study.front())}   hypervolume {study.hypervolume():.4f}"
+        front, _, volume = progress.text.partition("   ")
+        assert front.partition(" (")[0] == f"front {len(study.front())}"
+        assert volume == f"hypervolume {study.hypervolume():.4f}"
+        if " (" in front:
+            assert f"({joined_of_the_last_ten(study)} of the last 10 joined it)" in front
 
 
 def test_without_a_scale_only_the_front_is_counted() -> None:

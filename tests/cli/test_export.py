@@ -20,9 +20,9 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import UsageError
 from igc_nas.evaluation.retraining import RESULT_FILE, RUN_FILE, WEIGHTS_FILE
-from igc_nas.export import folder
-from igc_nas.export import verify as proof
-from igc_nas.export.graph import Exporter, Graph
+from igc_nas.exports import folder
+from igc_nas.exports import verify as proof
+from igc_nas.exports.graph import Exporter, Graph
 from igc_nas.nn.codegen.build import compiler
 from igc_nas.nn.network import Network, build
 from igc_nas.study.records import Trial
@@ -139,7 +139,7 @@ print(sorted({"torch", "optuna", "plotly", "pandas"} & sys.modules.keys()))
 def test_a_file_of_pytorch(cli: Command, tmp_path: Path) -> None:
     said = wrote(cli("export", "made:2", "-o", "model.py"))
     assert re.search(
-        r"checked  in a process of its own, against the network: (equal|relative error [0-9.]+e-0[6-9])", said
+        r"checked  in a separate process against the network: (equal|relative error [0-9.]+e-0[6-9])", said
     )
     done = subprocess.run([sys.executable, "-I", "model.py"], capture_output=True, text=True, check=True)
     assert f"{igc_nas.cost_of(igc_nas.load_architecture('made:2')).params:,} parameters" in done.stdout
@@ -253,6 +253,16 @@ def test_the_suffix_selects_the_format(name: str, kind: str, cli: Command, ungra
     assert Path(name).read_bytes() == b"a graph"
 
 
+def test_a_file_holds_at_most_what_it_was_picked_by(cli: Command, ungraphed: list[tuple[Any, ...]]) -> None:
+    params = igc_nas.cost_of(ARCH).params
+    wrote(cli("export", "arch.toml", "-o", "fits.toml", "--budget-params", str(params)))
+    refused(cli("export", "arch.toml", "-o", "big.toml", "--budget-params", str(params - 1)), 3, "may be deployed")
+    most = ("--untrained", "--budget-params", "9875")  # the stub's graph has 9,876
+    refused(cli("export", "arch.toml", *most, "-o", "big.onnx"), 3, "9,876 parameters", "at most 9,875")
+    assert not Path("big.toml").exists()
+    assert not Path("big.onnx").exists()
+
+
 @pytest.mark.slow
 def test_the_fastest_form_as_onnx(cli: Command) -> None:
     pytest.importorskip("onnxscript")
@@ -288,8 +298,8 @@ BAD: list[tuple[str, int, tuple[str, ...]]] = [
     ("export arch.toml -o m.pt2 --untrained --form fast", 2, ("fast",)),
     ("export arch.toml --format dir -o models", 2, ("models exists", "--force")),
     ("export arch.toml --format dir -o models --force", 2, ("'mine', which igc-nas export does not write",)),
-    ("export arch.toml --format dir -o unfinished --force", 2, ("no folder of igc-nas export",)),
-    ("export arch.toml --format dir -o arch.toml --force", 2, ("arch.toml is no folder",)),
+    ("export arch.toml --format dir -o unfinished --force", 2, ("not a folder of igc-nas export",)),
+    ("export arch.toml --format dir -o arch.toml --force", 2, ("arch.toml is not a folder",)),
     ("export arch.toml -o models --force", 2, ("models is a folder",)),
     ("export models/mine --format dir -o nowhere/out", 1, ("cannot write nowhere/out",)),
     ("export other.toml --format py --weights models/mine", 2, (
@@ -376,3 +386,12 @@ def test_c_needs_a_compiler(cli: Command, monkeypatch: pytest.MonkeyPatch, empty
     monkeypatch.setenv("CC", "no-such-compiler")
     answer = cli("export", "igcv1-l8m2-d8", "--untrained", "-o", empty / "net.c")
     refused(answer, 2, "the check of a C file needs a C compiler")
+
+
+def test_an_architecture_is_written_for_images_of_another_size(cli: Command) -> None:
+    assert cli("export", "made", "--image-size", "48", "-o", "large.toml").status == 0
+    text = Path("large.toml").read_text()
+    assert ArchConfig.from_toml(text).input == (3, 48, 48)
+    assert "at 48 pixels" in text
+    assert "latency" not in text  # what the trial measured was of 32 pixels
+    refused(cli("export", "made", "--image-size", "1", "-o", "small.toml"), 2, "the strides multiply to")

@@ -58,7 +58,7 @@ WRONG = [
     ("finals made --recipe foo=1", 2, "foo: unknown key"),
     ("finals made --recipe cutout", 2, "KEY=VALUE"),
     ("finals made --device tpu", 2, "unknown device"),
-    ("front made --finals --csv", 2, "--json alone"),
+    ("front made --finals --csv", 2, "--json or --markdown"),
     ("train made:0 --dataset shapes --recipe mixup=-1", 2, "mixup"),
     ("train made:0 --dataset shapes --validate 20000", 2, "hold"),
 ]
@@ -90,6 +90,7 @@ def test_finals_are_printed_and_on_the_page(made: Path, cli: Command) -> None:
     assert "failed: diverged" in text
     (group,) = json.loads(cli("front", "made", "--finals", "--json").out)
     assert [network["test_errors"] for network in group["networks"]] == [[0.2, 0.24], []]
+    assert "| * | resnet20-a | 78.00 ± 25.41 | 2 |" in cli("front", "made", "--finals", "--markdown").text
     assert cli("dashboard", "made", "-o", "page.html").status == 0
     assert "78.00 ± 25.41" in Path("page.html").read_text()
 

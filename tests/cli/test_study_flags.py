@@ -369,3 +369,21 @@ def test_restricted_keeps_only_the_given_keys() -> None:
         "recipe": {"lr": 0.1},
         "name": None,
     }
+
+
+def test_the_batch_and_the_dtype_of_latencies_are_the_study_s(there: Path) -> None:
+    """A study keeps them; old ones have one image in float32, and are continued without the options."""
+    asked = request(root=there, space="tiny", dataset="shapes", latency_batch=16)
+    resolved = resolve_study(asked, STUB)
+    assert resolved.spec.latency.batch == 16
+    assert resolved.spec.latency.dtype == "float32"
+    assert resolved.folder != resolve_study(request(root=there, space="tiny", dataset="shapes"), STUB).folder
+    with pytest.raises(StudyError, match=r"latency.batch: 16 asked for, 1 in the study"):
+        resolve_study(request(root=there, study_name="made", latency_batch=16), STUB)
+    with pytest.raises(UsageError, match="latencies in float16 are measured on a GPU only"):
+        resolve_study(request(root=there, space="tiny", dataset="shapes", latency_dtype="float16"), STUB)
+    gpu = Device("cuda", "cuda:0", "a GPU")
+    on_gpu = request(root=there, space="tiny", dataset="shapes", latency_dtype="bfloat16", recipe=("dtype=bfloat16",))
+    spec = resolve_study(on_gpu, gpu).spec
+    assert spec.latency.dtype == "bfloat16"
+    assert StudySpec.from_toml(spec.to_toml()) == spec

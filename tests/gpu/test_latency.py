@@ -1,20 +1,36 @@
 """Latency on a GPU: forms captured and timed on its own stream and clock, noise by NVML."""
 
+import copy
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pynvml
 import pytest
 import torch
+from torch import nn
 
+from igc_nas.analysis.words import MIG
 from igc_nas.arch.config import ArchConfig
+from igc_nas.bench.report import architectures
+from igc_nas.cli.measure import latency_lines
+from igc_nas.engine.doctor import examine
+from igc_nas.errors import UsageError
 from igc_nas.evaluation.gpu_noise import GpuNoiseMonitor
-from igc_nas.evaluation.latency import Measurer, measure_latency
+from igc_nas.evaluation.latency import (
+    MOST_ROUNDING,
+    Measurer,
+    measure_latency,
+    randomize_batchnorm_,
+    settle_batchnorm_,
+)
+from igc_nas.evaluation.runtimes import check_dtype
 from igc_nas.nn.device import find_devices
 from igc_nas.nn.lowering.deployment import DeployedNetwork
 from igc_nas.nn.lowering.variants import uniform_variants
+from igc_nas.nn.network import build
 from igc_nas.nn.nvml import THROTTLED_NS, Gpu
-from igc_nas.study.spec import LatencySpec
+from igc_nas.study.spec import DtypeName, LatencySpec
 from tests.gpu.builders import EACH, GPU, SMALL, on_gpu
 from tests.support.fake_cuda import Record, fake_cuda
 
@@ -69,6 +85,60 @@ def test_the_second_gpu_is_timed_on_its_own_stream(cache: None, monkeypatch: pyt
         assert record.current_device == 0
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_batch_is_timed_in_16_bits(dtype: DtypeName, gpu: Record) -> None:
+    """Every form, its chains and the reference network, of a batch in the dtype; the outputs are compared in it."""
+    spec = SPEC.model_copy(update={"dtype": dtype, "batch": 32})
+    found = Measurer(spec, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
+    assert (found.dtype, found.batch) == (dtype, 32)
+    assert set(found.forms) == {"factored", "folded", "semidense", "dense", "mixed"}
+    assert found.per_image_ms == found.median_ms / 32
+    assert found.weight_bytes == 2 * (found.deployed_params or 0)
+    assert {(search.dtype, search.image[0]) for search in gpu.searches} == {(getattr(torch, dtype), 32)}
+    assert gpu.cpu_only == []
+
+
+@pytest.mark.parametrize(("dtype", "most"), MOST_ROUNDING.items())
+@pytest.mark.parametrize("name", ["igcv1-l24m2", "igcv2-c48-d4-res", "igcv3-c32-t4-k5-plain"])
+def test_the_tolerance_of_16_bits_knows_rounding_from_another_function(name: str, dtype: str, most: float) -> None:
+    """By values of the CPU: each form is within it, a network without one of its BN is not."""
+    arch = architectures()[name]
+    network = settle_batchnorm_(randomize_batchnorm_(build(arch, 0)), arch.input)
+    x = torch.randn(2, *arch.input, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted = network(x)
+
+        def difference(module: nn.Module) -> float:
+            module = copy.deepcopy(module).to(getattr(torch, dtype))
+            return float((module(x.to(getattr(torch, dtype))).float() - wanted).norm() / wanted.norm())
+
+        assert difference(network) < most
+        for variant in uniform_variants(network.plan)[1:]:
+            assert difference(DeployedNetwork(network, variant.forms)) < most
+        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        norms[len(norms) // 2].reset_running_stats()
+        assert difference(network) > most
+
+
+def test_16_bits_are_for_a_gpu_and_for_pytorch() -> None:
+    check_dtype("float32", "native", "cpu")
+    check_dtype("bfloat16", "compile", "cuda")
+    with pytest.raises(UsageError, match="latencies in bfloat16 are measured on a GPU only"):
+        check_dtype("bfloat16", "eager", "cpu")
+    with pytest.raises(UsageError, match="the runtime onnxruntime measures in float32 only"):
+        check_dtype("float16", "onnxruntime", "cuda")
+
+
+def test_a_mig_instance_is_said(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sensors are the card's, which the measurement records and `measure` and `doctor` say."""
+    monkeypatch.setitem(sys.modules, "pynvml", Instances())
+    found = Measurer(SPEC, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
+    assert found.conditions.mig
+    assert found.conditions.clock_mhz == 1980
+    assert "a MIG instance: clocks" in "\n".join(latency_lines(found, SMALL["igcv1"]))
+    assert [f.value for f in examine().findings if f.topic == "cuda:0 sensors"] == [MIG]
+
+
 # Noise.
 
 
@@ -93,6 +163,30 @@ class Sensors:
             SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(ullVal=self.throttled if f == 74 else 0))
             for f in fields
         ]
+
+
+class Instances(Sensors):
+    """The card of a MIG instance: NVML has no use of processes for it."""
+
+    def nvmlInit(self) -> None: ...
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if not uuid.startswith("MIG-"):
+            raise pynvml.NVMLError_NotFound
+        return "instance"
+
+    def nvmlDeviceIsMigDeviceHandle(self, handle: str) -> int:
+        return 1
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: str) -> str:
+        return "card"
+
+    def nvmlDeviceGetClockInfo(self, handle: str, of: int) -> int:
+        assert handle == "card"
+        return self.clock
+
+    def nvmlDeviceGetProcessUtilization(self, handle: str, since_us: int) -> list[Any]:
+        raise pynvml.NVMLError_NotSupported
 
 
 def monitored(sensors: Any, pid: int = 7) -> GpuNoiseMonitor:

@@ -92,6 +92,58 @@ def test_a_gpu_of_another_uuid_is_not_found(wanted: str) -> None:
     assert find_gpu(wanted, FakeNvml()) is None
 
 
+class Instance(FakeNvml):
+    """A MIG instance, of which NVML knows no more than its card."""
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        super().nvmlDeviceGetHandleByUUID(uuid)
+        return "the instance"
+
+    def nvmlDeviceIsMigDeviceHandle(self, handle: str) -> int:
+        return handle == "the instance"
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: str) -> str:
+        self._note("nvmlDeviceGetDeviceHandleFromMigDeviceHandle")
+        return "the handle"
+
+    def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:
+        assert handle == "the handle", "NVML refuses an instance"
+        return [1, 1]
+
+
+def test_a_mig_instance_has_the_sensors_of_its_card() -> None:
+    gpu = find_gpu(UUID, Instance(f"MIG-{UUID}"))
+    assert gpu is not None
+    assert gpu.is_mig
+    assert gpu.state() == HEALTHY
+    assert gpu.energy_mj() == 123_456_789_012
+    assert gpu.sm_use(0) == {}
+
+
+def test_a_card_in_mig_mode_stands_for_its_instance() -> None:
+    """Where torch says the card's UUID instead of the instance's."""
+    nvml = FakeNvml()
+    nvml.nvmlDeviceIsMigDeviceHandle = lambda handle: 0  # type: ignore[attr-defined]
+    for mode, is_mig in (([1, 1], True), ([0, 1], False)):
+        nvml.nvmlDeviceGetMigMode = lambda handle, mode=mode: mode  # type: ignore[attr-defined]
+        gpu = find_gpu(UUID, nvml)
+        assert gpu is not None
+        assert gpu.is_mig is is_mig
+        assert gpu.state() == HEALTHY
+
+
+def test_an_instance_whose_card_cannot_be_found_says_nothing() -> None:
+    nvml = Instance(f"MIG-{UUID}")
+    nvml.failing = dict.fromkeys(
+        ("nvmlDeviceGetDeviceHandleFromMigDeviceHandle", CLOCK, POWER, *TEMPERATURES, *REASONS),
+        pynvml.NVMLError_NoPermission,
+    )
+    gpu = find_gpu(UUID, nvml)
+    assert gpu is not None
+    assert gpu.is_mig
+    assert gpu.state() == GpuState(None, None, None, None, None)
+
+
 def test_nvml_is_started_once() -> None:
     nvml = FakeNvml()
     assert find_gpu(UUID, nvml) == find_gpu(UUID, nvml) is not None

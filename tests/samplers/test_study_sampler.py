@@ -33,7 +33,7 @@ from igc_nas.space.budget import Budget
 from igc_nas.space.encoding import Code
 from igc_nas.study.objectives import values
 from igc_nas.study.pareto import dominates, hypervolume
-from igc_nas.study.plan import Plan, Speed
+from igc_nas.study.plan import Plan, Sizes, Speed
 from igc_nas.study.spec import SamplerName, StudySpec
 from igc_nas.study.study import load_study
 from tests.support.builders import one_line
@@ -445,6 +445,19 @@ def test_a_search_with_a_goal_begins_in_every_bin_of_cost_up_to_the_budget() -> 
         archs = Loop(with_sampler(base, "known-cost", seed)).go(STARTUP)
         params = [cost_of(arch).params for arch in archs]
         assert len({np.searchsorted([bin_.most for bin_ in base.feasible.bins], p) for p in params}) == STARTUP
+
+
+def test_a_planned_search_begins_with_cheap_networks_and_no_dear_one() -> None:
+    base = spec(space="igc_cifar", budget=Budget(params=2_000_000), sampler="known-cost", goal="best-error")
+    speed = Speed(step_s=0, convolution_s=2e-4, mac_s=4e-11, activation_s=5e-9, trial_s=3)
+    plan = Plan(time_s=300, workers=1, trials=20, mean_s=15, speed=speed)
+    loop = Loop(base.model_copy(update={"plan": plan}))
+    archs = loop.go(STARTUP)
+    seconds = speed.trials_s(Sizes.of(archs), base.recipe, 32)
+    params = [cost_of(arch).params for arch in archs]
+    assert params[:3] == sorted(params[:3]), "one bin of cost after the other"
+    assert max(seconds) <= 0.05 * 300
+    assert max(params) > 300_000, "large networks have their turn"
 
 
 def test_a_search_for_the_least_error_alone(tmp_path: Path) -> None:

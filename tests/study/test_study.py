@@ -153,6 +153,12 @@ def test_pick_under_several_limits() -> None:
     assert picked.score.error == min(c.score.error for c in study().candidates if within(c))
 
 
+def test_the_smallest_of_the_front_is_picked_by_what_is_deployed() -> None:
+    picked = study().pick("smallest")
+    assert picked in study().front()
+    assert picked.deployed_params == min(c.deployed_params for c in study().front())
+
+
 def test_a_limit_that_nothing_meets_names_the_nearest() -> None:
     smallest = min(study().candidates, key=lambda c: c.cost.params)
     with pytest.raises(StudyError) as raised:

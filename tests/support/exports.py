@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from igc_nas.export.source import Source
+from igc_nas.exports.source import Source
 from tests.support.studies import make_study
 
 STUDY = make_study(5)

@@ -29,6 +29,7 @@ function detailOf(trial) {
     el("div", {class: "bar-top"}, title, close),
     el("p", {class: "tags"}, ...tags.filter(Boolean)),
     trial.arch ? el("p", {class: "arch"}, el("code", {}, archText(trial.arch))) : null,
+    trial.arch ? el("p", {class: "note"}, trial.study.legend) : null,
     trial.reason ? el("p", {}, trial.reason) : null,
     factsOf(trial), ...commandOf(trial), ...formsOf(trial), ...trainingOf(trial),
     ...(trial.arch ? [el("h3", {}, "Architecture"), el("p", {class: "note"}, DIAGRAM_NOTE), diagram(trial.arch)] : []),
@@ -41,7 +42,7 @@ function factsOf(trial) {
     ["predicted final error when pruned", trial.expected != null && percentText(trial.expected)],
     ["parameters", trial.params != null && exactText(trial.params)], ["MACs", trial.macs != null && exactText(trial.macs)],
     ["activations", trial.activations != null && exactText(trial.activations)],
-    ["latency [95 %]", latencyText(trial)], ["runs as", formText(trial)], ["noisy because", trial.noise],
+    ["latency, normalised [95 %]", latencyText(trial)], ["latency, raw", trial.median != null && msText(trial.median)], ["runs as", formText(trial)], ["noisy because", trial.noise],
     ["took", trial.wall_s && secondsText(trial.wall_s)],
   ].filter(([, value]) => value);
   return el("dl", {}, ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));

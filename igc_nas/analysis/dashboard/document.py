@@ -29,7 +29,20 @@ from igc_nas.io.files import write_whole
 from igc_nas.io.text import plain
 from igc_nas.study.study import Study
 
-SCRIPTS = ("data", "theme", "points", "front", "figures", "importance", "diagram", "detail", "table", "live", "main")
+SCRIPTS = (
+    "data",
+    "theme",
+    "points",
+    "front",
+    "finals",
+    "figures",
+    "importance",
+    "diagram",
+    "detail",
+    "table",
+    "live",
+    "main",
+)
 """The files of the page's own script, in the order in which they are joined."""
 
 

@@ -153,7 +153,9 @@ function papersTrace(axes) {
 // beside its point is shown when the pointer is over it.
 function baselinesTrace(axes, span) {
   const trials = studies.flatMap(study => study.baselines), ink = colourOf("--ink");
-  const places = axes.length === 3 ? trials.map(() => "top center") : labelPlaces(trials, axes, span);
+  const values = name => ({values: trials.map(trial => trial[name]), span: span(name), log: OBJECTIVES.get(name).log});
+  const places = axes.length === 3 ? trials.map(() => "top center")
+    : labelPlaces(part("front"), trials.map(trial => trial.baseline), axes.map(values));
   const trace = pointTrace(trials, axes, {
     name: "baselines, trained and measured alike", hovertext: trials.map(hoverText), cliponaxis: false,
     textposition: places.map(place => place ?? "top right"), textfont: {size: 11, color: ink},
@@ -162,16 +164,16 @@ function baselinesTrace(axes, span) {
   return {...trace, mode: "markers+text", text: trials.map((trial, i) => places[i] ? escaped(trial.baseline) : "")};
 }
 
-// For each trial where its name stands without covering another name or leaving the plot, by estimated widths; or null.
-function labelPlaces(trials, axes, span) {
-  const box = part("front"), width = box.clientWidth - 90, height = box.clientHeight - 90, taken = [];
-  const scale = name => OBJECTIVES.get(name).log ? Math.log10 : value => value;
-  const at = axes.map((name, i) => {
-    const [low, high] = extent(span(name).filter(value => value != null).map(scale(name)));
-    return trial => (scale(name)(trial[name]) - low) / (high - low || 1) * (i ? height : width);
+// For each named point where its name stands without covering another name or leaving the plot, by estimated widths;
+// or null. `axes` has the values of the points on each axis, all values that the axis spans, and whether it is a log axis.
+function labelPlaces(box, names, axes) {
+  const width = box.clientWidth - 90, height = box.clientHeight - 90, taken = [];
+  const [xs, ys] = axes.map(({values, span, log}, i) => {
+    const scale = log ? Math.log10 : value => value, [low, high] = extent(span.filter(value => value != null).map(scale));
+    return values.map(value => (scale(value) - low) / (high - low || 1) * (i ? height : width));
   });
-  return trials.map(trial => {
-    const [x, y] = at.map(of => of(trial)), wide = 6.3 * trial.baseline.length;
+  return names.map((name, i) => {
+    const [x, y, wide] = [xs[i], ys[i], 6.3 * name.length];
     for (const place of ["top right", "bottom right", "top left", "bottom left"]) {
       const left = place.endsWith("right") ? x + 5 : x - 5 - wide, low = place.startsWith("top") ? y + 3 : y - 17;
       const rect = [left, left + wide, low, low + 14];

@@ -10,7 +10,7 @@ function drawCards() {
   });
 }
 
-const FIGURES = [drawVolume, drawImportance, drawForms, drawCurves, drawSurrogate];
+const FIGURES = [drawFinals, drawVolume, drawImportance, drawForms, drawCurves, drawSurrogate];
 
 // One figure after the other; the page stays responsive in between.
 async function inTurn() {

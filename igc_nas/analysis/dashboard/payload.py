@@ -37,6 +37,8 @@ from igc_nas.arch.shapes import Shape
 from igc_nas.arch.stages import StageConfig, describe_stage
 from igc_nas.arch.units import end_layers, stage_layers, stem_layers
 from igc_nas.io.text import visible
+from igc_nas.study.finals import FinalsGroup, finals_groups
+from igc_nas.study.front_table import legend
 from igc_nas.study.lock import Running
 from igc_nas.study.names import study_argument
 from igc_nas.study.objectives import OBJECTIVES
@@ -122,6 +124,7 @@ def _study(study: Study, plans: Plans) -> Json:
     return {
         "name": visible(spec.name),
         "argument": visible(study_argument(study.folder, spec.name)),
+        "legend": legend(t.arch for t in study.trials if t.arch),
         "dataset": visible(spec.dataset),
         "device": visible(spec.latency.device),
         "objectives": spec.front_objectives,
@@ -142,6 +145,7 @@ def _study(study: Study, plans: Plans) -> Json:
         "choices": [_choice(choice) for choice in parameter_importances(study)],
         "surrogate": None if surrogate is None else asdict(surrogate) | {"sentence": visible(surrogate.sentence)},
         "papers": asdict(papers_view(study)),
+        "finals": [_finals(group) for group in finals_groups(study.finals)],
     }
 
 
@@ -162,6 +166,7 @@ def _trials(study: Study, view: TrialsView, plans: Plans) -> Json:
         "latency": view.columns["latency"],
         "low": view.low_ms,
         "high": view.high_ms,
+        "median": [latency and shortened(latency.median_ms) for latency in latencies],
         "expected": view.expected,
         "noisy": view.noisy,
         "over": [row for row in view.complete if view.trial[row] not in within],
@@ -174,6 +179,23 @@ def _trials(study: Study, view: TrialsView, plans: Plans) -> Json:
         "wall_s": [trial.wall_s and round(trial.wall_s, 1) for trial in own_trials(study)],
         "arch": [plans.of(trial.arch) if trial.arch else None for trial in own_trials(study)],
     }
+
+
+def _finals(group: FinalsGroup) -> list[Json]:
+    """The networks of one recipe that have a test error; `trial` is null for a baseline."""
+    return [
+        {
+            "name": visible(finalist.one.name),
+            "trial": finalist.one.trial,
+            "error": shortened(finalist.error),
+            "half": shortened(finalist.half_width or 0.0),
+            "seeds": len(finalist.errors),
+            "params": finalist.one.cost.params,
+            "macs": finalist.one.cost.macs,
+        }
+        for finalist in group.finalists
+        if finalist.error is not None
+    ]
 
 
 def _volume(study: Study) -> Json:

@@ -21,6 +21,7 @@ from igc_nas.analysis.words import (
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.io.text import plain
 from igc_nas.study.finals import FinalsGroup, finals_groups
+from igc_nas.study.front_table import legend
 from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import Candidate
@@ -161,13 +162,14 @@ def front_html(study: Study) -> str:
     """The front as an HTML table, for browsers without JavaScript."""
     pick = study.pick("knee")
     rows = "".join(_table_row(candidate, candidate.trial == pick.trial) for candidate in study.front())
-    heads = ("trial", "id", "error", "parameters", "MACs", "latency [95 %]", "runs as", "architecture")
+    heads = ("trial", "id", "error", "parameters", "MACs", "latency, normalised [95 %]", "runs as", "architecture")
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     name = plain(study_argument(study.folder, study.spec.name))
     return (
         f"<h2>The front of <bdi>{plain(study.spec.name)}</bdi></h2>\n"
         f"<pre><code>igc-nas export {name} --pick trial:{pick.trial} -o arch.toml</code></pre>\n"
         f'<div class="table">\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n'
+        f'<p class="note">{plain(legend(member.arch for member in study.front()))}</p>\n'
     )
 
 
@@ -229,10 +231,12 @@ def _expected_row(study: Study, member: Candidate) -> str:
 
 def finals_html(study: Study) -> str:
     """The networks that were trained to the end, a table for each recipe; empty if there are none."""
-    return "".join(_finals_table(study, group) for group in finals_groups(study.finals))
+    groups = finals_groups(study.finals)
+    return "".join(_finals_table(study, group, number) for number, group in enumerate(groups))
 
 
-def _finals_table(study: Study, group: FinalsGroup) -> str:
+def _finals_table(study: Study, group: FinalsGroup, number: int) -> str:
+    """Title, conditions and table of one recipe; `data-finals` is where the script draws its plot."""
     head = "".join(f'<th scope="col">{plain(text)}</th>' for text in FINALS_COLUMNS)
     rows = "".join(
         "<tr>" + "".join(f"<td>{plain(cell)}</td>" for cell in row) + "</tr>\n"
@@ -241,7 +245,8 @@ def _finals_table(study: Study, group: FinalsGroup) -> str:
     return (
         f"<h2>Finals of <bdi>{plain(study.spec.name)}</bdi>: test accuracy after a training to the end</h2>\n"
         f"<p>{plain(group_title(group))}</p>\n"
-        f'<div class="table">\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n'
+        f'<div class="table" data-finals="{number}">\n<table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{rows}</tbody>\n</table>\n</div>\n"
         f'<p class="note">{plain(FINALS_LEGEND)}</p>\n'
     )
 

@@ -51,9 +51,8 @@ Panel = tuple[str, str, dict[str, tuple[list[float], Band]]]
 def _panels(report: SamplerReport) -> Iterator[Panel]:
     """(title, title of the x axis, the bands by name)."""
     for comparison in report.results:
-        synthetic = " (synthetic)" if comparison.size is None else ""
         bands = {s: ([float(n) for n in range(1, len(b.mean) + 1)], b) for s, b in comparison.curves.items()}
-        yield f"{comparison.problem}{synthetic}", "evaluations", bands
+        yield comparison.problem, "evaluations", bands
     for comparison in report.results:
         shares = [n / GRID for n in range(1, GRID + 1)]
         bands = {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import Annotated
 
@@ -131,7 +130,7 @@ class _VirtualSearch:
         self.consecutive_failures = 0
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         directions = [StudyDirection.MINIMIZE] * len(self.spec.objectives)
-        make = partial(peer, sampler) if sampler in PEERS else None
+        make = peer(sampler, self.spec) if sampler in PEERS else None
         inner = StudySampler(self.spec, self.known.keys(), lambda: self.consecutive_failures, optuna_sampler=make)
         self.study = optuna.create_study(directions=directions, sampler=inner)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from igc_nas.bench.samplers.peers import PEERS
+from igc_nas.bench.samplers.peers import PEERS, require_peer
 from igc_nas.bench.samplers.problems import Problem
 from igc_nas.bench.samplers.replay import Replay
 from igc_nas.bench.samplers.runs import Task, run_tasks
@@ -152,7 +152,7 @@ class PricingEffect:
 class Comparison:
     """The samplers on one problem.
 
-    `size` is that of a tabular benchmark (None: a landscape), `missing` the number of its architectures without an
+    `size` is that of a small space (None: a large one), `missing` the number of its architectures without an
     outcome. `goal_at` is the number of evaluations after which the baseline's hypervolume is the goal.
     """
 
@@ -432,4 +432,6 @@ def parse_samplers(text: str) -> tuple[str, ...]:
     names = dict.fromkeys(part.strip() for part in text.split(","))
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"unknown sampler {unknown[0]!r:.40}", f"choose from {', '.join(known)}")
+    for name in names:
+        require_peer(name)
     return tuple(names)

@@ -154,5 +154,5 @@ def _parsed(line: bytes, where: str) -> tuple[Task, Replay]:
         if not all(map(math.isfinite, (*found.replay.volumes, *found.replay.compute, *found.replay.seconds))):
             raise ValueError
     except ValueError:  # pydantic's ValidationError is one
-        raise UsageError(f"{where} is no run of bench sampler", "name another file with -o") from None
+        raise UsageError(f"{where} is not a run of bench sampler", "name another file with -o") from None
     return found.task, found.replay

@@ -1,4 +1,5 @@
-"""Evaluators on a Ray cluster: each is an actor on some node, with the CPUs or the GPU that a trial needs.
+"""Evaluators on a Ray cluster: each is an actor on some node, with the CPUs and the GPU, or the share of
+one, that a trial needs.
 
 Nodes that do not fit the study (see `igc_nas.engine.ray.actor`) are not used, which is reported once: latencies are
 measured on the one device that the study names. Evaluators on the same node share its device by a lock (see
@@ -41,6 +42,7 @@ from igc_nas.engine.executor import (
     TrialPruned,
     WorkerHandle,
 )
+from igc_nas.engine.process_executor import environment
 from igc_nas.engine.ray.actor import Actor, ActorConfig, versions_here
 from igc_nas.engine.ray.nodes import Node, connected, needs_of, no_room, nodes_of
 from igc_nas.errors import IgcNasError, StudyError
@@ -99,7 +101,10 @@ class ActorHandle(WorkerHandle):
 
 @dataclass
 class RayExecutor:
-    """An `Executor` of at most `count` actors for a study, each on a CPU or on a GPU (`device`, torch's name)."""
+    """An `Executor` of at most `count` actors for a study, each on a CPU or a GPU (`device`, torch's name).
+
+    `per_gpu` of them share a GPU.
+    """
 
     spec: StudySpec
     device: str
@@ -114,6 +119,7 @@ class RayExecutor:
     """A trial that takes longer has failed, and its actor is killed; None: no limit."""
     notify: Callable[[str], None] = lambda _: None
     """Called with a line for the user about nodes that are not used and evaluators that are lost."""
+    per_gpu: int = 1
     max_idle_s: float = 180.0
     """Seconds without any ready evaluator after which the search ends."""
     _handles: list[ActorHandle] = field(default_factory=list)
@@ -129,13 +135,14 @@ class RayExecutor:
 
     def __enter__(self) -> Self:
         self._run_id, self._placed_at, self._ready_at = uuid.uuid4().hex, -PLACEMENT_S, time.monotonic()
+        self._needs = needs_of(self.device, self.threads, self.per_gpu)
         with contextlib.ExitStack() as stack:
             self._ray = stack.enter_context(connected(self.address))
             self._actor_class = self._ray.remote(concurrency_groups={SEND: 1, RECEIVE: 1})(Actor)
             stack.callback(self._stop_all)
             self._place_actors()
             if not self._handles:
-                raise no_room(self._ray, self.device, self.threads)
+                raise no_room(self._ray, self._needs)
             self._stack = stack.pop_all()
         return self
 
@@ -312,7 +319,7 @@ class RayExecutor:
     def _place_actors(self) -> None:
         """Start the missing actors, each on the node with the fewest of ours that has room."""
         self._placed_at = time.monotonic()
-        nodes = [node for node in nodes_of(self._ray, self.device, self.threads) if node.id not in self._excluded]
+        nodes = [node for node in nodes_of(self._ray, self._needs) if node.id not in self._excluded]
         for index in sorted({*range(self.count)} - {handle.index for handle in self._handles}):
             taken = Counter(handle.node.id for handle in self._handles)
             fit = [node for node in nodes if taken[node.id] < node.capacity]
@@ -322,13 +329,12 @@ class RayExecutor:
 
     def _start(self, index: int, node: Node) -> ActorHandle:
         strategies = importlib.import_module("ray.util.scheduling_strategies")
-        needs = needs_of(self.device, self.threads)
         actor = self._actor_class.options(
-            num_cpus=needs["CPU"],
-            num_gpus=needs.get("GPU", 0),
+            num_cpus=self._needs["CPU"],
+            num_gpus=self._needs.get("GPU", 0),
             max_restarts=0,
             scheduling_strategy=strategies.NodeAffinitySchedulingStrategy(node.id, soft=False),
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}},
+            runtime_env={"env_vars": environment(self.threads)},
         ).remote()
         config = ActorConfig(
             spec=self.spec.to_dict(),

@@ -34,43 +34,50 @@ class Node:
     """The number of evaluators that the node can hold when it runs nothing else."""
 
 
-def places(address: str | None, device: str, threads: int) -> int:
+def places(address: str | None, needs: Mapping[str, float]) -> int:
     """The number of evaluators that a cluster can hold when it runs nothing else. Raises what `connected` raises."""
     with connected(address) as ray:
-        count = sum(node.capacity for node in nodes_of(ray, device, threads))
+        count = sum(node.capacity for node in nodes_of(ray, needs))
         if not count:
-            raise no_room(ray, device, threads)
+            raise no_room(ray, needs)
         return count
 
 
-def needs_of(device: str, threads: int) -> Mapping[str, float]:
-    """The resources that an evaluator needs, by Ray's names."""
-    return {"CPU": threads} if device == "cpu" else {"CPU": threads, "GPU": 1}
+def needs_of(device: str, threads: int, per_gpu: int = 1) -> Mapping[str, float]:
+    """The resources that one of `per_gpu` evaluators on a GPU, or one on a CPU, needs, by Ray's names.
+
+    Ray counts in 10,000ths, and rounds up what does not divide: a share of 1/6 would leave room for five.
+    """
+    return {"CPU": threads} if device == "cpu" else {"CPU": threads, "GPU": 10_000 // per_gpu / 10_000}
 
 
-def nodes_of(ray: Any, device: str, threads: int) -> list[Node]:
-    """The nodes that are alive."""
-    needs = needs_of(device, threads).items()
+def nodes_of(ray: Any, needs: Mapping[str, float]) -> list[Node]:
+    """The nodes that are alive, each with its capacity for evaluators with these needs."""
     return [
         Node(
             node["NodeID"],
             node["NodeManagerHostname"],
-            min(int(node.get("Resources", {}).get(name, 0) // least) for name, least in needs),
+            min(_fit(node.get("Resources", {}).get(name, 0), name, least) for name, least in needs.items()),
         )
         for node in ray.nodes()
         if node["Alive"]
     ]
 
 
-def no_room(ray: Any, device: str, threads: int) -> IgcNasError:
+def _fit(there: float, name: str, least: float) -> int:
+    """How many evaluators have room; a share of a GPU is of one GPU."""
+    return int(there) * int(1 / least) if name == "GPU" else int(there // least)
+
+
+def no_room(ray: Any, needs: Mapping[str, float]) -> IgcNasError:
     """The error for a cluster none of whose nodes can hold an evaluator."""
-    needs = " and ".join(f"{count:g} {name}" for name, count in needs_of(device, threads).items())
+    takes = " and ".join(f"{count:g} {name}" for name, count in needs.items())
     has = [
         ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in ("CPU", "GPU"))
         for node in ray.nodes()
         if node["Alive"]
     ]
-    return IgcNasError(f"an evaluator takes {needs}; the nodes of the Ray cluster have {'; '.join(has[:8])}")
+    return IgcNasError(f"an evaluator takes {takes}; the nodes of the Ray cluster have {'; '.join(has[:8])}")
 
 
 @contextlib.contextmanager
@@ -112,7 +119,7 @@ def _answering(address: str) -> str:
         address = os.environ.get("RAY_ADDRESS") or _found()
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise UsageError(f"{address!r:.80} is no address of a Ray cluster", "use auto, or HOST:PORT")
+        raise UsageError(f"{address!r:.80} is not an address of a Ray cluster", "use auto, or HOST:PORT")
     try:
         is_http2 = _speaks_http2(host.strip("[]"), int(port))
     except (OSError, UnicodeError) as error:

@@ -73,7 +73,7 @@ class PinnedForms:
         if not is_possible(form):
             raise StudyError(
                 f"{self.path}: the form of {printable(key, lines=False)[:80]} cannot run here",
-                "install a C compiler (cc) if the study was begun with one, or remove the file to choose anew",
+                "install a C compiler (cc) if the study began with one, or remove the file to choose anew",
             )
         return form
 

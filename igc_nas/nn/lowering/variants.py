@@ -83,15 +83,21 @@ def uniform_variants(whole: Plan) -> list[Variant]:
     return [factored_variant(whole), *(_variant(whole, name, pick) for name, pick in UNIFORM.items())]
 
 
-def mixed_variant(network: Network, batch: int, cache: TimingCache, most_params: int | None = None) -> Variant:
-    """Each chain in its fastest form, with at most `most_params` parameters if a combination of forms fits.
+def mixed_variant(
+    network: Network,
+    batch: int,
+    cache: TimingCache,
+    most_params: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Variant:
+    """Each chain in its fastest form in `dtype`, with at most `most_params` parameters if a combination of forms fits.
 
     Greedy: while over the limit, swap one chain to a smaller form, the one that costs least time per parameter saved.
     """
     whole = network.plan
     counted = Counter(chain.key for _, chain in _chains(whole))
     distinct = {chain.key: (block, chain) for block, chain in reversed(_chains(whole))}
-    costs = {chain: _form_times(network, block, chain, batch, cache) for block, chain in distinct.values()}
+    costs = {chain: _form_times(network, block, chain, batch, cache, dtype) for block, chain in distinct.values()}
     chosen = {chain.key: min(found, key=lambda form, found=found: found[form]) for chain, found in costs.items()}  # type: ignore[misc]
     while most_params is not None and _params(whole, chosen) > most_params:
         swap = _cheapest_swap(counted, costs, chosen)
@@ -115,28 +121,35 @@ def _cheapest_swap(
     return min(swaps, key=lambda swap: swap[:2])[2:] if swaps else None
 
 
-def _form_times(network: Network, block: str, chain: Chain, batch: int, cache: TimingCache) -> dict[Form, float]:
+def _form_times(
+    network: Network, block: str, chain: Chain, batch: int, cache: TimingCache, dtype: torch.dtype
+) -> dict[Form, float]:
     """Milliseconds of each form of a chain; saved at once, because another worker may need the same chain."""
     forms = {form_key(form): form for form in forms_of(chain)}
+    key = f"deployed {chain.key} b{batch}" + ("" if dtype == torch.float32 else f" {dtype}")
     with cache:
-        times = cache.get(
-            f"deployed {chain.key} b{batch}", forms, lambda: _time_forms(network, block, chain, batch, forms, cache)
-        )
+        times = cache.get(key, forms, lambda: _time_forms(network, block, chain, batch, forms, cache, dtype))
     return {form: times[key] for key, form in forms.items()}
 
 
 @torch.inference_mode()
 def _time_forms(
-    network: Network, block: str, chain: Chain, batch: int, forms: Mapping[str, Form], cache: TimingCache
+    network: Network,
+    block: str,
+    chain: Chain,
+    batch: int,
+    forms: Mapping[str, Form],
+    cache: TimingCache,
+    dtype: torch.dtype,
 ) -> Times:
     like = next(network.parameters())
-    x = torch.randn(batch, chain.convs[0].in_channels, chain.height, chain.width, device=like.device, dtype=like.dtype)
+    x = torch.randn(batch, chain.convs[0].in_channels, chain.height, chain.width, device=like.device, dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     runs = {}
     for name, form in forms.items():
         with exact_float32():
             module = chain_module(network, block, chain, form)
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = module.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         module = fastest_kernels(module, batch, cache, like.device)
         run = _running(module, x)
         on_gpu = like.device.type == "cuda"  # in a graph, as the whole network is timed

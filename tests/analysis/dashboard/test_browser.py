@@ -19,10 +19,13 @@ from typing import Any
 import pytest
 
 from igc_nas.analysis.dashboard.document import write_dashboard
+from igc_nas.arch.cost import Cost
 from igc_nas.io.files import append_line
+from igc_nas.study.finals import FinalsLog
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import Candidate, FormTime, Trial
 from igc_nas.study.study import Study
+from tests.study.test_finals import final
 from tests.support.families import RECIPE, RUNGS, blurred, by_size, make, stop, write
 from tests.support.studies import make_study, with_baselines
 
@@ -324,6 +327,26 @@ def test_baselines_are_named_points_that_are_on_no_front(browser: Browser, study
     assert sorted(browser.texts("#igc-table tbody tr td:nth-child(2)")) == sorted(
         ["baseline resnet20-a", "baseline mobilenetv2-x0.25", "baseline <b>mine</b>", "baseline dpn92, failed"]
     )
+    assert browser.complaints == []
+
+
+def test_finals_are_drawn_above_their_table(browser: Browser, study: Study, tmp_path: Path) -> None:
+    log = FinalsLog(tmp_path)
+    networks = [(0.2, 8, HOSTILE, None), (0.3, 12, "trial 3", 3), (0.1, 16, "trial 4", 4)]
+    for error, side, name, trial in networks:
+        for seed in (0, 1):
+            cost = Cost(params=1000 * side, macs=10**6, activations=10**4)
+            log.add(final(error + seed / 100, side, seed=seed, name=name, trial=trial, cost=cost))
+    path = tmp_path / "page.html"
+    write_dashboard([Study(study.spec, study.trials, tmp_path)], path)
+    browser.open(path.as_uri())
+    drawn = browser.run(
+        "return document.getElementById('igc-finals-0-0').data.map(t => [t.name, t.y, t.error_y?.array])"
+    )
+    (_, front, _), (_, own, _), (_, beside, bars) = drawn
+    assert (front, own, beside) == ([0.205, 0.105], [0.105, 0.305], [0.205])  # the table: by error
+    assert bars == [pytest.approx(12.706 * 0.005, rel=1e-4)]  # Student's t, one degree of freedom
+    assert browser.run("return window.hit") is None
     assert browser.complaints == []
 
 

@@ -20,7 +20,7 @@ from igc_nas.engine.events import Event, Job, Notice, Progress
 from igc_nas.engine.executor import RungReport, TrialCompleted, TrialFailed, TrialPruned
 from igc_nas.engine.ray.actor import EVALUATOR_ENDED, Actor, ActorConfig, slot_here, versions_here
 from igc_nas.engine.ray.executor import RayExecutor
-from igc_nas.engine.ray.nodes import connected, places
+from igc_nas.engine.ray.nodes import connected, needs_of, places
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import IgcNasError, StudyError, UsageError
 from igc_nas.nn.device import cpu_name
@@ -246,13 +246,31 @@ def test_our_own_evaluator_works_on_a_cluster(tmp_path: Path, nodes: Any) -> Non
 
 
 def test_places_are_counted_and_too_large_a_wish_is_refused(tmp_path: Path, nodes: Any) -> None:
-    assert places(nodes.address, "cpu", 1) == 4
-    assert places(nodes.address, "cpu", 2) == 2
+    assert places(nodes.address, needs_of("cpu", 1)) == 4
+    assert places(nodes.address, needs_of("cpu", 2)) == 2
     with pytest.raises(IgcNasError, match=r"an evaluator takes 1 CPU and 1 GPU; the nodes .* have 2 CPU, 0 GPU; 2 CPU"):
-        places(nodes.address, "cuda:0", 1)
+        places(nodes.address, needs_of("cuda:0", 1))
     with pytest.raises(IgcNasError, match="an evaluator takes 3 CPU"):
         list(search(question(), run(tmp_path / "s", nodes, trials=1, threads=3), evaluator=troubled))
     assert not ray.is_initialized()
+
+
+def test_evaluators_share_a_gpu(tmp_path: Path, nodes: Any) -> None:
+    """A node with one GPU and room for four evaluators by its CPUs: two of them where two share a GPU."""
+    with another(nodes, num_cpus=4, num_gpus=1):
+        assert [places(nodes.address, needs_of("cuda:0", 1, per_gpu)) for per_gpu in (1, 2, 3)] == [1, 2, 3]
+        asked = {"devices": ("cuda:0",), "workers": 3, "workers_per_gpu": 2, "trials": 6}
+        list(search(question(), run(tmp_path / "s", nodes, **asked), evaluator=troubled))
+        assert len(noted(tmp_path / "s", "seated")) == 2
+    assert len(load_study(tmp_path / "s").candidates) == 6
+
+
+@pytest.mark.parametrize("per_gpu", range(1, 17))
+def test_the_shares_of_a_gpu_fit_into_it(per_gpu: int) -> None:
+    """Ray counts in 10,000ths of a GPU."""
+    share = round(needs_of("cuda:0", 1, per_gpu)["GPU"] * 10_000, 6)
+    assert share == int(share)
+    assert 10_000 // share == per_gpu
 
 
 def test_a_connection_that_is_there_is_used_and_kept(nodes: Any) -> None:
@@ -274,12 +292,12 @@ def test_a_connection_that_is_there_is_used_and_kept(nodes: Any) -> None:
     [
         ("nowhere.invalid:1", 1, ["no Ray cluster answers at nowhere.invalid:1", "ray start --head"]),
         ("127.0.0.1:1", 1, ["no Ray cluster answers at 127.0.0.1:1: Connection refused", "ray start --head"]),
-        ("ray://127.0.0.1:1", 2, ["is no address of a Ray cluster", "HOST:PORT"]),
-        ("127.0.0.1:0", 2, ["is no address of a Ray cluster"]),
-        ("127.0.0.1:99999", 2, ["is no address of a Ray cluster"]),
+        ("ray://127.0.0.1:1", 2, ["is not an address of a Ray cluster", "HOST:PORT"]),
+        ("127.0.0.1:0", 2, ["is not an address of a Ray cluster"]),
+        ("127.0.0.1:99999", 2, ["is not an address of a Ray cluster"]),
         (f"{'x' * 300}:1", 1, ["no Ray cluster answers at xxx"]),
         ("..:1", 1, ["no Ray cluster answers at ..:1"]),
-        ("local", 2, ["is no address of a Ray cluster"]),
+        ("local", 2, ["is not an address of a Ray cluster"]),
     ],
 )
 def test_an_address_where_no_cluster_is_gives_a_line(

@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import IgcNasError
-from igc_nas.export.c_source import CFiles
-from igc_nas.export.destination import C_SOURCE, CARD, CONFIG, FILES, MARKER, MODEL, ONNX, WEIGHTS
-from igc_nas.export.graph import Graph
-from igc_nas.export.model_card import Contents, OnnxSummary, card_text
-from igc_nas.export.source import Source, config_text
-from igc_nas.export.standalone import standalone_text
-from igc_nas.export.verify import verify_standalone
+from igc_nas.exports.c_source import CFiles
+from igc_nas.exports.destination import C_SOURCE, CARD, CONFIG, FILES, MARKER, MODEL, ONNX, WEIGHTS
+from igc_nas.exports.graph import Graph
+from igc_nas.exports.model_card import Contents, OnnxSummary, card_text
+from igc_nas.exports.source import Source, config_text
+from igc_nas.exports.standalone import standalone_text
+from igc_nas.exports.verify import verify_standalone
 from igc_nas.io.files import whole_folder, write_whole
 from igc_nas.nn.network import Network
 

@@ -22,9 +22,9 @@ from igc_nas.arch.cost import cost_of
 from igc_nas.arch.stages import UNITS
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.latency import randomize_batchnorm_
-from igc_nas.export.source import Source, TrainingResult
-from igc_nas.export.standalone import UNIT_CLASSES, standalone_text
-from igc_nas.export.verify import verify_standalone
+from igc_nas.exports.source import Source, TrainingResult
+from igc_nas.exports.standalone import UNIT_CLASSES, standalone_text
+from igc_nas.exports.verify import verify_standalone
 from igc_nas.nn.network import Network, build
 from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import Feasible

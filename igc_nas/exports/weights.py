@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from igc_nas.data.packed import ImageSet
 from igc_nas.errors import ConfigError, StudyError
 from igc_nas.evaluation.retraining import RESULT_FILE, WEIGHTS_FILE
-from igc_nas.export.source import Source, TrainingResult
+from igc_nas.exports.source import Source, TrainingResult
 from igc_nas.io.files import read_text
 from igc_nas.io.records import Frozen
 from igc_nas.nn.factory import load_weights

@@ -31,12 +31,12 @@ def check_destination(path: Path, force: bool) -> None:
     if not force:
         raise UsageError(f"{path} exists", "choose another -o, or add --force")
     if not path.is_dir():
-        raise UsageError(f"{path} is no folder and is not overwritten", "choose another -o")
+        raise UsageError(f"{path} is not a folder, and is not overwritten", "choose another -o")
     foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in FILES or not entry.is_file())
     if foreign:
         raise UsageError(f"{path} holds {foreign[0]!r:.80}, which igc-nas export does not write", "choose another -o")
     if not _is_exported(path / CONFIG):
-        raise UsageError(f"{path} is no folder of igc-nas export and is not overwritten", "choose another -o")
+        raise UsageError(f"{path} is not a folder of igc-nas export, and is not overwritten", "choose another -o")
 
 
 def _is_exported(config: Path) -> bool:

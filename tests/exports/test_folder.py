@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -19,12 +20,12 @@ from igc_nas.arch.plan import arch_id
 from igc_nas.errors import ConfigError, IgcNasError, StudyError, UsageError
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.evaluation.retraining import RESULT_FILE, WEIGHTS_FILE
-from igc_nas.export.destination import MARKER, check_destination
-from igc_nas.export.folder import check_weights, weights_bytes, write_folder
-from igc_nas.export.graph import Graph, Timing
-from igc_nas.export.model_card import Contents, OnnxSummary, card_text
-from igc_nas.export.source import Source, TrainingResult
-from igc_nas.export.weights import loaded
+from igc_nas.exports.destination import MARKER, check_destination
+from igc_nas.exports.folder import check_weights, weights_bytes, write_folder
+from igc_nas.exports.graph import Graph, Timing
+from igc_nas.exports.model_card import Contents, OnnxSummary, card_text
+from igc_nas.exports.source import Source, TrainingResult
+from igc_nas.exports.weights import loaded
 from igc_nas.nn.network import Network, build
 from tests.support.builders import one_line
 from tests.support.exports import STUDY, hostile
@@ -141,19 +142,19 @@ def test_an_exported_folder_is_replaced_and_no_other(network: Network, tmp_path:
     refused(out, True, "'thesis.tex', which igc-nas export does not write")
     (out / "thesis.tex").unlink()
     (out / "config.toml").write_text("mine")
-    refused(out, True, "no folder of igc-nas export")
+    refused(out, True, "not a folder of igc-nas export")
 
 
 def test_other_files_and_folders_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    refused(tmp_path / "file", True, "is no folder")
+    refused(tmp_path / "file", True, "is not a folder")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", True, "no folder of igc-nas export")
+    refused(tmp_path / "empty", True, "not a folder of igc-nas export")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     refused(tmp_path / "link", False, "exists")
     (tmp_path / "binary").mkdir()
     (tmp_path / "binary" / "config.toml").write_bytes(b"\xff" * 9)
-    refused(tmp_path / "binary", True, "no folder of igc-nas export")
+    refused(tmp_path / "binary", True, "not a folder of igc-nas export")
     (tmp_path / "nested" / "README.md").mkdir(parents=True)
     refused(tmp_path / "nested", True, "'README.md'")
 
@@ -186,8 +187,10 @@ def test_a_card_separates_the_search_s_numbers_from_those_of_the_weights() -> No
     assert "| not known |" in rows["test error"]
     assert f"{100 * candidate.score.error:.2f} %" in rows["held-out error"]
     assert "of the search, not of these weights: on 2,000 held-out images of cifar10" in rows["held-out error"]
-    assert f"{candidate.latency.normalised_ms:.3f} ms" in rows["latency"]
-    assert "on Test CPU" in rows["latency"]
+    assert f"{candidate.latency.normalised_ms:.3f} ms" in rows["latency, normalised"]
+    assert "on Test CPU" in rows["latency, normalised"]
+    assert f"(raw: {candidate.latency.median_ms:.3f} ms)" in rows["latency, normalised"].replace("\\", "")
+    assert "stem's channels" in html.unescape(card).replace("\\", "")
     timing = "1.50 ms (95 % interval 1.4 to 1.6, n = 51) in ONNX Runtime 1.31, batch 1, 1 thread, on a CPU"
     card = card_text(SOURCE, contents(onnx=OnnxSummary("dense", 1, 2, timing, 20)))
     assert "| 1.50 ms | 95 % interval 1.4 to 1.6, n = 51, in ONNX Runtime 1.31, batch 1, 1 thread, on a CPU |" in card

@@ -1,7 +1,7 @@
 """An architecture as one readable, trainable PyTorch file that does not import igc_nas.
 
 The file holds the architecture as data and the classes of the blocks it uses. Its modules have the names, shapes and
-order of `igc_nas.nn.network`, so the two share weights files; `igc_nas.export.verify` runs the file to check that.
+order of `igc_nas.nn.network`, so the two share weights files; `igc_nas.exports.verify` runs the file to check that.
 The units of IGC networks and regular convolutions have their classes here; those of all others are written from the
 plan (`block_classes`).
 """
@@ -16,8 +16,8 @@ from igc_nas._version import __version__
 from igc_nas.arch.config import ArchConfig, Head, Stem
 from igc_nas.arch.plan import plan
 from igc_nas.arch.stages import Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
-from igc_nas.export.block_classes import HELPERS, WIDTH, block_classes, stage_rows
-from igc_nas.export.source import Source, comments, facts
+from igc_nas.exports.block_classes import HELPERS, WIDTH, block_classes, stage_rows
+from igc_nas.exports.source import Source, comments, facts
 from igc_nas.io.text import printable
 
 

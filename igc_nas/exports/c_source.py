@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from igc_nas.errors import ConfigError, IgcNasError
-from igc_nas.export.destination import C_COMMAND
-from igc_nas.export.source import Source, facts
+from igc_nas.exports.destination import C_COMMAND
+from igc_nas.exports.source import Source, facts
 from igc_nas.io.files import write_whole
 from igc_nas.nn.codegen import emit
 from igc_nas.nn.codegen.build import CompilerError, compiler

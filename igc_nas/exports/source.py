@@ -23,8 +23,12 @@ from igc_nas.arch.plan import arch_id
 from igc_nas.data.datasets import normalisation
 from igc_nas.data.packed import ImageSet
 from igc_nas.io.text import printable
+from igc_nas.study.front_table import legend_lines
 from igc_nas.study.records import Candidate, Pruned, Trial
 from igc_nas.study.study import Study
+
+HEADER_WIDTH = 110
+"""Characters of a line of the legend in a file's header."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,12 @@ class Source:
         assert found is not None
         arch = found if classes is None else found.with_classes(classes)
         return cls(arch, f"trial {trial.number} of {study.spec.name}", study, trial)
+
+    def at(self, arch: ArchConfig) -> Source:
+        """The same for images of another size: what the trial measured is not known of it."""
+        return (
+            self if arch == self.arch else Source(arch, f"{self.name} at {arch.input[1]} pixels", trained=self.trained)
+        )
 
     @cached_property
     def id(self) -> str:
@@ -158,6 +168,7 @@ def _identity(source: Source) -> Iterator[str]:
     if searched not in (None, source.id):
         yield f"here with {source.arch.classes} classes: id {source.id}"
     yield str(source.arch)
+    yield from legend_lines([source.arch], HEADER_WIDTH)
     cost = source.cost
     yield f"{cost.params:,} parameters, {cost.macs:,} MACs, {cost.activations:,} activations"
 
@@ -208,7 +219,7 @@ def latency_lines(measured: Candidate | Pruned) -> Iterator[str]:
     """A latency, its form and its conditions, one line each."""
     latency = measured.latency
     yield (
-        f"latency {latency.normalised_ms:.3f} ms{' (noisy)' if latency.noisy else ''}; measured "
+        f"normalised latency {latency.normalised_ms:.3f} ms{' (noisy)' if latency.noisy else ''}; raw "
         f"{latency.median_ms:.3f} ms, {interval_words(latency.low_ms, latency.high_ms, latency.n)}"
     )
     yield f"latency of the form {form_words(measured)} (parameters, MACs, weights as deployed)"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from igc_nas.errors import IgcNasError
-from igc_nas.export.graph import difference
+from igc_nas.exports.graph import difference
 from igc_nas.io.text import printable
 from igc_nas.nn.network import Network
 

@@ -12,7 +12,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import StudyError, UsageError
-from igc_nas.export.source import Source, TrainingResult, config_text, facts, unfinished_text
+from igc_nas.exports.source import Source, TrainingResult, config_text, facts, unfinished_text
 from igc_nas.study.lookup import load_architecture
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study
@@ -75,7 +75,7 @@ def _check_hostile(name: str) -> None:
     assert ArchConfig.from_toml(text) == source.arch
     lines = text.splitlines()
     blank = lines.index("")
-    assert blank == 8
+    assert blank == 8 + 2  # with two lines of legend
     assert all(line.startswith("# ") and line.isprintable() for line in lines[:blank])
     assert not any(line.startswith("#") for line in lines[blank:])
     assert text.encode()

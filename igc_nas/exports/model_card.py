@@ -18,9 +18,10 @@ from igc_nas.analysis.words import (
     recipe_words,
 )
 from igc_nas.data.datasets import is_synthetic
-from igc_nas.export.destination import C_COMMAND, C_SOURCE
-from igc_nas.export.source import Source, unfinished_text
+from igc_nas.exports.destination import C_COMMAND, C_SOURCE
+from igc_nas.exports.source import Source, unfinished_text
 from igc_nas.io.text import printable
+from igc_nas.study.front_table import legend
 from igc_nas.study.records import Candidate
 
 
@@ -73,6 +74,7 @@ def card_text(source: Source, contents: Contents) -> str:
         f"{source.arch.classes} classes. Written by igc-nas {__version__} from {_md(source.name)}.",
         *_warnings(source, contents),
         f"```\n{source.arch}\n```",
+        _md(legend([source.arch])),
         "## Numbers",
         _table(("", "", "conditions"), _numbers(source, contents)),
         "## Files",
@@ -130,10 +132,11 @@ def _numbers(source: Source, contents: Contents) -> Iterator[tuple[str, str, str
         low, high = latency.normalised_interval_ms
         noisy = f"; {noise_words(latency.noise)}" if latency.noisy else ""
         yield (
-            "latency",
+            "latency, normalised",
             f"{latency.normalised_ms:.3f} ms",
             _md(
-                f"of the search: {interval_words(low, high, latency.n)}, "
+                f"of the search, by a reference network (raw: {latency.median_ms:.3f} ms): "
+                f"{interval_words(low, high, latency.n)}, "
                 f"form {form_words(measured)} (parameters, MACs, weights as deployed), "
                 f"{conditions_words(latency)}{noisy}"
             ),

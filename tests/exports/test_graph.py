@@ -21,9 +21,9 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.evaluation.latency import randomize_batchnorm_
-from igc_nas.export import graph
-from igc_nas.export.destination import FORMS
-from igc_nas.export.graph import Exporter, Kind, _Entry, difference
+from igc_nas.exports import graph
+from igc_nas.exports.destination import FORMS
+from igc_nas.exports.graph import Exporter, Kind, _Entry, difference
 from igc_nas.nn.device import find_devices
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import uniform_variants

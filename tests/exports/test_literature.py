@@ -20,10 +20,10 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.literature import literature
 from igc_nas.arch.plan import plan
 from igc_nas.evaluation.latency import randomize_batchnorm_
-from igc_nas.export.block_classes import CLASS_OF_UNIT
-from igc_nas.export.graph import Exporter, difference
-from igc_nas.export.source import Source
-from igc_nas.export.standalone import standalone_text
+from igc_nas.exports.block_classes import CLASS_OF_UNIT
+from igc_nas.exports.graph import Exporter, difference
+from igc_nas.exports.source import Source
+from igc_nas.exports.standalone import standalone_text
 from igc_nas.nn.codegen.build import compiled, compiler
 from igc_nas.nn.codegen.target import PORTABLE
 from igc_nas.nn.codegen.target import generated as generated_c
