@@ -216,6 +216,9 @@ def status_lines(status: Status) -> list[str]:
         f"trials    {ran or 'none yet'}",
         f"front     {front}" + ("" if volume is None else f"; hypervolume {volume:.4f}"),
     ]
+    if study.spec.target:
+        longer = f"{len(study.longer)} trained for {study.spec.target.recipe.samples:,} images"
+        head.append(f"longer    {longer}; errors are predicted for {study.spec.target.images:,}")
     if status.baseline_counts:
         counts = ", ".join(f"{count} {state}" for state, count in sorted(status.baseline_counts.items()))
         head.append(f"baselines {counts}" + (f"; {sentence}" if sentence else ""))

@@ -273,6 +273,8 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
         time_s = _time_left(resolved) or extent.time_s
     on_ray = request.executor == "ray"
     workers = _asked_workers(request, devices) or (_ray_workers(request, devices[0]) if on_ray else extent.workers)
+    if request.promote is not None and (resolved.continued or not time_s):
+        raise UsageError("--promote is a share of --time, for a new study", "leave it out, or give --time")
     if time_s and not resolved.continued and spec.sampler != "brute-force":
         from igc_nas.evaluation.speed import planned_spec
 
