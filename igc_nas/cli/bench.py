@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from igc_nas.cli.loading import load, quiet_threads
-from igc_nas.cli.options import FILE, as_json, device_option, runtime_option, studies_dir
+from igc_nas.cli.options import COUNT, FILE, SECONDS, as_json, device_option, runtime_option, studies_dir
 from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import UsageError
 
@@ -230,6 +230,47 @@ def sampler(
     put(*([json.dumps(report.to_dict(), allow_nan=False)] if as_json else report.lines()))
     for path in figures:
         write_figure(report, path)
+
+
+@bench.command("against-optuna")
+@click.option("--time", "time_s", type=SECONDS, default="9m", show_default=True, help="Time of each run.")
+@click.option("--seeds", type=click.IntRange(1, 100), default=3, show_default=True, help="Pairs of runs.")
+@click.option("--dataset", default="auto", show_default=True, help="auto, cifar10, cifar100 or shapes.")
+@click.option("--budget-params", type=COUNT, default="2M", show_default=True, help="Upper limit on parameters.")
+@click.option("--html", type=FILE, help="Write the figure as a page.")
+@click.option("--png", type=FILE, help="Write the figure as a picture (needs kaleido).")
+@device_option
+@as_json
+def against_optuna(
+    time_s: float,
+    seeds: int,
+    dataset: str,
+    budget_params: int,
+    html: Path | None,
+    png: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """A search against the plain Optuna study that you would write.
+
+    TPE, the same space, recipe, images and time; runs alternate. The plain study is igc_nas/bench/plain_optuna.py.
+    Takes an hour on two cores: 2 x seeds x time.
+    """
+    from igc_nas.bench.samplers.plots import figure_kind, write_plotly
+
+    figures = [path for path in (html, png) if path]
+    for path in figures:
+        figure_kind(path)
+    found = _prepared(device)
+    from igc_nas.bench.against_optuna import against_optuna_figure, bench_against_optuna
+
+    result = bench_against_optuna(found, time_s, seeds, dataset, budget_params, say)
+    if as_json:
+        put(json.dumps(result.to_dict(), allow_nan=False))
+    else:
+        put_text(*result.lines())
+    for path in figures:
+        write_plotly(against_optuna_figure(result), path)
 
 
 @bench.command("engine")

@@ -95,11 +95,16 @@ def figure_kind(path: Path) -> str:
     """`html`, `png` or `svg`, by the file's ending. Raises `UsageError` for another ending."""
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("html", "png", "svg"):
-        raise UsageError(f"{path.name!r:.120} is neither .html, .png nor .svg", "name it samplers.html or samplers.png")
+        raise UsageError(f"{path.name!r:.120} is neither .html, .png nor .svg", "name it figure.html or figure.png")
     return kind
 
 
 def write_figure(report: SamplerReport, path: Path) -> None:
     """Write the figure as a self-contained page (.html) or an image (.png, .svg). Raises `UsageError`."""
-    kind, figure = figure_kind(path), sampler_figure(report)
+    write_plotly(sampler_figure(report), path)
+
+
+def write_plotly(figure: go.Figure, path: Path) -> None:
+    """Write a figure as `write_figure` does."""
+    kind = figure_kind(path)
     write_whole(path, figure.to_html(include_plotlyjs=True) if kind == "html" else kaleido_image(figure, kind))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -297,11 +297,11 @@ def bench_sampler(
     if seeds < MIN_SEEDS:
         raise UsageError(f"{seeds} seeds are too few for an interval; {MIN_SEEDS} are the fewest", "--seeds 20")
     full = {(p, s): _tasks(p, s, seeds, min(evaluations, _most(p))) for p in problems for s in samplers}
-    found = run_tasks(problems, [*itertools.chain(*full.values())], workers, file, say)
+    found = run_tasks(problems, _by_seed(full.values()), workers, file, say)
     pairs = [(p, s) for p, s in full if p.prune_below and s in PRUNED_SAMPLERS]
     pruned = {pair: [_with_pruning(pair[0], task, found[task]) for task in full[pair]] for pair in pairs}
     if pruned:
-        found |= run_tasks(problems, [*itertools.chain(*pruned.values())], workers, file, say)
+        found |= run_tasks(problems, _by_seed(pruned.values()), workers, file, say)
     priced = {p: [_with_prices(task, found[task]) for task in full[p, s]] for p, s in full if s == TESTED}
     priced = {problem: tasks for problem, tasks in priced.items() if all(tasks)}
     if priced:
@@ -317,6 +317,11 @@ def bench_sampler(
         for problem in problems
     )
     return SamplerReport(seeds, evaluations, results, _conditions())
+
+
+def _by_seed(tasks: Iterable[Iterable[Task]]) -> list[Task]:
+    """In the order in which to run them: a run that is stopped has whole seeds, which `--seeds` prints."""
+    return sorted(itertools.chain(*tasks), key=lambda task: task.seed)
 
 
 def _goal_at(problem: Problem) -> int:
