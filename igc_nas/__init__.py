@@ -18,15 +18,25 @@ from typing import TYPE_CHECKING, Any
 from igc_nas._version import __version__
 
 if TYPE_CHECKING:
+    from igc_nas.analysis.plots import plot
     from igc_nas.analysis.tables import frame
+    from igc_nas.api.cost import cost
+    from igc_nas.api.export import export
+    from igc_nas.api.finals import finals
+    from igc_nas.api.measure import measure
+    from igc_nas.api.search import search
+    from igc_nas.api.space import load_space
+    from igc_nas.api.train import train
     from igc_nas.arch.config import ArchConfig
     from igc_nas.arch.cost import Cost, cost_of
     from igc_nas.arch.plan import arch_id
     from igc_nas.data.datasets import locate
-    from igc_nas.engine.search import Run, search
+    from igc_nas.engine.search import Run
     from igc_nas.errors import IgcNasError
     from igc_nas.nn.device import find_devices
     from igc_nas.nn.factory import create_model
+    from igc_nas.samplers.known_cost_sampler import KnownCostSampler
+    from igc_nas.samplers.optuna_space import OptunaSpace
     from igc_nas.space.budget import Budget
     from igc_nas.space.search_space import SearchSpace
     from igc_nas.study.defaults import default_recipe, new_spec
@@ -41,7 +51,9 @@ _HOME = {
     "Candidate": "study.records",
     "Cost": "arch.cost",
     "IgcNasError": "errors",
+    "KnownCostSampler": "samplers.known_cost_sampler",
     "Latency": "study.records",
+    "OptunaSpace": "samplers.optuna_space",
     "Recipe": "study.spec",
     "Run": "engine.search",
     "Score": "study.records",
@@ -50,16 +62,23 @@ _HOME = {
     "StudySpec": "study.spec",
     "Trial": "study.records",
     "arch_id": "arch.plan",
+    "cost": "api.cost",
     "cost_of": "arch.cost",
     "create_model": "nn.factory",
     "default_recipe": "study.defaults",
+    "export": "api.export",
+    "finals": "api.finals",
     "find_devices": "nn.device",
     "frame": "analysis.tables",
     "load_architecture": "study.lookup",
+    "load_space": "api.space",
     "load_study": "study.study",
     "locate": "data.datasets",
+    "measure": "api.measure",
     "new_spec": "study.defaults",
-    "search": "engine.search",
+    "plot": "analysis.plots",
+    "search": "api.search",
+    "train": "api.train",
 }
 
 __all__ = [
@@ -68,7 +87,9 @@ __all__ = [
     "Candidate",
     "Cost",
     "IgcNasError",
+    "KnownCostSampler",
     "Latency",
+    "OptunaSpace",
     "Recipe",
     "Run",
     "Score",
@@ -78,16 +99,23 @@ __all__ = [
     "Trial",
     "__version__",
     "arch_id",
+    "cost",
     "cost_of",
     "create_model",
     "default_recipe",
+    "export",
+    "finals",
     "find_devices",
     "frame",
     "load_architecture",
+    "load_space",
     "load_study",
     "locate",
+    "measure",
     "new_spec",
+    "plot",
     "search",
+    "train",
 ]
 
 

@@ -1,6 +1,7 @@
 """README's blocks as a reader types them: `sh` and `python` ones run in order, `console` ones print what they show.
 
-`text` blocks are not run. Searches have few trials here, trainings one epoch (`SHORTER`), and pip is left out.
+`text` blocks are not run. Searches have few trials here, trainings one epoch of a few images (`SHORTER`), and pip is
+left out.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ SHORTER = """
 pip() { :; }
 igc-nas() {
     case "$1" in
-        search) command igc-nas "$@" --trials 2 --workers 1 --recipe "epochs=1,train_size=300,held_out=100,rungs=[]" ;;
-        train) command igc-nas "$@" --epochs 1 ;;
+        search) command igc-nas "$@" --dataset flowers --trials 2 --workers 1 \
+            --recipe "epochs=1,train_size=200,rungs=[]" ;;
+        train) command igc-nas "$@" --dataset flowers --validate 0 --epochs 1 ;;
         finals) command igc-nas "$@" --epochs 1 --top 1 ;;
         *) command igc-nas "$@" ;;
     esac

@@ -18,7 +18,7 @@ from igc_nas.io.files import write_whole
 from igc_nas.io.text import plain
 from igc_nas.study.finals import FinalsGroup, finals_groups
 from igc_nas.study.names import search_command
-from igc_nas.study.objectives import OBJECTIVES
+from igc_nas.study.objectives import OBJECTIVES, parse_objectives
 from igc_nas.study.pareto import nondominated
 from igc_nas.study.study import Study
 
@@ -48,14 +48,26 @@ def front_picture(study: Study, path: Path, render: Callable[[go.Figure, str], b
     and if kaleido or its browser is missing, `StudyError` for a study without a completed trial.
     """
     kind = picture_kind(path)
+    write_whole(path, (render or kaleido_image)(plot(study), kind))
+
+
+def plot(study: Study, x: str = "params", y: str = "error", colour: str = "latency") -> go.Figure:
+    """A plotly figure of a study's trials over two objectives, with the front over them; points are coloured.
+
+    `x`, `y` and `colour` are objectives: error, params, macs, flops, latency or activations. Raises `UsageError` for
+    others, `StudyError` for a study without a completed trial.
+    """
+    for name in (x, y, colour):
+        parse_objectives(f"error,{name}" if name != "error" else name)
     if not study.candidates:
         raise StudyError(
             f"{study.spec.name} has no completed trial to draw", search_command(study.folder, study.spec.name)
         )
-    figure = front_figure(front_view(study, ("params", "error")), "latency")
+    figure = front_figure(front_view(study, (x, y)), colour)
     title, conditions = caption(study)
-    figure.update_layout(title={"text": f"<b>{title}</b><br><sub>{conditions}</sub>", "x": 0.02, "xanchor": "left"})
-    write_whole(path, (render or kaleido_image)(figure, kind))
+    return figure.update_layout(
+        title={"text": f"<b>{title}</b><br><sub>{conditions}</sub>", "x": 0.02, "xanchor": "left"}
+    )
 
 
 def picture_kind(path: Path) -> str:

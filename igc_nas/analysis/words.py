@@ -109,7 +109,8 @@ def schedule_words(recipe: Schedule) -> str:
     extras = [
         f"label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "",
         f"crop {recipe.crop}" if recipe.crop else "",
-        "flip" if recipe.flip else "",
+        "alternating flip" if recipe.flip == "alternating" else "flip" if recipe.flip else "",
+        "augmented once an epoch" if recipe.augment == "epoch" else "",
         f"cutout {recipe.cutout}" if recipe.cutout else "",
         f"mixup {recipe.mixup:g}" if recipe.mixup else "",
         f"weight average {recipe.average:g}" if recipe.average else "",

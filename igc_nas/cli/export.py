@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from igc_nas.arch.config import ArchConfig
 from igc_nas.cli.loading import load, quiet_threads, with_side
 from igc_nas.cli.options import COUNT, FILE, classes_option, side_option, storage_option, studies_dir
 from igc_nas.cli.output import put, say
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class ExportRequest:
     """The options of `igc-nas export`, one field each. None: not given."""
 
-    what: str
+    what: str | ArchConfig
     pick: str | None
     budget_params: int | None
     kind: str | None
@@ -88,9 +89,20 @@ def export(**options: Any) -> None:
       igc-nas export igc_cifar10_2m --pick under:params=200k -o arch.toml
       igc-nas export arch.toml --weights models/ID-cifar10 -o net.onnx
     """
+    request = ExportRequest(**options)
+    text, lines = exported(request)
+    if request.out is None:
+        put(text.rstrip("\n"))
+        return
+    say(*lines)
+    if (request.kind or _format_by_suffix(request.out)) == "toml":
+        say(f"igc-nas train {request.out}")
+
+
+def exported(request: ExportRequest) -> tuple[str, list[str]]:
+    """Write the files that are requested: (the text, of toml and py only; lines that say what was written)."""
     from igc_nas.exports.source import unfinished_text
 
-    request = ExportRequest(**options)
     kind, out = request.kind or _format_by_suffix(request.out), request.out
     source, weights = _source(request)
     source = source.at(with_side(source.arch, request.image_size))
@@ -101,11 +113,8 @@ def export(**options: Any) -> None:
     if (unfinished := unfinished_text(source)) is not None:
         say(f"{source.name}: {unfinished}")
     _check_limit(source.cost.params, "factored", _limit(source, request))
-    lines = _write(kind, source, weights, request)
-    if out is not None:
-        say(f"{source.name}: {source.arch}", *lines, f"wrote {out}")
-        if kind == "toml":
-            say(f"igc-nas train {out}")
+    text, lines = _write(kind, source, weights, request)
+    return text, [f"{source.name}: {source.arch}", *lines, f"wrote {out}"]
 
 
 def _format_by_suffix(out: Path | None) -> str:
@@ -123,6 +132,9 @@ def _source(request: ExportRequest) -> tuple[Source, Path | None]:
     """(the architecture to export, the folder of its training if it is named by that)."""
     from igc_nas.exports.source import Source
 
+    if isinstance(request.what, ArchConfig):
+        arch = request.what if request.classes is None else request.what.with_classes(request.classes)
+        return Source(arch, "an architecture"), None
     found = _architecture(request.what, request.classes, request.root, request.storage)
     if found is None:
         study = load(request.what, request.root, request.storage)
@@ -212,8 +224,8 @@ def _check_place(kind: str, out: Path, force: bool) -> None:
         raise UsageError(f"{out} is a folder", "choose another -o")
 
 
-def _write(kind: str, source: Source, weights: Path | None, request: ExportRequest) -> list[str]:
-    """Write one format, after it was compared with the network; returns lines that describe it."""
+def _write(kind: str, source: Source, weights: Path | None, request: ExportRequest) -> tuple[str, list[str]]:
+    """Write one format, after it was compared with the network: (its text, of toml and py; lines that describe it)."""
     out = request.out
     if kind == "toml":
         from igc_nas.exports.source import config_text
@@ -221,8 +233,7 @@ def _write(kind: str, source: Source, weights: Path | None, request: ExportReque
         text = _checked_config(source, config_text(source))
         if out is not None and not _has_text(out, text):  # the same command again changes nothing
             _check_place(kind, out, request.force)
-        _deliver(text, out)
-        return []
+        return _delivered(text, out), []
     threads = source.study.spec.latency.threads if source.study else 1
     quiet_threads(threads)
     from igc_nas.exports.weights import loaded
@@ -232,18 +243,18 @@ def _write(kind: str, source: Source, weights: Path | None, request: ExportReque
     if request.untrained:
         lines.append(f"weights  UNTRAINED: random, of seed {request.seed}; predictions are meaningless")
     if kind == "py":
-        error = _write_standalone(source, network, out)
-        return [*lines, f"checked  in a separate process against the network: {_error_text(error)}"]
+        text, error = _write_standalone(source, network, out)
+        return text, [*lines, f"checked  in a separate process against the network: {_error_text(error)}"]
     assert out is not None
     if kind == "dir":
-        return [*lines, *_write_folder(source, network, bool(weights), out, request)]
+        return "", [*lines, *_write_folder(source, network, bool(weights), out, request)]
     if kind == "c":
-        return [*lines, *_write_c(source, network, out, request.weights_file)]
+        return "", [*lines, *_write_c(source, network, out, request.weights_file)]
     from igc_nas.io.files import write_whole
 
     graph = _graph("onnx" if kind == "onnx" else "pt2", source, network, request)
     write_whole(out, graph.data)
-    return [*lines, *graph.lines(source.cost.params)]
+    return "", [*lines, *graph.lines(source.cost.params)]
 
 
 def _checked_config(source: Source, text: str) -> str:
@@ -254,7 +265,7 @@ def _checked_config(source: Source, text: str) -> str:
     return text
 
 
-def _write_standalone(source: Source, network: Network, out: Path | None) -> float:
+def _write_standalone(source: Source, network: Network, out: Path | None) -> tuple[str, float]:
     from igc_nas.exports.standalone import standalone_text
     from igc_nas.exports.verify import verify_standalone
 
@@ -263,8 +274,7 @@ def _write_standalone(source: Source, network: Network, out: Path | None) -> flo
         place = Path(folder) / "model.py"
         place.write_text(text, encoding="utf-8")
         error = verify_standalone(place, network)
-    _deliver(text, out)
-    return error
+    return _delivered(text, out), error
 
 
 def _write_folder(source: Source, network: Network, trained: bool, out: Path, request: ExportRequest) -> list[str]:
@@ -369,10 +379,10 @@ def _has_text(out: Path, text: str) -> bool:
         return False
 
 
-def _deliver(text: str, out: Path | None) -> None:
-    if out is None:
-        put(text.rstrip("\n"))
-        return
-    from igc_nas.io.files import write_whole
+def _delivered(text: str, out: Path | None) -> str:
+    """The text, written to `out` if that is a file."""
+    if out is not None:
+        from igc_nas.io.files import write_whole
 
-    write_whole(out, text)
+        write_whole(out, text)
+    return text

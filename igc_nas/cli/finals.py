@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.cli.loading import architecture, load, quiet_threads
-from igc_nas.cli.options import RecipeRequest, as_json, data_dir_option, device_option, recipe_options, studies_dir
+from igc_nas.cli.options import (
+    RecipeRequest,
+    as_json,
+    data_dir_option,
+    deterministic_option,
+    device_option,
+    recipe_options,
+    studies_dir,
+)
 from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import StudyError, UsageError
 
@@ -38,6 +46,7 @@ class FinalsRequest(RecipeRequest):
     retry_failed: bool
     dry_run: bool
     device: str
+    deterministic: bool
     data_dir: Path | None
     root: Path
     as_json: bool
@@ -67,6 +76,7 @@ class FinalsRequest(RecipeRequest):
 @click.option("--retry-failed", is_flag=True, help="Train failed ones again, from the start.")
 @click.option("--dry-run", is_flag=True, help="Show what would be trained, and end.")
 @device_option
+@deterministic_option
 @data_dir_option
 @studies_dir
 @as_json
@@ -82,9 +92,16 @@ def finals(**options: Any) -> None:
       igc-nas finals igc_cifar10_2m --pick under:params=200k --top 4 --dry-run
       igc-nas finals STUDY --baselines resnet20-a,mobilenetv2-x0.5 --seeds 3
     """
+    request = FinalsRequest(**options)
+    recipe = trained(request)
+    if recipe is not None:
+        print_finals(load(request.study, request.root), "json" if request.as_json else "table", recipe)
+
+
+def trained(request: FinalsRequest) -> str | None:
+    """Train the finals that are requested, with their progress: their recipe as JSON; None for a dry run."""
     from igc_nas.study.defaults import default_extent
 
-    request = FinalsRequest(**options)
     quiet_threads(1)
     from igc_nas.nn.device import find_devices
 
@@ -95,12 +112,10 @@ def finals(**options: Any) -> None:
     final = _finals(study, entrants, info, devices, request)
     _announce(study, final, notice, request)
     if request.dry_run:
-        return
+        return None
     workers = request.workers or default_extent(devices[0].kind, len(devices)).workers
-    _train(final, tuple(device.torch_name for device in devices), workers)
-    print_finals(
-        load(request.study, request.root), "json" if request.as_json else "table", final.recipe.model_dump_json()
-    )
+    _train(final, tuple(device.torch_name for device in devices), workers, request.deterministic)
+    return final.recipe.model_dump_json()
 
 
 def _entrants(study: Study, request: FinalsRequest) -> list[Entrant]:
@@ -204,7 +219,7 @@ def _announce(study: Study, final: Finals, notice: str | None, request: FinalsRe
     say(*table_lines(("network", "params", "MACs", "why"), rows, ("network", "why"), terminal_width(sys.stderr)))
 
 
-def _train(final: Finals, devices: tuple[str, ...], workers: int) -> None:
+def _train(final: Finals, devices: tuple[str, ...], workers: int, deterministic: bool) -> None:
     """Train what has not ended yet, with the time said first."""
     from igc_nas.analysis.words import counted
     from igc_nas.engine.events import Event
@@ -228,7 +243,7 @@ def _train(final: Finals, devices: tuple[str, ...], workers: int) -> None:
             display.show(event)
 
         images = final.recipe.epochs * final.info.train_count
-        with display, Trainings(final.plan, devices, workers, 1, on_event) as trainings:
+        with display, Trainings(final.plan, devices, workers, 1, on_event, deterministic) as trainings:
             display.say(
                 f"timing {counted(len({e.id for e, _ in final.jobs.values()}), 'network')}, to tell how long this takes"
             )

@@ -49,14 +49,17 @@ def _stored(name: str | Path, root: Path, storage: str | None) -> Study:
         raise StudyError(f"{error.message}, nor has {masked(url)} one of that name", error.hint) from None
 
 
-def architecture(name: str, classes: int | None, root: Path, image_size: int | None = None) -> ArchConfig:
-    """An architecture by its file, a paper's name or `STUDY:N`.
+def architecture(name: str | ArchConfig, classes: int | None, root: Path, image_size: int | None = None) -> ArchConfig:
+    """An architecture by its file, a paper's name or `STUDY:N`, or as it is.
 
     `classes` replaces its number of classes, `image_size` the side of its images.
     """
+    from igc_nas.arch.config import ArchConfig
     from igc_nas.study.lookup import load_architecture
 
-    return with_side(load_architecture(name, classes, root), image_size)
+    if not isinstance(name, ArchConfig):
+        return with_side(load_architecture(name, classes, root), image_size)
+    return with_side(name if classes is None else name.with_classes(classes), image_size)
 
 
 def with_side(arch: ArchConfig, image_size: int | None) -> ArchConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,7 +43,7 @@ OF_ONE_ARCHITECTURE = (
 class MeasureRequest:
     """The options of `igc-nas measure`, one field each. None: not given."""
 
-    arch: str | None
+    arch: str | ArchConfig | None
     study_name: str | None
     keep: bool
     classes: int | None
@@ -108,18 +108,35 @@ def measure(**options: Any) -> None:
       igc-nas measure arch.toml --runtime onnxruntime
       igc-nas measure --study mine --keep
     """
-    from igc_nas.analysis.words import counted
-    from igc_nas.study.defaults import usable_cores
-
     request = MeasureRequest(**options)
+    context = click.get_current_context()
+    typed = click.core.ParameterSource.COMMANDLINE
+    check(request, {name for name in options if context.get_parameter_source(name) == typed})
+    if request.study_name is not None:
+        study = load(request.study_name, request.root)
+        rows = measured_again(study, request)
+        if rows:
+            put_json(_study_facts(study, rows)) if request.as_json else put_text(*_study_lines(rows))
+        return
+    config, latency = measured(request)
+    put_json(_facts(latency, config)) if request.as_json else put_text(*latency_lines(latency, config))
+
+
+def check(request: MeasureRequest, given: Collection[str]) -> None:
+    """Raise `UsageError` where the fields that are `given` exclude each other."""
     if request.keep and request.study_name is None:
         raise UsageError("--keep goes with --study")
     if (request.arch is None) == (request.study_name is None):
         raise UsageError("name an architecture or a --study, one of the two", "igc-nas measure igcv1-l24m2-d20")
-    if request.study_name is not None:
-        _refuse_conditions()
-        _measure_study(load(request.study_name, request.root), request)
-        return
+    if request.study_name is not None and (wrong := [name for name in OF_ONE_ARCHITECTURE if name in given]):
+        raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with --study", "the study's own conditions hold")
+
+
+def measured(request: MeasureRequest) -> tuple[ArchConfig, Latency]:
+    """(the architecture that is requested, its latency here)."""
+    from igc_nas.analysis.words import counted
+    from igc_nas.study.defaults import usable_cores
+
     assert request.arch is not None
     config = (
         read_architecture(sys.stdin.buffer, "stdin", request.classes, request.image_size)
@@ -129,16 +146,7 @@ def measure(**options: Any) -> None:
     if request.threads > (cores := usable_cores()):
         say(f"{request.threads} threads on {counted(cores, 'core')} wait for each other: --threads {cores} is the most")
     quiet_threads(request.threads)
-    latency = _measured(config, request)
-    put_json(_facts(latency, config)) if request.as_json else put_text(*latency_lines(latency, config))
-
-
-def _refuse_conditions() -> None:
-    """Raise `UsageError` if an option is given that `--study` excludes."""
-    context = click.get_current_context()
-    for name in OF_ONE_ARCHITECTURE:
-        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
-            raise UsageError(f"--{name.replace('_', '-')} does not go with --study", "the study's own conditions hold")
+    return config, _measured(config, request)
 
 
 def _measured(config: ArchConfig, request: MeasureRequest) -> Latency:
@@ -231,15 +239,15 @@ def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
     ]
 
 
-def _measure_study(study: Study, request: MeasureRequest) -> None:
-    """Measure a study's candidates again (with `--keep` the noisy ones, for the record); compare with the record."""
+def measured_again(study: Study, request: MeasureRequest) -> list[Remeasured]:
+    """A study's candidates, measured again (with `--keep` the noisy ones, for the record)."""
     known = [*study.candidates, *(trial.candidate for trial in study.baselines if trial.candidate)]
     if not known:
         raise StudyError(f"{study.spec.name} has no completed trial yet")
     candidates = [c for c in known if c.latency.noisy or not request.keep]
     if not candidates:
         say(f"none of the {len(known)} latencies of {study.spec.name} is noisy")
-        return
+        return []
     quiet_threads(study.spec.latency.threads)
     from igc_nas.engine.remeasuring import remeasure, study_measurer
 
@@ -251,7 +259,7 @@ def _measure_study(study: Study, request: MeasureRequest) -> None:
             f"{len(rows)}/{len(candidates)}  trial {row.candidate.trial}: {row.latency.normalised_ms:.3f} ms"
             f"{' noisy' if row.latency.noisy else ''}"
         )
-    put_json(_study_facts(study, rows)) if request.as_json else put_text(*_study_lines(rows))
+    return rows
 
 
 def _agreement(rows: Sequence[Remeasured]) -> tuple[float, float | None]:

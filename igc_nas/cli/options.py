@@ -16,10 +16,14 @@ from igc_nas.io.units import parse_count, parse_count_range, parse_ms, parse_sec
 
 
 class Quantity(click.ParamType[Any]):
-    """A number with its unit: a count, a latency or a duration; `parse` raises `UsageError` for other text."""
+    """A number with its unit: a count, a latency or a duration; `parse` raises `UsageError` for other text.
 
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+    `unit` is that of a number in Python.
+    """
+
+    def __init__(self, name: str, parse: Callable[[str], Any], unit: str = "") -> None:
         self.name = name
+        self.unit = unit
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -30,7 +34,8 @@ class Quantity(click.ParamType[Any]):
             self.fail(f"{error.message}: {error.hint}", param, ctx)
 
 
-COUNT, MS, SECONDS = Quantity("count", parse_count), Quantity("time", parse_ms), Quantity("duration", parse_seconds)
+COUNT, MS = Quantity("count", parse_count), Quantity("time", parse_ms, "ms")
+SECONDS = Quantity("duration", parse_seconds)
 RANGE = Quantity("range", parse_count_range)
 
 
@@ -104,6 +109,12 @@ image_size_option = click.option(
     type=click.IntRange(1, 4096),
     metavar="PIXELS",
     help="Side to which images of a folder are resized and cropped. [default: what the space or network reads: 32]",
+)
+deterministic_option = click.option(
+    "--deterministic",
+    is_flag=True,
+    help="On a GPU: results that are equal bit for bit, by slower kernels; without it they differ in rounding. "
+    "(A CPU's are equal anyway.)",
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 

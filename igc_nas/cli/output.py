@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from igc_nas.io.console import terminal_width
+from igc_nas.io.console import is_notebook, terminal_width
 from igc_nas.io.text import printable, wrapped
 
 
@@ -24,9 +24,9 @@ def put_text(*lines: str) -> None:
 
 
 def say(*lines: str) -> None:
-    """Print lines for the user to stderr, broken between words on a terminal."""
+    """Print lines for the user to stderr, broken between words on a terminal; in a notebook as plain output."""
     for line in wrapped(map(printable, lines), terminal_width(sys.stderr)):
-        click.echo(line, err=True)
+        click.echo(line, err=not is_notebook())
 
 
 def put_json(value: Any) -> None:

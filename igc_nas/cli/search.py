@@ -18,6 +18,7 @@ from igc_nas.cli.options import (
     Grouped,
     as_json,
     data_dir_option,
+    deterministic_option,
     device_option,
     image_size_option,
     latency_dtype_option,
@@ -61,7 +62,7 @@ MOST_IMPORTING_S = 60.0
             "macs",
         ),
         "How long": ("time", "promote", "trials", "timeout", "trial_timeout", "workers", "workers_per_gpu", "device"),
-        "How it searches and trains": ("sampler", "seed", "recipe", "forms", "prune_below"),
+        "How it searches and trains": ("sampler", "seed", "recipe", "forms", "prune_below", "deterministic"),
         "How latency is measured": (
             "latency_runtime",
             "latency_forms",
@@ -175,6 +176,7 @@ MOST_IMPORTING_S = 60.0
     help="Address of the Ray cluster. [default: auto, the cluster of this machine]",
 )
 @device_option
+@deterministic_option
 @data_dir_option
 @studies_dir
 @storage_option
@@ -192,12 +194,24 @@ def search(**options: Any) -> None:
       igc-nas search --space my.toml --recipe epochs=4,train_size=10000
     """
     from igc_nas.cli.study_flags import SearchRequest
+
+    request = SearchRequest(**options)
+    study, end = searched(request, _command_began())
+    print_front(study, study.spec.front_objectives, "json" if request.as_json else "table")
+    if not request.quiet:
+        _say_summary(study, end)
+
+
+def searched(request: SearchRequest, command_began: float | None = None) -> tuple[Study, str]:
+    """Run the search that is requested, with its progress: (the study, why it ended before its trials; else "").
+
+    Its time begins at `command_began`, a time of `time.monotonic`; None: now.
+    """
     from igc_nas.engine.progress import SearchDisplay
     from igc_nas.engine.search import begun
     from igc_nas.engine.search import search as run_search
 
-    request = SearchRequest(**options)
-    spec, run = _prepared(request)
+    spec, run = _prepared(request, time.monotonic() if command_began is None else command_began)
     began = time.monotonic()
     before = begun(run.folder, run.storage)
     ended = before.ended if before else 0
@@ -207,12 +221,14 @@ def search(**options: Any) -> None:
         for _ in run_search(spec, run, on_event=display.show):
             pass
     study = load(run.folder, run.folder.parent)
-    print_front(study, study.spec.front_objectives, "json" if request.as_json else "table")
-    if not request.quiet:
-        _say_summary(study, run, is_over=run.time_s is not None and time.monotonic() - began >= run.time_s)
+    if run.trials is None or study.ended >= run.trials:
+        return study, ""
+    is_over = run.time_s is not None and time.monotonic() - began >= run.time_s
+    why = f" because its {format_seconds(run.time_s)} are over" if is_over and run.time_s else ""
+    return study, f"ended with {study.ended} of {run.trials} trials{why}"
 
 
-def _say_summary(study: Study, run: Run, *, is_over: bool) -> None:
+def _say_summary(study: Study, end: str) -> None:
     """Say why the search ended, what was pruned, how accurate the surrogate is, and what to type next."""
     from igc_nas.analysis.surrogate_quality import surrogate_quality
     from igc_nas.analysis.words import counted, plan_words
@@ -229,7 +245,7 @@ def _say_summary(study: Study, run: Run, *, is_over: bool) -> None:
         say(f"surrogate: {quality.sentence()}")
     if plan := plan_words(study):
         say(f"plan: {plan}")
-    if study.candidates:
+    if study.candidates and not study.expected:
         say(
             f"The errors are those of {counted(study.spec.recipe.samples, 'image')} a network: they rank; after a long "
             "training expect them far lower (finals, below)."
@@ -239,15 +255,17 @@ def _say_summary(study: Study, run: Run, *, is_over: bool) -> None:
         of = counted(len(study.candidates), "latency is", "latencies are")
         say(f"{noisy} of {of} noisy; on a quieter machine: igc-nas measure --study {name} --keep")
     say("")
-    if run.trials is not None and study.ended < run.trials:
-        why = f" because its {format_seconds(run.time_s)} are over" if is_over and run.time_s else ""
-        say(f"ended with {study.ended} of {run.trials} trials{why}; the same command continues")
+    if end:
+        say(f"{end}; the same command continues")
     if study.candidates:
         say(*_next_commands(study))
 
 
-def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
-    """The study that is requested, new or continued, and how to run its search; announces both on stderr."""
+def _prepared(request: SearchRequest, began: float) -> tuple[StudySpec, Run]:
+    """The study that is requested, new or continued, and how to run its search; announces both on stderr.
+
+    Its time began at `began`, a time of `time.monotonic`.
+    """
     from igc_nas.cli.study_flags import latency_conditions, parse_recipe, resolve_study
     from igc_nas.data.datasets import auto_notice, data_dir
     from igc_nas.engine.search import Run
@@ -257,7 +275,6 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     from igc_nas.study.baselines import baselines_of
     from igc_nas.study.defaults import default_extent
 
-    began = _command_began()
     devices = find_devices(request.device)
     resolved = resolve_study(request, devices[0])
     extent = default_extent(devices[0].kind, len(devices), gpu_memory=devices[0].memory)
@@ -290,6 +307,7 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
         workers=workers,
         executor=request.executor,
         ray_address=request.ray_address if on_ray else None,
+        deterministic=request.deterministic,
         workers_per_gpu=request.workers_per_gpu or 1,
         devices=tuple(device.torch_name for device in devices),
         data_dir=request.data_dir,

@@ -75,6 +75,7 @@ class SearchRequest:
     executor: ExecutorName = "processes"
     ray_address: str | None = None
     device: str = "auto"
+    deterministic: bool = False
     data_dir: Path | None = None
     root: Path = Path("studies")
     storage: str | None = None

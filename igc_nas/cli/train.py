@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from igc_nas.arch.config import ArchConfig
 from igc_nas.cli.loading import architecture, packing_bar, quiet_threads, say_unusable
 from igc_nas.cli.options import (
     FILE,
     RecipeRequest,
     as_json,
     data_dir_option,
+    deterministic_option,
     device_option,
     image_size_option,
     recipe_options,
@@ -34,7 +36,7 @@ WATCHED, WATCHED_SHARE = 1000, 50
 class TrainRequest(RecipeRequest):
     """The options of `igc-nas train`, one field each. None: not given."""
 
-    arch: str
+    arch: str | ArchConfig
     dataset: str
     image_size: int | None
     validate: int | None
@@ -42,6 +44,7 @@ class TrainRequest(RecipeRequest):
     threads: int | None
     out: Path | None
     device: str
+    deterministic: bool
     data_dir: Path | None
     root: Path
     as_json: bool
@@ -67,6 +70,7 @@ class TrainRequest(RecipeRequest):
 @click.option("--threads", type=click.IntRange(1), help="Threads, on a CPU. [default: all cores]")
 @click.option("-o", "--out", type=FILE, help="Folder of checkpoints and weights. [default: models/ID-DATASET]")
 @device_option
+@deterministic_option
 @data_dir_option
 @studies_dir
 @as_json
@@ -81,14 +85,8 @@ def train(**options: Any) -> None:
       igc-nas train arch.toml --preset full
       igc-nas train igc_cifar10_2m:43 --dataset cifar10 -o models/knee
     """
-    from igc_nas.study.defaults import usable_cores
-
     request = TrainRequest(**options)
-    threads = request.threads or usable_cores()
-    quiet_threads(threads)
-    plan, job, device = _prepared(request, threads)
-    _train(plan, job, device, threads)
-    result = _result(job.folder)
+    result, folder = trained(request)
     if request.as_json:
         put_json(result)
         return
@@ -96,7 +94,18 @@ def train(**options: Any) -> None:
         f"test error {100 * result['test_error']:.2f} % on {result['test_images']:,} images of {result['dataset']}",
         f"weights   {result['weights']}",
     )
-    say(f"igc-nas export {shlex.quote(str(job.folder))} --format dir -o NAME")
+    say(f"igc-nas export {shlex.quote(str(folder))} --format dir -o NAME")
+
+
+def trained(request: TrainRequest) -> tuple[dict[str, Any], Path]:
+    """Run the training that is requested, with its progress: (its result, its folder)."""
+    from igc_nas.study.defaults import usable_cores
+
+    threads = request.threads or usable_cores()
+    quiet_threads(threads)
+    plan, job, device = _prepared(request, threads)
+    _train(plan, job, device, threads, deterministic=request.deterministic)
+    return _result(job.folder), job.folder
 
 
 def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, TrainingJob, str]:
@@ -153,7 +162,7 @@ def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, Traini
     return plan, job, device.torch_name
 
 
-def _train(plan: TrainingPlan, job: TrainingJob, device: str, threads: int) -> None:
+def _train(plan: TrainingPlan, job: TrainingJob, device: str, threads: int, *, deterministic: bool) -> None:
     """Train in a process of its own, with its time said first. Raises `StudyError`, `IgcNasError` where it fails."""
     from igc_nas.engine.executor import TrialFailed
     from igc_nas.engine.training_display import TrainingDisplay, clock_in
@@ -169,7 +178,7 @@ def _train(plan: TrainingPlan, job: TrainingJob, device: str, threads: int) -> N
     lock = StudyLock(job.folder, taken=taken, hint="wait for it, or train into another folder with -o")
     display = TrainingDisplay({0: "training"}, is_alone=True)
     try:
-        with display, Trainings(plan, (device,), 1, threads, display.show) as trainings:
+        with display, Trainings(plan, (device,), 1, threads, display.show, deterministic) as trainings:
             images = plan.schedule.epochs * (plan.info.train_count - plan.validate)
             for _, speed in trainings.images_per_s([job]):
                 if isinstance(speed, TrialFailed):

@@ -1,5 +1,8 @@
 """A study in a database: Optuna's tables, with our records as user attributes.
 
+What optuna-dashboard and `optuna.visualization` show is for people: parameters by their values, counts and latency as
+user attributes, and as complete only what may be on the front. Samplers never read it (see `sampler_view`).
+
 Any number of processes may read a study (`read_study`); its one writer holds its lock (see `igc_nas.study.lock`).
 The URL comes from a flag or the environment of each run, never from a file of the study, and is shown without its
 password.
@@ -18,15 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from igc_nas.arch.cost import cost_of
+from igc_nas.arch.plan import arch_id
 from igc_nas.errors import ConfigError, IgcNasError, StudyError, UsageError
 from igc_nas.io.files import is_file, user_path
-from igc_nas.io.text import printable
+from igc_nas.io.text import one_line, printable
+from igc_nas.samplers.distributions import value_distributions
+from igc_nas.space.parameters import Parameters
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.process import Process
 from igc_nas.study.records import Trial
@@ -34,6 +42,8 @@ from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import Study
 
 RECORD, SPEC = "igc_nas:record", "igc_nas:spec"
+PARAMETERS = "igc_nas:parameters"
+"""The attribute of a study whose parameters are stored by value."""
 OLD_QUESTION = "igc_nas:question"
 """The attribute of older databases with the spec, without the latency scale."""
 KINDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
@@ -123,7 +133,8 @@ class TrialRow:
         """Parse the record. Raises `StudyError`."""
         if not isinstance(self.record, str):
             raise StudyError(
-                f"trial {self.number} of the database is not igc-nas's", "use another database, or --study"
+                f"trial {self.number} of the database is not igc-nas's",
+                f"igc-nas search --enqueue ARCH adds a trial; {DAMAGED}",
             )
         try:
             trial = Trial.from_json(self.record, f"trial {self.number} of the database")
@@ -196,12 +207,15 @@ class Database:
 
     def create(self, spec: StudySpec) -> None:
         """Write the spec with the latency scale, in a new study if there is none."""
+        self._parameters = Parameters(spec.search_space)
+        self._distributions = value_distributions(self._parameters)
         with self._usable():
             if self._study_id is None:
                 directions = [optuna.study.StudyDirection.MINIMIZE] * len(spec.objectives)
                 self._study_id = self._storage.create_new_study(directions, spec.name)
                 names = [OBJECTIVES[name].name for name in spec.objectives]
                 self._storage.set_study_system_attr(self._study_id, "study:metric_names", names)
+                self._storage.set_study_user_attr(self._study_id, PARAMETERS, "values")
             self._storage.set_study_user_attr(self._study_id, SPEC, json.dumps(spec.to_dict()))
 
     def rows(self) -> list[TrialRow]:
@@ -217,6 +231,12 @@ class Database:
                 f"the trials of study {self.name} in the database are not numbered from 0 on", _hint(self.url, "")
             )
         return rows
+
+    def has_indices(self) -> bool:
+        """Whether it was written by a version whose parameters are indices; Optuna takes no others in such a study."""
+        with self._usable():
+            attributes = self._storage.get_study_user_attrs(self.study_id)
+        return PARAMETERS not in attributes and self.has_trials()
 
     def clear(self) -> None:
         """Delete the study with its trials; `create` makes it anew."""
@@ -234,7 +254,11 @@ class Database:
         if self._lock is not None:
             self._lock.keep()
         whole = copy.copy(trial)
-        whole.user_attrs = trial.user_attrs | {RECORD: record.to_json()}
+        whole.state = _shown_state(record, trial.state)
+        if whole.state != TrialState.COMPLETE:
+            whole.values = None
+        whole.params, whole.distributions = self._shown_parameters(record)
+        whole.user_attrs = trial.user_attrs | _facts(record) | _outcome(record) | {RECORD: record.to_json()}
         with self._usable():
             return self._storage.create_new_trial(self.study_id, whole)
 
@@ -250,10 +274,47 @@ class Database:
         """Write the current state of a trial. The record is written first: `Store` recovers a cut-off write from it."""
         with self._usable():
             self._storage.set_trial_user_attr(trial_id, RECORD, record.to_json())
-            update_trial(self._storage, trial_id, state, values, user_attrs, system_attrs)
+            state = _shown_state(record, state)
+            values = values if state == TrialState.COMPLETE else None
+            update_trial(self._storage, trial_id, state, values, {**user_attrs, **_outcome(record)}, system_attrs)
+
+    def _shown_parameters(self, record: Trial) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+        """The parameters of a trial by value with their distributions; none for a trial of no suggestion."""
+        if record.params.keys() != self._parameters.space.parameters.keys():
+            return {}, {}
+        shown = self._parameters.of_indices(record.params)
+        return dict(shown), {name: self._distributions[name] for name in shown}
 
     def _usable(self) -> contextlib.AbstractContextManager[None]:
         return _usable(self.url, self.name)
+
+
+def _shown_state(record: Trial, state: TrialState) -> TrialState:
+    """A trial's state as Optuna shows it: pruned for what is complete to a sampler and cannot be on the front."""
+    never_on_front = record.is_aside or record.state in ("infeasible", "duplicate")
+    return TrialState.PRUNED if never_on_front and state == TrialState.COMPLETE else state
+
+
+def _facts(record: Trial) -> dict[str, Any]:
+    """What is known of a trial before it is evaluated, as user attributes."""
+    named: dict[str, Any] = {"baseline": record.baseline} if record.baseline else {}
+    named |= {} if record.longer_of is None else {"longer_of": record.longer_of}
+    if record.arch is None:
+        return named
+    cost = cost_of(record.arch)
+    counts = {"params": cost.params, "macs": cost.macs, "activations": cost.activations}
+    return {"id": arch_id(record.arch), "architecture": str(record.arch), **counts, **named}
+
+
+def _outcome(record: Trial) -> dict[str, Any]:
+    """What is known once a trial has ended, as user attributes."""
+    measured = record.candidate or record.pruned
+    found: dict[str, Any] = {"latency_ms": measured.latency.normalised_ms} if measured else {}
+    if record.is_aside and record.candidate:
+        found["error"] = record.candidate.score.error
+    if record.reason:
+        found["reason"] = f"{record.state}: {one_line(record.reason, 500)}"
+    return found
 
 
 @contextlib.contextmanager

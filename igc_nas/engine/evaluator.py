@@ -20,7 +20,7 @@ from igc_nas.evaluation.latency import Measurer
 from igc_nas.evaluation.remote import CommandMeasurer
 from igc_nas.evaluation.runtimes import require
 from igc_nas.evaluation.training import ProxyTask, train_proxy
-from igc_nas.nn.device import Device, configure_torch, find_devices
+from igc_nas.nn.device import Device, configure_torch, find_devices, make_deterministic
 from igc_nas.nn.lowering.network_tuner import NetworkTuner, TrainingForm
 from igc_nas.nn.lowering.pinned_forms import PinnedForms
 from igc_nas.nn.lowering.timing_cache import timing_cache_for
@@ -32,6 +32,8 @@ from igc_nas.study.spec import Calibration, Recipe, StudySpec
 def evaluator_at(spec: StudySpec, slot: WorkerSlot) -> Evaluator:
     """The evaluator of a worker slot. Raises what `Evaluator` raises."""
     device = find_devices(slot.device)[0]
+    if slot.deterministic:
+        make_deterministic(device)
     return Evaluator(spec, slot.info, device, slot.threads, lock_for(slot, device), slot.folder, slot.latency_command)
 
 

@@ -42,6 +42,8 @@ class WorkerSlot:
     folder: Path | None = None
     """The study's folder."""
     latency_command: str | None = None
+    deterministic: bool = False
+    """Whether the process's results on a GPU are to be equal bit for bit."""
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ NO_GUARD = (
 )
 UNGUARDED = 87
 """Exit status of a worker whose import of the main script began a search."""
+CUBLAS_WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""With it cuBLAS is deterministic (its documentation, Results Reproducibility)."""
 STARTING = "IGC_NAS_STARTING"
 """Environment variable of a worker that is being started: the pid of its coordinator."""
 GRACE_S = 3.0
@@ -102,6 +104,8 @@ class ProcessExecutor:
     latency_command: str | None = None
     trial_timeout_s: float | None = None
     """A trial that takes longer has failed, and its process is killed; None: no limit."""
+    deterministic: bool = False
+    """Whether results on a GPU are equal bit for bit."""
     _workers: list[_Worker] = field(default_factory=list)
     _stillborn: int = 0
 
@@ -248,6 +252,7 @@ class ProcessExecutor:
             len(on_device),
             self.folder,
             self.latency_command,
+            self.deterministic,
         )
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -257,7 +262,10 @@ class ProcessExecutor:
             name=f"igc-nas worker {index}",
             daemon=True,
         )
-        with _child_environment(self.threads), contextlib.nullcontext() if self._imports_main else _without_main():
+        with (
+            _child_environment(self.threads, self.deterministic),
+            contextlib.nullcontext() if self._imports_main else _without_main(),
+        ):
             process.start()
         theirs.close()
         return _Worker(process, ours, index, oom_kills())
@@ -277,7 +285,7 @@ def _raise_if_error(answer: object) -> None:
         raise answer
 
 
-def environment(threads: int) -> dict[str, str]:
+def environment(threads: int, deterministic: bool = False) -> dict[str, str]:
     """Environment variables that a worker needs before it imports torch: idle threads sleep.
 
     On a GPU memory segments can grow: the tensors' sizes change with every trial, and would fragment fixed ones.
@@ -285,13 +293,13 @@ def environment(threads: int) -> dict[str, str]:
     wanted = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     if not (os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF")):
         wanted["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-    return wanted
+    return wanted | (CUBLAS_WORKSPACE if deterministic else {})
 
 
 @contextlib.contextmanager
-def _child_environment(threads: int) -> Iterator[None]:
+def _child_environment(threads: int, deterministic: bool) -> Iterator[None]:
     """While a child is started: its environment, and SIGINT is ignored."""
-    wanted = environment(threads) | {STARTING: str(os.getpid())}
+    wanted = environment(threads, deterministic) | {STARTING: str(os.getpid())}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     in_main = threading.current_thread() is threading.main_thread()

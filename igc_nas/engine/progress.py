@@ -10,14 +10,13 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from igc_nas.arch.cost import cost_of
 from igc_nas.engine.events import Ended, Event, Exhausted, LongerJob, Notice, Opened, Progress, Started
-from igc_nas.io.console import console
+from igc_nas.io.console import NotebookLive, console, live
 from igc_nas.io.text import one_line, printable
 from igc_nas.io.units import fixed_count, format_count, format_seconds
 from igc_nas.study.objectives import values
@@ -148,10 +147,10 @@ class SearchDisplay:
         self._baselines_ended = 0
         self._running: dict[int, tuple[str, str]] = {}
         self._not_built = 0
-        self._live = Live(self, console=self._console, refresh_per_second=2, transient=True)
+        self._live = live(self, self._console)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal and not self._quiet:
+        if (self._console.is_terminal or isinstance(self._live, NotebookLive)) and not self._quiet:
             self._live.start()
         return self
 
@@ -181,6 +180,8 @@ class SearchDisplay:
                 self._say(f"nothing new to try: {reason}")
             case Notice(text):
                 self._say(text)
+        if isinstance(self._live, NotebookLive):
+            self._live.update()
 
     def _progress(self, doing: str, epoch: Epoch | None) -> str:
         """The step of a running trial, with its images and training accuracy."""
@@ -218,7 +219,9 @@ class SearchDisplay:
         return f"about {format_seconds(left)} left, {_ends_at(left)}"
 
     def _say(self, line: str) -> None:
-        if not self._quiet:
+        if isinstance(self._live, NotebookLive):
+            self._live.say(printable(line))
+        elif not self._quiet:
             self._console.print(Text(printable(line)), soft_wrap=True, highlight=False)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

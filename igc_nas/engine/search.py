@@ -15,18 +15,18 @@ from pathlib import Path
 from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import relocate
 from igc_nas.engine.coordinator import Coordinator, Evaluate, Limits
-from igc_nas.engine.database import parse_url, stored_study
+from igc_nas.engine.database import DATABASE_FILE, parse_url, stored_study
 from igc_nas.engine.events import Event, Notice
 from igc_nas.engine.executor import Executor, ExecutorName, MakeEvaluator
 from igc_nas.engine.process_executor import ProcessExecutor, refuse_while_imported
 from igc_nas.engine.store import Store
-from igc_nas.errors import StudyError, UsageError
+from igc_nas.errors import InfeasibleError, StudyError, UsageError
 from igc_nas.io.files import user_path
 from igc_nas.io.records import differences
 from igc_nas.study.baselines import Baseline
 from igc_nas.study.records import Candidate
 from igc_nas.study.spec import LatencySpec, StudySpec
-from igc_nas.study.study import STUDY_FILE, Study, load_study
+from igc_nas.study.study import STUDY_FILE, TRIALS_FILE, Study, load_study
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Run:
     """Networks to compare with, evaluated before the sampler's trials and not counted in `trials`; not yielded. The
     time of `time_s` begins when they have ended; `timeout_s` counts them too."""
     executor: ExecutorName = "processes"
+    deterministic: bool = False
+    """Whether workers on a GPU compute bit for bit the same, see `igc_nas.nn.device.make_deterministic`."""
     ray_address: str | None = None
     """HOST:PORT of a Ray cluster, for the executor `ray`; None: `$RAY_ADDRESS`, else this machine's."""
     workers_per_gpu: int = 1
@@ -91,11 +93,17 @@ def search(
         check_runtime(spec, run.enqueue)
     deadline = None if run.timeout_s is None else time.monotonic() + run.timeout_s
     limits = Limits(run.trials, deadline, run.time_s, run.enqueue, run.baselines)
-    with Store(run.folder, continued(spec, run), run.storage) as store:
-        coordinator = Coordinator(store, limits, on_event)
-        steps = coordinator.run_inline(evaluate) if evaluate else _with_evaluators(coordinator, run, evaluator)
-        with closing(steps):
-            yield from steps
+    try:
+        with Store(run.folder, continued(spec, run), run.storage) as store:
+            coordinator = Coordinator(store, limits, on_event)
+            steps = coordinator.run_inline(evaluate) if evaluate else _with_evaluators(coordinator, run, evaluator)
+            with closing(steps):
+                yield from steps
+    except InfeasibleError:
+        if run.storage is None and begun(run.folder) is None:  # nothing was measured: it stays in no list of studies
+            for name in (STUDY_FILE, TRIALS_FILE, DATABASE_FILE):
+                (run.folder / name).unlink(missing_ok=True)
+        raise
 
 
 def _with_evaluators(
@@ -127,6 +135,7 @@ def _executor(
         run.folder,
         run.latency_command,
         run.trial_timeout_s,
+        run.deterministic,
     )
 
 
@@ -152,6 +161,7 @@ def _ray_executor(
         run.trial_timeout_s,
         lambda text: on_event(Notice(text)),
         run.workers_per_gpu,
+        run.deterministic,
     )
 
 

@@ -23,8 +23,8 @@ from igc_nas.engine.sampler_view import SamplerView, SharedDistributions
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.io.files import append_line, write_whole
 from igc_nas.io.records import differences
+from igc_nas.samplers.distributions import distributions
 from igc_nas.samplers.history import EXPECTED
-from igc_nas.samplers.study_sampler import distributions
 from igc_nas.study.lock import StudyLock, now
 from igc_nas.study.objectives import values
 from igc_nas.study.process import Process, uninterrupted
@@ -87,18 +87,21 @@ class Store:
         logged = {trial.number: trial for trial in read_trials(self.folder / TRIALS_FILE)}
         rows = self._database.rows()
         self.trials = {row.number: row.trial() for row in rows}
-        if remeasured := self._remeasured(logged):
-            self.trials |= remeasured
-            write_whole(self.folder / TRIALS_FILE, _lines(logged | self.trials))
+        remeasured = self._remeasured(logged)
+        self.trials |= remeasured
+        self._check_agreement(logged)
+        if remeasured or self._database.has_indices():
+            write_whole(self.folder / TRIALS_FILE, _lines(logged | self.trials | _ended(logged, self.trials)))
             self._database.clear()
             self._database.create(self.spec)
             self._load()
             return
-        self._check_agreement(logged)
         self._distributions = SharedDistributions(distributions(self.spec.search_space))
         self._ids = [row.trial_id for row in rows]
         self._sampler_view = SamplerView(self.spec)
-        optuna_trials = [self._to_optuna(self.trials[row.number], row.state) for row in rows]
+        optuna_trials = [
+            self._to_optuna(self.trials[row.number], None if row.state.is_finished() else row.state) for row in rows
+        ]
         for trial in _without_gaps(logged, since=len(rows)):
             self.trials[trial.number] = trial
             optuna_trials.append(self._to_optuna(trial))
@@ -116,7 +119,8 @@ class Store:
     def _remeasured(self, logged: Mapping[int, Trial]) -> dict[int, Trial]:
         """The trials of trials.jsonl whose latency was measured again after the database had them.
 
-        Optuna does not let a finished trial change: the study is then written to the database anew.
+        Optuna does not let a finished trial change: the study is then written to the database anew, as is one of a
+        version that stored other parameters.
         """
         return {
             number: logged[number]
@@ -140,7 +144,7 @@ class Store:
     def _recover(self, number: int, state: TrialState, logged: Trial | None) -> None:
         """Finish a trial whose end is recorded but not its state in the database; any other unfinished one waits."""
         trial = self.trials[number]
-        if trial.state == "running" and logged and logged.state in FINISHED and logged.params == trial.params:
+        if logged and _has_ended(logged, trial):
             trial = logged  # the database could not be written when it ended
         if trial.state in FINISHED and not state.is_finished():
             self.finish(trial)
@@ -360,6 +364,16 @@ def _is_remeasured(trial: Trial, before: Trial) -> bool:
         return False
     candidate = trial.candidate.model_copy(update={"latency": before.candidate.latency})
     return trial.model_copy(update={"candidate": candidate, "remeasured": before.remeasured}) == before
+
+
+def _has_ended(logged: Trial, trial: Trial) -> bool:
+    """Whether trials.jsonl says how a trial ended that runs by the database."""
+    return trial.state == "running" and logged.state in FINISHED and logged.params == trial.params
+
+
+def _ended(logged: Mapping[int, Trial], trials: Mapping[int, Trial]) -> dict[int, Trial]:
+    """The trials of trials.jsonl that have ended, and run by the database."""
+    return {n: logged[n] for n, trial in trials.items() if n in logged and _has_ended(logged[n], trial)}
 
 
 def _lines(trials: Mapping[int, Trial]) -> str:

@@ -9,14 +9,13 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Group
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from igc_nas.engine.events import Event, Progress, Started
 from igc_nas.engine.trainings import TimingJob
-from igc_nas.io.console import console
+from igc_nas.io.console import NotebookLive, console, live
 from igc_nas.io.text import printable
 from igc_nas.io.units import format_seconds
 from igc_nas.study.finals import TrainingProgress
@@ -46,10 +45,10 @@ class TrainingDisplay:
         self._rows: dict[int, _Row] = {}
         self._ended: set[int] = set()
         self._console = console(stderr=True)
-        self._live = Live(self, console=self._console, refresh_per_second=2, transient=True)
+        self._live = live(self, self._console)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._console.is_terminal or isinstance(self._live, NotebookLive):
             self._live.start()
         return self
 
@@ -69,6 +68,8 @@ class TrainingDisplay:
                 if progress is not None:
                     row.progress = progress
                     self._say_epoch(row.name, before, progress)
+        if isinstance(self._live, NotebookLive):
+            self._live.update()
 
     def _say_epoch(self, name: str, before: TrainingProgress | None, now: TrainingProgress) -> None:
         """A line when an epoch has ended; the first one says where a training continues."""
@@ -97,7 +98,10 @@ class TrainingDisplay:
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        self._console.print(Text(printable(line)), soft_wrap=True)
+        if isinstance(self._live, NotebookLive):
+            self._live.say(printable(line))
+        else:
+            self._console.print(Text(printable(line)), soft_wrap=True)
 
     def left_s(self) -> float | None:
         """Estimated seconds until all have ended."""

@@ -26,7 +26,7 @@ from igc_nas.evaluation.images import Images, load_test, load_train
 from igc_nas.evaluation.latency import Measurer
 from igc_nas.evaluation.retraining import CHECKPOINT_EVERY_S, Loader, Retraining, RetrainSpec
 from igc_nas.io.files import read_text, write_whole
-from igc_nas.nn.device import configure_torch, find_devices
+from igc_nas.nn.device import configure_torch, find_devices, make_deterministic
 from igc_nas.nn.lowering.timing_cache import timing_cache_for
 from igc_nas.study.finals import Trained
 from igc_nas.study.records import Latency
@@ -102,6 +102,8 @@ class Trainer:
         self.device = find_devices(slot.device)[0]
         self.lock = lock_for(slot, self.device)
         self._images: dict[int, Images] = {}
+        if slot.deterministic:
+            make_deterministic(self.device)
         configure_torch(self.device, slot.threads)
 
     def __call__(self, *_: object) -> Any:
@@ -193,11 +195,19 @@ class Trainings:
     workers: int
     threads: int = 1
     on_event: Callable[[Event], None] = lambda _: None
+    deterministic: bool = False
+    """Whether trainings on a GPU are equal bit for bit, see `igc_nas.nn.device.make_deterministic`."""
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:
         executor = ProcessExecutor(
-            None, self.plan.info, self.devices, self.workers, partial(trainer_at, self.plan), self.threads
+            None,
+            self.plan.info,
+            self.devices,
+            self.workers,
+            partial(trainer_at, self.plan),
+            self.threads,
+            deterministic=self.deterministic,
         )
         self._executor = self._stack.enter_context(executor)
         return self

@@ -55,7 +55,7 @@ class CapturedStep:
             group["lr"] = self._rates.index_select(0, self._at)[0]
         place = self._at % training.steps_per_epoch * training.recipe.batch
         index = self._order.index_select(0, place + self._places)
-        loss, logits, labels = training.loss(index)
+        loss, logits, labels = training.loss(index, self._at // training.steps_per_epoch)
         training.descend(loss)
         if training.average:
             training.average.move(self._shares.index_select(0, self._at)[0])

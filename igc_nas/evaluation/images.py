@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,6 +19,9 @@ from torch.nn import functional as F
 from igc_nas.data.datasets import DatasetInfo, read_test, read_train, split_held_out
 from igc_nas.errors import UsageError
 from igc_nas.study.spec import Recipe
+
+MOST_MOVED = 4096
+"""Images that `Images.moved` moves at a time."""
 
 
 @dataclass(frozen=True)
@@ -55,30 +58,54 @@ class Images:
         return self._normalised(self.pixels[index])
 
     def augmented(
-        self, index: Int64[Tensor, " b"], crop: int, flip: bool, generator: torch.Generator, *, cutout: int = 0
+        self,
+        index: Int64[Tensor, " b"],
+        crop: int,
+        flip: bool | Bool[Tensor, " b"],
+        generator: torch.Generator,
+        *,
+        cutout: int = 0,
     ) -> Float[Tensor, "b 3 height width"]:
         """The images of `index`, normalised; padded by `crop` reflected pixels, then cropped and flipped at random.
 
-        With `cutout`, a square of that side, at a random place and cut at the border, is set to the mean colour
-        (DeVries and Taylor 2017).
+        `flip` may also say for each image whether it is mirrored. With `cutout`, a square of that side, at a random
+        place and cut at the border, is set to the mean colour (DeVries and Taylor 2017).
         """
-        count, size, device = len(index), self.pixels.shape[1], self.pixels.device
-        rows = torch.arange(size, device=device).expand(count, size)
-        columns = rows
-        if flip:
-            mirror = torch.randint(2, (count, 1), generator=generator, device=device)
-            columns = torch.where(mirror.bool(), size - 1 - columns, columns)
-        if crop:
-            shift = torch.randint(-crop, crop + 1, (2, count, 1), generator=generator, device=device)
-            rows, columns = (_reflect(index + by, size) for index, by in zip((rows, columns), shift, strict=True))
-        batch = self._normalised(self.pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]])
+        batch = self._normalised(self._moved(index, crop, flip, generator))
         if cutout:
+            count, size, device = len(index), self.pixels.shape[1], self.pixels.device
             centre = torch.randint(size, (2, count, 1), generator=generator, device=device)
             start = centre - cutout // 2
             places = torch.arange(size, device=device)
             down, across = ((places >= at) & (places < at + cutout) for at in start)
             batch = batch.masked_fill((down[:, :, None] & across[:, None, :])[:, None], 0.0)
         return batch
+
+    def moved(self, crop: int, flip: bool | Bool[Tensor, " n"], generator: torch.Generator) -> Images:
+        """All images, padded, cropped and flipped as in `augmented`."""
+        parts = [
+            self._moved(part, crop, flip[part] if isinstance(flip, Tensor) else flip, generator)
+            for part in self.in_order(MOST_MOVED)
+        ]
+        return replace(self, pixels=torch.cat(parts))
+
+    def _moved(
+        self, index: Tensor, crop: int, flip: bool | Tensor, generator: torch.Generator
+    ) -> UInt8[Tensor, "b height width 3"]:
+        if not crop and flip is False:
+            return self.pixels[index]
+        count, size, device = len(index), self.pixels.shape[1], self.pixels.device
+        rows = torch.arange(size, device=device).expand(count, size)
+        columns = rows
+        if isinstance(flip, Tensor):
+            columns = torch.where(flip[:, None], size - 1 - columns, columns)
+        elif flip:
+            mirror = torch.randint(2, (count, 1), generator=generator, device=device)
+            columns = torch.where(mirror.bool(), size - 1 - columns, columns)
+        if crop:
+            shift = torch.randint(-crop, crop + 1, (2, count, 1), generator=generator, device=device)
+            rows, columns = (_reflect(index + by, size) for index, by in zip((rows, columns), shift, strict=True))
+        return self.pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)

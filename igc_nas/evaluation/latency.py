@@ -12,7 +12,6 @@ outputs and choosing kernels may run while other processes train: those times on
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -240,9 +239,7 @@ class Measurer:
             if self.spec.runtime == "native":
                 module: nn.Module = network
             else:
-                module = variant.module(network, self.spec.batch, self.cache, self.spec.runtime)
-            if dtype != torch.float32:
-                module = copy.deepcopy(module).to(dtype)
+                module = variant.module(network, self.spec.batch, self.cache, self.spec.runtime, dtype)
             output = self.instruments.runner(self.spec.runtime, module, x, self.spec.threads)
             run = FormRun(variant.name, variant, output, dtype)
             if self._is_equal(run, wanted):

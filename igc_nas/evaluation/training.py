@@ -79,6 +79,13 @@ class Training:
         self.images = images
         self.recipe = recipe
         self.done = 0
+        of_flips = torch.Generator(device.torch_device).manual_seed(seed + 1)
+        self._mirrored_first = torch.randint(
+            2, (len(images),), generator=of_flips, device=device.torch_device, dtype=torch.uint8
+        )
+        """For alternating flips: 1 for the images that are mirrored in the first epoch, in the third, ..."""
+        self._moved: Images | None = None
+        """The images as this epoch has them, where all are augmented at its start. A captured step reads them."""
         self.generator = torch.Generator(device.torch_device).manual_seed(seed)
         self.optimizer = torch.optim.SGD(
             self._parameter_groups(),
@@ -158,7 +165,9 @@ class Training:
         if self._open is not None:
             before = torch.Generator(device)
             before.set_state(self._open.generator.cpu())
-            return torch.randperm(count, generator=before, device=device), self._open
+            order = torch.randperm(count, generator=before, device=device)
+            self._augment_epoch(before)
+            return order, self._open
         begun = _OpenEpoch(
             generator=self.generator.get_state(),
             step=0,
@@ -166,7 +175,25 @@ class Training:
             wrong=torch.zeros((), device=self.device.torch_device, dtype=torch.int64),
             seen=0,
         )
-        return torch.randperm(count, generator=self.generator, device=device), begun
+        order = torch.randperm(count, generator=self.generator, device=device)
+        self._augment_epoch(self.generator)
+        return order, begun
+
+    def _augment_epoch(self, generator: torch.Generator) -> None:
+        """Augment all images, by a recipe that does so at the start of each epoch."""
+        if self.recipe.augment == "epoch":
+            every = torch.arange(len(self.images), device=self.images.labels.device)
+            moved = self.images.moved(self.recipe.crop, self._flips(every, self.done), generator)
+            if self._moved is None:
+                self._moved = moved
+            else:
+                self._moved.pixels.copy_(moved.pixels)
+
+    def _flips(self, index: Tensor, epoch: int | Tensor) -> bool | Tensor:
+        """Whether images are mirrored in an epoch; True: at random."""
+        if self.recipe.flip != "alternating":
+            return self.recipe.flip
+        return (self._mirrored_first[index] + epoch) % 2 == 1
 
     def _replaying(self, order: Tensor, now: _OpenEpoch) -> Callable[[int, Tensor, _OpenEpoch], _OpenEpoch]:
         """`_step` by replays of the captured step, which holds the sums of the epoch."""
@@ -185,7 +212,7 @@ class Training:
         index = order[place * recipe.batch : (place + 1) * recipe.batch]
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
-        loss, logits, labels = self.loss(index)
+        loss, logits, labels = self.loss(index, self.done)
         self.descend(loss)
         if self.average:
             self.average.update(step + 1)
@@ -222,10 +249,12 @@ class Training:
         """The share of the new weights in their average after a step of the training; 1 without an average."""
         return self.average.share(step + 1) if self.average else 1.0
 
-    def loss(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, logits, labels) of a batch of augmented images."""
+    def loss(self, index: Tensor, epoch: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, logits, labels) of a batch of augmented images in an epoch (the first is 0)."""
         recipe, labels = self.recipe, self.images.labels[index]
-        batch = self.images.augmented(index, recipe.crop, recipe.flip, self.generator, cutout=recipe.cutout)
+        crop, flip = (recipe.crop, self._flips(index, epoch)) if self._moved is None else (0, False)
+        images = self._moved or self.images
+        batch = images.augmented(index, crop, flip, self.generator, cutout=recipe.cutout)
         if recipe.mixup:
             batch, others, share = mixed_up(batch, labels, recipe.mixup, self.generator)
         logits = self.forward(batch)
@@ -318,6 +347,8 @@ class Training:
         if self.average:
             tensors |= {f"average.{name}": value for name, value in self._averaged().items()}
         tensors |= {f"loss_scale.{i}": tensor for i, tensor in enumerate(self.loss_scale())}
+        if self.recipe.flip == "alternating":
+            tensors["mirrored_first"] = self._mirrored_first
         tensors |= {"generator": self.generator.get_state(), "done": torch.tensor(self.done)}
         return tensors | (self._open.tensors() if self._open else {})
 
@@ -345,6 +376,8 @@ class Training:
             _copied(tensors, f"average.{name}", weight)
         for i, tensor in enumerate(self.loss_scale()):
             _copied(tensors, f"loss_scale.{i}", tensor)
+        if self.recipe.flip == "alternating":
+            _copied(tensors, "mirrored_first", self._mirrored_first)
         self.generator.set_state(tensors["generator"].cpu())
         self.done, self._open = done, opened
         self._captured = None  # its graph writes to the tensors that were replaced

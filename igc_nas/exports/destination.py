@@ -11,9 +11,12 @@ FORMS = ("fastest", "factored", "folded", "semidense", "dense", "mixed")
 """Forms of an exported graph: the fastest allowed one, or one of `igc_nas.nn.lowering.variants` by name."""
 MARKER = "# a folder of igc-nas export"
 """The first line of config.toml in an exported folder: only a folder with it is overwritten."""
-CONFIG, MODEL, WEIGHTS, ONNX, CARD = "config.toml", "model.py", "weights.safetensors", "model.onnx", "README.md"
+CONFIG, MODEL, WEIGHTS, ONNX, CARD = "config.toml", "model.py", "model.safetensors", "model.onnx", "README.md"
+HUB_CONFIG = "config.json"
+OLD_WEIGHTS = "weights.safetensors"
+"""The name of the weights in folders that an earlier version wrote."""
 C_SOURCE, C_HEADER, C_MAIN = "model.c", "model.h", "model_main.c"
-FILES = (CONFIG, MODEL, WEIGHTS, ONNX, C_SOURCE, C_HEADER, C_MAIN, CARD)
+FILES = (CONFIG, HUB_CONFIG, MODEL, WEIGHTS, ONNX, C_SOURCE, C_HEADER, C_MAIN, CARD)
 C_COMMAND = "cc -std=c11 -O3 -march=native -ffp-contract=fast {name}_main.c {name}.c -o {name}"
 """How an exported C file is compiled with its program."""
 
@@ -32,7 +35,9 @@ def check_destination(path: Path, force: bool) -> None:
         raise UsageError(f"{path} exists", "choose another -o, or add --force")
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder, and is not overwritten", "choose another -o")
-    foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in FILES or not entry.is_file())
+    foreign = sorted(
+        entry.name for entry in path.iterdir() if entry.name not in (*FILES, OLD_WEIGHTS) or not entry.is_file()
+    )
     if foreign:
         raise UsageError(f"{path} holds {foreign[0]!r:.80}, which igc-nas export does not write", "choose another -o")
     if not _is_exported(path / CONFIG):

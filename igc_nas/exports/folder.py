@@ -1,17 +1,24 @@
-"""An exported folder: config, stand-alone PyTorch, weights, ONNX, C, README.md; written atomically."""
+"""An exported folder: config, stand-alone PyTorch, weights, ONNX, C, README.md; written atomically.
+
+Its names are those of a repository on the Hugging Face hub: `config.json`, `model.safetensors`, a README.md that begins
+with metadata. So it can be uploaded as it is.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
 
+from igc_nas._version import __version__
 from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import IgcNasError
 from igc_nas.exports.c_source import CFiles
-from igc_nas.exports.destination import C_SOURCE, CARD, CONFIG, FILES, MARKER, MODEL, ONNX, WEIGHTS
+from igc_nas.exports.destination import C_SOURCE, CARD, CONFIG, FILES, HUB_CONFIG, MARKER, MODEL, ONNX, WEIGHTS
 from igc_nas.exports.graph import Graph
 from igc_nas.exports.model_card import Contents, OnnxSummary, card_text
 from igc_nas.exports.source import Source, config_text
@@ -44,6 +51,7 @@ def write_folder(
         write_whole(folder / CONFIG, f"{MARKER}\n{config_text(source)}")
         if ArchConfig.load(folder / CONFIG) != source.arch:
             raise IgcNasError("the config file reads back as another architecture")
+        write_whole(folder / HUB_CONFIG, json.dumps(hub_config(source), indent=2, ensure_ascii=False) + "\n")
         write_whole(folder / MODEL, standalone_text(source))
         errors = {}
         if trained:
@@ -62,6 +70,22 @@ def write_folder(
             files.write(folder)
         sizes = {name: (folder / name).stat().st_size for name in FILES if (folder / name).exists()}
         write_whole(folder / CARD, card_text(source, Contents(sizes, errors, trained, onnx, no_onnx, no_c)))
+
+
+def hub_config(source: Source) -> dict[str, Any]:
+    """The content of config.json: the architecture, the classes, and how images are prepared, by timm's names."""
+    arch, images, statistics = source.arch, source.images, source.statistics
+    mean, std = statistics or (None, None)
+    prepared = {"input_size": arch.input, "num_classes": arch.classes, "mean": mean, "std": std}
+    return {
+        "model_type": "igc-nas",
+        "igc_nas_version": __version__,
+        "id": source.id,
+        "num_classes": arch.classes,
+        **({"label_names": list(images.classes)} if images else {}),
+        "pretrained_cfg": prepared | {"crop_pct": 1.0, "interpolation": "bicubic"},
+        "architecture": arch.to_dict(),
+    }
 
 
 def weights_bytes(network: Network) -> bytes:

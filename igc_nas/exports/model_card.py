@@ -56,8 +56,9 @@ MOST_CLASSES = 100
 
 _DESCRIPTIONS = {
     "config.toml": "the architecture; `igc-nas show`, `cost`, `measure`, `train` and `igc_nas.create_model` read it",
+    "config.json": "the same for programs, with the classes and how images are prepared",
     "model.py": "the network as one PyTorch file that does not import igc-nas",
-    "weights.safetensors": "its weights, for `model.py` and `igc_nas.create_model`",
+    "model.safetensors": "its weights, for `model.py` and `igc_nas.create_model`",
     "model.onnx": "the network with its weights for inference, batches of any size",
     "model.c": "the factored network with its weights as C11 without malloc, one image a call",
     "model.h": "its interface: `model_workspace_bytes`, `model_run`",
@@ -69,6 +70,7 @@ def card_text(source: Source, contents: Contents) -> str:
     """README.md of an exported folder."""
     channels, height, width = source.arch.input
     parts = [
+        _front_matter(source, contents),
         f"# Network {source.id}",
         f"An image classifier{source.what}: {channels} x {height} x {width} pixels to "
         f"{source.arch.classes} classes. Written by igc-nas {__version__} from {_md(source.name)}.",
@@ -93,6 +95,21 @@ def card_text(source: Source, contents: Contents) -> str:
         "igc-nas's licence, MIT; for data and weights see the licence of the training data.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(source: Source, contents: Contents) -> str:
+    """The metadata that the Hugging Face hub reads; every value is of our own words."""
+    dataset = next((name for name in ("cifar100", "cifar10") if source.dataset.partition(" ")[0] == name), None)
+    lines = [
+        "license: mit",
+        "library_name: igc-nas",
+        "pipeline_tag: image-classification",
+        "tags:",
+        *(f"- {tag}" for tag in ("image-classification", "neural-architecture-search", "pytorch")),
+        *(["datasets:", f"- {dataset}"] if dataset and contents.trained else []),
+        *(["metrics:", "- accuracy"] if source.trained else []),
+    ]
+    return "\n".join(["---", *lines, "---"])
 
 
 def _warnings(source: Source, contents: Contents) -> Iterator[str]:
@@ -167,7 +184,7 @@ def _use(source: Source, contents: Contents) -> Iterator[str]:
         listed = ", ".join(_md(name) for name in names[:MOST_CLASSES])
         yield f"Classes, in the order of the outputs: {listed}{more}."
     image = ", ".join(map(str, source.arch.input))
-    weights = 'model = load_weights(Network(), "weights.safetensors").eval()'
+    weights = 'model = load_weights(Network(), "model.safetensors").eval()'
     yield (
         "```python\nimport torch\nfrom model import Network, load_weights\n\n"
         + (weights if contents.trained else "model = Network()")
@@ -185,8 +202,10 @@ def _use(source: Source, contents: Contents) -> Iterator[str]:
             f"`image` is a file of {floats:,} float32 values, channel by channel, row by row:\n\n"
             f"```sh\n{C_COMMAND.format(name='model')}\n./model image\n```"
         )
-    more = ', weights="weights.safetensors"' if contents.trained else ""
-    yield f'```python\nimport igc_nas\n\nmodel = igc_nas.create_model("config.toml"{more})\n```'
+    yield (
+        "```python\nimport igc_nas\n\n"
+        'model = igc_nas.create_model(".")  # this folder; model.pretrained_cfg says how images are prepared\n```'
+    )
     if not contents.trained:
         yield (
             "`igc-nas train config.toml` trains it; `igc-nas export config.toml --weights models/... --format dir` "

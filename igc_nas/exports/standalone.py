@@ -121,7 +121,7 @@ def _header(source: Source) -> str:
         + comments((f"Written by igc-nas {__version__}, under igc-nas's own licence, MIT.",))
         + f'"""Network {source.id}: images of {channels} x {height} x {width} to {source.arch.classes} classes.\n\n'
         + "It needs PyTorch only (and safetensors, to read weights):\n\n"
-        + '    model = load_weights(Network(), "weights.safetensors").eval()\n'
+        + '    model = load_weights(Network(), "model.safetensors").eval()\n'
         + '"""'
     )
 

@@ -54,7 +54,7 @@ def verify_standalone(path: Path, network: Network, weights: Path | None = None,
     with tempfile.TemporaryDirectory(prefix="igc-nas-") as name:
         folder = Path(name)
         if weights is None:
-            weights = folder / "weights.safetensors"
+            weights = folder / "model.safetensors"
             save_file({key: value.contiguous() for key, value in network.state_dict().items()}, weights)
         inputs: dict[str, Tensor] = {}
 

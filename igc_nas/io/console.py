@@ -1,13 +1,18 @@
-"""Tables and lines on a terminal: stdout holds data, stderr holds progress."""
+"""Tables, lines and live views on a terminal, where stdout holds data and stderr progress, and in a notebook."""
 
 from __future__ import annotations
 
+import importlib
+import io
 import os
 import sys
+import time
+from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable, RichCast
+from rich.live import Live
 
 from igc_nas.io.text import printable
 
@@ -18,6 +23,65 @@ def console(*, stderr: bool = False) -> Console:
     """A console for stdout (data) or stderr (progress); into a pipe it is `WIDE`, so that no cell is cut."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, highlight=False, width=None if is_terminal(stream) else WIDE)
+
+
+def is_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    return "IPython" in sys.modules and Console().is_jupyter
+
+
+def live(shown: ConsoleRenderable | RichCast, screen: Console) -> Live | NotebookLive:
+    """A live view of what changes: on a terminal, or in a notebook; it is not started."""
+    if is_notebook():
+        return NotebookLive(shown)
+    return Live(shown, console=screen, refresh_per_second=2, transient=True)
+
+
+class NotebookLive:
+    """What `rich.live.Live` is on a terminal: one output that is replaced, with the latest lines above it.
+
+    It needs no ipywidgets, and works in whatever shows notebooks.
+    """
+
+    LINES, EVERY_S, WIDTH = 8, 0.5, 110
+
+    def __init__(self, shown: ConsoleRenderable | RichCast) -> None:
+        self._shown = shown
+        self._lines: deque[str] = deque(maxlen=self.LINES)
+        self._updated = 0.0
+        self._handle: Any = None
+
+    def start(self) -> None:
+        """Show it in the current cell."""
+        self._handle = importlib.import_module("IPython.display").display(self, display_id=True)
+
+    def stop(self) -> None:
+        """Show its last state."""
+        if self._handle is not None:
+            self._handle.update(self)
+
+    def say(self, line: str) -> None:
+        """Add a line, the oldest one makes room for it."""
+        self._lines.append(line)
+
+    def update(self) -> None:
+        """Show the current state, unless that was done a moment ago."""
+        if self._handle is not None and time.monotonic() - self._updated >= self.EVERY_S:
+            self._updated = time.monotonic()
+            self._handle.update(self)
+
+    def __repr__(self) -> str:
+        return self._recorded().export_text().rstrip()
+
+    def _repr_html_(self) -> str:
+        return self._recorded().export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+    def _recorded(self) -> Console:
+        page = Console(file=io.StringIO(), record=True, width=self.WIDTH, force_jupyter=False, highlight=False)
+        for line in self._lines:
+            page.print(line, markup=False, soft_wrap=True)
+        page.print(self._shown)
+        return page
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -253,7 +253,21 @@ def configure_torch(device: Device, threads: int) -> None:
     if device.kind == "cuda":
         torch.cuda.set_device(device.torch_device)
         _set_fp32("tf32")
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+        matmul = _BACKENDS.cuda.matmul  # sums over all pixels of a batch: their parts are added in float32
+        matmul.allow_bf16_reduced_precision_reduction = matmul.allow_fp16_reduced_precision_reduction = False
+
+
+def make_deterministic(device: Device) -> None:
+    """Let this process compute on a GPU bit for bit as another one does, before `configure_torch`.
+
+    CUBLAS_WORKSPACE_CONFIG must be `:4096:8` from the start of the process. An operator without a deterministic kernel
+    raises `RuntimeError`. cuDNN takes deterministic engines and does not time them. A CPU's results are equal anyway.
+    """
+    if device.kind == "cuda":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cudnn.deterministic = True
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8

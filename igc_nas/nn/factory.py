@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import ConfigError
-from igc_nas.io.files import user_path
+from igc_nas.io.files import is_file, read_text, user_path
 from igc_nas.io.text import printable
 from igc_nas.nn.network import FeatureMaps, Network, build
 from igc_nas.study.lookup import load_architecture
 
 CLASSIFIER = ("classifier.linear.weight", "classifier.linear.bias")
+FOLDER_WEIGHTS = ("model.safetensors", "weights.safetensors")
+"""Weights in an exported folder, by its present and its earlier name."""
 PREFIXES = ("module.", "_orig_mod.", "network.")
 """What `DataParallel`, `torch.compile` and `FeatureMaps` put before the names of a network's tensors."""
 
@@ -63,7 +66,8 @@ def create_model(
     """A network to train or, with `weights`, to use.
 
     Args:
-        arch: an architecture, its TOML file, the name of a paper's network (`igcv3-d-cifar`), or `STUDY:N` for trial N.
+        arch: an architecture, its TOML file, the name of a paper's network (`igcv3-d-cifar`), `STUDY:N` for trial N, or
+            a folder of `igc-nas export --format dir`, whose weights are loaded.
         num_classes: number of classes; the default is the architecture's. With 0, outputs are the pooled features.
         weights: a safetensors file as `igc-nas train` writes it, of this architecture. Where `num_classes` is given
             and the file is of another number of classes, its classifier is left out and a new one takes its place.
@@ -82,13 +86,30 @@ def create_model(
     if classes is not None and num_classes not in (None, classes):
         raise ConfigError(f"num_classes (={num_classes}) and classes (={classes}) mean the same; give one of them")
     wanted = num_classes if classes is None else classes
+    folder = None if isinstance(arch, ArchConfig) else user_path(arch)
+    prepared: dict[str, Any] = {}
+    if folder is not None and is_file(folder / "config.toml"):
+        arch, prepared = folder / "config.toml", _prepared(folder / "config.json")
+        weights = weights or next((f for f in (folder / name for name in FOLDER_WEIGHTS) if is_file(f)), None)
     config = arch if isinstance(arch, ArchConfig) else load_architecture(arch)
     network = build(config if not wanted else config.with_classes(wanted), seed, device)
+    network.prepared = prepared
     if weights is not None:
         load_weights(network, user_path(weights), new_classifier=wanted is not None)
     if wanted == 0:
         network.reset_classifier(0)
     return FeatureMaps(network, out_indices) if features_only else network
+
+
+def _prepared(path: Path) -> dict[str, Any]:
+    """How images are prepared, by an exported config.json: mean, std and the like; nothing without the file."""
+    if not is_file(path):
+        return {}
+    try:
+        found = json.loads(read_text(path))["pretrained_cfg"]
+        return {key: found[key] for key in ("mean", "std", "crop_pct", "interpolation")}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ConfigError(f"{path.name} is not one that igc-nas export writes") from None
 
 
 def load_weights(network: nn.Module, path: Path, *, new_classifier: bool = False) -> None:

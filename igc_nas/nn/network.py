@@ -3,7 +3,7 @@
 The names in a state_dict are those of the plan: `stem.conv.weight`, `stage1.block1.primary.weight`, ...,
 `classifier.linear.weight`. Methods are those of timm's models, so that a network fits into common training code:
 `forward_features`, `forward_head`, `forward_intermediates`, `num_features`, `num_classes`, `get_classifier`,
-`reset_classifier`, `feature_info`; `FeatureMaps` is timm's `features_only`.
+`reset_classifier`, `feature_info`, `pretrained_cfg`; `FeatureMaps` is timm's `features_only`.
 `factory` makes a network from a name or a file, with weights.
 """
 
@@ -194,6 +194,8 @@ class Network(nn.Module):
     def __init__(self, whole: Plan) -> None:
         super().__init__()
         self.plan = whole
+        self.prepared: dict[str, Any] = {}
+        """How the images of its weights are prepared, as far as it is known: see `pretrained_cfg`."""
         for block in whole.blocks:
             parent: nn.Module = self
             *folders, name = block.name.split(".")
@@ -280,6 +282,22 @@ class Network(nn.Module):
             if dot:
                 found[stage] = {"num_chs": shape[0], "reduction": stride, "module": stage}
         return FeatureInfo(found.values())
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """What timm's `resolve_data_config` and training code read: input size, mean, std, names of the ends.
+
+        `mean` and `std` are None unless the network was made from a folder of `igc-nas export --format dir`.
+        """
+        first = next(name for name, module in self.named_modules() if isinstance(module, nn.Conv2d))
+        ends = {"first_conv": first, "classifier": "classifier.linear" if self.num_classes else None}
+        images = {"mean": None, "std": None, "crop_pct": 1.0, "interpolation": "bicubic"} | self.prepared
+        return {"input_size": self.plan.input, "num_classes": self.num_classes} | images | ends
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """The same as `pretrained_cfg`, by timm's older name."""
+        return self.pretrained_cfg
 
     def get_classifier(self) -> nn.Module:
         """The classifier, an `nn.Linear`; `nn.Identity` if there is none."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -22,11 +22,11 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import IgcNasError
 from igc_nas.samplers.brute_force import MOST_LISTED, BruteForce
+from igc_nas.samplers.distributions import distributions
 from igc_nas.samplers.evolution import Evolution
 from igc_nas.samplers.history import History, Memory
 from igc_nas.samplers.known_cost import KnownCost
 from igc_nas.space.encoding import Code
-from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.records import Candidate
 from igc_nas.study.spec import SamplerName, StudySpec
 
@@ -43,14 +43,6 @@ Propose = Callable[[History, np.random.Generator], Iterable[Code]]
 
 class ExhaustedError(IgcNasError):
     """The sampler finds no architecture that is new to the study."""
-
-
-def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """The space's parameters for Optuna, with the same names and choices in every trial."""
-    return {
-        name: IntDistribution(0, choice - 1) if isinstance(choice, int) else CategoricalDistribution(choice)
-        for name, choice in space.parameters.items()
-    }
 
 
 class StudySampler(BaseSampler):

@@ -11,6 +11,7 @@ a stage), without listing the architectures.
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -167,12 +168,12 @@ class SearchSpace:
         self.classes = classes
         self._extremes: dict[tuple[Metric, Comparison], ArchConfig] = {}
         self.stems = tuple(_each(Stem, file.stem, f"{name}: stem"))
-        self._stem_choices = {key: _as_choice(value) for key, value in file.stem.items()}
+        self.stem_choices = {key: _as_choice(value) for key, value in file.stem.items()}
         self.heads: tuple[Head | None, ...] = ()
-        self._head_choices: dict[str, tuple[Any, ...]] = {}
+        self.head_choices: dict[str, tuple[Any, ...]] = {}
         if isinstance(file.head, dict):
             self.heads = tuple(_each(Head, file.head, f"{name}: head"))
-            self._head_choices = {key: _as_choice(value) for key, value in file.head.items()}
+            self.head_choices = {key: _as_choice(value) for key, value in file.head.items()}
         else:
             self.heads = (file.head,)
         self.frames = tuple(Frame(stem, head) for stem in self.stems for head in self.heads)
@@ -198,9 +199,9 @@ class SearchSpace:
     def parameters(self) -> dict[str, int | tuple[str, ...]]:
         """Name -> number of indices, or the names of the units; the same in every trial."""
         found: dict[str, int | tuple[str, ...]] = {
-            f"stem.{key}": len(values) for key, values in self._stem_choices.items() if len(values) > 1
+            f"stem.{key}": len(values) for key, values in self.stem_choices.items() if len(values) > 1
         }
-        found |= {f"head.{key}": len(values) for key, values in self._head_choices.items() if len(values) > 1}
+        found |= {f"head.{key}": len(values) for key, values in self.head_choices.items() if len(values) > 1}
         for stage in self.stages:
             if len(stage.choices) > 1:
                 found[f"stage{stage.number}.unit"] = tuple(stage.choices)
@@ -222,8 +223,8 @@ class SearchSpace:
 
     def decode(self, params: Params) -> ArchConfig:
         """The architecture of `params`. Raises `ConfigError` where it is not valid or misses the condition."""
-        stem = {key: _at(values, params, f"stem.{key}", len(values)) for key, values in self._stem_choices.items()}
-        head = {key: _at(values, params, f"head.{key}", len(values)) for key, values in self._head_choices.items()}
+        stem = {key: _at(values, params, f"stem.{key}", len(values)) for key, values in self.stem_choices.items()}
+        head = {key: _at(values, params, f"head.{key}", len(values)) for key, values in self.head_choices.items()}
         stages = []
         for stage in self.stages:
             at = f"stage{stage.number}"
@@ -246,10 +247,10 @@ class SearchSpace:
         """The parameters that decode to `arch`; those of keys that its units lack are 0. Raises `ConfigError`."""
         params: dict[str, int | str] = dict.fromkeys(self.parameters, 0)
         parts: list[tuple[str, BaseModel, Mapping[str, tuple[Any, ...]], Mapping[str, int]]] = [
-            ("stem", arch.stem, self._stem_choices, {k: len(v) for k, v in self._stem_choices.items()})
+            ("stem", arch.stem, self.stem_choices, {k: len(v) for k, v in self.stem_choices.items()})
         ]
-        if arch.head and self._head_choices:
-            parts.append(("head", arch.head, self._head_choices, {k: len(v) for k, v in self._head_choices.items()}))
+        if arch.head and self.head_choices:
+            parts.append(("head", arch.head, self.head_choices, {k: len(v) for k, v in self.head_choices.items()}))
         for stage, config in zip(self.stages, arch.stages, strict=False):
             if config.unit not in stage.choices:
                 raise ConfigError(f"stage {stage.number}: {config.unit} is not a unit of {self.name}")
@@ -291,12 +292,15 @@ class SearchSpace:
             levels.append(tuple(sorted(reached)))
         return tuple(levels)
 
+    @property
+    def total_stride(self) -> int:
+        """Pixels of the image for each pixel of the last stage, in the architecture where that is most."""
+        strides: list[int] = [max(option.stride for option in stage.options) for stage in self.stages]
+        return math.prod([max(int(stem.stride) for stem in self.stems), *strides])
+
     def check_side(self) -> None:
         """Raise `ConfigError` if images are so small that the last stage of some architecture has less than a pixel."""
-        total = max(stem.stride for stem in self.stems)
-        for stage in self.stages:
-            total *= max(option.stride for option in stage.options)
-        side = min(self.file.input[1:])
+        side, total = min(self.file.input[1:]), self.total_stride
         if side < total:
             raise ConfigError(
                 f"{self.name}: its strides multiply to {total}: of {side} x {side} pixels the last stage has less than "

@@ -244,7 +244,19 @@ def new_spec(
     )
     spec.feasible.lightest()  # raises where nothing fits
     spec.search_space.check_side()
+    _check_batch(spec)
     return spec
+
+
+def _check_batch(spec: StudySpec) -> None:
+    """Raise `ConfigError` where batch norm would see one value of a channel, which has no variance."""
+    recipe, stride = spec.recipe, spec.search_space.total_stride
+    if min(recipe.batch, recipe.train_size) == 1 and recipe.resolution <= stride:
+        raise ConfigError(
+            f"recipe: batch norm needs more than one pixel of a batch; a batch of 1 image has one in the last stage of "
+            f"{spec.space_name}, whose strides multiply to {stride}",
+            f"use batch=2 or more, or resolution={2 * stride}",
+        )
 
 
 def _default_goal(budget: Budget, objectives: tuple[str, ...] | None) -> Goal | None:

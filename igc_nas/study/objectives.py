@@ -51,6 +51,7 @@ def parse_objectives(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in OBJECTIVES:
             hint = nearest(name, OBJECTIVES, f"choose from {', '.join(OBJECTIVES)}")
+            hint = "the error is 1 - accuracy: write error" if name == "accuracy" else hint
             raise UsageError(f"unknown objective {name!r:.40}", hint)
     if names != ("error",) and (len(set(names)) != len(names) or len(names) not in (2, 3)):
         raise UsageError(

@@ -57,7 +57,11 @@ class Schedule(Frozen):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     crop: Annotated[int, Field(ge=0, le=64)] = 4
     """Pixels of padding for the random crop; 0 is no crop."""
-    flip: bool = True
+    flip: bool | Literal["alternating"] = True
+    """Whether images are mirrored at random; `alternating`: at random in the first epoch, then the other half in turn
+    with the first (Jordan 2024, arXiv 2404.00498, section 3.3)."""
+    augment: Literal["batch", "epoch"] = "batch"
+    """Whether each batch is cropped and mirrored for itself, or all images at once at the start of each epoch."""
     cutout: Annotated[int, Field(ge=0, le=1024)] = 0
     """Side in pixels of the square that is cut out of each training image; 0: none."""
     mixup: Annotated[float, Field(ge=0, le=10)] = 0.0

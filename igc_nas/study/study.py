@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.files import MOST_RECORDS, read_bytes, read_text
@@ -26,6 +27,11 @@ from igc_nas.study.spec import StudySpec
 
 PICKS = "knee, best-error, smallest, trial:N or under:params=500k"
 """The rules of `Study.pick`."""
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from igc_nas.api.export import ExportOptions
 
 STUDY_FILE, TRIALS_FILE, PAGE_FILE = "study.toml", "trials.jsonl", "dashboard.html"
 
@@ -143,6 +149,40 @@ class Study:
             return []
         points = (self.scaled(candidate, names) for candidate in self.feasible_candidates)
         return list(enumerate(running_hypervolume(points), start=1))
+
+    def best(self, **limits: float | str) -> Candidate:
+        """The candidate with the least error, within limits: `study.best(params="500k", latency="2ms")`.
+
+        Numbers are counts, and milliseconds. See `pick` for other rules. Raises as `pick`.
+        """
+        if not limits:
+            return self.pick("best-error")
+        texts = {name: value if isinstance(value, str) else f"{value:f}" for name, value in limits.items()}
+        texts |= {name: f"{texts[name]}ms" for name in texts if name == "latency" and not isinstance(limits[name], str)}
+        return self.pick(f"under:{','.join(f'{name}={text}' for name, text in texts.items())}")
+
+    # For notebooks and scripts: by the package's own functions, which load what they need when they are called.
+
+    def frame(self) -> pd.DataFrame:
+        """All candidates as a pandas table, with whether each is on the front."""
+        import igc_nas
+
+        front = {candidate.trial for candidate in self.front()}
+        table = igc_nas.frame(self.candidates)
+        table.insert(1, "front", [candidate.trial in front for candidate in self.candidates])
+        return table
+
+    def plot(self, x: str = "params", y: str = "error", colour: str = "latency") -> go.Figure:
+        """A plotly figure of the trials and the front over two objectives. Raises `UsageError` for other names."""
+        import igc_nas
+
+        return igc_nas.plot(self, x, y, colour)
+
+    def export(self, out: str | Path | None = None, **options: Unpack[ExportOptions]) -> str | Path:
+        """Write one of the candidates as files: `study.export("arch.toml", pick="knee")`, see `igc_nas.export`."""
+        import igc_nas
+
+        return igc_nas.export(self, out, **options)
 
     def pick(self, rule: str) -> Candidate:
         """A candidate by `knee`, `best-error`, `smallest`, `trial:N` or `under:params=500k[,latency=2ms]`.

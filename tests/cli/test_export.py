@@ -163,7 +163,7 @@ def test_a_folder_with_everything(cli: Command) -> None:
     assert "checked  against PyTorch on random images" in said
     c_files = {"model.c", "model.h", "model_main.c"} if compiler() else set()
     assert {p.name for p in out.iterdir()} == c_files | {
-        "README.md", "config.toml", "model.onnx", "model.py", "weights.safetensors",
+        "README.md", "config.json", "config.toml", "model.onnx", "model.py", "model.safetensors",
     }  # fmt: skip
     assert ("checked  model.c, compiled and run" in said) == bool(c_files)
     if c_files:
@@ -171,7 +171,7 @@ def test_a_folder_with_everything(cli: Command) -> None:
         (command,) = [line for line in card.splitlines() if line.startswith("cc ")]
         subprocess.run(shlex.split(command), cwd=out, check=True)
         assert "`model.c` relative error" in card
-    model = igc_nas.create_model(out / "config.toml", weights=out / "weights.safetensors").eval()
+    model = igc_nas.create_model(out / "config.toml", weights=out / "model.safetensors").eval()
     import onnxruntime
 
     x = torch.randn(3, 3, 12, 12)
@@ -209,10 +209,12 @@ def test_a_folder_without_weights(cli: Command, unproved: None, ungraphed: list[
     assert "weights  none" in said
     assert "no model.onnx" in said
     assert "no model.c: it would hold weights, and there are none" in said
-    assert {p.name for p in Path("out").iterdir()} == {"README.md", "config.toml", "model.py"}
+    assert {p.name for p in Path("out").iterdir()} == {"README.md", "config.json", "config.toml", "model.py"}
     said = wrote(cli("export", "made", "--format", "dir", "-o", "out", "--force", "--untrained", "--form", "semidense"))
     assert "UNTRAINED" in said
-    assert {p.name for p in Path("out").iterdir()} == {"README.md", "config.toml", "model.py", "model.onnx"}
+    assert {p.name for p in Path("out").iterdir()} == {
+        "README.md", "config.json", "config.toml", "model.py", "model.onnx",
+    }  # fmt: skip
     assert "UNTRAINED" in Path("out/README.md").read_text()
     assert ungraphed == [("onnx", "semidense")]
 
@@ -222,7 +224,9 @@ def test_a_folder_without_the_extra_installed(cli: Command, unproved: None, monk
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     said = wrote(cli("export", "models/mine", "--format", "dir", "-o", "out"))
     assert "no model.onnx: an ONNX file needs the package onnxruntime (pip install 'igc-nas[onnx]')" in said
-    assert {p.name for p in Path("out").iterdir()} == {"README.md", "config.toml", "model.py", "weights.safetensors"}
+    assert {p.name for p in Path("out").iterdir()} == {
+        "README.md", "config.json", "config.toml", "model.py", "model.safetensors",
+    }  # fmt: skip
     assert "needs the package onnxruntime" in Path("out/README.md").read_text()
     refused(
         cli("export", "models/mine", "-o", "model.onnx"),

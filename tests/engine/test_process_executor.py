@@ -23,6 +23,7 @@ from igc_nas.nn.device import cpu_name
 from igc_nas.samplers.pruner import MIN_COMPLETED, FinalErrorPrediction
 from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import new_spec
+from igc_nas.study.names import study_names
 from igc_nas.study.records import Candidate, Rung
 from igc_nas.study.spec import Calibration, StudySpec
 from igc_nas.study.study import load_study
@@ -146,7 +147,8 @@ def test_a_latency_budget_that_nothing_can_keep_is_refused_at_once(tmp_path: Pat
     spec = question(budget=Budget(latency_ms=0.0001))
     with pytest.raises(InfeasibleError, match=r"fewest MACs takes .* ms here; the budget is 0\.0001 ms"):
         list(search(spec, Run(tmp_path / "s", trials=1)))
-    assert not load_study(tmp_path / "s").trials
+    assert "s" not in study_names(tmp_path)
+    assert not list((tmp_path / "s").glob("study.[td]*"))
 
 
 def test_another_device_than_the_studys_is_refused(tmp_path: Path) -> None:

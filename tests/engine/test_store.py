@@ -16,7 +16,6 @@ from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store, replace_latencies
 from igc_nas.errors import ConfigError, StudyError
 from igc_nas.samplers.history import EXPECTED, Memory
-from igc_nas.samplers.study_sampler import distributions
 from igc_nas.space.budget import Budget
 from igc_nas.study.records import Trial
 from igc_nas.study.study import load_study, read_trials
@@ -265,22 +264,6 @@ def test_latencies_of_a_running_study_are_not_replaced(tmp_path: Path) -> None:
         replace_latencies(tmp_path / "s", {})
 
 
-def test_samplers_see_the_trials_that_optuna_reads_from_the_database(tmp_path: Path) -> None:
-    """A sampler sees the same trials as one that works on the database itself."""
-    question = spec(
-        sampler="nsga2", prune_below=0.5, recipe={"rungs": list(RUNGS)}, budget=Budget(params=2000, latency_ms=1.0)
-    )
-    list(search(question, Run(tmp_path / "s", trials=40), evaluate=evaluate_on_the_way))
-    with Store(tmp_path / "s", question) as store:
-        stored = in_database(tmp_path / "s")
-        ours = store.optuna_study.get_trials(deepcopy=False)
-        assert len({trial.state for trial in store.trials.values()}) >= 3
-        for theirs, mine in zip(stored, ours, strict=True):
-            for name in ("number", "state", "params", "distributions", "values", "system_attrs"):
-                assert getattr(mine, name) == getattr(theirs, name), (mine.number, name)
-            assert mine.user_attrs == {k: v for k, v in theirs.user_attrs.items() if k != "igc_nas:record"}
-
-
 def test_trials_that_samplers_read_share_their_distributions(tmp_path: Path) -> None:
     """Copies of them would take most of the memory of a long study."""
     searched(tmp_path / "s")
@@ -296,16 +279,6 @@ def test_trials_that_samplers_read_share_their_distributions(tmp_path: Path) -> 
             assert first.distributions
             for other in others:
                 assert all(other.distributions[name] is d for name, d in first.distributions.items())
-
-
-def test_optuna_reads_the_parameters_of_an_enqueued_trial(tmp_path: Path) -> None:
-    question = spec(space="igc_cifar")
-    with Store(tmp_path / "s", question) as store:
-        params = question.search_space.encode(question.feasible.lightest())
-        store.add(Trial(number=0, state="running", params=params))
-        for (trial,) in (store.optuna_study.trials, in_database(tmp_path / "s")):
-            assert trial.params == params
-            assert trial.distributions == distributions(question.search_space)
 
 
 SWAP = """

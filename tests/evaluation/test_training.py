@@ -64,16 +64,18 @@ FULL = SCHEDULE.model_copy(
 
 
 @pytest.mark.parametrize("at", [1, 3, 4, 5, 8, 11])
-def test_a_training_continues_exactly_after_any_step(at: int) -> None:
+@pytest.mark.parametrize("changes", [{}, {"flip": "alternating", "augment": "epoch"}])
+def test_a_training_continues_exactly_after_any_step(at: int, changes: dict) -> None:
     """Of 3 epochs of 4 steps, by a recipe that draws for everything it can."""
-    whole, kept = Training(build(ARCH, 0), images(), FULL, CPU, seed=7), {}
+    recipe = FULL.model_copy(update=changes)
+    whole, kept = Training(build(ARCH, 0), images(), recipe, CPU, seed=7), {}
 
     def after_step(steps: int) -> None:
         if steps == at:
             kept.update({name: tensor.clone() for name, tensor in whole.state().items()})
 
     points = [whole.epoch(after_step=after_step) for _ in range(3)]
-    other = Training(build(ARCH, 99), images(), FULL, CPU, seed=99)
+    other = Training(build(ARCH, 99), images(), recipe, CPU, seed=99)
     other.restore(kept)
     assert other.steps_done == at
     rest = [other.epoch() for _ in range(3 - other.done)]
@@ -117,6 +119,48 @@ def test_cutout_cuts_a_square_of_the_mean_colour_anywhere() -> None:
     assert torch.equal(gone.sum((1, 2)), rows * columns)
     assert (int(rows.min()), int(rows.max()), int(columns.min()), int(columns.max())) == (2, 4, 2, 4)
     assert gone.any(0).all()
+
+
+@pytest.mark.parametrize("augment", ["batch", "epoch"])
+def test_alternating_flips_mirror_the_other_half_in_the_next_epoch(augment: str) -> None:
+    """Jordan 2024, section 3.3: every image is seen both ways in any two epochs in a row."""
+    count, size = 40, 6
+    pixels = torch.zeros(count, size, size, 3, dtype=torch.uint8)
+    pixels[:, :, 0] = 255  # the left edge is bright
+    pixels[:, 2, 2:4] = torch.arange(count, dtype=torch.uint8)[:, None, None]
+    marked = Images(pixels, torch.zeros(count, dtype=torch.int64), torch.zeros(3), torch.ones(3))
+    recipe = Schedule(epochs=4, batch=8, lr=0.01, crop=0, flip="alternating", augment=augment)
+    network, seen = build(ARCH, 0), []
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return network(x)
+
+    training = Training(network, marked, recipe, CPU, 0, forward)
+    mirrored = []
+    for _ in range(4):
+        training.epoch()
+        x = torch.cat(seen)
+        seen.clear()
+        order = x[:, 0, 2, 2].argsort()
+        assert torch.equal(x[order, 0, 2, 2], torch.arange(count).float())
+        mirrored.append((x[order, 0, 0, -1] == 255).tolist())
+    assert mirrored[0] == mirrored[2]
+    assert mirrored[1] == mirrored[3] == [not is_mirrored for is_mirrored in mirrored[0]]
+    assert 5 < sum(mirrored[0]) < count - 5
+
+
+def test_an_epoch_augmented_at_once_has_every_image_cropped_and_flipped() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain = images(5000, 6)
+    moved = plain.moved(1, True, generator)
+    assert torch.equal(moved.labels, plain.labels)
+    changed = (moved.pixels != plain.pixels).flatten(1).any(1).float().mean()
+    assert 0.9 < changed < 0.99, "one of 18 places is the image's own"
+    mask = torch.arange(5000) % 2 == 1
+    flipped = plain.moved(0, mask, generator).pixels
+    assert torch.equal(flipped[~mask], plain.pixels[~mask])
+    assert torch.equal(flipped[mask], plain.pixels[mask].flip(2))
 
 
 def test_mixup_mixes_pairs_in_one_share() -> None:

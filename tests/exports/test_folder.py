@@ -63,9 +63,9 @@ def names(path: Path) -> set[str]:
 def test_a_folder_with_trained_weights_has_all_files(network: Network, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_folder(out, replace(SOURCE, trained=TRAINED), network, True, GRAPH)
-    assert names(out) == {"config.toml", "model.py", "weights.safetensors", "model.onnx", "README.md"}
+    assert names(out) == {"config.toml", "config.json", "model.py", "model.safetensors", "model.onnx", "README.md"}
     assert names(tmp_path) == {"out"}
-    model = igc_nas.create_model(out / "config.toml", weights=out / "weights.safetensors").eval()
+    model = igc_nas.create_model(out).eval()
     x = torch.randn(2, *ARCH.input)
     with torch.inference_mode():
         assert torch.equal(model(x), network(x))
@@ -77,16 +77,39 @@ def test_a_folder_with_trained_weights_has_all_files(network: Network, tmp_path:
         "`model.py` equal",
         "`model.onnx` relative error 3.2e-07",
         "normalised per channel with the mean (0.4914, 0.4822, 0.4465)",
-        'load_weights(Network(), "weights.safetensors")',
+        'load_weights(Network(), "model.safetensors")',
     ):
         assert fact in card
     assert "UNTRAINED" not in card
 
 
+def test_a_folder_is_laid_out_for_the_hugging_face_hub(network: Network, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_folder(out, replace(SOURCE, trained=TRAINED), network, True, GRAPH)
+    _, matter, text = (out / "README.md").read_text().split("---\n", 2)
+    assert text.lstrip().startswith("# Network")
+    for line in ("license: mit", "pipeline_tag: image-classification", "library_name: igc-nas", "- cifar10"):
+        assert line in matter.splitlines()
+    config = json.loads((out / "config.json").read_text())
+    assert ArchConfig.parse(config["architecture"]) == ARCH
+    assert (config["num_classes"], config["id"]) == (ARCH.classes, arch_id(ARCH))
+    cfg = igc_nas.create_model(out, num_classes=3).pretrained_cfg
+    assert (tuple(cfg["input_size"]), cfg["num_classes"], cfg["first_conv"]) == (ARCH.input, 3, "stem.conv")
+    assert cfg["mean"] == config["pretrained_cfg"]["mean"] == [0.4914, 0.4822, 0.4465]
+    assert igc_nas.create_model(ARCH).default_cfg["mean"] is None
+    (out / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"config\.json is not one"):
+        igc_nas.create_model(out)
+    (out / "config.json").unlink()
+    (out / "model.safetensors").rename(out / "weights.safetensors")  # as an earlier version wrote it
+    assert igc_nas.create_model(out).pretrained_cfg["std"] is None
+    check_destination(out, True)
+
+
 def test_a_folder_without_weights_says_so(network: Network, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_unverified(out, SOURCE, network, False, None, "the extra is missing (pip install 'igc-nas[onnx]')")
-    assert names(out) == {"config.toml", "model.py", "README.md"}
+    assert names(out) == {"config.toml", "config.json", "model.py", "README.md"}
     card = (out / "README.md").read_text()
     assert "**UNTRAINED: the weights are random; predictions are meaningless.**" in card
     assert "There is no `model.onnx`: the extra is missing (pip install 'igc-nas\\[onnx\\]')." in card
@@ -137,7 +160,7 @@ def test_an_exported_folder_is_replaced_and_no_other(network: Network, tmp_path:
     refused(out, False, "exists")
     check_destination(out, True)
     write_unverified(out, SOURCE, network, False, None)
-    assert names(out) == {"config.toml", "model.py", "README.md"}
+    assert names(out) == {"config.toml", "config.json", "model.py", "README.md"}
     (out / "thesis.tex").write_text("mine")
     refused(out, True, "'thesis.tex', which igc-nas export does not write")
     (out / "thesis.tex").unlink()

@@ -1,15 +1,27 @@
 """Which device a search takes: GPUs of one model that torch has kernels for; never the CPU in silence."""
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
 import pytest
 import torch
 
+from igc_nas.engine.search import Run, search
 from igc_nas.errors import UsageError
-from igc_nas.nn.device import Device, exact_float32, find_devices, survey_gpus
+from igc_nas.nn.device import (
+    Device,
+    configure_torch,
+    exact_float32,
+    find_devices,
+    make_deterministic,
+    survey_gpus,
+)
 from tests.support.commands import Command
 from tests.support.fake_cuda import fake_cuda
+from tests.support.searches import spec
+from tests.support.stubs import notes_determinism
 
 ARCHS = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
@@ -148,3 +160,31 @@ def test_a_search_says_what_hinders_it(cli: Command, monkeypatch: pytest.MonkeyP
     assert answer.status == 2
     assert "T4: " in answer.err
     assert "--device cpu" in answer.err
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic_results_are_asked_for(deterministic: bool, tmp_path: Path) -> None:
+    """A worker has the environment that cuBLAS reads, and torch's and cuDNN's settings; without the option neither."""
+    folder = tmp_path / "s"
+    list(search(spec(), Run(folder, trials=1, deterministic=deterministic), evaluator=notes_determinism))
+    noted = f"{deterministic} {':4096:8' if deterministic else os.environ.get('CUBLAS_WORKSPACE_CONFIG')}"
+    assert (folder / "noted").read_text() == noted
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic, torch.get_num_threads()
+    try:
+        with exact_float32(), fake_cuda():
+            (gpu,) = find_devices("cuda")
+            if deterministic:
+                make_deterministic(gpu)
+            configure_torch(gpu, 1)
+            assert torch.are_deterministic_algorithms_enabled() is cudnn.deterministic is deterministic
+            assert cudnn.benchmark is not deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
+        cudnn.benchmark, cudnn.deterministic = before[:2]
+        torch.set_num_threads(before[2])
+
+
+def test_a_cpu_is_left_as_it_is() -> None:
+    make_deterministic(Device("cpu", "cpu", "test"))
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -92,7 +92,9 @@ def test_a_training_continues_from_a_checkpoint(gpu: Record, monkeypatch: pytest
     assert {state["momentum_buffer"].device for state in other.optimizer.state.values()} == {GPU}
 
 
-@pytest.mark.parametrize("changes", [{}, {"average": 0.9}, {"momentum": 0.0, "label_smoothing": 0.1, "cutout": 8}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"average": 0.9}, {"momentum": 0.0, "label_smoothing": 0.1, "cutout": 8}, {"flip": "alternating"}]
+)
 def test_the_captured_step_is_the_step(changes: dict[str, Any]) -> None:
     """On a CPU, where it runs without a graph: two epochs with equal weights, statistics, losses and errors."""
     recipe = recipe_of(dtype="float32", epochs=2, train_size=96, batch=32, resolution=8, average=0.0).model_copy(
@@ -118,6 +120,20 @@ def test_the_captured_step_is_the_step(changes: dict[str, Any]) -> None:
     if plain.average and captured.average:
         for one, other in zip(plain.average.weights, captured.average.weights, strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_an_augmented_epoch_saves_the_step_its_augmentation(gpu: Record) -> None:
+    """The captured step reads what the host puts in the same place at the start of each epoch."""
+    launches = {}
+    for augment in ("batch", "epoch"):
+        training = training_of(SMALL["igcv1"], augment=augment, flip="alternating", epochs=2)
+        training.epoch()
+        launches[augment] = gpu.captured[-1]
+        gpu.clear()
+        training.epoch()
+        assert [reason for reason, _ in gpu.waits] == ["item", "item"]
+        assert gpu.captured == gpu.transfers == gpu.cpu_only == []
+    assert launches["epoch"] <= launches["batch"] - 15
 
 
 def test_capturing_leaves_no_trace(gpu: Record) -> None:

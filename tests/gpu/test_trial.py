@@ -47,7 +47,11 @@ def test_the_self_check_covers_the_gpu(gpu: Record) -> None:
 
 @pytest.mark.slow
 def test_cudnn_searches_of_a_median_trial(gpu: Record, tmp_path: Path) -> None:
-    """The first trial of an architecture in a process: at most 60 searches (261 before they were avoided)."""
+    """The first trial of an architecture in a process, where 1x1 convolutions are as fast by products: 45 searches.
+
+    A fake GPU takes equal times for all, and ties are won by what needs no search. Where cuDNN is faster in all of
+    them, it is 81.
+    """
     spec = new_spec(
         locate("shapes"), "Fake GPU", "cuda", name="s", recipe={"train_size": 2048, "epochs": 1, "rungs": []}
     )
@@ -62,4 +66,4 @@ def test_cudnn_searches_of_a_median_trial(gpu: Record, tmp_path: Path) -> None:
     assert {search.image[0] for search in gpu.searches} == {1, 500}
     assert all(search.channels_last for search in gpu.searches)
     assert {s.thread for s in gpu.searches if s.product != "forward"} == {"autograd"}, "training's backward runs there"
-    assert len(gpu.searches) <= 100, "261 before needless ones were avoided"
+    assert len(gpu.searches) <= 60, "261 before needless ones were avoided, 90 before products"

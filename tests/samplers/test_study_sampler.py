@@ -23,12 +23,13 @@ from igc_nas.engine.search import Run, search
 from igc_nas.errors import UsageError
 from igc_nas.samplers.brute_force import BruteForce
 from igc_nas.samplers.cross_validation import LeaveOneOut
+from igc_nas.samplers.distributions import distributions
 from igc_nas.samplers.evolution import POPULATION, Evolution
 from igc_nas.samplers.features import Features
 from igc_nas.samplers.history import EXPECTED, History, Memory, price
 from igc_nas.samplers.known_cost import STARTUP, KnownCost
 from igc_nas.samplers.mutation import Mutator
-from igc_nas.samplers.study_sampler import ExhaustedError, StudySampler, distributions
+from igc_nas.samplers.study_sampler import ExhaustedError, StudySampler
 from igc_nas.space.budget import Budget
 from igc_nas.space.encoding import Code
 from igc_nas.study.objectives import values

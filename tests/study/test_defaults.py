@@ -120,6 +120,7 @@ def test_a_new_spec_takes_changes() -> None:
         ({"name": "a/b"}, UsageError),
         ({"budget": Budget(params=10)}, InfeasibleError),
         ({"recipe": {"epoch": 3}}, ConfigError),
+        ({"recipe": {"batch": 1, "resolution": 4}}, ConfigError),  # one pixel of one image has no variance
     ],
 )
 def test_a_new_spec_refuses_invalid_settings(changes: dict[str, object], error: type[Exception]) -> None:

@@ -77,6 +77,13 @@ def loses_context(spec: StudySpec, slot: WorkerSlot) -> LosesContext:
     return LosesContext(spec, slot)
 
 
+def notes_determinism(spec: StudySpec, slot: WorkerSlot) -> Stub:
+    """Leaves in the study's folder what its process was asked for."""
+    assert slot.folder is not None
+    (slot.folder / "noted").write_text(f"{slot.deterministic} {os.environ.get('CUBLAS_WORKSPACE_CONFIG')}")
+    return Stub(spec, slot)
+
+
 class WithCommand(Stub):
     """Runs a command for each trial in another session, as `--latency-command` does."""
 

@@ -255,6 +255,6 @@ def nothing_yet(study: Study) -> str:
     """What the page shows of a study without a completed trial."""
     return (
         '<div class="empty">\n<h2>No completed trial yet</h2>\n'
-        "<p>There is nothing to draw. Start or continue the search with</p>\n"
+        "<p>There is nothing to draw yet. A search that does not run is started, or continued, with</p>\n"
         f"<pre><code>{plain(search_command(study.folder, study.spec.name))}</code></pre>\n</div>\n"
     )

@@ -23,10 +23,11 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler
 from optuna.trial import FrozenTrial, TrialState
 
 from igc_nas.errors import UsageError
+from igc_nas.samplers.distributions import distributions
 from igc_nas.samplers.features import Floats
 from igc_nas.samplers.history import Memory
 from igc_nas.samplers.mutation import Mutator
-from igc_nas.samplers.study_sampler import POPULATION, STARTUP_TRIALS, distributions
+from igc_nas.samplers.study_sampler import POPULATION, STARTUP_TRIALS
 from igc_nas.study.pareto import nondominated
 from igc_nas.study.spec import StudySpec
 

@@ -47,6 +47,7 @@ class ActorConfig:
     folder: str | None
     """The study's folder on the coordinator's machine."""
     coordinator: Process
+    deterministic: bool = False
 
 
 class QueuePair:
@@ -140,7 +141,16 @@ def slot_here(spec: StudySpec, config: ActorConfig, lock_folder: Path) -> Worker
     )
     lock_folder.mkdir(parents=True, exist_ok=True)
     folder = _same_folder(config)
-    return WorkerSlot(info, config.device, config.threads, lock_folder, config.index, config.count, folder)
+    return WorkerSlot(
+        info,
+        config.device,
+        config.threads,
+        lock_folder,
+        config.index,
+        config.count,
+        folder,
+        deterministic=config.deterministic,
+    )
 
 
 def _same_folder(config: ActorConfig) -> Path | None:

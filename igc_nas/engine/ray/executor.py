@@ -120,6 +120,8 @@ class RayExecutor:
     notify: Callable[[str], None] = lambda _: None
     """Called with a line for the user about nodes that are not used and evaluators that are lost."""
     per_gpu: int = 1
+    deterministic: bool = False
+    """Whether results on a GPU are equal bit for bit."""
     max_idle_s: float = 180.0
     """Seconds without any ready evaluator after which the search ends."""
     _handles: list[ActorHandle] = field(default_factory=list)
@@ -334,7 +336,7 @@ class RayExecutor:
             num_gpus=self._needs.get("GPU", 0),
             max_restarts=0,
             scheduling_strategy=strategies.NodeAffinitySchedulingStrategy(node.id, soft=False),
-            runtime_env={"env_vars": environment(self.threads)},
+            runtime_env={"env_vars": environment(self.threads, self.deterministic)},
         ).remote()
         config = ActorConfig(
             spec=self.spec.to_dict(),
@@ -344,6 +346,7 @@ class RayExecutor:
             count=self.count,
             device="cpu" if self.device == "cpu" else "cuda:0",  # Ray shows an actor its own GPU only
             threads=self.threads,
+            deterministic=self.deterministic,
             folder=None if self.folder is None else str(self.folder.absolute()),
             coordinator=Process.here(),
         )

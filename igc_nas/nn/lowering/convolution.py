@@ -16,6 +16,10 @@ product has an algorithm of its own:
              float32   as conv, computed in float32, if the dtype is bfloat16
 
 `native`, for each of the three, is our C kernel for depthwise convolutions (`igc_nas.nn.lowering.native`).
+
+On a GPU each product of a 1x1 convolution, in groups too, may be a `matmul`: cuBLAS picks its kernel without the search
+that cuDNN makes for each new shape. In channels-last a depthwise convolution is cuDNN's; as `nchw` it is computed in
+that layout, where it is PyTorch's own kernel, between two changes of the layout.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from torch.nn import functional as F
 from igc_nas.arch.layers import Conv
 from igc_nas.nn.lowering import native
 
-Algorithm = Literal["conv", "matmul", "flip", "tiles", "float32", "native"]
+Algorithm = Literal["conv", "matmul", "flip", "tiles", "float32", "native", "nchw"]
 Direction = Literal["forward", "input", "weight"]
 
 MOST_WINDOW_ELEMENTS = 1 << 26
@@ -54,27 +58,34 @@ class Algorithms:
 def options(conv: Conv, dtype: torch.dtype, pixels: int, kind: str = "cpu") -> dict[Direction, tuple[Algorithm, ...]]:
     """The algorithms available for each product of a convolution; `pixels` are its output pixels in the whole batch.
 
-    On a GPU there is only `conv`: cuDNN chooses its algorithm by itself.
+    Of equally fast ones the first is taken: on a GPU one that needs no search by cuDNN.
     """
+    if kind == "cuda":
+        return dict.fromkeys(("forward", "input", "weight"), _on_gpu(conv))
     forward, for_input, weight = (["conv"] for _ in range(3))
-    if kind == "cpu":
-        windows = pixels * conv.kernel**2 * conv.in_channels
-        if conv.groups == 1 and windows <= MOST_WINDOW_ELEMENTS:
-            forward.append("matmul")
-            weight.append("matmul")
-        if conv.stride == 1 and conv.kernel > 1:
-            for_input.append("flip")
-        if conv.groups == conv.kernel == conv.stride == 1:
-            for_input.append("matmul")
-        if conv.groups == conv.in_channels == conv.out_channels and conv.kernel == 5 and conv.stride == 1:
-            weight.append("tiles")
-        if native.fits_depthwise(conv, dtype) and native.available():
-            for algorithms in (forward, for_input, weight):
-                algorithms.append("native")
-        if dtype == torch.bfloat16 and conv.groups > 1:
-            for_input.append("float32")
-            weight.append("float32")
+    windows = pixels * conv.kernel**2 * conv.in_channels
+    if conv.groups == 1 and windows <= MOST_WINDOW_ELEMENTS:
+        forward.append("matmul")
+        weight.append("matmul")
+    if conv.stride == 1 and conv.kernel > 1:
+        for_input.append("flip")
+    if conv.groups == conv.kernel == conv.stride == 1:
+        for_input.append("matmul")
+    if conv.groups == conv.in_channels == conv.out_channels and conv.kernel == 5 and conv.stride == 1:
+        weight.append("tiles")
+    if native.fits_depthwise(conv, dtype) and native.available():
+        for algorithms in (forward, for_input, weight):
+            algorithms.append("native")
+    if dtype == torch.bfloat16 and conv.groups > 1:
+        for_input.append("float32")
+        weight.append("float32")
     return {"forward": tuple(forward), "input": tuple(for_input), "weight": tuple(weight)}  # type: ignore[arg-type]
+
+
+def _on_gpu(conv: Conv) -> tuple[Algorithm, ...]:
+    if conv.kernel == conv.stride == 1:
+        return ("matmul", "conv")
+    return ("conv", "nchw") if conv.groups == conv.in_channels > 1 else ("conv",)
 
 
 def convolve(x: Float[Tensor, "n c h w"], weight: Tensor, conv: Conv, use: Algorithms) -> Float[Tensor, "n o ho wo"]:
@@ -100,6 +111,11 @@ def product(direction: Direction, algorithm: Algorithm, x: Tensor, weight: Tenso
 
 def forward(x: Tensor, weight: Tensor, conv: Conv, algorithm: Algorithm) -> Tensor:
     """The output by one algorithm."""
+    if algorithm == "matmul" and conv.groups > 1:
+        return _as_image(_rows_of_groups(_by_group(_pixels(x), conv), _matrices(weight, conv).transpose(1, 2)), x)
+    if algorithm == "nchw":
+        y = F.conv2d(x.contiguous(), weight.contiguous(), None, conv.stride, conv.kernel // 2, 1, conv.groups)
+        return y.contiguous(memory_format=torch.channels_last)
     if algorithm == "matmul" and conv.kernel**2 * x.numel() <= MOST_WINDOW_ELEMENTS * conv.stride**2:
         rows = _windows(x, conv) @ weight.permute(0, 2, 3, 1).reshape(conv.out_channels, -1).t()
         n, _, height, width = x.shape
@@ -111,6 +127,11 @@ def forward(x: Tensor, weight: Tensor, conv: Conv, algorithm: Algorithm) -> Tens
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, algorithm: Algorithm) -> Tensor:
     """The gradient of the input by one algorithm."""
+    if algorithm == "matmul" and conv.groups > 1:
+        return _as_image(_rows_of_groups(_by_group(_pixels(grad), conv), _matrices(weight, conv)), grad)
+    if algorithm == "nchw":
+        found = _torch_gradient(grad.contiguous(), x.contiguous(), weight.contiguous(), conv, for_input=True)
+        return found.contiguous(memory_format=torch.channels_last)
     if algorithm == "matmul":
         return _as_image(_pixels(grad) @ weight[:, :, 0, 0], grad)
     if algorithm == "flip":
@@ -127,6 +148,11 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, algorith
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, algorithm: Algorithm) -> Tensor:
     """The gradient of the weight by one algorithm."""
+    if algorithm == "matmul" and conv.groups > 1:
+        gradients = torch.bmm(_by_group(_pixels(grad), conv).transpose(1, 2), _by_group(_pixels(x), conv))
+        return gradients.reshape(weight.shape)
+    if algorithm == "nchw":
+        return _torch_gradient(grad.contiguous(), x.contiguous(), weight.contiguous(), conv, for_input=False)
     if algorithm == "matmul":
         taps = _pixels(grad).t() @ _windows(x, conv)
         return taps.view(conv.out_channels, conv.kernel, conv.kernel, -1).permute(0, 3, 1, 2)
@@ -174,6 +200,22 @@ def _torch_gradient(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, *, for_
 def _pixels(x: Tensor) -> Float[Tensor, "pixels channels"]:
     """A channels-last image as the matrix that it is in memory: a view."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _by_group(rows: Tensor, conv: Conv) -> Float[Tensor, "groups pixels channels"]:
+    """The rows of pixels by the groups of a convolution: a view."""
+    return rows.view(len(rows), conv.groups, -1).transpose(0, 1)
+
+
+def _matrices(weight: Tensor, conv: Conv) -> Float[Tensor, "groups outputs inputs"]:
+    return weight.reshape(conv.groups, conv.out_channels // conv.groups, -1)
+
+
+def _rows_of_groups(x: Tensor, matrices: Tensor) -> Float[Tensor, "pixels channels"]:
+    """The product of each group, written to its channels of the rows."""
+    rows = x.new_empty(x.shape[1], len(x), matrices.shape[2])
+    torch.bmm(x, matrices, out=rows.transpose(0, 1))
+    return rows.flatten(1)
 
 
 def _as_image(rows: Tensor, like: Tensor) -> Tensor:

@@ -102,12 +102,13 @@ class ProductConv(nn.Module):
     def __init__(self, folded: FoldedConv) -> None:
         super().__init__()
         self.folded = folded
-        self._matrix = folded.weight[:, :, 0, 0].contiguous()
+        self.register_buffer("matrix", folded.weight[:, :, 0, 0].contiguous(), persistent=False)
+        self.matrix: Tensor
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """As `FoldedConv.forward`."""
         n, channels, height, width = x.shape
-        rows = F.linear(x.permute(0, 2, 3, 1).reshape(-1, channels), self._matrix, self.folded.bias)
+        rows = F.linear(x.permute(0, 2, 3, 1).reshape(-1, channels), self.matrix, self.folded.bias)
         y = rows.view(n, height, width, -1).permute(0, 3, 1, 2)
         return activate_(y if other is None else y.add_(other), self.folded.act)
 
@@ -116,15 +117,21 @@ Kernel = Literal["conv", "packed", "matmul"]
 
 
 def kernels_for(folded: FoldedConv) -> tuple[Kernel, ...]:
-    """The kernels that can run a folded convolution on a CPU: PyTorch's, oneDNN's fused one, a matrix product."""
+    """The kernels that can run a folded convolution: PyTorch's, on a CPU oneDNN's fused one, a matrix product.
+
+    Of equally fast ones the first is taken: on a GPU the product, for which cuDNN need not search.
+    """
+    conv = folded.conv
+    is_product = conv.groups == 1 and not is_spatial(conv) and not folded.has_map
+    if folded.weight.is_cuda:
+        return ("matmul", "conv") if is_product else ("conv",)
     found: list[Kernel] = ["conv"]
     has_onednn = torch.backends.mkldnn.enabled and all(
         hasattr(torch.ops.mkldnn, name) for name in (REORDER_WEIGHT, FUSED_CONV)
     )
     if has_onednn and folded.weight.dtype == torch.float32:
         found.append("packed")
-    conv = folded.conv
-    if conv.groups == 1 and not is_spatial(conv) and not folded.has_map:
+    if is_product:
         found.append("matmul")
     return tuple(found)
 

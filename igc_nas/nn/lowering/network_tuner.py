@@ -159,7 +159,8 @@ class NetworkTuner:
         if len(equal) == 1 and not steps and self.device.kind == "cpu" and self._is_obvious(whole, chains()):
             return next(iter(equal))
         samples = self._raced(network, steps | equal)
-        return self.race.winner(samples, size=lambda form: int(form != "factored"))
+        on_tie = "lowered" if self.device.kind == "cuda" else "factored"  # on a GPU the one with fewer cuDNN searches
+        return self.race.winner(samples, size=lambda form: int(form != on_tie))
 
     def _is_obvious(self, whole: Plan, chains: dict[str, ChainForm]) -> bool:
         """Whether the summed times of the parts predict so large a gain that no step of the network need be timed."""
@@ -171,10 +172,12 @@ class NetworkTuner:
                 factored_ms, lowered_ms, first = factored_ms + before, lowered_ms + after, False
         return factored_ms > self.obviously * lowered_ms
 
+    @without_cudnn_benchmark()
     def _raced(self, network: Network, equal: Mapping[NetworkForm, Lowering]) -> dict[NetworkForm, list[float]]:
         """Milliseconds of whole training steps, forward and backward, of the factored network and of other forms.
 
-        They run on copies, which leaves the weights and the running statistics of the network as they are.
+        They run on copies, which leaves the weights and the running statistics of the network as they are. On a GPU
+        cuDNN chooses its engines by heuristics: only the winner's are worth the search of benchmark mode.
         """
         x = self._images(network)
         makers: dict[NetworkForm, Callable[[Network], Forward]] = {"factored": self._factored, **equal}

@@ -9,6 +9,7 @@ mixed       each chain in the form that was measured to be fastest
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from igc_nas.arch.cost import Cost, plan_cost
 from igc_nas.arch.plan import Plan
 from igc_nas.nn.cuda_timing import event_timer
-from igc_nas.nn.device import exact_float32
+from igc_nas.nn.device import exact_float32, without_cudnn_benchmark
 from igc_nas.nn.lowering.chain import (
     Chain,
     ConvKey,
@@ -44,7 +45,7 @@ from igc_nas.nn.lowering.deployment import (
 from igc_nas.nn.lowering.parts import chains_in, cost_beside_chains, inference_blocks
 from igc_nas.nn.lowering.timing_cache import Times, TimingCache
 from igc_nas.nn.network import Network
-from igc_nas.nn.timing import raced, timed
+from igc_nas.nn.timing import Timer, raced, timed
 from igc_nas.study.spec import RuntimeName
 
 ROUNDS, KERNEL_ROUNDS, CAP_S = 9, 9, 0.03
@@ -60,16 +61,23 @@ class Variant:
     macs: int
     forms: Mapping[str, Form] = field(default_factory=dict)
 
-    def module(self, network: Network, batch: int, cache: TimingCache, runtime: RuntimeName = "eager") -> nn.Module:
-        """The network in this form; for eager PyTorch in channels-last, on a CPU with the fastest kernels."""
+    def module(
+        self,
+        network: Network,
+        batch: int,
+        cache: TimingCache,
+        runtime: RuntimeName = "eager",
+        dtype: torch.dtype = torch.float32,
+    ) -> nn.Module:
+        """The network in this form and dtype; for eager PyTorch in channels-last with the fastest kernels."""
         if self.name == "factored":
-            return network
+            return network if dtype == torch.float32 else copy.deepcopy(network).to(dtype)
         with exact_float32():
-            deployed: nn.Module = DeployedNetwork(network, self.forms)
+            deployed: nn.Module = DeployedNetwork(network, self.forms).to(dtype)
         if runtime != "eager":
             return deployed
         deployed = deployed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return fastest_kernels(deployed, batch, cache, next(network.parameters()).device)
+        return fastest_kernels(deployed, batch, cache)
 
 
 def factored_variant(whole: Plan) -> Variant:
@@ -150,20 +158,18 @@ def _time_forms(
         with exact_float32():
             module = chain_module(network, block, chain, form)
         module = module.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        module = fastest_kernels(module, batch, cache, like.device)
-        run = _running(module, x)
-        on_gpu = like.device.type == "cuda"  # in a graph, as the whole network is timed
-        runs[name] = event_timer(run, like.device, graph=True) if on_gpu else timed(run)
+        module = fastest_kernels(module, batch, cache)
+        runs[name] = _timer(_running(module, x), like.device)
     return {name: max(round(ms, 5), 1e-5) for name, ms in raced(runs, ROUNDS, CAP_S * len(runs)).items()}
 
 
-def fastest_kernels(module: nn.Module, batch: int, cache: TimingCache, device: torch.device) -> nn.Module:
-    """`module`, on a CPU with the fastest kernel for each of its folded convolutions; modified in place."""
-    if device.type != "cpu":
-        return module
+def fastest_kernels(module: nn.Module, batch: int, cache: TimingCache) -> nn.Module:
+    """`module` with the fastest kernel for each of its folded convolutions; modified in place."""
 
     def fastest(folded: FoldedConv) -> Kernel:
         offered = kernels_for(folded)
+        if len(offered) == 1 and folded.weight.is_cuda:
+            return offered[0]
         times = cache.get(_kernel_key(folded, batch), offered, lambda: _time_kernels(folded, batch, offered))
         return min(offered, key=lambda kernel: times[kernel])
 
@@ -173,15 +179,24 @@ def fastest_kernels(module: nn.Module, batch: int, cache: TimingCache, device: t
 def _kernel_key(folded: FoldedConv, batch: int) -> str:
     """On disk in the timing caches: it must not change."""
     bias = "map" if folded.has_map else "bias" if folded.bias is not None else "bare"
-    return f"kernel {ConvKey(folded.conv, folded.height, folded.width)} {bias} {folded.act} b{batch}"
+    dtype = "" if folded.weight.dtype == torch.float32 else f" {folded.weight.dtype}"
+    return f"kernel {ConvKey(folded.conv, folded.height, folded.width)} {bias} {folded.act} b{batch}{dtype}"
 
 
 @torch.inference_mode()
+@without_cudnn_benchmark()
 def _time_kernels(folded: FoldedConv, batch: int, offered: tuple[Kernel, ...]) -> Times:
-    x = torch.randn(batch, folded.conv.in_channels, folded.height, folded.width, dtype=folded.weight.dtype)
-    x = x.contiguous(memory_format=torch.channels_last)
-    runs = {kernel: timed(_running(with_kernel(folded, kernel, batch), x)) for kernel in offered}
+    like = folded.weight
+    x = torch.randn(
+        batch, folded.conv.in_channels, folded.height, folded.width, dtype=like.dtype, device=like.device
+    ).contiguous(memory_format=torch.channels_last)
+    runs = {kernel: _timer(_running(with_kernel(folded, kernel, batch), x), like.device) for kernel in offered}
     return {kernel: max(round(ms, 5), 1e-5) for kernel, ms in raced(runs, KERNEL_ROUNDS, CAP_S * len(runs)).items()}
+
+
+def _timer(run: Callable[[], object], device: torch.device) -> Timer:
+    """On a GPU in a graph, as the whole network is timed."""
+    return event_timer(run, device, graph=True) if device.type == "cuda" else timed(run)
 
 
 def _running(module: nn.Module, x: Tensor) -> Callable[[], object]:

@@ -77,15 +77,16 @@ def plain(x: Tensor, weight: Tensor, grad: Tensor, conv: Conv) -> dict[Direction
 
 def valid(conv: Conv) -> dict[Direction, list[Algorithm]]:
     """The algorithms that compute the convolution, fast or not, except `float32`."""
-    forward: list[Algorithm] = ["conv"]
-    for_input: list[Algorithm] = ["conv"]
-    weight: list[Algorithm] = ["conv"]
-    if conv.groups == 1:
+    forward: list[Algorithm] = ["conv", "nchw"]
+    for_input: list[Algorithm] = ["conv", "nchw"]
+    weight: list[Algorithm] = ["conv", "nchw"]
+    is_pointwise = conv.kernel == conv.stride == 1
+    if conv.groups == 1 or is_pointwise:
         forward.append("matmul")
         weight.append("matmul")
     if conv.stride == 1:
         for_input.append("flip")
-    if conv.groups == conv.kernel == conv.stride == 1:
+    if is_pointwise:
         for_input.append("matmul")
     if conv.groups == conv.in_channels and (conv.kernel, conv.stride) == (5, 1):
         weight.append("tiles")
@@ -200,3 +201,14 @@ def test_matmul_is_not_offered_for_windows_that_would_fill_the_memory() -> None:
         == options(conv, torch.float32, most + 1)["weight"]
         == ("conv",)
     )
+
+
+@given(convs())
+def test_a_gpu_has_products_and_both_layouts(conv: Conv) -> None:
+    """1x1 convolutions by products first, as cuDNN need not search for them; depthwise ones in NCHW, too."""
+    offered = options(conv, torch.bfloat16, 500 * 64, "cuda")
+    for direction, algorithms in offered.items():
+        assert set(algorithms) <= set(valid(conv)[direction])
+        assert "conv" in algorithms
+        assert (algorithms[0] == "matmul") is (conv.kernel == conv.stride == 1)
+        assert ("nchw" in algorithms) is (conv.groups == conv.in_channels > 1 and algorithms[0] == "conv")

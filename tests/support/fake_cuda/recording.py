@@ -151,7 +151,7 @@ class Recorder(TorchDispatchMode):
                 product,
                 tuple(image.shape),
                 tuple(weight.shape),
-                tuple(operands[0].shape[2:]) if backward else tuple(args[3]) if len(args) > 3 else 1,
+                tuple(operands[0].shape[2:]) if backward else _pair(args[3] if len(args) > 3 else 1),
                 image.dtype,
                 image.is_contiguous(memory_format=torch.channels_last),
                 torch.backends.cudnn.allow_tf32 if image.dtype == torch.float32 else None,
@@ -169,6 +169,10 @@ class Recorder(TorchDispatchMode):
                 self.record.wait(f"copy {direction}")
         elif name not in WITHOUT_LAUNCH:
             self.record.launches.append(f"{name} {place()}")
+
+
+def _pair(stride: Any) -> tuple[int, ...]:
+    return (stride, stride) if isinstance(stride, int) else tuple(stride)
 
 
 def _tensors(tree: object) -> list[Tensor]:

@@ -1,0 +1,47 @@
+"""`igc_nas.load_space`: a search space within a budget, for an Optuna study of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+from igc_nas.api.options import request_of
+from igc_nas.api.search import Count, Range
+from igc_nas.cli.search import search as command
+from igc_nas.cli.study_flags import SearchRequest, given_limits
+from igc_nas.samplers.optuna_space import OptunaSpace
+from igc_nas.space.budget import Budget
+from igc_nas.space.search_space import SpaceFile, find_space
+
+
+class LimitOptions(TypedDict, total=False):
+    """The limits of `search` that are known before anything is measured."""
+
+    budget_params: Count | None
+    budget_macs: Count | None
+    budget_flops: Count | None
+    params: Range | None
+    macs: Range | None
+    min_params: Count | None
+
+
+def load_space(
+    name: str | Path = "igc_cifar", *, classes: int = 10, image_size: int | None = None, **limits: Unpack[LimitOptions]
+) -> OptunaSpace:
+    """A search space for an Optuna study: `space = igc_nas.load_space("igc_cifar", budget_params="2M")`.
+
+    `name` is a shipped space (`igc-nas space` lists them) or a .toml file; `image_size` replaces the side of its
+    images. The limits are those of `igc_nas.search`: budget_params, budget_macs, budget_flops, params, macs,
+    min_params. `space.suggest(trial)` is an architecture within them.
+
+    Raises `ConfigError` for an unknown space, `UsageError` for a limit that is invalid, `InfeasibleError` where nothing
+    fits.
+    """
+    path = find_space(str(name))
+    file = SpaceFile.load(path)
+    if image_size is not None:
+        file = file.with_side(image_size)
+    budget = Budget.parse(given_limits(request_of(command, SearchRequest, limits)))
+    space = OptunaSpace(file, classes, path.stem, budget)
+    space.parameters.space.check_side()
+    return space

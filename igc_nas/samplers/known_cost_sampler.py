@@ -1,0 +1,243 @@
+"""The known-cost sampler (see `known_cost`) for an Optuna study of one's own, with any storage and objective."""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from igc_nas.errors import ConfigError, UsageError
+from igc_nas.samplers.brute_force import MOST_LISTED, BruteForce
+from igc_nas.samplers.distributions import value_distributions
+from igc_nas.samplers.features import Floats
+from igc_nas.samplers.history import History, price
+from igc_nas.samplers.known_cost import KnownCost
+from igc_nas.samplers.optuna_space import OptunaSpace
+from igc_nas.samplers.study_sampler import MOST_REPEATS
+from igc_nas.space.encoding import Code
+from igc_nas.space.search_space import METRICS
+from igc_nas.study.defaults import default_recipe
+from igc_nas.study.objectives import parse_objectives
+from igc_nas.study.spec import LatencySpec, StudySpec
+
+SCORE = "error"
+"""What the sampler calls the one objective that is neither a cost nor a latency."""
+COSTS = (*METRICS, "flops")
+
+
+class KnownCostSampler(BaseSampler):
+    """Suggests architectures of `space`: valid, within its budget, none twice.
+
+    `objectives` name what the objective function returns, in its order: one score of any name (`error`, `accuracy`,
+    `loss`), which alone is uncertain and is minimised or maximised as the study says, and beside it up to two of
+    params, macs, flops, activations, which are computed exactly, and latency, a positive number to minimise.
+    Suggestions maximise the expected improvement of the score, or of the hypervolume over all objectives.
+
+    Trials that are complete teach it; of pruned ones the last reported value does, as an uncertain one; failed ones are
+    not repeated. Other parameters of the objective function come from `independent_sampler` (by default at random).
+    Safe in threads (`n_jobs`); processes that share a storage may rarely try one architecture at the same time.
+    Where no new architecture is left, a known one is suggested with a warning, and the study stops.
+
+    Raises `UsageError` for objectives that do not fit.
+    """
+
+    def __init__(
+        self,
+        space: OptunaSpace,
+        objectives: Sequence[str] = (SCORE,),
+        *,
+        seed: int | None = None,
+        independent_sampler: BaseSampler | None = None,
+    ) -> None:
+        names = (objectives,) if isinstance(objectives, str) else tuple(objectives)
+        scores = [name for name in names if name not in (*COSTS, "latency")]
+        if len(scores) != 1:
+            raise UsageError(
+                f"objectives {', '.join(names)}: there must be one that is neither a cost nor a latency",
+                'such as ("error", "params")',
+            )
+        self.space = space
+        self.objectives = names
+        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self._score = scores[0]
+        self._independent = independent_sampler or RandomSampler(seed)
+        self._spec = _spec(space, tuple(SCORE if name == self._score else name for name in names), self.seed)
+        self._encoding = self._spec.feasible.encoding
+        self._known_cost = KnownCost(self._spec)
+        self._lock = threading.Lock()
+        self._codes: dict[tuple[str, int], Code | None] = {}
+        """The codes of trials, by the study's name and their number: as suggested, or as read when they had ended."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = partial(KnownCostSampler, seed=self.seed, independent_sampler=self._independent)
+        return make, (self.space, self.objectives)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The parameters of all units; a trial has those of its own."""
+        return value_distributions(self.space.parameters)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The parameters of a whole architecture. Raises `UsageError` if the study has another number of objectives."""
+        if len(study.directions) != len(self.objectives):
+            raise UsageError(
+                f"the study has {len(study.directions)} objectives; the sampler has {', '.join(self.objectives)}",
+                "create the study with a direction for each of them",
+            )
+        with self._lock:  # so that threads do not suggest the same
+            code = self._new(study, trial.number)
+            self._codes[study.study_name, trial.number] = code
+        return dict(self.space.params(self._encoding.architecture(code)))
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A parameter that is not the architecture's, by the independent sampler."""
+        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def reseed_rng(self) -> None:
+        """Reseed the independent sampler; a suggestion follows from the seed, the trial's number and the history."""
+        self._independent.reseed_rng()
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Tell the independent sampler."""
+        self._independent.before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Tell the independent sampler."""
+        self._independent.after_trial(study, trial, state, values)
+
+    def _new(self, study: optuna.Study, number: int) -> Code:
+        """A code that no trial of the study has."""
+        rng = np.random.default_rng([self.seed, number])
+        trials = [trial for trial in study.get_trials(deepcopy=False) if trial.number != number]
+        codes = {trial.number: code for trial in trials if (code := self._code(study, trial)) is not None}
+        history, tried = self._history(study, trials, codes), set(codes.values())
+        for code in self._proposals(history, rng):
+            if code not in tried:
+                return code
+        warnings.warn("every architecture within the budget that was found is in the study already", stacklevel=2)
+        with suppress(RuntimeError):  # outside of `optimize`
+            study.stop()
+        return next(self._proposals(history, rng))
+
+    def _proposals(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
+        yield from islice(self._known_cost.propose(history, rng), MOST_REPEATS)
+        if self._spec.search_space.size <= MOST_LISTED:
+            yield from BruteForce(self._spec).propose(history, rng)
+
+    def _code(self, study: optuna.Study, trial: FrozenTrial) -> Code | None:
+        """The code of a trial's architecture; None while it has not asked for one that we know."""
+        key = (study.study_name, trial.number)
+        if key not in self._codes:
+            try:
+                found = self._encoding.code(self.space.architecture(trial.params))
+            except ConfigError:
+                found = None
+            if not trial.state.is_finished():
+                return found
+            self._codes[key] = found
+        return self._codes[key]
+
+    # What the study tells.
+
+    def _history(self, study: optuna.Study, trials: Sequence[FrozenTrial], codes: dict[int, Code]) -> History:
+        """The trials with an architecture, each architecture once, as the sampler reads them."""
+        known = {trial.number: trial for trial in trials if trial.number in codes}
+        complete = self._first(codes, known, lambda t: t.state == TrialState.COMPLETE and self._is_measured(t))
+        pruned = self._first(codes, known, lambda t: t.state == TrialState.PRUNED and _reported(t) is not None)
+        running = self._first(codes, known, lambda t: not t.state.is_finished())
+        at = self.objectives.index(self._score)
+        scores = np.array([known[n].values[at] for n in complete], dtype=float)
+        reported = np.array([_reported(known[n]) for n in pruned], dtype=float)
+        scores, reported = self._as_errors(scores, reported, study.directions[at])
+        priced = price(self._encoding, [*complete.values()])
+        columns = []
+        for place, name in enumerate(self._spec.objectives):
+            if name == SCORE:
+                columns.append(scores)
+            elif name == "latency":
+                columns.append(np.array([known[n].values[place] for n in complete], dtype=float))
+            else:
+                metrics: tuple[str, ...] = METRICS
+                counts = 2 * priced.costs[:, 1] if name == "flops" else priced.costs[:, metrics.index(name)]
+                columns.append(counts.astype(float))
+        spread = float(scores.std()) if len(scores) else 1.0
+        return History(
+            priced,
+            np.stack(columns, axis=1),
+            price(self._encoding, [*pruned.values()]),
+            np.stack([reported, np.full(len(reported), spread)], axis=1),
+            price(self._encoding, [*running.values()]),
+        )
+
+    def _first(
+        self, codes: dict[int, Code], trials: dict[int, FrozenTrial], holds: Callable[[FrozenTrial], bool]
+    ) -> dict[int, Code]:
+        """Of the trials for which `holds`, the first one of each code."""
+        first: dict[Code, int] = {}
+        for number, trial in trials.items():
+            if holds(trial):
+                first.setdefault(codes[number], number)
+        return {number: code for code, number in first.items()}
+
+    def _is_measured(self, trial: FrozenTrial) -> bool:
+        """Whether a complete trial satisfies the study's constraints and has finite values, a latency above 0."""
+        if any(value > 0 for value in trial.constraints.values()):
+            return False
+        return all(
+            math.isfinite(value) and (name != "latency" or value > 0)
+            for name, value in zip(self.objectives, trial.values, strict=True)
+        )
+
+    def _as_errors(self, scores: Floats, reported: Floats, direction: StudyDirection) -> tuple[Floats, Floats]:
+        """Scores on the scale of an error, 0 to chance: errors as they are, others by the range of complete trials."""
+        both = np.concatenate([scores, reported])
+        if self._score == SCORE and direction == StudyDirection.MINIMIZE and ((both >= 0) & (both <= 1)).all():
+            return scores, reported
+        sign = -1 if direction == StudyDirection.MAXIMIZE else 1
+        if not len(scores):
+            return scores, np.full(len(reported), self._spec.bounds[SCORE][1])
+        low, high = (sign * scores).min(), (sign * scores).max()
+        scale = self._spec.bounds[SCORE][1] / ((high - low) or 1.0)
+        return (sign * scores - low) * scale, (sign * reported - low) * scale
+
+
+def _reported(trial: FrozenTrial) -> float | None:
+    """The last intermediate value of a trial, if it is finite."""
+    value = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else math.nan
+    return value if math.isfinite(value) else None
+
+
+def _spec(space: OptunaSpace, objectives: tuple[str, ...], seed: int) -> StudySpec:
+    """What the sampler knows of a study: space, budget, objectives. How it trains and measures is the user's."""
+    spec = StudySpec(
+        name="optuna",
+        space_name=space.name,
+        classes=space.classes,
+        dataset="",
+        dataset_sha256="",
+        objectives=parse_objectives(",".join(objectives)),
+        goal="best-error" if len(objectives) == 1 else "front",
+        seed=seed,
+        budget=space.budget,
+        recipe=default_recipe("cpu"),
+        latency=LatencySpec(device="", input=space.file.input),
+        space=space.file,
+    )
+    return spec.model_copy(update={"bounds": spec.known_bounds()})
