@@ -35,6 +35,7 @@ from igc_nas.study.spec import StudySpec
 STARTUP = 8
 """The first suggestions of a study are stratified draws."""
 START_DRAWS, START_SHARE = 4, 0.05
+"""With a plan the first suggestions are the cheapest of this number of draws, none above this share of the time."""
 DRAWS, MUTATIONS, CROSSOVERS, ROUNDS, BEST = 64, 128, 48, 3, 12
 
 
