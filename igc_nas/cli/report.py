@@ -119,8 +119,8 @@ def _cells(row: Predictor) -> list[str]:
 
 
 NAMES = {
-    "rung": "rung", "end": "end", "loss": "loss at the end", "surrogate": "surrogate of the ends", "params": "params",
-    "macs": "MACs", "random": "random (expected)",
+    "rung": "rung", "end": "end", "loss": "loss at the end", "surrogate": "surrogate of the ends",
+    "target": "surrogate at the reference's length", "params": "params", "macs": "MACs", "random": "random (expected)",
 }  # fmt: skip
 
 
@@ -194,6 +194,13 @@ def _verdicts(found: ProxyReport) -> Iterator[str]:
         yield from _verdict(row)
     if not proxies:
         yield "The study has no rungs and no longer training: only params and MACs can be judged."
+    if found.target_within:
+        within_68, within_95 = found.target_within
+        yield (
+            "The surrogate at the reference's length predicts each architecture from all others, whose longer "
+            f"trainings it knows; its 68 % intervals hold {within_68:.0%} of the reference's errors, its 95 % "
+            f"intervals {within_95:.0%}."
+        )
     for repeat in found.repeats:
         yield (
             f"Two seeds of the proxy ({found.study.seed}, and {repeat.seed} in {repeat.study}), {repeat.overall.n} "
