@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from igc_nas.analysis.expectations import member_words
 from igc_nas.analysis.words import (
     conditions_words,
     counted,
@@ -178,6 +179,7 @@ def _measurements(source: Source) -> Iterator[str]:
         yield unfinished
     elif isinstance(source.measured, Candidate):
         yield error_text(source.study, source.measured)
+        yield from member_words(source.study, source.measured)
         if end := front_end_words(source.study):
             yield end
     if source.measured is not None:
