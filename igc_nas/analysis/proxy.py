@@ -28,6 +28,7 @@ from igc_nas.analysis.ranking import (
     within_bins,
 )
 from igc_nas.analysis.surrogate_quality import predicted_errors
+from igc_nas.analysis.target_quality import target_quality
 from igc_nas.arch.papers import figures
 from igc_nas.errors import StudyError
 from igc_nas.study.records import Candidate
@@ -36,7 +37,7 @@ from igc_nas.study.study import STUDY_FILE, Study, load_study
 MIN_SHARED = 5
 """Rankings of fewer architectures are not compared."""
 
-Kind = Literal["rung", "end", "loss", "surrogate", "seed", "params", "macs", "random"]
+Kind = Literal["rung", "end", "loss", "surrogate", "target", "seed", "params", "macs", "random"]
 Versus = Literal["above", "overlaps", "below"]
 ById = Mapping[str, float]
 """A value of each architecture, by canonical id."""
@@ -62,12 +63,13 @@ class StudySummary:
 class Predictor:
     """How well one predictor ranks the architectures as the reference does: tau-b `overall` and `inside` bins.
 
-    Of the kinds, `end` is the final error, `loss` the final held-out loss, `surrogate` the final error as predicted by
-    the surrogate of the study's final errors. `samples` is the number of training images that the predictor needs,
-    None for none; `study` names the study of another seed. `params` is the parameter count's tau on the same
-    architectures, `over_params` the paired difference to it; `versus_params` says whether the interval lies above,
-    overlaps or lies below the parameter count's. Recall is of the reference's best 10 and 25 %. For `random` the taus
-    are expected values, and 95 % of random orders lie in their intervals.
+    Of the kinds, `end` is the final error, `loss` the final held-out loss, `surrogate` the final error as predicted
+    by the surrogate of the study's final errors, `target` the reference's error as predicted by the surrogate over
+    the length of training from all other architectures (`igc_nas.analysis.target_quality`). `samples` is the number
+    of training images that the predictor needs, None for none; `study` names the study of another seed. `params` is
+    the parameter count's tau on the same architectures, `over_params` the paired difference to it; `versus_params`
+    says whether the interval lies above, overlaps or lies below the parameter count's. Recall is of the reference's
+    best 10 and 25 %. For `random` the taus are expected values, and 95 % of random orders lie in their intervals.
     """
 
     kind: Kind
@@ -84,7 +86,7 @@ class Predictor:
     @property
     def is_proxy(self) -> bool:
         """Whether it comes from the study's own trainings."""
-        return self.kind in ("rung", "end", "loss", "surrogate")
+        return self.kind in ("rung", "end", "loss", "surrogate", "target")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,8 @@ class ProxyReport:
     predictors: tuple[Predictor, ...]
     repeats: tuple[Repeat, ...]
     figures: tuple[FigureAgreement, ...]
+    target_within: tuple[float, float] | None = None
+    """The shares of the reference's errors inside the 68 and 95 % intervals of the predictor `target`."""
 
     def of(self, kind: Kind) -> tuple[Predictor, ...]:
         """The predictors of a kind."""
@@ -202,6 +206,10 @@ def proxy_report(study: Study, reference: Study | None = None) -> ProxyReport:
         raise _too_few(study, reference, len(target.ids), own_end)
     repeats = [other for other in others if is_repeat(study, other)]
     rankings = _rankings(study, own, own_end, [other for other in repeats if not is_same(other, reference)])
+    quality = None if own_end else target_quality(study, reference)
+    if quality:
+        place = next((i for i, r in enumerate(rankings) if r.kind == "seed"), -2)
+        rankings.insert(place, _Ranking("target", study.spec.recipe.samples, quality.errors))
     sizes = [own.params[id_] for id_ in target.ids]
     return ProxyReport(
         study=summary(study, study.spec.name),
@@ -213,6 +221,7 @@ def proxy_report(study: Study, reference: Study | None = None) -> ProxyReport:
         predictors=(*(_predictor(ranking, target) for ranking in rankings), _random(sizes)),
         repeats=tuple(_repeat(study, own, other) for other in repeats),
         figures=tuple(_figure_agreement(study, others, number) for number in range(len(figures()))),
+        target_within=(quality.within_68, quality.within_95) if quality else None,
     )
 
 
@@ -311,7 +320,7 @@ def _values_of(study: Study) -> _StudyValues:
     rungs: dict[int, dict[str, float]] = {}
     for trial in study.trials:
         known = trial.candidate or trial.pruned
-        if trial.baseline or known is None or known.id in params:
+        if trial.is_aside or known is None or known.id in params:
             continue
         params[known.id], macs[known.id] = known.cost.params, known.cost.macs
         if isinstance(known, Candidate):

@@ -152,25 +152,30 @@ def unit_mix(arch: ArchConfig) -> str:
     return "+".join(unit for unit in STAGE_OF_UNIT if unit in used)
 
 
+def own_trials(study: Study) -> list[Trial]:
+    """The trials of a study without the longer trainings: the rows of its views."""
+    return [trial for trial in study.trials if trial.longer_of is None]
+
+
 def trials_view(study: Study) -> TrialsView:
     """Every trial of a study as columns."""
-    facts = [_TrialFacts.of(trial) for trial in study.trials]
+    facts = [_TrialFacts.of(trial) for trial in own_trials(study)]
     columns: dict[str, Column] = {"error": tuple(k.error for k in facts)}
     for metric in ("params", "macs", "flops", "activations"):
         columns[metric] = tuple(None if k.cost is None else getattr(k.cost, metric) for k in facts)
     columns["latency"] = tuple(shortened(k.latency.normalised_ms) if k.latency else None for k in facts)
     intervals = [k.latency.normalised_interval_ms if k.latency else (None, None) for k in facts]
     return TrialsView(
-        trial=tuple(trial.number for trial in study.trials),
-        state=tuple(trial.state for trial in study.trials),
-        baseline=tuple(trial.baseline or "" for trial in study.trials),
+        trial=tuple(trial.number for trial in own_trials(study)),
+        state=tuple(trial.state for trial in own_trials(study)),
+        baseline=tuple(trial.baseline or "" for trial in own_trials(study)),
         id=tuple(k.id for k in facts),
-        units=tuple(unit_mix(trial.arch) if trial.arch else "" for trial in study.trials),
+        units=tuple(unit_mix(trial.arch) if trial.arch else "" for trial in own_trials(study)),
         columns=columns,
         low_ms=tuple(low and shortened(low) for low, _ in intervals),
         high_ms=tuple(high and shortened(high) for _, high in intervals),
         expected=tuple(
-            shortened(t.pruned.expected_error) if t.pruned and t.state == "pruned" else None for t in study.trials
+            shortened(t.pruned.expected_error) if t.pruned and t.state == "pruned" else None for t in own_trials(study)
         ),
         noisy=tuple(row for row, k in enumerate(facts) if k.latency and k.latency.noisy),
     )
@@ -257,7 +262,7 @@ def front_view(study: Study, objectives: Sequence[str] | None = None) -> FrontVi
 
 def front_rows(study: Study, objectives: Sequence[str]) -> tuple[int, ...]:
     """The front over `objectives` as rows of the trials, by the first objective ascending."""
-    row_of = {trial.number: row for row, trial in enumerate(study.trials)}
+    row_of = {trial.number: row for row, trial in enumerate(own_trials(study))}
     return tuple(row_of[candidate.trial] for candidate in study.front(objectives))
 
 
@@ -280,7 +285,9 @@ def _busy_until(study: Study) -> dict[int, float | None]:
 
     None where no time is recorded.
     """
-    spans: dict[int, tuple[float, float] | None] = {t.number: _span(t) for t in study.trials if t.state in FINISHED}
+    spans: dict[int, tuple[float, float] | None] = {
+        t.number: _span(t) for t in own_trials(study) if t.state in FINISHED
+    }
     moments = sorted(span for span in spans.values() if span)
     ends, before = [], []  # of each uninterrupted run: its end, and the total of the gaps before it
     end, gaps = (moments[0][0], moments[0][0]) if moments else (0.0, 0.0)
@@ -319,7 +326,7 @@ def curves_view(study: Study) -> CurvesView:
     front = {candidate.trial for candidate in study.front()}
     rows: list[tuple[int, list[tuple[int, float]]]] = []
     pruned = []
-    for trial in study.trials:
+    for trial in own_trials(study):
         if trial.candidate and trial.state == "complete" and trial.candidate.score.rungs:
             score = trial.candidate.score
             end = (score.samples, score.error)

@@ -53,7 +53,7 @@ def front_end_words(study: Study) -> str | None:
         if limit is None or not front or max(front) >= FAR_BELOW * limit:
             continue
         end, share = max(front), f"{100 * max(front) / limit:.2g} % of the budget"
-        ended = [trial.candidate or trial.pruned for trial in study.trials if not trial.baseline]
+        ended = [trial.candidate or trial.pruned for trial in study.trials if not trial.is_aside]
         larger = [getattr(of.cost, metric) for of in ended if of and end < getattr(of.cost, metric) <= limit]
         if not larger:
             return f"The front ends at {format_count(end)} {noun}, {share}: no network beyond that was tried."
@@ -75,7 +75,8 @@ def plan_words(study: Study) -> str | None:
     (80 % of them 0.7 to 1.4 times).`
     """
     plan, spec = study.spec.plan, study.spec
-    took = [(c.arch, trial.wall_s) for trial in study.trials if (c := trial.candidate) and trial.wall_s]
+    short = [trial for trial in study.trials if not trial.is_aside]
+    took = [(c.arch, trial.wall_s) for trial in short if (c := trial.candidate) and trial.wall_s]
     if plan is None or not took:
         return None
     archs, seconds = zip(*took, strict=True)

@@ -47,6 +47,7 @@ class SearchOptions(TypedDict, total=False):
     min_params: Count | None
     trials: int | None
     time: float | str | None
+    promote: float | None
     trial_timeout: float | str | None
     workers: int | None
     workers_per_gpu: int | None

@@ -27,7 +27,7 @@ from igc_nas.analysis.words import recipe_words
 from igc_nas.bench import plain_optuna
 from igc_nas.bench.report import Report, Row
 from igc_nas.bench.search import cold_cache
-from igc_nas.data.datasets import data_dir, is_synthetic
+from igc_nas.data.datasets import data_dir, is_synthetic, locate
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.nn.device import Device
@@ -141,8 +141,9 @@ def bench_against_optuna(
 ) -> AgainstOptuna:
     """Run `seeds` pairs, one search and one plain study in turn, `time_s` seconds each.
 
-    Raises `IgcNasError` if one of them fails.
+    Raises `DataError` or `UsageError` for the dataset, `IgcNasError` if a run fails.
     """
+    locate(dataset, data_dir())  # raises for an unknown one
     pairs = []
     workers = default_extent(device.kind).workers
     for seed in range(seeds):
@@ -195,7 +196,7 @@ def _search(
     trials = []
     for trial in study.trials:
         found = trial.candidate
-        if found and trial.started and trial.wall_s and found.score.samples == study.spec.recipe.samples:
+        if found and trial.started and trial.wall_s:
             ended = datetime.fromisoformat(trial.started).timestamp() + trial.wall_s
             trials.append((ended - began, found.score.error, float(found.cost.params)))
     return study.spec, Course.of(trials, study.spec, time_s)

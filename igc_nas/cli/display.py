@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from igc_nas.analysis.baselines import Standing, baselines_sentence
+from igc_nas.analysis.expectations import expectation_words, member_words
 from igc_nas.analysis.words import conditions_words, counted, proxy_words
 from igc_nas.arch.cost import Cost, LayerCost
 from igc_nas.arch.layers import (
@@ -32,7 +33,7 @@ from igc_nas.data.datasets import is_synthetic
 from igc_nas.engine.progress import trial_line
 from igc_nas.exports.source import latency_lines
 from igc_nas.io.text import printable, wrapped
-from igc_nas.study.front_table import COLUMNS, NOISY, legend_lines, table_lines
+from igc_nas.study.front_table import COLUMNS, NOISY, expected_columns, legend_lines, table_lines
 from igc_nas.study.lock import LockHolder, Running
 from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.records import Candidate, Trial
@@ -53,10 +54,18 @@ def front_lines(
         f"by {', '.join(objectives)}" + ("" if volume is None else f"; hypervolume {volume:.4f}"),
         f"data: {data_label(spec.dataset)}; error after a proxy training of {proxy_words(spec.recipe)}",
         f"latency: normalised; {conditions_words(spec.latency)}",
+        *([words] if (words := expectation_words(study)) else []),
     )
-    table = table_lines(members, None if wide else width)
+    more = expected_columns(study)
+    table = table_lines(members, None if wide else width, more)
     name = study_argument(study.folder, spec.name)
     notes = ["deployed: parameters of the form that was measured"] if "deployed" in table[0] else []
+    if more and spec.target:
+        at_target, at_longer = more["predicted"].title, more["observed"].title
+        notes.append(
+            f"{at_target}: error predicted after {spec.target.images:,} images; {at_longer}: observed after "
+            f"{spec.target.recipe.samples:,}; error: observed after {spec.recipe.samples:,}"
+        )
     noisy = sum(member.latency.noisy for member in members)
     if noisy:
         notes.append(
@@ -207,6 +216,9 @@ def status_lines(status: Status) -> list[str]:
         f"trials    {ran or 'none yet'}",
         f"front     {front}" + ("" if volume is None else f"; hypervolume {volume:.4f}"),
     ]
+    if study.spec.target:
+        longer = f"{len(study.longer)} trained for {study.spec.target.recipe.samples:,} images"
+        head.append(f"longer    {longer}; errors are predicted for {study.spec.target.images:,}")
     if status.baseline_counts:
         counts = ", ".join(f"{count} {state}" for state, count in sorted(status.baseline_counts.items()))
         head.append(f"baselines {counts}" + (f"; {sentence}" if sentence else ""))
@@ -236,15 +248,19 @@ def trial_lines(study: Study, trial: Trial) -> list[str]:
     """The outcome of a trial; for a failed one also the command that tries it again."""
     wall = "" if trial.wall_s is None else f", {trial.wall_s:.1f} s"
     name = f"baseline {trial.baseline}, " if trial.baseline else ""
+    name += f"longer training of trial {trial.longer_of}, " if trial.longer_of is not None else ""
     started = f", started {trial.started}{wall}" if trial.started else ""
     lines = [f"{name}{trial.state} in {study.spec.name}{started}"]
+    if trial.state == "failed" and trial.longer_of is not None:
+        return [*lines, failure_words(trial)]
     if trial.state == "failed":
         argument = study_argument(study.folder, study.spec.name)
         option = "--baselines" if trial.baseline else "--enqueue"
         again = f"{search_command(study.folder, study.spec.name)} {option} {argument}:{trial.number}"
         return [*lines, failure_words(trial), f"to try it again: {again}"]
     measured = trial.candidate or trial.pruned
-    return [*lines, trial_line(trial), *(latency_lines(measured) if measured else [])]
+    expected = member_words(study, trial.candidate) if trial.candidate else []
+    return [*lines, trial_line(trial), *expected, *(latency_lines(measured) if measured else [])]
 
 
 def failure_words(trial: Trial) -> str:

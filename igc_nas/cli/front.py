@@ -14,6 +14,7 @@ from igc_nas.errors import UsageError
 from igc_nas.study.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
+    from igc_nas.study.records import Candidate
     from igc_nas.study.study import Study
 
 
@@ -88,7 +89,7 @@ def print_front(
     from igc_nas.analysis.words import front_end_words
 
     found, beside = study.front(objectives), standings(study, objectives)
-    members = tuple(sorted(found, key=OBJECTIVES[sort].of) if sort else found)[:top]
+    members = tuple(sorted(found, key=lambda c: study.values(c, (sort,))) if sort else found)[:top]
     if output == "json":
         spec = study.spec
         put_json(
@@ -101,7 +102,8 @@ def print_front(
                 "bounds": {name: spec.scale_bounds(name) if name in spec.bounds else None for name in objectives},
                 "front_end": front_end_words(study),
                 "completed": len(study.candidates),
-                "candidates": [candidate_row(c) for c in members],
+                **_target_json(study),
+                "candidates": [candidate_row(c) | _expected_json(study, c) for c in members],
                 "baselines": [baseline_row(standing) for standing in beside],
             }
         )
@@ -127,3 +129,20 @@ def print_front(
             say(baselines_sentence(study, objectives) or "")
         if end := front_end_words(study):
             say(end)
+
+
+def _target_json(study: Study) -> dict[str, Any]:
+    """What the errors of a front are predicted for; empty for a study without predicted errors."""
+    target = study.spec.target
+    return {"target_images": target.images} if target and study.expected else {}
+
+
+def _expected_json(study: Study, candidate: Candidate) -> dict[str, Any]:
+    """The predicted error of a member with its 95 % interval, and its error after a longer training, if it had one."""
+    expected, longer = study.expected.get(candidate.trial), study.longer.get(candidate.trial)
+    found: dict[str, Any] = {}
+    if expected:
+        found["predicted_error"] = {"error": expected.error, "low": expected.low, "high": expected.high}
+    if longer:
+        found["longer"] = {"trial": longer.trial, "images": longer.score.samples, "error": longer.score.error}
+    return found

@@ -22,7 +22,16 @@ MOST_BYTES = 4_000_000
 
 
 def load(name: str | Path, root: Path, storage: str | None = None) -> Study:
-    """A study: from the database `storage` if it is there, else from its folder. Raises `StudyError`."""
+    """A study with its predicted errors: from the database `storage` if it is there, else from its folder.
+
+    Raises `StudyError`.
+    """
+    from igc_nas.analysis.expectations import with_expectations
+
+    return with_expectations(_stored(name, root, storage))
+
+
+def _stored(name: str | Path, root: Path, storage: str | None) -> Study:
     from igc_nas.errors import StudyError
     from igc_nas.study.study import load_study
 

@@ -42,6 +42,12 @@ if TYPE_CHECKING:
     from igc_nas.study.study import Study
 
 
+PROMOTE = 0.4
+"""The default share of the time for longer trainings."""
+MOST_IMPORTING_S = 60.0
+"""A process that is older than this began with something else."""
+
+
 @click.command(
     cls=Grouped,
     groups={
@@ -55,7 +61,7 @@ if TYPE_CHECKING:
             "params",
             "macs",
         ),
-        "How long": ("time", "trials", "timeout", "trial_timeout", "workers", "workers_per_gpu", "device"),
+        "How long": ("time", "promote", "trials", "timeout", "trial_timeout", "workers", "workers_per_gpu", "device"),
         "How it searches and trains": ("sampler", "seed", "recipe", "forms", "prune_below", "deterministic"),
         "How latency is measured": (
             "latency_runtime",
@@ -139,6 +145,13 @@ if TYPE_CHECKING:
     "[default: 10m on a CPU, 2h on a GPU, unless --trials is given]",
 )
 @click.option(
+    "--promote",
+    type=click.FloatRange(0, 0.9),
+    metavar="SHARE",
+    help="Share of --time for longer trainings of the networks that promise most; the front is then of errors "
+    "predicted at a longer length. 0: none. [default: 0.4 with the sampler known-cost]",
+)
+@click.option(
     "--trial-timeout",
     type=SECONDS,
     help="Fail a trial that is processed for longer; waiting for other trials is not counted. [default: none]",
@@ -183,19 +196,22 @@ def search(**options: Any) -> None:
     from igc_nas.cli.study_flags import SearchRequest
 
     request = SearchRequest(**options)
-    study, end = searched(request)
+    study, end = searched(request, _command_began())
     print_front(study, study.spec.front_objectives, "json" if request.as_json else "table")
     if not request.quiet:
         _say_summary(study, end)
 
 
-def searched(request: SearchRequest) -> tuple[Study, str]:
-    """Run the search that is requested, with its progress: (the study, why it ended before its trials; else "")."""
+def searched(request: SearchRequest, command_began: float | None = None) -> tuple[Study, str]:
+    """Run the search that is requested, with its progress: (the study, why it ended before its trials; else "").
+
+    Its time begins at `command_began`, a time of `time.monotonic`; None: now.
+    """
     from igc_nas.engine.progress import SearchDisplay
     from igc_nas.engine.search import begun
     from igc_nas.engine.search import search as run_search
 
-    spec, run = _prepared(request)
+    spec, run = _prepared(request, time.monotonic() if command_began is None else command_began)
     began = time.monotonic()
     before = begun(run.folder, run.storage)
     ended = before.ended if before else 0
@@ -229,7 +245,7 @@ def _say_summary(study: Study, end: str) -> None:
         say(f"surrogate: {quality.sentence()}")
     if plan := plan_words(study):
         say(f"plan: {plan}")
-    if study.candidates:
+    if study.candidates and not study.expected:
         say(
             f"The errors are those of {counted(study.spec.recipe.samples, 'image')} a network: they rank; after a long "
             "training expect them far lower (finals, below)."
@@ -245,8 +261,11 @@ def _say_summary(study: Study, end: str) -> None:
         say(*_next_commands(study))
 
 
-def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
-    """The study that is requested, new or continued, and how to run its search; announces both on stderr."""
+def _prepared(request: SearchRequest, began: float) -> tuple[StudySpec, Run]:
+    """The study that is requested, new or continued, and how to run its search; announces both on stderr.
+
+    Its time began at `began`, a time of `time.monotonic`.
+    """
     from igc_nas.cli.study_flags import latency_conditions, parse_recipe, resolve_study
     from igc_nas.data.datasets import auto_notice, data_dir
     from igc_nas.engine.search import Run
@@ -256,7 +275,6 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     from igc_nas.study.baselines import baselines_of
     from igc_nas.study.defaults import default_extent
 
-    began = time.monotonic()
     devices = find_devices(request.device)
     resolved = resolve_study(request, devices[0])
     extent = default_extent(devices[0].kind, len(devices), gpu_memory=devices[0].memory)
@@ -272,12 +290,15 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
         time_s = _time_left(resolved) or extent.time_s
     on_ray = request.executor == "ray"
     workers = _asked_workers(request, devices) or (_ray_workers(request, devices[0]) if on_ray else extent.workers)
+    if request.promote is not None and (resolved.continued or not time_s):
+        raise UsageError("--promote is a share of --time, for a new study", "leave it out, or give --time")
     if time_s and not resolved.continued and spec.sampler != "brute-force":
         from igc_nas.evaluation.speed import planned_spec
 
         if not request.quiet:
             say("planning: timing trainings of three networks ...", "")
-        spec = planned_spec(spec, resolved.info, devices[0], time_s, workers, trials, parse_recipe(request.recipe))
+        changes = parse_recipe(request.recipe)
+        spec = planned_spec(spec, resolved.info, devices[0], time_s, workers, trials, changes, _promote(request, spec))
     run = Run(
         folder=resolved.folder,
         trials=trials,
@@ -304,6 +325,22 @@ def _prepared(request: SearchRequest) -> tuple[StudySpec, Run]:
     else:
         _announce(spec, run, devices, notices, resolved, skipped)
     return spec, run
+
+
+def _command_began() -> float:
+    """The time of `time.monotonic` at which this process began: Python's start and imports are part of `--time`."""
+    import psutil
+
+    age_s = time.time() - psutil.Process().create_time()
+    return time.monotonic() - (age_s if 0 <= age_s <= MOST_IMPORTING_S else 0.0)
+
+
+def _promote(request: SearchRequest, spec: StudySpec) -> float:
+    """The share of the time for longer trainings. Raises `UsageError` where a search has none."""
+    predicts = spec.sampler == "known-cost" and "error" in spec.objectives
+    if request.promote and not predicts:
+        raise UsageError("--promote is for searches for the error by the sampler known-cost", "leave out --promote")
+    return (PROMOTE if request.promote is None else request.promote) if predicts else 0.0
 
 
 def _time_left(resolved: ResolvedStudy) -> float | None:
@@ -345,6 +382,7 @@ def _announce(
     skipped: Sequence[Skipped],
 ) -> None:
     """Say what is searched and how, where it is written, how to stop and to continue."""
+    from igc_nas.analysis.proxy_worth import worth_words
     from igc_nas.analysis.words import LATENCY_FORMS, conditions_words, counted, recipe_words
     from igc_nas.cli.display import data_label
     from igc_nas.engine.database import masked, parse_url
@@ -360,6 +398,7 @@ def _announce(
         f"goal      {_goal(spec)}; sampler {spec.sampler}, seed {spec.seed}",
         f"recipe    {recipe_words(recipe, held_out=True)}",
         *([f"          {resolved.dtype}"] if resolved.dtype and resolved.dtype.step_ms else []),
+        *([f"worth     {worth_words(spec)}"] if "error" in spec.objectives else []),
         *([f"rungs     {_rungs(spec)}"] if recipe.rungs else []),
         f"device    {devices[0].name}" + _devices_in_words(run, devices),
         f"latency   {conditions_words(spec.latency)}" + (", by a command" if spec.latency.remote else ""),
@@ -415,10 +454,33 @@ def _plan_lines(spec: StudySpec, run: Run) -> list[str]:
     archs = (spec.feasible.lightest(), spec.feasible.heaviest())
     least, most = spec.plan.speed.trials_s(Sizes.of(archs), spec.recipe, spec.space.input[1])
     return [
-        f"plan      about {spec.plan.trials} trials of {spec.recipe.samples:,} images; ends at {end}",
+        f"plan      about {spec.plan.trials} trials of {spec.recipe.samples:,} images{_longer(spec)}; ends at {end}",
+        *_target_lines(spec),
         f"          a trial takes {format_seconds(spec.plan.mean_s)} on average, {format_seconds(float(least))} the "
         f"lightest, {format_seconds(float(most))} the heaviest",
     ]
+
+
+def _target_lines(spec: StudySpec) -> list[str]:
+    """What errors are predicted for."""
+    if spec.target is None:
+        return []
+    return [
+        f"          errors are predicted for trainings of {spec.target.images:,} images; the front is of predictions"
+    ]
+
+
+def _longer(spec: StudySpec) -> str:
+    """The longer trainings of a plan: `, and 8 of 40,000 (40 % of the time)`; empty without any."""
+    from igc_nas.study.plan import Sizes
+
+    if spec.plan is None or spec.target is None:
+        return ""
+    from igc_nas.evaluation.speed import typical
+
+    seconds = spec.plan.speed.trials_s(Sizes.of(typical(spec)), spec.target.recipe, spec.space.input[1])
+    count = max(1, round(spec.target.share * spec.plan.time_s * spec.plan.workers / float(seconds.mean())))
+    return f", and {count} of {spec.target.recipe.samples:,} ({spec.target.share:.0%} of the time)"
 
 
 def _devices_in_words(run: Run, devices: tuple[Device, ...]) -> str:

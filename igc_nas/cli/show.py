@@ -47,6 +47,7 @@ def show(arch: str, classes: int | None, image_size: int | None, as_json: bool, 
         trial = {} if found is None else {"trial": found[1].model_dump(mode="json", by_alias=True, exclude_none=True)}
         put_json({"id": arch_id(config), **cost.as_dict(), "arch": config.to_dict(), "layers": layers, **trial})
         return
+    from igc_nas.analysis.expectations import with_expectations
     from igc_nas.cli.display import plan_lines, trial_lines
     from igc_nas.io.console import terminal_width
     from igc_nas.io.text import wrapped
@@ -57,4 +58,4 @@ def show(arch: str, classes: int | None, image_size: int | None, as_json: bool, 
     put(*plan_lines(listed, width))
     put(f"total: {cost.params:,} parameters, {cost.macs:,} MACs, {cost.activations:,} activations")
     if found is not None:
-        put("", *wrapped(trial_lines(*found), width))
+        put("", *wrapped(trial_lines(with_expectations(found[0]), found[1]), width))

@@ -67,6 +67,8 @@ class SearchRequest:
     trials: int | None = None
     time: float | None = None
     """Seconds, as `trial_timeout`."""
+    promote: float | None = None
+    """The share of the time for longer trainings."""
     trial_timeout: float | None = None
     workers: int | None = None
     workers_per_gpu: int | None = None

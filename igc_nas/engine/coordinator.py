@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
-from igc_nas.engine.events import Ended, Event, Exhausted, Job, Opened, Progress, Started
+from igc_nas.engine.events import Ended, Event, Exhausted, Job, LongerJob, Opened, Progress, Started
 from igc_nas.engine.executor import (
     Executor,
     Message,
@@ -24,7 +24,8 @@ from igc_nas.engine.executor import (
 )
 from igc_nas.engine.store import BUDGET, Store, running_here
 from igc_nas.engine.worker import failed, validated
-from igc_nas.errors import ConfigError, IgcNasError
+from igc_nas.errors import ConfigError, IgcNasError, StudyError
+from igc_nas.samplers.promotion import Promotion
 from igc_nas.samplers.pruner import FinalErrorPrediction, Pruner
 from igc_nas.samplers.study_sampler import MOST_REPEATS, ExhaustedError, StudySampler
 from igc_nas.study.baselines import Baseline
@@ -82,18 +83,28 @@ class Coordinator:
         self.first_with_id = {
             identity: number
             for number, trial in sorted(store.trials.items(), reverse=True)
-            if trial.state != "duplicate" and not trial.baseline and (identity := trial.id)
+            if trial.state != "duplicate" and not trial.is_aside and (identity := trial.id)
         }
         spec = store.spec
         side = spec.space.input[1]
-        self.trial_times = TrialTimes(spec.plan.speed if spec.plan else None, spec.recipe, side, store.trials.values())
+        speed, ended = spec.plan.speed if spec.plan else None, store.trials.values()
+        self.trial_times = TrialTimes(speed, spec.recipe, side, (t for t in ended if t.longer_of is None))
+        self.longer_times = TrialTimes(
+            speed,
+            spec.target.recipe if spec.target else spec.recipe,
+            side,
+            (t for t in ended if t.longer_of is not None),
+            like=self.trial_times,
+        )
+        self.promotion: Promotion | None = Promotion(spec) if spec.target else None
+        """None: no network is trained for longer."""
         self._pruner: Pruner | None = None
         """Constructed when the first training is at a rung."""
 
     def _is_new(self, arch: ArchConfig) -> bool:
         """Whether an enqueued architecture is evaluated: every trial of it that the study has is a failed one."""
         identity = arch_id(arch)
-        trials = [trial for trial in self.store.trials.values() if trial.id == identity and not trial.baseline]
+        trials = [trial for trial in self.store.trials.values() if trial.id == identity and not trial.is_aside]
         return all(trial.state == "failed" for trial in trials)
 
     def _is_new_baseline(self, baseline: Baseline) -> bool:
@@ -105,12 +116,15 @@ class Coordinator:
     # The search, by an evaluator in this process or by an executor.
 
     def run_inline(self, evaluate: Evaluate) -> Generator[Candidate, None, None]:
-        """Search one trial after another, in this process."""
+        """Search one trial after another, in this process. `evaluate` has one recipe: none is trained for longer."""
+        self.promotion = None
         if self.store.spec.reference_ms is None and not self.store.spec.bounds:
             known = self.store.spec.known_bounds()
             self.store.fix_scale(self.store.spec.model_copy(update={"bounds": known}))
         self._begin()
         while not self.has_enough(0) and (job := self._next_job()):
+            if isinstance(job, LongerJob):
+                raise StudyError(f"trial {job.number} is a longer training", "search without an evaluate of your own")
             try:
                 latency, score = evaluate(job.arch, job.seed)
                 message = self._replay_rungs(job.number, validated(latency, Latency), validated(score, Score))
@@ -140,7 +154,11 @@ class Coordinator:
         """Construct the sampler, which needs the latency scale."""
         self._end_of_baselines()
         self.store.optuna_study.sampler = StudySampler(
-            self.store.spec, self.first_with_id.keys(), self.store.consecutive_failures, self._can_end
+            self.store.spec,
+            self.first_with_id.keys(),
+            self.store.consecutive_failures,
+            self._can_end,
+            lambda: self.store.study.longer.values(),
         )
         self.on_event(Opened(self.store.study))
 
@@ -166,6 +184,12 @@ class Coordinator:
             return True
         return time.monotonic() + (self.trial_times.seconds(arch) or 0.0) < self.end
 
+    def _longer_can_end(self, arch: ArchConfig) -> bool:
+        """The same of a longer training."""
+        if self.end is None:
+            return True
+        return time.monotonic() + (self.longer_times.seconds(arch) or 0.0) < self.end
+
     def _wait_s(self) -> float:
         left = math.inf if self.deadline is None else self.deadline - time.monotonic()
         return max(0.0, min(left, SHOW_EVERY_S))
@@ -176,15 +200,15 @@ class Coordinator:
         Enqueued architectures are evaluated even if the study has the number of trials asked for.
         """
         target = self.limits.trials
-        running -= sum(bool(self.store.trials[number].baseline) for number in self.running)
+        running -= sum(self.store.trials[number].is_aside for number in self.running)
         return self._is_over() or (not self.enqueued and target is not None and self.store.ended + running >= target)
 
     # What is tried next.
 
     def _next_job(self) -> Job | None:
-        """The next job: a trial that waits, an enqueued architecture, or a feasible suggestion of the sampler."""
-        waiting = self.store.waiting()
-        if waiting and waiting.arch and not self._can_end(waiting.arch):
+        """The next job: a trial that waits, an enqueued one, a longer training that is due, or a suggestion."""
+        waiting = next((trial for trial in self.store.waiting() if self._is_resumed(trial)), None)
+        if waiting and waiting.arch and waiting.longer_of is None and not self._can_end(waiting.arch):
             self._exhaust(f"trial {waiting.number} would not end in the time that is left; the next search resumes it")
             return None
         if waiting:
@@ -193,6 +217,8 @@ class Coordinator:
             first = self.enqueued.pop(0)
             trial = self._add_baseline(first) if isinstance(first, Baseline) else self._add_enqueued(first)
             return self._start(trial)
+        if self.promotion and (promoted := self.promotion.next(self.store.study, self._longer_can_end)):
+            return self._start(self._add_longer(promoted))
         for _ in range(MOST_REPEATS if not self.exhausted else 0):
             if self._is_over():
                 return None
@@ -209,6 +235,10 @@ class Coordinator:
             self._exhaust(f"{suggestions} were over budget, no network, or in the study already")
         return None
 
+    def _is_resumed(self, trial: Trial) -> bool:
+        """Whether a trial that waits is taken up now: a longer training only where it can end."""
+        return trial.longer_of is None or trial.arch is None or self._longer_can_end(trial.arch)
+
     def _exhaust(self, reason: str) -> None:
         self.exhausted = True
         self.on_event(Exhausted(reason))
@@ -217,6 +247,8 @@ class Coordinator:
         assert trial.arch is not None
         seed = training_seed(self.store.spec.seed, arch_id(trial.arch))
         job = Job(trial.number, trial.arch, seed, baseline=trial.baseline)
+        if trial.longer_of is not None and (first := self.store.trials[trial.longer_of].candidate):
+            job = LongerJob(trial.number, trial.arch, seed, first.latency)
         self.began[trial.number] = time.monotonic()
         self.running[trial.number] = Running(number=trial.number, doing="starting", since=trial.started or "")
         self.on_event(Started(job))
@@ -241,6 +273,13 @@ class Coordinator:
         arch, number = baseline.arch, len(self.store.trials)
         violation = self.store.spec.budget.violation(cost_of(arch))
         trial = Trial(number=number, state="running", params={}, arch=arch, violation=violation, baseline=baseline.name)
+        return self.store.add(running_here(trial))
+
+    def _add_longer(self, candidate: Candidate) -> Trial:
+        """Add a trial that trains a candidate's network for longer."""
+        trial = Trial(
+            number=len(self.store.trials), state="running", params={}, arch=candidate.arch, longer_of=candidate.trial
+        )
         return self.store.add(running_here(trial))
 
     def _suggest(self) -> Trial:
@@ -270,7 +309,7 @@ class Coordinator:
     def pruning_prediction(self, report: RungReport) -> FinalErrorPrediction | None:
         """The prediction by which a training at a rung is pruned; None if it continues."""
         trial = self.store.trials[report.number]
-        if trial.arch is None or trial.baseline or not self.store.spec.prune_below:
+        if trial.arch is None or trial.is_aside or not self.store.spec.prune_below:
             return None
         self._pruner = self._pruner or Pruner(self.store.spec, self.store.study.candidates)
         return self._pruner.prune(trial.arch, report.latency, report.rung)
@@ -311,6 +350,9 @@ class Coordinator:
             self._count_failure(trial.reason or "")
             return
         self.failures.clear()
+        if trial.longer_of is not None:
+            self.longer_times.add(trial)
+            return
         self.trial_times.add(trial)
         if trial.candidate:
             if self._pruner:

@@ -291,13 +291,14 @@ class Database:
 
 def _shown_state(record: Trial, state: TrialState) -> TrialState:
     """A trial's state as Optuna shows it: pruned for what is complete to a sampler and cannot be on the front."""
-    never_on_front = record.baseline or record.state in ("infeasible", "duplicate")
+    never_on_front = record.is_aside or record.state in ("infeasible", "duplicate")
     return TrialState.PRUNED if never_on_front and state == TrialState.COMPLETE else state
 
 
 def _facts(record: Trial) -> dict[str, Any]:
     """What is known of a trial before it is evaluated, as user attributes."""
-    named = {"baseline": record.baseline} if record.baseline else {}
+    named: dict[str, Any] = {"baseline": record.baseline} if record.baseline else {}
+    named |= {} if record.longer_of is None else {"longer_of": record.longer_of}
     if record.arch is None:
         return named
     cost = cost_of(record.arch)
@@ -309,7 +310,7 @@ def _outcome(record: Trial) -> dict[str, Any]:
     """What is known once a trial has ended, as user attributes."""
     measured = record.candidate or record.pruned
     found: dict[str, Any] = {"latency_ms": measured.latency.normalised_ms} if measured else {}
-    if record.baseline and record.candidate:
+    if record.is_aside and record.candidate:
         found["error"] = record.candidate.score.error
     if record.reason:
         found["reason"] = f"{record.state}: {one_line(record.reason, 500)}"

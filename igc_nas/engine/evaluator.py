@@ -15,7 +15,7 @@ from igc_nas.data.datasets import DatasetInfo
 from igc_nas.engine.device_lock import DeviceLock, lock_for
 from igc_nas.engine.executor import Outcome, Reporter, WorkerSlot
 from igc_nas.errors import StudyError
-from igc_nas.evaluation.images import load_proxy
+from igc_nas.evaluation.images import Images, load_proxy
 from igc_nas.evaluation.latency import Measurer
 from igc_nas.evaluation.remote import CommandMeasurer
 from igc_nas.evaluation.runtimes import require
@@ -26,7 +26,7 @@ from igc_nas.nn.lowering.pinned_forms import PinnedForms
 from igc_nas.nn.lowering.timing_cache import timing_cache_for
 from igc_nas.nn.network import Network, build
 from igc_nas.study.records import Latency, Rung, Score, TimeBreakdown, Unfinished
-from igc_nas.study.spec import Calibration, StudySpec
+from igc_nas.study.spec import Calibration, Recipe, StudySpec
 
 
 def evaluator_at(spec: StudySpec, slot: WorkerSlot) -> Evaluator:
@@ -67,7 +67,14 @@ class Evaluator:
         timings = timing_cache_for(device.name, threads, "training")
         self.tuner = NetworkTuner.of(spec.recipe, device, timings, PinnedForms(folder), lock.pause)
         configure_torch(device, threads)
-        self.train, self.held_out = load_proxy(info, spec.recipe, spec.seed, device.torch_device)
+        self._images: dict[Recipe, tuple[Images, Images]] = {}
+        self._images_of(spec.recipe)
+
+    def _images_of(self, recipe: Recipe) -> tuple[Images, Images]:
+        """(training images, held-out images) of a recipe, read once."""
+        if recipe not in self._images:
+            self._images[recipe] = load_proxy(self.info, recipe, self.spec.seed, self.device.torch_device)
+        return self._images[recipe]
 
     def _make_measurer(self, latency_command: str | None) -> Measurer | CommandMeasurer:
         spec, limit = self.spec.latency, self.spec.budget.params
@@ -131,23 +138,39 @@ class Evaluator:
                     latency = self.latency(arch, self.spec.reference_ms)
                 score = None
                 if self.spec.budget.violation(latency_ms=latency.normalised_ms) <= 0:
-                    score = self._score(arch, seed, reporter, lambda rung: reporter.should_continue(latency, rung))
+                    recipe = self.spec.recipe
+                    score = self._score(
+                        arch, recipe, seed, reporter, lambda rung: reporter.should_continue(latency, rung)
+                    )
+        finally:
+            self.device.release_memory()
+        return Outcome(latency, score, stopwatch.spent())
+
+    def train_longer(self, arch: ArchConfig, seed: int, latency: Latency, reporter: Reporter) -> Outcome:
+        """Train an architecture, whose latency is known, by the target's recipe."""
+        assert self.spec.target is not None
+        self.lock.on_waiting = reporter.waiting
+        self._stopwatch = stopwatch = _Stopwatch(self.lock)
+        try:
+            with self.lock.shared():
+                score = self._score(arch, self.spec.target.recipe, seed, reporter, lambda _: True)
         finally:
             self.device.release_memory()
         return Outcome(latency, score, stopwatch.spent())
 
     def _score(
-        self, arch: ArchConfig, seed: int, reporter: Reporter, should_continue: Callable[[Rung], bool]
+        self, arch: ArchConfig, recipe: Recipe, seed: int, reporter: Reporter, should_continue: Callable[[Rung], bool]
     ) -> Score | Unfinished:
         reporter.step("building")
-        arch = arch.trained_at(self.spec.recipe.resolution)
+        arch = arch.trained_at(recipe.resolution)
         network = build(arch, seed).to(self.device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         reporter.step("choosing forms")
         with self._stopwatch.time("choose"):
             lowered = self.lowered(network, arch)
         reporter.step("training")
         with self._stopwatch.time("train"):
-            task = ProxyTask(self.train, self.held_out, self.spec.recipe, self.info, self.device, self.lock.pause)
+            train, held_out = self._images_of(recipe)
+            task = ProxyTask(train, held_out, recipe, self.info, self.device, self.lock.pause)
             return train_proxy(network, task, seed, lowered, reporter.epoch, should_continue)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.study.finals import TrainingProgress
-from igc_nas.study.records import Epoch, Trial
+from igc_nas.study.records import Epoch, Latency, Trial
 from igc_nas.study.study import Study
 
 
@@ -25,6 +25,17 @@ class Job:
     def evaluated_by(self, evaluator: Callable[..., Any], reporter: Any) -> Any:
         """Have an evaluator do it; other kinds of jobs call other methods of it."""
         return evaluator(self.arch, self.seed, reporter)
+
+
+@dataclass(frozen=True)
+class LongerJob(Job):
+    """The training of a trial's network anew, for longer (`StudySpec.target`); its latency is known."""
+
+    latency: Latency
+
+    def evaluated_by(self, evaluator: Callable[..., Any], reporter: Any) -> Any:
+        """Train by the target's recipe."""
+        return evaluator.train_longer(self.arch, self.seed, self.latency, reporter)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

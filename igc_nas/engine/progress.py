@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from igc_nas.arch.cost import cost_of
-from igc_nas.engine.events import Ended, Event, Exhausted, Notice, Opened, Progress, Started
+from igc_nas.engine.events import Ended, Event, Exhausted, LongerJob, Notice, Opened, Progress, Started
 from igc_nas.io.console import NotebookLive, console, live
 from igc_nas.io.text import one_line, printable
 from igc_nas.io.units import fixed_count, format_count, format_seconds
@@ -31,7 +31,7 @@ LEAST_FOR_ESTIMATE, SAY_LEFT_EVERY = 3, 10
 
 def trial_line(trial: Trial, width: int | None = None) -> str:
     """A trial that has ended, in one line; with a `width` the architecture is left out where it does not fit."""
-    name = f"baseline {trial.baseline}  " if trial.baseline else ""
+    name = f"baseline {trial.baseline}  " if trial.baseline else longer_words(trial)
     if trial.candidate is None:
         line = f"trial {trial.number:>4}  {name}{trial.state}: {one_line(trial.reason or '', 1000)}"
         return line if width is None or len(line) <= width else line[: width - 3] + "..."
@@ -43,6 +43,14 @@ def trial_line(trial: Trial, width: int | None = None) -> str:
     )
     whole = f"{line}  {c.latency.form}  {c.arch}"
     return whole if width is None or len(whole) <= width else line
+
+
+def longer_words(trial: Trial) -> str:
+    """`trial 7 for longer, 40,000 images  `; empty for a trial that is no longer training."""
+    if trial.longer_of is None:
+        return ""
+    images = f", {trial.candidate.score.samples:,} images" if trial.candidate else ""
+    return f"trial {trial.longer_of} for longer{images}  "
 
 
 class StudyProgress:
@@ -62,8 +70,8 @@ class StudyProgress:
             self._join(candidate)
 
     def add(self, trial: Trial) -> None:
-        """Add a trial that has ended, unless it is a baseline."""
-        if trial.baseline:
+        """Add a trial that has ended, unless it is a baseline or a longer training."""
+        if trial.is_aside:
             return
         self.ended += trial.state in ("complete", "pruned")
         if trial.candidate:
@@ -158,7 +166,9 @@ class SearchDisplay:
                 self._study_progress = StudyProgress(study)
             case Started(job):
                 cost = cost_of(job.arch)
-                name = f"baseline {job.baseline}  " if job.baseline else ""
+                name = (
+                    f"baseline {job.baseline}  " if job.baseline else "longer  " if isinstance(job, LongerJob) else ""
+                )
                 text = f"{name}{format_count(cost.params)} params, {format_count(cost.macs)} MACs  {job.arch}"
                 self._running[job.number] = (text, "starting")
             case Progress(number, doing, epoch):
@@ -188,6 +198,8 @@ class SearchDisplay:
             self._say(trial_line(trial, self._width))
             self._baselines_ended += 1
             self._began = time.monotonic()
+        elif trial.longer_of is not None:
+            self._say(trial_line(trial, self._console.width if self._console.is_terminal else None))
         elif trial.state not in ("complete", "pruned", "failed"):
             self._not_built += 1
         else:

@@ -106,10 +106,10 @@ class Store:
             self.trials[trial.number] = trial
             optuna_trials.append(self._to_optuna(trial))
             self._ids.append(self._database.add(optuna_trials[-1], trial))
-        self._counts = Counter((trial.state, bool(trial.baseline)) for trial in self.trials.values())
+        self._counts = Counter((trial.state, trial.is_aside) for trial in self.trials.values())
         self._view_numbers: dict[int, int] = {}
         for number, optuna_trial in enumerate(optuna_trials):
-            if not self.trials[number].baseline:
+            if not self.trials[number].is_aside:
                 self._view_numbers[number] = len(self._sampler_view)
                 self._sampler_view.add(optuna_trial)
         for number, optuna_trial in enumerate(optuna_trials):
@@ -190,18 +190,17 @@ class Store:
         """The number of trials that are complete or pruned, without the baselines."""
         return self._counts["complete", False] + self._counts["pruned", False]
 
-    def waiting(self) -> Trial | None:
-        """The first trial that an earlier search left unfinished."""
-        if not (self._counts["waiting", False] or self._counts["waiting", True]):
-            return None
-        return next(trial for trial in self.trials.values() if trial.state == "waiting")
+    def waiting(self) -> Iterator[Trial]:
+        """The trials that an earlier search left unfinished."""
+        if self._counts["waiting", False] or self._counts["waiting", True]:
+            yield from [trial for trial in self.trials.values() if trial.state == "waiting"]
 
     def consecutive_failures(self) -> int:
         """The number of suggestions since the last one that was evaluated."""
         count = 0
         for number in range(len(self.trials) - 1, -1, -1):
             trial = self.trials[number]
-            if trial.baseline:
+            if trial.is_aside:
                 continue
             if trial.state not in ("infeasible", "duplicate"):
                 break
@@ -212,10 +211,10 @@ class Store:
     def add(self, trial: Trial) -> Trial:
         """Record a new trial in whatever state. Its number must be the next one.
 
-        A trial that the sampler did not suggest (an enqueued one) is shown to it, a baseline is not.
+        A trial that the sampler did not suggest (an enqueued one) is shown to it, one aside is not.
         """
         assert trial.number == len(self._ids)
-        if not trial.baseline:
+        if not trial.is_aside:
             seen = self._view_numbers[trial.number] = len(self._view_numbers)
             if seen == len(self._sampler_view):
                 self._sampler_view.add(self._to_optuna(trial))
@@ -257,8 +256,8 @@ class Store:
     def _set(self, trial: Trial) -> None:
         if trial.number in self.trials:
             before = self.trials[trial.number]
-            self._counts[before.state, bool(before.baseline)] -= 1
-        self._counts[trial.state, bool(trial.baseline)] += 1
+            self._counts[before.state, before.is_aside] -= 1
+        self._counts[trial.state, trial.is_aside] += 1
         self.trials[trial.number] = trial
 
     def _write(self, trial: Trial, state: TrialState) -> None:
@@ -266,7 +265,7 @@ class Store:
         self._database.write(trial_id, trial, state, values, _expected_error(trial), _constraint(trial))
 
     def _tell_sampler(self, trial: Trial) -> None:
-        if trial.baseline:
+        if trial.is_aside:
             return
         state, values = self._optuna_state(trial), self.objective_values(trial)
         self._sampler_view.finish(

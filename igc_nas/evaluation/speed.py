@@ -20,11 +20,15 @@ from igc_nas.nn.lowering.network_tuner import NetworkTuner
 from igc_nas.nn.lowering.timing_cache import timing_cache_for
 from igc_nas.nn.network import build
 from igc_nas.study.defaults import with_rungs
-from igc_nas.study.plan import STEPS, Sizes, Speed, planned, recipe_changes
-from igc_nas.study.spec import Recipe, StudySpec
+from igc_nas.study.plan import STEPS, Sizes, Speed, planned, recipe_changes, target_recipe
+from igc_nas.study.spec import Recipe, StudySpec, Target
 
 ENOUGH_S = 0.4
 """A network is timed for about this long, and for two steps at least."""
+FORMS_S = 8.0
+"""About the seconds in which the forms of one network are compiled and timed by an empty cache."""
+USUAL_GAIN, USUAL_CHOICE_S = 0.5, 5.0
+"""Of the fastest form: its share of the factored one's time, and the seconds to choose it, until trials have ended."""
 MEASURING_S = {"cpu": 3.0, "cuda": 1.5}
 """Of a trial's latency measurement, by kind of device; what choosing forms takes is measured here."""
 
@@ -35,6 +39,9 @@ DRAWN = 128
 """Networks that stand for those that the search will train."""
 TIMING = 0.03
 """About this share of the time is for timing trainings."""
+TARGET_EPOCHS, TARGET_FACTOR = 10, 12
+"""Errors are predicted for 10 epochs of all images (as many as `finals --preset quick` trains for), but for at most 12
+times the images of the longer trainings: 20 times is as far as `igc_table` shows that the predicted order holds."""
 START_S = {"cpu": 25.0, "cuda": 30.0}
 """From the command to the first trial: workers start, load the data, and calibrate the scale of latency."""
 
@@ -47,24 +54,49 @@ def planned_spec(
     workers: int,
     trials: int | None = None,
     changes: Mapping[str, Any] | None = None,
+    promote: float = 0.0,
 ) -> StudySpec:
     """A new study's spec with a plan for `time_s` seconds, and the recipe that is in it.
 
     `changes` are those that the user made to the recipe: they stay, and a length among them is the only one considered.
+    The share `promote` of the time is for longer trainings, where some fit into it.
     """
     side, given = spec.space.input[1], changes or {}
     if LENGTH_KEYS & given.keys():
         recipes = [spec.recipe]
     else:
         recipes = [_of_length(spec.recipe, recipe_changes(step, side, info.train_count), given) for step in STEPS]
-    rng = np.random.default_rng(0)
-    drawn = sorted((spec.feasible.draw_stratified(rng) for _ in range(DRAWN)), key=lambda arch: cost_of(arch).macs)
+    drawn = typical(spec)
     timed = [drawn[round(share * (DRAWN - 1))] for share in (0.05, 0.5, 0.95)]
     resolutions = sorted({recipe.resolution for recipe in recipes})
     speed = measure_speed(timed, spec.recipe, resolutions, device, TIMING * time_s)
     usable_s = max(1.0, time_s - START_S[device.kind])
-    recipe, plan = planned(recipes, speed, Sizes.of(drawn), side, usable_s, workers, trials)
-    return spec.model_copy(update={"recipe": recipe, "plan": plan.model_copy(update={"time_s": time_s})})
+    sizes = Sizes.of(drawn)
+    for share in (promote, 0.0):  # without longer trainings where none fits
+        recipe, plan = planned(recipes, speed, sizes, side, (1 - share) * usable_s, workers, trials)
+        longer = [_longer(recipe, step, info.train_count) for step in STEPS]
+        found = target_recipe(recipe, longer, speed, sizes, side, share * usable_s * workers)
+        if found is not None:
+            break
+    target = None
+    if found is not None:
+        images = max(found.samples, min(TARGET_EPOCHS * info.train_count, TARGET_FACTOR * found.samples))
+        target = Target(images=images, recipe=found, share=promote)
+    planned_for = plan.model_copy(update={"time_s": time_s})
+    return spec.model_copy(update={"recipe": recipe, "plan": planned_for, "target": target})
+
+
+def typical(spec: StudySpec) -> list[ArchConfig]:
+    """Networks as a search will train them, by MACs ascending: draws that are stratified by cost."""
+    rng = np.random.default_rng(0)
+    return sorted((spec.feasible.draw_stratified(rng) for _ in range(DRAWN)), key=lambda arch: cost_of(arch).macs)
+
+
+def _longer(recipe: Recipe, step: tuple[int, int, int], images: int) -> Recipe:
+    """The recipe with the epochs and images of a step, and what follows from their number."""
+    changes = recipe_changes(step, recipe.resolution, images)
+    wanted = {key: changes[key] for key in ("epochs", "train_size", "held_out", "average")}
+    return recipe.model_copy(update=wanted | {"rungs": ()})
 
 
 def _of_length(recipe: Recipe, length: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:
@@ -83,24 +115,29 @@ def measure_speed(
 ) -> Speed:
     """The speed of training steps of `recipe` on random images of some resolutions, ascending.
 
-    Each network is timed in factored form, at the first resolution first: the fastest step counts, after one to warm
-    up. Those of further resolutions are left out after `limit_s` seconds. The gain of the forms that the recipe asks
-    for, and what choosing them takes, is that of the middle network at the first resolution.
+    Each network is timed in factored form, at the first resolution first, the smallest and the largest before those
+    between them: the fastest step counts, after one to warm up. After `limit_s` seconds the rest is left out, but not
+    those two. The gain of the forms that the recipe asks for, and what choosing them takes, is that of the middle
+    network at the first resolution; where less than `FORMS_S` is left for that, it is the usual one.
     """
     began = time.perf_counter()
     configure_torch(device, threads)
     timed: list[tuple[ArchConfig, float, float]] = []
+    ends_first = [archs[0], archs[-1], *archs[1:-1]]
     for resolution in resolutions:
         images = _random_images(recipe.batch, resolution, device)
-        for arch in archs:
-            if resolution == resolutions[0] or time.perf_counter() - began < limit_s:
+        for arch in ends_first:
+            if len(timed) < 2 or time.perf_counter() - began < limit_s:
                 step_s = _step_s(_training(arch.trained_at(resolution), recipe, images, device), device)
                 timed.append((arch, (resolution / arch.input[1]) ** 2, step_s))
     gain, chosen_s = 1.0, 0.0
     if recipe.forms != "factored":
-        at = len(archs) // 2
-        chosen_s, lowered_s = _in_fastest_form(archs[at], recipe, resolutions[0], device, threads)
-        gain = lowered_s / timed[at][2]
+        gain, chosen_s = USUAL_GAIN, USUAL_CHOICE_S
+        middle = archs[len(archs) // 2]
+        factored_s = next((step_s for arch, _, step_s in timed if arch is middle), None)
+        if factored_s and limit_s - (time.perf_counter() - began) >= FORMS_S:
+            chosen_s, lowered_s = _in_fastest_form(middle, recipe, resolutions[0], device, threads)
+            gain = lowered_s / factored_s
     found, areas, seconds = zip(*timed, strict=True)
     images_of_step = np.full(len(timed), float(recipe.batch))
     return Speed.fit(

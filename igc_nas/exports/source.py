@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from igc_nas.analysis.expectations import member_words
 from igc_nas.analysis.words import (
     conditions_words,
     counted,
@@ -138,11 +139,10 @@ class Source:
         return {key: printable(str(value), lines=False) for key, value in metadata.items() if value is not None}
 
     def _image_metadata(self) -> dict[str, str]:
-        """The classes and the normalisation of a folder of images, as JSON."""
-        if self.images is None:
-            return {}
-        names = [printable(name, lines=False) for name in self.images.classes]
-        known = {"classes": names, "mean": self.images.mean, "std": self.images.std}
+        """The normalisation of the images, and the classes of a folder of images, as JSON."""
+        known: dict[str, Any] = dict(zip(("mean", "std"), self.statistics or (), strict=False))
+        if self.images:
+            known["classes"] = [printable(name, lines=False) for name in self.images.classes]
         return {key: json.dumps(value, ensure_ascii=False) for key, value in known.items()}
 
 
@@ -179,6 +179,7 @@ def _measurements(source: Source) -> Iterator[str]:
         yield unfinished
     elif isinstance(source.measured, Candidate):
         yield error_text(source.study, source.measured)
+        yield from member_words(source.study, source.measured)
         if end := front_end_words(source.study):
             yield end
     if source.measured is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from igc_nas.errors import ConfigError
 from igc_nas.samplers.features import Floats
 from igc_nas.space.encoding import Code, Ints, SpaceEncoding
 from igc_nas.space.search_space import SearchSpace
+from igc_nas.study.records import Candidate
 
 EXPECTED = "igc_nas:expected"
 """User attribute of a pruned trial: (mean, standard deviation) of its predicted final error."""
@@ -32,6 +33,14 @@ class PricedCodes:
 
 
 @dataclass(frozen=True)
+class LongerTrainings:
+    """The longer trainings of a study: the codes (n) that were trained, and their results."""
+
+    archs: PricedCodes
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
 class History:
     """The trials of a study that stand for an architecture of its space, each state in order of the trials' numbers.
 
@@ -44,6 +53,7 @@ class History:
     pruned: PricedCodes
     expected: Floats
     running: PricedCodes
+    longer: LongerTrainings | None = None
 
     @property
     def seen(self) -> frozenset[Code]:
@@ -95,7 +105,7 @@ class Memory:
         self._unfinished: dict[int, None] = {}
         """The numbers of those that were not finished when last read, ascending."""
 
-    def history(self, study: optuna.Study, asking: int) -> History:
+    def history(self, study: optuna.Study, asking: int, longer: Iterable[Candidate] = ()) -> History:
         """The history for a suggestion to the trial `asking`, which is itself left out."""
         trials = study.get_trials(deepcopy=False)
         complete, pruned = self._finished = self._finished or (
@@ -109,7 +119,21 @@ class Memory:
             self._add(trials[number])
         running = [self._code(trials[number]) for number in self._unfinished if number != asking]
         codes = [*dict.fromkeys(code for code in running if code is not None)]
-        return History(complete.archs, complete.values, pruned.archs, pruned.values, price(self.encoding, codes))
+        return History(
+            complete.archs,
+            complete.values,
+            pruned.archs,
+            pruned.values,
+            price(self.encoding, codes),
+            self._longer(longer),
+        )
+
+    def _longer(self, candidates: Iterable[Candidate]) -> LongerTrainings | None:
+        """The longer trainings of networks of this space; None: there is none."""
+        known = [(c, code) for c in candidates if (code := self.encoding.code(c.arch)) is not None]
+        if not known:
+            return None
+        return LongerTrainings(price(self.encoding, [code for _, code in known]), tuple(c for c, _ in known))
 
     def _add(self, trial: FrozenTrial) -> None:
         """Add a finished trial to those of its state; failed and infeasible ones are left out."""

@@ -20,10 +20,12 @@ import numpy as np
 
 from igc_nas.samplers.acquisition import MIN_STD, expected_hypervolume_improvement
 from igc_nas.samplers.cross_validation import MIN_TRIALS, LeaveOneOut, leave_one_out
-from igc_nas.samplers.features import Features, Floats, features_of
+from igc_nas.samplers.features import Features, Floats, Inputs, features_of
 from igc_nas.samplers.history import History, PricedCodes
 from igc_nas.samplers.mutation import Mutator
 from igc_nas.samplers.surrogate import Surrogate, subset
+from igc_nas.samplers.target_predictor import longer_errors
+from igc_nas.samplers.target_surrogate import MIN_LONGER, TargetSurrogate
 from igc_nas.space.encoding import Code, Ints
 from igc_nas.space.search_space import METRICS
 from igc_nas.study.pareto import nondominated
@@ -33,14 +35,32 @@ from igc_nas.study.spec import StudySpec
 STARTUP = 8
 """The first suggestions of a study are stratified draws."""
 START_DRAWS, START_SHARE = 4, 0.05
+"""With a plan the first suggestions are the cheapest of this number of draws, none above this share of the time."""
 DRAWS, MUTATIONS, CROSSOVERS, ROUNDS, BEST = 64, 128, 48, 3, 12
 
 
 @dataclass(frozen=True)
-class Posterior:
-    """The fitted surrogates by the objective's name; `validation` of the error's, None with too few trials."""
+class ErrorAtTarget:
+    """The error after trainings of `images` images, scaled by its `bounds`."""
 
-    surrogates: dict[str, Surrogate]
+    surrogate: TargetSurrogate
+    images: int
+    bounds: tuple[float, float]
+
+    def predict(self, inputs: Inputs) -> tuple[Floats, Floats]:
+        """(mean, standard deviation), scaled."""
+        predicted, (low, high) = self.surrogate.predict(inputs, self.images), self.bounds
+        return (predicted.errors - low) / (high - low), predicted.std / (high - low)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The fitted surrogates by the objective's name; `validation` of the error's, None with too few trials.
+
+    With longer trainings in the history the error's is `ErrorAtTarget`; that of the recipe's errors is validated.
+    """
+
+    surrogates: dict[str, Surrogate | ErrorAtTarget]
     validation: LeaveOneOut | None
 
 
@@ -60,6 +80,8 @@ class KnownCost:
         self.encoding = spec.feasible.encoding
         self.mutator = Mutator(spec.feasible)
         self._bounds = self._study_bounds()
+        self._at_target: Floats | None = None
+        """(complete,) the scaled errors of the last history's trials at the target; None: the recipe's count."""
         self.measured = tuple(name for name in spec.objectives if name in ("error", "latency"))
 
     @cached_property
@@ -115,19 +137,24 @@ class KnownCost:
 
     def fit(self, history: History) -> Posterior:
         """Fit a surrogate to each measured objective of the history."""
-        self._bounds = self._bounds_from(history)
+        self._bounds, self._at_target = self._bounds_from(history), None
         inputs = self.features.of(history.complete.codes, history.complete.costs)
         columns = {name: self._column(history.values, name) for name in self.measured}
         front = np.array(nondominated(self._points(history)), dtype=np.int64)
-        surrogates, validation = {}, None
+        surrogates: dict[str, Surrogate | ErrorAtTarget] = {}
+        validation = None
         for name, values in columns.items():
             rows = subset(values, front)
             if name == "error" and len(history.pruned):
-                surrogates[name] = self._fit_with_pruned(history, rows)
+                surrogate = self._fit_with_pruned(history, rows)
             else:
-                surrogates[name] = Surrogate(inputs.rows(rows), values[rows])
+                surrogate = Surrogate(inputs.rows(rows), values[rows])
+            surrogates[name] = surrogate
             if name == "error" and len(rows) >= MIN_TRIALS:
-                validation = self.validate(surrogates[name], values[rows], history.complete.costs[rows, 0])
+                validation = self.validate(surrogate, values[rows], history.complete.costs[rows, 0])
+        if (at_target := self._fit_at_target(history)) is not None:
+            surrogates["error"] = at_target
+            self._at_target = at_target.predict(inputs)[0]
         return Posterior(surrogates, validation)
 
     def _bounds_from(self, history: History) -> dict[str, tuple[float, float]]:
@@ -148,6 +175,28 @@ class KnownCost:
         noises = np.concatenate([np.zeros(len(rows)), (deviation / (high - low)) ** 2])
         return Surrogate(self.features.of(codes, costs), values, noises)
 
+    def _fit_at_target(self, history: History) -> ErrorAtTarget | None:
+        """The surrogate of the error at the target length; None without a target or with too few longer trainings.
+
+        Pruned trials count with their predicted errors, as in `_fit_with_pruned`.
+        """
+        target, longer = self.spec.target, history.longer
+        if target is None or longer is None or len(longer.archs) < MIN_LONGER:
+            return None
+        errors = history.values[:, self.spec.objectives.index("error")]
+        rows = subset(errors, np.array(nondominated(self._points(history)), dtype=np.int64))
+        codes = np.concatenate([history.complete.codes[rows], history.pruned.codes])
+        costs = np.concatenate([history.complete.costs[rows], history.pruned.costs])
+        expected, deviation = history.expected.T
+        surrogate = TargetSurrogate(
+            self.features.of(codes, costs),
+            np.concatenate([errors[rows], expected]),
+            self.spec.recipe.samples,
+            longer_errors(self.features.of(longer.archs.codes, longer.archs.costs), longer.candidates),
+            np.concatenate([np.zeros(len(rows)), deviation**2]),
+        )
+        return ErrorAtTarget(surrogate, target.images, self._bounds["error"])
+
     def _column(self, values: Floats, name: str) -> Floats:
         return self._scaled(values[:, self.spec.objectives.index(name)], name)
 
@@ -160,7 +209,11 @@ class KnownCost:
         return found
 
     def _points(self, history: History) -> Floats:
-        return np.stack([self._column(history.values, name) for name in self.spec.objectives], axis=1)
+        """(complete, objectives), scaled; the error as predicted at the target where that is known."""
+        columns = {name: self._column(history.values, name) for name in self.spec.objectives}
+        if self._at_target is not None:
+            columns["error"] = self._at_target
+        return np.stack([columns[name] for name in self.spec.objectives], axis=1)
 
     def _known(self, costs: Ints, name: str) -> Floats:
         """An exact objective of candidates, scaled."""
@@ -244,7 +297,7 @@ class KnownCost:
         metrics: tuple[str, ...] = METRICS
         costs = history.complete.costs[:, metrics.index(self.spec.feasible.metric)]
         bins = np.searchsorted([bin_.most for bin_ in self.spec.feasible.bins], costs)
-        errors = history.values[:, self.spec.objectives.index("error")]
+        errors = self._points(history)[:, self.spec.objectives.index("error")]
         best = [int(rows[np.argmin(errors[rows])]) for rows in (np.flatnonzero(bins == n) for n in np.unique(bins))]
         return history.complete.codes[sorted({*nondominated(self._points(history)), *best})]
 

@@ -27,6 +27,7 @@ from igc_nas.samplers.evolution import Evolution
 from igc_nas.samplers.history import History, Memory
 from igc_nas.samplers.known_cost import KnownCost
 from igc_nas.space.encoding import Code
+from igc_nas.study.records import Candidate
 from igc_nas.study.spec import SamplerName, StudySpec
 
 STARTUP_TRIALS = 10
@@ -51,6 +52,7 @@ class StudySampler(BaseSampler):
     NSGA-II know neither the budget nor `known`, so their suggestions may be infeasible or known; where they would draw
     each parameter at random (TPE's start, the first generation of NSGA-II), a uniform draw of a feasible architecture
     replaces it. An architecture for which `can_end` is False is passed over, by the samplers of this package.
+    `longer` gives the longer trainings that have ended.
     `optuna_sampler` makes a sampler of Optuna's from a seed, in place of the spec's. `consecutive_failures` counts the
     infeasible or known suggestions of Optuna's since the last new one.
     """
@@ -61,12 +63,14 @@ class StudySampler(BaseSampler):
         known: Collection[str],
         consecutive_failures: Callable[[], int] = lambda: 0,
         can_end: Callable[[ArchConfig], bool] = lambda _: True,
+        longer: Callable[[], Iterable[Candidate]] = tuple,
         optuna_sampler: Callable[[int], BaseSampler | None] | None = None,
     ) -> None:
         self._spec = spec
         self._known = known
         self._consecutive_failures = consecutive_failures
         self._can_end = can_end
+        self._longer = longer
         self._make = optuna_sampler or partial(_optuna_sampler, spec.sampler)
         self._encoding = spec.feasible.encoding
         self._memory = Memory(spec.search_space, self._encoding)
@@ -100,7 +104,7 @@ class StudySampler(BaseSampler):
         return chosen or self._new(study, trial)
 
     def _new(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        history, too_long = self._memory.history(study, trial.number), False
+        history, too_long = self._memory.history(study, trial.number, self._longer()), False
         for code in self._proposals(history):
             arch = self._encoding.architecture(code)
             if arch_id(arch) in self._known:

@@ -62,17 +62,17 @@ class Surrogate:
 
     `noises` (n,) are known variances of the values, added to the noise that is fitted. Predictions are of the objective
     itself, without the noise of a measurement. `inputs` are kept standardised; the covariance of the standardised
-    values is `variance * (kernel(inputs, inputs) + noise * identity)` plus the known noise.
+    values, `(values - mean) / scale`, is `variance * (kernel(inputs, inputs) + noise * identity)` plus the known noise.
     """
 
     def __init__(self, inputs: Inputs, values: Floats, noises: Floats | None = None) -> None:
         self._centre = Inputs(inputs.whole.mean(axis=0), inputs.parts.mean(axis=0))
         self._spread = Inputs(_spread(inputs.whole), _spread(inputs.parts))
-        self.inputs = self._standardised(inputs)
-        self._mean, self._scale = float(values.mean()), float(values.std()) or 1.0
-        targets = (values - self._mean) / self._scale
+        self.inputs = self.standardised(inputs)
+        self.mean, self.scale = float(values.mean()), float(values.std()) or 1.0
+        targets = (values - self.mean) / self.scale
         self.kernel, self.noise = _choose(self.inputs, targets)
-        known_noise = np.zeros(len(values)) if noises is None else noises / self._scale**2
+        known_noise = np.zeros(len(values)) if noises is None else noises / self.scale**2
         covariance = self.kernel(self.inputs, self.inputs)
         self.variance = _profiled_variance(covariance + self.noise * np.eye(len(values)), targets)
         covariance[np.diag_indices_from(covariance)] += self.noise + known_noise / self.variance
@@ -80,7 +80,8 @@ class Surrogate:
         self._targets = targets
         self._weights = _solve(self._factor, targets)
 
-    def _standardised(self, inputs: Inputs) -> Inputs:
+    def standardised(self, inputs: Inputs) -> Inputs:
+        """Inputs on the scale of those that it was fitted to: mean 0, standard deviation 1."""
         return Inputs(
             (inputs.whole - self._centre.whole) / self._spread.whole,
             (inputs.parts - self._centre.parts) / self._spread.parts,
@@ -90,11 +91,11 @@ class Surrogate:
         """(mean, standard deviation), in the units of the values."""
         from scipy.linalg import solve_triangular
 
-        standard = self._standardised(inputs)
+        standard = self.standardised(inputs)
         across = self.kernel(standard, self.inputs)
         half = solve_triangular(self._factor, across.T, lower=True, check_finite=False)
         variance = np.maximum(1e-9, self.kernel.diagonal(standard) - (half**2).sum(axis=0)) * self.variance
-        return self._mean + self._scale * (across @ self._weights), self._scale * np.sqrt(variance)
+        return self.mean + self.scale * (across @ self._weights), self.scale * np.sqrt(variance)
 
     def left_out(self) -> tuple[Floats, Floats]:
         """(mean, standard deviation) of each value from all other ones, with the noise of a measurement.
@@ -104,7 +105,7 @@ class Surrogate:
         inverse = _solve(self._factor, np.eye(len(self._targets)))
         diagonal = np.diag(inverse)
         mean = self._targets - self._weights / diagonal
-        return self._mean + self._scale * mean, self._scale * np.sqrt(self.variance / diagonal)
+        return self.mean + self.scale * mean, self.scale * np.sqrt(self.variance / diagonal)
 
 
 def subset(values: Floats, keep: Ints, most: int = MOST_POINTS) -> Ints:

@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.io.text import plain, printable, wrapped
 from igc_nas.io.units import fixed_count
 from igc_nas.study.records import Candidate, Latency
+
+if TYPE_CHECKING:
+    from igc_nas.study.study import Study
 
 NOISY = "*"
 """Marks a noisy latency in a table."""
@@ -60,33 +65,59 @@ WANTED = ("form", "architecture", "deployed", "id", "interval", "low", "weights"
 """The others, the first one that fits first."""
 
 
-def table_lines(members: Sequence[Candidate], width: int | None) -> list[str]:
-    """A title line, and a line for each candidate; with a `width` only the columns that fit."""
+def expected_columns(study: Study) -> dict[str, Column]:
+    """The columns of a study with predicted errors: at its target length, and as observed after a longer training."""
+
+    def predicted(candidate: Candidate) -> str:
+        expected = study.expected.get(candidate.trial)
+        return f"{100 * expected.error:.2f} %" if expected else "-"
+
+    def observed(candidate: Candidate) -> str:
+        longer = study.longer.get(candidate.trial)
+        return f"{100 * longer.score.error:.2f} %" if longer else "-"
+
+    target = study.spec.target
+    if target is None or not study.expected:
+        return {}
+    return {
+        "predicted": Column(f"at {fixed_count(target.images)}", predicted),
+        "observed": Column(f"at {fixed_count(target.recipe.samples)}", observed),
+    }
+
+
+def table_lines(
+    members: Sequence[Candidate], width: int | None, more: Mapping[str, Column] = MappingProxyType({})
+) -> list[str]:
+    """A title line, and a line for each candidate; with a `width` only the columns that fit.
+
+    `more` columns stand before that of the error, and are always shown.
+    """
+    columns = {"trial": COLUMNS["trial"], **more, **COLUMNS}
     cells = {
         name: [column.title, *(printable(column.of(member), lines=False) for member in members)]
-        for name, column in COLUMNS.items()
+        for name, column in columns.items()
     }
     widths = {name: max(map(len, texts)) for name, texts in cells.items()}
-    shown, gap = _fitting(widths, width)
+    shown, gap = _fitting(widths, width, (*ALWAYS, *more))
     padded = [
-        [text.ljust(widths[name]) if COLUMNS[name].left else text.rjust(widths[name]) for text in cells[name]]
+        [text.ljust(widths[name]) if columns[name].left else text.rjust(widths[name]) for text in cells[name]]
         for name in shown
     ]
     return [(" " * gap).join(row).rstrip() for row in zip(*padded, strict=True)]
 
 
-def _fitting(widths: Mapping[str, int], width: int | None) -> tuple[list[str], int]:
+def _fitting(widths: Mapping[str, int], width: int | None, always: Sequence[str]) -> tuple[list[str], int]:
     """(the columns that fit, the blanks between them)."""
     if width is None:
-        return list(COLUMNS), 2
-    least = sum(widths[name] for name in ALWAYS)
-    gap = 2 if least + 2 * (len(ALWAYS) - 1) <= width else 1
-    used, shown = least + gap * (len(ALWAYS) - 1), set(ALWAYS)
+        return list(widths), 2
+    least = sum(widths[name] for name in always)
+    gap = 2 if least + 2 * (len(always) - 1) <= width else 1
+    used, shown = least + gap * (len(always) - 1), set(always)
     for name in WANTED:
         if used + gap + widths[name] <= width:
             shown.add(name)
             used += gap + widths[name]
-    return [name for name in COLUMNS if name in shown], gap
+    return [name for name in widths if name in shown], gap
 
 
 PUBLISHED = ("trial", "id", "error", "params", "macs", "latency", "form", "deployed")

@@ -183,10 +183,43 @@ def planned(
     return best
 
 
-class TrialTimes:
-    """The seconds that a trial will take, from the plan's speed and from the trials that have ended."""
+LONGER = 3, 14
+"""A longer training has this number of times the images of a short one: enough to change the order, few enough to be
+paid for."""
+FEWEST_LONGER = 6
+"""The longest recipe of which this number fits into the share of the time is taken."""
 
-    def __init__(self, speed: Speed | None, recipe: Recipe, side: int, trials: Iterable[Trial] = ()) -> None:
+
+def target_recipe(
+    recipe: Recipe, longer: Sequence[Recipe], speed: Speed, sizes: Sizes, side: int, share_s: float
+) -> Recipe | None:
+    """The recipe of the longer trainings, from `longer` (ascending), for `share_s` seconds of all workers together.
+
+    None: none of `longer` is within `LONGER` times the images and short enough.
+    """
+    found = None
+    for one in longer:
+        ratio, mean_s = one.samples / recipe.samples, float(speed.trials_s(sizes, one, side).mean())
+        if LONGER[0] <= ratio <= LONGER[1] and FEWEST_LONGER * mean_s <= share_s:
+            found = one
+    return found
+
+
+class TrialTimes:
+    """The seconds that a trial will take, from the plan's speed and from the trials that have ended.
+
+    Until enough have ended, they are corrected as those of `like`.
+    """
+
+    def __init__(
+        self,
+        speed: Speed | None,
+        recipe: Recipe,
+        side: int,
+        trials: Iterable[Trial] = (),
+        like: TrialTimes | None = None,
+    ) -> None:
+        self._like = like
         self.speed = speed
         self.recipe = recipe
         self.side = side
@@ -221,8 +254,8 @@ class TrialTimes:
 
     @property
     def correction(self) -> float:
-        """Measured over predicted seconds: the median of the latest trials; 1 with fewer than three."""
+        """Measured over predicted seconds: the median of the latest trials; with fewer than three `like`'s, else 1."""
         seen = self._seen[-LATEST:]
         if self.speed is None or len(seen) < FEWEST_FOR_CORRECTION:
-            return 1.0
+            return self._like.correction if self._like else 1.0
         return statistics.median(seconds / basis for basis, seconds in seen)

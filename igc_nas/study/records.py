@@ -277,6 +277,8 @@ class Trial(Frozen):
     """True if a user enqueued this architecture; a sampler did not suggest it."""
     baseline: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     """The name of a network that the search is compared with: no candidate of the study, and never pruned."""
+    longer_of: Annotated[int, Field(ge=0)] | None = None
+    """The trial whose network it trains anew, for longer (`StudySpec.target`): no candidate of its own."""
     same_as: int | None = None
     """The trial that a duplicate repeats."""
     violation: float | None = None
@@ -306,6 +308,11 @@ class Trial(Frozen):
         if known:
             return known.id
         return arch_id(self.arch) if self.arch else None
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether no sampler has suggested it and none learns of it as a trial: a baseline, or a longer training."""
+        return self.baseline is not None or self.longer_of is not None
 
     @model_validator(mode="before")
     @classmethod

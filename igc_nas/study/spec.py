@@ -152,6 +152,18 @@ class Calibration(Frozen):
     """Of the feasible architecture with the most MACs."""
 
 
+class Target(Frozen):
+    """The length of training at which a study predicts errors, and the longer trainings that back the predictions.
+
+    `share` of the time is for trainings by `recipe`, of networks that the short ones and the predictions single out.
+    """
+
+    images: Annotated[int, Field(ge=1)]
+    """Errors are predicted for trainings of this number of images; those by `recipe` may be shorter."""
+    recipe: Recipe
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+
 class StudySpec(Frozen):
     """The settings that all trials of a study share.
 
@@ -183,6 +195,8 @@ class StudySpec(Frozen):
     bounds: dict[str, Bound] = Field(default_factory=dict)
     plan: Plan | None = None
     """What the study was planned to do in the time given; no part of what a study is about."""
+    target: Target | None = None
+    """Planned with the time; None: the front is that of the errors after `recipe`."""
     reference_ms: Ms | None = None
     space: SpaceFile
 
@@ -249,8 +263,9 @@ class StudySpec(Frozen):
         return cls.parse(current_spec(data), where)
 
     def identity(self) -> dict[str, Any]:
-        """The settings without those that are measured before the first trial: equal for equal studies."""
-        return {key: value for key, value in self.to_dict().items() if key not in ("bounds", "reference_ms", "plan")}
+        """The settings without those that are measured or planned before the first trial: equal for equal studies."""
+        measured = ("bounds", "reference_ms", "plan", "target")
+        return {key: value for key, value in self.to_dict().items() if key not in measured}
 
     def with_scale(self, calibration: Calibration) -> StudySpec:
         """This spec with the hypervolume's bounds and the reference time fixed.

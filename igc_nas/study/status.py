@@ -24,7 +24,7 @@ class Status:
     @property
     def counts(self) -> dict[str, int]:
         """The number of trials in each state that occurs, without the baselines."""
-        return dict(Counter(trial.state for trial in self.study.trials if not trial.baseline))
+        return dict(Counter(trial.state for trial in self.study.trials if not trial.is_aside))
 
     @property
     def baseline_counts(self) -> dict[str, int]:

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -16,10 +16,11 @@ from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.files import MOST_RECORDS, read_bytes, read_text
 from igc_nas.io.text import one_line, plain
 from igc_nas.io.units import parse_count, parse_ms
+from igc_nas.study.expected import Expected
 from igc_nas.study.finals import Final, read_finals
 from igc_nas.study.front_table import html_table
 from igc_nas.study.names import find_study
-from igc_nas.study.objectives import OBJECTIVES, values
+from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.pareto import hypervolume, knee, nondominated, running_hypervolume
 from igc_nas.study.records import Candidate, Trial
 from igc_nas.study.spec import StudySpec
@@ -46,11 +47,16 @@ class Members(tuple[Candidate, ...]):
 
 @dataclass(frozen=True, repr=False)
 class Study:
-    """The content of a study's folder. `trials` are in the order of their numbers."""
+    """The content of a study's folder. `trials` are in the order of their numbers.
+
+    `expected` are the errors predicted at the study's target length, by the trial's number
+    (`igc_nas.analysis.expectations`). Where there are any, fronts, hypervolumes and picks go by them.
+    """
 
     spec: StudySpec
     trials: tuple[Trial, ...]
     folder: Path | None = None
+    expected: Mapping[int, Expected] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         front = f"front of {len(self.front())} of {len(self.candidates)} candidates"
@@ -65,12 +71,17 @@ class Study:
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
         """The candidates of the completed trials, without the baselines."""
-        return tuple(t.candidate for t in self.trials if t.state == "complete" and t.candidate and not t.baseline)
+        return tuple(t.candidate for t in self.trials if t.state == "complete" and t.candidate and not t.is_aside)
 
     @cached_property
     def baselines(self) -> tuple[Trial, ...]:
         """The trials of the baselines, in any state; of an architecture the last one."""
         return tuple({trial.id: trial for trial in self.trials if trial.baseline}.values())
+
+    @cached_property
+    def longer(self) -> dict[int, Candidate]:
+        """The longer trainings that are complete, by the number of the trial whose network they train."""
+        return {t.longer_of: t.candidate for t in self.trials if t.longer_of is not None and t.candidate}
 
     @cached_property
     def finals(self) -> tuple[Final, ...]:
@@ -79,13 +90,17 @@ class Study:
 
     @cached_property
     def feasible_candidates(self) -> tuple[Candidate, ...]:
-        """The candidates within the budgets, from which the front is taken; an enqueued one may exceed them."""
-        return tuple(c for c in self.candidates if self.spec.budget.violation(c.cost) <= 0)
+        """The candidates within the budgets, from which the front is taken; an enqueued one may exceed them.
+
+        Where errors are predicted, those of networks outside the space are left out: nothing is expected of them.
+        """
+        within = (c for c in self.candidates if self.spec.budget.violation(c.cost) <= 0)
+        return tuple(c for c in within if not self.expected or c.trial in self.expected)
 
     @property
     def ended(self) -> int:
         """Number of complete and pruned trials, without the baselines."""
-        return sum(trial.state in ("complete", "pruned") and not trial.baseline for trial in self.trials)
+        return sum(trial.state in ("complete", "pruned") and not trial.is_aside for trial in self.trials)
 
     @property
     def is_begun(self) -> bool:
@@ -103,13 +118,22 @@ class Study:
     def front(self, objectives: Sequence[str] | None = None) -> Members:
         """The candidates that no other one dominates, by the first objective ascending."""
         names = tuple(objectives or self.spec.front_objectives)
-        points = [values(c, names) for c in self.feasible_candidates]
+        points = [self.values(c, names) for c in self.feasible_candidates]
         return Members(self.feasible_candidates[i] for i in sorted(nondominated(points), key=lambda i: points[i]))
+
+    def error(self, candidate: Candidate) -> float:
+        """The error by which a candidate is ranked: the predicted one where there is one, else the measured one."""
+        expected = self.expected.get(candidate.trial)
+        return candidate.score.error if expected is None else expected.error
+
+    def values(self, candidate: Candidate, names: Sequence[str]) -> tuple[float, ...]:
+        """The objectives by which a candidate is ranked, in the order of `names`."""
+        return tuple(self.error(candidate) if name == "error" else OBJECTIVES[name].of(candidate) for name in names)
 
     def scaled(self, candidate: Candidate, objectives: Sequence[str] | None = None) -> tuple[float, ...]:
         """A candidate's objectives, scaled to [0, 1] by the study's fixed bounds."""
         names = tuple(objectives or self.spec.front_objectives)
-        return self.spec.scaled(dict(zip(names, values(candidate, names), strict=True)))
+        return self.spec.scaled(dict(zip(names, self.values(candidate, names), strict=True)))
 
     def hypervolume(self, objectives: Sequence[str] | None = None) -> float | None:
         """Hypervolume of the scaled front for the reference point (1, ..., 1); None before the study is calibrated."""
@@ -173,9 +197,9 @@ class Study:
             front = self.front() or self.candidates
             return front[knee([self._comparable(c) for c in front])]
         if rule == "best-error":
-            return min(self.feasible_candidates or self.candidates, key=lambda c: (c.score.error, c.cost.params))
+            return min(self.feasible_candidates or self.candidates, key=lambda c: (self.error(c), c.cost.params))
         if rule == "smallest":
-            return min(self.front() or self.candidates, key=lambda c: (c.deployed_params, c.score.error))
+            return min(self.front() or self.candidates, key=lambda c: (c.deployed_params, self.error(c)))
         if (number := _trial_number(rule)) is not None:
             candidate = self.trial(number).candidate
             if candidate is None:
@@ -210,7 +234,7 @@ class Study:
         """The objectives among which the knee is found: scaled if the study has bounds, else as they are."""
         if all(name in self.spec.bounds for name in self.spec.front_objectives):
             return self.scaled(candidate)
-        return values(candidate, self.spec.front_objectives)
+        return self.values(candidate, self.spec.front_objectives)
 
     def _best_under(self, limits: dict[str, float]) -> Candidate:
         """The least error within limits, which hold what is deployed: the form that was measured."""
@@ -225,7 +249,7 @@ class Study:
 
         within = [c for c in self.candidates if relative_size(c) <= 1]
         if within:
-            return min(within, key=lambda c: (c.score.error, c.cost.params))
+            return min(within, key=lambda c: (self.error(c), c.cost.params))
         near = min(self.candidates, key=relative_size)
         has = ", ".join(f"{name} {deployed(near, name):,.6g}" for name in limits)
         raise StudyError(

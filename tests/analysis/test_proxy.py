@@ -68,6 +68,7 @@ def test_every_predictor_is_there_in_order(found: ProxyReport) -> None:
         ("end", 8000),
         ("loss", 8000),
         ("surrogate", 8000),
+        ("target", 8000),
         ("seed", 8000),
         ("params", None),
         ("macs", None),
@@ -220,7 +221,7 @@ def test_pruned_trainings_count_at_their_rungs(tmp_path: Path) -> None:
     found = report_of(tmp_path, short=short, long=make(30, by_quality, recipe=LONG))
     assert (found.study.completed, found.study.pruned, found.shared) == (18, 12, 30)
     assert {row.kind: row.overall.n for row in found.predictors} == {
-        "rung": 30, "end": 18, "loss": 18, "surrogate": 18, "params": 30, "macs": 30, "random": 30,
+        "rung": 30, "end": 18, "loss": 18, "surrogate": 18, "target": 18, "params": 30, "macs": 30, "random": 30,
     }  # fmt: skip
     assert proxy_report(load_study(tmp_path / "short"), load_study(tmp_path / "short")).shared == 18
 
@@ -305,3 +306,13 @@ def test_a_related_study_that_cannot_be_read_is_an_error(tmp_path: Path) -> None
     (tmp_path / "short" / "long").mkdir()
     (tmp_path / "short" / "long" / "study.toml").write_text("name = ")
     assert "long/study.toml" in refused(load_study(tmp_path / "short"))[0]
+
+
+def test_a_longer_training_is_predicted_from_the_other_architectures() -> None:
+    found = proxy_report(load_study("igc_table"))
+    (row,) = found.of("target")
+    assert row.overall.n == found.shared
+    assert (row.overall.tau or 0) > 0.75
+    assert (row.inside.tau or 0) > 0.7
+    assert found.target_within is not None
+    assert found.target_within[1] > 0.85

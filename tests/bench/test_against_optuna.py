@@ -58,7 +58,12 @@ def test_the_figure_draws_each_run_and_the_means() -> None:
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [(("--html", "figure.pdf"), "neither .html"), (("--time", "soon"), "'soon'"), (("--seeds", "0"), "--seeds")],
+    [
+        (("--html", "figure.pdf"), "neither .html"),
+        (("--time", "soon"), "'soon'"),
+        (("--seeds", "0"), "--seeds"),
+        (("--dataset", "nowhere"), "nowhere"),
+    ],
 )
 def test_wrong_input_is_refused_before_anything_runs(
     more: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]

@@ -61,7 +61,7 @@ def test_the_same_as_json(short: Path, cli: Command) -> None:
     found = cli("report", "short", "--json").json
     assert (found["study"]["name"], found["reference"]["name"], found["shared"]) == ("short", "short/long", N)
     kinds = [row["kind"] for row in found["predictors"]]
-    assert kinds == ["rung", "rung", "end", "loss", "surrogate", "seed", "params", "macs", "random"]
+    assert kinds == ["rung", "rung", "end", "loss", "surrogate", "target", "seed", "params", "macs", "random"]
     end = found["predictors"][2]
     assert end["overall"]["low"] < end["overall"]["tau"] < end["overall"]["high"]
     assert end["versus_params"] == "above"

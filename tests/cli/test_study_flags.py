@@ -19,6 +19,7 @@ from igc_nas.study.defaults import default_recipe
 from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import load_study
 from tests.support.builders import one_line, taken
+from tests.support.commands import Command
 from tests.support.searches import evaluate, spec
 
 STUB = Device("cpu", "cpu", "stub")
@@ -387,3 +388,17 @@ def test_the_batch_and_the_dtype_of_latencies_are_the_study_s(there: Path) -> No
     spec = resolve_study(on_gpu, gpu).spec
     assert spec.latency.dtype == "bfloat16"
     assert StudySpec.from_toml(spec.to_toml()) == spec
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--trials", "2", "--promote", "0.3"), "--promote is a share of --time"),
+        (("--time", "1m", "--promote", "0.3", "--sampler", "random"), "--promote is for searches for the error"),
+        (("--time", "1m", "--promote", "2"), "--promote"),
+    ],
+)
+def test_a_share_for_longer_trainings_that_cannot_be(options: tuple[str, ...], message: str, cli: Command) -> None:
+    found = cli("search", "--space", "tiny", "--dataset", "shapes", "--device", "cpu", *options)
+    assert found.status == 2
+    assert message in found.err

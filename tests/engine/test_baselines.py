@@ -179,7 +179,7 @@ def test_the_store_counts_without_them(tmp_path: Path) -> None:
         store.add(Trial(number=0, state="waiting", params={}, arch=OUTSIDE.arch, baseline="a"))
         assert store.ended == 0
         assert store.consecutive_failures() == 0
-        waiting = store.waiting()
+        waiting = next(store.waiting(), None)
         assert waiting is not None
         assert waiting.baseline == "a"
         assert len(store.optuna_study.trials) == 0

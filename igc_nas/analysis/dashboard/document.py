@@ -17,6 +17,7 @@ from igc_nas.analysis.dashboard.payload import CachedStudy, payload
 from igc_nas.analysis.dashboard.sections import (
     banners,
     cards,
+    expected_html,
     finals_html,
     front_html,
     heading,
@@ -64,7 +65,7 @@ def document(studies: Sequence[Study], data: str, scripts: Sequence[str], *, liv
     summaries = "".join(
         f'<section class="study" data-study="{place}">\n{heading(study) if len(studies) > 1 else ""}'
         f"{cards(study)}{question(study)}{'' if study.candidates else nothing_yet(study)}"
-        f"{finals_html(study)}</section>\n"
+        f"{expected_html(study)}{finals_html(study)}</section>\n"
         for place, study in enumerate(studies)
     )
     tables = "".join(front_html(study) for study in studies if study.candidates)

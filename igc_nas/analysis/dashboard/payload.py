@@ -25,6 +25,7 @@ from igc_nas.analysis.views import (
     front_rows,
     hypervolume_view,
     limits,
+    own_trials,
     papers_view,
     shortened,
     surrogate_view,
@@ -150,7 +151,7 @@ def _study(study: Study, plans: Plans) -> Json:
 
 def _trials(study: Study, view: TrialsView, plans: Plans) -> Json:
     """Every trial, as columns; a text column is {"of": texts, "at": index of each row's text}."""
-    latencies = [_latency(trial) for trial in study.trials]
+    latencies = [_latency(trial) for trial in own_trials(study)]
     within = {candidate.trial for candidate in study.feasible_candidates}
     return {
         "trial": view.trial,
@@ -174,9 +175,9 @@ def _trials(study: Study, view: TrialsView, plans: Plans) -> Json:
         "deployed_macs": [latency and latency.deployed_macs for latency in latencies],
         "weight_bytes": [latency and latency.weight_bytes for latency in latencies],
         "noise": _texts("; ".join(latency.noise) if latency else "" for latency in latencies),
-        "reason": _texts(trial.reason[:LONGEST_REASON] if trial.reason else "" for trial in study.trials),
-        "wall_s": [trial.wall_s and round(trial.wall_s, 1) for trial in study.trials],
-        "arch": [plans.of(trial.arch) if trial.arch else None for trial in study.trials],
+        "reason": _texts(trial.reason[:LONGEST_REASON] if trial.reason else "" for trial in own_trials(study)),
+        "wall_s": [trial.wall_s and round(trial.wall_s, 1) for trial in own_trials(study)],
+        "arch": [plans.of(trial.arch) if trial.arch else None for trial in own_trials(study)],
     }
 
 

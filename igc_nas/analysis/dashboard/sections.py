@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from igc_nas.analysis.expectations import expectation_words, with_expectations
 from igc_nas.analysis.finals import COLUMNS as FINALS_COLUMNS
 from igc_nas.analysis.finals import LEGEND as FINALS_LEGEND
 from igc_nas.analysis.finals import final_rows, group_title
@@ -74,7 +75,7 @@ def cards(study: Study) -> str:
 
 def numbers(study: Study) -> list[tuple[str, str]]:
     """The key numbers at the top of the page: (label, value)."""
-    states = Counter(trial.state for trial in study.trials if not trial.baseline)
+    states = Counter(trial.state for trial in study.trials if not trial.is_aside)
     others = {state: count for state, count in states.items() if state != "complete"}
     found = [("completed trials", f"{len(study.candidates):,}")]
     if study.candidates:
@@ -185,6 +186,45 @@ def _table_row(candidate: Candidate, is_knee: bool) -> str:
         f"{words.latency} [{words.interval}]{noisy}",
         plain(words.form),
         f"<code>{plain(words.architecture)}</code>",
+    )
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
+
+
+def expected_html(study: Study) -> str:
+    """The front by the errors that are predicted at the target length; empty for a study without a target."""
+    study = with_expectations(Study(study.spec, study.trials, study.folder))
+    words, target = expectation_words(study), study.spec.target
+    if words is None or target is None:
+        return ""
+    title = f"<h2>Predicted after {target.images:,} images</h2>\n<p>{plain(words)}</p>\n"
+    if not study.expected:
+        return title
+    heads = (
+        "trial",
+        f"predicted, {target.images:,} images [95 %]",
+        f"observed, {target.recipe.samples:,} images",
+        f"observed, {study.spec.recipe.samples:,} images",
+        "parameters",
+        "architecture",
+    )
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    rows = "".join(_expected_row(study, member) for member in study.front())
+    note = f"The figures below are of the errors observed after {study.spec.recipe.samples:,} images."
+    return (
+        f'{title}<div class="table">\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n'
+        f'</div>\n<p class="note">{note}</p>\n'
+    )
+
+
+def _expected_row(study: Study, member: Candidate) -> str:
+    expected, longer = study.expected[member.trial], study.longer.get(member.trial)
+    cells = (
+        str(member.trial),
+        f"{100 * expected.error:.2f} % [{100 * expected.low:.1f}-{100 * expected.high:.1f}]",
+        f"{100 * longer.score.error:.2f} %" if longer else "",
+        f"{100 * member.score.error:.2f} %",
+        f"{member.cost.params:,}",
+        f"<code>{plain(str(member.arch))}</code>",
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
 

@@ -2,7 +2,7 @@
 
 Each starts from uniform draws within the budget, as Optuna's samplers do in a study. What is infeasible or known costs
 it nothing. Optuna's own learn of the budget through constraints. BoTorch and SMAC3 choose among architectures that are
-within the budget and new (`_candidates`), and minimise the objectives as the hypervolume scales them: so they search
+within the budget and new (`_Candidates`), and minimise the objectives as the hypervolume scales them: so they search
 what they are judged by, and spend no suggestion on what cannot be built.
 """
 
@@ -76,8 +76,8 @@ def _botorch(spec: StudySpec) -> Make:
     """qLogNEHVI (Ament et al. 2023, arXiv 2310.20708) by optuna-integration, over `_Candidates`.
 
     The model is the integration's: a GP of each objective over the flat parameters, categories one-hot (40 columns in
-    igc_cifar). Its own optimiser of the acquisition, 20 restarts of L-BFGS in the continuous relaxation, returns next
-    to nothing that can be built here, so the acquisition is evaluated on candidates.
+    igc_cifar). Its own optimiser of the acquisition, 20 restarts of L-BFGS in the continuous relaxation, knows neither
+    the budget nor which stages fit together, so the acquisition is evaluated on candidates.
     """
     import torch
     from botorch.acquisition.multi_objective import logei

@@ -1,0 +1,114 @@
+"""Longer trainings of a search's networks: when, of which, recorded how, resumed, and what the front then says."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igc_nas.analysis.expectations import expectation_words, with_expectations
+from igc_nas.engine.search import Run, search
+from igc_nas.samplers.cross_validation import MIN_TRIALS
+from igc_nas.study.records import Trial
+from igc_nas.study.spec import StudySpec, Target
+from igc_nas.study.study import Study, load_study
+from tests.support.searches import spec
+from tests.support.stubs import late_bloomers, slow_late_bloomers
+
+TRIALS = 28
+
+
+def question() -> StudySpec:
+    """A study for the least error, in whose longer trainings a network sees four times the images."""
+    made = spec(objectives=("error", "params"), goal="best-error")
+    recipe = made.recipe.model_copy(update={"train_size": 4 * made.recipe.train_size, "rungs": ()})
+    return made.model_copy(update={"target": Target(images=2 * recipe.samples, recipe=recipe, share=0.4)})
+
+
+def rows(study: Study) -> list[tuple[Any, ...]]:
+    """What a search has found, in order."""
+    return [(t.number, t.state, t.id, t.longer_of, t.candidate and t.candidate.score.error) for t in study.trials]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("promotion") / "stub"
+    list(search(question(), Run(folder, trials=TRIALS), evaluator=late_bloomers))
+    return load_study(folder)
+
+
+def test_a_share_of_the_images_is_for_longer_trainings(searched: Study) -> None:
+    target, recipe = searched.spec.target, searched.spec.recipe
+    assert target is not None
+    longer = [trial for trial in searched.trials if trial.longer_of is not None]
+    spent = len(longer) * target.recipe.samples
+    assert len(longer) >= 2
+    assert spent - target.recipe.samples <= target.share * (spent + len(searched.candidates) * recipe.samples)
+    assert longer[0].number >= MIN_TRIALS
+    assert len({trial.longer_of for trial in longer}) == len(longer)
+    assert all(trial.id == searched.trial(trial.longer_of or 0).id for trial in longer)
+
+
+def test_a_longer_training_is_no_candidate(searched: Study) -> None:
+    assert len(searched.candidates) == searched.ended == TRIALS
+    assert {candidate.score.samples for candidate in searched.candidates} == {searched.spec.recipe.samples}
+
+
+def test_the_front_is_of_predictions_and_reaches_what_short_trainings_call_bad(searched: Study) -> None:
+    expected = with_expectations(searched)
+    measured, predicted = searched.pick("best-error"), expected.pick("best-error")
+    assert predicted.cost.params > measured.cost.params
+    assert predicted.score.error > measured.score.error
+    assert expected.error(predicted) < expected.error(measured)
+    low, high = expected.expected[predicted.trial].low, expected.expected[predicted.trial].high
+    assert low < expected.error(predicted) < high
+    assert f"{len(searched.longer)} after" in (expectation_words(expected) or "")
+
+
+def test_the_sampler_turns_to_large_networks_once_it_has_seen_longer_trainings(searched: Study) -> None:
+    first = min(trial.number for trial in searched.trials if trial.longer_of is not None)
+    before, after = (
+        [c.cost.params for c in searched.candidates if (c.trial > first + 4) is late] for late in (False, True)
+    )
+    assert sum(after) / len(after) > sum(before) / len(before)
+
+
+def test_a_search_that_is_interrupted_finds_the_same(searched: Study, tmp_path: Path) -> None:
+    run = Run(tmp_path / "stub", trials=TRIALS)
+    list(itertools.islice(search(question(), run, evaluator=late_bloomers), 18))
+    list(search(question(), run, evaluator=late_bloomers))
+    assert rows(load_study(run.folder)) == rows(searched)
+
+
+def test_a_longer_training_that_is_stopped_is_taken_up(tmp_path: Path) -> None:
+    run = Run(tmp_path / "stub", trials=MIN_TRIALS + 2)
+    found = search(question(), run, evaluator=slow_late_bloomers)
+    for candidate in found:
+        if candidate.trial == MIN_TRIALS - 1:
+            break
+    found.close()
+    list(search(question(), Run(run.folder, trials=MIN_TRIALS + 2, timeout_s=0.8), evaluator=slow_late_bloomers))
+    study = load_study(run.folder)
+    waiting = [trial for trial in study.trials if trial.longer_of is not None and trial.state == "waiting"]
+    list(search(question(), run, evaluator=late_bloomers))
+    after = load_study(run.folder)
+    assert all(after.trial(trial.number).state == "complete" for trial in waiting)
+    assert [t.longer_of for t in after.trials if t.longer_of is not None]
+
+
+def test_a_database_alone_restores_longer_trainings(searched: Study, tmp_path: Path) -> None:
+    from igc_nas.engine.store import Store
+
+    assert searched.folder is not None
+    folder = tmp_path / "stub"
+    folder.mkdir()
+    for name in ("study.toml", "study.db"):
+        (folder / name).write_bytes((searched.folder / name).read_bytes())
+    Store(folder, searched.spec).close()
+    assert rows(load_study(folder)) == rows(searched)
+
+
+def test_a_record_without_the_field_is_no_longer_training() -> None:
+    assert Trial.from_json('{"number": 0, "state": "waiting", "params": {}}').longer_of is None
