@@ -196,7 +196,7 @@ def _search(
     trials = []
     for trial in study.trials:
         found = trial.candidate
-        if found and trial.started and trial.wall_s and found.score.samples == study.spec.recipe.samples:
+        if found and trial.started and trial.wall_s:
             ended = datetime.fromisoformat(trial.started).timestamp() + trial.wall_s
             trials.append((ended - began, found.score.error, float(found.cost.params)))
     return study.spec, Course.of(trials, study.spec, time_s)
