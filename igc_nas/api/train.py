@@ -30,7 +30,7 @@ def train(arch: ArchConfig | Candidate | str | Path, **options: Unpack[TrainOpti
     """Train an architecture to the end, and test it once: `igc_nas.train(study.best(), epochs=30)["test_error"]`.
 
     `arch` is an architecture, a candidate, a .toml file, a network's name or `STUDY:N`. The same call continues an
-    interrupted training. Returns what result.json holds, with the paths of the folder and of the weights.
+    interrupted training. Returns what result.json holds: test_error, weights, and the conditions.
 
     Raises `UsageError` for arguments that are invalid, `DataError` for missing data, `StudyError` while another process
     trains it, `IgcNasError` where the training fails.

@@ -159,6 +159,8 @@ def _measured(config: ArchConfig, request: MeasureRequest) -> Latency:
     device = find_devices(request.device)[0]
     runtime = request.latency_runtime or _default_runtime(config, device, request)
     require(runtime)
+    if runtime == "onnxruntime" and request.cold_cache:
+        raise UsageError("--cold-cache does not go with the runtime onnxruntime", "use eager or compile")
     dtype = request.latency_dtype or "float32"
     check_dtype(dtype, runtime, device.kind)
     spec = LatencySpec(
@@ -169,7 +171,7 @@ def _measured(config: ArchConfig, request: MeasureRequest) -> Latency:
         runtime=runtime,
         forms="factored" if request.forms == "factored" else "within-budget" if request.budget_params else "any",
         input=config.input,
-        cuda_graph=device.kind == "cuda" and request.cuda_graph,
+        cuda_graph=device.kind == "cuda" and request.cuda_graph and runtime != "onnxruntime",
         cold_cache=device.kind == "cuda" and request.cold_cache,
     )
     return local_measurer(spec, device, request.budget_params, energy=request.energy)(config)

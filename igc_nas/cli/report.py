@@ -10,7 +10,7 @@ import click
 
 from igc_nas.cli.loading import load
 from igc_nas.cli.options import as_json, data_dir_option, device_option, studies_dir
-from igc_nas.cli.output import put, put_json, put_text
+from igc_nas.cli.output import put, put_json, put_text, say
 
 if TYPE_CHECKING:
     from igc_nas.analysis.proxy import FigureAgreement, FigureTau, Predictor, ProxyReport, StudySummary
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 @click.option(
     "--figures", "train_figures", is_flag=True, help="First train the networks of the papers' figures, as STUDY/papers."
 )
+@click.option(
+    "--confirm",
+    type=click.IntRange(8, 1000),
+    metavar="N",
+    help="On a GPU, first train N candidates five times as long, as STUDY/long, and from another seed, as STUDY/seed1.",
+)
 @data_dir_option
 @device_option
 @as_json
@@ -34,6 +40,7 @@ def report(
     study: str,
     reference: str | None,
     train_figures: bool,
+    confirm: int | None,
     data_dir: Path | None,
     device: str,
     as_json: bool,
@@ -50,6 +57,7 @@ def report(
     Examples:
       igc-nas report igc_table
       igc-nas report mine --reference longer
+      igc-nas report mine --confirm 40
     """
     from dataclasses import asdict
 
@@ -60,6 +68,8 @@ def report(
     loaded = load(study, root)
     if train_figures:
         _train_figures(loaded, data_dir, device)
+    if confirm is not None:
+        _confirm(loaded, confirm, data_dir, device)
     plan = plan_words(loaded)
     found = proxy_report(loaded, load(reference, root) if reference is not None else None)
     surrogate = surrogate_quality(loaded)
@@ -84,6 +94,20 @@ def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
     with SearchDisplay(run.trials, None) as display:
         for _ in search(spec, run, on_event=display.show):
             pass
+
+
+def _confirm(study: Study, count: int, data_dir: Path | None, device: str) -> None:
+    """Train candidates longer and from another seed; those already trained are kept. Raises `UsageError` on a CPU."""
+    from igc_nas.engine.confirmation import confirmation_searches
+    from igc_nas.engine.progress import SearchDisplay
+    from igc_nas.engine.search import search
+    from igc_nas.nn.device import find_devices
+
+    for spec, run in confirmation_searches(study, find_devices(device), count, data_dir):
+        say(f"{spec.name}: {run.trials} networks, {spec.recipe.samples:,} images each, in {run.folder}")
+        with SearchDisplay(run.trials, None) as display:
+            for _ in search(spec, run, on_event=display.show):
+                pass
 
 
 def _print(found: ProxyReport) -> None:

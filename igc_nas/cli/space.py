@@ -108,7 +108,7 @@ def space_facts(space: SearchSpace, budget_params: int | None, budget_macs: int 
 
 
 def _lines(space: SearchSpace, facts: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"{space.name}: {space.file.intent}", space.file.paper, "")
+    yield from (f"{space.name}: {space.file.intent}".removesuffix(": "), *filter(None, [space.file.paper]), "")
     width = PART_WIDTH if "bins" in facts else max(len(_words(key)) for key in facts)
     yield from (f"{_words(key):<{width}}  {value:>20,}" for key, value in facts.items() if isinstance(value, int))
     yield from (f"{key:<{width}}  {facts[key]:>20.4%}" for key in ("share", "acceptance") if key in facts)

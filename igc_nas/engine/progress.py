@@ -195,7 +195,7 @@ class SearchDisplay:
         if self._study_progress:
             self._study_progress.add(trial)
         if trial.baseline:
-            self._say(trial_line(trial, self._console.width if self._console.is_terminal else None))
+            self._say(trial_line(trial, self._width))
             self._baselines_ended += 1
             self._began = time.monotonic()
         elif trial.longer_of is not None:
@@ -203,10 +203,17 @@ class SearchDisplay:
         elif trial.state not in ("complete", "pruned", "failed"):
             self._not_built += 1
         else:
-            self._say(trial_line(trial, self._console.width if self._console.is_terminal else None))
+            self._say(trial_line(trial, self._width))
             self._ends += 1
             if self._ends % SAY_LEFT_EVERY == 0 and (left := self._left()):
                 self._say(left)
+
+    @property
+    def _width(self) -> int | None:
+        """Characters of a line; None where no line has to end."""
+        if isinstance(self._live, NotebookLive):
+            return self._live.WIDTH
+        return self._console.width if self._console.is_terminal else None
 
     def _left(self) -> str:
         """The estimated time for the remaining trials, at the speed of this run."""

@@ -29,7 +29,7 @@ from igc_nas.errors import IgcNasError, InfeasibleError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.gpu_noise import GpuNoiseMonitor, monitor_for
 from igc_nas.evaluation.host import NoiseMonitor
-from igc_nas.evaluation.runtimes import CPU_ONLY, Runner, runner_for
+from igc_nas.evaluation.runtimes import CONTIGUOUS, Runner, runner_for
 from igc_nas.nn.cuda_timing import captured, event_timer
 from igc_nas.nn.device import Device, exact_float32
 from igc_nas.nn.lowering.timing_cache import TimingCache
@@ -120,9 +120,12 @@ class RoundSamples:
 
 
 def timer_for(run: FormRun, spec: LatencySpec, device: Device) -> Timer:
-    """A function that runs a form once and returns its milliseconds: by CUDA events on a GPU, else by the clock."""
-    if device.kind == "cpu":
-        return timed(run.output)
+    """A function that runs a form once and returns its milliseconds: by CUDA events on a GPU, else by the clock.
+
+    ONNX Runtime has a stream of its own, on which torch's events are not: by the clock, its launches included.
+    """
+    if device.kind == "cpu" or spec.runtime == "onnxruntime":
+        return timed(run.output, device.synchronize)
     return event_timer(run.output, device.torch_device, graph=spec.cuda_graph, cold_cache=spec.cold_cache)
 
 
@@ -256,9 +259,10 @@ class Measurer:
     def _is_equal(self, run: FormRun, wanted: Tensor) -> bool:
         """Whether a form computes the network's function. Raises `IgcNasError` where the factored one does not.
 
-        A compiled one is compared in TF32, as it is timed: torch.compile would compile it anew without.
+        A compiled one is compared in TF32, as it is timed: torch.compile would compile it anew without. ONNX Runtime
+        has a setting of its own, and computes in TF32.
         """
-        in_tf32 = self.spec.runtime == "compile" and self.device.kind == "cuda"
+        in_tf32 = self.spec.runtime in ("compile", "onnxruntime") and self.device.kind == "cuda"
         with nullcontext() if in_tf32 else exact_float32():
             error = float((run.output().float() - wanted).norm() / wanted.norm())
         is_equal = error < MOST_ROUNDING.get(self.spec.dtype, MOST_TF32_ERROR if in_tf32 else MOST_ERROR)
@@ -311,7 +315,7 @@ class Measurer:
             "runtime": spec.runtime,
             "batch": spec.batch,
             "dtype": spec.dtype,
-            "memory_format": "contiguous" if spec.runtime in CPU_ONLY else spec.memory_format,
+            "memory_format": "contiguous" if spec.runtime in CONTIGUOUS else spec.memory_format,
             "cuda_graph": spec.cuda_graph,
             "cold_cache": spec.cold_cache,
         }

@@ -2,7 +2,7 @@
 
 eager        PyTorch without a compiler, in inference mode
 compile      torch.compile
-onnxruntime  exported to ONNX, run by ONNX Runtime          pip install 'igc-nas[onnx]'
+onnxruntime  exported to ONNX, run by ONNX Runtime          pip install 'igc-nas[onnx]'; on a GPU onnxruntime-gpu
 openvino     exported to ONNX, run by OpenVINO, CPU only     pip install 'igc-nas[openvino]'
 native       generated C, compiled by `$CC` or cc, one thread of a CPU; the factored network only; the default there
 """
@@ -44,7 +44,10 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 EXTRA = {"onnxruntime": "onnx", "openvino": "openvino"}
 MOST_COMPILED = 1_000_000
 """Networks that torch.compile may compile in one process; by default it is eight for one `forward`."""
-CPU_ONLY = ("onnxruntime", "openvino", "native")
+CPU_ONLY = ("openvino", "native")
+CONTIGUOUS = ("onnxruntime", *CPU_ONLY)
+"""Runtimes that take images in NCHW, whatever the layout of the others is."""
+CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
 def runner_for(runtime: RuntimeName, module: nn.Module, x: Tensor, threads: int) -> Runner:
@@ -242,9 +245,53 @@ def _compiled(module: nn.Module, x: Tensor, threads: int) -> Runner:
 
 def _onnxruntime(module: nn.Module, x: Tensor, threads: int) -> Runner:
     require("onnxruntime")
-    run = onnx_session(onnx_bytes(module, x.contiguous()), threads)
     x = x.contiguous()
+    if x.is_cuda:
+        require_cuda_provider()
+        return _cuda_session(onnx_bytes(copy.deepcopy(module).cpu(), x.cpu()), x)
+    run = onnx_session(onnx_bytes(module, x), threads)
     return lambda: run(x)
+
+
+def require_cuda_provider() -> None:
+    """Raise `UsageError` where the installed ONNX Runtime cannot run on a GPU."""
+    import onnxruntime
+
+    if CUDA_PROVIDER not in (there := onnxruntime.get_available_providers()):
+        raise UsageError(
+            f"this ONNX Runtime runs on no NVIDIA GPU; it has {', '.join(there)}",
+            "pip uninstall onnxruntime; pip install onnxruntime-gpu, or measure with --runtime eager",
+        )
+
+
+def _cuda_session(model: bytes, x: Tensor) -> Runner:
+    """By ONNX Runtime's CUDA provider, from and to tensors of torch: a run copies nothing, and waits for its end.
+
+    Raises `IgcNasError` where ONNX Runtime leaves the network to the CPU, as it does without the CUDA libraries.
+    """
+    import onnxruntime
+
+    index = x.device.index or 0
+    settings = {"device_id": index, "cudnn_conv_algo_search": "EXHAUSTIVE"}
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=[(CUDA_PROVIDER, settings)])
+    if CUDA_PROVIDER not in session.get_providers():
+        raise IgcNasError(
+            f"ONNX Runtime {onnxruntime.__version__} does not use the GPU",
+            "install the build of onnxruntime-gpu for this CUDA and cuDNN",
+        )
+    (image,), (logits,) = session.get_inputs(), session.get_outputs()
+    y = torch.empty(tuple(logits.shape), device=x.device)
+    binding = session.io_binding()
+    binding.bind_input(image.name, "cuda", index, "float32", tuple(x.shape), x.data_ptr())
+    binding.bind_output(logits.name, "cuda", index, "float32", tuple(y.shape), y.data_ptr())
+
+    def run() -> Tensor:
+        session.run_with_iobinding(binding)
+        return y
+
+    return run
 
 
 def onnx_session(model: bytes, threads: int) -> Callable[[Tensor], Tensor]:

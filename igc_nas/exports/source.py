@@ -139,11 +139,10 @@ class Source:
         return {key: printable(str(value), lines=False) for key, value in metadata.items() if value is not None}
 
     def _image_metadata(self) -> dict[str, str]:
-        """The classes and the normalisation of a folder of images, as JSON."""
-        if self.images is None:
-            return {}
-        names = [printable(name, lines=False) for name in self.images.classes]
-        known = {"classes": names, "mean": self.images.mean, "std": self.images.std}
+        """The normalisation of the images, and the classes of a folder of images, as JSON."""
+        known: dict[str, Any] = dict(zip(("mean", "std"), self.statistics or (), strict=False))
+        if self.images:
+            known["classes"] = [printable(name, lines=False) for name in self.images.classes]
         return {key: json.dumps(value, ensure_ascii=False) for key, value in known.items()}
 
 

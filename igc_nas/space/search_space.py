@@ -184,8 +184,13 @@ class SearchSpace:
         )
         if not self.size:
             raise ConfigError(
-                f"{name}: no two stages of this space fit together", "a group count must divide both widths"
+                f"{name}: no choice of stage {self._first_unfit()} fits behind what is before it",
+                "a group count must divide the widths around it; IGCV2's width needs a factor for each 1x1 convolution",
             )
+
+    def _first_unfit(self) -> int:
+        """The number of the first stage of which no option follows any shape that leaves the one before."""
+        return next((number for number, shapes in enumerate(self.shapes[1:], start=1) if not shapes), len(self.stages))
 
     @classmethod
     def load(cls, name: str | Path, classes: int = 10) -> SearchSpace:

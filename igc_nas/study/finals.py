@@ -20,6 +20,8 @@ from igc_nas.arch.cost import Cost
 from igc_nas.errors import ConfigError, StudyError
 from igc_nas.io.files import MOST_RECORDS, append_line, read_bytes, write_whole
 from igc_nas.io.records import Frozen, first_problem
+from igc_nas.io.text import plain
+from igc_nas.io.units import fixed_count
 from igc_nas.study.pareto import nondominated
 from igc_nas.study.records import Conditions, Epoch, Failure, Fraction, Latency
 from igc_nas.study.spec import Schedule
@@ -221,6 +223,15 @@ class FinalsGroup:
     dataset: str
     finalists: tuple[Finalist, ...]
 
+    def __repr__(self) -> str:
+        return f"FinalsGroup({len(self.finalists)} networks, {self.recipe.epochs} epochs on {self.dataset!r:.100})"
+
+    def _repr_html_(self) -> str:
+        """The networks as a table, for a notebook."""
+        head = "".join(f"<th>{title}</th>" for title in ("network", "test error", "seeds", "parameters", "MACs"))
+        rows = "".join(f"<tr>{''.join(f'<td>{plain(cell)}</td>' for cell in _cells(f))}</tr>" for f in self.finalists)
+        return f"<p>{plain(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
     def front(self, objectives: Sequence[str]) -> frozenset[str]:
         """The ids on the second front: test error, with those of `objectives` that every network has."""
         known = [f for f in self.finalists if f.error is not None]
@@ -229,6 +240,13 @@ class FinalsGroup:
             others = [name for name in others if name != "latency"]
         points = [(f.error or 0.0, *(_value(f, name) for name in others or ["params"])) for f in known]
         return frozenset(known[place].one.id for place in nondominated(points))
+
+
+def _cells(finalist: Finalist) -> tuple[str, ...]:
+    spread = "" if finalist.half_width is None else f" ± {100 * finalist.half_width:.2f}"
+    error = "failed" if finalist.error is None else f"{100 * finalist.error:.2f}{spread} %"
+    cost = finalist.one.cost
+    return finalist.one.name, error, str(len(finalist.errors)), fixed_count(cost.params), fixed_count(cost.macs)
 
 
 def _value(finalist: Finalist, objective: str) -> float:

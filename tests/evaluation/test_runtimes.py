@@ -14,7 +14,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.evaluation import runtimes
 from igc_nas.evaluation.latency import randomize_batchnorm_
-from igc_nas.evaluation.runtimes import CPU_ONLY, EXTRA, PACKAGES, RUNTIMES, onnx_bytes, require, runner_for
+from igc_nas.evaluation.runtimes import CONTIGUOUS, CPU_ONLY, EXTRA, PACKAGES, RUNTIMES, onnx_bytes, require, runner_for
 from igc_nas.nn.lowering.variants import uniform_variants
 from igc_nas.nn.network import Network, build
 from igc_nas.study.spec import RuntimeName
@@ -70,7 +70,8 @@ def test_the_runtimes_are_those_of_a_study() -> None:
     from typing import get_args
 
     assert set(RUNTIMES) == set(get_args(RuntimeName))
-    assert {*EXTRA, "native"} == set(CPU_ONLY) < set(RUNTIMES)
+    assert {*EXTRA, "native"} == set(CONTIGUOUS) < set(RUNTIMES)
+    assert set(CPU_ONLY) < set(CONTIGUOUS)
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, missing: str | None = None) -> None:

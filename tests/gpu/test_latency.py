@@ -3,19 +3,20 @@
 import copy
 import sys
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pynvml
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from igc_nas.analysis.words import MIG
 from igc_nas.arch.config import ArchConfig
 from igc_nas.bench.report import architectures
 from igc_nas.cli.measure import latency_lines
 from igc_nas.engine.doctor import examine
-from igc_nas.errors import UsageError
+from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.evaluation.gpu_noise import GpuNoiseMonitor
 from igc_nas.evaluation.latency import (
     MOST_ROUNDING,
@@ -127,6 +128,79 @@ def test_16_bits_are_for_a_gpu_and_for_pytorch() -> None:
         check_dtype("bfloat16", "eager", "cpu")
     with pytest.raises(UsageError, match="the runtime onnxruntime measures in float32 only"):
         check_dtype("float16", "onnxruntime", "cuda")
+
+
+class Session:
+    """A session of an ONNX Runtime that has the CUDA provider; it writes nothing."""
+
+    made: ClassVar[list[Any]] = []
+    uses: ClassVar[list[str]] = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def __init__(self, model: bytes, options: Any, providers: Any) -> None:
+        assert model.startswith(b"\x08"), "an ONNX model"
+        self.bound: list[tuple[Any, ...]] = []
+        self.providers, self.runs = providers, 0
+        Session.made.append(self)
+
+    def get_providers(self) -> list[str]:
+        return self.uses
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="image", shape=[1, 3, 32, 32])]
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name="logits", shape=[1, 10])]
+
+    def io_binding(self) -> Any:
+        return SimpleNamespace(bind_input=self.bind, bind_output=self.bind)
+
+    def bind(self, *arguments: Any) -> None:
+        self.bound.append(arguments)
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self.runs += 1
+
+
+@pytest.fixture
+def onnxruntime_gpu(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
+    """An onnxruntime-gpu that is not there."""
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    monkeypatch.setattr("igc_nas.evaluation.runtimes.onnx_bytes", lambda module, x: bytes([8, len(x)]))
+    monkeypatch.setattr(FakeTensor, "data_ptr", lambda self: 4096, raising=False)
+    Session.made.clear()
+    return Session
+
+
+def test_onnx_runtime_measures_on_the_gpu(gpu: Record, onnxruntime_gpu: type[Session]) -> None:
+    """Tensors of the GPU are bound, float32 in NCHW; its launches are in the time, so no graph is recorded."""
+    spec = LatencySpec(device="Fake GPU", forms="any", runtime="onnxruntime")
+    found = Measurer(spec, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
+    assert found.runtime == "onnxruntime"
+    assert found.memory_format == "contiguous"
+    assert not found.cuda_graph
+    session = onnxruntime_gpu.made[0]
+    assert session.providers[0][0] == "CUDAExecutionProvider"
+    assert [entry[:5] for entry in session.bound] == [
+        ("image", "cuda", 0, "float32", (1, 3, 32, 32)),
+        ("logits", "cuda", 0, "float32", (1, 10)),
+    ]
+    assert max(made.runs for made in onnxruntime_gpu.made) > 31
+
+
+def test_an_onnx_runtime_that_uses_no_gpu_is_refused(
+    gpu: Record, onnxruntime_gpu: type[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = LatencySpec(device="Fake GPU", runtime="onnxruntime")
+    measurer = Measurer(spec, find_devices("cuda")[0], cap_s=0.05)
+    monkeypatch.setattr(onnxruntime_gpu, "uses", ["CPUExecutionProvider"])
+    with pytest.raises(IgcNasError, match="does not use the GPU"):
+        measurer(SMALL["igcv1"])
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(UsageError, match="runs on no NVIDIA GPU; it has CPUExecutionProvider"):
+        measurer(SMALL["igcv1"])
 
 
 def test_a_mig_instance_is_said(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,8 +237,11 @@ V1 = "[[stage]]\nblocks = 1\n[stage.igcv1]\nL = [4, 8]\nM = 2\n"
         (STEM + STAGE + "stride = [1, 3]\n", "small: stage 1.conv: stride"),
         (STEM + STAGE + "[stage.igcv1]\nL = 4\n", "small: stage 1.igcv1: M"),
         (STEM + STAGE + V1.replace("L = [4, 8]", "L = ['a', 8]"), "small: stage 2.igcv1: L"),
-        (STEM + V1.replace("L = [4, 8]", "L = [3, 5]"), "small: no two stages of this space fit together"),
-        (STEM + "[[stage]]\nblocks = 1\n[stage.igcv2]\nwidth = 7\ndepth = 3\n", "small: no two stages"),
+        (STEM + V1.replace("L = [4, 8]", "L = [3, 5]"), "small: no choice of stage 1 fits behind"),
+        (
+            STEM + "[[stage]]\nblocks = 1\n[stage.igcv2]\nwidth = 7\ndepth = 3\n",
+            "small: no choice of stage 1 fits behind",
+        ),
         (STEM + STAGE.replace("[8, 16]", str(list(range(1, 1999)))).replace("1\n", f"{list(range(1, 257))}\n", 1), ""),
     ],
 )

@@ -93,6 +93,8 @@ def test_the_second_front_is_of_test_errors_and_of_what_every_network_has() -> N
     small, large = final(0.4, latency=latency(1.0)), final(0.3, side=12, latency=latency(2.0))
     worse = final(0.35, side=16, latency=latency(3.0))
     (group,) = finals_groups([small, worse, large, final(None, side=20)])
+    assert repr(group).startswith("FinalsGroup(")
+    assert group._repr_html_().count("<tr>") == 1 + len(group.finalists)
     assert [f.one.name for f in group.finalists] == ["net12", "net16", "net8", "net20"]
     assert group.front(("error", "latency")) == {small.id, large.id}
     (group,) = finals_groups([small, worse, large.model_copy(update={"latency": None})])
