@@ -2,12 +2,45 @@
 
     import igc_nas
 
+    study = igc_nas.search(budget_params="2M", dataset="cifar10", trials=24)
+    study.front()                                      # candidates: arch, cost, latency, score
+    study.export("best.toml", pick="best-error")
     arch = igc_nas.load_architecture("igcv1-l24m2-d20")
     igc_nas.cost_of(arch).params                       # exact, before anything is built
     model = igc_nas.create_model(arch)                 # a torch.nn.Module
-    study = igc_nas.load_study("igc_cifar10")          # a finished study, its front, its numbers
 
-Importing the package is cheap: a name loads its module, and torch or Optuna with it, when it is first used.
+What the command line does, one call each, with its options as keyword arguments:
+
+    search      a search for the Pareto front, or its continuation; returns a Study
+    finals      the best candidates and baselines trained to the end
+    train       one architecture trained to the end, tested once
+    export      an architecture as TOML, PyTorch, ONNX, pt2, C or a folder of them
+    measure     a Latency on this machine
+    cost        exact counts of an architecture
+
+Studies and architectures:
+
+    load_study, Study                    a study and its front, picks, table, plot
+    Trial, Candidate, Score, Latency     its records; errors are shares, latencies milliseconds
+    frame, plot                          candidates as a pandas table, a study as a plotly figure
+    load_architecture, ArchConfig        an architecture by file, name or STUDY:N
+    cost_of, Cost, arch_id               its counts for one image, and its canonical id
+    create_model                         its network, with timm's methods
+
+Spaces, for Optuna studies of one's own:
+
+    load_space, OptunaSpace              `space.suggest(trial)` is an architecture within the budget
+    KnownCostSampler                     an Optuna sampler that knows the costs
+    SearchSpace, Budget                  options and exact counts of a space; its limits
+
+The parts that `search` puts together:
+
+    new_spec, StudySpec, Run             the settings of a study; how a search runs
+    default_recipe, Recipe               the proxy training
+    locate, find_devices                 a verified dataset; the devices
+
+Errors meant for people are IgcNasError. Importing the package is cheap: a name loads its module, and torch or Optuna
+with it, when it is first used. README.md is the tutorial, search_spaces/README.md has the keys of spaces and recipes.
 """
 
 from __future__ import annotations
