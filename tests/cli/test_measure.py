@@ -85,7 +85,7 @@ def test_a_line_for_each_form(cli: Command) -> None:
     answer = cli("measure", NETWORK, *EAGER)
     assert (answer.status, answer.err) == (0, "")
     lines = answer.out.splitlines()
-    assert re.match(r"[\d.]+ ms  \(95 % interval [\d.]+ to [\d.]+, n = \d+\)$", lines[0])
+    assert re.match(r"[\d.]+ ms, raw  \(95 % interval [\d.]+ to [\d.]+, n = \d+\)$", lines[0])
     header = next(i for i, line in enumerate(lines) if line.startswith("form  "))
     for word in ("median ms", "interval", "MACs", "params"):
         assert word in lines[header]
