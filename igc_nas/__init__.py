@@ -5,7 +5,9 @@
     arch = igc_nas.load_architecture("igcv1-l24m2-d20")
     igc_nas.cost_of(arch).params                       # exact, before anything is built
     model = igc_nas.create_model(arch)                 # a torch.nn.Module
-    study = igc_nas.load_study("igc_cifar10")          # a finished study, its front, its numbers
+    study = igc_nas.load_study("igc_cifar10")          # a finished study: front(), frame(), plot(), best(), export()
+    study = igc_nas.search(budget_params="2M")         # a search; the options are those of `igc-nas search`
+    space = igc_nas.load_space(budget_params="2M")     # for an Optuna study of your own: space.suggest(trial)
 
 Importing the package is cheap: a name loads its module, and torch or Optuna with it, when it is first used.
 """
