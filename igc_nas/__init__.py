@@ -2,14 +2,45 @@
 
     import igc_nas
 
+    study = igc_nas.search(budget_params="2M", dataset="cifar10", trials=24)
+    study.front()                                      # candidates: arch, cost, latency, score
+    study.export("best.toml", pick="best-error")
     arch = igc_nas.load_architecture("igcv1-l24m2-d20")
     igc_nas.cost_of(arch).params                       # exact, before anything is built
     model = igc_nas.create_model(arch)                 # a torch.nn.Module
-    study = igc_nas.load_study("igc_cifar10")          # a finished study: front(), frame(), plot(), best(), export()
-    study = igc_nas.search(budget_params="2M")         # a search; the options are those of `igc-nas search`
-    space = igc_nas.load_space(budget_params="2M")     # for an Optuna study of your own: space.suggest(trial)
 
-Importing the package is cheap: a name loads its module, and torch or Optuna with it, when it is first used.
+What the command line does, one call each, with its options as keyword arguments:
+
+    search      a search for the Pareto front, or its continuation; returns a Study
+    finals      the best candidates and baselines trained to the end
+    train       one architecture trained to the end, tested once
+    export      an architecture as TOML, PyTorch, ONNX, pt2, C or a folder of them
+    measure     a Latency on this machine
+    cost        exact counts of an architecture
+
+Studies and architectures:
+
+    load_study, Study                    a study and its front, picks, table, plot
+    Trial, Candidate, Score, Latency     its records; errors are shares, latencies milliseconds
+    frame, plot                          candidates as a pandas table, a study as a plotly figure
+    load_architecture, ArchConfig        an architecture by file, name or STUDY:N
+    cost_of, Cost, arch_id               its counts for one image, and its canonical id
+    create_model                         its network, with timm's methods
+
+Spaces, for Optuna studies of one's own:
+
+    load_space, OptunaSpace              `space.suggest(trial)` is an architecture within the budget
+    KnownCostSampler                     an Optuna sampler that knows the costs
+    SearchSpace, Budget                  options and exact counts of a space; its limits
+
+The parts that `search` puts together:
+
+    new_spec, StudySpec, Run             the settings of a study; how a search runs
+    default_recipe, Recipe               the proxy training
+    locate, find_devices                 a verified dataset; the devices
+
+Errors meant for people are IgcNasError. Importing the package is cheap: a name loads its module, and torch or Optuna
+with it, when it is first used. README.md is the tutorial, search_spaces/README.md has the keys of spaces and recipes.
 """
 
 from __future__ import annotations
@@ -20,6 +51,7 @@ from typing import TYPE_CHECKING, Any
 from igc_nas._version import __version__
 
 if TYPE_CHECKING:
+    from igc_nas.analysis.expectations import load_study
     from igc_nas.analysis.plots import plot
     from igc_nas.analysis.tables import frame
     from igc_nas.api.cost import cost
@@ -45,7 +77,7 @@ if TYPE_CHECKING:
     from igc_nas.study.lookup import load_architecture
     from igc_nas.study.records import Candidate, Latency, Score, Trial
     from igc_nas.study.spec import Recipe, StudySpec
-    from igc_nas.study.study import Study, load_study
+    from igc_nas.study.study import Study
 
 _HOME = {
     "ArchConfig": "arch.config",
@@ -74,7 +106,7 @@ _HOME = {
     "frame": "analysis.tables",
     "load_architecture": "study.lookup",
     "load_space": "api.space",
-    "load_study": "study.study",
+    "load_study": "analysis.expectations",
     "locate": "data.datasets",
     "measure": "api.measure",
     "new_spec": "study.defaults",

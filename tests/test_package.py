@@ -32,6 +32,11 @@ def test_the_public_names_are_these() -> None:
     assert dir(igc_nas) == igc_nas.__all__
 
 
+def test_the_first_page_of_the_reference_names_what_there_is() -> None:
+    assert igc_nas.__doc__ is not None
+    assert set(igc_nas._HOME) <= set(re.findall(r"\w+", igc_nas.__doc__))
+
+
 @pytest.mark.parametrize("name", igc_nas._HOME)
 def test_a_public_name_is_what_its_module_defines(name: str) -> None:
     found = getattr(igc_nas, name)

@@ -57,7 +57,7 @@ class Schedule(Frozen):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     crop: Annotated[int, Field(ge=0, le=64)] = 4
     """Pixels of padding for the random crop; 0 is no crop."""
-    flip: bool | Literal["alternating"] = True
+    flip: Literal[True, False, "alternating"] = True
     """Whether images are mirrored at random; `alternating`: at random in the first epoch, then the other half in turn
     with the first (Jordan 2024, arXiv 2404.00498, section 3.3)."""
     augment: Literal["batch", "epoch"] = "batch"

@@ -19,6 +19,7 @@ from igc_nas.nn.device import Device, cpu_name
 from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import new_spec
 from igc_nas.study.records import Latency, Rung, Score, Trial
+from igc_nas.study.spec import Target
 from tests.support.searches import latency
 
 CPU = Device("cpu", "cpu", cpu_name())
@@ -134,3 +135,16 @@ def test_a_trial_keeps_its_times_and_older_trials_load(tmp_path: Path, monkeypat
     trial = Trial(number=0, state="running", params={}, spent=spent)
     assert Trial.from_json(trial.to_json()) == trial
     assert Trial.from_json('{"number": 0, "state": "running", "params": {}}').spent is None
+
+
+def test_a_longer_training_is_by_the_targets_recipe_and_the_same_each_time(tmp_path: Path) -> None:
+    found = evaluator(tmp_path, latency={"forms": "factored"})
+    longer = found.spec.recipe.model_copy(update={"epochs": 3, "train_size": 128, "rungs": (), "forms": "factored"})
+    found.spec = found.spec.model_copy(update={"target": Target(images=2 * longer.samples, recipe=longer, share=0.4)})
+    found.tuner = lambda *_: None  # type: ignore[assignment]
+    one, two = (found.train_longer(ARCH, 7, latency(2.0), Reporter()) for _ in range(2))
+    assert isinstance(one.score, Score)
+    assert isinstance(two.score, Score)
+    assert (one.score.samples, one.score.held_out) == (3 * 128, longer.held_out)
+    assert (one.score.error, one.score.loss) == (two.score.error, two.score.loss)
+    assert one.latency == latency(2.0)

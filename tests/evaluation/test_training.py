@@ -424,9 +424,11 @@ def test_a_score_keeps_the_rungs_and_not_the_end_among_them() -> None:
         ({"rungs": list(range(10, 180, 10))}, "recipe: rungs"),
         ({"average": 1.0}, "recipe: average"),
         ({"average": -0.1}, "recipe: average"),
+        ({"flip": "sometimes"}, "flip: Input should be True, False or 'alternating' (got 'sometimes')"),
+        ({"augment": "never"}, "augment: Input should be 'batch' or 'epoch' (got 'never')"),
     ],
 )
-def test_rungs_and_averages_that_cannot_be_are_refused(changes: dict, words: str) -> None:
+def test_recipes_that_cannot_be_are_refused(changes: dict, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         recipe_of(**changes)
     assert words in caught.value.message
