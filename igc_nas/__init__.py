@@ -51,6 +51,7 @@ from typing import TYPE_CHECKING, Any
 from igc_nas._version import __version__
 
 if TYPE_CHECKING:
+    from igc_nas.analysis.expectations import load_study
     from igc_nas.analysis.plots import plot
     from igc_nas.analysis.tables import frame
     from igc_nas.api.cost import cost
@@ -76,7 +77,7 @@ if TYPE_CHECKING:
     from igc_nas.study.lookup import load_architecture
     from igc_nas.study.records import Candidate, Latency, Score, Trial
     from igc_nas.study.spec import Recipe, StudySpec
-    from igc_nas.study.study import Study, load_study
+    from igc_nas.study.study import Study
 
 _HOME = {
     "ArchConfig": "arch.config",
@@ -105,7 +106,7 @@ _HOME = {
     "frame": "analysis.tables",
     "load_architecture": "study.lookup",
     "load_space": "api.space",
-    "load_study": "study.study",
+    "load_study": "analysis.expectations",
     "locate": "data.datasets",
     "measure": "api.measure",
     "new_spec": "study.defaults",

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from igc_nas.samplers.target_predictor import TargetPredictor
+from igc_nas.study import study as study_files
 from igc_nas.study.expected import Expected
 from igc_nas.study.records import Candidate
 from igc_nas.study.study import Study
+
+
+def load_study(name: str | Path, root: Path | str = "studies") -> Study:
+    """Read a study: a `Path` is its folder, text its path or name (`root`/name, else a shipped one).
+
+    Its errors are predicted where it has a target. Raises `StudyError`. An incomplete last line of trials.jsonl (a
+    search is writing it) is ignored.
+    """
+    return with_expectations(study_files.load_study(name, root))
 
 
 def with_expectations(study: Study) -> Study:

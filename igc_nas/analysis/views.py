@@ -263,19 +263,19 @@ def front_view(study: Study, objectives: Sequence[str] | None = None) -> FrontVi
 def front_rows(study: Study, objectives: Sequence[str]) -> tuple[int, ...]:
     """The front over `objectives` as rows of the trials, by the first objective ascending."""
     row_of = {trial.number: row for row, trial in enumerate(own_trials(study))}
-    return tuple(row_of[candidate.trial] for candidate in study.front(objectives))
+    return tuple(row_of[candidate.trial] for candidate in study.measured.front(objectives))
 
 
 def hypervolume_view(study: Study) -> HypervolumeView:
     """Hypervolume of the study's front after each completed trial."""
     spec, names = study.spec, study.spec.front_objectives
-    curve = study.hypervolume_curve()
+    curve = study.measured.hypervolume_curve()
     busy = _busy_until(study) if curve else {}
     return HypervolumeView(
         objectives=names,
         trials=tuple(count for count, _ in curve),
         volumes=tuple(volume for _, volume in curve),
-        busy_s=tuple(busy.get(c.trial) for c in study.feasible_candidates) if curve else (),
+        busy_s=tuple(busy.get(c.trial) for c in study.measured.feasible_candidates) if curve else (),
         reference=tuple(spec.scale_bounds(name)[1] for name in names if all(name in spec.bounds for name in names)),
     )
 
@@ -323,7 +323,7 @@ def _span(trial: Trial) -> tuple[float, float] | None:
 
 def curves_view(study: Study) -> CurvesView:
     """The errors of a study's trainings at their rungs and ends, in the order of the trials."""
-    front = {candidate.trial for candidate in study.front()}
+    front = {candidate.trial for candidate in study.measured.front()}
     rows: list[tuple[int, list[tuple[int, float]]]] = []
     pruned = []
     for trial in own_trials(study):

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ from igc_nas.nn.device import Device
 from igc_nas.study.defaults import default_extent
 from igc_nas.study.pareto import running_hypervolume
 from igc_nas.study.spec import StudySpec
-from igc_nas.study.study import load_study
+from igc_nas.study.study import Study, load_study
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -193,13 +193,16 @@ def _search(
     words = [str(word) for pair in options.items() for word in pair]
     began = _run(["igc_nas", "search", *words, "--quiet"], time_s, folder / "search.log")
     study = load_study(folder / "ours")
-    trials = []
+    return study.spec, Course.of(ended_trials(study, began), study.spec, time_s)
+
+
+def ended_trials(study: Study, began: float) -> Iterator[Trial]:
+    """The complete trials of a search that began at `began` (`time.time`)."""
     for trial in study.trials:
         found = trial.candidate
         if found and trial.started and trial.wall_s:
             ended = datetime.fromisoformat(trial.started).timestamp() + trial.wall_s
-            trials.append((ended - began, found.score.error, float(found.cost.params)))
-    return study.spec, Course.of(trials, study.spec, time_s)
+            yield ended - began, found.score.error, float(found.cost.params)
 
 
 def _plain(folder: Path, spec: StudySpec, time_s: float, seed: int, workers: int) -> Course:

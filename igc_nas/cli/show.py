@@ -8,7 +8,7 @@ import click
 
 from igc_nas.cli.loading import architecture
 from igc_nas.cli.options import as_json, classes_option, side_option, studies_dir
-from igc_nas.cli.output import put, put_json
+from igc_nas.cli.output import put, put_json, put_text
 
 
 @click.command()
@@ -56,6 +56,6 @@ def show(arch: str, classes: int | None, image_size: int | None, as_json: bool, 
     width = terminal_width()
     put(*wrapped([f"{arch}  id {arch_id(config)}", str(config)], width), *legend_lines([config], width or 120), "")
     put(*plan_lines(listed, width))
-    put(f"total: {cost.params:,} parameters, {cost.macs:,} MACs, {cost.activations:,} activations")
+    put_text(f"total: {cost.params:,} parameters, {cost.macs:,} MACs, {cost.activations:,} activations")
     if found is not None:
         put("", *wrapped(trial_lines(with_expectations(found[0]), found[1]), width))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -120,6 +120,11 @@ class Study:
         names = tuple(objectives or self.spec.front_objectives)
         points = [self.values(c, names) for c in self.feasible_candidates]
         return Members(self.feasible_candidates[i] for i in sorted(nondominated(points), key=lambda i: points[i]))
+
+    @cached_property
+    def measured(self) -> Study:
+        """The study without predicted errors: fronts and hypervolumes are those of the errors that were measured."""
+        return replace(self, expected={}) if self.expected else self
 
     def error(self, candidate: Candidate) -> float:
         """The error by which a candidate is ranked: the predicted one where there is one, else the measured one."""

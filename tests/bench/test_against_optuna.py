@@ -1,15 +1,17 @@
 """bench against-optuna: courses over time, who is faster, the figure, and both sides run for a few seconds."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from igc_nas.bench.against_optuna import AgainstOptuna, Course, Pair, against_optuna_figure
+from igc_nas.bench.against_optuna import AgainstOptuna, Course, Pair, against_optuna_figure, ended_trials
 from igc_nas.bench.report import Report
 from igc_nas.cli import main
 from igc_nas.space.budget import Budget
 from igc_nas.study.pareto import hypervolume
+from igc_nas.study.study import load_study
 from tests.support.searches import spec
 
 STUDY = spec(space="igc_cifar", budget=Budget(params=2_000_000), objectives=("error", "params"))
@@ -33,6 +35,16 @@ def test_a_course_has_the_trials_that_ended_in_time_in_their_order() -> None:
         *found.volumes[1:] * 2,
     ]
     assert Course.of([], STUDY, 100.0).final == 0.0
+
+
+def test_every_complete_trial_of_a_search_counts_at_its_end() -> None:
+    study = load_study("igc_cifar10_2m")
+    first = min(datetime.fromisoformat(trial.started).timestamp() for trial in study.trials if trial.started)
+    found = Course.of(ended_trials(study, first), STUDY, 3600.0)
+    assert len(found.volumes) == len(study.candidates)
+    assert found.seconds[0] > 1
+    points = [STUDY.scaled({"error": c.score.error, "params": c.cost.params}) for c in study.candidates]
+    assert found.final == pytest.approx(hypervolume(points, (1.0, 1.0)), abs=1e-6)
 
 
 def test_the_ratio_is_that_of_the_times_to_the_same_hypervolume() -> None:

@@ -12,6 +12,7 @@ from igc_nas.data.datasets import locate
 from igc_nas.io.records import parse_toml
 from igc_nas.io.resources import PACKAGE
 from igc_nas.space.search_space import TEMPLATE, SearchSpace, SpaceFile
+from igc_nas.study.spec import Recipe
 from tests.support.commands import Command, refused
 from tests.support.searches import evaluate
 
@@ -46,6 +47,7 @@ def test_every_commented_option_is_one(line: str) -> None:
 def test_every_key_is_named(document: Path) -> None:
     words = set(re.findall(r"\w+", document.read_text()))
     records = [SpaceFile, Stem, Head, *(STAGE_OF_UNIT[unit] for unit in UNITS)]
+    records += [Recipe] if document.suffix == ".md" else []
     keys = {field.alias or name for record in records for name, field in record.model_fields.items()}
     assert keys <= words
 
