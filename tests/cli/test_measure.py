@@ -85,7 +85,7 @@ def test_a_line_for_each_form(cli: Command) -> None:
     answer = cli("measure", NETWORK, *EAGER)
     assert (answer.status, answer.err) == (0, "")
     lines = answer.out.splitlines()
-    assert re.match(r"[\d.]+ ms  \(95 % interval [\d.]+ to [\d.]+, n = \d+\)$", lines[0])
+    assert re.match(r"[\d.]+ ms, raw  \(95 % interval [\d.]+ to [\d.]+, n = \d+\)$", lines[0])
     header = next(i for i, line in enumerate(lines) if line.startswith("form  "))
     for word in ("median ms", "interval", "MACs", "params"):
         assert word in lines[header]
@@ -492,7 +492,7 @@ def test_every_bench_has_help(command: str, flag: str, cli: Command) -> None:
 
 
 def test_the_benches_are_these() -> None:
-    named = ["deploy", "engine", "latency", "sampler", "search", "train", "workers"]
+    named = ["against-optuna", "deploy", "engine", "latency", "sampler", "search", "train", "workers"]
     assert sorted(program.commands["bench"].commands) == named
 
 
