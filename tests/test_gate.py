@@ -50,7 +50,7 @@ ALLOWED = {
     ("engine/ray/nodes.py", "_ray", "importlib.import_module"),
     ("engine/ray/nodes.py", "_found", "importlib.import_module"),
     # What has been written a moment ago, read back to be compared.
-    ("export/graph.py", "_pt2_reader", "torch.export.load"),
+    ("exports/graph.py", "_pt2_reader", "torch.export.load"),
     # Our own kernels, compiled in a folder of this process.
     # Generated C, compiled for this processor; kept in a folder to which only the user may write.
     ("nn/codegen/build.py", "load", "ctypes.CDLL"),

@@ -107,7 +107,7 @@ def deploy(
 @device_option
 @as_json
 def latency(count: int, seed: int, device: str, as_json: bool) -> None:
-    """Repeatability of latencies, idle and beside a busy process.
+    """Latencies repeated, idle and beside a busy process.
 
     Each architecture is measured twice, in random order.
 
@@ -129,7 +129,7 @@ def latency(count: int, seed: int, device: str, as_json: bool) -> None:
 @device_option
 @as_json
 def search(trials: int, chunk: int, seed: int, device: str, as_json: bool) -> None:
-    """Time of a default search against one with --forms factored.
+    """A default search against one with --forms factored.
 
     Both evaluate the same trials, in turns.
 
@@ -154,7 +154,7 @@ def search(trials: int, chunk: int, seed: int, device: str, as_json: bool) -> No
 @device_option
 @as_json
 def workers(trials: int, chunk: int, dataset: str, seed: int, device: str, as_json: bool) -> None:
-    """Trials per hour with one worker, two, and one of two threads.
+    """Trials an hour: one worker, two, one of two threads.
 
     Also the share of a trial that measuring takes. Takes twenty minutes on two cores.
 
@@ -251,7 +251,7 @@ def against_optuna(
     device: str,
     as_json: bool,
 ) -> None:
-    """A search against the plain Optuna study that you would write.
+    """A search against a plain Optuna study, by the clock.
 
     TPE, the same space, recipe, images and time; runs alternate. The plain study is igc_nas/bench/plain_optuna.py.
     Takes an hour on two cores: 2 x seeds x time.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import sys
@@ -53,7 +52,9 @@ class NotebookLive:
 
     def start(self) -> None:
         """Show it in the current cell."""
-        self._handle = importlib.import_module("IPython.display").display(self, display_id=True)
+        from IPython.display import display
+
+        self._handle = display(self, display_id=True)  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
         """Show its last state."""

@@ -74,6 +74,13 @@ class Schedule(Frozen):
     """The type of convolutions and products; weights, BN statistics and the optimiser's state are float32."""
     forms: Literal["fastest", "factored"] = "factored"
 
+    @field_validator("flip", mode="before")
+    @classmethod
+    def _flip_is_no_number(cls, flip: object) -> object:
+        if not (isinstance(flip, bool) or flip == "alternating"):  # a Literal takes 1 for True
+            raise ValueError("must be true, false or alternating")
+        return flip
+
 
 class Recipe(Schedule):
     """The proxy training, the same for every trial of a study.

@@ -492,7 +492,7 @@ def test_every_bench_has_help(command: str, flag: str, cli: Command) -> None:
 
 
 def test_the_benches_are_these() -> None:
-    named = ["deploy", "engine", "latency", "sampler", "search", "train", "workers"]
+    named = ["against-optuna", "deploy", "engine", "latency", "sampler", "search", "train", "workers"]
     assert sorted(program.commands["bench"].commands) == named
 
 

@@ -456,7 +456,7 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("data cifar10 --from nowhere", 5, ("nowhere",)),
     ("data cifar10 --from file", 5, ("file",)),
     ("data cifar10 --from studies", 5, ("holds no cifar10",)),
-    ("data cifar10 --url file:///etc/passwd", 2, ("no http or https address",)),
+    ("data cifar10 --url file:///etc/passwd", 2, ("not an http or https address",)),
 ]
 
 

@@ -424,7 +424,7 @@ def test_a_score_keeps_the_rungs_and_not_the_end_among_them() -> None:
         ({"rungs": list(range(10, 180, 10))}, "recipe: rungs"),
         ({"average": 1.0}, "recipe: average"),
         ({"average": -0.1}, "recipe: average"),
-        ({"flip": "sometimes"}, "flip: Input should be True, False or 'alternating' (got 'sometimes')"),
+        ({"flip": "sometimes"}, "flip: must be true, false or alternating"),
         ({"augment": "never"}, "augment: Input should be 'batch' or 'epoch' (got 'never')"),
     ],
 )
