@@ -497,7 +497,9 @@ def _rungs(spec: StudySpec) -> str:
 
 
 def _extent(run: Run) -> str:
-    limits = [f"until {run.trials} trials are complete"] if run.trials else []
+    from igc_nas.analysis.words import counted
+
+    limits = [f"until {counted(run.trials, 'complete trial')}"] if run.trials else []
     limits += [f"{format_seconds(run.time_s)}"] if run.time_s else []
     limits += [f"at most {format_seconds(run.trial_timeout_s)} a trial"] if run.trial_timeout_s else []
     return ", ".join(limits)
