@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from igc_nas.analysis.expectations import expectation_words, with_expectations
+from igc_nas.engine.events import Event, LongerJob, Started
 from igc_nas.engine.search import Run, search
 from igc_nas.samplers.cross_validation import MIN_TRIALS
 from igc_nas.study.records import Trial
 from igc_nas.study.spec import StudySpec, Target
 from igc_nas.study.study import Study, load_study
 from tests.support.searches import spec
-from tests.support.stubs import late_bloomers, slow_late_bloomers
+from tests.support.stubs import late_bloomers
 
 TRIALS = 28
 
@@ -82,20 +83,20 @@ def test_a_search_that_is_interrupted_finds_the_same(searched: Study, tmp_path: 
     assert rows(load_study(run.folder)) == rows(searched)
 
 
-def test_a_longer_training_that_is_stopped_is_taken_up(tmp_path: Path) -> None:
-    run = Run(tmp_path / "stub", trials=MIN_TRIALS + 2)
-    found = search(question(), run, evaluator=slow_late_bloomers)
-    for candidate in found:
-        if candidate.trial == MIN_TRIALS - 1:
-            break
-    found.close()
-    list(search(question(), Run(run.folder, trials=MIN_TRIALS + 2, timeout_s=0.8), evaluator=slow_late_bloomers))
-    study = load_study(run.folder)
-    waiting = [trial for trial in study.trials if trial.longer_of is not None and trial.state == "waiting"]
+def test_a_longer_training_that_is_stopped_is_taken_up(searched: Study, tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        if isinstance(event, Started) and isinstance(event.job, LongerJob):
+            raise KeyboardInterrupt
+
+    run = Run(tmp_path / "stub", trials=TRIALS)
+    with pytest.raises(KeyboardInterrupt):
+        list(search(question(), run, evaluator=late_bloomers, on_event=stop))
+    (waiting,) = [trial for trial in load_study(run.folder).trials if trial.state == "waiting"]
+    assert waiting.longer_of is not None
     list(search(question(), run, evaluator=late_bloomers))
     after = load_study(run.folder)
-    assert all(after.trial(trial.number).state == "complete" for trial in waiting)
-    assert [t.longer_of for t in after.trials if t.longer_of is not None]
+    assert after.trial(waiting.number).state == "complete"
+    assert rows(after) == rows(searched)
 
 
 def test_a_database_alone_restores_longer_trainings(searched: Study, tmp_path: Path) -> None:

@@ -311,7 +311,3 @@ class LateBloomers(Stub):
 
 def late_bloomers(spec: StudySpec, slot: WorkerSlot) -> LateBloomers:
     return LateBloomers(spec, slot)
-
-
-def slow_late_bloomers(spec: StudySpec, slot: WorkerSlot) -> LateBloomers:
-    return LateBloomers(spec, slot, seconds=0.3)
