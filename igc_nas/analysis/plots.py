@@ -7,6 +7,7 @@ Study -> finals_groups -> FinalsGroup -> finals_figure -> plotly figure -> .png 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 ACCENT, QUIET, INK, GRID = "#e11d48", "#8b93a1", "#1f2937", "#e5e7eb"
 PALETTE = ("#3b82f6", "#f59e0b", "#10b981", "#8b5cf6", "#06b6d4", "#a16207", "#84cc16", "#94a3b8")
 SCALE = [[0, "#2563eb"], [0.5, "#c026d3"], [1, "#f59e0b"]]
+LONGEST_LINE = 120
+"""Letters of a line below a title."""
 PLACES = ("top right", "bottom right", "top left", "bottom left")
 """Where the names of neighbouring baselines stand."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
@@ -120,7 +123,9 @@ def finals_picture(study: Study, path: Path, render: Callable[[go.Figure, str], 
         raise StudyError(f"{study.spec.name} has no finals to draw", f"igc-nas finals {study.spec.name}")
     figure = finals_figure(groups[0])
     first, _, recipe = plain(group_title(groups[0])).partition(": ")
-    figure.update_layout(title={"text": f"<b>{first}</b><br><sub>{recipe}</sub>", "x": 0.02, "xanchor": "left"})
+    lines = "<br>".join(textwrap.wrap(recipe, LONGEST_LINE))
+    title = {"text": f"<b>{first}</b><br><sub>{lines}</sub>", "x": 0.02, "xanchor": "left", "y": 0.97, "yanchor": "top"}
+    figure.update_layout(title=title)
     write_whole(path, (render or kaleido_image)(figure, kind))
 
 
