@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import click
 
 from igc_nas.cli.options import Quantity
+from igc_nas.cli.program import program
 from igc_nas.errors import UsageError
 from igc_nas.study.study import Study
 
@@ -45,7 +46,8 @@ def request_of(
         else:
             arguments.append(str(value))
     try:
-        context = command.make_context(command.name, [*options, "--", *arguments])
+        parent = click.Context(program, **program.context_settings)  # click keeps what it makes of these settings
+        context = command.make_context(command.name, [*options, "--", *arguments], parent=parent)
     except click.ClickException as error:
         raise UsageError(error.format_message()) from None
     return kind(**(context.params | dict(objects or {})))

@@ -248,7 +248,7 @@ def test_what_cannot_be_read_is_counted_and_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [(b"\xff\xfe", b"\xff\xfd"), ("<b>", "a\nb"), ("a" * 255, "研究"), ("=1+1", " ")])
 def test_classes_of_any_name(tmp_path: Path, names: tuple[str | bytes, ...]) -> None:
-    info = own(image_folder(tmp_path / "x", (2, 2), names), tmp_path / "data")
+    info = own(image_folder(tmp_path / "x", (8, 8), names), tmp_path / "data")
     spec = new_spec(info, "cpu", space="tiny")
     assert StudySpec.from_toml(spec.to_toml()) == spec
     assert spec.images is not None

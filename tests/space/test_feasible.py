@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from igc_nas.arch.config import ArchConfig
@@ -158,6 +158,7 @@ def test_stratified_draws_are_within_the_budget(name: str, data: st.DataObject) 
 
 
 @pytest.mark.parametrize("name", SPACES)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_a_range_holds_what_brute_force_finds_in_it(name: str, data: st.DataObject) -> None:
     costs = list(networks(name).values())

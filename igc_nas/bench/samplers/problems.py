@@ -42,7 +42,7 @@ class Outcome:
     rung_errors: tuple[float, ...] = ()
 
 
-_SINCE_0_1: dict[str, object] = {"cutout": 0, "mixup": 0.0, "decay_norms": True}
+_SINCE_0_1: dict[str, object] = {"cutout": 0, "mixup": 0.0, "decay_norms": True, "augment": "batch"}
 
 
 @dataclass(frozen=True, eq=False)

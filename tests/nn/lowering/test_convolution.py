@@ -175,8 +175,12 @@ def test_only_valid_algorithms_are_offered_and_pytorchs_first(conv: Conv, dtype:
 
 
 @given(convs(), st.sampled_from(DTYPES))
-def test_on_a_gpu_cudnn_chooses(conv: Conv, dtype: torch.dtype) -> None:
-    assert set(options(conv, dtype, 100, "cuda").values()) == {("conv",)}
+def test_on_a_gpu_there_is_a_choice_for_1x1_and_depthwise_convolutions_alone(conv: Conv, dtype: torch.dtype) -> None:
+    if conv.kernel == conv.stride == 1:
+        expected = {("matmul", "conv")}
+    else:
+        expected = {("conv", "nchw") if conv.groups == conv.in_channels > 1 else ("conv",)}
+    assert set(options(conv, dtype, 100, "cuda").values()) == expected
 
 
 def test_each_algorithm_is_offered_somewhere() -> None:
