@@ -687,7 +687,7 @@ def test_a_search_from_a_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "status", "seen"),
-    [(signal.SIGINT, 130, "trial    0  complete"), (signal.SIGTERM, 143, "reference_ms")],
+    [(signal.SIGINT, 130, "trial    0  error "), (signal.SIGTERM, 143, "reference_ms")],
     ids=["Ctrl-C after a trial", "SIGTERM in the first trial"],
 )
 @pytest.mark.slow
