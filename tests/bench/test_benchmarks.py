@@ -197,6 +197,7 @@ def test_bench_train() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own
 def test_bench_train_with_torch_compile() -> None:
     name, arch = next(iter(TINY.items()))
     found = as_json(bench_train(CPU, batch=4, resolution=8, archs={name: arch}))

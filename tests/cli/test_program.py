@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -664,16 +665,16 @@ def test_a_damaged_study_file_is_an_error(text: str, made: Path, cli: Command) -
 
 @pytest.mark.slow
 def test_a_search_from_a_terminal(tmp_path: Path) -> None:
-    command = (*TINY, "--trials", "3", "--json")
+    command = (*TINY, "--study", "three", "--trials", "3", "--json")
     first = process(*command, cwd=tmp_path)
     found = first.json
     assert found["completed"] == 3
     assert 1 <= len(found["candidates"]) <= 3
     assert all(candidate["params"] <= 2000 for candidate in found["candidates"])
     assert "SYNTHETIC" in first.err
-    assert first.err.count("complete ") == 3
+    assert len(re.findall(r"^trial +[0-9]+  error ", first.err, re.MULTILINE)) == 3
     assert "Ctrl-C; the same command continues" in first.err
-    folder = tmp_path / "studies" / "tiny-shapes-params2k-s0"
+    folder = tmp_path / "studies" / "three"
     assert {"study.toml", "study.db", "trials.jsonl"} <= {path.name for path in folder.iterdir()}
     assert [path.name for path in tmp_path.iterdir()] == ["studies"]
 
@@ -681,7 +682,7 @@ def test_a_search_from_a_terminal(tmp_path: Path) -> None:
     again = process(*command, cwd=tmp_path)
     assert again.json == found
     assert "(continued)" in again.err
-    assert "complete " not in again.err
+    assert not re.findall(r"^trial +[0-9]+  error ", again.err, re.MULTILINE)
     assert (folder / "trials.jsonl").read_bytes() == evidence
 
 
@@ -694,8 +695,8 @@ def test_a_search_from_a_terminal(tmp_path: Path) -> None:
 def test_a_signal_ends_a_search_and_its_trials_wait(
     number: signal.Signals, status: int, seen: str, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "studies" / "tiny-shapes-params2k-s0"
-    with started(*TINY, "--trials", "100", cwd=tmp_path) as child:
+    folder = tmp_path / "studies" / "stopped"
+    with started(*TINY, "--study", "stopped", "--trials", "100", cwd=tmp_path) as child:
         await_text(seen, (tmp_path / "stderr", folder / "study.toml"), child)
         time.sleep(0.3)
         workers = psutil.Process(child.pid).children(recursive=True)
