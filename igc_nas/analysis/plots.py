@@ -20,7 +20,6 @@ from igc_nas.io.text import plain
 from igc_nas.study.finals import FinalsGroup, finals_groups
 from igc_nas.study.names import search_command
 from igc_nas.study.objectives import OBJECTIVES, parse_objectives
-from igc_nas.study.pareto import nondominated
 from igc_nas.study.study import Study
 
 if TYPE_CHECKING:
@@ -135,8 +134,8 @@ def finals_figure(group: FinalsGroup) -> go.Figure:
 
     ended = sorted((f for f in group.finalists if f.errors), key=lambda f: f.one.cost.params)
     known = [(f.one.name, f.one.cost.params, f.error or 0.0, f.half_width or 0.0, f.one.trial is None) for f in ended]
-    front = [known[at] for at in nondominated([(error, params) for _, params, error, _, _ in known])]
-    front.sort(key=lambda row: row[1])
+    members = group.front(("error", "params"))
+    front = [row for finalist, row in zip(ended, known, strict=True) if finalist.one.id in members]
     line = {"shape": "hv", "color": ACCENT, "width": 1.5}
     drawn: list[dict[str, Any]] = [_finals_trace("front of these two axes", front, mode="lines", line=line)]
     for baseline, name, look in (

@@ -28,8 +28,7 @@ function drawFinalsGroup(name, networks, study) {
       marker: {symbol, size: 9, color: colour(), line: {width: 0}},
     };
   });
-  const ordered = [...networks].sort((a, b) => a.params - b.params || a.error - b.error), front = [];
-  for (const network of ordered) if (!front.length || network.error < front.at(-1).error) front.push(network);
+  const front = networks.filter(network => network.front).sort((a, b) => a.params - b.params);
   traces.unshift({
     type: "scatter", mode: "lines", name: "front of these two axes", hoverinfo: "skip", x: front.map(network => network.params),
     y: front.map(network => network.error), line: {shape: "hv", color: ACCENT, width: 1.5},

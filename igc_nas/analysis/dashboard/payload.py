@@ -182,7 +182,8 @@ def _trials(study: Study, view: TrialsView, plans: Plans) -> Json:
 
 
 def _finals(group: FinalsGroup) -> list[Json]:
-    """The networks of one recipe that have a test error; `trial` is null for a baseline."""
+    """The networks of one recipe that have a test error; `trial`: null for a baseline; `front`: by error and params."""
+    members = group.front(("error", "params"))
     return [
         {
             "name": visible(finalist.one.name),
@@ -192,6 +193,7 @@ def _finals(group: FinalsGroup) -> list[Json]:
             "seeds": len(finalist.errors),
             "params": finalist.one.cost.params,
             "macs": finalist.one.cost.macs,
+            "front": finalist.one.id in members,
         }
         for finalist in group.finalists
         if finalist.error is not None
