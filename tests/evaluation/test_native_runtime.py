@@ -54,7 +54,7 @@ def test_more_threads_are_refused(cli: Command) -> None:
     refused(cli("measure", "igcv1-l8m2-d8", "--runtime", "native", "--threads", "2"), 2, "one thread")
 
 
-SEARCH = ("search", "--space", "tiny", "--dataset", "shapes", "--workers", "1", "--study", "s", "--quiet")
+SEARCH = ("search", "--space", "tiny", "--dataset", "shapes", "--workers", "1", "--study", "s")
 
 
 @pytest.mark.slow

@@ -255,8 +255,9 @@ def test_places_are_counted_and_too_large_a_wish_is_refused(tmp_path: Path, node
     assert not ray.is_initialized()
 
 
-def test_evaluators_share_a_gpu(tmp_path: Path, nodes: Any) -> None:
+def test_evaluators_share_a_gpu(tmp_path: Path, nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node with one GPU and room for four evaluators by its CPUs: two of them where two share a GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # Ray refuses a node with more GPUs than are visible
     with another(nodes, num_cpus=4, num_gpus=1):
         assert [places(nodes.address, needs_of("cuda:0", 1, per_gpu)) for per_gpu in (1, 2, 3)] == [1, 2, 3]
         asked = {"devices": ("cuda:0",), "workers": 3, "workers_per_gpu": 2, "trials": 6}
