@@ -117,8 +117,8 @@ def measure_speed(
 
     Each network is timed in factored form, at the first resolution first, the smallest and the largest before those
     between them: the fastest step counts, after one to warm up. After `limit_s` seconds the rest is left out, but not
-    those two. The gain of the forms that the recipe asks for is that of the middle network at the first resolution; where
-    less than `FORMS_S` is left for that, it is the usual one.
+    those two. The gain of the forms that the recipe asks for is that of the middle network at the first resolution;
+    where less than `FORMS_S` is left for that, it is the usual one.
     """
     began = time.perf_counter()
     configure_torch(device, threads)
