@@ -25,6 +25,7 @@ from igc_nas.nn.lowering.training import LoweredNetwork, NetworkForm
 from tests.gpu.builders import GPU, SMALL, images, on_gpu, recipe_of, training_of
 from tests.support.fake_cuda import Record
 
+SHORT = SMALL["igcv3"].model_copy(update={"stages": SMALL["igcv3"].stages[:1]})
 NAME = "igc_nas.nn.lowering.kernels.norm_triton"
 
 
@@ -89,7 +90,7 @@ def tuner(ms: dict[str, float], folder: Path) -> NetworkTuner:
 def test_it_is_chosen_where_it_is_timed_faster(
     ms: dict[str, float], form: str, triton: ModuleType, tmp_path: Path
 ) -> None:
-    found = tuner(ms, tmp_path)(on_gpu(SMALL["igcv3"]), "id")
+    found = tuner(ms, tmp_path)(on_gpu(SHORT), "id")
     assert found is not None
     assert found.form == form
 
@@ -98,23 +99,23 @@ def test_where_it_does_not_compile_this_is_said_once(triton: ModuleType, tmp_pat
     triton.normalise.broken = True
     ours = tuner({"lowered": 1.0, "factored": 2.0}, tmp_path)
     with pytest.warns(RuntimeWarning, match="Fake GPU, not by Triton's: Triton: OSError: gcc is missing") as said:
-        found = ours(on_gpu(SMALL["igcv1"]), "one")
+        found = ours(on_gpu(SHORT), "one")
     assert found is not None
     assert found.form == "lowered"
     assert len(said) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ours(on_gpu(SMALL["igcv3"]), "another")
+        ours(on_gpu(SHORT), "another")
 
 
 def test_a_training_with_it_continues_only_with_it(
     triton: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ms = {"triton": 1.0, "lowered": 1.2, "factored": 2.0}
-    tuner(ms, tmp_path)(on_gpu(SMALL["igcv3"]), "id")
+    tuner(ms, tmp_path)(on_gpu(SHORT), "id")
     monkeypatch.setattr(triton_norm, "available", lambda: False)
     with pytest.raises(StudyError, match="started with Triton kernels") as raised:
-        tuner(ms, tmp_path)(on_gpu(SMALL["igcv3"]), "id")
+        tuner(ms, tmp_path)(on_gpu(SHORT), "id")
     assert raised.value.hint is not None
     assert "pip install triton" in raised.value.hint
 

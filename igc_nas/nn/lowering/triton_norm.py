@@ -137,7 +137,7 @@ class _TritonNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, source, target = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
