@@ -23,8 +23,8 @@ def one_line(text: object, most: int) -> str:
 def wrapped(lines: Iterable[str], width: int | None) -> list[str]:
     """Lines of prose broken between words to at most `width` characters; None breaks none.
 
-    What follows a label (`data      cifar10 ...`) goes on under its text, other lines are indented by two blanks.
-    Commands to type stay on one line, so that they can be copied.
+    What follows a label (`data      cifar10 ...`) goes on under its text, as an indented line does; other lines are
+    indented by two blanks. Commands to type stay on one line, so that they can be copied.
     """
     if width is None:
         return list(lines)
@@ -35,13 +35,17 @@ def wrapped(lines: Iterable[str], width: int | None) -> list[str]:
             continue
         label = _LABEL.match(line)
         indent = " " * (label.end() if label and label.end() < width // 2 else 2)
-        found += textwrap.wrap(
-            line, max(width, 20), subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True
-        )
+        prose, colon, command = _NUMBER.sub(KEPT, line).partition(": igc-nas ")
+        parts = textwrap.wrap(prose + colon[:1], max(width, 20), subsequent_indent=indent, break_on_hyphens=False)
+        found += [part.replace(KEPT, " ") for part in parts]
+        found += [f"{indent}{colon[2:]}{command}"] if command else []
     return found
 
 
-_LABEL, _COMMAND = re.compile(r"\S+ {2,}"), re.compile(r" *(next: +)?(igc-nas |pip )")
+KEPT = "\N{NO-BREAK SPACE}"
+_NUMBER = re.compile(r"(?<=\d) (?=(%|ms|s|min|h|x \d+|pixels?|images?|k|M|MB)\b|%)|(?<=\d x) (?=\d)")
+"""The blank between a number and its unit, where no line is broken."""
+_LABEL, _COMMAND = re.compile(r"\S* {2,}"), re.compile(r" *(next: +)?(igc-nas |pip )")
 
 
 def visible(text: object) -> str:
