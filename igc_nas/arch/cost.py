@@ -77,15 +77,15 @@ def cost_of(arch: ArchConfig) -> Cost:
 
 def plan_cost(whole: Plan) -> Cost:
     """The sum over a plan. Blocks that repeat at the same shape are counted once and reused."""
-    total, shape = Cost(), whole.input
-    known: dict[tuple[int, Shape], tuple[Cost, Shape]] = {}
+    total, shape = _NOTHING, whole.input
+    known: dict[tuple[int, Shape], tuple[_Counts, Shape]] = {}
     for block in whole.blocks:
         key = (id(block.layers), shape)
         if key not in known:
-            known[key] = layers_cost(block.layers, shape)
-        cost, shape = known[key][0], known[key][1]  # type: ignore[assignment]
-        total += cost
-    return total
+            known[key] = _counts(block.layers, shape)
+        counts, shape = known[key][0], known[key][1]  # type: ignore[assignment]
+        total = total[0] + counts[0], total[1] + counts[1], total[2] + counts[2]
+    return Cost(*total)
 
 
 def check_side(arch: ArchConfig) -> None:
@@ -110,48 +110,61 @@ def check_side(arch: ArchConfig) -> None:
 
 def layers_cost(layers: Iterable[Layer], shape: Shape) -> tuple[Cost, Shape]:
     """(cost, output shape) of layers in a row behind the input `shape`."""
+    counts, out = _counts(layers, shape)
+    return Cost(*counts), out
+
+
+def layer_cost(layer: Layer, shape: Shape) -> tuple[Cost, Shape]:
+    """(cost, output shape) of one layer without branches behind the input `shape`."""
+    counts, out = _layer_counts(layer, shape)
+    return Cost(*counts), out
+
+
+_Counts = tuple[int, int, int]
+"""params, macs, activations: plain tuples while they are added up, which is most of a new architecture's time."""
+_NOTHING: _Counts = (0, 0, 0)
+_FREE = (Act, Interleave)  # a union in isinstance would be made anew for each layer
+
+
+def _counts(layers: Iterable[Layer], shape: Shape) -> tuple[_Counts, Shape]:
     params = macs = activations = 0
     for layer in layers:
         if isinstance(layer, Norm):  # most layers are of these kinds
             params += 2 * layer.channels
             continue
-        if isinstance(layer, Act | Interleave):
+        if isinstance(layer, _FREE):
             continue
         if isinstance(layer, Branched):
-            parts = [layers_cost(*branch) for branch in zip(layer.branches, entries(layer, shape), strict=True)]
-            shape = joined(layer, [out for _, out in parts])
-            found = [cost for cost, _ in parts]
-        else:
-            cost, shape = layer_cost(layer, shape)
-            found = [cost]
-        for cost in found:
-            params += cost.params
-            macs += cost.macs
-            activations += cost.activations
-    return Cost(params, macs, activations), shape
+            outputs = []
+            for branch, entry in zip(layer.branches, entries(layer, shape), strict=True):
+                more, out = _counts(branch, entry) if branch else (_NOTHING, entry)
+                outputs.append(out)
+                params, macs, activations = params + more[0], macs + more[1], activations + more[2]
+            shape = joined(layer, outputs)
+            continue
+        more, shape = _layer_counts(layer, shape)
+        params, macs, activations = params + more[0], macs + more[1], activations + more[2]
+    return (params, macs, activations), shape
 
 
-_FREE = Cost()
-
-
-def layer_cost(layer: Layer, shape: Shape) -> tuple[Cost, Shape]:
-    """(cost, output shape) of one layer without branches behind the input `shape`."""
+def _layer_counts(layer: Layer, shape: Shape) -> tuple[_Counts, Shape]:
     out = layer_shape(layer, shape)
     match layer:
-        case Conv(_, c_in, c_out, kernel, _, groups):
-            weights, pixels = c_out * (c_in // groups) * kernel * kernel, out[1] * out[2]
-            return Cost(weights + c_out if layer.bias else weights, weights * pixels, c_out * pixels), out
+        case Conv():
+            weights = layer.out_channels * (layer.in_channels // layer.groups) * layer.kernel**2
+            written = layer.out_channels * out[1] * out[2]
+            return (weights + (layer.out_channels if layer.bias else 0), weights * out[1] * out[2], written), out
         case Norm(_, channels):
-            return Cost(params=2 * channels), out
+            return (2 * channels, 0, 0), out
         case Linear(_, features, written, bias):
-            return Cost(features * written + (written if bias else 0), features * written, written), out
+            return (features * written + (written if bias else 0), features * written, written), out
         case SqueezeExcite(_, channels, squeeze, _, bias):
             weights, written = 2 * channels * squeeze, channels + squeeze
-            return Cost(weights + (written if bias else 0), weights, written), out
+            return (weights + (written if bias else 0), weights, written), out
         case PRelu(_, channels):
-            return Cost(params=channels), out
+            return (channels, 0, 0), out
         case _:
-            return _FREE, out
+            return _NOTHING, out
 
 
 def rows(whole: Plan) -> Iterator[LayerCost]:
@@ -172,7 +185,7 @@ def _rows(block: str, layers: tuple[Layer, ...], shape: Shape, branch: str) -> G
                 outputs.append((yield from _rows(block, part, entry, name or branch)))
             shape = joined(layer, outputs)
             if not isinstance(layer, Residual):
-                yield LayerCost(block, layer, shape, _FREE, branch)
+                yield LayerCost(block, layer, shape, Cost(), branch)
         else:
             cost, shape = layer_cost(layer, shape)
             yield LayerCost(block, layer, shape, cost, branch)

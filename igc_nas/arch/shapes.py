@@ -37,9 +37,9 @@ def layers_shape(layers: Iterable[Layer], shape: Shape) -> Shape:
 def layer_shape(layer: Layer, shape: Shape) -> Shape:
     """The output shape of one layer without branches behind the input `shape`."""
     match layer:
-        case Conv(_, _, c_out, kernel, stride):
-            pad = layer.pad
-            return c_out, _side(shape[1], kernel, stride, pad), _side(shape[2], kernel, stride, pad)
+        case Conv():
+            kernel, stride, pad = layer.kernel, layer.stride, layer.pad
+            return layer.out_channels, _side(shape[1], kernel, stride, pad), _side(shape[2], kernel, stride, pad)
         case MaxPool(kernel, stride, padding) | AvgPool(kernel, stride, padding):
             return shape[0], _side(shape[1], kernel, stride, padding), _side(shape[2], kernel, stride, padding)
         case Subsample(stride, before, after):

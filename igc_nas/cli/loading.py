@@ -129,3 +129,13 @@ def quiet_threads(threads: int) -> None:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def code_notices(kind: str) -> list[str]:
+    """A line where what is compiled for a CPU (`kind`) is not kept for the next run, and why."""
+    from igc_nas.nn.codegen.build import compiler, why_not_kept
+    from igc_nas.nn.codegen.target import libraries_here
+
+    if kind != "cpu" or compiler() is None or not (reason := why_not_kept(folder := libraries_here())):
+        return []
+    return [f"compiled code is not kept in {folder}: {reason}; IGC_NAS_CACHE names another folder"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from igc_nas.cli.loading import architecture, load, quiet_threads, read_architecture
+from igc_nas.cli.loading import architecture, code_notices, load, quiet_threads, read_architecture
 from igc_nas.cli.options import (
     COUNT,
     as_json,
@@ -159,6 +159,7 @@ def _measured(config: ArchConfig, request: MeasureRequest) -> Latency:
     device = find_devices(request.device)[0]
     runtime = request.latency_runtime or _default_runtime(config, device, request)
     require(runtime)
+    say(*(code_notices("cpu") if runtime == "native" else []))
     if runtime == "onnxruntime" and request.cold_cache:
         raise UsageError("--cold-cache does not go with the runtime onnxruntime", "use eager or compile")
     dtype = request.latency_dtype or "float32"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.cli.front import print_front
-from igc_nas.cli.loading import architecture, load
+from igc_nas.cli.loading import architecture, code_notices, load
 from igc_nas.cli.options import (
     COUNT,
     MS,
@@ -318,7 +318,7 @@ def _prepared(request: SearchRequest, began: float) -> tuple[StudySpec, Run]:
         baselines=baselines,
     )
     notice = auto_notice(resolved.info, data_dir(request.data_dir)) if resolved.dataset == "auto" else None
-    notices = [notice] if notice else []
+    notices = [*([notice] if notice else []), *code_notices(devices[0].kind)]
     if request.device in ("auto", "cuda"):
         notices += [f"not used: {text}" for text in survey_gpus().notices]
     if request.quiet:

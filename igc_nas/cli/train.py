@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.cli.loading import architecture, packing_bar, quiet_threads, say_unusable
+from igc_nas.cli.loading import architecture, code_notices, packing_bar, quiet_threads, say_unusable
 from igc_nas.cli.options import (
     FILE,
     RecipeRequest,
@@ -151,6 +151,7 @@ def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, Traini
     )
     say(
         *([notice, ""] if notice else []),
+        *code_notices(device.kind),
         f"network   {arch}",
         f"          {format_count(cost.params)} parameters, {format_count(cost.macs)} MACs",
         f"data      {data}",

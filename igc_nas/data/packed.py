@@ -114,6 +114,7 @@ def pack(root: Path, size: int, data_dir: Path, progress: Progress = no_progress
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{shown(place)}: {error.strerror or error}", "choose another folder with --data-dir") from None
+    _check_space(len(listing), size, place)
     with _lock(place):
         for old in place.glob(".packing-*"):  # of a process that was killed
             shutil.rmtree(old, ignore_errors=True)
@@ -133,6 +134,17 @@ def pack(root: Path, size: int, data_dir: Path, progress: Progress = no_progress
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return Packed(folder_of(sha256, data_dir), sha256, images, listing.problems)
+
+
+def _check_space(count: int, size: int, place: Path) -> None:
+    """Raise `DataError` where the disk has no room for all images twice: as they are decoded, and in their order."""
+    needed, free = 2 * count * 3 * size**2, shutil.disk_usage(place).free
+    if needed > free:
+        raise DataError(
+            f"to pack {count:,} images of {size} x {size} pixels takes {needed / 1e9:,.1f} GB of {shown(place)}, "
+            f"which has {free / 1e9:,.1f} GB free",
+            "choose another folder with --data-dir, or a smaller --image-size",
+        )
 
 
 def open_packed(sha256: str, data_dir: Path) -> Packed | None:

@@ -26,7 +26,8 @@ from igc_nas.analysis.words import MIG
 from igc_nas.data.datasets import NAMES, data_dir, locate
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.runtimes import PACKAGES, require
-from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.codegen.build import compiler, why_not_kept
+from igc_nas.nn.codegen.target import libraries_here
 from igc_nas.nn.device import Device, cpu_name, find_devices, survey_gpus
 from igc_nas.nn.lowering import native
 from igc_nas.nn.lowering.timing_cache import cache_dir
@@ -196,7 +197,10 @@ def _cache() -> Iterator[Finding]:
         yield Finding("cache", str(folder), problem, "set IGC_NAS_CACHE to a folder that can be written")
         return
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    yield Finding("cache", f"{folder}, {size / 2**20:.1f} MiB")
+    reason = why_not_kept(libraries_here())
+    uncached = f"compiled code is not kept in {libraries_here()}: {reason}" if reason else None
+    hint = "set IGC_NAS_CACHE to a folder that only you can write" if reason else None
+    yield Finding("cache", f"{folder}, {size / 2**20:.1f} MiB", uncached, hint)
 
 
 def devices_to_check() -> tuple[Device, ...]:

@@ -44,6 +44,10 @@ def test_what_is_missing_has_a_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path
     blocked.write_text("")
     monkeypatch.setenv("IGC_NAS_CACHE", str(blocked / "cache"))
     assert "cannot be written" in str(problem("cache")[0])
+    (tmp_path / "open" / "native").mkdir(parents=True)
+    (tmp_path / "open" / "native").chmod(0o777)
+    monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path / "open"))
+    assert "others may write it" in str(problem("cache")[0])
 
 
 def test_a_failed_check_has_a_status(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,11 @@ import os
 import shutil
 import struct
 import threading
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,7 +110,7 @@ def bomb() -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", 5_000, 5_000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
@@ -343,6 +345,32 @@ def test_a_full_disk_gets_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         own(image_folder(tmp_path / "pets"), tmp_path / "data")
     assert "No space left" in one_line(raised)
     assert not list((tmp_path / "data").glob("images/.packing*"))
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**7))
+    monkeypatch.setattr(packed, "decoded", None)
+    with pytest.raises(DataError, match=r"18 images of 1024 x 1024 pixels takes 0\.1 GB of .*, which has 0\.0 GB free"):
+        own(image_folder(tmp_path / "pets"), tmp_path / "data", 1024)
+
+
+def test_a_listing_takes_little_memory_an_image(tmp_path: Path) -> None:
+    """A folder of a million images (of which this is a two-hundredth) is listed in 240 MB, and packed from there."""
+    root = image_folder(tmp_path / "pets", (1, 1, 1))
+    for name in CLASSES:
+        for number in range(5_000 // len(CLASSES)):
+            (root / name / f"IMG_{number:08d}.png").hardlink_to(root / name / "0.png")
+    done: list[int] = []
+    tracemalloc.start()
+    listing = list_images(root, lambda _, count, __: done.append(count))
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(listing) > 5_000 - 3
+    assert kept / len(listing) < 200
+    assert most / len(listing) < 1000  # while a class of a third of them is sorted
+    assert len(done) >= 5
 
 
 def test_a_survey_reads_an_even_sample(tmp_path: Path) -> None:

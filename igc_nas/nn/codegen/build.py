@@ -102,8 +102,8 @@ def load(text: str, cache: Path | None = None) -> ctypes.CDLL:
     if command is None:
         raise CompilerError("there is no C compiler", NO_COMPILER)
     name = hashlib.sha256("\0".join([text, *command, *FLAGS, _processor()]).encode()).hexdigest()[:32] + ".so"
-    kept = cache / name if cache and _is_ours(cache) else None
-    if kept is not None and kept.is_file():
+    kept = cache / name if cache and _distrust(cache) is None else None
+    if kept is not None and _is_ours(kept):
         with contextlib.suppress(OSError):  # a damaged file, or a folder that no code may be loaded from
             return ctypes.CDLL(str(kept))
     with tempfile.TemporaryDirectory(prefix="igc-nas-") as folder:
@@ -147,16 +147,48 @@ def _keep(made: Path, kept: Path) -> None:
         return
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder exists or can be made, and only this user may write to it: what is loaded from it is run."""
+def why_not_kept(folder: Path) -> str | None:
+    """Why code that is compiled now is not kept in a folder for later runs; None where it is."""
+    reason = _distrust(folder)
+    if reason is None and not os.access(folder, os.W_OK | os.X_OK):
+        reason = "it cannot be written"
+    if reason is None and os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
+        reason = "it is mounted noexec"
+    return reason
+
+
+def _distrust(folder: Path) -> str | None:
+    """Why code is not loaded from a folder, which is made if need be: what is loaded is run.
+
+    Nobody but this user may write it, or put another in its place: the folder that it lies in belongs to the same user
+    or to root, and those above let others write only with the sticky bit, as /tmp does.
+    """
     if not hasattr(os, "getuid"):
-        return False
+        return "this system does not say who may write it"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
+        real = folder.resolve()
+        own, *above = [path.stat() for path in (real, *real.parents)]
+    except OSError as error:
+        return f"it cannot be made ({error.strerror})"
+    user = os.getuid()
+    if own.st_uid != user or above[0].st_uid not in (user, 0):
+        return "it belongs to another user"
+    if own.st_mode & _OTHERS or any(each.st_mode & stat.S_IWOTH and not each.st_mode & stat.S_ISVTX for each in above):
+        return "others may write it"
+    return None
+
+
+_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def _is_ours(kept: Path) -> bool:
+    """Whether a kept library is there and was written by this user: the folder may have been open to others once."""
+    try:
+        found = kept.stat()
     except OSError:
         return False
-    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & _OTHERS
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import plan
 from igc_nas.errors import ConfigError
 from igc_nas.evaluation.latency import randomize_batchnorm_
-from igc_nas.nn.codegen.build import FLAGS, CompilerError, compiled, compiler
+from igc_nas.nn.codegen.build import FLAGS, CompilerError, compiled, compiler, why_not_kept
 from igc_nas.nn.codegen.emit import Source, source
 from igc_nas.nn.codegen.orders import PAD, group_major, interleaved, lane_major, positions
 from igc_nas.nn.codegen.program import program
@@ -170,21 +171,43 @@ def test_a_network_is_compiled_once(tmp_path: Path) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("spoilt", ["damaged", "a file", "others may write it"])
+@pytest.mark.parametrize("spoilt", ["damaged", "a file", "of another user", "writable by all", "below one that is"])
 def test_a_cache_that_cannot_be_used_is_none(spoilt: str, tmp_path: Path) -> None:
     network, made = generated(load_architecture("igcv1-l8m2-d8"))
-    folder = tmp_path / "cache"
+    folder = tmp_path / "cache" / "native"
     if spoilt == "a file":
+        folder.parent.mkdir()
         folder.write_text("")
     else:
         compiled(made, folder)
-        for path in folder.iterdir():
-            path.write_bytes(b"\x7fELF" if spoilt == "damaged" else path.read_bytes())
-    if spoilt == "others may write it":
-        folder.chmod(0o777)
+        (kept,) = folder.iterdir()
+        kept.write_bytes(b"\x7fELF")  # whoever loads it recompiles
+    if spoilt == "of another user":
+        if os.getuid() != 0:
+            pytest.skip("only root gives files away")
+        os.chown(folder, 12345, -1)
+    elif spoilt != "damaged" and spoilt != "a file":
+        (folder if spoilt == "writable by all" else folder.parent).chmod(0o777)
+    reason = {"of another user": "another user", "writable by all": "others", "below one that is": "others"}.get(spoilt)
+    assert (reason or "") in str(why_not_kept(folder))
     x = torch.zeros(1, *made.image)
     with torch.inference_mode():
         assert np.allclose(compiled(made, folder)(x.numpy()), network(x).numpy(), rtol=1e-4, atol=1e-5)
+    if reason:
+        assert kept.read_bytes() == b"\x7fELF"  # neither read nor written
+
+
+@needs_compiler
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+def test_a_library_that_another_user_left_is_not_loaded(tmp_path: Path) -> None:
+    """The folder may have been open to others once: they may have left code of their own under the right name."""
+    _, made = generated(load_architecture("igcv1-l8m2-d8"))
+    compiled(made, tmp_path / "native")
+    (kept,) = (tmp_path / "native").iterdir()
+    os.chown(kept, 12345, -1)
+    compiled(made, tmp_path / "native")
+    (again,) = (tmp_path / "native").iterdir()
+    assert again.stat().st_uid == 0  # compiled anew, in its place
 
 
 @pytest.fixture
