@@ -306,7 +306,7 @@ def joined_of_the_last_ten(study: Study) -> int:
                for place, trial in enumerate(found) if place >= len(found) - 10)  # fmt: skip
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 100])
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
 def test_the_live_view_fits_its_terminal_and_says_when_it_ends(width: int) -> None:
     limit = max(c.cost.params for c in STUDY.candidates)
     budget = STUDY.spec.budget.model_copy(update={"params": limit})
