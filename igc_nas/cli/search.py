@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 PROMOTE = 0.4
 """The default share of the time for longer trainings."""
+CLOSING_S = 2.5
+"""The seconds of `--time` after the last trial: workers end, the front is ranked and printed."""
 MOST_IMPORTING_S = 60.0
 """A process that is older than this began with something else."""
 
@@ -303,7 +305,7 @@ def _prepared(request: SearchRequest, began: float) -> tuple[StudySpec, Run]:
     run = Run(
         folder=resolved.folder,
         trials=trials,
-        time_s=time_s and max(1.0, time_s - (time.monotonic() - began)),
+        time_s=time_s and max(1.0, time_s - CLOSING_S - (time.monotonic() - began)),
         trial_timeout_s=request.trial_timeout,
         workers=workers,
         executor=request.executor,
