@@ -96,8 +96,8 @@ class Coordinator:
             (t for t in ended if t.longer_of is not None),
             like=self.trial_times,
         )
-        self.promotion: Promotion | None = Promotion(spec) if spec.target else None
-        """None: no network is trained for longer."""
+        self.promotion: Promotion | None = None
+        """Constructed when the scale of latency is known; None: no network is trained for longer."""
         self._pruner: Pruner | None = None
         """Constructed when the first training is at a rung."""
 
@@ -117,7 +117,6 @@ class Coordinator:
 
     def run_inline(self, evaluate: Evaluate) -> Generator[Candidate, None, None]:
         """Search one trial after another, in this process. `evaluate` has one recipe: none is trained for longer."""
-        self.promotion = None
         if self.store.spec.reference_ms is None and not self.store.spec.bounds:
             known = self.store.spec.known_bounds()
             self.store.fix_scale(self.store.spec.model_copy(update={"bounds": known}))
@@ -137,6 +136,7 @@ class Coordinator:
         if self.store.spec.reference_ms is None:
             self.store.fix_scale(self.store.spec.with_scale(executor.calibrate()))
         executor.set_spec(self.store.spec)
+        self.promotion = Promotion(self.store.spec) if self.store.spec.target else None
         self._begin()
         while not self._is_over():
             while executor.idle() and not self.has_enough(len(executor.running())) and (job := self._next_job()):

@@ -29,7 +29,7 @@ from igc_nas.evaluation.runtimes import PACKAGES, require
 from igc_nas.nn.codegen.build import compiler, why_not_kept
 from igc_nas.nn.codegen.target import libraries_here
 from igc_nas.nn.device import Device, cpu_name, find_devices, survey_gpus
-from igc_nas.nn.lowering import native
+from igc_nas.nn.lowering import native, triton_norm
 from igc_nas.nn.lowering.timing_cache import cache_dir
 from igc_nas.nn.nvml import find_gpu, installed_gpus
 from igc_nas.study.defaults import default_extent, default_recipe, usable_cores
@@ -102,6 +102,13 @@ def _devices() -> Iterator[Finding]:
         )
         if gpu.uuid and (sensors := find_gpu(gpu.uuid)) and sensors.is_mig:
             yield Finding(f"{gpu.torch_name} sensors", MIG)
+    if survey.supported:
+        value = "not installed: BN trains by cuDNN alone"
+        if triton_norm.available():
+            import triton
+
+            value = f"{triton.__version__}; BN trains by its kernels where they are timed faster"
+        yield Finding("Triton", value)
     hint = "--device cpu searches on the CPU" if not survey.supported else None
     for notice in survey.notices:
         yield Finding("GPU", "not used", notice, hint)

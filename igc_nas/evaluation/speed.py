@@ -27,11 +27,11 @@ ENOUGH_S = 0.4
 """A network is timed for about this long, and for two steps at least."""
 FORMS_S = 8.0
 """About the seconds in which the forms of one network are compiled and timed by an empty cache."""
-USUAL_GAIN, USUAL_CHOICE_S = 0.5, 5.0
-"""Of the fastest form: its share of the factored one's time, and the seconds to choose it, until trials have ended."""
-MEASURING_S = {"cpu": 3.0, "cuda": 1.5}
-"""Of a trial's latency measurement, by kind of device; what choosing forms takes is measured here."""
-
+USUAL_GAIN = 0.5
+"""Of the fastest form: its share of the factored one's time, until trials have ended."""
+BESIDE_TRAINING = {"cpu": (1.1, 50.0), "cuda": (6.5, 0.0)}
+"""(seconds, training steps) that a trial takes beside its training: building, measuring the latency, choosing forms.
+On a CPU the least-squares line over the 116 trials of `studies/finals_cifar10`; on a GPU assumed."""
 
 LENGTH_KEYS = frozenset(("epochs", "train_size", "resolution"))
 """A recipe with one of these keys is a length chosen by hand."""
@@ -117,8 +117,8 @@ def measure_speed(
 
     Each network is timed in factored form, at the first resolution first, the smallest and the largest before those
     between them: the fastest step counts, after one to warm up. After `limit_s` seconds the rest is left out, but not
-    those two. The gain of the forms that the recipe asks for, and what choosing them takes, is that of the middle
-    network at the first resolution; where less than `FORMS_S` is left for that, it is the usual one.
+    those two. The gain of the forms that the recipe asks for is that of the middle network at the first resolution;
+    where less than `FORMS_S` is left for that, it is the usual one.
     """
     began = time.perf_counter()
     configure_torch(device, threads)
@@ -130,34 +130,28 @@ def measure_speed(
             if len(timed) < 2 or time.perf_counter() - began < limit_s:
                 step_s = _step_s(_training(arch.trained_at(resolution), recipe, images, device), device)
                 timed.append((arch, (resolution / arch.input[1]) ** 2, step_s))
-    gain, chosen_s = 1.0, 0.0
+    gain = 1.0
     if recipe.forms != "factored":
-        gain, chosen_s = USUAL_GAIN, USUAL_CHOICE_S
+        gain = USUAL_GAIN
         middle = archs[len(archs) // 2]
         factored_s = next((step_s for arch, _, step_s in timed if arch is middle), None)
         if factored_s and limit_s - (time.perf_counter() - began) >= FORMS_S:
-            chosen_s, lowered_s = _in_fastest_form(middle, recipe, resolutions[0], device, threads)
-            gain = lowered_s / factored_s
+            gain = _fastest_step_s(middle, recipe, resolutions[0], device, threads) / factored_s
     found, areas, seconds = zip(*timed, strict=True)
     images_of_step = np.full(len(timed), float(recipe.batch))
-    return Speed.fit(
-        Sizes.of(found), images_of_step, np.array(areas), gain * np.array(seconds), MEASURING_S[device.kind] + chosen_s
-    )
+    step_seconds = gain * np.array(seconds)
+    return Speed.fit(Sizes.of(found), images_of_step, np.array(areas), step_seconds, *BESIDE_TRAINING[device.kind])
 
 
-def _in_fastest_form(
-    arch: ArchConfig, recipe: Recipe, resolution: int, device: Device, threads: int
-) -> tuple[float, float]:
-    """(seconds to choose the form, seconds of a training step in it)."""
+def _fastest_step_s(arch: ArchConfig, recipe: Recipe, resolution: int, device: Device, threads: int) -> float:
+    """Seconds of a training step in the fastest form."""
     scaled = recipe.model_copy(update={"resolution": resolution, "rungs": ()})
     tuner = NetworkTuner.of(scaled, device, timing_cache_for(device.name, threads, "training"))
     arch = arch.trained_at(resolution)
     network = build(arch, 0).to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    began = time.perf_counter()
     forward = tuner(network, arch_id(arch))
-    chosen_s = time.perf_counter() - began
     images = _random_images(recipe.batch, resolution, device)
-    return chosen_s, _step_s(Training(network, images, recipe, device, 0, forward), device)
+    return _step_s(Training(network, images, recipe, device, 0, forward), device)
 
 
 def _training(arch: ArchConfig, recipe: Recipe, images: Images, device: Device) -> Training:

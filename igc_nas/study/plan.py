@@ -75,6 +75,8 @@ class Speed(Frozen):
     activation_s: Seconds
     trial_s: Seconds
     """Of a trial, whatever is trained: building, measuring the latency, choosing forms."""
+    trial_steps: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """What the same takes longer for a larger network, in its training steps."""
 
     def steps_s(self, sizes: Sizes, steps: float, images: float, area: float) -> Floats:
         """(n,) seconds of training steps on images with `area` times the space's pixels."""
@@ -87,11 +89,14 @@ class Speed(Frozen):
         looked_at = (
             recipe.held_out + len(recipe.rungs) * min(RUNG_IMAGES, recipe.held_out) + scores * RECALIBRATION_IMAGES
         )
-        images = recipe.samples + FORWARD * looked_at
-        return self.trial_s + self.steps_s(sizes, recipe.steps, images, (recipe.resolution / side) ** 2)
+        steps = recipe.steps + self.trial_steps
+        images = recipe.samples + self.trial_steps * recipe.batch + FORWARD * looked_at
+        return self.trial_s + self.steps_s(sizes, steps, images, (recipe.resolution / side) ** 2)
 
     @classmethod
-    def fit(cls, sizes: Sizes, images: Floats, areas: Floats, seconds: Floats, trial_s: float) -> Speed:
+    def fit(
+        cls, sizes: Sizes, images: Floats, areas: Floats, seconds: Floats, trial_s: float, trial_steps: float = 0.0
+    ) -> Speed:
         """Non-negative least squares, relative to `seconds` (n,) of steps of `images` (n,) at `areas` (n,)."""
         from scipy.optimize import nnls
 
@@ -101,7 +106,14 @@ class Speed(Frozen):
         scale = relative.max(axis=0)
         found = nnls(relative / scale, np.ones(len(seconds)))[0] / scale
         step_s, convolution_s, mac_s, activation_s = map(float, found)
-        return cls(step_s=step_s, convolution_s=convolution_s, mac_s=mac_s, activation_s=activation_s, trial_s=trial_s)
+        return cls(
+            step_s=step_s,
+            convolution_s=convolution_s,
+            mac_s=mac_s,
+            activation_s=activation_s,
+            trial_s=trial_s,
+            trial_steps=trial_steps,
+        )
 
 
 class Plan(Frozen):

@@ -12,6 +12,7 @@ from igc_nas.analysis.expectations import expectation_words, with_expectations
 from igc_nas.engine.events import Event, LongerJob, Started
 from igc_nas.engine.search import Run, search
 from igc_nas.samplers.cross_validation import MIN_TRIALS
+from igc_nas.samplers.promotion import DESIGN
 from igc_nas.study.records import Trial
 from igc_nas.study.spec import StudySpec, Target
 from igc_nas.study.study import Study, load_study
@@ -55,6 +56,16 @@ def test_a_share_of_the_images_is_for_longer_trainings(searched: Study) -> None:
 def test_a_longer_training_is_no_candidate(searched: Study) -> None:
     assert len(searched.candidates) == searched.ended == TRIALS
     assert {candidate.score.samples for candidate in searched.candidates} == {searched.spec.recipe.samples}
+
+
+def test_after_the_design_a_study_that_was_calibrated_here_goes_on(tmp_path: Path) -> None:
+    """The first promotions are by size; the others compare on the scale that is fixed when a search begins."""
+    base = question()
+    assert base.target is not None
+    target = base.target.model_copy(update={"share": 0.8})
+    made = base.model_copy(update={"target": target, "bounds": {}, "reference_ms": None})
+    list(search(made, Run(tmp_path / "stub", trials=20), evaluator=late_bloomers))
+    assert len(load_study(tmp_path / "stub").longer) > DESIGN
 
 
 def test_the_front_is_of_predictions_and_reaches_what_short_trainings_call_bad(searched: Study) -> None:
