@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from igc_nas.io.units import format_count, format_ms, format_seconds
+from igc_nas.io.units import exact_count, format_count, format_ms, format_seconds
+from igc_nas.space.budget import Budget
 from igc_nas.study.plan import Sizes
 from igc_nas.study.records import Candidate, Latency, Pruned
 from igc_nas.study.spec import Goal, LatencyForms, LatencySpec, Recipe, Schedule
@@ -38,6 +39,20 @@ def proxy_words(recipe: Recipe) -> str:
     """A proxy training in brief: `2 epochs of 3,000 images at 16 x 16 pixels`."""
     size = f"{recipe.resolution} x {recipe.resolution} pixels"
     return f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.train_size, 'image')} at {size}"
+
+
+def budget_words(budget: Budget) -> str:
+    """The limits of a study: `at most 2M parameters, 10M..60M MACs, at most 5 ms`; `no budget`."""
+    ranges = ((budget.min_params, budget.params, " parameters"), (budget.min_macs, budget.macs, " MACs"))
+    words = [_range_words(low, high, noun) for low, high, noun in ranges if low or high]
+    words += [f"at most {budget.latency_ms:g} ms"] if budget.latency_ms else []
+    return ", ".join(words) or "no budget"
+
+
+def _range_words(low: int | None, high: int | None, noun: str) -> str:
+    if low and high:
+        return f"{exact_count(low)}..{exact_count(high)}{noun}"
+    return f"at most {exact_count(high)}{noun}" if high else f"at least {exact_count(low or 0)}{noun}"
 
 
 def front_end_words(study: Study) -> str | None:

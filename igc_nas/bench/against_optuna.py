@@ -126,9 +126,9 @@ class AgainstOptuna:
         """For --json, with the hypervolume over time of each run."""
         return self.report.to_dict() | {"runs": [asdict(pair) for pair in self.pairs]}
 
-    def lines(self) -> list[str]:
-        """For people."""
-        return self.report.lines()
+    def lines(self, width: int | None = None) -> list[str]:
+        """For people, with a table that fits `width`."""
+        return self.report.lines(width)
 
 
 def bench_against_optuna(

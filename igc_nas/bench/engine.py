@@ -34,6 +34,7 @@ from igc_nas.engine.events import Ended, Event, Job, Opened
 from igc_nas.engine.executor import Message, RungReport
 from igc_nas.engine.progress import SearchDisplay
 from igc_nas.engine.store import Store
+from igc_nas.io.console import table_lines
 from igc_nas.samplers.pruner import FinalErrorPrediction
 from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import new_spec
@@ -244,10 +245,10 @@ class EngineReport:
             "conditions": dict(self.conditions),
         }
 
-    def lines(self) -> list[str]:
-        """For people."""
-        rows = [["after", "of", "median ms", "p95 ms", "CPU ms", "RSS MB", "grown by"]]
-        rows += [
+    def lines(self, width: int | None = None) -> list[str]:
+        """For people, with a table that fits `width`."""
+        titles = ["after", "of", "median ms", "p95 ms", "CPU ms", "RSS MB", "grown by"]
+        rows = [
             [
                 f"{c.trials:,}",
                 str(c.n),
@@ -259,11 +260,10 @@ class EngineReport:
             ]
             for c in self.marks
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         states = ", ".join(f"{count:,} {state}" for state, count in sorted(self.states.items()))
         return [
             f"bookkeeping of a trial among {self.trials:,} by {self.workers} virtual workers ({states})",
-            *("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows),
+            *table_lines(titles, rows, (), width),
             *(f"growth from {step}: {g['wall']:.2f}x (CPU {g['cpu']:.2f}x)" for step, g in self.growth.items()),
             "per second: " + _listed(self.rates),
             "ms a trial apart: " + _listed(self.apart_ms),

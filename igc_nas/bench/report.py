@@ -10,6 +10,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from igc_nas.arch.config import ArchConfig
+from igc_nas.io.console import table_lines
 from igc_nas.io.files import read_text
 from igc_nas.io.records import parse_toml
 
@@ -58,17 +59,12 @@ class Report:
     def _cells(row: Row, columns: list[str]) -> list[str]:
         return [row["name"], row["group"], *(_cell(row.get(column)) for column in columns), _cell(row["ratio"])]
 
-    def lines(self) -> list[str]:
-        """The report as text: a table, the means of its groups, the conditions."""
+    def lines(self, width: int | None = None) -> list[str]:
+        """The report as text: a table that fits `width`, the means of its groups, the conditions."""
         columns = [key for key in self.rows[0] if key not in ("name", "group", "ratio")]
-        table = [["name", "group", *columns, "times"]]
-        table += [self._cells(row, columns) for row in self.rows]
-        widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-        lines = [self.title, ""]
-        for line in table:
-            texts = (cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True))
-            numbers = (cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True))
-            lines.append("  ".join((*texts, *numbers)))
+        titles = ["name", "group", *columns, "times"]
+        rows = [self._cells(row, columns) for row in self.rows]
+        lines = [self.title, "", *table_lines(titles, rows, ("name", "group"), width)]
         lines.append("")
         ratios = self.main_ratios()
         means = {**self.groups(), "main groups": (geometric_mean(ratios), min(ratios), len(ratios))}

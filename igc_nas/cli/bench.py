@@ -12,6 +12,7 @@ from igc_nas.cli.loading import load, quiet_threads
 from igc_nas.cli.options import COUNT, FILE, SECONDS, as_json, device_option, runtime_option, studies_dir
 from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import UsageError
+from igc_nas.io.console import terminal_width
 
 if TYPE_CHECKING:
     from igc_nas.bench.engine import EngineReport
@@ -227,7 +228,10 @@ def sampler(
         raise UsageError("nothing to replay", "add --table STUDY, or --landscapes")
     report = bench_sampler(problems, names, seeds, evaluations, workers or usable_cores(), output, say)
     # The curves are long: one line rather than one for each number.
-    put(*([json.dumps(report.to_dict(), allow_nan=False)] if as_json else report.lines()))
+    if as_json:
+        put(json.dumps(report.to_dict(), allow_nan=False))
+    else:
+        put_text(*report.lines(terminal_width()))
     for path in figures:
         write_figure(report, path)
 
@@ -268,7 +272,7 @@ def against_optuna(
     if as_json:
         put(json.dumps(result.to_dict(), allow_nan=False))
     else:
-        put_text(*result.lines())
+        put_text(*result.lines(terminal_width()))
     for path in figures:
         write_plotly(against_optuna_figure(result), path)
 
@@ -317,4 +321,4 @@ def _show(report: Report | EngineReport, as_json: bool) -> None:
     if as_json:
         put_json(report.to_dict())
     else:
-        put_text(*report.lines())
+        put_text(*report.lines(terminal_width()))

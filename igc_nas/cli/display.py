@@ -32,6 +32,7 @@ from igc_nas.arch.layers import (
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.engine.progress import trial_line
 from igc_nas.exports.source import latency_lines
+from igc_nas.io.console import table_lines as columns_lines
 from igc_nas.io.text import printable, wrapped
 from igc_nas.study.front_table import COLUMNS, NOISY, expected_columns, legend_lines, table_lines
 from igc_nas.study.lock import LockHolder, Running
@@ -78,23 +79,20 @@ def front_lines(
     return [*wrapped(map(printable, head), width), "", *table, "", *wrapped(map(printable, notes), width)]
 
 
-NARROW = 80
-"""Characters of a line of baselines."""
 MOST_DOMINATING = 3
 """The number of dominating trials that a line names."""
+STANDING = ("baseline", "trial", "error", "params", "MACs", "latency", "dominated by")
 
 
-def baseline_lines(standings: Sequence[Standing]) -> list[str]:
-    """The baselines beside a front as lines, each with the trials of the front that dominate it; 80 characters."""
-    titles = ("baseline", "trial", "error", "params", "MACs", "latency", "dominated by")
-    rows = [titles, *map(_standing_cells, standings)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    gap = "  " if sum(widths) + 2 * (len(titles) - 1) <= NARROW else " "
-    lines = []
-    for name, *numbers, by in rows:
-        cells = (number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True))
-        lines.append(gap.join((name.ljust(widths[0]), *cells, by)).rstrip())
-    return [*lines, ""]
+def baseline_lines(standings: Sequence[Standing], width: int | None) -> list[str]:
+    """The baselines beside a front as lines, each with the trials of the front that dominate it."""
+    rows = list(map(_standing_cells, standings))
+    left = ("baseline", "dominated by")
+    for gap in (2, 1):
+        lines = columns_lines(STANDING, rows, left, gap=gap)
+        if width is None or max(map(len, lines)) <= width:
+            return [*lines, ""]
+    return [*columns_lines(STANDING, rows, left, width), ""]
 
 
 def _standing_cells(standing: Standing) -> tuple[str, ...]:

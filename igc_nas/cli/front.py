@@ -124,7 +124,7 @@ def print_front(
 
         put(*front_lines(study, members, objectives, terminal_width(), wide=wide))
         if beside:
-            put(*baseline_lines(beside))
+            put("", *baseline_lines(beside, terminal_width()))
         if study.baselines:
             say(baselines_sentence(study, objectives) or "")
         if end := front_end_words(study):

@@ -78,7 +78,7 @@ def report(
         return
     _print(found)
     if surrogate:
-        put("", f"surrogate  {surrogate.sentence()}")
+        put_text("", f"surrogate  {surrogate.sentence()}")
     if plan:
         put("", f"plan       {plan}")
 

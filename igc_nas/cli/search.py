@@ -253,7 +253,8 @@ def _say_summary(study: Study, end: str) -> None:
             "training expect them far lower (finals, below)."
         )
     name = study_argument(study.folder, study.spec.name)
-    if noisy := sum(candidate.latency.noisy for candidate in study.candidates):
+    noisy = sum(candidate.latency.noisy for candidate in study.candidates)
+    if noisy and not any(member.latency.noisy for member in study.front()):  # else the front says so
         of = counted(len(study.candidates), "latency is", "latencies are")
         say(f"{noisy} of {of} noisy; on a quieter machine: igc-nas measure --study {name} --keep")
     say("")
@@ -385,7 +386,7 @@ def _announce(
 ) -> None:
     """Say what is searched and how, where it is written, how to stop and to continue."""
     from igc_nas.analysis.proxy_worth import worth_words
-    from igc_nas.analysis.words import LATENCY_FORMS, conditions_words, counted, recipe_words
+    from igc_nas.analysis.words import LATENCY_FORMS, budget_words, conditions_words, counted, recipe_words
     from igc_nas.cli.display import data_label
     from igc_nas.engine.database import masked, parse_url
 
@@ -394,7 +395,7 @@ def _announce(
     say(
         f"study     {spec.name} ({'continued' if resolved.continued else 'new'}), in {run.folder}"
         + (f" and {masked(parse_url(run.storage))}" if run.storage else ""),
-        f"space     {spec.space_name}, {spec.search_space.size:,} architectures; budget {spec.budget}",
+        f"space     {spec.space_name}, {spec.search_space.size:,} architectures; {budget_words(spec.budget)}",
         f"data      {data_label(spec.dataset)}",
         *([f"          {_images_words(spec.images)}"] if spec.images else []),
         f"goal      {_goal(spec)}; sampler {spec.sampler}, seed {spec.seed}",
@@ -451,12 +452,14 @@ def _plan_lines(spec: StudySpec, run: Run) -> list[str]:
     end = f"{ends:%H:%M}" if run.time_s < 12 * 3600 else f"{ends:%Y-%m-%d %H:%M}"
     if spec.plan is None:
         return [f"plan      ends at {end}"]
+    from igc_nas.analysis.words import counted
     from igc_nas.study.plan import Sizes
 
     archs = (spec.feasible.lightest(), spec.feasible.heaviest())
     least, most = spec.plan.speed.trials_s(Sizes.of(archs), spec.recipe, spec.space.input[1])
     return [
-        f"plan      about {spec.plan.trials} trials of {spec.recipe.samples:,} images{_longer(spec)}; ends at {end}",
+        f"plan      about {counted(spec.plan.trials, 'trial')} of {spec.recipe.samples:,} images{_longer(spec)}; "
+        f"ends at {end}",
         *_target_lines(spec),
         f"          a trial takes {format_seconds(spec.plan.mean_s)} on average, {format_seconds(float(least))} the "
         f"lightest, {format_seconds(float(most))} the heaviest",
@@ -518,5 +521,6 @@ def _next_commands(study: Study) -> list[str]:
         f"  igc-nas dashboard {name}",
         f"  igc-nas export {name} --pick knee -o arch.toml",
         "  igc-nas train arch.toml",
-        f"  igc-nas finals {name}{pick}    # trained to the end: the accuracies that are reached",
+        "the accuracies that are reached, by training to the end:",
+        f"  igc-nas finals {name}{pick}",
     ]

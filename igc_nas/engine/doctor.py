@@ -25,11 +25,12 @@ from igc_nas._version import __version__
 from igc_nas.analysis.words import MIG
 from igc_nas.data.datasets import NAMES, data_dir, locate
 from igc_nas.errors import IgcNasError
+from igc_nas.evaluation.gpu_session import require_provider
 from igc_nas.evaluation.runtimes import PACKAGES, require
 from igc_nas.nn.codegen.build import compiler, why_not_kept
 from igc_nas.nn.codegen.target import libraries_here
 from igc_nas.nn.device import Device, cpu_name, find_devices, survey_gpus
-from igc_nas.nn.lowering import native
+from igc_nas.nn.lowering import native, triton_norm
 from igc_nas.nn.lowering.timing_cache import cache_dir
 from igc_nas.nn.nvml import find_gpu, installed_gpus
 from igc_nas.study.defaults import default_extent, default_recipe, usable_cores
@@ -102,6 +103,13 @@ def _devices() -> Iterator[Finding]:
         )
         if gpu.uuid and (sensors := find_gpu(gpu.uuid)) and sensors.is_mig:
             yield Finding(f"{gpu.torch_name} sensors", MIG)
+    if survey.supported:
+        value = "not installed: BN trains by cuDNN alone"
+        if triton_norm.available():
+            import triton
+
+            value = f"{triton.__version__}; BN trains by its kernels where they are timed faster"
+        yield Finding("Triton", value)
     hint = "--device cpu searches on the CPU" if not survey.supported else None
     for notice in survey.notices:
         yield Finding("GPU", "not used", notice, hint)
@@ -131,10 +139,15 @@ def _defaults() -> Iterator[Finding]:
 
 
 def _runtimes() -> Iterator[Finding]:
+    has_gpu = bool(survey_gpus().supported)
     for runtime in get_args(RuntimeName):
         packages = PACKAGES.get(runtime, ())
+        if runtime == "tensorrt" and not has_gpu:
+            continue
         try:
             require(runtime)
+            if runtime == "tensorrt":
+                require_provider("TensorrtExecutionProvider")
         except IgcNasError as error:
             yield Finding(f"runtime {runtime}", "missing", error.message, error.hint)
         else:

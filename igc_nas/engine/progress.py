@@ -6,6 +6,7 @@ import datetime
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +18,7 @@ from rich.text import Text
 from igc_nas.arch.cost import cost_of
 from igc_nas.engine.events import Ended, Event, Exhausted, LongerJob, Notice, Opened, Progress, Started
 from igc_nas.io.console import NotebookLive, console, live
-from igc_nas.io.text import one_line, printable
+from igc_nas.io.text import one_line, printable, wrapped
 from igc_nas.io.units import fixed_count, format_count, format_seconds
 from igc_nas.study.objectives import values
 from igc_nas.study.pareto import Front, RunningVolume
@@ -30,19 +31,21 @@ LEAST_FOR_ESTIMATE, SAY_LEFT_EVERY = 3, 10
 
 
 def trial_line(trial: Trial, width: int | None = None) -> str:
-    """A trial that has ended, in one line; with a `width` the architecture is left out where it does not fit."""
+    """A trial that has ended, in one line; with a `width` without what it has no room for."""
     name = f"baseline {trial.baseline}  " if trial.baseline else longer_words(trial)
     if trial.candidate is None:
         line = f"trial {trial.number:>4}  {name}{trial.state}: {one_line(trial.reason or '', 1000)}"
         return line if width is None or len(line) <= width else line[: width - 3] + "..."
     c = trial.candidate
-    noisy = " noisy" if c.latency.noisy else "      "
-    line = (
-        f"trial {trial.number:>4}  {name}error {100 * c.score.error:5.2f} %  params {fixed_count(c.cost.params):>7}  "
-        f"MACs {fixed_count(c.cost.macs):>7}  {c.latency.normalised_ms:6.3f} ms{noisy} {trial.wall_s or 0:5.1f} s"
-    )
-    whole = f"{line}  {c.latency.form}  {c.arch}"
-    return whole if width is None or len(whole) <= width else line
+    took = f" {trial.wall_s or 0:5.1f} s"
+    params, macs = f"  params {fixed_count(c.cost.params):>7}", f"  MACs {fixed_count(c.cost.macs):>7}"
+    latency = f"  {c.latency.normalised_ms:6.3f} ms" + (" noisy" if c.latency.noisy else "      ")
+    head = f"trial {trial.number:>4}  {name}error {100 * c.score.error:5.2f} %"
+    whole = f"{head}{params}{macs}{latency}{took}"
+    if width is None:
+        return f"{whole}  {c.latency.form}  {c.arch}"
+    lines = f"{whole}  {c.latency.form}  {c.arch}", whole, f"{head}{params}{latency}", f"{head}{params}", head
+    return next((line for line in lines if len(line.rstrip()) <= width), head)
 
 
 def longer_words(trial: Trial) -> str:
@@ -108,11 +111,24 @@ class StudyProgress:
         return [f"{'MACs' if name == 'macs' else name} to {' '.join(tops)}", f"best %    {' '.join(errors)}"]
 
     @property
-    def text(self) -> str:
+    def facts(self) -> list[str]:
         """The front, how it grows, and its hypervolume, in words."""
-        volume = f"   hypervolume {self._volume.volume:.4f}" if self._volume else ""
         grows = f" ({sum(self._joined)} of the last {LAST} joined it)" if len(self._joined) == LAST else ""
-        return f"front {len(self._front)}{grows}{volume}"
+        volume = [f"hypervolume {self._volume.volume:.4f}"] if self._volume else []
+        return [f"front {len(self._front)}{grows}", *volume]
+
+
+def _packed(facts: Sequence[str], width: int) -> list[str]:
+    """Facts side by side, on as many lines as they need."""
+    lines = [""]
+    for fact in facts:
+        longer = f"{lines[-1]}   {fact}" if lines[-1] else fact
+        lines[-1:] = [longer] if len(longer) <= width else [lines[-1], fact]
+    return lines
+
+
+def _one_line(text: str) -> Text:
+    return Text(printable(text, lines=False), no_wrap=True, overflow="ellipsis")
 
 
 class SearchDisplay:
@@ -229,12 +245,14 @@ class SearchDisplay:
         if isinstance(self._live, NotebookLive):
             self._live.say(printable(line))
         elif not self._quiet:
-            self._console.print(Text(printable(line)), soft_wrap=True, highlight=False)
+            for part in wrapped([printable(line)], self._width):
+                self._console.print(Text(part), soft_wrap=True, highlight=False)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         progress = self._study_progress
         done = progress.ended if progress else self._known
-        lines = [self._facts(done)]
+        facts = _packed(self._facts(done), options.max_width)
+        lines: list[str] = []
         bar = Table.grid()
         if self._target:
             bar.add_row(ProgressBar(total=self._target, completed=done, width=40))
@@ -242,21 +260,20 @@ class SearchDisplay:
             waited = format_seconds(time.monotonic() - self._began)
             lines.append(f"starting the workers: loading data, calibrating the latency scale ({waited})")
         else:
-            lines += [progress.text, *progress.best_lines(options.max_width)]
+            lines += [*_packed(progress.facts, options.max_width), *progress.best_lines(options.max_width)]
         running = [f"trial {number:>4}  {state}  {text}" for number, (text, state) in sorted(self._running.items())]
-        shown = [Text(printable(line, lines=False), no_wrap=True, overflow="ellipsis") for line in [*lines, *running]]
-        yield Group(shown[0], bar, *shown[1:])
+        yield Group(*map(_one_line, facts), bar, *map(_one_line, [*lines, *running]))
 
-    def _facts(self, done: int) -> str:
+    def _facts(self, done: int) -> list[str]:
         spent = time.monotonic() - self._began
-        facts = (
+        facts = [
             f"trials {done}/{self._target}" if self._target else f"trials {done}",
             f"baselines {self._baselines_ended}/{self._baselines}" if self._baselines else "",
             f"{3600 * self._ends / spent:.0f} trials/h" if self._ends >= LEAST_FOR_ESTIMATE else "",
             self._left() or self._time_left(spent),
             f"{self._not_built} suggestions not built" if self._not_built else "",
-        )
-        return "   ".join(filter(None, facts))
+        ]
+        return list(filter(None, facts))
 
     def _time_left(self, spent: float) -> str:
         """The time that is left before the limit, or that was spent."""

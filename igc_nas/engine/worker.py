@@ -53,7 +53,13 @@ OUT_OF_MEMORY = (
     "cudnn_status_alloc_failed",
     "cublas_status_alloc_failed",
 )
-CONTEXT_LOST = ("AcceleratorError", "CUDA error", "_STATUS_EXECUTION_FAILED", "_STATUS_INTERNAL_ERROR")
+CONTEXT_LOST = (
+    "AcceleratorError",
+    "CUDA error",
+    "Triton Error [CUDA]",
+    "_STATUS_EXECUTION_FAILED",
+    "_STATUS_INTERNAL_ERROR",
+)
 """Words of errors after which every further CUDA call of the process fails, unless they are of `OUT_OF_MEMORY`."""
 SEAMS = ("worker.py", "coordinator.py", "events.py")
 """The modules that call evaluators: an error with no deeper frame of ours comes from an evaluator of the user."""

@@ -103,16 +103,21 @@ def terminal_width(stream: TextIO | None = None) -> int | None:
 
 
 def table_lines(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = (), width: int | None = None
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    left: Sequence[str] = (),
+    width: int | None = None,
+    *,
+    gap: int = 2,
 ) -> list[str]:
-    """A plain table, right-aligned but for the columns named in `left`.
+    """A plain table, right-aligned but for the columns named in `left`, with `gap` blanks between columns.
 
     Where `width` does not hold it, each row is its first cell, and below it the others with their titles: no cell is
     ever cut or folded.
     """
     cells = [[printable(cell, lines=False) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    if width is None or sum(widths) + 2 * (len(widths) - 1) <= width:
+    if width is None or sum(widths) + gap * (len(widths) - 1) <= width:
         aligned = (
             [
                 cell.ljust(n) if title in left else cell.rjust(n)
@@ -120,7 +125,7 @@ def table_lines(
             ]
             for row in [columns, *cells]
         )
-        return ["  ".join(row).rstrip() for row in aligned]
+        return [(" " * gap).join(row).rstrip() for row in aligned]
     lines: list[str] = []
     heads = 1 + next((place for place, title in enumerate(columns) if title), 0)  # marks have no title
     for row in cells:

@@ -23,8 +23,9 @@ def one_line(text: object, most: int) -> str:
 def wrapped(lines: Iterable[str], width: int | None) -> list[str]:
     """Lines of prose broken between words to at most `width` characters; None breaks none.
 
-    What follows a label (`data      cifar10 ...`) goes on under its text, other lines are indented by two blanks.
-    Commands to type stay on one line, so that they can be copied.
+    What follows a label (`data      cifar10 ...`) goes on under its text, as an indented line does; other lines are
+    indented by two blanks. Numbers stay with their units, fields that are two blanks apart stay whole, and commands to
+    type stay on one line, so that they can be copied.
     """
     if width is None:
         return list(lines)
@@ -35,13 +36,23 @@ def wrapped(lines: Iterable[str], width: int | None) -> list[str]:
             continue
         label = _LABEL.match(line)
         indent = " " * (label.end() if label and label.end() < width // 2 else 2)
-        found += textwrap.wrap(
-            line, max(width, 20), subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True
-        )
+        prose, colon, command = _kept(line, width - len(indent)).partition(": igc-nas ")
+        parts = textwrap.wrap(prose + colon[:1], max(width, 20), subsequent_indent=indent, break_on_hyphens=False)
+        found += [part.replace(KEPT, " ") for part in parts]
+        found += [f"{indent}{colon[2:]}{command}"] if command else []
     return found
 
 
-_LABEL, _COMMAND = re.compile(r"\S+ {2,}"), re.compile(r" *(next: +)?(igc-nas |pip )")
+def _kept(line: str, room: int) -> str:
+    """The line with `KEPT` for each blank where it must not be broken."""
+    fields = _NUMBER.sub(KEPT, line).split("  ")
+    return "  ".join(field.replace(" ", KEPT) if len(field) <= room else field for field in fields)
+
+
+KEPT = "\N{NO-BREAK SPACE}"
+_NUMBER = re.compile(r"(?<=\d) (?=(%|ms|s|min|h|x \d+|pixels?|images?|k|M|MB)\b|%)|(?<=\d x) (?=\d)")
+"""The blank between a number and its unit, where no line is broken."""
+_LABEL, _COMMAND = re.compile(r"\S* {2,}"), re.compile(r" *(next: +)?(igc-nas |pip )")
 
 
 def visible(text: object) -> str:

@@ -306,7 +306,7 @@ def joined_of_the_last_ten(study: Study) -> int:
                for place, trial in enumerate(found) if place >= len(found) - 10)  # fmt: skip
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 100])
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
 def test_the_live_view_fits_its_terminal_and_says_when_it_ends(width: int) -> None:
     limit = max(c.cost.params for c in STUDY.candidates)
     budget = STUDY.spec.budget.model_copy(update={"params": limit})
@@ -335,7 +335,7 @@ def test_progress_one_by_one_equals_that_of_the_whole_study(known: int) -> None:
         progress.add(trial)
         study = Study(question, whole.trials[:count])
         assert progress.ended == study.ended
-        front, _, volume = progress.text.partition("   ")
+        front, volume = progress.facts
         assert front.partition(" (")[0] == f"front {len(study.front())}"
         assert volume == f"hypervolume {study.hypervolume():.4f}"
         if " (" in front:
@@ -344,4 +344,4 @@ def test_progress_one_by_one_equals_that_of_the_whole_study(known: int) -> None:
 
 def test_without_a_scale_only_the_front_is_counted() -> None:
     unscaled = Study(STUDY.spec.model_copy(update={"bounds": {}}), STUDY.trials)
-    assert StudyProgress(unscaled).text == f"front {len(unscaled.front())}"
+    assert StudyProgress(unscaled).facts == [f"front {len(unscaled.front())}"]

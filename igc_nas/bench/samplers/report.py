@@ -17,6 +17,7 @@ from igc_nas.bench.samplers.problems import Problem
 from igc_nas.bench.samplers.replay import Replay
 from igc_nas.bench.samplers.runs import Task, run_tasks
 from igc_nas.errors import UsageError
+from igc_nas.io.console import table_lines
 from igc_nas.samplers.features import Floats
 from igc_nas.study.spec import SamplerName
 
@@ -252,26 +253,25 @@ class SamplerReport:
             "conditions": dict(self.conditions),
         }
 
-    def lines(self) -> list[str]:
-        """For people: for each problem a table, then the verdicts."""
+    def lines(self, width: int | None = None) -> list[str]:
+        """For people: for each problem a table that fits `width`, then the verdicts."""
         found = [f"hypervolume after N evaluations: mean of {self.seeds} seeds [95 % interval by Student's t]", FREE]
         for comparison in self.results:
-            found += ["", *_lines(comparison)]
+            found += ["", *_lines(comparison, width)]
         return [*found, "", ", ".join(f"{key} {value}" for key, value in self.conditions.items())]
 
 
-def _lines(comparison: Comparison) -> Iterator[str]:
+def _lines(comparison: Comparison, width: int | None) -> Iterator[str]:
     yield f"{comparison.problem}: {comparison.about}"
     goal = "" if comparison.goal is None else f"to {comparison.goal:.4f}"
     longest = max(len(band.mean) for band in comparison.curves.values())
     points = [n for n in dict.fromkeys((*CHECKPOINTS, comparison.goal_at)) if n <= longest]
-    rows = [["sampler", *(f"at {n}" for n in points), goal]]
+    titles = ["sampler", *(f"at {n}" for n in points), *([goal] if goal else [])]
+    rows = []
     for sampler, band in comparison.curves.items():
         needed = comparison.needed(sampler)
-        rows.append([sampler, *(band.text(n) for n in points), "" if not goal else str(needed or "never")])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        rows.append([sampler, *(band.text(n) for n in points), *([str(needed or "never")] if goal else [])])
+    yield from table_lines(titles, rows, titles, width)
     for verdict in comparison.verdicts():
         answer = {True: "yes", False: "NO", None: "not judged"}[verdict.reached]
         yield f"  {answer:<4} {verdict.what}: {verdict.why}"

@@ -8,6 +8,7 @@ parts, and where their sum does not show a clear gain, whole training steps race
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -20,13 +21,14 @@ from igc_nas.arch.plan import Plan
 from igc_nas.errors import StudyError
 from igc_nas.nn.cuda_timing import event_timer
 from igc_nas.nn.device import Device, exact_float32, without_cudnn_benchmark
-from igc_nas.nn.lowering import native
+from igc_nas.nn.lowering import native, triton_norm
 from igc_nas.nn.lowering.chain import Chain
 from igc_nas.nn.lowering.chain_tuner import ChainTuner
 from igc_nas.nn.lowering.parts import chains_in, training_blocks
 from igc_nas.nn.lowering.pinned_forms import PinnedForms
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.training import ChainForm, Forward, LoweredNetwork, NetworkForm, factored_forward
+from igc_nas.nn.lowering.triton_norm import TritonError
 from igc_nas.nn.network import Network
 from igc_nas.nn.timing import Race, Timer, timed, typical
 from igc_nas.nn.training_step import library
@@ -93,6 +95,7 @@ class NetworkTuner:
             cache, schedule.batch, self.dtype, device.torch_device, device.synchronize, pause
         )
         self._scope = f"b{schedule.batch} {schedule.dtype}"
+        self._without_triton = False
 
     @classmethod
     def of(
@@ -116,6 +119,11 @@ class NetworkTuner:
         chains = cache(lambda: self._chains(whole))
         form = self.pins.network_form(key, lambda: self._fastest(network, whole, chains))
         self.cache.save()
+        if not self._can_run(form) and form == "triton":
+            raise StudyError(
+                "this training was started with Triton kernels, and here is no Triton or no GPU",
+                "pip install triton, or start another training",
+            )
         if not self._can_run(form):
             raise StudyError(
                 "this training was started with compiled kernels, and there is no C compiler",
@@ -126,6 +134,8 @@ class NetworkTuner:
     def _can_run(self, form: NetworkForm) -> bool:
         if form in STEP_LANES:
             return library.available(self.dtype, STEP_LANES[form])
+        if form == "triton":
+            return self.device.kind == "cuda" and triton_norm.available()
         return form != "native" or native.available()
 
     @without_cudnn_benchmark()  # it would time engines for parts of forms that are never trained
@@ -147,6 +157,7 @@ class NetworkTuner:
     def _fastest(self, network: Network, whole: Plan, chains: ChainForms) -> NetworkForm:
         """The fastest form that computes the factored network's function."""
         entrants = entrants_for(self.device.kind) if self.entrants is None else self.entrants
+        entrants = [form for form in entrants if form != "triton" or not self._without_triton]
         steps = self._equal(network, whole, [form for form in entrants if form in STEP_LANES], chains)
         if steps:
             samples = self._raced(network, steps)
@@ -217,14 +228,23 @@ class NetworkTuner:
                 errors = _errors(outcome(lowered), wanted)
             except Unsupported:
                 continue
+            except TritonError as error:
+                self._give_up_triton(error)
+                continue
             if all(error <= most for error, most in zip(errors, allowed, strict=True)):
                 found[form] = lowered
         return found
 
+    def _give_up_triton(self, error: TritonError) -> None:
+        """Say once that Triton does not work here; this tuner tries it no more."""
+        text = f"BN runs by PyTorch's kernels on {self.device.name}, not by Triton's: {error}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        self._without_triton = True
+
     def _lowering(self, form: NetworkForm, whole: Plan, chains: ChainForms) -> Lowering:
         if form in STEP_LANES:
             return partial(NativeStep, whole=whole, dtype=self.dtype, lanes=STEP_LANES[form])
-        return partial(self.lower, whole=whole, forms=chains(), dtype=self.dtype, native=form == "native")
+        return partial(self.lower, whole=whole, forms=chains(), dtype=self.dtype, form=form)
 
     def _images(self, network: Network) -> Tensor:
         """A batch of noise, channels-last."""
@@ -235,11 +255,15 @@ class NetworkTuner:
         return factored_forward(network, self.device.kind, self.dtype)
 
 
-def entrants_for(device_kind: str, threads: int | None = None, compiler: bool | None = None) -> list[NetworkForm]:
+def entrants_for(
+    device_kind: str, threads: int | None = None, compiler: bool | None = None, triton: bool | None = None
+) -> list[NetworkForm]:
     """The forms that may be fastest on a device: our compiled kernels use one thread, torch's use all.
 
-    `threads` (None: torch's number) and `compiler` (None: looked for) matter on a CPU only.
+    `threads` (None: torch's number) and `compiler` (None: looked for) matter on a CPU only, `triton` on a GPU only.
     """
+    if device_kind == "cuda" and (triton_norm.available() if triton is None else triton):
+        return ["triton", "lowered"]
     if device_kind != "cpu" or not (native.available() if compiler is None else compiler):
         return ["lowered"]
     one_thread = (threads or torch.get_num_threads()) == 1

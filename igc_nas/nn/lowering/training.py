@@ -9,7 +9,8 @@ classifier are in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -39,13 +40,15 @@ from igc_nas.nn.lowering.compose import compose, rows_interleaved, rows_restored
 from igc_nas.nn.lowering.convolution import Algorithms, convolve
 from igc_nas.nn.lowering.native import BatchStats
 from igc_nas.nn.lowering.parts import Branches, NormAct, Part, Single, training_blocks
+from igc_nas.nn.lowering.triton_norm import TritonNorm
 from igc_nas.nn.network import WITHOUT_DATA, Network, activate_, entries, interleave, join, plain
 
 Forward = Callable[[Tensor], Tensor]
 Step = Forward
-NetworkForm = Literal["native-step-8", "native-step-16", "native", "lowered", "factored"]
-"""The whole step in C by vectors of 8 or 16 lanes (`igc_nas.nn.training_step`), lowered with BN by the C kernels,
-lowered with BN by PyTorch, not lowered."""
+NetworkForm = Literal["native-step-8", "native-step-16", "native", "triton", "lowered", "factored"]
+"""The whole step in C by vectors of 8 or 16 lanes (`igc_nas.nn.training_step`), lowered with BN by the C kernels, by
+the Triton kernels, lowered with BN by PyTorch, not lowered."""
+LoweredForm = Literal["native", "triton", "lowered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,9 @@ def factored_forward(network: nn.Module, device: str, dtype: torch.dtype) -> For
 class LoweredNetwork:
     """The forward function of `network` with each chain in its form, on images of the size of `whole`, in `dtype`.
 
-    `forms` gives the form of each chain by the chain's key; a chain without an entry runs factored. With `native`, BN
-    in training runs by `igc_nas.nn.lowering.native` for the images that fit. BN follows the mode of the network
+    `forms` gives the form of each chain by the chain's key; a chain without an entry runs factored. As `form` says, BN
+    in training runs by PyTorch (`lowered`), or for the images that fit by `igc_nas.nn.lowering.native` or, with the
+    interleaves that a chain ends with, by `igc_nas.nn.lowering.triton_norm`. BN follows the mode of the network
     (`train()`, `eval()`).
     """
 
@@ -87,20 +91,15 @@ class LoweredNetwork:
         whole: Plan,
         forms: Mapping[str, ChainForm],
         dtype: torch.dtype,
-        native: bool = False,
+        form: LoweredForm = "lowered",
     ) -> None:
         self.network = network
         self.dtype = dtype
-        self.native = native
+        self.form = form
         self.forms = forms
         self._steps = [
             step for name, parts in training_blocks(whole) for step in self._parts(network.get_submodule(name), parts)
         ]
-
-    @property
-    def form(self) -> NetworkForm:
-        """Its name in forms.json and in records."""
-        return "native" if self.native else "lowered"
 
     def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Images to logits, in float32 (in float64 if that is the dtype)."""
@@ -111,28 +110,54 @@ class LoweredNetwork:
         return x
 
     def _parts(self, block: nn.Module, parts: tuple[Part, ...]) -> list[Step]:
-        return [self._step(block, part) for part in parts]
+        steps: list[Step] = []
+        behind: tuple[Interleave, ...] = ()
+        for part, following in pairwise([*parts, None]):
+            if isinstance(part, Chain):
+                by_norm = self.form == "triton" and isinstance(following, NormAct)
+                chain_form = self.forms.get(part.key) or plain_form(part)
+                chain = LoweredChain(block, part, chain_form, self.dtype, interleaves_last=not by_norm)
+                steps.append(chain)
+                behind = chain.left_out
+            elif part is not None:
+                steps.append(self._step(block, part, behind))
+                behind = ()
+        return steps
 
-    def _step(self, block: nn.Module, part: Part) -> Step:
+    def _step(self, block: nn.Module, part: Part, behind: tuple[Interleave, ...]) -> Step:
         match part:
-            case Chain():
-                return LoweredChain(block, part, self.forms.get(part.key) or plain_form(part), self.dtype)
             case NormAct(norm, act, order):
-                return _NormStep(block.get_submodule(norm.name), act, order, self.native)  # type: ignore[arg-type]
+                module: Any = block.get_submodule(norm.name)
+                if self.form == "triton":
+                    fused = TritonNorm(module, act, order, behind)
+                    return lambda x: fused(x, _counted(x, module) if module.training else 0.0)
+                return _NormStep(module, act, order, self.form == "native")
             case Branches(layer, branches, act):
                 return _Joined(layer, [self._parts(block, branch) for branch in branches], act)
             case Single(layer):
                 return _single(block, layer)
+            case Chain():
+                raise AssertionError("a chain has its step already")
 
 
 class LoweredChain:
-    """One chain of a block in one form."""
+    """One chain of a block in one form.
 
-    def __init__(self, block: nn.Module, chain: Chain, form: ChainForm, dtype: torch.dtype) -> None:
+    `left_out` are the interleaves behind its last convolution, where `interleaves_last` leaves them to the caller.
+    """
+
+    def __init__(
+        self, block: nn.Module, chain: Chain, form: ChainForm, dtype: torch.dtype, interleaves_last: bool = True
+    ) -> None:
         self.dtype = dtype
+        segments = list(layout(chain, form.pieces))
+        self.left_out: tuple[Interleave, ...] = ()
+        if not interleaves_last:
+            self.left_out = segments[-1].after
+            segments[-1] = replace(segments[-1], after=())
         self._convs = [
             (segment, [block.get_submodule(conv.name) for conv in segment.convs], segment.as_conv, use)
-            for segment, use in zip(layout(chain, form.pieces), form.algorithms, strict=True)
+            for segment, use in zip(segments, form.algorithms, strict=True)
         ]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -219,7 +244,7 @@ class _NormStep:
             return activate_(F.batch_norm(x, mean, var, weight, bias, False, 0.0, module.eps), self._act)
         norm_act = self._kernel(x)
         fused = self._act if self._act in native.ACTS else None
-        y = norm_act(x, BatchStats(weight, bias, mean, var, self._momentum(), module.eps), fused)
+        y = norm_act(x, BatchStats(weight, bias, mean, var, _counted(x, module), module.eps), fused)
         if fused != self._act:
             y = activate_(y.clone(), self._act)
         if self._order:
@@ -228,18 +253,9 @@ class _NormStep:
         return y
 
     def _kernel(self, x: Tensor) -> Callable[[Tensor, BatchStats, Activation | None], Tensor]:
-        if x.numel() == x.shape[1]:
-            raise ValueError("BN needs more than one value per channel when it trains: a larger batch or image")
         if self._native and native.fits(x):
             return native.norm_act
         return _norm_act_cpu if x.device.type == "cpu" else _norm_act_cuda
-
-    def _momentum(self) -> float:
-        """Count the batch as `nn.BatchNorm2d` does; a momentum of None means the average over all batches."""
-        module = self.module
-        assert module.num_batches_tracked is not None
-        module.num_batches_tracked.add_(1)
-        return 1.0 / float(module.num_batches_tracked) if module.momentum is None else module.momentum
 
     def _permuted(self, rows: Tensor) -> Tensor:
         for step in self._order:
@@ -250,6 +266,15 @@ class _NormStep:
         for step in reversed(self._order):
             rows = rows_restored(rows, step)
         return rows
+
+
+def _counted(x: Tensor, module: nn.BatchNorm2d) -> float:
+    """Count a batch as `nn.BatchNorm2d` does; its momentum, where None means the average over all batches."""
+    if x.numel() == x.shape[1]:
+        raise ValueError("BN needs more than one value per channel when it trains: a larger batch or image")
+    assert module.num_batches_tracked is not None
+    module.num_batches_tracked.add_(1)
+    return 1.0 / float(module.num_batches_tracked) if module.momentum is None else module.momentum
 
 
 def _norm_act_cuda(x: Tensor, stats: BatchStats, act: Activation | None) -> Tensor:

@@ -114,7 +114,7 @@ def raced(
         self: NetworkTuner, ours: Network, forward: Callable[[Tensor], Tensor], x: Tensor
     ) -> Callable[[], float]:
         lowered = isinstance(forward, LoweredNetwork)
-        form = ("native" if forward.native else "lowered") if lowered else "factored"
+        form = forward.form if lowered else "factored"
         whole_step = original(self, ours, forward, x)
 
         def once() -> float:

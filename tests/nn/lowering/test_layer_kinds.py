@@ -121,7 +121,7 @@ def test_a_training_step_in_a_lowered_form_is_the_factored_one(whole: Plan, mult
 def test_a_lowered_network_runs_in_the_dtypes_of_recipes(whole: Plan, dtype: torch.dtype) -> None:
     network = network_of(whole, torch.float32).train()
     x = images_of(whole, 5, torch.float32)
-    logits = LoweredNetwork(network, whole, {}, dtype, native=True)(x)
+    logits = LoweredNetwork(network, whole, {}, dtype, "native")(x)
     assert logits.dtype == torch.float32
     logits.sum().backward()
     wanted = copy.deepcopy(network).double()(x.double()).detach()

@@ -410,7 +410,7 @@ BATCH = 4
 def trained(native_norms: bool, steps: int = 3) -> tuple[list[Tensor], dict[str, Tensor], list[Tensor]]:
     """(logits of each step, the state_dict after training, the last gradients)."""
     network = copy.deepcopy(NETWORK).train()
-    run = LoweredNetwork(network, network.plan, {}, torch.float32, native=native_norms)
+    run = LoweredNetwork(network, network.plan, {}, torch.float32, form="native" if native_norms else "lowered")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
     generator = torch.Generator().manual_seed(0)
     logits = []
@@ -447,5 +447,5 @@ def test_an_image_that_does_not_fit_is_normalised_by_torch() -> None:
     config = {"input": (3, 5, 5), "stem": {"width": 8}, "stage": [{"unit": "conv", "width": 8, "blocks": 1}]}
     network, x = build(ArchConfig.parse(config), 0).train(), torch.randn(3, 3, 5, 5)
     assert not native.fits(last(3, 8, 5, 5))
-    found = [LoweredNetwork(network, network.plan, {}, torch.float32, native=each)(x) for each in (True, False)]
+    found = [LoweredNetwork(network, network.plan, {}, torch.float32, form)(x) for form in ("native", "lowered")]
     assert torch.equal(*found)

@@ -212,20 +212,21 @@ def test_where_it_is_not_it_races_with_the_lowered_forms(step_ms: float, form: s
 
 
 @pytest.mark.parametrize(
-    ("kind", "threads", "compiler", "forms"),
+    ("kind", "threads", "compiler", "triton", "forms"),
     [
-        ("cpu", 1, True, ["native-step-8", "native-step-16", "native"]),
-        ("cpu", 2, True, ["native", "lowered"]),
-        ("cpu", 1, False, ["lowered"]),
-        ("cpu", 2, False, ["lowered"]),
-        ("cuda", 1, True, ["lowered"]),
+        ("cpu", 1, True, True, ["native-step-8", "native-step-16", "native"]),
+        ("cpu", 2, True, True, ["native", "lowered"]),
+        ("cpu", 1, False, True, ["lowered"]),
+        ("cpu", 2, False, False, ["lowered"]),
+        ("cuda", 1, True, True, ["triton", "lowered"]),
+        ("cuda", 1, True, False, ["lowered"]),
     ],
 )
-def test_the_entrants_depend_on_device_threads_and_compiler(
-    kind: str, threads: int, compiler: bool, forms: list[str]
+def test_the_entrants_depend_on_device_threads_and_compilers(
+    kind: str, threads: int, compiler: bool, triton: bool, forms: list[str]
 ) -> None:
     """Torch's norms use several threads, our kernels one: only then can torch's be faster."""
-    assert entrants_for(kind, threads, compiler) == forms
+    assert entrants_for(kind, threads, compiler, triton) == forms
 
 
 def test_a_clear_difference_in_two_steps_ends_the_race() -> None:
@@ -280,7 +281,7 @@ def test_two_lowered_forms_always_race() -> None:
     found = tuner(ARCHS["igcv1"], steps, obviously=0.0)(network_of(ARCHS["igcv1"]), "id")
     assert set(steps.order) == {"native", "lowered", "factored"}
     assert isinstance(found, LoweredNetwork)
-    assert not found.native
+    assert found.form == "lowered"
 
 
 class Wrong(LoweredNetwork):
@@ -408,7 +409,7 @@ def test_a_training_with_our_own_kernels_continues_only_with_them(
     tuner(ARCHS["igcv1"], Steps(lowered=0.5, native=0.4), pins=PinnedForms(tmp_path))(network, "id")
     again = tuner(ARCHS["igcv1"], cache=Unmeasured(), pins=PinnedForms(tmp_path))(network, "id")
     assert isinstance(again, LoweredNetwork)
-    assert again.native
+    assert again.form == "native"
     monkeypatch.setattr(native, "available", lambda: False)
     with pytest.raises(StudyError) as raised:
         tuner(ARCHS["igcv1"], cache=Unmeasured(), pins=PinnedForms(tmp_path))(network, "id")

@@ -48,6 +48,7 @@ def fake_cuda(
         for name, stub in _runtime(record, count, names, capability).items():
             stack.enter_context(mock.patch(f"torch.cuda.{name}", stub))
         stack.enter_context(mock.patch("torch.Generator", _Generator))
+        stack.enter_context(mock.patch("igc_nas.nn.lowering.triton_norm.available", return_value=False))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
         stack.enter_context(mock.patch.object(FakeTensor, "data_ptr", _data_ptr, create=True))
         stack.enter_context(_GeneratorDevices())

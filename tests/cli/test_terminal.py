@@ -1,0 +1,93 @@
+"""What commands print on a terminal of any width: no line is wider, no number loses its unit, no word is folded."""
+
+import io
+import itertools
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from igc_nas.bench.report import Report
+from igc_nas.cli import main
+from igc_nas.io.text import wrapped
+from igc_nas.study.study import load_study
+
+WIDTHS = (60, 80, 100, 160)
+FRONT, FINALS = "igc_cifar10_2m", "finals_cifar10"
+COMMANDS = {
+    "front": ("front", FRONT),
+    "front of predictions": ("front", FINALS),
+    "front of finals": ("front", FINALS, "--finals"),
+    "status": ("status", FINALS),
+    "show a trial": ("show", f"{FRONT}:43"),
+    "show a network": ("show", "igcv1-l8m2-d8"),
+    "cost": ("cost", "igcv3-d-cifar"),
+    "space": ("space", "igcv2_cifar"),
+    "space within a budget": ("space", "tiny", "--budget-params", "3k"),
+    "measure": ("measure", "igcv1-l4m2-d8", "--runtime", "eager"),
+    "report": ("report", FRONT),
+    "an unknown study": ("front", "nosuch"),
+    "an unknown space": ("search", "--space", "nosuch", "--trials", "1"),
+}
+KEEPS_ALL = ("status", "cost", "space", "space within a budget", "an unknown study", "an unknown space")
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def printed(arguments: Sequence[str], width: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of a command on a terminal of `width` columns."""
+    terminal = Terminal()
+    with monkeypatch.context() as patch:
+        patch.setenv("COLUMNS", str(width))
+        patch.setattr(sys, "stdout", terminal)
+        patch.setattr(sys, "stderr", terminal)
+        main(arguments)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", terminal.getvalue()).splitlines()
+
+
+IS_COMMAND = re.compile(r" *(igc-nas|pip) ")
+UNIT = re.compile(r"\s*(%|ms|s|MB|k|M|images|pixels)\b")
+
+
+def broken_laws(lines: Sequence[str], width: int) -> list[str]:
+    """What is wrong with printed lines; those of commands to type may be longer, to be copied."""
+    wide = [line for line in lines if len(line) > width and not IS_COMMAND.match(line)]
+    torn = [above for above, line in itertools.pairwise(lines) if above[-1:].isdigit() and UNIT.match(line)]
+    short = ["x" if 0 < len(line.strip()) <= 2 else " " for line in lines]
+    return wide + torn + (["folded to letters"] if "xxx" in "".join(short) else [])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_line_is_wider_than_its_terminal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = []
+    for width in WIDTHS if name != "measure" else WIDTHS[:1]:  # it takes a second
+        lines = printed(COMMANDS[name], width, monkeypatch)
+        assert broken_laws(lines, width) == [], f"{width} columns"
+        said.append("".join("".join(lines).split()))
+    assert said[0]
+    if name in KEEPS_ALL:
+        assert len(set(said)) == 1, "a narrow terminal has every word"
+
+
+def test_a_member_of_a_front_is_one_line_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [line for line in printed(("front", FRONT), 80, monkeypatch) if re.match(r" *\d+  ", line)]
+    whole = re.compile(r" +(\d+) +\d+\.\d\d % +\d+\.\d\d[kM] +\d+\.\d\d[kM] +\d+\.\d{3} ms ")
+    found = [whole.match(row) for row in rows]
+    assert [int(match[1]) for match in found if match] == [c.trial for c in load_study(FRONT).front()]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_benchmark_fits_its_terminal(width: int) -> None:
+    row = {"name": "igcv3-c64-k3", "group": "igcv3 batch 1", "params": 1_234_567, "factored_ms": 12.3, "best_ms": 4.5}
+    rows = tuple(row | {"ratio": ratio, "times_faster_format": 2.5} for ratio in (2.0, 8.0))
+    lines = wrapped(Report("title", rows, {"device": "here", "threads": 1}).lines(width), width)
+    assert broken_laws(lines, width) == []
+    assert sum("igcv3-c64-k3" in line for line in lines) == len(rows)
