@@ -4,7 +4,7 @@
 
 (n images; n_0 in most trainings.) f has the kernel of `Surrogate`, fitted to the trainings of n_0 images; g, by which
 the order of architectures changes with the length, the same kernel with another weight of its linear part; a and b
-have a wide prior, c a narrower one, which widens the intervals beyond the longest training. It is co-kriging (Kennedy and
+have a wide prior, c a narrow one, which widens the intervals beyond the longest training. It is co-kriging (Kennedy and
 O'Hagan 2000) with the length as a linear basis (FABOLAS: Klein et al. 2017, arXiv 1605.07079). Logits, because the
 error falls about linearly in them over log n.
 
