@@ -14,8 +14,10 @@ from tests.support.commands import Answer, Command
 # Before torch is imported: some tests use two threads, which must not spin while idle beside the other process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Timings of tests must not enter the user's cache: one cache for the whole run, and the processes that tests start.
-os.environ["IGC_NAS_CACHE"] = tempfile.mkdtemp(prefix="igc-nas-cache-")
+# Timings of tests must not enter the user's cache: one cache for the whole run, the processes that tests start, and
+# xdist's, which inherit it: kernels in C are compiled, and timed, once.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["IGC_NAS_CACHE"] = tempfile.mkdtemp(prefix="igc-nas-cache-")
 
 # Tests send signals to the processes that they start. A child inherits ignored signals (of nohup, of a shell's
 # background job), so they are set to their defaults here.

@@ -15,6 +15,7 @@ from igc_nas.errors import UsageError
 from igc_nas.io.console import terminal_width
 
 if TYPE_CHECKING:
+    from igc_nas.arch.config import ArchConfig
     from igc_nas.bench.engine import EngineReport
     from igc_nas.bench.report import Report
     from igc_nas.nn.device import Device
@@ -34,13 +35,21 @@ def bench() -> None:
     """
 
 
+network_option = click.option(
+    "--network", "networks", multiple=True, metavar="NAME", help="Of the 18 networks only this; may be repeated."
+)
+
+
 @bench.command("train")
+@network_option
 @click.option("--batch", type=click.IntRange(1, 4096), help="Images per step. [default: the recipe's]")
 @click.option("--resolution", type=click.IntRange(8, 256), help="Pixels of a side. [default: the recipe's]")
 @click.option("--compile/--no-compile", "compiled", default=True, show_default=True, help="Baselines by torch.compile.")
 @device_option
 @as_json
-def train(batch: int | None, resolution: int | None, compiled: bool, device: str, as_json: bool) -> None:
+def train(
+    networks: tuple[str, ...], batch: int | None, resolution: int | None, compiled: bool, device: str, as_json: bool
+) -> None:
     """Training steps: ours against the fastest of PyTorch's.
 
     PyTorch's are NCHW and channels-last, float32 and bfloat16, eager and compiled. Compiling takes about a minute for
@@ -49,15 +58,16 @@ def train(batch: int | None, resolution: int | None, compiled: bool, device: str
     \b
     Examples:
       igc-nas bench train --no-compile
-      igc-nas bench train --batch 128 --resolution 32
+      igc-nas bench train --network igcv1-l24m2 --batch 128 --resolution 32
     """
     found = _prepared(device)
     from igc_nas.bench.training import bench_train
 
-    _show(bench_train(found, batch, resolution, say, compiled=compiled), as_json)
+    _show(bench_train(found, batch, resolution, say, compiled=compiled, archs=_named(networks)), as_json)
 
 
 @bench.command("deploy")
+@network_option
 @click.option("--batch", "batches", type=click.IntRange(1, 4096), multiple=True, help="[default: 1 and 32]")
 @runtime_option
 @click.option("--multiplied-out", is_flag=True, help="With native: also with chains multiplied out.")
@@ -66,6 +76,7 @@ def train(batch: int | None, resolution: int | None, compiled: bool, device: str
 @device_option
 @as_json
 def deploy(
+    networks: tuple[str, ...],
     batches: tuple[int, ...],
     latency_runtime: RuntimeName | None,
     multiplied_out: bool,
@@ -92,14 +103,17 @@ def deploy(
         from igc_nas.bench.native import bench_native, bench_rank
 
         if rank is not None:
+            if networks:
+                raise UsageError("--rank draws its networks: it does not go with --network")
             _show(bench_rank(found, rank, say=say), as_json)
             return
-        _show(bench_native(found, batches or (1, 32), say, multiplied_out=multiplied_out), as_json)
+        archs = _named(networks)
+        _show(bench_native(found, batches or (1, 32), say, multiplied_out=multiplied_out, archs=archs), as_json)
         return
     if multiplied_out or rank is not None:
         raise UsageError("--multiplied-out and --rank go with --runtime native")
     require(runtime)
-    _show(bench_deploy(found, batches or (1, 32), runtime, say), as_json)
+    _show(bench_deploy(found, batches or (1, 32), runtime, say, archs=_named(networks)), as_json)
 
 
 @bench.command("latency")
@@ -305,6 +319,18 @@ def engine(trials: int, workers: int, sampler: SamplerName, storage: str | None,
     from igc_nas.bench.engine import bench_engine
 
     _show(bench_engine(trials, workers, sampler, storage, say=say), as_json)
+
+
+def _named(names: tuple[str, ...]) -> dict[str, ArchConfig] | None:
+    """The benchmark's networks of these names; None for all. Raises `UsageError` for an unknown name."""
+    from igc_nas.bench.report import architectures
+    from igc_nas.io.text import nearest
+
+    known = architectures()
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{name!r:.60} is no network of the benchmark", nearest(name, known, ", ".join(known)))
+    return {name: known[name] for name in names} or None
 
 
 def _prepared(device: str) -> Device:

@@ -98,10 +98,10 @@ def measure(**options: Any) -> None:
     """Measure the latency of ARCH on this machine.
 
     On a CPU with a C compiler it is that of the factored network as generated C; with --runtime eager, compile,
-    onnxruntime or openvino the network runs in all its forms. Each round also times a fixed reference network. ARCH is
-    a .toml file, - (TOML on stdin), a network's name or STUDY:N. With --study the candidates of a study are measured
-    again under the study's conditions. With --keep only its noisy ones are, and each new latency that is not noisy
-    replaces the recorded one (the next search rebuilds the study's database from trials.jsonl).
+    onnxruntime, tensorrt (GPU) or openvino the network runs in all its forms. Each round also times a fixed reference
+    network. ARCH is a .toml file, - (TOML on stdin), a network's name or STUDY:N. With --study the candidates of a
+    study are measured again under the study's conditions. With --keep only its noisy ones are, and each new latency
+    that is not noisy replaces the recorded one (the next search rebuilds the study's database from trials.jsonl).
 
     \b
     Examples:
@@ -152,16 +152,17 @@ def measured(request: MeasureRequest) -> tuple[ArchConfig, Latency]:
 def _measured(config: ArchConfig, request: MeasureRequest) -> Latency:
     """The architecture's latency on a device of this machine. Raises what `Measurer` raises."""
     from igc_nas.engine.remeasuring import local_measurer
-    from igc_nas.evaluation.runtimes import check_dtype, require
+    from igc_nas.evaluation.runtimes import WITH_OWN_STREAM, check_device, check_dtype, require
     from igc_nas.nn.device import find_devices
     from igc_nas.study.spec import LatencySpec
 
     device = find_devices(request.device)[0]
     runtime = request.latency_runtime or _default_runtime(config, device, request)
+    check_device(runtime, device.kind)
     require(runtime)
     say(*(code_notices("cpu") if runtime == "native" else []))
-    if runtime == "onnxruntime" and request.cold_cache:
-        raise UsageError("--cold-cache does not go with the runtime onnxruntime", "use eager or compile")
+    if runtime in WITH_OWN_STREAM and request.cold_cache:
+        raise UsageError(f"--cold-cache does not go with the runtime {runtime}", "use eager or compile")
     dtype = request.latency_dtype or "float32"
     check_dtype(dtype, runtime, device.kind)
     spec = LatencySpec(
@@ -172,7 +173,7 @@ def _measured(config: ArchConfig, request: MeasureRequest) -> Latency:
         runtime=runtime,
         forms="factored" if request.forms == "factored" else "within-budget" if request.budget_params else "any",
         input=config.input,
-        cuda_graph=device.kind == "cuda" and request.cuda_graph and runtime != "onnxruntime",
+        cuda_graph=device.kind == "cuda" and request.cuda_graph and runtime not in WITH_OWN_STREAM,
         cold_cache=device.kind == "cuda" and request.cold_cache,
     )
     return local_measurer(spec, device, request.budget_params, energy=request.energy)(config)

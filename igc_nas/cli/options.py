@@ -82,7 +82,7 @@ runtime_option = click.option(
     "--latency-runtime",
     "--runtime",
     "latency_runtime",
-    type=click.Choice(["eager", "compile", "onnxruntime", "openvino", "native"]),
+    type=click.Choice(["eager", "compile", "onnxruntime", "tensorrt", "openvino", "native"]),
     help="Runtime of latency measurements. [default: native on a CPU with a C compiler, else eager]",
 )
 latency_dtype_option = click.option(

@@ -25,6 +25,7 @@ from igc_nas._version import __version__
 from igc_nas.analysis.words import MIG
 from igc_nas.data.datasets import NAMES, data_dir, locate
 from igc_nas.errors import IgcNasError
+from igc_nas.evaluation.gpu_session import require_provider
 from igc_nas.evaluation.runtimes import PACKAGES, require
 from igc_nas.nn.codegen.build import compiler, why_not_kept
 from igc_nas.nn.codegen.target import libraries_here
@@ -138,10 +139,15 @@ def _defaults() -> Iterator[Finding]:
 
 
 def _runtimes() -> Iterator[Finding]:
+    has_gpu = bool(survey_gpus().supported)
     for runtime in get_args(RuntimeName):
         packages = PACKAGES.get(runtime, ())
+        if runtime == "tensorrt" and not has_gpu:
+            continue
         try:
             require(runtime)
+            if runtime == "tensorrt":
+                require_provider("TensorrtExecutionProvider")
         except IgcNasError as error:
             yield Finding(f"runtime {runtime}", "missing", error.message, error.hint)
         else:

@@ -29,7 +29,7 @@ from igc_nas.errors import IgcNasError, InfeasibleError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.gpu_noise import GpuNoiseMonitor, monitor_for
 from igc_nas.evaluation.host import NoiseMonitor
-from igc_nas.evaluation.runtimes import CONTIGUOUS, Runner, runner_for
+from igc_nas.evaluation.runtimes import CONTIGUOUS, WITH_OWN_STREAM, Runner, runner_for
 from igc_nas.nn.cuda_timing import captured, event_timer
 from igc_nas.nn.device import Device, exact_float32
 from igc_nas.nn.lowering.timing_cache import TimingCache
@@ -124,7 +124,7 @@ def timer_for(run: FormRun, spec: LatencySpec, device: Device) -> Timer:
 
     ONNX Runtime has a stream of its own, on which torch's events are not: by the clock, its launches included.
     """
-    if device.kind == "cpu" or spec.runtime == "onnxruntime":
+    if device.kind == "cpu" or spec.runtime in WITH_OWN_STREAM:
         return timed(run.output, device.synchronize)
     return event_timer(run.output, device.torch_device, graph=spec.cuda_graph, cold_cache=spec.cold_cache)
 
@@ -262,7 +262,7 @@ class Measurer:
         A compiled one is compared in TF32, as it is timed: torch.compile would compile it anew without. ONNX Runtime
         has a setting of its own, and computes in TF32.
         """
-        in_tf32 = self.spec.runtime in ("compile", "onnxruntime") and self.device.kind == "cuda"
+        in_tf32 = self.spec.runtime in ("compile", *WITH_OWN_STREAM) and self.device.kind == "cuda"
         with nullcontext() if in_tf32 else exact_float32():
             error = float((run.output().float() - wanted).norm() / wanted.norm())
         is_equal = error < MOST_ROUNDING.get(self.spec.dtype, MOST_TF32_ERROR if in_tf32 else MOST_ERROR)

@@ -3,6 +3,7 @@
 eager        PyTorch without a compiler, in inference mode
 compile      torch.compile
 onnxruntime  exported to ONNX, run by ONNX Runtime          pip install 'igc-nas[onnx]'; on a GPU onnxruntime-gpu
+tensorrt     exported to ONNX, run by TensorRT in ONNX Runtime, GPU only; not for a search: it builds engines
 openvino     exported to ONNX, run by OpenVINO, CPU only     pip install 'igc-nas[openvino]'
 native       generated C, compiled by `$CC` or cc, one thread of a CPU; the factored network only; the default there
 """
@@ -26,6 +27,7 @@ from igc_nas.arch.plan import BlockPlan, Plan, plan
 from igc_nas.arch.shapes import layers_shape
 from igc_nas.arch.units import end_layers, stage_layers
 from igc_nas.errors import IgcNasError, UsageError
+from igc_nas.evaluation.gpu_session import Provider, gpu_session, require_provider
 from igc_nas.io.text import printable
 from igc_nas.nn.codegen.build import NO_COMPILER, compiler, load
 from igc_nas.nn.codegen.program import UnsupportedLayerError, program
@@ -39,15 +41,17 @@ Runner = Callable[[], Tensor]
 """Runs a network once on a fixed input and returns its output."""
 PACKAGES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime", "onnxscript"),
+    "tensorrt": ("onnxruntime", "onnxscript"),
     "openvino": ("openvino", "onnxscript"),
 }
-EXTRA = {"onnxruntime": "onnx", "openvino": "openvino"}
+EXTRA = {"onnxruntime": "onnx", "tensorrt": "onnx", "openvino": "openvino"}
 MOST_COMPILED = 1_000_000
 """Networks that torch.compile may compile in one process; by default it is eight for one `forward`."""
 CPU_ONLY = ("openvino", "native")
-CONTIGUOUS = ("onnxruntime", *CPU_ONLY)
+CONTIGUOUS = ("onnxruntime", "tensorrt", *CPU_ONLY)
 """Runtimes that take images in NCHW, whatever the layout of the others is."""
-CUDA_PROVIDER = "CUDAExecutionProvider"
+WITH_OWN_STREAM = ("onnxruntime", "tensorrt")
+"""Runtimes that launch their kernels on a stream of their own, and have a setting of their own for TF32."""
 
 
 def runner_for(runtime: RuntimeName, module: nn.Module, x: Tensor, threads: int) -> Runner:
@@ -56,10 +60,8 @@ def runner_for(runtime: RuntimeName, module: nn.Module, x: Tensor, threads: int)
     Raises `UsageError` where a package is missing or the runtime does not support x's device, `IgcNasError` where the
     runtime cannot compile or export the network.
     """
-    if runtime in CPU_ONLY and x.device.type != "cpu":
-        raise UsageError(
-            f"the runtime {runtime} is measured on a CPU only", "add --device cpu, or use eager or compile"
-        )
+    if runtime in CPU_ONLY:
+        check_device(runtime, x.device.type)
     return RUNTIMES[runtime](module.eval(), x, threads)
 
 
@@ -78,6 +80,16 @@ def require(runtime: RuntimeName, who: str | None = None) -> None:
                 f"{who or f'the runtime {runtime}'} needs the package {package}",
                 f"pip install 'igc-nas[{EXTRA[runtime]}]'",
             ) from None
+
+
+def check_device(runtime: RuntimeName, kind: str) -> None:
+    """Raise `UsageError` for a runtime that does not run on a kind of device."""
+    if runtime in CPU_ONLY and kind != "cpu":
+        raise UsageError(
+            f"the runtime {runtime} is measured on a CPU only", "add --device cpu, or use eager or compile"
+        )
+    if runtime == "tensorrt" and kind == "cpu":
+        raise UsageError("the runtime tensorrt is measured on an NVIDIA GPU only", "use --runtime onnxruntime")
 
 
 def check_dtype(dtype: DtypeName, runtime: RuntimeName, kind: Kind) -> None:
@@ -120,6 +132,11 @@ def check_runtime(spec: StudySpec, enqueued: Iterable[ArchConfig] = ()) -> None:
     runtime = spec.latency.runtime
     if spec.latency.remote or runtime == "eager":
         return
+    if runtime == "tensorrt":
+        raise UsageError(
+            "a search does not measure by the runtime tensorrt: it builds an engine for each form of each network",
+            "search with --latency-runtime eager, then measure picks: igc-nas measure STUDY:N --runtime tensorrt",
+        )
     try:
         require(runtime, f"study {spec.name}, whose latencies are of the runtime {runtime},")
         if runtime == "native":
@@ -245,53 +262,23 @@ def _compiled(module: nn.Module, x: Tensor, threads: int) -> Runner:
 
 def _onnxruntime(module: nn.Module, x: Tensor, threads: int) -> Runner:
     require("onnxruntime")
-    x = x.contiguous()
     if x.is_cuda:
-        require_cuda_provider()
-        return _cuda_session(onnx_bytes(copy.deepcopy(module).cpu(), x.cpu()), x)
+        return _on_gpu(module, x, "CUDAExecutionProvider")
+    x = x.contiguous()
     run = onnx_session(onnx_bytes(module, x), threads)
     return lambda: run(x)
 
 
-def require_cuda_provider() -> None:
-    """Raise `UsageError` where the installed ONNX Runtime cannot run on a GPU."""
-    import onnxruntime
-
-    if CUDA_PROVIDER not in (there := onnxruntime.get_available_providers()):
-        raise UsageError(
-            f"this ONNX Runtime runs on no NVIDIA GPU; it has {', '.join(there)}",
-            "pip uninstall onnxruntime; pip install onnxruntime-gpu, or measure with --runtime eager",
-        )
+def _tensorrt(module: nn.Module, x: Tensor, threads: int) -> Runner:
+    require("tensorrt")
+    check_device("tensorrt", x.device.type)
+    return _on_gpu(module, x, "TensorrtExecutionProvider")
 
 
-def _cuda_session(model: bytes, x: Tensor) -> Runner:
-    """By ONNX Runtime's CUDA provider, from and to tensors of torch: a run copies nothing, and waits for its end.
-
-    Raises `IgcNasError` where ONNX Runtime leaves the network to the CPU, as it does without the CUDA libraries.
-    """
-    import onnxruntime
-
-    index = x.device.index or 0
-    settings = {"device_id": index, "cudnn_conv_algo_search": "EXHAUSTIVE"}
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=[(CUDA_PROVIDER, settings)])
-    if CUDA_PROVIDER not in session.get_providers():
-        raise IgcNasError(
-            f"ONNX Runtime {onnxruntime.__version__} does not use the GPU",
-            "install the build of onnxruntime-gpu for this CUDA and cuDNN",
-        )
-    (image,), (logits,) = session.get_inputs(), session.get_outputs()
-    y = torch.empty(tuple(logits.shape), device=x.device)
-    binding = session.io_binding()
-    binding.bind_input(image.name, "cuda", index, "float32", tuple(x.shape), x.data_ptr())
-    binding.bind_output(logits.name, "cuda", index, "float32", tuple(y.shape), y.data_ptr())
-
-    def run() -> Tensor:
-        session.run_with_iobinding(binding)
-        return y
-
-    return run
+def _on_gpu(module: nn.Module, x: Tensor, provider: Provider) -> Runner:
+    require_provider(provider)
+    x = x.contiguous()
+    return gpu_session(onnx_bytes(copy.deepcopy(module).cpu(), x.cpu()), x, provider)
 
 
 def onnx_session(model: bytes, threads: int) -> Callable[[Tensor], Tensor]:
@@ -338,6 +325,7 @@ RUNTIMES: dict[RuntimeName, Callable[[nn.Module, Tensor, int], Runner]] = {
     "eager": _eager,
     "compile": _compiled,
     "onnxruntime": _onnxruntime,
+    "tensorrt": _tensorrt,
     "openvino": _openvino,
     "native": _native,
 }

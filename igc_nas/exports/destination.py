@@ -17,7 +17,7 @@ OLD_WEIGHTS = "weights.safetensors"
 """The name of the weights in folders that an earlier version wrote."""
 C_SOURCE, C_HEADER, C_MAIN = "model.c", "model.h", "model_main.c"
 FILES = (CONFIG, HUB_CONFIG, MODEL, WEIGHTS, ONNX, C_SOURCE, C_HEADER, C_MAIN, CARD)
-C_COMMAND = "cc -std=c11 -O3 -march=native -ffp-contract=fast {name}_main.c {name}.c -o {name}"
+C_COMMAND = "cc -std=c11 -O2 -march=native -ffp-contract=fast {name}_main.c {name}.c -o {name}"
 """How an exported C file is compiled with its program."""
 
 

@@ -267,7 +267,7 @@ def _default_goal(budget: Budget, objectives: tuple[str, ...] | None) -> Goal | 
 
 def _latency_spec(device_name: str, kind: str, space: SpaceFile, changes: Mapping[str, Any]) -> LatencySpec:
     defaults = {"device": device_name, "input": space.input, "forms": "within-budget", "cuda_graph": kind == "cuda"}
-    if changes.get("runtime") == "onnxruntime":
+    if changes.get("runtime") in ("onnxruntime", "tensorrt"):
         defaults["cuda_graph"] = False  # it launches its kernels itself
     if changes.get("runtime") == "native":  # it runs the factored network, on images as they are given
         if changes.get("forms", "factored") != "factored":

@@ -35,7 +35,7 @@ however low its error is, and a search for hypervolume never trains one.
 """
 SamplerName = Literal["known-cost", "stratified", "random", "tpe", "nsga2", "evolution", "brute-force"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
-RuntimeName = Literal["eager", "compile", "onnxruntime", "openvino", "native"]
+RuntimeName = Literal["eager", "compile", "onnxruntime", "tensorrt", "openvino", "native"]
 LatencyForms = Literal["within-budget", "any", "factored"]
 Bound = Annotated[tuple[float, float], Field(strict=False)]
 

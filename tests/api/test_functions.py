@@ -177,7 +177,7 @@ def test_cost_and_measure_take_whatever_names_an_architecture(made: Study, root:
 
 
 def test_a_dry_run_of_finals_trains_nothing(made: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    assert igc_nas.finals(made, top=2, dry_run=True) is None
+    assert igc_nas.finals(made, top=2, dtype="float32", dry_run=True) is None
     assert "2 networks" in capsys.readouterr().err
     assert made.finals == ()
 

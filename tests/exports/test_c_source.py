@@ -31,8 +31,7 @@ def exported(name: str = NAMES[0], title: str = "a network", **options: Any) -> 
 
 
 @needs_compiler
-@pytest.mark.parametrize("weights_file", [False, True])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "weights_file"), [*zip(NAMES, (False, True), strict=True)])
 def test_it_computes_the_networks_logits(name: str, weights_file: bool) -> None:
     assert verify_c(*exported(name, weights_file=weights_file)) <= 1e-5
 

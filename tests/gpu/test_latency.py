@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ from igc_nas.evaluation.latency import (
     randomize_batchnorm_,
     settle_batchnorm_,
 )
-from igc_nas.evaluation.runtimes import check_dtype
+from igc_nas.evaluation.runtimes import check_dtype, check_runtime
 from igc_nas.nn.device import find_devices
 from igc_nas.nn.lowering.deployment import DeployedNetwork
 from igc_nas.nn.lowering.variants import uniform_variants
@@ -33,7 +34,9 @@ from igc_nas.nn.network import build
 from igc_nas.nn.nvml import THROTTLED_NS, Gpu
 from igc_nas.study.spec import DtypeName, LatencySpec
 from tests.gpu.builders import EACH, GPU, SMALL, on_gpu
+from tests.support.commands import Command
 from tests.support.fake_cuda import Record, fake_cuda
+from tests.support.searches import spec
 
 SPEC = LatencySpec(device="Fake GPU", forms="any", cuda_graph=True)
 
@@ -139,7 +142,7 @@ class Session:
     def __init__(self, model: bytes, options: Any, providers: Any) -> None:
         assert model.startswith(b"\x08"), "an ONNX model"
         self.bound: list[tuple[Any, ...]] = []
-        self.providers, self.runs = providers, 0
+        self.providers, self.runs, self.options = providers, 0, options
         Session.made.append(self)
 
     def get_providers(self) -> list[str]:
@@ -201,6 +204,65 @@ def test_an_onnx_runtime_that_uses_no_gpu_is_refused(
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(UsageError, match="runs on no NVIDIA GPU; it has CPUExecutionProvider"):
         measurer(SMALL["igcv1"])
+
+
+def test_tensorrt_measures_on_the_gpu(
+    gpu: Record, onnxruntime_gpu: type[Session], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Engines are kept by the model with its weights, where only the user writes; no node is left to a CPU."""
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    monkeypatch.setattr(onnxruntime_gpu, "uses", ["TensorrtExecutionProvider", "CPUExecutionProvider"])
+    models = iter(range(99))
+    monkeypatch.setattr("igc_nas.evaluation.runtimes.onnx_bytes", lambda module, x: bytes([8, next(models)]))
+    spec = LatencySpec(device="Fake GPU", forms="any", runtime="tensorrt")
+    found = Measurer(spec, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
+    assert (found.runtime, found.memory_format, found.cuda_graph) == ("tensorrt", "contiguous", False)
+    ((name, settings),) = onnxruntime_gpu.made[0].providers
+    assert name == "TensorrtExecutionProvider"
+    engines = [session.providers[0][1]["trt_engine_cache_path"] for session in onnxruntime_gpu.made]
+    assert len(set(engines)) == len(engines) > 3
+    assert {Path(engine).parent for engine in engines} == {tmp_path / "cache" / "tensorrt"}
+    assert settings["trt_timing_cache_path"] == str(tmp_path / "cache" / "tensorrt")
+    for session in onnxruntime_gpu.made:
+        assert session.options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+    (tmp_path / "cache" / "tensorrt").chmod(0o777)
+    onnxruntime_gpu.made.clear()
+    Measurer(spec, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
+    assert onnxruntime_gpu.made[0].providers == [("TensorrtExecutionProvider", {"device_id": 0})]
+
+
+def test_what_tensorrt_lacks_is_said(
+    gpu: Record, onnxruntime_gpu: type[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measurer = Measurer(LatencySpec(device="Fake GPU", runtime="tensorrt"), find_devices("cuda")[0], cap_s=0.05)
+    with pytest.raises(UsageError, match="is built without TensorRT; it has CUDAExecutionProvider, CPU") as raised:
+        measurer(SMALL["igcv1"])
+    assert "pip install onnxruntime-gpu tensorrt" in str(raised.value.hint)
+    (found,) = (finding for finding in examine().findings if finding.topic == "runtime tensorrt")
+    assert found.value == "missing"
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    with pytest.raises(IgcNasError, match="does not use TensorRT") as lacking:
+        measurer(SMALL["igcv1"])
+    assert "LD_LIBRARY_PATH" in str(lacking.value.hint)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("This session contains graph nodes that are assigned to the default CPU EP, but fallback")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(IgcNasError, match="cannot run the network on TensorRT: This session contains"):
+        measurer(SMALL["igcv1"])
+
+
+def test_tensorrt_is_for_picks_on_a_gpu(cli: Command) -> None:
+    """A search does not build engines."""
+    study = spec()
+    check_runtime(study)
+    with pytest.raises(UsageError, match="a search does not measure by the runtime tensorrt") as raised:
+        check_runtime(study.model_copy(update={"latency": LatencySpec(device="GPU", runtime="tensorrt")}))
+    assert "igc-nas measure STUDY:N --runtime tensorrt" in str(raised.value.hint)
+    answer = cli("measure", "igcv1-l24m2-d8", "--runtime", "tensorrt", "--device", "cpu")
+    assert answer.status == 2
+    assert "the runtime tensorrt is measured on an NVIDIA GPU only" in answer.err
 
 
 def test_a_mig_instance_is_said(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,24 @@ def test_it_is_less_sure_of_longer_trainings_than_it_has_seen() -> None:
     assert (beyond > seen).all()
 
 
+@pytest.mark.parametrize("bend", [-0.25, 0.0, 0.25])
+def test_beyond_what_it_has_seen_its_intervals_hold_a_learning_curve_that_bends(bend: float) -> None:
+    """All networks alike: their order is as sure as it was, so the deviations by which they are compared stay."""
+    rng = np.random.default_rng(2)
+    given = inputs(rng)
+    of_network = 0.3 * given.whole[:, 1] + 0.2 * np.sin(2 * given.parts[:, 0]) + rng.normal(scale=0.05, size=N)
+
+    def errors(at: float) -> np.ndarray:
+        return logistic(of_network - 0.5 * at + bend * (at / np.log(20)) ** 2)
+
+    rows = np.arange(6)
+    longer = LongerErrors(given.rows(rows), errors(1.5)[rows], np.full(6, SHORT * np.exp(1.5)), np.full(6, 5000.0))
+    predicted = TargetSurrogate(given, errors(0), SHORT, longer).predict(given, SHORT * np.exp(4))
+    low, high = predicted.interval
+    assert ((low < errors(4)) & (errors(4) < high)).mean() > 0.9
+    assert (predicted.spread > 1.2 * predicted.deviation).all()
+
+
 def test_an_error_of_nothing_or_all_is_no_infinity() -> None:
     rng = np.random.default_rng(1)
     longer = LongerErrors(inputs(rng, 3), np.array([0.0, 0.1, 1.0]), np.full(3, 5e3), np.full(3, 1e2))

@@ -157,17 +157,23 @@ def test_stratified_draws_are_within_the_budget(name: str, data: st.DataObject) 
     assert all(feasible.contains(cost_of(feasible.draw_stratified(rng))) for _ in range(20))
 
 
+@st.composite
+def ranges(draw: st.DrawFn, name: str) -> dict[str, int]:
+    """A budget with lower limits, and perhaps upper ones, on params, on MACs or on both."""
+    limit: dict[str, int] = {}
+    costs = list(networks(name).values())
+    for metric in draw(st.sampled_from([("params",), ("macs",), ("params", "macs")])):
+        values = st.sampled_from([getattr(c, metric) for c in costs])
+        low, high = sorted(draw(st.lists(values, min_size=2, max_size=2)))
+        limit |= {f"min_{metric}": low} | ({metric: high} if draw(st.booleans()) else {})
+    return limit
+
+
 @pytest.mark.parametrize("name", SPACES)
 @settings(max_examples=20)
 @given(data=st.data())
 def test_a_range_holds_what_brute_force_finds_in_it(name: str, data: st.DataObject) -> None:
-    costs = list(networks(name).values())
-    limit: dict[str, int] = {}
-    for metric in data.draw(st.sampled_from([("params",), ("macs",), ("params", "macs")])):
-        low, high = sorted(
-            data.draw(st.lists(st.sampled_from([getattr(c, metric) for c in costs]), min_size=2, max_size=2))
-        )
-        limit |= {f"min_{metric}": low} | ({metric: high} if data.draw(st.booleans()) else {})
+    limit = data.draw(ranges(name))
     budget = Budget(**limit)
     ids = {i for i, cost in networks(name).items() if budget.violation(cost) <= 0}
     assert ids == {
@@ -182,7 +188,18 @@ def test_a_range_holds_what_brute_force_finds_in_it(name: str, data: st.DataObje
     assert sum(found["architectures"] for found in feasible.facts()["bins"]) == len(ids)
     drawn = [feasible.draw(rng), *(feasible.draw_stratified(rng, place) for place in range(9))]
     assert {arch_id(arch) for arch in drawn} <= ids
-    assert {arch_id(feasible.lightest()), arch_id(feasible.heaviest())} <= ids
+
+
+@pytest.mark.parametrize("name", SPACES)
+@settings(max_examples=4)
+@given(data=st.data())
+def test_the_lightest_and_the_heaviest_of_a_range_are_in_it(name: str, data: st.DataObject) -> None:
+    """`lightest` looks at a thousand draws."""
+    budget = Budget(**data.draw(ranges(name)))
+    feasible = Feasible(SPACES[name], budget)
+    assume(feasible.count)
+    assert budget.violation(cost_of(feasible.lightest())) <= 0
+    assert budget.violation(cost_of(feasible.heaviest())) <= 0
 
 
 def test_a_range_that_holds_nothing_is_refused() -> None:

@@ -62,6 +62,8 @@ typedef int ivec __attribute__((vector_size({bytes}), may_alias));
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){{__VA_ARGS__}})
 #endif
+/* Within one large function GCC keeps fewer sums in registers: some kernels then take half as long again. */
+#define NOINLINE __attribute__((noinline))
 #define RELU(a) MAX(a, (vec){{0}})
 #define RELU6(a) MIN(RELU(a), SIX)
 #define HSIGMOID(a) (RELU6((a) + 3.0f) * (1.0f / 6.0f))
@@ -315,7 +317,7 @@ def _copy_text(table: Order, depth: int, out_depth: int, width: int, adds: bool 
         lines = [f"{loop}            out[x * {out_depth} + c] {sign} {value};"]
     unused = "" if any(start != PAD for _, start, _ in runs) else "    (void)in;\n"
     return f"""\
-static void KERNEL(const float *restrict in, float *restrict out)
+static NOINLINE void KERNEL(const float *restrict in, float *restrict out)
 {{
 {kept}{unused}    for (int x = 0; x < {width}; ++x) {{
 {chr(10).join(lines)}
@@ -339,7 +341,7 @@ def _runs(table: Order) -> list[tuple[int, int, int]]:
 
 def _select_text(depth: int, out_depth: int, width: int) -> str:
     return f"""\
-static void KERNEL(const float *restrict in, float *restrict out, const float *restrict from)
+static NOINLINE void KERNEL(const float *restrict in, float *restrict out, const float *restrict from)
 {{
     for (int x = 0; x < {width}; ++x)
         for (int c = 0; c < {out_depth}; ++c)
@@ -354,7 +356,7 @@ def _scale_text(op: ScaleRow, width: int, lanes: int) -> str:
         assert op.norm is None
         assert op.slope is None
         return f"""\
-static void KERNEL(const float *restrict in, float *restrict out)
+static NOINLINE void KERNEL(const float *restrict in, float *restrict out)
 {{
     for (int c = 0; c < {width * n}; ++c)
         out[c] = sigmoid(in[c]);
@@ -383,7 +385,7 @@ def _vector_loops(lines: list[str], result: str, depth: int, width: int, lanes: 
     more = f", const float *restrict {argument}" if argument else ""
     body = "\n".join(f"            {line}" for line in [*lines, f"STORE(out + x + c, {result});"])
     return f"""\
-static void KERNEL(const float *restrict in, float *restrict out{more})
+static NOINLINE void KERNEL(const float *restrict in, float *restrict out{more})
 {{
     for (int x = 0; x < {width * depth}; x += {depth})
         for (int c = 0; c < {depth}; c += {lanes}) {{
@@ -401,7 +403,7 @@ def _window_text(step: WindowOp, image: Image, width: int, lanes: int) -> str:
     first = value.replace("v *", "top *").replace("u *", "left *") if step.kind == "max" else "{0}"
     result = "found" if step.kind == "max" else f"found * {1 / (k * k)!r}f"
     return f"""\
-static void KERNEL(const float *restrict in, float *restrict out, int y)
+static NOINLINE void KERNEL(const float *restrict in, float *restrict out, int y)
 {{
     const int above = y * {s} - {p}, top = above < 0 ? 0 : above;
     const int bottom = above + {k} < {image.height} ? above + {k} : {image.height};
@@ -426,7 +428,8 @@ def _conv_text(op: ConvRow, cut: Tiling, width: int, row_stride: int) -> str:
     count = len(cut.tiles)
     add = ", const float *restrict add" if op.add is not None else ""
     lines = [
-        f"static void KERNEL(const float *restrict in, float *restrict out, const float *restrict w{add})",
+        f"/* {conv.kernel}x{conv.kernel} convolution, tiles: {cut.outs * cut.lanes} channels x {cut.pixels} pixels */",
+        f"static NOINLINE void KERNEL(const float *restrict in, float *restrict out, const float *restrict w{add})",
         "{",
         *_tables(cut),
         f"    for (int t = 0; t < {count}; ++t) {{",

@@ -32,7 +32,7 @@ def shuffled_text(table: Order, depth: int, width: int, lanes: int) -> str:
     unused = "" if read else "    (void)in;\n"
     body = "\n".join(f"        {line}" for line in lines)
     return f"""\
-static void KERNEL(const float *restrict in, float *restrict out)
+static NOINLINE void KERNEL(const float *restrict in, float *restrict out)
 {{
 {unused}    for (int x = 0; x < {width}; ++x) {{
 {body}

@@ -37,7 +37,9 @@ def aligned_zeros(count: int) -> np.ndarray:
 @given(tables())
 def test_shuffles_move_what_an_index_moves(drawn: tuple[int, int, tuple[int, ...]]) -> None:
     lanes, depth, table = drawn
-    text = prologue(lanes) + shuffled_text(table, depth, WIDTH, lanes).replace("static void KERNEL", "void kernel")
+    text = prologue(lanes) + shuffled_text(table, depth, WIDTH, lanes).replace(
+        "static NOINLINE void KERNEL", "void kernel"
+    )
     kernel = load(text).kernel
     kernel.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     source, target = (aligned_zeros(WIDTH * size) for size in (depth, len(table)))

@@ -1,0 +1,106 @@
+"""ONNX models on a GPU in ONNX Runtime, by its CUDA provider or by TensorRT.
+
+TensorRT builds an engine for each model, which takes from ten seconds to a minute. Engines are kept in the user's cache
+folder under the hash of the model: ONNX Runtime's own name of an engine does not tell the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from igc_nas.errors import IgcNasError, UsageError
+from igc_nas.io.text import printable
+from igc_nas.nn.codegen.build import why_not_kept
+from igc_nas.nn.lowering.timing_cache import cache_dir
+
+Provider = Literal["CUDAExecutionProvider", "TensorrtExecutionProvider"]
+LIBRARIES: dict[Provider, tuple[str, str, str]] = {
+    "CUDAExecutionProvider": (
+        "the GPU",
+        "pip uninstall onnxruntime; pip install onnxruntime-gpu, or measure with --runtime eager",
+        "install the build of onnxruntime-gpu for this CUDA and cuDNN",
+    ),
+    "TensorrtExecutionProvider": (
+        "TensorRT",
+        "pip uninstall onnxruntime; pip install onnxruntime-gpu tensorrt, or measure with --runtime eager",
+        "install the TensorRT that this onnxruntime-gpu was built for, its folder of libraries on LD_LIBRARY_PATH",
+    ),
+}
+"""What a provider runs on; what to do where this build has not the provider, and where its libraries are missing."""
+
+
+def require_provider(provider: Provider) -> None:
+    """Raise `UsageError` where the installed ONNX Runtime is built without a provider."""
+    import onnxruntime
+
+    if provider not in (there := onnxruntime.get_available_providers()):
+        what = "runs on no NVIDIA GPU" if provider == "CUDAExecutionProvider" else "is built without TensorRT"
+        raise UsageError(f"this ONNX Runtime {what}; it has {', '.join(there)}", LIBRARIES[provider][1])
+
+
+def gpu_session(model: bytes, x: Tensor, provider: Provider) -> Callable[[], Tensor]:
+    """A function that runs a model on a float32 image of the GPU: it copies nothing, and waits for its end.
+
+    Raises `IgcNasError` where ONNX Runtime leaves the model, or a part of it, to another provider.
+    """
+    import onnxruntime
+
+    index = x.device.index or 0
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    settings: dict[str, Any] = {"device_id": index}
+    if provider == "TensorrtExecutionProvider":
+        settings |= _tensorrt_settings(model)
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    else:
+        settings["cudnn_conv_algo_search"] = "EXHAUSTIVE"
+    what, _, way_out = LIBRARIES[provider]
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=[(provider, settings)])
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise IgcNasError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot run the network on {what}: "
+            f"{printable(lines[0], lines=False)[:200]}",
+            way_out,
+        ) from error
+    if provider not in session.get_providers():
+        raise IgcNasError(f"ONNX Runtime {onnxruntime.__version__} does not use {what}", way_out)
+    (image,), (logits,) = session.get_inputs(), session.get_outputs()
+    y = torch.empty(tuple(logits.shape), device=x.device)
+    binding = session.io_binding()
+    binding.bind_input(image.name, "cuda", index, "float32", tuple(x.shape), x.data_ptr())
+    binding.bind_output(logits.name, "cuda", index, "float32", tuple(y.shape), y.data_ptr())
+
+    def run() -> Tensor:
+        session.run_with_iobinding(binding)
+        return y
+
+    return run
+
+
+def _tensorrt_settings(model: bytes) -> dict[str, Any]:
+    """Float32, whose products TensorRT computes in TF32. Engines are kept unless others may write the folder."""
+    import onnxruntime
+
+    folder = engine_folder()
+    if why_not_kept(folder) is not None:
+        return {}
+    kept = folder / hashlib.sha256(model + onnxruntime.__version__.encode()).hexdigest()[:32]
+    return {
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": str(kept),
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": str(folder),
+    }
+
+
+def engine_folder() -> Path:
+    """Where TensorRT's engines are kept."""
+    return cache_dir() / "tensorrt"
