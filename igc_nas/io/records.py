@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from inspect import Parameter, Signature
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -13,11 +13,16 @@ from pydantic.fields import FieldInfo
 from igc_nas.errors import ConfigError
 from igc_nas.io.text import nearest, printable
 
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)  # it has no public name
 
-class _Documented(type(BaseModel)):  # type: ignore[misc]  # pydantic's metaclass has no public name
+
+class _Documented(ModelMetaclass):
     """The class of records: `help` and pydoc show a record's own methods, not pydantic's 80 attributes."""
 
-    def __dir__(cls) -> list[str]:
+    def __dir__(cls) -> list[str]:  # noqa: N805 - a metaclass
         own = (vars(base) for base in cls.__mro__ if base.__module__.partition(".")[0] not in ("pydantic", "builtins"))
         return sorted({name for names in own for name in names if not name.startswith(("_", "model_"))})
 
