@@ -15,6 +15,7 @@ from igc_nas.evaluation.captured_step import CapturedStep
 from igc_nas.evaluation.images import Images, load_proxy
 from igc_nas.evaluation.training import ProxyTask, ProxyTraining, Training, train_proxy
 from igc_nas.nn.device import Device, find_devices
+from igc_nas.nn.lowering.training import LoweredNetwork
 from igc_nas.nn.network import build
 from igc_nas.study.records import Score
 from tests.gpu.builders import EACH, FORMS, GPU, SMALL, images, lowered, on_gpu, recipe_of, training_of
@@ -44,6 +45,21 @@ def test_an_epoch_waits_at_its_end_alone(arch: ArchConfig, form: str, gpu: Recor
     floats = [*training.network.parameters(), *(b for b in training.network.buffers() if b.is_floating_point())]
     assert {tensor.dtype for tensor in floats} == {torch.float32}
     assert {state["momentum_buffer"].device for state in training.optimizer.state.values()} == {GPU}
+
+
+@EACH
+def test_a_network_in_nchw_has_no_channels_last_convolution(arch: ArchConfig, gpu: Record) -> None:
+    """Neither an image nor a weight: cuDNN takes the layout of either."""
+    training = training_of(arch, epochs=2)
+    network: Any = training.network
+    training.forward = LoweredNetwork(network, replace(network.plan, input=(3, 32, 32)), {}, torch.bfloat16, "nchw")
+    training.epoch()
+    assert gpu.searches
+    assert not [search for search in gpu.searches if search.channels_last and search.image[1] > 1]
+    gpu.clear()
+    training.epoch()
+    assert [reason for reason, _ in gpu.waits] == ["item", "item"]
+    assert gpu.captured == gpu.transfers == gpu.cpu_only == []
 
 
 def test_an_evaluation_waits_at_its_end_alone(gpu: Record) -> None:

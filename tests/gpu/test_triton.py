@@ -82,14 +82,13 @@ def tuner(ms: dict[str, float], folder: Path) -> NetworkTuner:
 @pytest.mark.parametrize(
     ("ms", "form"),
     [
-        ({"triton": 1.0, "lowered": 1.2, "factored": 2.0}, "triton"),
-        ({"triton": 1.2, "lowered": 1.0, "factored": 2.0}, "lowered"),
-        ({"triton": 1.0, "lowered": 1.0, "factored": 2.0}, "lowered"),
+        ({"triton": 1.0, "lowered": 1.2, "nchw": 1.2, "factored": 2.0}, "triton"),
+        ({"triton": 1.2, "lowered": 1.0, "nchw": 1.2, "factored": 2.0}, "lowered"),
+        ({"triton": 1.2, "lowered": 1.2, "nchw": 1.0, "factored": 2.0}, "nchw"),
+        ({"triton": 1.0, "lowered": 1.0, "nchw": 1.0, "factored": 2.0}, "lowered"),
     ],
 )
-def test_it_is_chosen_where_it_is_timed_faster(
-    ms: dict[str, float], form: str, triton: ModuleType, tmp_path: Path
-) -> None:
+def test_the_fastest_form_is_chosen(ms: dict[str, float], form: str, triton: ModuleType, tmp_path: Path) -> None:
     found = tuner(ms, tmp_path)(on_gpu(SHORT), "id")
     assert found is not None
     assert found.form == form
@@ -97,7 +96,7 @@ def test_it_is_chosen_where_it_is_timed_faster(
 
 def test_where_it_does_not_compile_this_is_said_once(triton: ModuleType, tmp_path: Path) -> None:
     triton.normalise.broken = True
-    ours = tuner({"lowered": 1.0, "factored": 2.0}, tmp_path)
+    ours = tuner({"lowered": 1.0, "nchw": 1.2, "factored": 2.0}, tmp_path)
     with pytest.warns(RuntimeWarning, match="Fake GPU, not by Triton's: Triton: OSError: gcc is missing") as said:
         found = ours(on_gpu(SHORT), "one")
     assert found is not None
@@ -111,7 +110,7 @@ def test_where_it_does_not_compile_this_is_said_once(triton: ModuleType, tmp_pat
 def test_a_training_with_it_continues_only_with_it(
     triton: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ms = {"triton": 1.0, "lowered": 1.2, "factored": 2.0}
+    ms = {"triton": 1.0, "lowered": 1.2, "nchw": 1.2, "factored": 2.0}
     tuner(ms, tmp_path)(on_gpu(SHORT), "id")
     monkeypatch.setattr(triton_norm, "available", lambda: False)
     with pytest.raises(StudyError, match="started with Triton kernels") as raised:

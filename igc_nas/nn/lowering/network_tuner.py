@@ -262,8 +262,9 @@ def entrants_for(
 
     `threads` (None: torch's number) and `compiler` (None: looked for) matter on a CPU only, `triton` on a GPU only.
     """
-    if device_kind == "cuda" and (triton_norm.available() if triton is None else triton):
-        return ["triton", "lowered"]
+    if device_kind == "cuda":
+        has_triton = triton_norm.available() if triton is None else triton
+        return ["triton", "lowered", "nchw"] if has_triton else ["lowered", "nchw"]
     if device_kind != "cpu" or not (native.available() if compiler is None else compiler):
         return ["lowered"]
     one_thread = (threads or torch.get_num_threads()) == 1

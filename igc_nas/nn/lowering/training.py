@@ -3,7 +3,8 @@
 `LoweredNetwork` runs the modules of a factored `Network` and has no parameters of its own. Each step multiplies out the
 weights of each chain in float32, and gradients flow back into the factors: optimizer, weight decay and checkpoints see
 the factored network only. Activations are channels-last, in a given dtype; the statistics of normalisations and the
-classifier are in float32.
+classifier are in float32. The form `nchw` has its activations in NCHW and all convolutions by PyTorch: on a GPU other
+kernels of cuDNN than in channels-last, and PyTorch's own for depthwise ones.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ from igc_nas.nn.network import WITHOUT_DATA, Network, activate_, entries, interl
 
 Forward = Callable[[Tensor], Tensor]
 Step = Forward
-NetworkForm = Literal["native-step-8", "native-step-16", "native", "triton", "lowered", "factored"]
+NetworkForm = Literal["native-step-8", "native-step-16", "native", "triton", "lowered", "nchw", "factored"]
 """The whole step in C by vectors of 8 or 16 lanes (`igc_nas.nn.training_step`), lowered with BN by the C kernels, by
-the Triton kernels, lowered with BN by PyTorch, not lowered."""
-LoweredForm = Literal["native", "triton", "lowered"]
+the Triton kernels, lowered with BN by PyTorch, the same in NCHW, not lowered."""
+LoweredForm = Literal["native", "triton", "lowered", "nchw"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +98,14 @@ class LoweredNetwork:
         self.dtype = dtype
         self.form = form
         self.forms = forms
+        self.layout = torch.contiguous_format if form == "nchw" else torch.channels_last
         self._steps = [
             step for name, parts in training_blocks(whole) for step in self._parts(network.get_submodule(name), parts)
         ]
 
     def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Images to logits, in float32 (in float64 if that is the dtype)."""
-        x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        x = x.to(self.dtype).contiguous(memory_format=self.layout)
         with torch.autocast(x.device.type, enabled=False):  # autocast would multiply out the weights in bfloat16
             for step in self._steps:
                 x = step(x)
@@ -116,7 +118,7 @@ class LoweredNetwork:
             if isinstance(part, Chain):
                 by_norm = self.form == "triton" and isinstance(following, NormAct)
                 chain_form = self.forms.get(part.key) or plain_form(part)
-                chain = LoweredChain(block, part, chain_form, self.dtype, interleaves_last=not by_norm)
+                chain = LoweredChain(block, part, chain_form, self.dtype, self.layout, interleaves_last=not by_norm)
                 steps.append(chain)
                 behind = chain.left_out
             elif part is not None:
@@ -147,22 +149,30 @@ class LoweredChain:
     """
 
     def __init__(
-        self, block: nn.Module, chain: Chain, form: ChainForm, dtype: torch.dtype, interleaves_last: bool = True
+        self,
+        block: nn.Module,
+        chain: Chain,
+        form: ChainForm,
+        dtype: torch.dtype,
+        memory_format: torch.memory_format = torch.channels_last,
+        interleaves_last: bool = True,
     ) -> None:
-        self.dtype = dtype
-        segments = list(layout(chain, form.pieces))
+        self.dtype, self.memory_format = dtype, memory_format
+        segments, algorithms = list(layout(chain, form.pieces)), form.algorithms
+        if memory_format == torch.contiguous_format:  # those of the form are for channels-last
+            algorithms = (Algorithms(),) * len(segments)
         self.left_out: tuple[Interleave, ...] = ()
         if not interleaves_last:
             self.left_out = segments[-1].after
             segments[-1] = replace(segments[-1], after=())
         self._convs = [
             (segment, [block.get_submodule(conv.name) for conv in segment.convs], segment.as_conv, use)
-            for segment, use in zip(segments, form.algorithms, strict=True)
+            for segment, use in zip(segments, algorithms, strict=True)
         ]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The output of the chain, channels-last."""
-        x = x.contiguous(memory_format=torch.channels_last)  # a part of the channels (`Split`) is not
+        """The output of the chain, in its memory format."""
+        x = x.contiguous(memory_format=self.memory_format)  # a part of the channels (`Split`) is not
         for segment, modules, conv, use in self._convs:
             x = convolve(x, self._weight(segment, modules), conv, use)
             for step in segment.after:
@@ -170,7 +180,8 @@ class LoweredChain:
         return x
 
     def _weight(self, segment: Segment, modules: list[nn.Module]) -> Tensor:
-        return compose(segment, [module.weight for module in modules]).to(self.dtype)  # type: ignore[misc]
+        weight = compose(segment, [module.weight for module in modules]).to(self.dtype)  # type: ignore[misc]
+        return weight if self.memory_format == torch.channels_last else weight.contiguous()
 
 
 def _single(block: nn.Module, layer: Layer) -> Step:

@@ -33,7 +33,7 @@ from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.nn.lowering.chain import dense, forms_of
 from igc_nas.nn.lowering.deployment import DeployedNetwork, kernels_for, set_kernels_
 from igc_nas.nn.lowering.parts import chains_in, inference_blocks, training_blocks
-from igc_nas.nn.lowering.training import ChainForm, Forward, LoweredNetwork, plain_form
+from igc_nas.nn.lowering.training import ChainForm, Forward, LoweredForm, LoweredNetwork, plain_form
 from igc_nas.nn.lowering.variants import uniform_variants
 from igc_nas.nn.network import Network, initialise
 from tests.support.plans import CLASSES, plans
@@ -99,9 +99,11 @@ def step_of(network: Network, forward: Forward, x: Tensor) -> tuple[Tensor, ...]
     return logits.detach(), torch.cat([gradient.flatten() for gradient in found]), torch.cat(statistics)
 
 
-@given(plans(), st.booleans())
+@given(plans(), st.booleans(), st.sampled_from(["lowered", "triton", "nchw"]))
 @settings(max_examples=30)
-def test_a_training_step_in_a_lowered_form_is_the_factored_one(whole: Plan, multiplied: bool) -> None:
+def test_a_training_step_in_a_lowered_form_is_the_factored_one(
+    whole: Plan, multiplied: bool, form: LoweredForm
+) -> None:
     factored, lowered = network_of(whole).train().to(memory_format=torch.contiguous_format), network_of(whole).train()
     chains = {chain.key: chain for _, parts in training_blocks(whole) for chain in chains_in(parts)}
     forms = {
@@ -111,7 +113,7 @@ def test_a_training_step_in_a_lowered_form_is_the_factored_one(whole: Plan, mult
     }
     x = images_of(whole, 5)
     wanted = step_of(factored, factored, x)
-    found = step_of(lowered, LoweredNetwork(lowered, whole, forms, torch.float64), x)
+    found = step_of(lowered, LoweredNetwork(lowered, whole, forms, torch.float64, form), x)
     for some, other in zip(found, wanted, strict=True):
         assert error(some, other) < 1e-7
 

@@ -218,8 +218,8 @@ def test_where_it_is_not_it_races_with_the_lowered_forms(step_ms: float, form: s
         ("cpu", 2, True, True, ["native", "lowered"]),
         ("cpu", 1, False, True, ["lowered"]),
         ("cpu", 2, False, False, ["lowered"]),
-        ("cuda", 1, True, True, ["triton", "lowered"]),
-        ("cuda", 1, True, False, ["lowered"]),
+        ("cuda", 1, True, True, ["triton", "lowered", "nchw"]),
+        ("cuda", 1, True, False, ["lowered", "nchw"]),
     ],
 )
 def test_the_entrants_depend_on_device_threads_and_compilers(
