@@ -31,7 +31,9 @@ SCALE = [[0, "#2563eb"], [0.5, "#c026d3"], [1, "#f59e0b"]]
 LONGEST_LINE = 120
 """Letters of a line below a title."""
 PLACES = ("top right", "bottom right", "top left", "bottom left")
-"""Where the names of neighbouring baselines stand."""
+"""Where a name may stand beside its point, the first that is free."""
+PLOT, LETTER, LINE = (880.0, 480.0), 6.3, 14.0
+"""The plot's width and height in a picture, a letter's width and a name's height, in pixels."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 LAYOUT: dict[str, Any] = {
     "template": {},
@@ -90,9 +92,14 @@ def front_figure(view: FrontView, colour: str) -> go.Figure:
     ring = {"symbol": "circle-open", "size": 11, "color": ACCENT, "line": {"width": 1.5}}
     cross = {"symbol": "x-thin", "size": 7, "line": {"width": 1.5, "color": ACCENT}}
     diamond = {"symbol": "diamond", "size": 9, "color": INK, "line": {"width": 0}}
+    names = [plain(view.trials.baseline[row]) for row in view.trials.baselines]
+    shares = [
+        _shares(_column(view, at, view.trials.baselines), _column(view, at, view.trials.complete), OBJECTIVES[at].log)
+        for at in view.objectives
+    ]
     labels = {
-        "text": [plain(view.trials.baseline[row]) for row in view.trials.baselines],
-        "textposition": [PLACES[i % len(PLACES)] for i in range(len(view.trials.baselines))],
+        "text": names,
+        "textposition": _label_places(names, *shares),
         "textfont": {"size": 11, "color": INK},
         "cliponaxis": False,
     }
@@ -137,6 +144,9 @@ def finals_figure(group: FinalsGroup) -> go.Figure:
     members = group.front(("error", "params"))
     front = [row for finalist, row in zip(ended, known, strict=True) if finalist.one.id in members]
     line = {"shape": "hv", "color": ACCENT, "width": 1.5}
+    names, params, errors = [plain(row[0]) for row in known], [row[1] for row in known], [row[2] for row in known]
+    found = _label_places(names, _shares(params, params, True), _shares(errors, errors, False))
+    places = dict(zip(known, found, strict=True))
     drawn: list[dict[str, Any]] = [_finals_trace("front of these two axes", front, mode="lines", line=line)]
     for baseline, name, look in (
         (False, "the study's candidates", {"symbol": "circle", "color": PALETTE[0]}),
@@ -146,7 +156,7 @@ def finals_figure(group: FinalsGroup) -> go.Figure:
         bars = {"type": "data", "array": [row[3] for row in rows], "thickness": 1, "width": 3, "color": QUIET}
         labels = {
             "text": [plain(row[0]) for row in rows],
-            "textposition": [PLACES[known.index(row) % len(PLACES)] for row in rows],
+            "textposition": [places[row] for row in rows],
             "textfont": {"size": 11, "color": INK},
             "cliponaxis": False,
         }
@@ -155,6 +165,37 @@ def finals_figure(group: FinalsGroup) -> go.Figure:
     y = {"title": {"text": "test error"}, "tickformat": ".0%", "automargin": True, "gridcolor": GRID}
     layout = {"xaxis": _axis("params"), "yaxis": y}
     return go.Figure(data=[trace for trace in drawn if trace["x"]], layout=LAYOUT | layout)
+
+
+def _shares(values: Sequence[float], span: Sequence[float], is_log: bool) -> list[float]:
+    """Where values lie on an axis that holds `span`: 0 at its start, 1 at its end."""
+    scale = math.log if is_log else float
+    low, high = (scale(end(span)) for end in (min, max)) if span else (0.0, 1.0)
+    return [(scale(value) - low) / (high - low or 1.0) for value in values]
+
+
+def _label_places(names: Sequence[str], xs: Sequence[float], ys: Sequence[float]) -> list[str]:
+    """The place of each name beside its point, (x, y) as shares of the plot, where it covers no name before it."""
+    taken: list[tuple[float, float, float, float]] = []
+    found = []
+    for name, x, y in zip(names, xs, ys, strict=True):
+        boxes = {place: _label_box(place, x * PLOT[0], y * PLOT[1], LETTER * len(name)) for place in PLACES}
+        within = [place for place, box in boxes.items() if box[0] >= 0 and box[1] <= PLOT[0]]
+        place = next((place for place in within if not any(_meet(boxes[place], box) for box in taken)), PLACES[0])
+        taken.append(boxes[place])
+        found.append(place)
+    return found
+
+
+def _label_box(place: str, x: float, y: float, width: float) -> tuple[float, float, float, float]:
+    """(left, right, bottom, top) of a name beside a point, in pixels."""
+    left = x + 5 if place.endswith("right") else x - 5 - width
+    bottom = y + 3 if place.startswith("top") else y - 3 - LINE
+    return left, left + width, bottom, bottom + LINE
+
+
+def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
 
 
 def _finals_trace(name: str, rows: Sequence[tuple[str, int, float, float, bool]], **style: Any) -> dict[str, Any]:

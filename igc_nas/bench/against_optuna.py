@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from igc_nas.analysis.plots import ACCENT, FONT, PALETTE
 from igc_nas.analysis.words import recipe_words
 from igc_nas.bench import plain_optuna
 from igc_nas.bench.report import Report, Row
-from igc_nas.bench.search import cold_cache
+from igc_nas.bench.search import cold_folder
 from igc_nas.data.datasets import data_dir, is_synthetic, locate
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.conditions import conditions_of
@@ -147,8 +146,7 @@ def bench_against_optuna(
     pairs = []
     workers = default_extent(device.kind).workers
     for seed in range(seeds):
-        with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as name, cold_cache(Path(name) / "cache"):
-            folder = Path(name)
+        with cold_folder() as folder:
             spec, ours = _search(folder, time_s, seed, dataset, budget_params, workers)
             say(f"seed {seed}: igc-nas ended with {ours.final:.4f} after {len(ours.volumes)} trials")
             plain = _plain(folder, spec, time_s, seed, workers)

@@ -45,17 +45,17 @@ def bench_search(
     extent = default_extent(device.kind)
     workers = extent.workers
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as folder, cold_cache(Path(folder) / "cache"):
+    with cold_folder() as folder:
         specs = {kind: _spec(kind, device, seed, space) for kind in KINDS}
         spent = dict.fromkeys(KINDS, 0.0)
         for done in [*range(chunk, trials, chunk), trials]:
             took = {}
             for kind in KINDS:
-                took[kind] = _searched(specs[kind], Path(folder) / kind, done, workers, device, run_search)
+                took[kind] = _searched(specs[kind], folder / kind, done, workers, device, run_search)
                 spent[kind] += took[kind]
             rows.append(_row(done, took))
             say(f"{done} trials each: {rows[-1]['ratio']:.2f}x")
-        mixes = {kind: _shares(Path(folder) / kind) for kind in KINDS}
+        mixes = {kind: _shares(folder / kind) for kind in KINDS}
     per_hour = {f"{kind}_trials_per_hour": 3600 * rows[-1]["trials"] / spent[kind] for kind in KINDS}
     overall = {"overall_ratio": spent["factored"] / spent["fastest"], **per_hour, "shares": mixes}
     conditions = {
@@ -68,17 +68,18 @@ def bench_search(
 
 
 @contextlib.contextmanager
-def cold_cache(folder: Path) -> Iterator[None]:
-    """An empty timing cache in `folder`, as in a first search."""
+def cold_folder() -> Iterator[Path]:
+    """A temporary folder, in which the timing cache is, too: an empty one, as in a first search."""
     before = os.environ.get("IGC_NAS_CACHE")
-    os.environ["IGC_NAS_CACHE"] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["IGC_NAS_CACHE"]
-        else:
-            os.environ["IGC_NAS_CACHE"] = before
+    with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as name:
+        os.environ["IGC_NAS_CACHE"] = str(Path(name) / "cache")
+        try:
+            yield Path(name)
+        finally:
+            if before is None:
+                del os.environ["IGC_NAS_CACHE"]
+            else:
+                os.environ["IGC_NAS_CACHE"] = before
 
 
 def _spec(kind: str, device: Device, seed: int, space: str) -> StudySpec:

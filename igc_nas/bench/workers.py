@@ -16,7 +16,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.bench.report import Report, Row
-from igc_nas.bench.search import Search, cold_cache
+from igc_nas.bench.search import Search, cold_folder
 from igc_nas.data.datasets import data_dir, is_synthetic, locate
 from igc_nas.engine.events import Ended, Event, Started
 from igc_nas.engine.search import Run, search
@@ -114,8 +114,7 @@ def bench_workers(
     is the speed of two workers over that of one.
     """
     rounds: list[Round] = []
-    with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as name, cold_cache(Path(name) / "cache"):
-        folder = Path(name)
+    with cold_folder() as folder:
         spec = _spec(device, dataset, seed, space)
         archs = _architectures(spec, trials + 2, seed)
         small, rest = archs[:2], archs[2:]

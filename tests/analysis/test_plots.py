@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from igc_nas.analysis.plots import finals_picture, front_figure, front_picture
+from igc_nas.analysis.plots import finals_figure, finals_picture, front_figure, front_picture
 from igc_nas.analysis.surrogate_quality import surrogate_quality
 from igc_nas.analysis.views import (
     curves_view,
@@ -23,7 +23,7 @@ from igc_nas.analysis.views import (
 from igc_nas.arch.cost import Cost
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.io.text import plain
-from igc_nas.study.finals import FinalsLog
+from igc_nas.study.finals import FinalsLog, finals_groups
 from igc_nas.study.objectives import OBJECTIVES, values
 from igc_nas.study.pareto import dominates
 from igc_nas.study.records import FormTime, Trial
@@ -307,6 +307,17 @@ def test_a_picture_of_the_finals(study: Study, tmp_path: Path) -> None:
     assert own == [("the study's candidates", 12000, 16000), [0.3, 0.1]]
     assert beside == [("baselines", 8000), [0.2]]
     assert "4 networks trained on all of" in drawn[0].layout.title.text
+
+
+def test_the_names_of_near_networks_stand_beside_each_other(study: Study, tmp_path: Path) -> None:
+    log = FinalsLog(tmp_path)
+    for side, params, error in ((8, 100_000, 0.2), (12, 101_000, 0.2001), (16, 102_000, 0.2002), (20, 9_000_000, 0.9)):
+        log.add(final(error, side, name=f"network-{side}", cost=Cost(params=params, macs=1, activations=1)))
+    (group,) = finals_groups(Study(study.spec, study.trials, tmp_path).finals)
+    (named,) = [trace for trace in finals_figure(group).data if trace.text]
+    places = dict(zip(named.text, named.textposition, strict=True))
+    assert len({places[f"network-{side}"] for side in (8, 12)}) == 2
+    assert places["network-20"].endswith("left"), "at the right end of the plot"
 
 
 def test_a_missing_browser_is_one_line(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

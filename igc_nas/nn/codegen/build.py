@@ -161,7 +161,8 @@ def _distrust(folder: Path) -> str | None:
     """Why code is not loaded from a folder, which is made if need be: what is loaded is run.
 
     Nobody but this user may write it, or put another in its place: the folder that it lies in belongs to the same user
-    or to root, and those above let others write only with the sticky bit, as /tmp does.
+    or to root, and those above let others write only with the sticky bit, as /tmp does. What groups may write above it
+    does not count: with a umask of 002 each user's folders are those of a group of their own.
     """
     if not hasattr(os, "getuid"):
         return "this system does not say who may write it"
