@@ -56,10 +56,10 @@ def space_facts(
     budget_params: Count | None = None,
     budget_macs: Count | None = None,
 ) -> dict[str, Any]:
-    """Exact counts of a space: `igc_nas.space_facts("igc_cifar", budget_params="2M")["architectures"]`.
+    """Exact counts of a space: `igc_nas.space_facts("igc_cifar", budget_params="2M")["feasible"]`.
 
-    What `igc-nas space --json` prints: the number of architectures, the least and most parameters, MACs and
-    activations; with a budget how many are within it, in each range of costs and with each unit in each stage.
+    What `igc-nas space --json` prints: the number of `architectures`, the least and most parameters, MACs and
+    activations; with a budget how many are within it (`feasible`), by range of costs and by the unit of a stage.
     `left_out` are choices that no valid architecture has.
 
     Raises `ConfigError` for an unknown space, `InfeasibleError` where nothing fits.
