@@ -17,6 +17,10 @@ What the command line does, one call each, with its options as keyword arguments
     export      an architecture as TOML, PyTorch, ONNX, pt2, C or a folder of them
     measure     a Latency on this machine
     cost        exact counts of an architecture
+    space_facts exact counts of a search space
+    status      what ran, what runs and what failed in a study
+    report      how well a study's short trainings rank
+    dashboard   studies as one page
 
 Studies and architectures:
 
@@ -55,11 +59,14 @@ if TYPE_CHECKING:
     from igc_nas.analysis.plots import plot
     from igc_nas.analysis.tables import frame
     from igc_nas.api.cost import cost
+    from igc_nas.api.dashboard import dashboard
     from igc_nas.api.export import export
     from igc_nas.api.finals import finals
     from igc_nas.api.measure import measure
+    from igc_nas.api.report import report
     from igc_nas.api.search import search
-    from igc_nas.api.space import load_space
+    from igc_nas.api.space import load_space, space_facts
+    from igc_nas.api.status import status
     from igc_nas.api.train import train
     from igc_nas.arch.config import ArchConfig
     from igc_nas.arch.cost import Cost, cost_of
@@ -99,6 +106,7 @@ _HOME = {
     "cost": "api.cost",
     "cost_of": "arch.cost",
     "create_model": "nn.factory",
+    "dashboard": "api.dashboard",
     "default_recipe": "study.defaults",
     "export": "api.export",
     "finals": "api.finals",
@@ -111,7 +119,10 @@ _HOME = {
     "measure": "api.measure",
     "new_spec": "study.defaults",
     "plot": "analysis.plots",
+    "report": "api.report",
     "search": "api.search",
+    "space_facts": "api.space",
+    "status": "api.status",
     "train": "api.train",
 }
 
@@ -136,6 +147,7 @@ __all__ = [
     "cost",
     "cost_of",
     "create_model",
+    "dashboard",
     "default_recipe",
     "export",
     "finals",
@@ -148,7 +160,10 @@ __all__ = [
     "measure",
     "new_spec",
     "plot",
+    "report",
     "search",
+    "space_facts",
+    "status",
     "train",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from igc_nas.api.options import arch_of
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.cli.loading import architecture
@@ -26,8 +27,7 @@ def cost(
 
     Raises `ConfigError` for an unknown name, `StudyError` for an unknown trial, `IgcNasError` where counters differ.
     """
-    named = arch.arch if isinstance(arch, Candidate) else arch if isinstance(arch, ArchConfig) else str(arch)
-    config = architecture(named, classes, Path(studies_dir), image_size)
+    config = architecture(arch_of(arch), classes, Path(studies_dir), image_size)
     if check:
         from igc_nas.nn.flop_counters import count_by_others
 

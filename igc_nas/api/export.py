@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
-from igc_nas.api.options import documented, name_of, request_of, settings_kept
+from igc_nas.api.options import arch_of, documented, name_of, request_of, settings_kept
 from igc_nas.arch.config import ArchConfig
 from igc_nas.cli.export import ExportRequest, exported
 from igc_nas.cli.export import export as command
@@ -47,12 +47,8 @@ def export(
     Raises `UsageError` for arguments that are invalid or exclude each other, `StudyError` if the study has no such
     trial, `IgcNasError` if a file differs from the network.
     """
-    arch = what.arch if isinstance(what, Candidate) else what if isinstance(what, ArchConfig) else None
-    given = {**options, "out": out}
-    if arch is None:
-        request = request_of(command, ExportRequest, {**given, "what": str(name_of(what))})
-    else:
-        request = request_of(command, ExportRequest, given, {"what": arch})
+    named = str(name_of(what)) if isinstance(what, Study) else arch_of(what)
+    request = request_of(command, ExportRequest, {**options, "what": named, "out": out})
     with settings_kept():
         text, _ = exported(request)
     return text if request.out is None else request.out

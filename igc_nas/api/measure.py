@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
-from igc_nas.api.options import documented, name_of, parameters_of, request_of, settings_kept
+from igc_nas.api.options import arch_of, documented, name_of, parameters_of, request_of, settings_kept
 from igc_nas.arch.config import ArchConfig
 from igc_nas.cli.loading import load
 from igc_nas.cli.measure import MeasureRequest, check, measured, measured_again
@@ -60,12 +60,8 @@ def measure(
     `StudyError` if this machine has not the device of the study.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    if arch is None or isinstance(arch, str | Path):
-        name = None if arch is None else str(arch)
-        request = request_of(command, MeasureRequest, {**given, "arch": name, "study": name_of(study)})
-    else:
-        config = arch.arch if isinstance(arch, Candidate) else arch
-        request = request_of(command, MeasureRequest, {**given, "study": name_of(study)}, {"arch": config})
+    named = None if arch is None else arch_of(arch)
+    request = request_of(command, MeasureRequest, {**given, "arch": named, "study": name_of(study)})
     parameters = parameters_of(command)
     check(request, {str(parameters[name].name) for name in given})
     with settings_kept():

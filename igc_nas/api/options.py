@@ -17,31 +17,35 @@ from typing import Any, TypeVar
 
 import click
 
+from igc_nas.arch.config import ArchConfig
 from igc_nas.cli.options import Quantity
 from igc_nas.cli.program import program
 from igc_nas.errors import UsageError
+from igc_nas.study.records import Candidate
 from igc_nas.study.study import Study
 
 Request = TypeVar("Request")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def request_of(
-    command: click.Command, kind: type[Request], given: Mapping[str, Any], objects: Mapping[str, Any] | None = None
-) -> Request:
+def request_of(command: click.Command, kind: type[Request], given: Mapping[str, Any]) -> Request:
     """The request of a command from Python's arguments. Raises `UsageError` as the command does, `TypeError`.
 
-    `objects` are arguments that have no text, such as an architecture in memory.
+    An architecture in memory stays what it is; everything else becomes text, and is read as the command reads it.
     """
     parameters = parameters_of(command)
     if unknown := given.keys() - parameters.keys():
         raise TypeError(f"{command.name}() got an unexpected keyword argument {min(unknown)!r}")
     options: list[str] = []
-    arguments = ["" for parameter in command.params if parameter.name in (objects or {})]
+    arguments: list[str] = []
+    objects: dict[str, ArchConfig] = {}
     for name, value in given.items():
         if value is None:
             continue
-        if isinstance(parameters[name], click.Option):
+        if isinstance(value, ArchConfig):
+            objects[str(parameters[name].name)] = value
+            arguments.append("")
+        elif isinstance(parameters[name], click.Option):
             options += _words(parameters[name], value)
         else:
             arguments.append(str(value))
@@ -50,7 +54,7 @@ def request_of(
         context = command.make_context(command.name, [*options, "--", *arguments], parent=parent)
     except click.ClickException as error:
         raise UsageError(error.format_message()) from None
-    return kind(**(context.params | dict(objects or {})))
+    return kind(**(context.params | objects))
 
 
 def parameters_of(command: click.Command) -> dict[str, click.Parameter]:
@@ -94,6 +98,13 @@ def name_of(value: Any) -> Any:
     if value.folder is None:
         raise UsageError(f"study {value.spec.name} has no folder", "name it, with its storage")
     return str(value.folder.absolute())
+
+
+def arch_of(value: ArchConfig | Candidate | str | Path) -> ArchConfig | str:
+    """An architecture: that of a candidate, one in memory, or the name or file of one."""
+    if isinstance(value, Candidate):
+        return value.arch
+    return value if isinstance(value, ArchConfig) else str(value)
 
 
 def documented(command: click.Command, options: type) -> Callable[[Function], Function]:

@@ -1,17 +1,18 @@
-"""`igc_nas.load_space`: a search space within a budget, for an Optuna study of one's own."""
+"""`igc_nas.load_space`: a search space within a budget, for an Optuna study of one's own; `space_facts`: its counts."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from igc_nas.api.options import request_of
 from igc_nas.api.search import Count, Range
 from igc_nas.cli.search import search as command
+from igc_nas.cli.space import space_facts as facts_of
 from igc_nas.cli.study_flags import SearchRequest, given_limits
 from igc_nas.samplers.optuna_space import OptunaSpace
 from igc_nas.space.budget import Budget
-from igc_nas.space.search_space import SpaceFile, find_space
+from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space
 
 
 class LimitOptions(TypedDict, total=False):
@@ -45,3 +46,29 @@ def load_space(
     space = OptunaSpace(file, classes, path.stem, budget)
     space.parameters.space.check_side()
     return space
+
+
+def space_facts(
+    name: str | Path = "igc_cifar",
+    *,
+    classes: int = 10,
+    image_size: int | None = None,
+    budget_params: Count | None = None,
+    budget_macs: Count | None = None,
+) -> dict[str, Any]:
+    """Exact counts of a space: `igc_nas.space_facts("igc_cifar", budget_params="2M")["feasible"]`.
+
+    What `igc-nas space --json` prints: the number of `architectures`, the least and most parameters, MACs and
+    activations; with a budget how many are within it (`feasible`), by range of costs and by the unit of a stage.
+    `left_out` are choices that no valid architecture has.
+
+    Raises `ConfigError` for an unknown space, `InfeasibleError` where nothing fits.
+    """
+    limits: LimitOptions = {"budget_params": budget_params, "budget_macs": budget_macs}
+    budget = Budget.parse(given_limits(request_of(command, SearchRequest, limits)))
+    path = find_space(str(name))
+    file = SpaceFile.load(path)
+    space = SearchSpace(file if image_size is None else file.with_side(image_size), classes, path.stem)
+    space.check_side()
+    return {"space": space.name, "classes": classes, **facts_of(space, budget.params, budget.macs),
+            "left_out": space.left_out}  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from igc_nas.api.finals import RecipeOptions
-from igc_nas.api.options import documented, request_of, settings_kept
+from igc_nas.api.options import arch_of, documented, request_of, settings_kept
 from igc_nas.arch.config import ArchConfig
 from igc_nas.cli.output import say
 from igc_nas.cli.train import TrainRequest, trained
@@ -35,11 +35,7 @@ def train(arch: ArchConfig | Candidate | str | Path, **options: Unpack[TrainOpti
     Raises `UsageError` for arguments that are invalid, `DataError` for missing data, `StudyError` while another process
     trains it, `IgcNasError` where the training fails.
     """
-    if isinstance(arch, str | Path):
-        request = request_of(command, TrainRequest, {**options, "arch": str(arch)})
-    else:
-        config = arch.arch if isinstance(arch, Candidate) else arch
-        request = request_of(command, TrainRequest, options, {"arch": config})
+    request = request_of(command, TrainRequest, {**options, "arch": arch_of(arch)})
     try:
         with settings_kept():
             result, _ = trained(request)

@@ -49,19 +49,28 @@ def dashboard(
       igc-nas dashboard igc_cifar10_2m -o page.html
       igc-nas dashboard mine --serve
     """
-    from igc_nas.analysis import plots
-    from igc_nas.analysis.dashboard.document import write_dashboard
-
-    pictures = [
-        (file, draw) for file, draw in ((picture, plots.front_picture), (finals_picture, plots.finals_picture)) if file
-    ]
-    if is_served and (out or pictures):
+    if is_served and (out or picture or finals_picture):
         raise UsageError("--serve writes no file", "leave out -o and the pictures, or --serve")
     if port is not None and not is_served:
         raise UsageError("--port is a port to serve on", "add --serve")
-    first, *more = loaded = [load(name, root, storage) for name in study]
+    loaded = [load(name, root, storage) for name in study]
     if is_served:
         _serve(study, loaded, PORT if port is None else port, storage, root)
+    put(*map(str, written(loaded, out, picture, finals_picture)))
+
+
+def written(
+    studies: Sequence[Study], out: Path | None, picture: Path | None, finals_picture: Path | None
+) -> list[Path]:
+    """Write the page of studies, and pictures of one; returns the files, the page first. Raises `UsageError`."""
+    from igc_nas.analysis import plots
+    from igc_nas.analysis.dashboard.document import write_dashboard
+
+    if not studies:
+        raise UsageError("no study is named", "name one")
+    asked = ((picture, plots.front_picture), (finals_picture, plots.finals_picture))
+    pictures = [(file, draw) for file, draw in asked if file]
+    first, *more = studies
     if more and (out is None or pictures):
         raise UsageError(
             "a picture is of one study" if pictures else "the page of several studies has no folder", "-o page.html"
@@ -71,11 +80,10 @@ def dashboard(
     for file, _ in pictures:
         plots.picture_kind(file)  # raises for an unknown ending, before the page is written
     page = out or _page_of(first)
-    write_dashboard(loaded, page)
-    put(str(page))
+    write_dashboard(studies, page)
     for file, draw in pictures:
         draw(first, file)
-        put(str(file))
+    return [page, *(file for file, _ in pictures)]
 
 
 def _page_of(study: Study) -> Path:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +16,7 @@ from igc_nas.cli.output import put, put_json, put_text, say
 if TYPE_CHECKING:
     from igc_nas.analysis.proxy import FigureAgreement, FigureTau, Predictor, ProxyReport, StudySummary
     from igc_nas.analysis.ranking import Tau
+    from igc_nas.analysis.surrogate_quality import SurrogateQuality
     from igc_nas.study.study import Study
 
 
@@ -36,16 +38,7 @@ if TYPE_CHECKING:
 @device_option
 @as_json
 @studies_dir
-def report(
-    study: str,
-    reference: str | None,
-    train_figures: bool,
-    confirm: int | None,
-    data_dir: Path | None,
-    device: str,
-    as_json: bool,
-    root: Path,
-) -> None:
+def report(**options: Any) -> None:
     """Print how well STUDY's short trainings rank architectures.
 
     They are compared with longer trainings of the same architectures and with the papers' figures: Kendall's tau-b
@@ -59,28 +52,59 @@ def report(
       igc-nas report mine --reference longer
       igc-nas report mine --confirm 40
     """
-    from dataclasses import asdict
+    request = ReportRequest(**options)
+    found = reported(request)
+    if request.as_json:
+        put_json(found.to_dict())
+        return
+    _print(found.proxy)
+    if found.surrogate:
+        put_text("", f"surrogate  {found.surrogate.sentence()}")
+    if found.plan:
+        put_text("", f"plan       {found.plan}")
 
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRequest:
+    """The options of `report`; None is what is not given."""
+
+    study: str
+    reference: str | None
+    train_figures: bool
+    confirm: int | None
+    data_dir: Path | None
+    device: str
+    as_json: bool
+    root: Path
+
+
+@dataclass(frozen=True)
+class Reported:
+    """How the short trainings rank, how good the surrogate is, and what was done with the plan."""
+
+    proxy: ProxyReport
+    surrogate: SurrogateQuality | None
+    plan: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        quality = asdict(self.surrogate.validation) if self.surrogate else None
+        return asdict(self.proxy) | {"surrogate": quality, "plan": self.plan}
+
+
+def reported(request: ReportRequest) -> Reported:
+    """The report that is requested, after the trainings that it asks for."""
     from igc_nas.analysis.proxy import proxy_report
     from igc_nas.analysis.surrogate_quality import surrogate_quality
     from igc_nas.analysis.words import plan_words
 
-    loaded = load(study, root)
-    if train_figures:
-        _train_figures(loaded, data_dir, device)
-    if confirm is not None:
-        _confirm(loaded, confirm, data_dir, device)
-    plan = plan_words(loaded)
-    found = proxy_report(loaded, load(reference, root) if reference is not None else None)
-    surrogate = surrogate_quality(loaded)
-    if as_json:
-        put_json(asdict(found) | {"surrogate": asdict(surrogate.validation) if surrogate else None, "plan": plan})
-        return
-    _print(found)
-    if surrogate:
-        put_text("", f"surrogate  {surrogate.sentence()}")
-    if plan:
-        put("", f"plan       {plan}")
+    loaded = load(request.study, request.root)
+    if request.train_figures:
+        _train_figures(loaded, request.data_dir, request.device)
+    if request.confirm is not None:
+        _confirm(loaded, request.confirm, request.data_dir, request.device)
+    reference = load(request.reference, request.root) if request.reference is not None else None
+    return Reported(proxy_report(loaded, reference), surrogate_quality(loaded), plan_words(loaded))
 
 
 def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:

@@ -388,6 +388,7 @@ def _announce(
     from igc_nas.analysis.proxy_worth import worth_words
     from igc_nas.analysis.words import LATENCY_FORMS, budget_words, conditions_words, counted, recipe_words
     from igc_nas.cli.display import data_label
+    from igc_nas.cli.space import left_out_words
     from igc_nas.engine.database import masked, parse_url
 
     recipe = spec.recipe
@@ -396,6 +397,7 @@ def _announce(
         f"study     {spec.name} ({'continued' if resolved.continued else 'new'}), in {run.folder}"
         + (f" and {masked(parse_url(run.storage))}" if run.storage else ""),
         f"space     {spec.space_name}, {spec.search_space.size:,} architectures; {budget_words(spec.budget)}",
+        *([f"          left out: {left_out_words(spec.search_space)}"] if spec.search_space.left_out else []),
         f"data      {data_label(spec.dataset)}",
         *([f"          {_images_words(spec.images)}"] if spec.images else []),
         f"goal      {_goal(spec)}; sampler {spec.sampler}, seed {spec.seed}",

@@ -61,7 +61,9 @@ def space(
         found.check_side()
     facts = space_facts(found, budget_params, budget_macs)
     if as_json:
-        put_json({"space": found.name, "classes": classes, **facts, "file": found.file.to_dict()})
+        put_json(
+            {"space": found.name, "classes": classes, **facts, "left_out": found.left_out, "file": found.file.to_dict()}
+        )
     else:
         put_text(*_lines(found, facts))
 
@@ -123,6 +125,13 @@ def _lines(space: SearchSpace, facts: Mapping[str, Any]) -> Iterator[str]:
             yield f"stage {stage.number}   {unit}  {_choices(choices)}"
     if isinstance(space.file.head, dict):
         yield f"head      {_choices(space.file.head)}"
+    if space.left_out:
+        yield f"left out  {left_out_words(space)}"
+
+
+def left_out_words(space: SearchSpace) -> str:
+    """The choices that no architecture of a space has: `stage 1.igcv2.depth 9: no valid architecture has it`."""
+    return f"{', '.join(space.left_out)}: no valid architecture has {'it' if len(space.left_out) == 1 else 'them'}"
 
 
 def _words(key: str) -> str:

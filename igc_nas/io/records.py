@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from igc_nas.errors import ConfigError
 from igc_nas.io.text import nearest, printable
 
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)  # it has no public name
 
-class Frozen(BaseModel):
+
+class _Documented(ModelMetaclass):
+    """The class of records: `help` and pydoc show a record's own methods, not pydantic's 80 attributes."""
+
+    def __dir__(cls) -> list[str]:  # noqa: N805 - a metaclass
+        own = (vars(base) for base in cls.__mro__ if base.__module__.partition(".")[0] not in ("pydantic", "builtins"))
+        return sorted({name for names in own for name in names if not name.startswith(("_", "model_"))})
+
+
+class Frozen(BaseModel, metaclass=_Documented):
     """A strict, immutable record: unknown keys, inf, nan and values of another type are refused, never converted."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Show the types of the keys as they are written, with their limits: pydantic's own signature is unreadable."""
+        super().__pydantic_init_subclass__(**options)
+        written = {name: text for base in reversed(cls.__mro__) for name, text in _annotations(base).items()}
+        keys = [
+            Parameter(field.alias or name, Parameter.KEYWORD_ONLY, default=_default(field), annotation=written[name])
+            for name, field in cls.model_fields.items()
+        ]
+        cls.__signature__ = Signature(keys)
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], where: str = "") -> Self:
@@ -23,14 +49,22 @@ class Frozen(BaseModel):
         try:
             return cls.model_validate(dict(value))
         except ValidationError as error:
-            keys = [field.alias or name for name, field in cls.model_fields.items()]
-            raise ConfigError(first_problem(error, where, keys)) from None
+            raise ConfigError(first_problem(error, where, cls)) from None
 
 
-def first_problem(error: ValidationError, where: str = "", fields: Iterable[str] = ()) -> str:
+def _annotations(base: type) -> dict[str, Any]:
+    return vars(base).get("__annotations__", {}) if base.__module__ != "pydantic.main" else {}
+
+
+def _default(field: FieldInfo) -> Any:
+    return Parameter.empty if field.is_required() else field.get_default(call_default_factory=False)
+
+
+def first_problem(error: ValidationError, where: str = "", model: type[BaseModel] | None = None) -> str:
     """The first entry of a validation error as one line: `where: stage.1.igcv2.width: message`.
 
-    An unknown key comes before missing ones: it is the misspelt one of them. `fields` are the record's own keys.
+    An unknown key comes before missing ones: it is the misspelt one of them. `model` is the record that was validated;
+    the nearest of its keys at that place is named.
     """
     entries = error.errors(include_url=False)
     unknown = [entry for entry in entries if entry["type"] == "extra_forbidden"]
@@ -38,7 +72,7 @@ def first_problem(error: ValidationError, where: str = "", fields: Iterable[str]
     place = ".".join(str(part + 1) if isinstance(part, int) else key_text(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        near = nearest(str(first["loc"][-1]), fields, "") if len(first["loc"]) == 1 else ""
+        near = nearest(str(first["loc"][-1]), _keys_at(model, first["loc"][:-1]) if model else (), "")
         message = f"unknown key; {near}" if near else "unknown key"
     elif first["type"] == "union_tag_invalid":
         tag = first["ctx"]
@@ -49,6 +83,28 @@ def first_problem(error: ValidationError, where: str = "", fields: Iterable[str]
     rest = error.error_count() - 1
     more = f" (and {rest} more)" if rest else ""
     return ": ".join(part for part in (where, place, message + more) if part)
+
+
+def _keys_at(model: type[BaseModel], place: Iterable[int | str]) -> list[str]:
+    """The keys of the records that a validation error's `place` in a record leads to; of a union those with its tag."""
+    found = [model]
+    for part in (part for part in place if isinstance(part, str)):
+        fields = [field for record in found if (field := _fields(record).get(part))]
+        inner = [record for field in fields for record in _models(field.annotation)]
+        tagged = [m for m in found if any(part in get_args(field.annotation) for field in m.model_fields.values())]
+        found = inner or tagged or found
+    return [key for record in found for key in _fields(record)]
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _models(annotation: object) -> list[type[BaseModel]]:
+    """The records in a field's type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -35,6 +36,7 @@ from igc_nas.io.resources import shipped
 from igc_nas.io.text import nearest
 
 MOST_OPTIONS = 200_000
+_LISTS = re.compile(r"^ *\[\[ *(\w+) *\]\]", re.MULTILINE)
 TEMPLATE = Path(__file__).with_name("template.toml")
 """A space file to edit: every key, with its unit and default."""
 Metric = Literal["params", "macs", "activations"]
@@ -92,7 +94,12 @@ class SpaceFile(Frozen):
     @classmethod
     def load(cls, path: Path) -> SpaceFile:
         """Read a space file."""
-        return cls.parse(parse_toml(read_text(path), path.name), path.name)
+        text = read_text(path)
+        if other := next(
+            (key for key in _LISTS.findall(text) if key != "stage"), None
+        ):  # else it reads as a TOML error
+            raise ConfigError(f"{path.name}: {key_text(other)}: unknown key; did you mean [[stage]]?")
+        return cls.parse(parse_toml(text, path.name), path.name)
 
     def with_side(self, side: int) -> SpaceFile:
         """The same space for square images of `side` pixels a side."""
@@ -324,6 +331,36 @@ class SearchSpace:
             }
         return sum(counts[self.shape_after_stem(frame)] for frame in self.frames)
 
+    @cached_property
+    def left_out(self) -> tuple[str, ...]:
+        """The choices that no architecture has, because nothing valid has them: `stage 1.igcv2.depth 9`."""
+        ends: set[Shape] = set(self.shapes[-1])
+        found: list[str] = []
+        for stage, entering in zip(reversed(self.stages), reversed(self.shapes[:-1]), strict=True):
+            missing = {
+                (unit, key, value)
+                for unit, choices in stage.choices.items()
+                for key, values in choices.items()
+                for value in values
+                if isinstance(value, int | str)
+            }
+            used: set[str] = set()
+            starts: set[Shape] = set()
+            for option in stage.options:
+                has = {(option.unit, key, getattr(option, key)) for unit, key, _ in missing if unit == option.unit}
+                fits = [s for s in entering if (has & missing or s not in starts) and option.problem(s[0]) is None]
+                if reaching := {shape for shape in fits if shape_after(option, shape) in ends}:
+                    starts |= reaching
+                    missing -= has
+                    used.add(option.unit)
+            ends = starts
+            at = f"stage {stage.number}."
+            found[:0] = [
+                *(at + unit for unit in stage.choices if unit not in used),
+                *sorted(f"{at}{unit}.{key} {value}" for unit, key, value in missing if unit in used),
+            ]
+        return tuple(found)
+
     def smallest(self, metric: Metric) -> ArchConfig:
         """A valid architecture with the least `metric`."""
         return self._extreme(metric, operator.lt)
@@ -480,7 +517,7 @@ def _each(model: type[BaseModel], table: Mapping[str, Any], where: str) -> Itera
             yield model.model_validate(dict(zip(choices, combination, strict=True)))
         except ValidationError as error:
             if any(entry["type"] != "value_error" for entry in error.errors()):
-                raise ConfigError(first_problem(error, where)) from None
+                raise ConfigError(first_problem(error, where, model)) from None
 
 
 def _stage_space(number: int, table: Mapping[str, Any], name: str, condition: Condition) -> StageSpace:

@@ -1,5 +1,7 @@
 """The commands as functions: their arguments are the commands' options, and what they return."""
 
+import json
+import pydoc
 import shlex
 import subprocess
 import sys
@@ -17,17 +19,20 @@ from igc_nas.api.export import ExportOptions
 from igc_nas.api.finals import FinalsOptions
 from igc_nas.api.measure import MeasureOptions
 from igc_nas.api.options import parameters_of, request_of
+from igc_nas.api.report import ReportOptions
 from igc_nas.api.search import SearchOptions
 from igc_nas.api.train import TrainOptions
 from igc_nas.cli.export import export
 from igc_nas.cli.finals import finals
 from igc_nas.cli.measure import measure
+from igc_nas.cli.report import report
 from igc_nas.cli.search import search
 from igc_nas.cli.study_flags import SearchRequest
 from igc_nas.cli.train import train
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.nn.device import find_devices
 from igc_nas.study.study import Study, load_study
+from tests.support.commands import Command
 from tests.support.searches import evaluate, spec
 
 
@@ -55,6 +60,7 @@ COMMANDS = [
     (search, SearchOptions, OF_PYTHON),
     (export, ExportOptions, {"what", "out", "o"}),
     (finals, FinalsOptions, {*OF_PYTHON, "study"}),
+    (report, ReportOptions, {*OF_PYTHON, "study"}),
     (measure, MeasureOptions, {*OF_PYTHON, "arch", "study"}),
     (train, TrainOptions, {*OF_PYTHON, "arch"}),
 ]
@@ -190,3 +196,38 @@ def test_a_script_without_a_guard_searches(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "2 arch.toml\n"), done.stderr
     assert "trial    1" in done.stderr
+
+
+# What is read: a study's status, report and page, a space's counts.
+
+
+def test_status_report_page_and_counts_are_those_of_the_commands(
+    made: Study, root: Path, cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for study in (made, "made"):
+        assert igc_nas.status(study, studies_dir=root).to_dict() == cli("status", root / "made", "--json").json
+    found = json.loads(json.dumps(igc_nas.report("igc_cifar10_2m")))
+    assert found == cli("report", "igc_cifar10_2m", "--json").json
+    page = igc_nas.dashboard(made, "igc_table", out="page.html", studies_dir=root)
+    assert page == Path("page.html")
+    assert "made" in page.read_text(encoding="utf-8")
+    with pytest.raises(UsageError, match="page of several studies"):
+        igc_nas.dashboard(made, made)
+    with pytest.raises(UsageError, match="no study"):
+        igc_nas.dashboard()
+    facts = json.loads(json.dumps(igc_nas.space_facts("tiny", budget_params=3_000)))
+    assert facts.items() <= cli("space", "tiny", "--budget-params", "3k", "--json").json.items()
+    with pytest.raises(ConfigError, match="nosuch"):
+        igc_nas.space_facts("nosuch")
+
+
+@pytest.mark.parametrize("name", ["Budget", "StudySpec", "ArchConfig", "Candidate", "Recipe"])
+def test_pydoc_shows_a_records_own_names_and_keys(name: str) -> None:
+    text = pydoc.plain(pydoc.render_doc(getattr(igc_nas, name)))
+    assert "pydantic_" not in text
+    assert "model_" not in text
+    assert "FieldInfo" not in text
+    signature = text.splitlines()[3]
+    assert all(f"{field.alias or key}: " in signature for key, field in getattr(igc_nas, name).model_fields.items())
+    assert len(text.splitlines()) < 100

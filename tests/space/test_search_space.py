@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
+from igc_nas.arch.stages import STAGE_OF_UNIT
 from igc_nas.errors import ConfigError
 from igc_nas.space.search_space import Metric, SearchSpace, find_space, space_names
 from tests.support.builders import SMALL_SPACES, every_architecture, one_line, space_of, taken
+from tests.support.commands import Command
 
 SPACES = {name: space_of(text) for name, text in SMALL_SPACES.items()} | {"tiny": SearchSpace.load("tiny")}
 shipped_space = cache(SearchSpace.load)
@@ -265,3 +267,59 @@ def test_a_space_file_is_found_by_path(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(SMALL_SPACES["merging"])
     space = SearchSpace.load(tmp_path / "mine.toml", classes=100)
     assert (space.name, space.classes, space.size) == ("mine", 100, SPACES["merging"].size)
+
+
+UNITS_KEYS = [(unit, key) for unit in ("conv", "igcv1", "igcv2", "igcv3") for key in STAGE_OF_UNIT[unit].model_fields]
+
+
+@pytest.mark.parametrize(("unit", "key"), [(unit, key) for unit, key in UNITS_KEYS if len(key) > 4])
+def test_a_misspelt_key_is_answered_with_the_nearest_one(unit: str, key: str) -> None:
+    misspelt = key[:2] + key[3:]
+    with pytest.raises(ConfigError, match=rf"stage 1\.{unit}: {misspelt}: unknown key; did you mean {key}\?"):
+        space_of(STEM + f"[[stage]]\n[stage.{unit}]\n{misspelt} = 1\n")
+    arch = {"stem": {"width": 8}, "stage": [{"unit": unit, misspelt: 1}]}
+    with pytest.raises(ConfigError, match=rf"stage\.1\.{unit}\.{misspelt}: unknown key; did you mean {key}\?"):
+        ArchConfig.parse(arch)
+
+
+def test_a_list_of_another_name_is_a_misspelt_stage(tmp_path: Path) -> None:
+    text = find_space("tiny").read_text(encoding="utf-8").replace("[[stage]]", "[[stages]]")
+    (tmp_path / "my.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"my\.toml: stages: unknown key; did you mean \[\[stage\]\]\?"):
+        SearchSpace.load(tmp_path / "my.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "left_out"),
+    [
+        ("depth = [2, 3]", "depth = 9", ["stage 1.igcv2"]),
+        ("depth = [2, 3]", "depth = [2, 3, 9]", ["stage 1.igcv2.depth 9"]),
+        ("L = [4, 8]", "L = [4, 7]", ["stage 1.igcv1.L 7"]),
+        ("width = [16, 32]", "width = [16, 31]", ["stage 2.igcv2.width 31"]),
+    ],
+)
+def test_choices_that_no_architecture_has_are_named(
+    old: str, new: str, left_out: list[str], cli: Command, tmp_path: Path
+) -> None:
+    text = find_space("tiny").read_text(encoding="utf-8")
+    space = space_of(text.replace(old, new, 1))
+    assert list(space.left_out) == left_out
+    (tmp_path / "my.toml").write_text(text.replace(old, new, 1))
+    assert f"left out {left_out[0]}: no valid architecture has it" in cli("space", tmp_path / "my.toml").text
+
+
+def test_what_is_not_left_out_is_in_some_architecture(small: SearchSpace) -> None:
+    found = {
+        (number, stage.unit, key, value)
+        for arch in every_architecture(small)
+        for number, stage in enumerate(arch.stages, start=1)
+        for key, value in stage
+        if isinstance(value, int | str)
+    }
+    for stage in small.stages:
+        for unit, choices in stage.choices.items():
+            for key, values in choices.items():
+                for value in values:
+                    at = f"stage {stage.number}.{unit}"
+                    is_out = at in small.left_out or f"{at}.{key} {value}" in small.left_out
+                    assert is_out == ((stage.number, unit, key, value) not in found)

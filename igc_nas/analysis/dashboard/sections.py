@@ -80,7 +80,7 @@ def numbers(study: Study) -> list[tuple[str, str]]:
     found = [("completed trials", f"{len(study.candidates):,}")]
     if study.candidates:
         found.append(("on the front", f"{len(study.front()):,}"))
-        found.append(("least error", format_value("error", min(c.score.error for c in study.candidates))))
+        found.append(("least proxy error", format_value("error", min(c.score.error for c in study.candidates))))
         volume = study.hypervolume()
         found.append(("hypervolume", "no scale yet" if volume is None else f"{volume:.4f}"))
     found += [(state, f"{count:,}") for state, count in sorted(others.items())]

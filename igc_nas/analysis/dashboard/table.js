@@ -55,6 +55,18 @@ function drawTable() {
   mark(shownTrial);
 }
 
+// The rows that are found, of all pages, as a file; text that a spreadsheet would take for a formula gets an apostrophe.
+function saveTable() {
+  const cell = value => typeof value === "string" ? `"${value.replace(/^[=+@\t\r-]/, "'$&").replaceAll('"', '""')}"` : value ?? "";
+  const columns = tableColumns(), trials = sortedTrials(foundTrials());
+  trials.forEach(wordsOf);
+  const rows = trials.map(trial => columns.map(({of}) => cell(of(trial))));
+  const text = [columns.map(column => column.name), ...rows].map(row => row.join(",") + "\r\n").join("");
+  const link = el("a", {href: URL.createObjectURL(new Blob([text], {type: "text/csv"})), download: "trials.csv"});
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
 function drawHead() {
   const [order, arrow] = tableState.down ? ["descending", " ▼"] : ["ascending", " ▲"];
   const cells = tableColumns().map(({name, text, left}) => {
@@ -121,6 +133,7 @@ function watchTable() {
   part("find").addEventListener("input", () => turnTo(0));
   part("before").addEventListener("click", () => turnTo(tableState.page - 1));
   part("after").addEventListener("click", () => turnTo(tableState.page + 1));
+  part("csv").addEventListener("click", saveTable);
   const body = part("table").tBodies[0];
   const trialAt = event => { const row = event.target.closest("tr"); return row && trialOf(row.dataset.key); };
   body.addEventListener("click", event => {

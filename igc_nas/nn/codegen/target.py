@@ -43,6 +43,8 @@ class Target:
 PORTABLE = Target(8, 16)
 """AVX2's; correct everywhere, and a fair choice for NEON and AVX-512."""
 CANDIDATES = (Target(4, 32), PORTABLE, Target(8, 32), Target(16, 32))
+TARGETS = "native targets, tiles 2"
+"""The key of the candidates' times. Another rule of tiles is another number: its times are taken anew."""
 
 _SAMPLES: tuple[dict[str, object], ...] = (
     {"unit": "igcv1", "L": 24, "M": 2, "blocks": 2},
@@ -111,7 +113,7 @@ def machine_targets(times: TimingCache, libraries: Path | None = None) -> tuple[
         return geometric_mean(least_ms(compiled(text, libraries)) for text in sources)
 
     names = {str(target): target for target in CANDIDATES}
-    measured = times.get("native targets", names, lambda: {name: mean_ms(target) for name, target in names.items()})
+    measured = times.get(TARGETS, names, lambda: {name: mean_ms(target) for name, target in names.items()})
     best, *rest = sorted(CANDIDATES, key=lambda target: measured[str(target)])
     return best, next(target for target in rest if target.lanes != best.lanes)
 

@@ -3,7 +3,7 @@
 PyTorch runs the three as kernels of their own: they are 59 to 65 % of the bytes that a training step moves. These
 kernels read the image twice and write it once each way; an interleave only changes where a value is stored. A form
 with them is used where whole captured steps were timed faster on the GPU (`network_tuner`). They have not been run on
-a GPU; their results are checked by Triton's interpreter on a CPU.
+a GPU: their results are checked in Triton's interpreter on a CPU, and that they compile, for sm_75, sm_80 and sm_90.
 """
 
 from __future__ import annotations

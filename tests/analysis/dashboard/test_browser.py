@@ -5,6 +5,8 @@ Needs Chromium and its driver (Debian packages chromium and chromium-driver); el
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
 import math
@@ -288,6 +290,17 @@ def test_the_table_is_sorted_and_searched(page: Browser, study: Study) -> None:
     page.run("document.getElementById('igc-find').value = ''")
     page.choose("state", "pruned")
     assert sorted(page.texts(numbers)) == ["36", "37", "38", "39"]
+
+
+def test_the_rows_that_are_found_are_saved_as_csv(page: Browser, study: Study) -> None:
+    page.run("const make = URL.createObjectURL.bind(URL); "
+             "URL.createObjectURL = blob => { window.saved = blob; return make(blob); }")  # fmt: skip
+    page.choose("state", "front")
+    page.find("#igc-csv").click()
+    rows = list(csv.DictReader(io.StringIO(page.run("return window.saved.text()"))))
+    found = {(int(row["trial"]), int(row["params"]), row["arch"]) for row in rows}
+    assert found == {(c.trial, c.cost.params, str(c.arch)) for c in study.front()}
+    assert [float(row["error"]) for row in rows] == pytest.approx([c.score.error for c in study.front()], abs=1e-4)
 
 
 def test_it_works_with_the_keyboard_alone(page: Browser) -> None:

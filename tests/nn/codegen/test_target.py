@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from igc_nas.nn.codegen.build import compiler
-from igc_nas.nn.codegen.target import CANDIDATES, machine_targets, tuned
+from igc_nas.nn.codegen.target import CANDIDATES, TARGETS, machine_targets, tuned
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.network import build
 from igc_nas.study.lookup import load_architecture
@@ -21,7 +21,7 @@ def with_times(path: Path | None = None, **ms: float) -> TimingCache:
     """A cache in which the targets whose lanes are given have these times, all others 9 ms."""
     cache = TimingCache(path)
     names = {str(target): ms.get(f"lanes{target.lanes}", 9.0) + target.registers / 1000 for target in CANDIDATES}
-    cache.get("native targets", names, lambda: names)
+    cache.get(TARGETS, names, lambda: names)
     return cache
 
 

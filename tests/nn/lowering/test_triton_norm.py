@@ -17,7 +17,6 @@ from igc_nas.nn.lowering.training import LoweredNetwork
 from igc_nas.nn.network import build
 
 ROOT = Path(__file__).parents[3]
-CHECKS = Path(__file__).parent / "triton_checks.py"
 STAGES = [
     {"unit": "igcv1", "L": 4, "M": 2, "blocks": 1, "residual": True},
     {"unit": "igcv3", "width": 12, "expand": 2, "G1": 2, "G2": 2, "blocks": 2, "stride": 2},
@@ -26,9 +25,16 @@ STAGES = [
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed (it is for Linux)")
-def test_the_kernels_compute_the_definition() -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    done = subprocess.run([sys.executable, str(CHECKS)], env=environment, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("script", ["triton_checks.py", "triton_compiled.py"])
+def test_the_kernels_compute_the_definition_and_compile(script: str, tmp_path: Path) -> None:
+    """In Triton's interpreter against float64; compiled for Turing, Ampere and Hopper, which needs no GPU."""
+    environment = os.environ | {
+        "TRITON_INTERPRET": str(int(script == "triton_checks.py")),
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+    }
+    command = [sys.executable, str(Path(__file__).parent / script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
