@@ -443,7 +443,7 @@ def _too_few(study: Study, reference: Study, shared: int, own_end: bool) -> Stud
         why = f"{name} has {study.spec.classes} classes and {other} {reference.spec.classes}: no network is the same"
         hint = f"{why}; name another study with --reference"
     else:
-        hint = f"train more of them: igc-nas search {_options(reference)}; or name another study with --reference"
+        hint = f"name another study with --reference, or train more of them: igc-nas search {_options(reference)}"
     return StudyError(
         f"{name} and {other} have {shared} architectures in common; rankings need at least {MIN_SHARED}", hint
     )

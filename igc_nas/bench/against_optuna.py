@@ -148,7 +148,7 @@ def bench_against_optuna(
     for seed in range(seeds):
         with cold_folder() as folder:
             spec, ours = _search(folder, time_s, seed, dataset, budget_params, workers)
-            say(f"seed {seed}: igc-nas ended with {ours.final:.4f} after {len(ours.volumes)} trials")
+            say(f"seed {seed}: the search ended with {ours.final:.4f} after {len(ours.volumes)} trials")
             plain = _plain(folder, spec, time_s, seed, workers)
             pairs.append(Pair(seed, time_s, plain, ours, recipe_words(spec.recipe)))
             say(f"seed {seed}: plain with {plain.final:.4f} after {len(plain.volumes)}: {_sentence(pairs[-1])}")

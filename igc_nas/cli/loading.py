@@ -133,9 +133,8 @@ def quiet_threads(threads: int) -> None:
 
 def code_notices(kind: str) -> list[str]:
     """A line where what is compiled for a CPU (`kind`) is not kept for the next run, and why."""
-    from igc_nas.nn.codegen.build import compiler, why_not_kept
-    from igc_nas.nn.codegen.target import libraries_here
+    from igc_nas.nn.codegen.build import compiler, unkept_code
 
-    if kind != "cpu" or compiler() is None or not (reason := why_not_kept(folder := libraries_here())):
+    if kind != "cpu" or compiler() is None or (unkept := unkept_code()) is None:
         return []
-    return [f"compiled code is not kept in {folder}: {reason}; IGC_NAS_CACHE names another folder"]
+    return ["compiled code is not kept in {}: {}; IGC_NAS_CACHE names another folder".format(*unkept)]

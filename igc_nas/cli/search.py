@@ -226,7 +226,7 @@ def searched(request: SearchRequest, command_began: float | None = None) -> tupl
     if run.trials is None or study.ended >= run.trials:
         return study, ""
     is_over = run.time_s is not None and time.monotonic() - began >= run.time_s
-    why = f" because its {format_seconds(run.time_s)} are over" if is_over and run.time_s else ""
+    why = " because its time is over" if is_over else ""
     return study, f"ended with {study.ended} of {run.trials} trials{why}"
 
 

@@ -114,10 +114,10 @@ def pack(root: Path, size: int, data_dir: Path, progress: Progress = no_progress
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{shown(place)}: {error.strerror or error}", "choose another folder with --data-dir") from None
-    _check_space(len(listing), size, place)
     with _lock(place):
         for old in place.glob(".packing-*"):  # of a process that was killed
             shutil.rmtree(old, ignore_errors=True)
+        _check_space(len(listing), size, place)
         temporary = place / f".packing-{secrets.token_hex(4)}"
         try:
             temporary.mkdir()

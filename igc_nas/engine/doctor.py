@@ -27,8 +27,7 @@ from igc_nas.data.datasets import NAMES, data_dir, locate
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.gpu_session import require_provider
 from igc_nas.evaluation.runtimes import PACKAGES, require
-from igc_nas.nn.codegen.build import compiler, why_not_kept
-from igc_nas.nn.codegen.target import libraries_here
+from igc_nas.nn.codegen.build import compiler, unkept_code
 from igc_nas.nn.device import Device, cpu_name, find_devices, survey_gpus
 from igc_nas.nn.lowering import native, triton_norm
 from igc_nas.nn.lowering.timing_cache import cache_dir
@@ -210,10 +209,10 @@ def _cache() -> Iterator[Finding]:
         yield Finding("cache", str(folder), problem, "set IGC_NAS_CACHE to a folder that can be written")
         return
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    reason = why_not_kept(libraries_here())
-    uncached = f"compiled code is not kept in {libraries_here()}: {reason}" if reason else None
-    hint = "set IGC_NAS_CACHE to a folder that only you can write" if reason else None
-    yield Finding("cache", f"{folder}, {size / 2**20:.1f} MiB", uncached, hint)
+    unkept = unkept_code() if compiler() else None
+    problem = "compiled code is not kept in {}: {}".format(*unkept) if unkept else None
+    hint = "IGC_NAS_CACHE names another folder, which nobody else can write" if unkept else None
+    yield Finding("cache", f"{folder}, {size / 2**20:.1f} MiB", problem, hint)
 
 
 def devices_to_check() -> tuple[Device, ...]:

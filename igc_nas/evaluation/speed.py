@@ -31,7 +31,9 @@ USUAL_GAIN = 0.5
 """Of the fastest form: its share of the factored one's time, until trials have ended."""
 BESIDE_TRAINING = {"cpu": (1.1, 50.0), "cuda": (6.5, 0.0)}
 """(seconds, training steps) that a trial takes beside its training: building, measuring the latency, choosing forms.
-On a CPU the least-squares line over the 116 trials of `studies/finals_cifar10`; on a GPU assumed."""
+On a CPU the least-squares line over the 116 trials of `studies/finals_cifar10`, of batches of 32; on a GPU assumed."""
+CHOOSING = 0.53
+"""The share of those steps in which forms are chosen."""
 
 LENGTH_KEYS = frozenset(("epochs", "train_size", "resolution"))
 """A recipe with one of these keys is a length chosen by hand."""
@@ -139,8 +141,9 @@ def measure_speed(
             gain = _fastest_step_s(middle, recipe, resolutions[0], device, threads) / factored_s
     found, areas, seconds = zip(*timed, strict=True)
     images_of_step = np.full(len(timed), float(recipe.batch))
-    step_seconds = gain * np.array(seconds)
-    return Speed.fit(Sizes.of(found), images_of_step, np.array(areas), step_seconds, *BESIDE_TRAINING[device.kind])
+    fixed_s, steps = BESIDE_TRAINING[device.kind]
+    steps *= 1.0 if recipe.forms != "factored" else 1 - CHOOSING
+    return Speed.fit(Sizes.of(found), images_of_step, np.array(areas), gain * np.array(seconds), fixed_s, steps)
 
 
 def _fastest_step_s(arch: ArchConfig, recipe: Recipe, resolution: int, device: Device, threads: int) -> float:

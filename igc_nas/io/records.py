@@ -38,8 +38,9 @@ class Frozen(BaseModel, metaclass=_Documented):
         super().__pydantic_init_subclass__(**options)
         written = {name: text for base in reversed(cls.__mro__) for name, text in _annotations(base).items()}
         keys = [
-            Parameter(field.alias or name, Parameter.KEYWORD_ONLY, default=_default(field), annotation=written[name])
+            Parameter(field.alias or name, Parameter.KEYWORD_ONLY, default=_default(field), annotation=shown)
             for name, field in cls.model_fields.items()
+            for shown in (written.get(name, field.annotation),)
         ]
         cls.__signature__ = Signature(keys)
 

@@ -39,7 +39,7 @@ def wrapped(lines: Iterable[str], width: int | None) -> list[str]:
         prose, colon, command = _kept(line, width - len(indent)).partition(": igc-nas ")
         parts = textwrap.wrap(prose + colon[:1], max(width, 20), subsequent_indent=indent, break_on_hyphens=False)
         found += [part.replace(KEPT, " ") for part in parts]
-        found += [f"{indent}{colon[2:]}{command}"] if command else []
+        found += [f"{indent}{colon[2:]}{command}".replace(KEPT, " ")] if command else []
     return found
 
 

@@ -95,11 +95,13 @@ class SpaceFile(Frozen):
     def load(cls, path: Path) -> SpaceFile:
         """Read a space file."""
         text = read_text(path)
-        if other := next(
-            (key for key in _LISTS.findall(text) if key != "stage"), None
-        ):  # else it reads as a TOML error
-            raise ConfigError(f"{path.name}: {key_text(other)}: unknown key; did you mean [[stage]]?")
-        return cls.parse(parse_toml(text, path.name), path.name)
+        try:
+            return cls.parse(parse_toml(text, path.name), path.name)
+        except ConfigError:
+            other = next((key for key in _LISTS.findall(text) if key != "stage"), None)
+            if other is None or "stage" in _LISTS.findall(text):
+                raise
+            raise ConfigError(f"{path.name}: {key_text(other)}: unknown key; did you mean [[stage]]?") from None
 
     def with_side(self, side: int) -> SpaceFile:
         """The same space for square images of `side` pixels a side."""
@@ -333,7 +335,7 @@ class SearchSpace:
 
     @cached_property
     def left_out(self) -> tuple[str, ...]:
-        """The choices that no architecture has, because nothing valid has them: `stage 1.igcv2.depth 9`."""
+        """The choices of stages that no architecture has, as nothing valid has them: `stage 1.igcv2.depth 9`."""
         ends: set[Shape] = set(self.shapes[-1])
         found: list[str] = []
         for stage, entering in zip(reversed(self.stages), reversed(self.shapes[:-1]), strict=True):

@@ -36,6 +36,7 @@ FORWARD = 1 / 3
 RECALIBRATION_IMAGES, RUNG_IMAGES = 1024, 2000
 """Images in a recalibration of BN statistics, and held-out ones in the score of a rung: a decision to prune needs
 fewer than the final error."""
+STEP_IMAGES = 32
 GRACE = 0.05
 """Trials that run when the time is over may take this share of it more."""
 FEWEST_FOR_CORRECTION = 3
@@ -76,7 +77,7 @@ class Speed(Frozen):
     trial_s: Seconds
     """Of a trial, whatever is trained: building, measuring the latency, choosing forms."""
     trial_steps: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    """What the same takes longer for a larger network, in its training steps."""
+    """What the same takes longer for a larger network, in its training steps of `STEP_IMAGES` images."""
 
     def steps_s(self, sizes: Sizes, steps: float, images: float, area: float) -> Floats:
         """(n,) seconds of training steps on images with `area` times the space's pixels."""
@@ -90,7 +91,7 @@ class Speed(Frozen):
             recipe.held_out + len(recipe.rungs) * min(RUNG_IMAGES, recipe.held_out) + scores * RECALIBRATION_IMAGES
         )
         steps = recipe.steps + self.trial_steps
-        images = recipe.samples + self.trial_steps * recipe.batch + FORWARD * looked_at
+        images = recipe.samples + self.trial_steps * STEP_IMAGES + FORWARD * looked_at
         return self.trial_s + self.steps_s(sizes, steps, images, (recipe.resolution / side) ** 2)
 
     @classmethod

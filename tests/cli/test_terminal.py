@@ -53,7 +53,7 @@ def printed(arguments: Sequence[str], width: int, monkeypatch: pytest.MonkeyPatc
 
 
 IS_COMMAND = re.compile(r" *(igc-nas|pip) ")
-UNIT = re.compile(r"\s*(%|ms|s|MB|k|M|images|pixels)\b")
+UNIT = re.compile(r"\s*(%|(ms|s|MB|k|M|images|pixels)\b)")
 
 
 def broken_laws(lines: Sequence[str], width: int) -> list[str]:

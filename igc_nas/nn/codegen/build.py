@@ -24,10 +24,13 @@ from numpy.typing import NDArray
 
 from igc_nas.errors import IgcNasError
 from igc_nas.nn.codegen.emit import Source
+from igc_nas.nn.lowering.timing_cache import cache_dir
 
 FLAGS = ("-std=c11", "-O2", "-march=native", "-ffp-contract=fast", "-Wall", "-Wextra", "-pedantic")
 """-std=c11 alone forbids what a fused multiply-add is: -ffp-contract=fast allows it."""
 TIMEOUT_S = 300.0
+CODE_FOLDERS = ("native", "kernels")
+"""Of the cache folder: compiled networks, and the kernels of training steps."""
 NO_COMPILER = "install gcc or clang, or name one in $CC"
 """What to do where there is no C compiler."""
 
@@ -147,6 +150,12 @@ def _keep(made: Path, kept: Path) -> None:
         return
 
 
+def unkept_code() -> tuple[Path, str] | None:
+    """A folder in which code that is compiled for this machine is not kept, and why; None where all is kept."""
+    folders = (cache_dir() / name for name in CODE_FOLDERS)
+    return next(((folder, reason) for folder in folders if (reason := why_not_kept(folder))), None)
+
+
 def why_not_kept(folder: Path) -> str | None:
     """Why code that is compiled now is not kept in a folder for later runs; None where it is."""
     reason = _distrust(folder)
@@ -173,8 +182,10 @@ def _distrust(folder: Path) -> str | None:
     except OSError as error:
         return f"it cannot be made ({error.strerror})"
     user = os.getuid()
-    if own.st_uid != user or above[0].st_uid not in (user, 0):
+    if own.st_uid != user:
         return "it belongs to another user"
+    if above[0].st_uid not in (user, 0):
+        return "the folder above it belongs to another user"
     if own.st_mode & _OTHERS or any(each.st_mode & stat.S_IWOTH and not each.st_mode & stat.S_ISVTX for each in above):
         return "others may write it"
     return None

@@ -58,8 +58,8 @@ def tiling(row: ConvRow, width: int, lanes: int, registers: int) -> Tiling:
 def _shape(row: ConvRow, vectors: int, width: int, lanes: int, registers: int) -> tuple[int, int, bool]:
     """(outputs, pixels, window) of a tile: the most products for each load, while sums, weights and one input fit.
 
-    The constants are of the times of 7,723 kernels on a Zen 4 (gcc 12): the benchmark's networks take 2 % longer on the
-    mean than with each layer's fastest tile.
+    The constants are of the times of 7,723 kernels on a Zen 4 (gcc 12). With each layer's own fastest tile the
+    benchmark's networks are 1 % faster (`studies/README.md`).
     """
     kernel, stride = row.conv.kernel, row.conv.stride
     depthwise = row.conv.groups == row.conv.in_channels
