@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from igc_nas.cli.loading import load, quiet_threads
+from igc_nas.cli.loading import engine_notices, load, quiet_threads
 from igc_nas.cli.options import COUNT, FILE, SECONDS, as_json, device_option, runtime_option, studies_dir
 from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import UsageError
@@ -113,6 +113,7 @@ def deploy(
     if multiplied_out or rank is not None:
         raise UsageError("--multiplied-out and --rank go with --runtime native")
     require(runtime)
+    say(*engine_notices(runtime))
     _show(bench_deploy(found, batches or (1, 32), runtime, say, archs=_named(networks)), as_json)
 
 

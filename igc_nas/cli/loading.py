@@ -138,3 +138,12 @@ def code_notices(kind: str) -> list[str]:
     if kind != "cpu" or compiler() is None or (unkept := unkept_code()) is None:
         return []
     return ["compiled code is not kept in {}: {}; IGC_NAS_CACHE names another folder".format(*unkept)]
+
+
+def engine_notices(runtime: str) -> list[str]:
+    """A line where the engines that a runtime, TensorRT, builds are not kept for the next run, and why."""
+    from igc_nas.evaluation.gpu_session import engine_folder, why_engines_are_not_kept
+
+    if runtime != "tensorrt" or not (reason := why_engines_are_not_kept()):
+        return []
+    return [f"TensorRT engines are not kept in {engine_folder()}: {reason}; IGC_NAS_CACHE names another folder"]

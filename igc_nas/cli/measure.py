@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from igc_nas.cli.loading import architecture, code_notices, load, quiet_threads, read_architecture
+from igc_nas.cli.loading import architecture, code_notices, engine_notices, load, quiet_threads, read_architecture
 from igc_nas.cli.options import (
     COUNT,
     as_json,
@@ -152,15 +152,15 @@ def measured(request: MeasureRequest) -> tuple[ArchConfig, Latency]:
 def _measured(config: ArchConfig, request: MeasureRequest) -> Latency:
     """The architecture's latency on a device of this machine. Raises what `Measurer` raises."""
     from igc_nas.engine.remeasuring import local_measurer
-    from igc_nas.evaluation.runtimes import WITH_OWN_STREAM, check_device, check_dtype, require
+    from igc_nas.evaluation.runtimes import check_device, check_dtype, require
     from igc_nas.nn.device import find_devices
-    from igc_nas.study.spec import LatencySpec
+    from igc_nas.study.spec import WITH_OWN_STREAM, LatencySpec
 
     device = find_devices(request.device)[0]
     runtime = request.latency_runtime or _default_runtime(config, device, request)
     check_device(runtime, device.kind)
     require(runtime)
-    say(*(code_notices("cpu") if runtime == "native" else []))
+    say(*(code_notices("cpu") if runtime == "native" else engine_notices(runtime)))
     if runtime in WITH_OWN_STREAM and request.cold_cache:
         raise UsageError(f"--cold-cache does not go with the runtime {runtime}", "use eager or compile")
     dtype = request.latency_dtype or "float32"

@@ -78,12 +78,15 @@ data_dir_option = click.option(
     "--data-dir", type=FILE, envvar="IGC_NAS_DATA", help="Folder of the datasets. [default: your cache folder]"
 )
 classes_option = click.option("--classes", type=click.IntRange(1, 1_000_000), help="Number of classes.")
+RUNTIMES = ["eager", "compile", "onnxruntime", "tensorrt", "openvino", "native"]
 runtime_option = click.option(
     "--latency-runtime",
     "--runtime",
     "latency_runtime",
-    type=click.Choice(["eager", "compile", "onnxruntime", "tensorrt", "openvino", "native"]),
-    help="Runtime of latency measurements. [default: native on a CPU with a C compiler, else eager]",
+    type=click.Choice(RUNTIMES),
+    metavar="RUNTIME",
+    help=f"Runtime of latency measurements: {', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}. [default: native on a CPU with "
+    "a C compiler, else eager]",
 )
 latency_dtype_option = click.option(
     "--latency-dtype",

@@ -27,6 +27,7 @@ from igc_nas.data.datasets import NAMES, data_dir, locate
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.gpu_session import require_provider
 from igc_nas.evaluation.runtimes import PACKAGES, require
+from igc_nas.io.text import one_line
 from igc_nas.nn.codegen.build import compiler, unkept_code
 from igc_nas.nn.device import Device, cpu_name, find_devices, survey_gpus
 from igc_nas.nn.lowering import native, triton_norm
@@ -103,12 +104,7 @@ def _devices() -> Iterator[Finding]:
         if gpu.uuid and (sensors := find_gpu(gpu.uuid)) and sensors.is_mig:
             yield Finding(f"{gpu.torch_name} sensors", MIG)
     if survey.supported:
-        value = "not installed: BN trains by cuDNN alone"
-        if triton_norm.available():
-            import triton
-
-            value = f"{triton.__version__}; BN trains by its kernels where they are timed faster"
-        yield Finding("Triton", value)
+        yield _triton()
     hint = "--device cpu searches on the CPU" if not survey.supported else None
     for notice in survey.notices:
         yield Finding("GPU", "not used", notice, hint)
@@ -118,6 +114,17 @@ def _devices() -> Iterator[Finding]:
     elif survey.supported:
         problem = "clocks, temperature, energy and other processes on the GPU are not seen"
         yield Finding("NVML", "missing", problem, "in a container: NVIDIA_DRIVER_CAPABILITIES=compute,utility")
+
+
+def _triton() -> Finding:
+    if not triton_norm.available():
+        return Finding("Triton", "not installed: BN trains by cuDNN alone")
+    try:
+        import triton
+    except Exception as error:  # it loads libraries of its own
+        problem = f"BN trains by cuDNN alone: {type(error).__name__}: {one_line(error, 200)}"
+        return Finding("Triton", "cannot be imported", problem, "pip install --force-reinstall triton")
+    return Finding("Triton", f"{triton.__version__}; BN trains by its kernels where they are timed faster")
 
 
 def _defaults() -> Iterator[Finding]:

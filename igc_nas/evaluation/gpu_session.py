@@ -1,12 +1,15 @@
 """ONNX models on a GPU in ONNX Runtime, by its CUDA provider or by TensorRT.
 
 TensorRT builds an engine for each model, which takes from ten seconds to a minute. Engines are kept in the user's cache
-folder under the hash of the model: ONNX Runtime's own name of an engine does not tell the weights.
+folder under the hash of the model, the GPU and the versions: ONNX Runtime's own name of an engine does not tell the
+weights.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -56,7 +59,7 @@ def gpu_session(model: bytes, x: Tensor, provider: Provider) -> Callable[[], Ten
     options.log_severity_level = 3
     settings: dict[str, Any] = {"device_id": index}
     if provider == "TensorrtExecutionProvider":
-        settings |= _tensorrt_settings(model)
+        settings |= _tensorrt_settings(model, x.device)
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     else:
         settings["cudnn_conv_algo_search"] = "EXHAUSTIVE"
@@ -85,20 +88,34 @@ def gpu_session(model: bytes, x: Tensor, provider: Provider) -> Callable[[], Ten
     return run
 
 
-def _tensorrt_settings(model: bytes) -> dict[str, Any]:
-    """Float32, whose products TensorRT computes in TF32. Engines are kept unless others may write the folder."""
+def _tensorrt_settings(model: bytes, device: torch.device) -> dict[str, Any]:
+    """Float32, whose products TensorRT computes in TF32. Engines are kept unless `why_engines_are_not_kept`."""
     import onnxruntime
 
-    folder = engine_folder()
-    if why_not_kept(folder) is not None:
+    if why_engines_are_not_kept() is not None:
         return {}
-    kept = folder / hashlib.sha256(model + onnxruntime.__version__.encode()).hexdigest()[:32]
+    folder = engine_folder()
+    made_for = onnxruntime.__version__, _tensorrt_version(), torch.cuda.get_device_name(device)
+    kept = folder / hashlib.sha256(model + "\0".join(made_for).encode()).hexdigest()[:32]
     return {
         "trt_engine_cache_enable": True,
         "trt_engine_cache_path": str(kept),
         "trt_timing_cache_enable": True,
         "trt_timing_cache_path": str(folder),
     }
+
+
+def _tensorrt_version() -> str:
+    """Of the package, `tensorrt` or that for one CUDA; "unknown" where TensorRT was installed in another way."""
+    for package in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(package)
+    return "unknown"
+
+
+def why_engines_are_not_kept() -> str | None:
+    """Why `engine_folder` keeps no engines: others may write it, or nobody; None where it does."""
+    return why_not_kept(engine_folder(), by_loader=False)
 
 
 def engine_folder() -> Path:

@@ -29,7 +29,7 @@ from igc_nas.errors import IgcNasError, InfeasibleError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.gpu_noise import GpuNoiseMonitor, monitor_for
 from igc_nas.evaluation.host import NoiseMonitor
-from igc_nas.evaluation.runtimes import CONTIGUOUS, WITH_OWN_STREAM, Runner, runner_for
+from igc_nas.evaluation.runtimes import CONTIGUOUS, Runner, runner_for
 from igc_nas.nn.cuda_timing import captured, event_timer
 from igc_nas.nn.device import Device, exact_float32
 from igc_nas.nn.lowering.timing_cache import TimingCache
@@ -38,7 +38,7 @@ from igc_nas.nn.network import Network, build
 from igc_nas.nn.nvml import energy_per_run, find_gpu
 from igc_nas.nn.timing import Race, Timer, median_interval, timed
 from igc_nas.study.records import Conditions, FormTime, Latency
-from igc_nas.study.spec import LatencySpec, RuntimeName
+from igc_nas.study.spec import WITH_OWN_STREAM, LatencySpec, RuntimeName
 
 REFERENCE = "regconv-w16-d8"
 """The fixed network of every round: regular convolutions only, 12 M MACs; no choice of a form changes its time."""
@@ -122,7 +122,7 @@ class RoundSamples:
 def timer_for(run: FormRun, spec: LatencySpec, device: Device) -> Timer:
     """A function that runs a form once and returns its milliseconds: by CUDA events on a GPU, else by the clock.
 
-    ONNX Runtime has a stream of its own, on which torch's events are not: by the clock, its launches included.
+    Runtimes `WITH_OWN_STREAM` are timed by the clock, their launches included: torch's events are on another stream.
     """
     if device.kind == "cpu" or spec.runtime in WITH_OWN_STREAM:
         return timed(run.output, device.synchronize)
@@ -259,8 +259,8 @@ class Measurer:
     def _is_equal(self, run: FormRun, wanted: Tensor) -> bool:
         """Whether a form computes the network's function. Raises `IgcNasError` where the factored one does not.
 
-        A compiled one is compared in TF32, as it is timed: torch.compile would compile it anew without. ONNX Runtime
-        has a setting of its own, and computes in TF32.
+        A compiled one is compared in TF32, as it is timed: torch.compile would compile it anew without. Those
+        `WITH_OWN_STREAM` have a setting of their own, and compute in TF32.
         """
         in_tf32 = self.spec.runtime in ("compile", *WITH_OWN_STREAM) and self.device.kind == "cuda"
         with nullcontext() if in_tf32 else exact_float32():

@@ -35,7 +35,7 @@ from igc_nas.nn.codegen.target import PORTABLE, tuned_here
 from igc_nas.nn.device import Device, Kind
 from igc_nas.nn.network import Network
 from igc_nas.space.search_space import SearchSpace
-from igc_nas.study.spec import DtypeName, RuntimeName, StudySpec
+from igc_nas.study.spec import WITH_OWN_STREAM, DtypeName, RuntimeName, StudySpec
 
 Runner = Callable[[], Tensor]
 """Runs a network once on a fixed input and returns its output."""
@@ -48,10 +48,8 @@ EXTRA = {"onnxruntime": "onnx", "tensorrt": "onnx", "openvino": "openvino"}
 MOST_COMPILED = 1_000_000
 """Networks that torch.compile may compile in one process; by default it is eight for one `forward`."""
 CPU_ONLY = ("openvino", "native")
-CONTIGUOUS = ("onnxruntime", "tensorrt", *CPU_ONLY)
+CONTIGUOUS = (*WITH_OWN_STREAM, *CPU_ONLY)
 """Runtimes that take images in NCHW, whatever the layout of the others is."""
-WITH_OWN_STREAM = ("onnxruntime", "tensorrt")
-"""Runtimes that launch their kernels on a stream of their own, and have a setting of their own for TF32."""
 
 
 def runner_for(runtime: RuntimeName, module: nn.Module, x: Tensor, threads: int) -> Runner:
@@ -60,8 +58,7 @@ def runner_for(runtime: RuntimeName, module: nn.Module, x: Tensor, threads: int)
     Raises `UsageError` where a package is missing or the runtime does not support x's device, `IgcNasError` where the
     runtime cannot compile or export the network.
     """
-    if runtime in CPU_ONLY:
-        check_device(runtime, x.device.type)
+    check_device(runtime, x.device.type)
     return RUNTIMES[runtime](module.eval(), x, threads)
 
 
@@ -271,7 +268,6 @@ def _onnxruntime(module: nn.Module, x: Tensor, threads: int) -> Runner:
 
 def _tensorrt(module: nn.Module, x: Tensor, threads: int) -> Runner:
     require("tensorrt")
-    check_device("tensorrt", x.device.type)
     return _on_gpu(module, x, "TensorrtExecutionProvider")
 
 

@@ -17,7 +17,16 @@ from igc_nas.errors import ConfigError
 from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SpaceFile, find_space
 from igc_nas.study.names import check_study_name
-from igc_nas.study.spec import Goal, LatencySpec, Recipe, SamplerName, Schedule, StudySpec, default_name
+from igc_nas.study.spec import (
+    WITH_OWN_STREAM,
+    Goal,
+    LatencySpec,
+    Recipe,
+    SamplerName,
+    Schedule,
+    StudySpec,
+    default_name,
+)
 
 PRUNE_BELOW = 0.02
 """A training is pruned at a rung where its probability to end on the front is below this."""
@@ -267,8 +276,8 @@ def _default_goal(budget: Budget, objectives: tuple[str, ...] | None) -> Goal | 
 
 def _latency_spec(device_name: str, kind: str, space: SpaceFile, changes: Mapping[str, Any]) -> LatencySpec:
     defaults = {"device": device_name, "input": space.input, "forms": "within-budget", "cuda_graph": kind == "cuda"}
-    if changes.get("runtime") in ("onnxruntime", "tensorrt"):
-        defaults["cuda_graph"] = False  # it launches its kernels itself
+    if changes.get("runtime") in WITH_OWN_STREAM:
+        defaults["cuda_graph"] = False
     if changes.get("runtime") == "native":  # it runs the factored network, on images as they are given
         if changes.get("forms", "factored") != "factored":
             raise ConfigError("the runtime native runs factored networks only", "leave out --latency-forms")

@@ -36,6 +36,8 @@ however low its error is, and a search for hypervolume never trains one.
 SamplerName = Literal["known-cost", "stratified", "random", "tpe", "nsga2", "evolution", "brute-force"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 RuntimeName = Literal["eager", "compile", "onnxruntime", "tensorrt", "openvino", "native"]
+WITH_OWN_STREAM: tuple[RuntimeName, ...] = ("onnxruntime", "tensorrt")
+"""ONNX Runtime's: they launch their kernels on a stream of their own, and have a setting of their own for TF32."""
 LatencyForms = Literal["within-budget", "any", "factored"]
 Bound = Annotated[tuple[float, float], Field(strict=False)]
 

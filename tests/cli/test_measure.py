@@ -207,7 +207,7 @@ def test_measuring_saves_the_timing_cache(cli: Command, tmp_path: Path) -> None:
         (("measure", NETWORK, "--threads", "0"), ("--threads",)),
         (("measure", "nothing"), ("is not an architecture",)),
         (("bench", "latency", "--count", "2"), ("--count",)),
-        (("bench", "deploy", "--runtime", "tensorrt"), ("--runtime",)),
+        (("bench", "deploy", "--runtime", "nonsense"), ("--runtime",)),
         (("bench", "deploy", "--batch", "0"), ("--batch",)),
         (("bench", "train", "--resolution", "7"), ("--resolution",)),
         (("bench", "train", "--network", "igcv1-l24"), ("no network of the benchmark", "igcv1-l24m2")),

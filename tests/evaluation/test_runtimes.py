@@ -163,6 +163,11 @@ def test_exported_networks_run_on_a_cpu_only(runtime: RuntimeName) -> None:
     assert "--device cpu" in str(raised.value.hint)
 
 
+def test_tensorrt_runs_on_a_gpu_only(x: Tensor) -> None:
+    with pytest.raises(UsageError, match="the runtime tensorrt is measured on an NVIDIA GPU only"):
+        runner_for("tensorrt", nn.Identity(), x, 1)
+
+
 @pytest.mark.parametrize("runtime", ["eager", "compile"])
 def test_torch_needs_no_extra(runtime: RuntimeName, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("onnxruntime", "openvino", "onnxscript"):
@@ -195,9 +200,10 @@ def test_a_missing_package_is_found_before_anything_is_exported(
     runtime: RuntimeName, x: Tensor, monkeypatch: pytest.MonkeyPatch, export_by: Export
 ) -> None:
     export_by(lambda *_, **__: pytest.fail("exported for nothing"))
+    image: Any = SimpleNamespace(device=SimpleNamespace(type="cuda")) if runtime == "tensorrt" else x
     for package in PACKAGES[runtime]:
         monkeypatch.setitem(sys.modules, package, None)
-        for ask in (lambda: require(runtime), lambda: runner_for(runtime, nn.Identity(), x, 1)):
+        for ask in (lambda: require(runtime), lambda: runner_for(runtime, nn.Identity(), image, 1)):
             with pytest.raises(UsageError, match=f"the runtime {runtime} needs the package {package}"):
                 ask()
         monkeypatch.setitem(sys.modules, package, SimpleNamespace())

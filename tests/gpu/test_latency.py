@@ -1,6 +1,7 @@
 """Latency on a GPU: forms captured and timed on its own stream and clock, noise by NVML."""
 
 import copy
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from igc_nas.analysis.words import MIG
 from igc_nas.arch.config import ArchConfig
 from igc_nas.bench.report import architectures
+from igc_nas.cli.loading import engine_notices
 from igc_nas.cli.measure import latency_lines
 from igc_nas.engine.doctor import examine
 from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.evaluation.gpu_noise import GpuNoiseMonitor
+from igc_nas.evaluation.gpu_session import gpu_session
 from igc_nas.evaluation.latency import (
     MOST_ROUNDING,
     Measurer,
@@ -225,10 +228,35 @@ def test_tensorrt_measures_on_the_gpu(
     assert settings["trt_timing_cache_path"] == str(tmp_path / "cache" / "tensorrt")
     for session in onnxruntime_gpu.made:
         assert session.options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+    assert engine_notices("tensorrt") == []
     (tmp_path / "cache" / "tensorrt").chmod(0o777)
     onnxruntime_gpu.made.clear()
     Measurer(spec, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
     assert onnxruntime_gpu.made[0].providers == [("TensorrtExecutionProvider", {"device_id": 0})]
+    assert engine_notices("onnxruntime") == []
+    (line,) = engine_notices("tensorrt")
+    assert "tensorrt: others may write it; IGC_NAS_CACHE names" in line
+
+
+@pytest.mark.parametrize("changed", ["nothing", "the GPU", "TensorRT", "ONNX Runtime"])
+def test_an_engine_is_of_one_gpu_and_of_the_versions(
+    changed: str, gpu: Record, onnxruntime_gpu: type[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a folder that no code may be loaded from: an engine is read, not loaded."""
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    monkeypatch.setattr(onnxruntime_gpu, "uses", ["TensorrtExecutionProvider"])
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    x = torch.zeros(1, 3, 32, 32, device=GPU)
+    gpu_session(b"\x08", x, "TensorrtExecutionProvider")
+    if changed == "the GPU":
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "Another GPU")
+    elif changed == "TensorRT":
+        monkeypatch.setattr("importlib.metadata.version", lambda _: "99.0")
+    elif changed == "ONNX Runtime":
+        monkeypatch.setattr("onnxruntime.__version__", "0.1")
+    gpu_session(b"\x08", x, "TensorrtExecutionProvider")
+    one, other = (session.providers[0][1]["trt_engine_cache_path"] for session in onnxruntime_gpu.made)
+    assert (one == other) == (changed == "nothing")
 
 
 def test_what_tensorrt_lacks_is_said(

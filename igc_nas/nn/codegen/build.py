@@ -156,12 +156,15 @@ def unkept_code() -> tuple[Path, str] | None:
     return next(((folder, reason) for folder in folders if (reason := why_not_kept(folder))), None)
 
 
-def why_not_kept(folder: Path) -> str | None:
-    """Why code that is compiled now is not kept in a folder for later runs; None where it is."""
+def why_not_kept(folder: Path, *, by_loader: bool = True) -> str | None:
+    """Why code that is compiled now is not kept in a folder for later runs; None where it is.
+
+    `by_loader`: the system's loader loads it, which it does not from a folder that is mounted noexec.
+    """
     reason = _distrust(folder)
     if reason is None and not os.access(folder, os.W_OK | os.X_OK):
         reason = "it cannot be written"
-    if reason is None and os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
+    if reason is None and by_loader and os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
         reason = "it is mounted noexec"
     return reason
 

@@ -112,23 +112,21 @@ class NetworkTuner:
     def __call__(self, network: Network, identity: str) -> TrainingForm | None:
         """The fastest form of a channels-last network; None where the factored network is the fastest.
 
-        `identity` is the network's id. Raises `StudyError` where the pinned form needs a C compiler and there is none.
+        `identity` is the network's id. Raises `StudyError` where the pinned form needs a C compiler, or Triton and a
+        GPU, that this machine has not.
         """
         whole = replace(network.plan, input=(network.plan.input[0], self.resolution, self.resolution))
         key = f"{identity} @{self.resolution} {self._scope}"
         chains = cache(lambda: self._chains(whole))
         form = self.pins.network_form(key, lambda: self._fastest(network, whole, chains))
         self.cache.save()
-        if not self._can_run(form) and form == "triton":
-            raise StudyError(
-                "this training was started with Triton kernels, and here is no Triton or no GPU",
-                "pip install triton, or start another training",
-            )
         if not self._can_run(form):
-            raise StudyError(
-                "this training was started with compiled kernels, and there is no C compiler",
-                "install one (cc), or start another training",
+            lacking, way_out = (
+                ("Triton kernels, and here is no Triton or no GPU", "pip install triton")
+                if form == "triton"
+                else ("compiled kernels, and there is no C compiler", "install one (cc)")
             )
+            raise StudyError(f"this training was started with {lacking}", f"{way_out}, or start another training")
         return None if form == "factored" else self._lowering(form, whole, chains)(network)
 
     def _can_run(self, form: NetworkForm) -> bool:
@@ -237,7 +235,7 @@ class NetworkTuner:
 
     def _give_up_triton(self, error: TritonError) -> None:
         """Say once that Triton does not work here; this tuner tries it no more."""
-        text = f"BN runs by PyTorch's kernels on {self.device.name}, not by Triton's: {error}"
+        text = f"Triton does not work on {self.device.name}, so BN trains by PyTorch's kernels ({error})"
         warnings.warn(text, RuntimeWarning, stacklevel=2)
         self._without_triton = True
 

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from igc_nas.arch.layers import Activation, Interleave
+from igc_nas.io.text import one_line
 from igc_nas.nn.lowering.compose import rows_interleaved, rows_restored
 from igc_nas.nn.lowering.native import BatchStats
 from igc_nas.nn.network import activate_
@@ -33,15 +34,18 @@ TILE = 4096
 """Elements of one program's tile."""
 MOST_CHANNELS = 128
 """Channels of one program's tile."""
+MOST_TEXT = 300
+"""Characters of an error of Triton, which may hold a whole kernel."""
 
 
 class TritonError(RuntimeError):
-    """Triton could not compile or launch a kernel."""
+    """Triton could not be imported, or could not compile or launch a kernel."""
 
 
 def available() -> bool:
     """Whether Triton is installed."""
-    return find_spec("triton") is not None
+    spec = find_spec("triton")
+    return spec is not None and spec.origin is not None  # a folder of that name has no origin
 
 
 def fits(x: Tensor) -> bool:
@@ -122,14 +126,14 @@ class _TritonNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, source: Tensor, target: Tensor, act: Activation | None, *stats: Any) -> Tensor:
         weight, bias, running_mean, running_var, momentum, eps = BatchStats(*stats)
-        cut = _Cut(x)
-        sums, kept = cut.floats(cut.parts, 2), cut.floats(4)
         y = torch.empty_like(x)
         with _launching(x) as kernels:
+            cut = _Cut(x, kernels.MOST_PARTS, kernels.ADDED_CHANNELS)
+            sums, kept = cut.floats(cut.parts, 2), cut.floats(4)
             kernels.part_statistics[cut.part_grid](x, sums, *cut.sizes, cut.per_part, *cut.tile)
             kernels.batch_statistics[cut.adding_grid](
                 sums, source, weight, bias, running_mean, running_var, momentum, eps, kept,
-                *cut.sizes, cut.per_part, cut.parts, cut.most_parts, kernels.ADDED_CHANNELS,
+                *cut.sizes, cut.per_part, cut.parts, kernels.MOST_PARTS, kernels.ADDED_CHANNELS,
             )  # fmt: skip
             kernels.normalise[cut.grid](x, y, kept, target, *cut.sizes, act, *cut.tile)
         ctx.save_for_backward(x, kept, source, target)
@@ -141,16 +145,16 @@ class _TritonNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, source, target = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        cut = _Cut(x)
-        sums, slopes, by_weight, by_bias = cut.floats(cut.parts, 2), cut.floats(2), cut.floats(), cut.floats()
         dx = torch.empty_like(x)
         with _launching(x) as kernels:
+            cut = _Cut(x, kernels.MOST_PARTS, kernels.ADDED_CHANNELS)
+            sums, slopes, by_weight, by_bias = cut.floats(cut.parts, 2), cut.floats(2), cut.floats(), cut.floats()
             kernels.part_gradients[cut.part_grid](
                 grad, x, kept, target, sums, *cut.sizes, cut.per_part, ctx.act, *cut.tile
             )
             kernels.batch_gradients[cut.adding_grid](
                 sums, source, kept, by_weight, by_bias, slopes,
-                *cut.sizes, cut.parts, cut.most_parts, kernels.ADDED_CHANNELS,
+                *cut.sizes, cut.parts, kernels.MOST_PARTS, kernels.ADDED_CHANNELS,
             )  # fmt: skip
             kernels.input_gradient[cut.grid](grad, x, kept, slopes, target, dx, *cut.sizes, ctx.act, *cut.tile)
         return dx, None, None, None, by_weight, by_bias, None, None, None, None
@@ -159,20 +163,18 @@ class _TritonNorm(torch.autograd.Function):
 class _Cut:
     """How an image is cut into tiles and parts, and the grids of the kernels."""
 
-    def __init__(self, x: Tensor) -> None:
-        kernels = _kernels()
+    def __init__(self, x: Tensor, most_parts: int, added_channels: int) -> None:
         channels = x.shape[1]
         pixels = x.numel() // channels
-        width = min(MOST_CHANNELS, max(16, _power_of_2(channels)))
+        width = min(MOST_CHANNELS, max(16, 1 << (channels - 1).bit_length()))
         height = TILE // width
         tiles = -(-pixels // height)
         self.sizes, self.tile = (pixels, channels), (height, width)
-        self.per_part = -(-tiles // kernels.MOST_PARTS) * height
+        self.per_part = -(-tiles // most_parts) * height
         self.parts = -(-pixels // self.per_part)
-        self.most_parts = _power_of_2(self.parts)
         across = -(-channels // width)
         self.grid, self.part_grid = (tiles, across), (self.parts, across)
-        self.adding_grid = (-(-channels // kernels.ADDED_CHANNELS),)
+        self.adding_grid = (-(-channels // added_channels),)
         self._empty = x.new_empty((0,), dtype=torch.float32)
 
     def floats(self, *shape: int) -> Tensor:
@@ -180,21 +182,16 @@ class _Cut:
         return self._empty.new_empty((*shape, self.sizes[1]))
 
 
-def _power_of_2(number: int) -> int:
-    """The least power of 2 that is not less."""
-    return 1 << (number - 1).bit_length()
-
-
 @contextlib.contextmanager
 def _launching(x: Tensor) -> Iterator[Any]:
-    """The kernels, for launches on the image's device. Raises `TritonError` for what Triton raises."""
+    """The kernels, for launches on the image's device. Raises `TritonError` for what Triton raises, its import too."""
     try:
         with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
             yield _kernels()
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:  # Triton has no common class: its compilers' errors, OSError, RuntimeError of a launch
-        raise TritonError(f"Triton: {type(error).__name__}: {error}") from error
+        raise TritonError(f"{type(error).__name__}: {one_line(error, MOST_TEXT)}") from error
 
 
 @cache

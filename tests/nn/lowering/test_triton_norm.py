@@ -1,10 +1,10 @@
 """BN, activation and interleave by Triton: the kernels in Triton's interpreter, what surrounds them by PyTorch."""
 
 import copy
+import importlib
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ STAGES = [
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed (it is for Linux)")
+@pytest.mark.skipif(not triton_norm.available(), reason="Triton is not installed (it is for Linux)")
 @pytest.mark.parametrize("script", ["triton_checks.py", "triton_compiled.py"])
 def test_the_kernels_compute_the_definition_and_compile(script: str, tmp_path: Path) -> None:
     """In Triton's interpreter against float64; compiled for Turing, Ampere and Hopper, which needs no GPU."""
@@ -53,6 +53,16 @@ def test_a_network_in_this_form_is_the_network_where_pytorch_runs_it() -> None:
         net.eval()
         found.append(torch.cat([*parts, run(x).flatten()]).detach())
     torch.testing.assert_close(*found)
+
+
+def test_a_folder_named_triton_is_no_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    (tmp_path / "triton").mkdir()
+    assert not triton_norm.available()
+    (tmp_path / "triton" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert triton_norm.available()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

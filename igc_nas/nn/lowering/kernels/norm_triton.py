@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 MOST_PARTS = 512
-"""A power of 2: one program of the adding kernels reads this many parts at once."""
+"""A power of 2: one program of the adding kernels reads this many parts at once, zeros for those that are not there."""
 ADDED_CHANNELS = 16
 """Channels of one program of the adding kernels."""
 COUNTS = ["pixels", "per_part", "parts"]
