@@ -85,8 +85,8 @@ runtime_option = click.option(
     "latency_runtime",
     type=click.Choice(RUNTIMES),
     metavar="RUNTIME",
-    help=f"Runtime of latency measurements: {', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}. [default: native on a CPU with "
-    "a C compiler, else eager]",
+    help=f"Runtime of latency measurements: {', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}. [default: native on a CPU "
+    "with a C compiler, else eager]",
 )
 latency_dtype_option = click.option(
     "--latency-dtype",

@@ -217,9 +217,9 @@ def _cache() -> Iterator[Finding]:
         return
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     unkept = unkept_code() if compiler() else None
-    problem = "compiled code is not kept in {}: {}".format(*unkept) if unkept else None
+    uncached = "compiled code is not kept in {}: {}".format(*unkept) if unkept else None
     hint = "IGC_NAS_CACHE names another folder, which nobody else can write" if unkept else None
-    yield Finding("cache", f"{folder}, {size / 2**20:.1f} MiB", problem, hint)
+    yield Finding("cache", f"{folder}, {size / 2**20:.1f} MiB", uncached, hint)
 
 
 def devices_to_check() -> tuple[Device, ...]:
