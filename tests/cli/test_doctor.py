@@ -1,5 +1,6 @@
 """`igc-nas doctor`: what a search would use is said, what is missing has a way out, a failed check has status 1."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,8 @@ def test_what_is_missing_has_a_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "open" / "native").mkdir(parents=True)
     (tmp_path / "open" / "native").chmod(0o777)
     monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path / "open"))
+    assert problem("cache")[0] is None, "without a compiler nothing is kept"
+    monkeypatch.setenv("CC", sys.executable)  # a program that is there
     assert "others may write it" in str(problem("cache")[0])
 
 
