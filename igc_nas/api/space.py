@@ -39,9 +39,7 @@ def load_space(
     fits.
     """
     path = find_space(str(name))
-    file = SpaceFile.load(path)
-    if image_size is not None:
-        file = file.with_side(image_size)
+    file = SpaceFile.load(path, image_size)
     budget = Budget.parse(given_limits(request_of(command, SearchRequest, limits)))
     space = OptunaSpace(file, classes, path.stem, budget)
     space.parameters.space.check_side()
@@ -67,8 +65,7 @@ def space_facts(
     limits: LimitOptions = {"budget_params": budget_params, "budget_macs": budget_macs}
     budget = Budget.parse(given_limits(request_of(command, SearchRequest, limits)))
     path = find_space(str(name))
-    file = SpaceFile.load(path)
-    space = SearchSpace(file if image_size is None else file.with_side(image_size), classes, path.stem)
+    space = SearchSpace(SpaceFile.load(path, image_size), classes, path.stem)
     space.check_side()
     return {"space": space.name, "classes": classes, **facts_of(space, budget.params, budget.macs),
             "left_out": space.left_out}  # fmt: skip

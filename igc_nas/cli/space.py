@@ -55,8 +55,7 @@ def space(
         put_json(space_names()) if as_json else put(*space_names())
         return
     path = find_space(name)
-    file = SpaceFile.load(path)
-    found = SearchSpace(file if image_size is None else file.with_side(image_size), classes, path.stem)
+    found = SearchSpace(SpaceFile.load(path, image_size), classes, path.stem)
     if image_size is not None:
         found.check_side()
     facts = space_facts(found, budget_params, budget_macs)

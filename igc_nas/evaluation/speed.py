@@ -132,8 +132,10 @@ def measure_speed(
             if len(timed) < 2 or time.perf_counter() - began < limit_s:
                 step_s = _step_s(_training(arch.trained_at(resolution), recipe, images, device), device)
                 timed.append((arch, (resolution / arch.input[1]) ** 2, step_s))
-    gain = 1.0
-    if recipe.forms != "factored":
+    gain, (fixed_s, steps) = 1.0, BESIDE_TRAINING[device.kind]
+    if recipe.forms == "factored":
+        steps *= 1 - CHOOSING
+    else:
         gain = USUAL_GAIN
         middle = archs[len(archs) // 2]
         factored_s = next((step_s for arch, _, step_s in timed if arch is middle), None)
@@ -141,8 +143,6 @@ def measure_speed(
             gain = _fastest_step_s(middle, recipe, resolutions[0], device, threads) / factored_s
     found, areas, seconds = zip(*timed, strict=True)
     images_of_step = np.full(len(timed), float(recipe.batch))
-    fixed_s, steps = BESIDE_TRAINING[device.kind]
-    steps *= 1.0 if recipe.forms != "factored" else 1 - CHOOSING
     return Speed.fit(Sizes.of(found), images_of_step, np.array(areas), gain * np.array(seconds), fixed_s, steps)
 
 

@@ -92,16 +92,17 @@ class SpaceFile(Frozen):
         return data
 
     @classmethod
-    def load(cls, path: Path) -> SpaceFile:
-        """Read a space file."""
+    def load(cls, path: Path, side: int | None = None) -> SpaceFile:
+        """Read a space file; `side` replaces that of its images."""
         text = read_text(path)
         try:
-            return cls.parse(parse_toml(text, path.name), path.name)
+            found = cls.parse(parse_toml(text, path.name), path.name)
         except ConfigError:
             other = next((key for key in _LISTS.findall(text) if key != "stage"), None)
             if other is None or "stage" in _LISTS.findall(text):
                 raise
             raise ConfigError(f"{path.name}: {key_text(other)}: unknown key; did you mean [[stage]]?") from None
+        return found if side is None else found.with_side(side)
 
     def with_side(self, side: int) -> SpaceFile:
         """The same space for square images of `side` pixels a side."""

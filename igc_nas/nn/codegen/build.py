@@ -29,8 +29,6 @@ from igc_nas.nn.lowering.timing_cache import cache_dir
 FLAGS = ("-std=c11", "-O2", "-march=native", "-ffp-contract=fast", "-Wall", "-Wextra", "-pedantic")
 """-std=c11 alone forbids what a fused multiply-add is: -ffp-contract=fast allows it."""
 TIMEOUT_S = 300.0
-CODE_FOLDERS = ("native", "kernels")
-"""Of the cache folder: compiled networks, and the kernels of training steps."""
 NO_COMPILER = "install gcc or clang, or name one in $CC"
 """What to do where there is no C compiler."""
 
@@ -150,9 +148,19 @@ def _keep(made: Path, kept: Path) -> None:
         return
 
 
+def networks_here() -> Path:
+    """The folder of compiled networks."""
+    return cache_dir() / "native"
+
+
+def kernels_here() -> Path:
+    """The folder of the compiled kernels of training steps."""
+    return cache_dir() / "kernels"
+
+
 def unkept_code() -> tuple[Path, str] | None:
     """A folder in which code that is compiled for this machine is not kept, and why; None where all is kept."""
-    folders = (cache_dir() / name for name in CODE_FOLDERS)
+    folders = networks_here(), kernels_here()
     return next(((folder, reason) for folder in folders if (reason := why_not_kept(folder))), None)
 
 

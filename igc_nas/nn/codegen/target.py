@@ -17,12 +17,12 @@ from statistics import geometric_mean
 import numpy as np
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.nn.codegen.build import Compiled, compiled
+from igc_nas.nn.codegen.build import Compiled, compiled, networks_here
 from igc_nas.nn.codegen.emit import Source, source
 from igc_nas.nn.codegen.pack import Floats
 from igc_nas.nn.codegen.program import program
 from igc_nas.nn.device import cpu_name
-from igc_nas.nn.lowering.timing_cache import TimingCache, cache_dir, timing_cache_for
+from igc_nas.nn.lowering.timing_cache import TimingCache, timing_cache_for
 from igc_nas.nn.network import Network, build
 
 RUNS, RUN_S = 9, 0.1
@@ -69,23 +69,18 @@ def tuned_here(network: Network) -> Compiled:
     Raises `CompilerError`.
     """
     with times_here() as times:
-        return tuned(network, times, libraries_here())
+        return tuned(network, times, networks_here())
 
 
 def target_here() -> Target:
     """The fastest target on this machine, whose time is kept in the user's cache. Raises `CompilerError`."""
     with times_here() as times:
-        return machine_targets(times, libraries_here())[0]
+        return machine_targets(times, networks_here())[0]
 
 
 def times_here() -> TimingCache:
     """The times of generated C on this machine."""
     return timing_cache_for(cpu_name(), 1, "native")
-
-
-def libraries_here() -> Path:
-    """The folder of compiled networks."""
-    return cache_dir() / "native"
 
 
 def tuned(network: Network, times: TimingCache, libraries: Path | None = None) -> Compiled:

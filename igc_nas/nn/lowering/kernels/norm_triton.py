@@ -45,6 +45,20 @@ def _through(grad, z, ACT: tl.constexpr):
     return grad
 
 
+@triton.jit
+def _of_channels(table, row, c, channels):
+    """A row of a (rows, channels) table at the channels `c`; 0 beyond the last."""
+    return tl.load(table + row * channels + c, mask=c < channels, other=0)
+
+
+@triton.jit
+def _of_parts(sums, row, c, channels, parts, PARTS: tl.constexpr):
+    """(PARTS, c) of row `row` of each part's (2, channels) sums; 0 for parts and channels that are not there."""
+    part = tl.arange(0, PARTS)[:, None]
+    there = (part < parts) & (c[None, :] < channels)
+    return tl.load(sums + (2 * part + row) * channels + c[None, :], mask=there, other=0.0)
+
+
 @triton.jit(do_not_specialize=COUNTS)
 def part_statistics(x, sums, pixels, channels, per_part, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
     """For each part and channel: the mean, and the sum of squared differences from it (Chan et al. 1979)."""
@@ -79,17 +93,15 @@ def batch_statistics(
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside = c < channels
     part = tl.arange(0, PARTS)
-    at = sums + part[:, None] * 2 * channels + c[None, :]
-    there = (part[:, None] < parts) & inside[None, :]
-    means = tl.load(at, mask=there, other=0.0)
-    squares = tl.load(at + channels, mask=there, other=0.0)
+    means = _of_parts(sums, 0, c, channels, parts, PARTS)
+    squares = _of_parts(sums, 1, c, channels, parts, PARTS)
     counts = tl.minimum(tl.maximum(pixels - part * per_part, 0), per_part).to(tl.float32)
     counts = tl.where(part < parts, counts, 0.0)
     mean = tl.sum(means * (counts / pixels)[:, None], 0)
-    away = tl.where(there, means - mean[None, :], 0.0)
+    away = tl.where((part < parts)[:, None] & inside[None, :], means - mean[None, :], 0.0)
     summed = tl.sum(squares + away * away * counts[:, None], 0)
     inverse = 1.0 / tl.sqrt(summed / pixels + eps)
-    s = tl.load(source + c, mask=inside, other=0)
+    s = _of_channels(source, 0, c, channels)
     scale = tl.load(weight + s, mask=inside, other=0.0) * inverse
     tl.store(kept + c, mean, mask=inside)
     tl.store(kept + channels + c, inverse, mask=inside)
@@ -110,10 +122,10 @@ def normalise(
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = (p[:, None] < pixels) & (c[None, :] < channels)
     rows = p[:, None].to(tl.int64) * channels
-    mean = tl.load(kept + c, mask=c < channels, other=0.0)[None, :]
-    scale = tl.load(kept + 2 * channels + c, mask=c < channels, other=0.0)[None, :]
-    bias = tl.load(kept + 3 * channels + c, mask=c < channels, other=0.0)[None, :]
-    to = tl.load(target + c, mask=c < channels, other=0)
+    mean = _of_channels(kept, 0, c, channels)[None, :]
+    scale = _of_channels(kept, 2, c, channels)[None, :]
+    bias = _of_channels(kept, 3, c, channels)[None, :]
+    to = _of_channels(target, 0, c, channels)
     z = (tl.load(x + rows + c[None, :], mask=inside, other=0.0).to(tl.float32) - mean) * scale + bias
     tl.store(y + rows + to[None, :], _activated(z, ACT).to(y.dtype.element_ty), mask=inside)
 
@@ -126,10 +138,10 @@ def part_gradients(
     """For each part and channel: the sums of BN's output gradient, and of it times (x - mean)."""
     part = tl.program_id(0)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    mean = tl.load(kept + c, mask=c < channels, other=0.0)[None, :]
-    scale = tl.load(kept + 2 * channels + c, mask=c < channels, other=0.0)[None, :]
-    bias = tl.load(kept + 3 * channels + c, mask=c < channels, other=0.0)[None, :]
-    to = tl.load(target + c, mask=c < channels, other=0)
+    mean = _of_channels(kept, 0, c, channels)[None, :]
+    scale = _of_channels(kept, 2, c, channels)[None, :]
+    bias = _of_channels(kept, 3, c, channels)[None, :]
+    to = _of_channels(target, 0, c, channels)
     total = tl.zeros([CHANNELS], dtype=tl.float32)
     centred = tl.zeros([CHANNELS], dtype=tl.float32)
     for start in range(0, per_part, PIXELS):
@@ -154,13 +166,10 @@ def batch_gradients(
     """The gradients of weight and bias; `slopes`: what the statistics' own gradients take from each pixel's."""
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside = c < channels
-    part = tl.arange(0, PARTS)
-    at = sums + part[:, None] * 2 * channels + c[None, :]
-    there = (part[:, None] < parts) & inside[None, :]
-    total = tl.sum(tl.load(at, mask=there, other=0.0), 0)
-    centred = tl.sum(tl.load(at + channels, mask=there, other=0.0), 0)
-    inverse = tl.load(kept + channels + c, mask=inside, other=0.0)
-    s = tl.load(source + c, mask=inside, other=0)
+    total = tl.sum(_of_parts(sums, 0, c, channels, parts, PARTS), 0)
+    centred = tl.sum(_of_parts(sums, 1, c, channels, parts, PARTS), 0)
+    inverse = _of_channels(kept, 1, c, channels)
+    s = _of_channels(source, 0, c, channels)
     tl.store(grad_bias + s, total, mask=inside)
     tl.store(grad_weight + s, centred * inverse, mask=inside)
     tl.store(slopes + c, total / pixels, mask=inside)
@@ -177,12 +186,12 @@ def input_gradient(
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = (p[:, None] < pixels) & (c[None, :] < channels)
     rows = p[:, None].to(tl.int64) * channels
-    mean = tl.load(kept + c, mask=c < channels, other=0.0)[None, :]
-    scale = tl.load(kept + 2 * channels + c, mask=c < channels, other=0.0)[None, :]
-    bias = tl.load(kept + 3 * channels + c, mask=c < channels, other=0.0)[None, :]
-    common = tl.load(slopes + c, mask=c < channels, other=0.0)[None, :]
-    slope = tl.load(slopes + channels + c, mask=c < channels, other=0.0)[None, :]
-    to = tl.load(target + c, mask=c < channels, other=0)
+    mean = _of_channels(kept, 0, c, channels)[None, :]
+    scale = _of_channels(kept, 2, c, channels)[None, :]
+    bias = _of_channels(kept, 3, c, channels)[None, :]
+    common = _of_channels(slopes, 0, c, channels)[None, :]
+    slope = _of_channels(slopes, 1, c, channels)[None, :]
+    to = _of_channels(target, 0, c, channels)
     away = tl.load(x + rows + c[None, :], mask=inside, other=0.0).to(tl.float32) - mean
     g = tl.load(grad + rows + to[None, :], mask=inside, other=0.0).to(tl.float32)
     g = _through(g, away * scale + bias, ACT)
