@@ -1,23 +1,45 @@
-"""One Hypothesis profile for people and CI: the same examples each time, and no deadline on a busy machine."""
+"""What all tests share: the environment, how many examples a property test tries, and commands in this process."""
 
+import atexit
 import os
+import shutil
 import signal
 import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import is_hypothesis_test
 
 from igc_nas.cli import main
+from tests.support import shares
 from tests.support.commands import Answer, Command
 
 # Before torch is imported: some tests use two threads, which must not spin while idle beside the other process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Timings of tests must not enter the user's cache: one cache for the whole run, the processes that tests start, and
-# xdist's, which inherit it: kernels in C are compiled, and timed, once.
+MEMORY, ROOM = Path("/dev/shm"), 4 * 2**30  # noqa: S108 (a folder of our own is made in it)
+
+
+def in_memory() -> str | None:
+    """A folder in memory that can hold the files of a run, code that is loaded among them; None where there is none.
+
+    Databases of studies are written to the disk in each trial: on a disk they are most of the time of a test.
+    """
+    if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
+        return None
+    disk = os.statvfs(MEMORY)
+    fits = disk.f_bavail * disk.f_frsize >= ROOM and not disk.f_flag & os.ST_NOEXEC
+    return str(MEMORY) if fits else None
+
+
+# One folder for the files of the run, removed at its end. Timings of tests must not enter the user's cache: one cache
+# for the run, the processes that tests start, and xdist's, which inherit it: kernels are compiled, and timed, once.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["IGC_NAS_CACHE"] = tempfile.mkdtemp(prefix="igc-nas-cache-")
+    folder = tempfile.mkdtemp(prefix="igc-", dir=None if "TMPDIR" in os.environ else in_memory())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ |= {"TMPDIR": folder, "IGC_NAS_CACHE": f"{folder}/cache"}
+    tempfile.tempdir = None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder is removed then, too
 
 # Tests send signals to the processes that they start. A child inherits ignored signals (of nohup, of a shell's
 # background job), so they are set to their defaults here.
@@ -29,14 +51,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hide the GPUs of this machine from all tests but those of `-m gpu`: `--device auto` then means the CPU."""
+    if config.option.markexpr in ("slow", "faults"):
+        os.environ[shares.FULL] = "1"
+    shares.load_profile()
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif "PYTEST_XDIST_WORKER" in os.environ or (config.option.numprocesses or 0) > 0:
         raise pytest.UsageError("two processes would time each other's work on one GPU: run `pytest -m gpu -n 0`")
 
 
-settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("ci")
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A property test is part of the slow suite, too, where it tries all its examples."""
+    others = [name for name in ("faults", "gpu") if item.get_closest_marker(name)]
+    if shares.FULL in os.environ and is_hypothesis_test(getattr(item, "obj", None)) and not others:
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -17,11 +17,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from igc_nas.engine.executor import WorkerSlot
-from igc_nas.nn.device import Device
+
+if TYPE_CHECKING:
+    from igc_nas.nn.device import Device
 
 GATE_FILE = "gate.lock"
 POLL_S = 0.005

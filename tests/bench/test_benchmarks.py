@@ -33,6 +33,7 @@ from igc_nas.nn.lowering.training import NetworkForm
 from igc_nas.nn.timing import Race
 from igc_nas.study.records import Candidate, TimeBreakdown, Trial
 from igc_nas.study.spec import LatencySpec, StudySpec
+from tests.support.caches import own_cache
 from tests.support.searches import evaluate
 from tests.support.searches import latency as stub_latency
 
@@ -58,8 +59,8 @@ ROWS: tuple[Row, ...] = (
 
 @pytest.fixture(autouse=True)
 def small_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two tiny architectures, few rounds, no cache and no data of the user's."""
-    monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path / "cache"))
+    """Two tiny architectures, few rounds, no times and no data of the user's."""
+    own_cache(tmp_path / "cache", monkeypatch)
     monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(training, "architectures", lambda: TINY)
     monkeypatch.setattr(training, "ROUNDS", 3)

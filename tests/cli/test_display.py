@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
@@ -28,6 +28,7 @@ from igc_nas.study.records import Trial
 from igc_nas.study.study import Study
 from tests.support.builders import architectures
 from tests.support.searches import spec
+from tests.support.shares import examples
 from tests.support.studies import make_study
 
 STUDY = make_study(8, others=["infeasible", "duplicate", "failed"])
@@ -92,7 +93,7 @@ def test_every_kind_of_layer_has_a_text() -> None:
     assert layer_text(Linear("classifier", 8, 10)) == "classifier: linear 8->10 with bias"
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(architectures())
 def test_the_columns_of_a_plan_add_up_to_the_cost(arch) -> None:
     lines = plan_lines(list(rows(plan(arch))), None)

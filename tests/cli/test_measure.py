@@ -33,6 +33,7 @@ from igc_nas.space.budget import Budget
 from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import load_study
 from tests.support.builders import one_line
+from tests.support.caches import own_cache
 from tests.support.commands import Command, refused
 from tests.support.searches import evaluate, latency, spec
 
@@ -63,10 +64,10 @@ SEARCH = (
 
 @pytest.fixture(autouse=True)
 def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty working folder, no dataset, no cache, no settings; few rounds; torch's threads as before."""
+    """An empty working folder, no dataset, no times, no settings; few rounds; torch's threads as before."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path / "cache"))
+    own_cache(tmp_path / "cache", monkeypatch)
     for name in ("IGC_NAS_STORAGE", "IGC_NAS_LATENCY_COMMAND"):
         monkeypatch.delenv(name, raising=False)
     package = str(Path(igc_nas.__file__).parents[1])
@@ -349,7 +350,7 @@ def remote_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package = str(Path(igc_nas.__file__).parents[1])
     patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))))
     patch.setenv("IGC_NAS_DATA", str(folder / "data"))
-    patch.setenv("IGC_NAS_CACHE", str(folder / "cache"))
+    own_cache(folder / "cache", patch)
     flags = ("--study", "remote", "--studies-dir", str(folder / "studies"), "--trials", "2")
     try:
         status = main([*SEARCH, "--latency-forms", "any", *flags, "--latency-command", command_in(folder)])

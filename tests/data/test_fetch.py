@@ -28,7 +28,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from igc_nas.data.cifar import LAYOUTS
@@ -37,6 +37,7 @@ from igc_nas.data.fetch import fetch
 from igc_nas.errors import DataError, IgcNasError, UsageError
 from tests.data.test_datasets import SmallCifar, change_byte, python2_pickle, small_cifar, tar_of
 from tests.support.builders import one_line, taken
+from tests.support.shares import examples
 
 Request = http.server.BaseHTTPRequestHandler
 Behaviour = Callable[[Request, bytes], None]
@@ -536,7 +537,7 @@ def test_a_link_in_the_data_folder_is_not_written_through_by_an_archive(cifar10:
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
-@settings(max_examples=100)
+@examples(100)
 @given(data=st.data())
 def test_any_damage_of_an_archive_is_one_line_or_harmless(mode: str, data: st.DataObject) -> None:
     small = small_cifar("cifar10", plain=True)

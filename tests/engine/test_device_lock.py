@@ -42,12 +42,18 @@ def may_enter(folder: Path) -> bool:
         return False
 
 
-@pytest.fixture
-def trainers(tmp_path: Path):
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the lock of two trainers."""
+    return tmp_path_factory.mktemp("device")
+
+
+@pytest.fixture(scope="module")
+def trainers(shared: Path):
     """Two trainers, workers 1 and 2, and the logs of their steps."""
     stop = SPAWN.Event()
-    logs = [tmp_path / f"log{index}" for index in (1, 2)]
-    processes = [SPAWN.Process(target=work, args=(tmp_path, i, 3, logs[i - 1], stop)) for i in (1, 2)]
+    logs = [shared / f"log{index}" for index in (1, 2)]
+    processes = [SPAWN.Process(target=work, args=(shared, i, 3, logs[i - 1], stop)) for i in (1, 2)]
     for process in processes:
         process.start()
     until = time.monotonic() + 30
@@ -65,8 +71,8 @@ def steps(log: Path) -> list[tuple[float, float]]:
     return [(float(begin), float(end)) for begin, end in lines]
 
 
-def test_no_step_runs_during_a_measurement(trainers: list[Path], tmp_path: Path) -> None:
-    lock = DeviceLock(tmp_path, 0, 3)
+def test_no_step_runs_during_a_measurement(trainers: list[Path], shared: Path) -> None:
+    lock = DeviceLock(shared, 0, 3)
     alone = []
     for _ in range(5):
         with lock.exclusive():
@@ -80,9 +86,9 @@ def test_no_step_runs_during_a_measurement(trainers: list[Path], tmp_path: Path)
         assert any(s[0] > alone[-1][1] for s in done), "they go on afterwards"
 
 
-def test_a_killed_measurer_releases_the_lock(trainers: list[Path], tmp_path: Path) -> None:
+def test_a_killed_measurer_releases_the_lock(trainers: list[Path], shared: Path) -> None:
     inside = SPAWN.Event()
-    measurer = SPAWN.Process(target=measure_for_ever, args=(tmp_path, 3, inside))
+    measurer = SPAWN.Process(target=measure_for_ever, args=(shared, 3, inside))
     measurer.start()
     assert inside.wait(30)
     before = [len(steps(log)) for log in trainers]

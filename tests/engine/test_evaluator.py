@@ -20,6 +20,7 @@ from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import new_spec
 from igc_nas.study.records import Latency, Rung, Score, Trial
 from igc_nas.study.spec import Target
+from tests.support.caches import own_cache
 from tests.support.searches import latency
 
 CPU = Device("cpu", "cpu", cpu_name())
@@ -30,8 +31,8 @@ ARCH = ArchConfig.parse(
 
 
 @pytest.fixture(autouse=True)
-def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path / "cache"))
+def no_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    own_cache(tmp_path / "cache", monkeypatch)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

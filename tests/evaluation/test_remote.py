@@ -22,6 +22,7 @@ from igc_nas.evaluation.remote import CommandMeasurer, remote_spec
 from igc_nas.study.records import FormTime, Latency
 from igc_nas.study.spec import LatencySpec
 from tests.support.builders import one_line
+from tests.support.caches import own_cache
 from tests.support.searches import CONDITIONS, latency
 
 ARCH = ArchConfig.parse({"stem": {"width": 8, "stride": 4}, "stage": [{"unit": "conv", "width": 8, "blocks": 1}]})
@@ -358,7 +359,7 @@ def test_a_new_study_takes_its_conditions_from_the_command() -> None:
 def test_igc_nas_measure_works_as_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = str(Path(igc_nas.__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))))
-    monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path / "cache"))
+    own_cache(tmp_path / "cache", monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     command = shlex.join(
         [sys.executable, "-m", "igc_nas", "measure", "--device", "cpu", "--runtime", "eager", "--json", "-"]

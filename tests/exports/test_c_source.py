@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import ConfigError, IgcNasError
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.exports.c_source import CFiles, c_files, verify_c
@@ -22,10 +23,10 @@ from igc_nas.study.lookup import load_architecture
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
 NAMES = ["igcv1-l8m2-d8-res", "igcv2-c24-k4-d8"]
+SMALL = ArchConfig.parse({"stem": {"width": 8, "stride": 4}, "stage": [{"unit": "igcv1", "L": 4, "M": 2, "blocks": 1}]})
 
 
-def exported(name: str = NAMES[0], title: str = "a network", **options: Any) -> tuple[CFiles, Network]:
-    arch = load_architecture(name)
+def exported(arch: ArchConfig = SMALL, title: str = "a network", **options: Any) -> tuple[CFiles, Network]:
     network = randomize_batchnorm_(build(arch, 0)).eval()
     return c_files("mynet", Source(arch, title), network, **options), network
 
@@ -33,7 +34,7 @@ def exported(name: str = NAMES[0], title: str = "a network", **options: Any) -> 
 @needs_compiler
 @pytest.mark.parametrize(("name", "weights_file"), [*zip(NAMES, (False, True), strict=True)])
 def test_it_computes_the_networks_logits(name: str, weights_file: bool) -> None:
-    assert verify_c(*exported(name, weights_file=weights_file)) <= 1e-5
+    assert verify_c(*exported(load_architecture(name), weights_file=weights_file)) <= 1e-5
 
 
 @needs_compiler
@@ -69,9 +70,8 @@ def test_the_program_refuses_what_is_no_image(weights_file: bool, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["", "my-net", "1net", "net.c", "a" * 64, "nét", "a b", "x;y"])
 def test_a_name_that_c_does_not_know_is_refused(name: str) -> None:
-    arch = load_architecture(NAMES[0])
     with pytest.raises(ConfigError, match="cannot be the name of a C function"):
-        c_files(name, Source(arch, "a network"), build(arch, 0).eval())
+        c_files(name, Source(SMALL, "a network"), build(SMALL, 0).eval())
 
 
 @needs_compiler
@@ -87,7 +87,7 @@ def test_a_title_stays_in_its_comment() -> None:
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 @pytest.mark.parametrize("name", NAMES)
 def test_it_computes_the_same_on_another_processor(name: str, lanes: int, tmp_path: Path) -> None:
-    files, network = exported(name, weights_file=True, target=Target(lanes, 32))
+    files, network = exported(load_architecture(name), weights_file=True, target=Target(lanes, 32))
     files.write(tmp_path)
     x = torch.randn(1, *files.image, generator=torch.Generator().manual_seed(1))
     (tmp_path / "image").write_bytes(x.numpy().tobytes())

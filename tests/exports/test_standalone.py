@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -33,6 +33,7 @@ from igc_nas.study.lookup import load_architecture
 from tests.support.builders import architectures, one_line
 from tests.support.exports import STUDY, hostile
 from tests.support.hostile import COMMENTS
+from tests.support.shares import examples
 
 PAPERS = (
     "igcv1-l24m2-d20", "igcv1-l4m8-d8-res", "igcv2-c48-k8-d8", "igcv2-c416-k8-d20", "igcv3-d-cifar", "regconv-w16-d8",
@@ -123,7 +124,7 @@ def test_the_papers_networks_compute_the_same(name: str) -> None:
     same(load_architecture(name))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(architectures())
 def test_any_architecture_computes_the_same(config: ArchConfig) -> None:
     assume(cost_of(config).macs < 20_000_000)
@@ -138,7 +139,7 @@ def test_architectures_of_the_spaces_compute_the_same(space: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@examples(300)
 @given(architectures())
 def test_hundreds_of_architectures_compute_the_same(config: ArchConfig) -> None:
     assume(cost_of(config).macs < 20_000_000)
@@ -219,7 +220,7 @@ def test_a_hostile_name_stays_in_its_comment(name: str) -> None:
     _check_hostile(name)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.text(max_size=60))
 def test_any_name_stays_in_its_comment(name: str) -> None:
     _check_hostile(name)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import igc_nas
@@ -18,6 +18,7 @@ from igc_nas.io.files import decoded, user_folder
 from igc_nas.study.study import load_study
 from tests.support.commands import Command
 from tests.support.searches import evaluate, latency, spec
+from tests.support.shares import examples
 
 NAMES = [
     "runs?a", "runs?b", "feature%2Fabc", "a%20b", "100%", "a#b", "a{b}", "a b", "a\u00a0b", "\u7814\u7a76\u3000\u7528",
@@ -52,7 +53,7 @@ def test_a_search_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(PART.filter(possible))
 def test_a_search_in_a_folder_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     searched(tmp_path_factory.mktemp("any") / name / "st")

@@ -11,7 +11,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from igc_nas.analysis.surrogate_quality import surrogate_quality
@@ -26,6 +26,7 @@ from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import Study
 from tests.support.searches import RUNGS as RUNG_SAMPLES
 from tests.support.searches import evaluate_on_the_way, spec
+from tests.support.shares import examples
 
 RUNGS = 2
 DOZEN = MIN_COMPLETED + 3
@@ -320,7 +321,7 @@ def decisions(pruner: Pruner) -> list[object]:
     return [pruner.prune(last.arch, last.latency, rung) for rung in last.score.rungs]
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.permutations(range(COUNT)), st.sets(st.integers(0, COUNT), max_size=5))
 def test_a_pruner_decides_the_same_whatever_the_order_of_the_trials(order: list[int], asked_after: set[int]) -> None:
     """Also where it is asked between two of them."""

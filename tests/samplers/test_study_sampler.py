@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
@@ -39,6 +39,7 @@ from igc_nas.study.spec import SamplerName, StudySpec
 from igc_nas.study.study import load_study
 from tests.support.builders import one_line
 from tests.support.searches import evaluate, spec
+from tests.support.shares import examples
 
 NAMES: tuple[SamplerName, ...] = get_args(SamplerName)
 OURS = tuple(name for name in NAMES if name not in ("tpe", "nsga2"))
@@ -165,7 +166,7 @@ def test_different_seeds_suggest_different_architectures(name: SamplerName) -> N
 
 
 @pytest.mark.parametrize("name", OURS)
-@settings(max_examples=15)
+@examples(15)
 @given(order=st.permutations(range(14)))
 def test_the_order_in_which_trials_end_does_not_matter(name: SamplerName, order: list[int]) -> None:
     in_turn, shuffled = (Loop(with_sampler(TINY, name, seed=2)) for _ in range(2))
@@ -596,7 +597,7 @@ def test_evolution_mutates_those_that_few_dominate() -> None:
 # The memory of a study.
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.lists(st.sampled_from(["ask", "ask", "complete", "prune", "fail", "infeasible", "read"]), max_size=40),
     st.randoms(use_true_random=False),

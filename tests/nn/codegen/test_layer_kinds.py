@@ -22,6 +22,7 @@ from igc_nas.nn.codegen.program import program
 from igc_nas.nn.network import Network, initialise
 from tests.nn.codegen.test_generated import TARGETS, errors
 from tests.support.plans import plans
+from tests.support.shares import examples
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
 
@@ -59,7 +60,7 @@ def generated(whole: Plan, target: tuple[int, int]) -> tuple[Network, Source]:
 
 @needs_compiler
 @given(plans(), st.sampled_from(TARGETS))
-@settings(max_examples=8)
+@examples(8)
 def test_c_of_any_layers_is_the_network(whole: Plan, target: tuple[int, int]) -> None:
     network, made = generated(whole, target)
     ours, torchs = errors(network, made, batch=2)

@@ -6,13 +6,14 @@ import ctypes
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from igc_nas.nn.codegen.build import compiler, load
 from igc_nas.nn.codegen.emit import prologue
 from igc_nas.nn.codegen.orders import PAD, group_major, lane_major
 from igc_nas.nn.codegen.shuffles import permute_cost, shuffled_text
+from tests.support.shares import examples
 
 WIDTH = 3
 
@@ -33,7 +34,7 @@ def aligned_zeros(count: int) -> np.ndarray:
 
 
 @pytest.mark.skipif(compiler() is None, reason="no C compiler")
-@settings(max_examples=12)
+@examples(12)
 @given(tables())
 def test_shuffles_move_what_an_index_moves(drawn: tuple[int, int, tuple[int, ...]]) -> None:
     lanes, depth, table = drawn

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -40,6 +40,7 @@ from igc_nas.nn.lowering.parts import chains_in, training_blocks
 from igc_nas.nn.lowering.timing_cache import Times, TimingCache
 from igc_nas.nn.lowering.training import ChainForm, LoweredNetwork, plain_form
 from igc_nas.nn.network import Network
+from tests.support.shares import examples
 from tests.support.tuning import ARCHS, BATCH, CPU, EACH, Timed
 
 CHAIN = Chain(
@@ -203,7 +204,7 @@ def test_slow_parts_are_avoided(slow: Callable[[str], bool], form: Form) -> None
 
 
 @given(st.data())
-@settings(max_examples=50)
+@examples(50)
 def test_the_chosen_form_is_the_cheapest(data: st.DataObject) -> None:
     """By brute force over the forms and their algorithms."""
     known: dict[tuple[str, str], float] = {}
@@ -235,7 +236,7 @@ def test_the_chosen_form_is_the_cheapest(data: st.DataObject) -> None:
 
 
 @given(st.data())
-@settings(max_examples=50)
+@examples(50)
 def test_the_parts_of_a_form_are_timed_only_until_the_limit(data: st.DataObject) -> None:
     """A cost below the limit is exact; any other is either exact or infinite, without algorithms."""
     cache = Given(varied)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +20,7 @@ from igc_nas.nn.lowering.chain import Chain, Form, Piece, Segment, factored, for
 from igc_nas.nn.lowering.compose import compose, rows_interleaved, rows_restored
 from igc_nas.nn.lowering.parts import chains_in, training_parts
 from tests.support.builders import divisors
+from tests.support.shares import examples
 
 KERNELS_AND_STRIDES = ((3, 1), (3, 2), (5, 1), (1, 1), (1, 2))
 
@@ -140,7 +141,7 @@ def test_every_form_computes_its_chain() -> None:
 
 
 @given(st.data())
-@settings(max_examples=300)
+@examples(300)
 def test_every_cut_computes_its_chain(data: st.DataObject) -> None:
     chain = data.draw(st.sampled_from(CHAINS))
     assert_computes_the_chain(chain, data.draw(cuts(chain)))

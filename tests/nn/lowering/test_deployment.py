@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,6 +33,7 @@ from igc_nas.nn.lowering.deployment import (
 from igc_nas.nn.lowering.parts import chains_in
 from igc_nas.nn.network import Network, build, initialise
 from tests.support.builders import divisors
+from tests.support.shares import examples
 
 CLASSES = 5
 BATCHES = (1, 3)
@@ -161,7 +162,7 @@ def test_every_form_computes_the_network_in_float32(config: ArchConfig) -> None:
 
 
 @given(st.data())
-@settings(max_examples=60)
+@examples(60)
 def test_any_mixture_of_forms_computes_the_network(data: st.DataObject) -> None:
     whole = plan(ARCHS[data.draw(st.sampled_from(list(ARCHS)))])
     assert_is_the_network(whole, {key: data.draw(cuts(chain)) for key, chain in chains_of(whole).items()})
@@ -191,7 +192,7 @@ def layer_runs(draw: st.DrawFn, name: str = "", ends: bool = True) -> tuple[Laye
 
 
 @given(st.data(), st.tuples(st.integers(1, 6), st.integers(1, 6)))
-@settings(max_examples=80)
+@examples(80)
 def test_sequences_of_layers_that_no_unit_has_are_deployed(data: st.DataObject, size: tuple[int, int]) -> None:
     """A norm between interleaves; bias maps with norms on either side; sums of such."""
     body, shortcut = data.draw(layer_runs("body", ends=False)), data.draw(layer_runs("shortcut", ends=False))
@@ -382,7 +383,7 @@ def test_every_kernel_computes_the_network_at_any_batch(config: ArchConfig, kern
 
 
 @given(st.data())
-@settings(max_examples=30)
+@examples(30)
 def test_any_mixture_of_kernels_computes_the_network(data: st.DataObject) -> None:
     whole = plan(ARCHS[data.draw(st.sampled_from(list(ARCHS)))])
     forms = {key: data.draw(cuts(chain)) for key, chain in chains_of(whole).items()}

@@ -10,7 +10,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,6 +37,7 @@ from igc_nas.nn.lowering.training import ChainForm, Forward, LoweredForm, Lowere
 from igc_nas.nn.lowering.variants import uniform_variants
 from igc_nas.nn.network import Network, initialise
 from tests.support.plans import CLASSES, plans
+from tests.support.shares import examples
 
 
 def network_of(whole: Plan, dtype: torch.dtype = torch.float64) -> Network:
@@ -63,7 +64,7 @@ def small(*layers: Layer, width: int = 8) -> Plan:
 
 
 @given(st.data(), plans())
-@settings(max_examples=40)
+@examples(40)
 @torch.no_grad()
 def test_a_deployed_network_is_the_network(data: st.DataObject, whole: Plan) -> None:
     network = network_of(whole)
@@ -80,7 +81,7 @@ def test_a_deployed_network_is_the_network(data: st.DataObject, whole: Plan) -> 
 
 
 @given(st.data(), plans())
-@settings(max_examples=25)
+@examples(25)
 @torch.inference_mode()
 def test_every_kernel_of_a_deployed_network_computes_it(data: st.DataObject, whole: Plan) -> None:
     network, x = network_of(whole, torch.float32), images_of(whole, 2, torch.float32)
@@ -100,7 +101,7 @@ def step_of(network: Network, forward: Forward, x: Tensor) -> tuple[Tensor, ...]
 
 
 @given(plans(), st.booleans(), st.sampled_from(["lowered", "triton", "nchw"]))
-@settings(max_examples=30)
+@examples(30)
 def test_a_training_step_in_a_lowered_form_is_the_factored_one(
     whole: Plan, multiplied: bool, form: LoweredForm
 ) -> None:
@@ -119,7 +120,7 @@ def test_a_training_step_in_a_lowered_form_is_the_factored_one(
 
 
 @given(plans(), st.sampled_from([torch.float32, torch.bfloat16]))
-@settings(max_examples=8)
+@examples(8)
 def test_a_lowered_network_runs_in_the_dtypes_of_recipes(whole: Plan, dtype: torch.dtype) -> None:
     network = network_of(whole, torch.float32).train()
     x = images_of(whole, 5, torch.float32)

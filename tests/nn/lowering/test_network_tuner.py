@@ -36,6 +36,7 @@ from tests.support.builders import one_line
 from tests.support.tuning import ARCHS, BATCH, CPU, EACH, IGCV1, SCHEDULE, Timed, arch
 
 COMPILES = pytest.mark.skipif(not native.available(), reason="no C compiler")
+SHORT = replace(RACE, cap_s=0.0)
 NEVER = math.inf
 """As the speed-up from which no step is timed: always race."""
 
@@ -101,7 +102,7 @@ def tuner(
 ) -> NetworkTuner:
     """A tuner that races the given steps, three rounds of each; without them it must not time any."""
     usual: dict[str, Any] = {
-        "race": replace(RACE, cap_s=0.0),
+        "race": SHORT,
         "obviously": NEVER,
         "timer": steps or refuse,
         "entrants": steps.entrants if steps else None,
@@ -147,7 +148,9 @@ def test_choosing_leaves_the_network_unchanged(config: ArchConfig, dtype: str) -
     network = network_of(config)
     before, held = state(network), [id(p) for p in network.parameters()]
     modes = [module.training for module in network.modules()]
-    ours = NetworkTuner(SCHEDULE.model_copy(update={"dtype": dtype}), 7, CPU, Given(varied), obviously=NEVER)
+    ours = NetworkTuner(
+        SCHEDULE.model_copy(update={"dtype": dtype}), 7, CPU, Given(varied), obviously=NEVER, race=SHORT
+    )
     ours(network, arch_id(config))
     after = state(network)
     assert len(after) == len(before)

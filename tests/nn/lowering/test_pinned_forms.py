@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -36,10 +36,11 @@ from igc_nas.nn.lowering.training import (
 )
 from igc_nas.nn.network import build
 from tests.support.builders import divisors, one_line
+from tests.support.shares import examples
 
 T = TypeVar("T")
 
-SHARED = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+SHARED = examples(50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 CHAIN = Chain(
     (Conv("primary", 8, 12, 3, 1, 4), Interleave(12, 4), Conv("secondary", 12, 12, 1, 1, 3), Interleave(12, 3)), 6, 5
 )

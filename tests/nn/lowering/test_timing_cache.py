@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import igc_nas
 from igc_nas.nn.lowering.timing_cache import VERSIONS, Times, TimingCache, cache_dir, timing_cache_for
+from tests.support.shares import examples
 
 OWNER = "deployment; a device"
 TIMES = {"conv b1": {"conv": 0.5, "matmul": 0.25}, "compose é": {"both": 1e-5}, "slow": {"conv": 1e9}}
-SHARED = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+SHARED = examples(50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def refuse() -> Times:

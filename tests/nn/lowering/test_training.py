@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +24,7 @@ from igc_nas.nn.lowering.parts import chains_in
 from igc_nas.nn.lowering.training import ChainForm, LoweredChain, LoweredNetwork, plain_form, training_blocks
 from igc_nas.nn.network import Network, build, initialise
 from tests.support.builders import divisors
+from tests.support.shares import examples
 
 BATCH, CLASSES = 4, 5
 MOST_ALGORITHMS = 3
@@ -210,7 +211,7 @@ def test_every_form_computes_the_factored_network_in_float32(config: ArchConfig)
 
 
 @given(st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_any_mixture_of_forms_computes_the_factored_network(data: st.DataObject) -> None:
     whole = plan(ARCHS[data.draw(st.sampled_from(list(ARCHS)))])
     forms = {}

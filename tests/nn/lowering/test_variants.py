@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,6 +32,7 @@ from igc_nas.nn.lowering.parts import chains_in, inference_blocks
 from igc_nas.nn.lowering.timing_cache import Times, TimingCache
 from igc_nas.nn.lowering.variants import Variant, mixed_variant, uniform_variants
 from igc_nas.nn.network import Network, build
+from tests.support.shares import examples
 
 TimeOf = Callable[[str, str], float]
 """Made-up milliseconds of an alternative, by its key in the cache and its name."""
@@ -283,7 +284,7 @@ def test_measured_times_are_positive_and_of_every_form() -> None:
 
 
 @given(st.data())
-@settings(max_examples=60)
+@examples(60)
 def test_a_mixed_variant_keeps_within_its_budget_where_any_form_does(data: st.DataObject) -> None:
     network = NETWORKS[data.draw(st.sampled_from(sorted(NETWORKS)))]
     whole = network.plan

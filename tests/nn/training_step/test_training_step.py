@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +23,7 @@ from igc_nas.nn.training_step.ways import Unsupported
 from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import SearchSpace
+from tests.support.shares import examples, some
 from tests.support.tuning import ARCHS, EACH
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")
@@ -63,8 +64,8 @@ def drawable(space: str) -> Feasible:
     return Feasible(SearchSpace.load(space, 7), budget)
 
 
-@pytest.mark.parametrize("space", SPACES)
-@settings(max_examples=4)
+@pytest.mark.parametrize("space", some(SPACES, "tiny", "igc_cifar"))
+@examples(4)
 @given(seed=st.integers(0, 2**32), lanes=LANES, size=st.tuples(st.integers(5, 19), st.integers(5, 19)))
 def test_drawn_architectures_against_float64(space: str, seed: int, lanes: int, size: tuple[int, int]) -> None:
     drawn = drawable(space).draw(np.random.default_rng(seed))
