@@ -36,6 +36,7 @@ def test_an_evaluator_runs_a_trial(gpu: Record, tmp_path: Path) -> None:
     assert gpu.cpu_only == []
 
 
+@pytest.mark.slow
 def test_the_self_check_covers_the_gpu(gpu: Record) -> None:
     """Values of a fake GPU are not those of the CPU, so the comparison fails; everything else runs."""
     found = {check.name: check for check in self_check(find_devices("cuda")[0])}
