@@ -273,18 +273,18 @@ def test_a_search_runs_on_a_gpu(tmp_path: Path) -> None:
 
 
 def test_a_custom_evaluator_works_in_worker_processes(tmp_path: Path) -> None:
-    """4 workers, 30 trials each, and readers meanwhile: no result is lost, no process is left."""
+    """3 workers, 20 trials each, and readers meanwhile: no result is lost, no process is left."""
     seen: list[int] = []
 
     def read(event: object) -> None:
-        if isinstance(event, Ended) and event.trial.number % 30 == 0:
+        if isinstance(event, Ended) and event.trial.number % 15 == 0:
             seen.append(len(load_study(tmp_path / "s").candidates))
 
     question = spec(space="igc_cifar", sampler="stratified", prune_below=0.0)
-    found = list(search(question, Run(tmp_path / "s", trials=120, workers=4), evaluator=stub, on_event=read))
+    found = list(search(question, Run(tmp_path / "s", trials=60, workers=3), evaluator=stub, on_event=read))
     study = load_study(tmp_path / "s")
-    assert len(found) == len(study.candidates) == len(study.trials) == 120
-    assert len({c.id for c in study.candidates}) == 120
+    assert len(found) == len(study.candidates) == len(study.trials) == 60
+    assert len({c.id for c in study.candidates}) == 60
     assert all(trial.process is None and trial.wall_s is not None for trial in study.trials)
     assert seen == sorted(seen)
     assert seen
