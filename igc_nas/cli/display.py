@@ -223,8 +223,9 @@ def status_lines(status: Status) -> list[str]:
     running = [f"running   {_running_words(trial, progress)}" for trial, progress in status.running]
     waiting = [f"waiting     trial {trial.number}  {trial.arch}" for trial in status.interrupted]
     failed = [f"failed    {failure_words(trial)}" for trial in status.failed]
+    notices = [f"notice    {text} (from trial {first} on)" for text, first in status.notices.items()]
     commands = [f"  {command}" for command in status.next_commands()]
-    return [*head, *running, *waiting, *failed, *(["", "next:", *commands] if commands else [])]
+    return [*head, *running, *waiting, *failed, *notices, *(["", "next:", *commands] if commands else [])]
 
 
 def _holder_words(holder: LockHolder | None) -> str:

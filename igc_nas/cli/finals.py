@@ -114,7 +114,7 @@ def trained(request: FinalsRequest) -> str | None:
     _announce(study, final, notice, request)
     if request.dry_run:
         return None
-    workers = request.workers or default_extent(devices[0].kind, len(devices)).workers
+    workers = request.workers or default_extent(devices[0].kind, len(devices), gpu_memory=devices[0].memory).workers
     _train(final, tuple(device.torch_name for device in devices), workers, request.deterministic)
     return final.recipe.model_dump_json()
 
