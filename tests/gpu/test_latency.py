@@ -297,7 +297,7 @@ def test_an_export_takes_the_fastest_form_of_the_gpu(
     spec = LatencySpec(device="Fake GPU", forms="any", runtime="tensorrt")
     chosen, timing = fastest_on_gpu(SMALL["igcv1"], spec, find_devices("cuda")[0], None, TimingCache())
     assert chosen.name in ("factored", "folded", "semidense", "dense", "mixed")
-    assert str(timing).endswith("in tensorrt, batch 1, 1 thread, on Fake GPU")
+    assert "in tensorrt, batch 1, 1 thread, on Fake GPU" in str(timing)
 
 
 @pytest.mark.parametrize(
