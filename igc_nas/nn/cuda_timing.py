@@ -71,7 +71,7 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     torch's own is of the device of the first capture. One for all: each stream has a workspace of cuBLAS that stays.
     """
     with torch.cuda.device(device):
-        return torch.cuda.Stream()  # type: ignore[no-untyped-call, no-any-return]
+        return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=8)
