@@ -28,7 +28,7 @@ class GpuNoiseMonitor:
         """`workers` are processes that pause now (None: all that this one's parent has started)."""
         self._gpu = gpu
         self._pid = os.getpid() if pid is None else pid
-        self._workers = _siblings() if workers is None else workers
+        self._workers = workers
         self._since_us = time.time_ns() // 1000
         self._clock_mhz = gpu.state().sm_clock_mhz if gpu else None
         self._throttled = gpu.throttled_ns() if gpu else {}
@@ -56,7 +56,10 @@ class GpuNoiseMonitor:
         """
         use = gpu.sm_use(self._since_us)
         busy = {pid for pid, percent in use.items() if percent > MOST_SM_USE}
-        return len(busy - {self._pid} - self._workers) if self._pid in use else max(0, len(busy) - 1)
+        if self._pid not in use:
+            return max(0, len(busy) - 1)
+        others = busy - {self._pid}
+        return len(others - (_siblings() if others and self._workers is None else self._workers or set()))
 
 
 def _siblings() -> set[int]:
