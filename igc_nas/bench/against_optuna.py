@@ -7,12 +7,13 @@ and the held-out images of the search before it. Hypervolume is over error and p
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from igc_nas.analysis.plots import ACCENT, FONT, PALETTE
 from igc_nas.analysis.words import recipe_words
@@ -27,8 +29,10 @@ from igc_nas.bench import plain_optuna
 from igc_nas.bench.report import Report, Row
 from igc_nas.bench.search import cold_folder
 from igc_nas.data.datasets import data_dir, is_synthetic, locate
-from igc_nas.errors import IgcNasError
+from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.evaluation.conditions import conditions_of
+from igc_nas.io.files import MOST_RECORDS, append_line, read_text
+from igc_nas.io.records import differences, restricted
 from igc_nas.nn.device import Device
 from igc_nas.study.defaults import default_extent
 from igc_nas.study.pareto import running_hypervolume
@@ -82,7 +86,7 @@ class Pair:
     time_s: float
     plain: Course
     igc_nas: Course
-    recipe: str
+    conditions: Mapping[str, Any]
 
     @property
     def reached_s(self) -> float | None:
@@ -114,6 +118,11 @@ class Pair:
         }
 
 
+_PAIR = TypeAdapter(Pair)
+PASSING = ("load", "clock_mhz", "recipe")
+"""Conditions that may differ from pair to pair; the search chooses its recipe."""
+
+
 @dataclass(frozen=True)
 class AgainstOptuna:
     """The result of `bench against-optuna`."""
@@ -136,36 +145,61 @@ def bench_against_optuna(
     seeds: int = 3,
     dataset: str = "auto",
     budget_params: int = 2_000_000,
+    file: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> AgainstOptuna:
     """Run `seeds` pairs, one search and one plain study in turn, `time_s` seconds each.
 
-    Raises `DataError` or `UsageError` for the dataset, `IgcNasError` if a run fails.
+    Each pair is appended to `file`, and one that is there is not run again.
+
+    Raises `DataError` or `UsageError` for the dataset, `UsageError` for a file of something else or of other
+    conditions, `IgcNasError` if a run fails.
     """
-    locate(dataset, data_dir())  # raises for an unknown one
-    pairs = []
+    data = locate(dataset, data_dir()).name  # raises for an unknown one
     workers = default_extent(device.kind).workers
+    conditions = {
+        **conditions_of(device).model_dump(exclude_none=True),
+        "workers": workers,
+        "data": data + (" (SYNTHETIC)" if is_synthetic(data) else ""),
+        "budget": f"params {budget_params:,}",
+    }
+    found = _read(file, conditions, time_s) if file else {}
     for seed in range(seeds):
+        if seed in found:
+            say(f"seed {seed} is in {file}: {_sentence(found[seed])}")
+            continue
         with cold_folder() as folder:
             spec, ours = _search(folder, time_s, seed, dataset, budget_params, workers)
             say(f"seed {seed}: the search ended with {ours.final:.4f} after {len(ours.volumes)} trials")
             plain = _plain(folder, spec, time_s, seed, workers)
-            pairs.append(Pair(seed, time_s, plain, ours, recipe_words(spec.recipe)))
-            say(f"seed {seed}: plain with {plain.final:.4f} after {len(plain.volumes)}: {_sentence(pairs[-1])}")
-    conditions = {
-        **conditions_of(device).model_dump(exclude_none=True),
-        "workers": workers,
-        "data": spec.dataset + (" (SYNTHETIC)" if is_synthetic(spec.dataset) else ""),
-        "budget": str(spec.budget),
-        "recipe": pairs[-1].recipe,
-        "load at the end": round(os.getloadavg()[0], 1),
-    }
+        pair = found[seed] = Pair(seed, time_s, plain, ours, conditions | {"recipe": recipe_words(spec.recipe)})
+        if file:
+            append_line(file, json.dumps(asdict(pair)))
+        say(f"seed {seed}: plain with {plain.final:.4f} after {len(plain.volumes)}: {_sentence(pair)}")
+    pairs = tuple(found[seed] for seed in range(seeds))
     title = f"against-optuna: hypervolume (error, params) of {time_s:g} s, plain Optuna TPE and igc-nas search"
     extra = {
         "mean share of the plain study's time": round(mean(1 / pair.ratio for pair in pairs), 3),
         "reached in": f"{sum(pair.reached_s is not None for pair in pairs)} of {seeds} runs",
     }
-    return AgainstOptuna(tuple(pairs), Report(title, tuple(pair.row() for pair in pairs), conditions, extra=extra))
+    rows = tuple(pair.row() for pair in pairs)
+    return AgainstOptuna(pairs, Report(title, rows, dict(pairs[-1].conditions), extra=extra))
+
+
+def _read(file: Path, conditions: Mapping[str, Any], time_s: float) -> dict[int, Pair]:
+    """The recorded pairs by their seeds."""
+    other = "name another file with -o"
+    if not file.exists():
+        return {}
+    try:
+        pairs = [_PAIR.validate_json(line) for line in read_text(file, MOST_RECORDS).splitlines()]
+    except ValidationError:
+        raise UsageError(f"{file.name} holds no runs of bench against-optuna", other) from None
+    asked = {key: value for key, value in conditions.items() if key not in PASSING} | {"time_s": time_s}
+    for pair in pairs:
+        for line in differences(asked, restricted({**pair.conditions, "time_s": pair.time_s}, asked), where="there"):
+            raise UsageError(f"{file.name} has runs of other conditions: {line}", other)
+    return {pair.seed: pair for pair in pairs}
 
 
 def _sentence(pair: Pair) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from igc_nas.cli.loading import engine_notices, load, quiet_threads
+from igc_nas.cli.loading import core_notices, engine_notices, load, quiet_threads
 from igc_nas.cli.options import COUNT, FILE, SECONDS, as_json, device_option, runtime_option, studies_dir
 from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import UsageError
@@ -241,6 +241,7 @@ def sampler(
     problems = [tabular_benchmark(load(name, root)) for name in tables] + [*(fitted() if landscapes else ())]
     if not problems:
         raise UsageError("nothing to replay", "add --table STUDY, or --landscapes")
+    say(*core_notices("workers", workers))
     report = bench_sampler(problems, names, seeds, evaluations, workers or usable_cores(), output, say)
     # The curves are long: one line rather than one for each number.
     if as_json:
@@ -256,6 +257,7 @@ def sampler(
 @click.option("--seeds", type=click.IntRange(1, 100), default=3, show_default=True, help="Pairs of runs.")
 @click.option("--dataset", default="auto", show_default=True, help="auto, cifar10, cifar100 or shapes.")
 @click.option("--budget-params", type=COUNT, default="2M", show_default=True, help="Upper limit on parameters.")
+@click.option("-o", "--output", type=FILE, help="Record runs in this file (JSON lines), and continue from it.")
 @click.option("--html", type=FILE, help="Write the figure as a page.")
 @click.option("--png", type=FILE, help="Write the figure as a picture (needs kaleido).")
 @device_option
@@ -265,6 +267,7 @@ def against_optuna(
     seeds: int,
     dataset: str,
     budget_params: int,
+    output: Path | None,
     html: Path | None,
     png: Path | None,
     device: str,
@@ -273,7 +276,12 @@ def against_optuna(
     """A search against a plain Optuna study, by the clock.
 
     TPE, the same space, recipe, images and time; runs alternate. The plain study is igc_nas/bench/plain_optuna.py.
-    Takes an hour on two cores: 2 x seeds x time.
+    Takes an hour on two cores: 2 x seeds x time. With -o, the same command continues.
+
+    \b
+    Examples:
+      igc-nas bench against-optuna -o runs.jsonl
+      igc-nas bench against-optuna --time 3m --seeds 1 --dataset cifar10
     """
     from igc_nas.bench.samplers.plots import figure_kind, write_plotly
 
@@ -283,7 +291,7 @@ def against_optuna(
     found = _prepared(device)
     from igc_nas.bench.against_optuna import against_optuna_figure, bench_against_optuna
 
-    result = bench_against_optuna(found, time_s, seeds, dataset, budget_params, say)
+    result = bench_against_optuna(found, time_s, seeds, dataset, budget_params, output, say)
     if as_json:
         put(json.dumps(result.to_dict(), allow_nan=False))
     else:

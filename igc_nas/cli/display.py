@@ -69,8 +69,10 @@ def front_lines(
         )
     noisy = sum(member.latency.noisy for member in members)
     if noisy:
+        of_all = sum(candidate.latency.noisy for candidate in study.candidates)
         notes.append(
-            f"{NOISY} {counted(noisy, 'noisy latency', 'noisy latencies')}: igc-nas measure --study {name} --keep"
+            f"{NOISY} {counted(noisy, 'noisy latency', 'noisy latencies')}, {of_all:,} of all "
+            f"{len(study.candidates):,} candidates: igc-nas measure --study {name} --keep"
         )
     if "architecture" in table[0]:
         notes += legend_lines((member.arch for member in members), width or 200)

@@ -218,10 +218,9 @@ def _cache() -> Iterator[Finding]:
         yield Finding("cache", str(folder), problem, "set IGC_NAS_CACHE to a folder that can be written")
         return
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    unkept = unkept_code() if compiler() else None
-    uncached = "compiled code is not kept in {}: {}".format(*unkept) if unkept else None
+    unkept = unkept_code()
     hint = "IGC_NAS_CACHE names another folder, which nobody else can write" if unkept else None
-    yield Finding("cache", f"{folder}, {size / 2**20:.1f} MiB", uncached, hint)
+    yield Finding("cache", f"{folder}, {size / 2**20:.1f} MiB", unkept, hint)
 
 
 def devices_to_check() -> tuple[Device, ...]:

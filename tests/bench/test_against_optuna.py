@@ -1,6 +1,7 @@
 """bench against-optuna: courses over time, who is faster, the figure, and both sides run for a few seconds."""
 
 import json
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -20,7 +21,7 @@ STUDY = spec(space="igc_cifar", budget=Budget(params=2_000_000), objectives=("er
 def pair(plain: list[tuple[float, float]], ours: list[tuple[float, float]], time_s: float = 100.0) -> Pair:
     """Runs of (seconds, hypervolume)."""
     one, other = (Course(*(tuple(column) for column in zip(*run, strict=True))) for run in (plain, ours))
-    return Pair(0, time_s, one, other, "a recipe")
+    return Pair(0, time_s, one, other, {})
 
 
 def test_a_course_has_the_trials_that_ended_in_time_in_their_order() -> None:
@@ -86,11 +87,32 @@ def test_wrong_input_is_refused_before_anything_runs(
     assert message in err
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "holds no runs of bench against-optuna"),
+        (json.dumps(asdict(pair([(50, 0.1)], [(10, 0.2)]))), "runs of other conditions: device: "),
+    ],
+)
+def test_a_file_of_something_else_or_of_other_conditions_is_refused(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "runs.jsonl"
+    file.write_text(content)
+    assert main(["bench", "against-optuna", "--dataset", "shapes", "--device", "cpu", "-o", str(file)]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert file.read_text() == content
+
+
 @pytest.mark.slow
-def test_both_sides_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_sides_run_once_and_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     typed = ["bench", "against-optuna", "--time", "100s", "--seeds", "1", "--dataset", "shapes", "--device", "cpu"]
-    assert main([*typed, "--budget-params", "1M", "--json", "--html", str(tmp_path / "figure.html")]) == 0
-    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    typed += ["--budget-params", "1M", "--json", "-o", str(tmp_path / "runs.jsonl")]
+    assert main([*typed, "--html", str(tmp_path / "figure.html")]) == 0
+    first = capsys.readouterr().out
+    (run,) = json.loads(first)["runs"]
     assert run["plain"]["volumes"]
     assert run["igc_nas"]["volumes"]
     assert (tmp_path / "figure.html").stat().st_size > 1_000_000
+    assert main(typed) == 0
+    assert capsys.readouterr().out == first
