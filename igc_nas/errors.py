@@ -6,7 +6,8 @@
     │   └── ConfigError    2   an architecture, space or study file that is not valid
     ├── InfeasibleError    3   nothing in the space fits the budget
     ├── StudyError         4   a study or its store cannot be opened, or is another one than asked for
-    └── DataError          5   a dataset is missing or damaged
+    ├── DataError          5   a dataset is missing or damaged
+    └── CaptureError       1   CUDA records no graph of a training step
 
 The number is the exit status of the command line. Every error is one line and, where there is one, a hint: the next
 thing to type.
@@ -61,3 +62,13 @@ class DataError(IgcNasError):
     """A dataset that is missing, damaged, or not the one that was asked for."""
 
     exit_code = 5
+
+
+class CaptureError(IgcNasError):
+    """CUDA cannot record the kernels of a run as a graph. torch's state in the process is undefined afterwards."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{NO_GRAPH} ({reason})", "IGC_NAS_CUDA_GRAPHS=0 trains without graphs, more slowly")
+
+
+NO_GRAPH = "CUDA records no graph of this"

@@ -49,15 +49,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _is_of_gpus(config: pytest.Config) -> bool:
+    return "gpu" in config.option.markexpr.replace("not gpu", "")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run `-m gpu` in one process: two would time each other's work on one GPU."""
+    if _is_of_gpus(config) and hasattr(config.option, "numprocesses"):
+        config.option.numprocesses = 0
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Hide the GPUs of this machine from all tests but those of `-m gpu`: `--device auto` then means the CPU."""
     if config.option.markexpr in ("slow", "faults"):
         os.environ[shares.FULL] = "1"
     shares.load_profile()
-    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+    if not _is_of_gpus(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif "PYTEST_XDIST_WORKER" in os.environ or (config.option.numprocesses or 0) > 0:
-        raise pytest.UsageError("two processes would time each other's work on one GPU: run `pytest -m gpu -n 0`")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -24,6 +24,8 @@ class ExportOptions(TypedDict, total=False):
     form: str | None
     weights_file: bool
     opset: int | None
+    device: str | None
+    runtime: Literal["onnxruntime", "tensorrt"] | None
     seed: int | None
     classes: int | None
     image_size: int | None

@@ -12,7 +12,7 @@ from igc_nas.cli.space import space_facts as facts_of
 from igc_nas.cli.study_flags import SearchRequest, given_limits
 from igc_nas.samplers.optuna_space import OptunaSpace
 from igc_nas.space.budget import Budget
-from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space
+from igc_nas.space.search_space import SpaceFile, find_space
 
 
 class LimitOptions(TypedDict, total=False):
@@ -58,14 +58,10 @@ def space_facts(
 
     What `igc-nas space --json` prints: the number of `architectures`, the least and most parameters, MACs and
     activations; with a budget how many are within it (`feasible`), by range of costs and by the unit of a stage.
-    `left_out` are choices that no valid architecture has.
+    `left_out` are choices that no valid architecture has, `file` is the space's file.
 
     Raises `ConfigError` for an unknown space, `InfeasibleError` where nothing fits.
     """
     limits: LimitOptions = {"budget_params": budget_params, "budget_macs": budget_macs}
     budget = Budget.parse(given_limits(request_of(command, SearchRequest, limits)))
-    path = find_space(str(name))
-    space = SearchSpace(SpaceFile.load(path, image_size), classes, path.stem)
-    space.check_side()
-    return {"space": space.name, "classes": classes, **facts_of(space, budget.params, budget.macs),
-            "left_out": space.left_out}  # fmt: skip
+    return facts_of(name, classes, image_size, budget.params, budget.macs)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from igc_nas.cli.loading import engine_notices, load, quiet_threads
+from igc_nas.cli.loading import core_notices, engine_notices, load, quiet_threads
 from igc_nas.cli.options import COUNT, FILE, SECONDS, as_json, device_option, runtime_option, studies_dir
 from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import UsageError
@@ -241,6 +241,7 @@ def sampler(
     problems = [tabular_benchmark(load(name, root)) for name in tables] + [*(fitted() if landscapes else ())]
     if not problems:
         raise UsageError("nothing to replay", "add --table STUDY, or --landscapes")
+    say(*core_notices("workers", workers))
     report = bench_sampler(problems, names, seeds, evaluations, workers or usable_cores(), output, say)
     # The curves are long: one line rather than one for each number.
     if as_json:

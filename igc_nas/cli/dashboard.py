@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +14,7 @@ from igc_nas.cli.output import put, say
 from igc_nas.errors import UsageError
 
 if TYPE_CHECKING:
+    from igc_nas.analysis.dashboard.server import Server
     from igc_nas.study.study import Study
 
 PORT = 8321
@@ -55,7 +56,10 @@ def dashboard(
         raise UsageError("--port is a port to serve on", "add --serve")
     loaded = [load(name, root, storage) for name in study]
     if is_served:
-        _serve(study, loaded, PORT if port is None else port, storage, root)
+        server = served(study, loaded, PORT if port is None else port, storage, root)
+        put(server.url)
+        say("to this machine only, updated while the search runs. Ctrl-C ends it")
+        server.wait()
     put(*map(str, written(loaded, out, picture, finals_picture)))
 
 
@@ -66,8 +70,6 @@ def written(
     from igc_nas.analysis import plots
     from igc_nas.analysis.dashboard.document import write_dashboard
 
-    if not studies:
-        raise UsageError("no study is named", "name one")
     asked = ((picture, plots.front_picture), (finals_picture, plots.finals_picture))
     pictures = [(file, draw) for file, draw in asked if file]
     first, *more = studies
@@ -97,8 +99,11 @@ def _page_of(study: Study) -> Path:
     return folder / PAGE_FILE
 
 
-def _serve(names: Sequence[str], studies: Sequence[Study], port: int, storage: str | None, root: Path) -> NoReturn:
-    """Serve the page until Ctrl-C."""
+def served(names: Sequence[str | Path], studies: Sequence[Study], port: int, storage: str | None, root: Path) -> Server:
+    """The server of a page of studies, which reads them by their `names` again where they are in a `storage`.
+
+    Raises `UsageError` where no study is named, or the port is not available.
+    """
     from functools import partial
 
     from igc_nas.analysis.dashboard.server import Page, Server, WatchedStudy
@@ -108,7 +113,4 @@ def _serve(names: Sequence[str], studies: Sequence[Study], port: int, storage: s
         WatchedStudy(s, partial(load, n, root, storage) if stored else None)
         for n, s in zip(names, studies, strict=True)
     ]
-    server = Server(Page(watched), port)
-    put(server.url)
-    say("to this machine only, updated while the search runs. Ctrl-C ends it")
-    server.run()
+    return Server(Page(watched), port)

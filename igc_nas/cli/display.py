@@ -69,8 +69,10 @@ def front_lines(
         )
     noisy = sum(member.latency.noisy for member in members)
     if noisy:
+        of_all = sum(candidate.latency.noisy for candidate in study.candidates)
         notes.append(
-            f"{NOISY} {counted(noisy, 'noisy latency', 'noisy latencies')}: igc-nas measure --study {name} --keep"
+            f"{NOISY} {counted(noisy, 'noisy latency', 'noisy latencies')}, {of_all:,} of all "
+            f"{len(study.candidates):,} candidates: igc-nas measure --study {name} --keep"
         )
     if "architecture" in table[0]:
         notes += legend_lines((member.arch for member in members), width or 200)
@@ -223,8 +225,9 @@ def status_lines(status: Status) -> list[str]:
     running = [f"running   {_running_words(trial, progress)}" for trial, progress in status.running]
     waiting = [f"waiting     trial {trial.number}  {trial.arch}" for trial in status.interrupted]
     failed = [f"failed    {failure_words(trial)}" for trial in status.failed]
+    notices = [f"notice    {text} (from trial {first} on)" for text, first in status.notices.items()]
     commands = [f"  {command}" for command in status.next_commands()]
-    return [*head, *running, *waiting, *failed, *(["", "next:", *commands] if commands else [])]
+    return [*head, *running, *waiting, *failed, *notices, *(["", "next:", *commands] if commands else [])]
 
 
 def _holder_words(holder: LockHolder | None) -> str:

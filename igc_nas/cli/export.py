@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from igc_nas.exports.graph import Exporter, Graph
     from igc_nas.exports.source import Source
     from igc_nas.nn.network import Network
+    from igc_nas.study.spec import RuntimeName
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class ExportRequest:
     form: str | None
     weights_file: bool
     opset: int | None
+    device: str
+    runtime: RuntimeName | None
     seed: int
     classes: int | None
     image_size: int | None
@@ -71,6 +74,9 @@ class ExportRequest:
               "fastest, measured here, of those that the study allows]")  # fmt: skip
 @click.option("--weights-file", is_flag=True, help="Of c: write the weights to NAME.bin instead of into NAME.c.")
 @click.option("--opset", type=click.IntRange(7, 50), help="Of onnx: version of ONNX's operators. [default: torch's]")
+@click.option("--device", default="cpu", show_default=True, help="Of onnx and pt2: where forms race, cpu or cuda.")
+@click.option("--runtime", type=click.Choice(["onnxruntime", "tensorrt"]), help="Of onnx on a GPU: what runs the "
+              "forms that race. [default: onnxruntime]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of random weights.")
 @classes_option
 @side_option
@@ -180,6 +186,10 @@ def _check_options(kind: str, weights: Path | None, request: ExportRequest) -> N
         raise UsageError(f"{kind} is not for stdout", f"name a file or folder: -o model{suffix}")
     if kind not in ("onnx", "dir") and request.opset:
         raise UsageError(f"--opset does not go with {kind}", "it goes with --format onnx or dir")
+    if request.device != "cpu" and (kind not in ("onnx", "pt2", "dir") or request.form):
+        raise UsageError("--device says where the forms of an ONNX or pt2 file race", "leave it out")
+    if request.runtime and (kind not in ("onnx", "dir") or request.device == "cpu"):
+        raise UsageError("--runtime is for the forms of an ONNX file on a GPU", "add --device cuda, or leave it out")
     if not weights and not request.untrained:
         if kind in ("onnx", "pt2", "c"):
             raise UsageError(
@@ -342,7 +352,10 @@ def _graph(kind: Any, source: Source, network: Network, request: ExportRequest) 
 
         require("onnxruntime", "an ONNX file")
     limit = _limit(source, request)
-    graph = _exporter(source, limit, request.opset)(kind, network, request.form or "fastest", source.metadata)
+    exporter = _exporter(source, limit, request.opset)
+    if request.device != "cpu":
+        exporter = _racing_on_gpu(exporter, kind, source, request)
+    graph = exporter(kind, network, request.form or "fastest", source.metadata)
     _check_limit(graph.params, graph.form, limit)
     return graph
 
@@ -364,6 +377,31 @@ def _exporter(source: Source, limit: int | None, opset: int | None) -> Exporter:
     configure_torch(device, spec.threads)
     cache = timing_cache_for(device.name, spec.threads, "deployment")
     return Exporter(spec, device, limit, cache, say, opset=opset)
+
+
+def _racing_on_gpu(exporter: Exporter, kind: str, source: Source, request: ExportRequest) -> Exporter:
+    """The exporter whose fastest form is that on a GPU. Raises `UsageError` where the runtime is not there."""
+    from dataclasses import replace
+    from functools import partial
+
+    from igc_nas.cli.loading import engine_notices
+    from igc_nas.evaluation.runtimes import check_device, require
+    from igc_nas.exports.graph import fastest_on_gpu
+    from igc_nas.nn.device import configure_torch, find_devices
+    from igc_nas.nn.lowering.timing_cache import timing_cache_for
+
+    device = find_devices(request.device)[0]
+    if device.kind == "cpu":
+        return exporter
+    runtime: RuntimeName = "eager" if kind == "pt2" else request.runtime or "onnxruntime"
+    check_device(runtime, device.kind)
+    require(runtime)
+    say(*engine_notices(runtime), f"timing forms by {runtime} on {device.name} ...")
+    as_the_file = {"dtype": "float32", "device": device.name, "runtime": runtime, "cuda_graph": kind == "pt2"}
+    spec = exporter.spec.model_copy(update=as_the_file)
+    configure_torch(device, spec.threads)
+    cache = timing_cache_for(device.name, spec.threads, "deployment")
+    return replace(exporter, fastest=partial(fastest_on_gpu, source.arch, spec, device, exporter.most_params, cache))
 
 
 def _error_text(error: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from igc_nas.cli.loading import architecture, code_notices, load, quiet_threads
+from igc_nas.cli.loading import architecture, code_notices, core_notices, load, quiet_threads
 from igc_nas.cli.options import (
     RecipeRequest,
     as_json,
@@ -110,11 +110,11 @@ def trained(request: FinalsRequest) -> str | None:
     entrants = _entrants(study, request)
     info, notice = _dataset(study, request.data_dir)
     final = _finals(study, entrants, info, devices, request)
-    say(*code_notices(devices[0].kind))
+    say(*code_notices(devices[0].kind), *core_notices("workers", request.workers))
     _announce(study, final, notice, request)
     if request.dry_run:
         return None
-    workers = request.workers or default_extent(devices[0].kind, len(devices)).workers
+    workers = request.workers or default_extent(devices[0].kind, len(devices), gpu_memory=devices[0].memory).workers
     _train(final, tuple(device.torch_name for device in devices), workers, request.deterministic)
     return final.recipe.model_dump_json()
 

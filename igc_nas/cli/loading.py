@@ -131,13 +131,23 @@ def quiet_threads(threads: int) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def core_notices(option: str, count: int | None) -> list[str]:
+    """A line where a command runs more threads or workers than this process has cores; `option` is `threads`, ...."""
+    from igc_nas.analysis.words import counted
+    from igc_nas.study.defaults import usable_cores
+
+    cores = usable_cores()
+    if count is None or count <= cores:
+        return []
+    return [f"{count:,} {option} on {counted(cores, 'core')} wait for each other; --{option} {cores} is as fast"]
+
+
 def code_notices(kind: str) -> list[str]:
     """A line where what is compiled for a CPU (`kind`) is not kept for the next run, and why."""
-    from igc_nas.nn.codegen.build import compiler, unkept_code
+    from igc_nas.nn.codegen.build import unkept_code
 
-    if kind != "cpu" or compiler() is None or (unkept := unkept_code()) is None:
-        return []
-    return ["compiled code is not kept in {}: {}; IGC_NAS_CACHE names another folder".format(*unkept)]
+    unkept = unkept_code() if kind == "cpu" else None
+    return [f"{unkept}; IGC_NAS_CACHE names another folder"] if unkept else []
 
 
 def engine_notices(runtime: str) -> list[str]:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from igc_nas.cli.loading import architecture, code_notices, engine_notices, load, quiet_threads, read_architecture
+from igc_nas.cli.loading import (
+    architecture,
+    code_notices,
+    core_notices,
+    engine_notices,
+    load,
+    quiet_threads,
+    read_architecture,
+)
 from igc_nas.cli.options import (
     COUNT,
     as_json,
@@ -134,17 +142,13 @@ def check(request: MeasureRequest, given: Collection[str]) -> None:
 
 def measured(request: MeasureRequest) -> tuple[ArchConfig, Latency]:
     """(the architecture that is requested, its latency here)."""
-    from igc_nas.analysis.words import counted
-    from igc_nas.study.defaults import usable_cores
-
     assert request.arch is not None
     config = (
         read_architecture(sys.stdin.buffer, "stdin", request.classes, request.image_size)
         if request.arch == "-"
         else architecture(request.arch, request.classes, request.root, request.image_size)
     )
-    if request.threads > (cores := usable_cores()):
-        say(f"{request.threads} threads on {counted(cores, 'core')} wait for each other: --threads {cores} is the most")
+    say(*core_notices("threads", request.threads))
     quiet_threads(request.threads)
     return config, _measured(config, request)
 

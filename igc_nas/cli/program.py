@@ -29,6 +29,7 @@ from igc_nas.cli.space import space
 from igc_nas.cli.status import status
 from igc_nas.cli.train import train
 from igc_nas.errors import IgcNasError
+from igc_nas.io.fallbacks import fallbacks_to
 from igc_nas.io.text import printable
 from igc_nas.study.process import ENDING
 
@@ -125,7 +126,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     debug = "--debug" in arguments
     try:
-        result = program.main([a for a in arguments if a != "--debug"], prog_name="igc-nas", standalone_mode=False)
+        with fallbacks_to(lambda text: say(f"notice: {text}")):
+            result = program.main([a for a in arguments if a != "--debug"], prog_name="igc-nas", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         if isinstance(error, click.NoSuchOption) and (hint := option_hint(error)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.cli.front import print_front
-from igc_nas.cli.loading import architecture, code_notices, load
+from igc_nas.cli.loading import architecture, code_notices, core_notices, load
 from igc_nas.cli.options import (
     COUNT,
     MS,
@@ -254,7 +254,7 @@ def _say_summary(study: Study, end: str) -> None:
         )
     name = study_argument(study.folder, study.spec.name)
     noisy = sum(candidate.latency.noisy for candidate in study.candidates)
-    if noisy and not any(member.latency.noisy for member in study.front()):  # else the front says so
+    if noisy and not any(member.latency.noisy for member in study.front()):  # else the front's notes say so
         of = counted(len(study.candidates), "latency is", "latencies are")
         say(f"{noisy} of {of} noisy; on a quieter machine: igc-nas measure --study {name} --keep")
     say("")
@@ -321,6 +321,7 @@ def _prepared(request: SearchRequest, began: float) -> tuple[StudySpec, Run]:
     )
     notice = auto_notice(resolved.info, data_dir(request.data_dir)) if resolved.dataset == "auto" else None
     notices = [*([notice] if notice else []), *code_notices(devices[0].kind)]
+    notices += core_notices("workers", None if on_ray else request.workers)
     if request.device in ("auto", "cuda"):
         notices += [f"not used: {text}" for text in survey_gpus().notices]
     if request.quiet:

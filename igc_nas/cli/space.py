@@ -49,22 +49,14 @@ def space(
     if new is not None:
         _write_template(name, new)
         return
-    from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, space_names
+    from igc_nas.space.search_space import space_names
 
     if name is None:
         put_json(space_names()) if as_json else put(*space_names())
         return
-    path = find_space(name)
-    found = SearchSpace(SpaceFile.load(path, image_size), classes, path.stem)
-    if image_size is not None:
-        found.check_side()
-    facts = space_facts(found, budget_params, budget_macs)
-    if as_json:
-        put_json(
-            {"space": found.name, "classes": classes, **facts, "left_out": found.left_out, "file": found.file.to_dict()}
-        )
-    else:
-        put_text(*_lines(found, facts))
+    found = _found(name, classes, image_size)
+    counts = _counts(found, budget_params, budget_macs)
+    put_json(_facts(found, counts)) if as_json else put_text(*_lines(found, counts))
 
 
 def _write_template(name: str | None, path: Path) -> None:
@@ -82,7 +74,30 @@ def _write_template(name: str | None, path: Path) -> None:
     say(f"wrote {path}; edit it, then:", f"  igc-nas space {path}", f"  igc-nas search --space {path}")
 
 
-def space_facts(space: SearchSpace, budget_params: int | None, budget_macs: int | None) -> dict[str, Any]:
+def space_facts(
+    name: str | Path, classes: int, image_size: int | None, budget_params: int | None, budget_macs: int | None
+) -> dict[str, Any]:
+    """What `igc-nas space NAME --json` prints. Raises `ConfigError` for an unknown space, and what `_counts` raises."""
+    found = _found(name, classes, image_size)
+    return _facts(found, _counts(found, budget_params, budget_macs))
+
+
+def _found(name: str | Path, classes: int, image_size: int | None) -> SearchSpace:
+    from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space
+
+    path = find_space(str(name))
+    found = SearchSpace(SpaceFile.load(path, image_size), classes, path.stem)
+    if image_size is not None:
+        found.check_side()
+    return found
+
+
+def _facts(space: SearchSpace, counts: Mapping[str, Any]) -> dict[str, Any]:
+    named = {"space": space.name, "classes": space.classes}
+    return {**named, **counts, "left_out": space.left_out, "file": space.file.to_dict()}
+
+
+def _counts(space: SearchSpace, budget_params: int | None, budget_macs: int | None) -> dict[str, Any]:
     """The size of a space and its smallest and largest costs; within a budget also what `Feasible.facts` counts.
 
     Raises `InfeasibleError` if nothing is within the budget, `IgcNasError` if the space is too large to count.

@@ -18,6 +18,7 @@ from igc_nas.io.text import nearest
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.fastest_dtype import FastestDtype, fastest_dtype
 from igc_nas.space.budget import Budget
+from igc_nas.space.feasible import feasible
 from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, search_space
 from igc_nas.study.defaults import PRUNE_BELOW, new_spec
 from igc_nas.study.names import check_study_name
@@ -122,7 +123,8 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
         return _continued(study, settings, request, device)
     recipe = settings.get("recipe", {})
     path = find_space(space)
-    choices = search_space(SpaceFile.load(path), info.classes, path.stem)
+    choices = search_space(SpaceFile.load(path, info.side if info.images else None), info.classes, path.stem)
+    feasible(choices, budget).lightest()  # raises where nothing fits, before networks are compiled and timed
     runtime, eager_because = _default_runtime(request, device, choices)
     if request.latency_command is None:
         check_dtype(request.latency_dtype or "float32", request.latency_runtime or runtime, device.kind)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.cli.loading import architecture, code_notices, packing_bar, quiet_threads, say_unusable
+from igc_nas.cli.loading import architecture, code_notices, core_notices, packing_bar, quiet_threads, say_unusable
 from igc_nas.cli.options import (
     FILE,
     RecipeRequest,
@@ -102,6 +102,7 @@ def trained(request: TrainRequest) -> tuple[dict[str, Any], Path]:
     from igc_nas.study.defaults import usable_cores
 
     threads = request.threads or usable_cores()
+    say(*core_notices("threads", request.threads))
     quiet_threads(threads)
     plan, job, device = _prepared(request, threads)
     _train(plan, job, device, threads, deterministic=request.deterministic)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
-from igc_nas.engine.events import Ended, Event, Exhausted, Job, LongerJob, Opened, Progress, Started
+from igc_nas.engine.events import Ended, Event, Exhausted, Job, LongerJob, Notice, Opened, Progress, Started
 from igc_nas.engine.executor import (
     Executor,
     Message,
@@ -69,6 +69,8 @@ class Coordinator:
         self.exhausted = False
         self.ended_baselines = 0
         self.failures: Counter[str] = Counter()
+        self.notices: dict[str, None] = {}
+        """What workers have said about their machine, in order; each is said to the user once."""
         self.running: dict[int, Running] = {}
         self.began: dict[int, float] = {}
         self.predictions: dict[int, FinalErrorPrediction] = {}
@@ -360,10 +362,21 @@ class Coordinator:
             yield trial.candidate
 
     def _update_progress(self, progress: Progress) -> None:
+        if progress.notice is not None:
+            self._notice(progress.number, progress.notice)
+            return
         before, epoch = self.running[progress.number], progress.epoch
         training = {"samples": epoch.samples, "train_error": epoch.train_error} if epoch else {}
         self.running[progress.number] = before.model_copy(update={"doing": progress.doing, **training})
         self.on_event(progress)
+
+    def _notice(self, number: int, text: str) -> None:
+        """Keep what a worker says with its trial, and say it to the user if it is new."""
+        trial = self.store.trials[number]
+        self.store.trials[number] = trial.model_copy(update={"notices": (*(trial.notices or ()), text)})
+        if text not in self.notices:
+            self.notices[text] = None
+            self.on_event(Notice(text))
 
     def _ended_trial(self, message: TrialCompleted | TrialPruned | TrialFailed) -> Trial:
         trial = self.store.trials[message.number]

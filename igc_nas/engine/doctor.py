@@ -95,12 +95,14 @@ def _devices() -> Iterator[Finding]:
     survey = survey_gpus()
     yield Finding("processor", f"{cpu_name()}; {usable_cores()} of {os.cpu_count()} cores may be used")
     for gpu in survey.supported:
-        free, total = torch.cuda.mem_get_info(gpu.torch_device)
-        yield Finding(
-            gpu.torch_name,
-            f"{gpu.name}, compute capability {gpu.capability}, {free / GIB:.0f} of {total / GIB:.0f} GiB free, "
-            f"trains in {gpu.fast_dtype}",
-        )
+        problem, hint = None, None
+        try:
+            free, total = torch.cuda.mem_get_info(gpu.torch_device)
+            memory = f"{free / GIB:.0f} of {total / GIB:.0f} GiB free"
+        except RuntimeError as error:  # it makes a CUDA context: one process has the GPU for itself, or it is broken
+            memory, problem, hint = "memory unknown", one_line(error, 200), "`nvidia-smi` shows what computes on it"
+        facts = f"{gpu.name}, compute capability {gpu.capability}, {memory}, trains in {gpu.fast_dtype}"
+        yield Finding(gpu.torch_name, facts, problem, hint)
         if gpu.uuid and (sensors := find_gpu(gpu.uuid)) and sensors.is_mig:
             yield Finding(f"{gpu.torch_name} sensors", MIG)
     if survey.supported:
@@ -134,7 +136,7 @@ def _defaults() -> Iterator[Finding]:
         yield Finding("--device auto", "refused", error.message, error.hint)
     devices = devices_to_check()
     kind = devices[0].kind
-    extent, recipe = default_extent(kind, len(devices)), default_recipe(kind)
+    extent, recipe = default_extent(kind, len(devices), gpu_memory=devices[0].memory), default_recipe(kind)
     names = ", ".join(device.torch_name for device in devices)
     yield Finding(
         "a search",
@@ -216,10 +218,9 @@ def _cache() -> Iterator[Finding]:
         yield Finding("cache", str(folder), problem, "set IGC_NAS_CACHE to a folder that can be written")
         return
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    unkept = unkept_code() if compiler() else None
-    uncached = "compiled code is not kept in {}: {}".format(*unkept) if unkept else None
+    unkept = unkept_code()
     hint = "IGC_NAS_CACHE names another folder, which nobody else can write" if unkept else None
-    yield Finding("cache", f"{folder}, {size / 2**20:.1f} MiB", uncached, hint)
+    yield Finding("cache", f"{folder}, {size / 2**20:.1f} MiB", unkept, hint)
 
 
 def devices_to_check() -> tuple[Device, ...]:

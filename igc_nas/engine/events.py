@@ -61,6 +61,8 @@ class Progress:
     epoch: Epoch | None = None
     training: TrainingProgress | None = None
     """Of a training to the end."""
+    notice: str | None = None
+    """What the user is to know about the worker's machine."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Exhausted:
 
 @dataclass(frozen=True)
 class Notice:
-    """A message about the executor for the user: a node is not used, a node was lost."""
+    """A message about the executor for the user: a node is not used, a node was lost, Triton does not work."""
 
     text: str
 

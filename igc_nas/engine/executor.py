@@ -70,6 +70,9 @@ class Reporter:
     def training(self, progress: TrainingProgress) -> None:
         """How far a training to the end is."""
 
+    def notice(self, text: str) -> None:
+        """Something of this machine does not work, and another way is taken."""
+
     def should_continue(self, latency: Latency, rung: Rung) -> bool:
         """Whether the training continues after this rung."""
         return True

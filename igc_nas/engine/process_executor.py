@@ -39,8 +39,9 @@ from igc_nas.engine.executor import (
     WorkerSlot,
 )
 from igc_nas.engine.worker import kill_descendants, kill_orphans, worker_main
-from igc_nas.errors import IgcNasError, UsageError
+from igc_nas.errors import NO_GRAPH, IgcNasError, UsageError
 from igc_nas.evaluation.host import oom_kills
+from igc_nas.nn.cuda_timing import GRAPHS
 from igc_nas.study.process import uninterrupted
 from igc_nas.study.records import Failure
 from igc_nas.study.spec import Calibration, StudySpec
@@ -108,6 +109,8 @@ class ProcessExecutor:
     """Whether results on a GPU are equal bit for bit."""
     _workers: list[_Worker] = field(default_factory=list)
     _stillborn: int = 0
+    _graphs: bool = True
+    """Whether new workers train by CUDA graphs: not after a trial for which CUDA recorded none."""
 
     def __enter__(self) -> Self:
         self._imports_main = _imports_main(self.make)
@@ -208,6 +211,7 @@ class ProcessExecutor:
             return None  # from a thread that the evaluator of an earlier trial has left
         worker.update(answer)
         if isinstance(answer, TrialFailed) and answer.failure.kind == "died":  # it has lost its GPU, and ends
+            self._graphs = self._graphs and not answer.reason.startswith(NO_GRAPH)
             self._replace(worker)
         return answer
 
@@ -263,7 +267,7 @@ class ProcessExecutor:
             daemon=True,
         )
         with (
-            _child_environment(self.threads, self.deterministic),
+            _child_environment(environment(self.threads, self.deterministic, graphs=self._graphs)),
             contextlib.nullcontext() if self._imports_main else _without_main(),
         ):
             process.start()
@@ -285,21 +289,24 @@ def _raise_if_error(answer: object) -> None:
         raise answer
 
 
-def environment(threads: int, deterministic: bool = False) -> dict[str, str]:
+def environment(threads: int, deterministic: bool = False, *, graphs: bool = True) -> dict[str, str]:
     """Environment variables that a worker needs before it imports torch: idle threads sleep.
 
     On a GPU memory segments can grow: the tensors' sizes change with every trial, and would fragment fixed ones.
+    Without `graphs` it trains without CUDA graphs, which the user's own environment may ask for, too.
     """
     wanted = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     if not (os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF")):
         wanted["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    if not graphs or GRAPHS in os.environ:
+        wanted[GRAPHS] = "0" if not graphs else os.environ[GRAPHS]
     return wanted | (CUBLAS_WORKSPACE if deterministic else {})
 
 
 @contextlib.contextmanager
-def _child_environment(threads: int, deterministic: bool) -> Iterator[None]:
+def _child_environment(wanted: dict[str, str]) -> Iterator[None]:
     """While a child is started: its environment, and SIGINT is ignored."""
-    wanted = environment(threads, deterministic) | {STARTING: str(os.getpid())}
+    wanted = wanted | {STARTING: str(os.getpid())}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     in_main = threading.current_thread() is threading.main_thread()

@@ -25,7 +25,7 @@ from igc_nas.evaluation.training import Training
 from igc_nas.nn.device import Device, configure_torch
 from igc_nas.nn.lowering.training import Forward, factored_forward
 from igc_nas.nn.network import build
-from igc_nas.study.defaults import default_extent, default_recipe, new_spec
+from igc_nas.study.defaults import default_recipe, new_spec
 from igc_nas.study.records import Score
 
 CHECKED = ArchConfig.parse(
@@ -62,15 +62,20 @@ class SelfCheck:
         return asdict(self)
 
 
-def self_check(device: Device, info: DatasetInfo | None = None) -> tuple[SelfCheck, ...]:
-    """Check one device, on the dataset that igc-nas draws itself by default."""
+def self_check(
+    device: Device, info: DatasetInfo | None = None, arch: ArchConfig = CHECKED, **recipe: Any
+) -> tuple[SelfCheck, ...]:
+    """Check one device by a network, on the dataset that igc-nas draws itself by default.
+
+    `recipe` changes the default recipe of the trial.
+    """
     configure_torch(device, 1)
     info = info or locate("shapes")
     return (
-        _checked("gradients", lambda: _gradients(device)),
-        *([_checked("captured step", lambda: _captured_step(device, info))] if device.kind == "cuda" else []),
-        _checked("trial", lambda: _trial(device, info)),
-        *([_checked("energy", lambda: _energy(device))] if device.kind == "cuda" else []),
+        _checked("gradients", lambda: _gradients(device, arch)),
+        *([_checked("captured step", lambda: _captured_step(device, info, arch))] if device.kind == "cuda" else []),
+        _checked("trial", lambda: _trial(device, info, arch, recipe)),
+        *([_checked("energy", lambda: _energy(device, arch))] if device.kind == "cuda" else []),
     )
 
 
@@ -83,9 +88,9 @@ def _checked(name: str, check: Callable[[], str]) -> SelfCheck:
     return SelfCheck(name, passed, result, round(time.perf_counter() - started, 2))
 
 
-def _gradients(device: Device) -> str:
+def _gradients(device: Device, arch: ArchConfig) -> str:
     """One step's gradients on the device, in the dtype that it trains in, against float64 on the CPU."""
-    network, images = build(CHECKED, 0), torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    network, images = build(arch, 0), torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     wanted = _gradient(copy.deepcopy(network).double(), images.double())
     on_device = network.to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     dtype = device.fast_dtype
@@ -105,13 +110,13 @@ def _gradient(network: nn.Module, images: Tensor, forward: Forward | None = None
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
 
-def _captured_step(device: Device, info: DatasetInfo) -> str:
+def _captured_step(device: Device, info: DatasetInfo, arch: ArchConfig) -> str:
     """An epoch of steps replayed from a CUDA graph against one of steps launched one by one."""
     recipe = default_recipe(device.kind, epochs=1, train_size=2048, held_out=64, rungs=[], batch=128)
     train, _ = load_proxy(info, recipe, 0, device.torch_device)
     losses, seconds = [], []
     for capture in (False, True):
-        network = build(CHECKED.with_classes(info.classes), 0)
+        network = build(arch.with_classes(info.classes), 0)
         training = Training(network, train, recipe, device, 0, capture=capture)
         started = time.perf_counter()
         losses.append(training.epoch().loss)
@@ -121,28 +126,28 @@ def _captured_step(device: Device, info: DatasetInfo) -> str:
     return f"losses {losses[0]:.4f} and {losses[1]:.4f}; {seconds[0]:.2f} s launched, {seconds[1]:.2f} s captured"
 
 
-def _trial(device: Device, info: DatasetInfo) -> str:
-    """One trial by the default recipe, and how many fit into an hour."""
+def _trial(device: Device, info: DatasetInfo, arch: ArchConfig, recipe: dict[str, Any]) -> str:
+    """One trial by the default recipe, with changes, and how many fit into an hour."""
     with tempfile.TemporaryDirectory() as folder:
-        spec = new_spec(info, device.name, device.kind, name="self-check")
+        spec = new_spec(info, device.name, device.kind, name="self-check", recipe=recipe)
         evaluator = Evaluator(spec, info, device, 1, DeviceLock(Path(folder), 0, 1, device.synchronize))
         started = time.perf_counter()
-        outcome = evaluator(CHECKED.with_classes(info.classes), 0)
+        outcome = evaluator(arch.with_classes(info.classes), 0)
         seconds = time.perf_counter() - started
     assert isinstance(outcome.score, Score)
-    spent, workers = outcome.spent, default_extent(device.kind).workers
+    spent = outcome.spent
     assert spent is not None
     return (
         f"{seconds:.1f} s ({spent.prepare_s + spent.measure_s:.1f} measuring, {spent.choose_s:.1f} choosing forms, "
         f"{spent.train_s:.1f} training {outcome.score.samples:,} images); "
-        f"latency {outcome.latency.median_ms:.3g} ms; about {3600 / seconds * workers:,.0f} trials an hour"
+        f"latency {outcome.latency.median_ms:.3g} ms; about {3600 / seconds:,.0f} trials an hour by one worker"
     )
 
 
-def _energy(device: Device) -> str:
+def _energy(device: Device, arch: ArchConfig) -> str:
     """The energy of one forward pass, where the driver counts it."""
     spec = new_spec(locate("shapes"), device.name, device.kind, name="self-check").latency
-    latency = measure_latency(CHECKED, spec, device, energy=True)
+    latency = measure_latency(arch, spec, device, energy=True)
     if latency.energy_mj is None:
         return "not counted by this GPU or driver"
     return f"{latency.energy_mj:.3g} mJ a forward pass"

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from igc_nas.engine.events import Event, Progress, Started
+from igc_nas.engine.events import Event, Notice, Progress, Started
 from igc_nas.engine.trainings import TimingJob
 from igc_nas.io.console import NotebookLive, console, live
 from igc_nas.io.text import printable
@@ -44,6 +44,7 @@ class TrainingDisplay:
         self._is_alone = is_alone
         self._rows: dict[int, _Row] = {}
         self._ended: set[int] = set()
+        self._notices: set[str] = set()
         self._console = console(stderr=True)
         self._live = live(self, self._console)
 
@@ -68,6 +69,9 @@ class TrainingDisplay:
                 if progress is not None:
                     row.progress = progress
                     self._say_epoch(row.name, before, progress)
+            case Notice(text) if text not in self._notices:
+                self._notices.add(text)
+                self.say(text)
         if isinstance(self._live, NotebookLive):
             self._live.update()
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from igc_nas.arch.cost import cost_of
 from igc_nas.data.datasets import DatasetInfo
 from igc_nas.engine.device_lock import lock_for
-from igc_nas.engine.events import Event, Job, Progress, Started
+from igc_nas.engine.events import Event, Job, Notice, Progress, Started
 from igc_nas.engine.executor import Reporter, TrainingEnded, TrainingTimed, TrialFailed, WorkerSlot
 from igc_nas.engine.process_executor import ProcessExecutor
 from igc_nas.errors import ConfigError
@@ -244,6 +244,6 @@ class Trainings:
                 self._executor.submit(left.pop(0))
             for message in self._executor.messages(None):
                 if isinstance(message, Progress):
-                    self.on_event(message)
+                    self.on_event(message if message.notice is None else Notice(message.notice))
                 elif isinstance(message, TrainingTimed | TrainingEnded | TrialFailed):
                     yield message

@@ -37,8 +37,10 @@ from igc_nas.engine.executor import (
     Waiting,
     WorkerSlot,
 )
-from igc_nas.errors import DivergedError, IgcNasError
+from igc_nas.errors import CaptureError, DivergedError, IgcNasError
+from igc_nas.io.fallbacks import fallbacks_to
 from igc_nas.io.records import Frozen, first_problem
+from igc_nas.io.text import one_line
 from igc_nas.study.finals import Trained, TrainingProgress
 from igc_nas.study.records import Epoch, Failure, FailureKind, Latency, Rung, Score, TimeBreakdown, Unfinished
 from igc_nas.study.spec import Calibration, StudySpec
@@ -65,6 +67,7 @@ SEAMS = ("worker.py", "coordinator.py", "events.py")
 """The modules that call evaluators: an error with no deeper frame of ours comes from an evaluator of the user."""
 MOST_TEXT = 10_000
 """The number of characters of an error message that are read."""
+MOST_NOTICE = 500
 PARENT_GONE = 86
 """Exit status of a worker whose coordinator is gone."""
 MARK = "IGC_NAS_WORKER"
@@ -112,6 +115,10 @@ class JobReporter(Reporter):
         """Send how far a training to the end is."""
         self._send(Progress(self._number, self.current_step, training=validated(progress, TrainingProgress)))
 
+    def notice(self, text: str) -> None:
+        """Send what the user is to know about this machine."""
+        self._send(Progress(self._number, self.current_step, notice=one_line(text, MOST_NOTICE)))
+
     def waiting(self, is_waiting: bool) -> None:
         """Send that the evaluator begins to wait, or how long it has waited."""
         if is_waiting:
@@ -147,7 +154,8 @@ def run_job(evaluator: Evaluating, job: Job, channel: Channel) -> Message:
     """
     reporter = JobReporter(job, channel)
     try:
-        outcome = job.evaluated_by(evaluator, reporter)
+        with fallbacks_to(reporter.notice):
+            outcome = job.evaluated_by(evaluator, reporter)
         reporter.current_step = "returning"
         message = _message(job.number, outcome)
         if isinstance(message, TrialPruned) and not reporter.is_pruned:
@@ -227,7 +235,7 @@ def _kind(error: BaseException) -> FailureKind:
         return "diverged"
     if isinstance(error, MemoryError) or any(words in _text(error).lower() for words in OUT_OF_MEMORY):
         return "memory"
-    if any(words in _text(error) for words in CONTEXT_LOST):
+    if isinstance(error, CaptureError) or any(words in _text(error) for words in CONTEXT_LOST):
         return "died"
     return "refused" if isinstance(error, IgcNasError) else "error"
 

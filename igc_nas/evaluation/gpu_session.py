@@ -48,7 +48,7 @@ def require_provider(provider: Provider) -> None:
 
 
 def gpu_session(model: bytes, x: Tensor, provider: Provider) -> Callable[[], Tensor]:
-    """A function that runs a model on a float32 image of the GPU: it copies nothing, and waits for its end.
+    """A function that runs a model on an image of the GPU, in its dtype: it copies nothing, and waits for its end.
 
     Raises `IgcNasError` where ONNX Runtime leaves the model, or a part of it, to another provider.
     """
@@ -59,7 +59,7 @@ def gpu_session(model: bytes, x: Tensor, provider: Provider) -> Callable[[], Ten
     options.log_severity_level = 3
     settings: dict[str, Any] = {"device_id": index}
     if provider == "TensorrtExecutionProvider":
-        settings |= _tensorrt_settings(model, x.device)
+        settings |= _tensorrt_settings(model, x)
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     else:
         settings["cudnn_conv_algo_search"] = "EXHAUSTIVE"
@@ -76,10 +76,10 @@ def gpu_session(model: bytes, x: Tensor, provider: Provider) -> Callable[[], Ten
     if provider not in session.get_providers():
         raise IgcNasError(f"ONNX Runtime {onnxruntime.__version__} does not use {what}", way_out)
     (image,), (logits,) = session.get_inputs(), session.get_outputs()
-    y = torch.empty(tuple(logits.shape), device=x.device)
+    y, dtype = torch.empty(tuple(logits.shape), dtype=x.dtype, device=x.device), str(x.dtype).removeprefix("torch.")
     binding = session.io_binding()
-    binding.bind_input(image.name, "cuda", index, "float32", tuple(x.shape), x.data_ptr())
-    binding.bind_output(logits.name, "cuda", index, "float32", tuple(y.shape), y.data_ptr())
+    binding.bind_input(image.name, "cuda", index, dtype, tuple(x.shape), x.data_ptr())
+    binding.bind_output(logits.name, "cuda", index, dtype, tuple(y.shape), y.data_ptr())
 
     def run() -> Tensor:
         session.run_with_iobinding(binding)
@@ -88,16 +88,20 @@ def gpu_session(model: bytes, x: Tensor, provider: Provider) -> Callable[[], Ten
     return run
 
 
-def _tensorrt_settings(model: bytes, device: torch.device) -> dict[str, Any]:
-    """Float32, whose products TensorRT computes in TF32. Engines are kept unless `why_engines_are_not_kept`."""
+def _tensorrt_settings(model: bytes, x: Tensor) -> dict[str, Any]:
+    """In the model's dtype, float32 products in TF32. Engines are kept unless `why_engines_are_not_kept`.
+
+    A model in float16 has float16 weights, which TensorRT refuses without kernels in float16.
+    """
     import onnxruntime
 
+    settings: dict[str, Any] = {"trt_fp16_enable": True} if x.dtype == torch.float16 else {}
     if why_engines_are_not_kept() is not None:
-        return {}
+        return settings
     folder = engine_folder()
-    made_for = onnxruntime.__version__, _tensorrt_version(), torch.cuda.get_device_name(device)
+    made_for = onnxruntime.__version__, _tensorrt_version(), torch.cuda.get_device_name(x.device)
     kept = folder / hashlib.sha256(model + "\0".join(made_for).encode()).hexdigest()[:32]
-    return {
+    return settings | {
         "trt_engine_cache_enable": True,
         "trt_engine_cache_path": str(kept),
         "trt_timing_cache_enable": True,

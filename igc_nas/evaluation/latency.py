@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import median
 from typing import Any
@@ -64,7 +64,10 @@ architectures differ by at most 0.004 and 0.034 on a CPU, a network without one 
 
 @dataclass(frozen=True)
 class FormRun:
-    """A network in one form, on one input: `output` runs it once. `name` is the form's, or "reference"."""
+    """A network in one form, on one input: `output` runs it once. `name` is the form's, or "reference".
+
+    On a GPU `output` is the replay of a CUDA graph, where the spec says so.
+    """
 
     name: str
     variant: Variant
@@ -126,7 +129,7 @@ def timer_for(run: FormRun, spec: LatencySpec, device: Device) -> Timer:
     """
     if device.kind == "cpu" or spec.runtime in WITH_OWN_STREAM:
         return timed(run.output, device.synchronize)
-    return event_timer(run.output, device.torch_device, graph=spec.cuda_graph, cold_cache=spec.cold_cache)
+    return event_timer(run.output, device.torch_device, graph=False, cold_cache=spec.cold_cache)
 
 
 def warm_up(timer: Timer, least_s: float = 0.0) -> None:
@@ -190,8 +193,10 @@ class Measurer:
         timers = {name: self._timer(run) for name, run in runs.items()}
         pace = self._reference_timer
         with self.alone():
+            if self.device.kind == "cuda":
+                self.instruments.warm_up(pace, GPU_WARM_UP_S)
             monitor, began = self.instruments.monitor(self.device), self.instruments.clock()
-            self.instruments.warm_up(pace, GPU_WARM_UP_S if self.device.kind == "cuda" else 0.0)
+            self.instruments.warm_up(pace, 0.0)
             forms, chosen = self._race(runs, timers)
             samples = self._rounds(timers[chosen], pace, began)
             conditions = self.instruments.conditions(self.device)  # at once: an idle GPU reports no throttling
@@ -245,8 +250,8 @@ class Measurer:
                 module = variant.module(network, self.spec.batch, self.cache, self.spec.runtime, dtype)
             output = self.instruments.runner(self.spec.runtime, module, x, self.spec.threads)
             run = FormRun(variant.name, variant, output, dtype)
-            if self._is_equal(run, wanted):
-                runs.append(run)
+            if self._is_equal(run, wanted) and (timed_run := self._as_timed(run, wanted)):
+                runs.append(timed_run)
         if not runs:
             native = self.spec.runtime == "native"
             forms = [factored_variant(network.plan)] if native else uniform_variants(network.plan)
@@ -256,18 +261,38 @@ class Measurer:
             )
         return runs
 
-    def _is_equal(self, run: FormRun, wanted: Tensor) -> bool:
+    def _as_timed(self, run: FormRun, wanted: Tensor) -> FormRun | None:
+        """The form as it is timed: on a GPU its graph, whose replay is compared, too.
+
+        None where the GPU has no memory for it, or where it computes another function.
+        """
+        if not self._captures:
+            return run
+        try:
+            graph = replace(run, output=captured(run.output, self.device.torch_device))
+        except torch.OutOfMemoryError:
+            if run.name == "factored":
+                raise
+            return None
+        return graph if self._is_equal(graph, wanted, is_graph=True) else None
+
+    @property
+    def _captures(self) -> bool:
+        return self.device.kind == "cuda" and self.spec.cuda_graph
+
+    def _is_equal(self, run: FormRun, wanted: Tensor, *, is_graph: bool = False) -> bool:
         """Whether a form computes the network's function. Raises `IgcNasError` where the factored one does not.
 
-        A compiled one is compared in TF32, as it is timed: torch.compile would compile it anew without. Those
-        `WITH_OWN_STREAM` have a setting of their own, and compute in TF32.
+        A compiled one is compared in TF32, as it is timed: torch.compile would compile it anew without. So is a graph,
+        which was captured in TF32. Those `WITH_OWN_STREAM` have a setting of their own, and compute in TF32.
         """
-        in_tf32 = self.spec.runtime in ("compile", *WITH_OWN_STREAM) and self.device.kind == "cuda"
+        in_tf32 = is_graph or (self.spec.runtime in ("compile", *WITH_OWN_STREAM) and self.device.kind == "cuda")
         with nullcontext() if in_tf32 else exact_float32():
             error = float((run.output().float() - wanted).norm() / wanted.norm())
         is_equal = error < MOST_ROUNDING.get(self.spec.dtype, MOST_TF32_ERROR if in_tf32 else MOST_ERROR)
         if not is_equal and run.name == "factored":
-            raise IgcNasError(f"{self.spec.runtime} computes another function (relative error {error:.1e})")
+            what = f"the CUDA graph of {self.spec.runtime}" if is_graph else self.spec.runtime
+            raise IgcNasError(f"{what} computes another function (relative error {error:.1e})")
         return is_equal
 
     def _timer(self, run: FormRun) -> Timer:
@@ -282,6 +307,8 @@ class Measurer:
         network.to(self.device.torch_device, dtype, memory_format=_layout(self.spec))  # type: ignore[call-overload]
         x = _input(arch.input, spec, self.device).to(dtype)
         output = self.instruments.runner("eager", network, x, spec.threads)
+        if self._captures:
+            output = captured(output, self.device.torch_device)
         return self.instruments.timer(FormRun("reference", factored_variant(network.plan), output), spec, self.device)
 
     def _race(self, runs: Mapping[str, FormRun], timers: Mapping[str, Timer]) -> tuple[dict[str, FormTime], str]:
@@ -325,8 +352,7 @@ class Measurer:
         gpu = find_gpu(self.device.uuid) if self.device.uuid else None
         if gpu is None:
             return None
-        again = captured(run.output, self.device.torch_device) if self.spec.cuda_graph else run.output
-        found = energy_per_run(gpu, again, self.device.synchronize)
+        found = energy_per_run(gpu, run.output, self.device.synchronize)
         return found.per_run_mj if found else None
 
 

@@ -90,12 +90,14 @@ def check_device(runtime: RuntimeName, kind: str) -> None:
 
 
 def check_dtype(dtype: DtypeName, runtime: RuntimeName, kind: Kind) -> None:
-    """Raise `UsageError` for latencies in 16 bits on a CPU, or by a runtime other than PyTorch's own two."""
+    """Raise `UsageError` for latencies in 16 bits on a CPU, or by a runtime that has no kernels for them."""
     if dtype == "float32":
         return
     if kind == "cpu":
         raise UsageError(f"latencies in {dtype} are measured on a GPU only", "leave out --latency-dtype")
-    if runtime not in ("eager", "compile"):
+    if dtype == "bfloat16" and runtime in WITH_OWN_STREAM:  # ONNX Runtime has no convolution in it
+        raise UsageError(f"the runtime {runtime} measures in float32 and float16", "use float16, or eager or compile")
+    if runtime not in ("eager", "compile", *WITH_OWN_STREAM):
         raise UsageError(f"the runtime {runtime} measures in float32 only", "use eager or compile")
 
 

@@ -13,6 +13,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.data.datasets import DatasetInfo
+from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.images import Images
 from igc_nas.evaluation.training import Training
 from igc_nas.nn.device import Device, configure_torch
@@ -120,10 +121,30 @@ def measure_speed(
     Each network is timed in factored form, at the first resolution first, the smallest and the largest before those
     between them: the fastest step counts, after one to warm up. After `limit_s` seconds the rest is left out, but not
     those two. The gain of the forms that the recipe asks for is that of the middle network at the first resolution;
-    where less than `FORMS_S` is left for that, it is the usual one.
+    where less than `FORMS_S` is left for that, it is the usual one. A GPU's memory is given back: workers need it.
+    Raises `IgcNasError` where a GPU has no memory for a step.
     """
-    began = time.perf_counter()
     configure_torch(device, threads)
+    try:
+        return _measured_speed(archs, recipe, resolutions, device, limit_s, threads)
+    except torch.OutOfMemoryError:
+        raise IgcNasError(
+            f"{device.name} has no memory for a training step of {recipe.batch} images",
+            f"--recipe batch={max(1, recipe.batch // 4)} takes less, or give a smaller budget",
+        ) from None
+    finally:
+        device.release_memory()
+
+
+def _measured_speed(
+    archs: Sequence[ArchConfig],
+    recipe: Recipe,
+    resolutions: Sequence[int],
+    device: Device,
+    limit_s: float,
+    threads: int,
+) -> Speed:
+    began = time.perf_counter()
     timed: list[tuple[ArchConfig, float, float]] = []
     ends_first = [archs[0], archs[-1], *archs[1:-1]]
     for resolution in resolutions:

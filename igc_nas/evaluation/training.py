@@ -22,6 +22,7 @@ from igc_nas.errors import DivergedError
 from igc_nas.evaluation.captured_step import CapturedStep
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.images import Images
+from igc_nas.nn.cuda_timing import trains_in_graphs
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.network_tuner import TrainingForm
 from igc_nas.nn.lowering.training import Forward, factored_forward
@@ -59,7 +60,8 @@ class Training:
 
     `forward` runs the network in another form (`igc_nas.nn.lowering`); None: factored. All randomness comes from one
     generator seeded with `seed`, so `state` and `restore` continue a training bit for bit, from between two epochs or
-    from within one (after any step). On a GPU the step is a CUDA graph, unless `capture` is False.
+    from within one (after any step). On a GPU the step is a CUDA graph, unless `capture` is
+    False or trainings use none (`trains_in_graphs`).
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class Training:
         self._open: _OpenEpoch | None = None
         """The epoch that has begun and not ended."""
         # Mixup is not captured: its Beta share is drawn by rejection.
-        self._is_captured = capture and device.kind == "cuda" and not recipe.mixup
+        self._is_captured = capture and device.kind == "cuda" and not recipe.mixup and trains_in_graphs()
         self._captured: CapturedStep | None = None
 
     def _parameter_groups(self) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Exports a network to ONNX or to torch's exported program, in its fastest form; reads the file back and compares.
 
 Batches of a file may be of any size, images of one size only: a form may contain a bias map of that size
-(`igc_nas.nn.lowering.deployment`). The forms race in the system that will run the file: ONNX models in ONNX Runtime,
-exported programs in PyTorch.
+(`igc_nas.nn.lowering.deployment`). The forms race in the system that will run the file: ONNX models in ONNX Runtime, or
+in TensorRT on a GPU, exported programs in PyTorch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from igc_nas.analysis.words import interval_words, noise_words, runtime_words
+from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.host import NoiseMonitor
@@ -29,7 +30,7 @@ from igc_nas.io.units import format_count, format_ms
 from igc_nas.nn.device import Device, exact_float32
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import Variant, mixed_variant, uniform_variants
-from igc_nas.nn.network import Network
+from igc_nas.nn.network import Network, build
 from igc_nas.nn.timing import LEAST_FOR_INTERVAL, Race, median_interval, round_robin, timed
 from igc_nas.study.records import Conditions
 from igc_nas.study.spec import LatencySpec
@@ -100,6 +101,8 @@ class Exporter:
     """None: 15 rounds, for at most 0.4 s per form."""
     opset: int | None = None
     """Of ONNX files; None: the exporter's."""
+    fastest: Callable[[], tuple[Variant, Timing]] | None = None
+    """Finds the fastest form elsewhere than on this CPU, see `fastest_on_gpu`; None: the forms race here."""
 
     def __call__(self, kind: Kind, network: Network, form: str, metadata: Mapping[str, str]) -> Graph:
         """The network in the named form, or in the `fastest` allowed one.
@@ -109,7 +112,8 @@ class Exporter:
         """
         if kind == "onnx":
             require("onnxruntime", "an ONNX file")
-        variants = self._variants(network, form)
+        chosen, timing = self.fastest() if self.fastest and form == "fastest" else (None, None)
+        variants = [chosen] if chosen else self._variants(network, form)
         images = torch.randn(2, *network.plan.input, generator=torch.Generator().manual_seed(0))
         make = _ENTRIES[kind] if self.opset is None else partial(_onnx_entry, opset=self.opset)
         entries = {}
@@ -118,7 +122,7 @@ class Exporter:
                 self.say(f"exporting the form {variant.name} ...")
             module = variant.module(network, self.spec.batch, self.cache, "onnxruntime")
             entries[variant.name] = make(module, images, self.spec.threads)
-        chosen, timing = variants[0], None
+        chosen = variants[0]
         if len(variants) > 1:
             equal = [variant for variant in variants if self._is_equal(entries[variant.name], variant, network)]
             chosen, timing = self._fastest(kind, equal or variants, entries, images)
@@ -175,6 +179,22 @@ class Exporter:
         conditions = conditions_of(self.device)
         timing = Timing(median(samples), *interval, len(samples), self.spec.batch, runtime, conditions, noise)
         return by_name[chosen], timing
+
+
+def fastest_on_gpu(
+    arch: ArchConfig, spec: LatencySpec, device: Device, most_params: int | None, cache: TimingCache
+) -> tuple[Variant, Timing]:
+    """The fastest form of an architecture on a GPU by the runtime of `spec`, and its time, as `measure` takes it.
+
+    Raises what `Measurer` raises.
+    """
+    measurer = Measurer(spec, device, most_params, cache)
+    found = measurer(arch)
+    network = build(arch, 0).eval().to(device.torch_device)
+    chosen = next(variant for variant in measurer.variants(network) if variant.name == found.form)
+    cache.save()
+    times = (found.median_ms, found.low_ms, found.high_ms, found.n)
+    return chosen, Timing(*times, spec.batch, spec.runtime, found.conditions, found.noise)
 
 
 def difference(run: Callable[[Tensor], Tensor], network: Network) -> float:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from igc_nas.errors import CaptureError
+from igc_nas.io.text import one_line
 from igc_nas.nn.timing import NEVER_MS, Timer
+
+T = TypeVar("T")
 
 L2_BYTES = 256 << 20
 """More than any GPU's L2 cache."""
@@ -16,6 +22,15 @@ BUSY_CYCLES = 200_000
 """Clock cycles (about 0.1 ms) for which the GPU is kept busy before `begin`: without queued work it would pass `begin`
 while the host still submits what is timed, and the submission, some microseconds, would count."""
 WARM_UPS = 3
+MOST_TEXT = 200
+"""Characters of a CUDA error, which goes on about environment variables."""
+GRAPHS = "IGC_NAS_CUDA_GRAPHS"
+"""Environment variable: `0` trains, and times what is trained, without graphs. Latencies have their own setting."""
+
+
+def trains_in_graphs() -> bool:
+    """Whether training steps are captured on a GPU."""
+    return os.environ.get(GRAPHS) != "0"
 
 
 def event_timer(run: Callable[[], object], device: torch.device, *, graph: bool, cold_cache: bool = False) -> Timer:
@@ -50,28 +65,55 @@ def event_timer(run: Callable[[], object], device: torch.device, *, graph: bool,
 
 
 @lru_cache(maxsize=8)
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which runs of a device are warmed up and captured.
+
+    torch's own is of the device of the first capture. One for all: each stream has a workspace of cuBLAS that stays.
+    """
+    with torch.cuda.device(device):
+        return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
+@lru_cache(maxsize=8)
 def _flood(device: torch.device) -> Tensor:
     return torch.empty(L2_BYTES, dtype=torch.int8, device=device)
 
 
-def captured(
-    run: Callable[[], object], device: torch.device, generators: Sequence[torch.Generator] = ()
-) -> Callable[[], None]:
-    """The kernels of `run` as a CUDA graph; called, it replays them.
+def captured(run: Callable[[], T], device: torch.device, generators: Sequence[torch.Generator] = ()) -> Callable[[], T]:
+    """The kernels of `run` as a CUDA graph; called, it replays them and returns what `run` returned, written anew.
 
-    `run` runs before on a side stream, as capturing demands (PyTorch, CUDA semantics, CUDA Graphs). `generators` are
-    those that it draws from, beside the default one: each replay moves them on.
+    `run` runs before on the same side stream, as capturing demands (PyTorch, CUDA semantics, CUDA Graphs). `generators`
+    are those that it draws from, beside the default one: each replay moves them on. Raises `CaptureError` where CUDA
+    does not capture it, and what `run` raises.
     """
     with torch.cuda.device(device):
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
+        current, stream = torch.cuda.current_stream(), _side_stream(device)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 run()
-        torch.cuda.current_stream().wait_stream(stream)
+        current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph):
-            run()
-    return graph.replay
+        failure: Exception | None = None
+        try:
+            # A failed capture leaves its stream the current one: the outer context restores it.
+            with torch.cuda.stream(current), torch.cuda.graph(graph, stream=stream):
+                try:
+                    output = run()
+                except Exception as error:  # ending the capture then raises another one, which says less
+                    failure = error
+                    raise
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if isinstance(failure, torch.OutOfMemoryError):
+                raise failure from None
+            raise CaptureError(one_line(failure or error, MOST_TEXT)) from (failure or error)
+
+    def replay() -> T:
+        graph.replay()
+        return output
+
+    return replay

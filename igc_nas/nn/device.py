@@ -48,9 +48,8 @@ class Device:
         """
         if self.kind == "cpu":
             return "float32"
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bfloat16"
-        return "float16" if torch.cuda.get_device_capability(self.torch_device) >= (7, 0) else "float32"
+        capability = torch.cuda.get_device_capability(self.torch_device)
+        return "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
 
     def check_trains_in(self, dtype: DtypeName) -> None:
         """Raise `ConfigError` for float16 on a CPU: the kernels in C take float32 and bfloat16."""
@@ -89,10 +88,14 @@ class Device:
         return int(torch.cuda.get_device_properties(self.torch_device).total_memory)
 
     def release_memory(self) -> None:
-        """Give a GPU's unused memory back to the driver, for other processes on it and for tensors of other sizes."""
+        """Give a GPU's unused memory back to the driver, for other processes on it and for tensors of other sizes.
+
+        Raises nothing: where the CUDA context is lost, the error that is on its way says why.
+        """
         if self.kind == "cuda":
             gc.collect()
-            torch.cuda.empty_cache()
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True, slots=True)

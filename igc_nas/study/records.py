@@ -290,6 +290,8 @@ class Trial(Frozen):
     """UTC, ISO 8601: when its latency was measured again, after it had ended."""
     spent: TimeBreakdown | None = None
     """None if the trial did not end, and in old records."""
+    notices: Texts | None = None
+    """What did not work on the machine and was done in another way, such as Triton's kernels."""
     process: Process | None = None
     """The searching process of a running trial; meaningful only while it holds the lock (`igc_nas.study.lock`)."""
     notes: dict[str, Any] | None = None

@@ -37,6 +37,12 @@ class Status:
         return tuple(trial for trial in self.study.trials if trial.state == "failed")
 
     @property
+    def notices(self) -> dict[str, int]:
+        """What did not work and was done in another way, and the first trial of which it was said."""
+        said = ((text, trial.number) for trial in reversed(self.study.trials) for text in trial.notices or ())
+        return dict(said)
+
+    @property
     def running(self) -> tuple[tuple[Trial, Running | None], ...]:
         """The trials whose process is not known to be dead, each with its progress where the process reports it."""
         progress = {running.number: running for running in self.owner.running} if self.owner else {}
@@ -78,6 +84,7 @@ class Status:
             "running": [_running(trial, progress) for trial, progress in self.running],
             "interrupted": [trial.number for trial in self.interrupted],
             "failed": [_failed(trial) for trial in self.failed],
+            "notices": self.notices,
             "next": list(self.next_commands()),
         }
 

@@ -5,6 +5,8 @@ import pydoc
 import shlex
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -217,9 +219,25 @@ def test_status_report_page_and_counts_are_those_of_the_commands(
     with pytest.raises(UsageError, match="no study"):
         igc_nas.dashboard()
     facts = json.loads(json.dumps(igc_nas.space_facts("tiny", budget_params=3_000)))
-    assert facts.items() <= cli("space", "tiny", "--budget-params", "3k", "--json").json.items()
+    assert facts == cli("space", "tiny", "--budget-params", "3k", "--json").json
     with pytest.raises(ConfigError, match="nosuch"):
         igc_nas.space_facts("nosuch")
+
+
+def test_a_page_is_served_while_python_goes_on(made: Study, root: Path) -> None:
+    with igc_nas.dashboard("made", serve=True, port=0, studies_dir=root) as server:
+        with urllib.request.urlopen(f"{server.url}data.json") as answer:  # noqa: S310
+            assert json.load(answer)["page"]["studies"][0]["name"] == "made"
+        assert server.url in repr(server)
+        assert server.url in server._repr_html_()
+        port = int(server.url.rstrip("/").rpartition(":")[2])
+        with pytest.raises(UsageError, match=f"port {port} of 127.0.0.1 is not available"):
+            igc_nas.dashboard(made, serve=True, port=port)
+    server.close()
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(server.url)  # noqa: S310
+    with pytest.raises(UsageError, match="serve=True writes no file"):
+        igc_nas.dashboard(made, serve=True, out="page.html")  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("name", ["Budget", "StudySpec", "ArchConfig", "Candidate", "Recipe"])

@@ -30,6 +30,7 @@ from igc_nas.evaluation import latency as latency_module
 from igc_nas.nn.device import cpu_name
 from igc_nas.nn.lowering import variants
 from igc_nas.space.budget import Budget
+from igc_nas.study.defaults import usable_cores
 from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import load_study
 from tests.support.builders import one_line
@@ -157,6 +158,16 @@ def test_batch_threads_and_classes(cli: Command) -> None:
     flags = ("--batch", "3", "--threads", "2", "--classes", "100", "--forms", "factored", "--device", "cpu")
     found = cli("measure", NETWORK, *flags, "--json").json
     assert (found["batch"], found["conditions"]["threads"], found["arch"]["classes"]) == (3, 2, 100)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["measure {} --threads 9999 --latency-runtime native --cold-cache", "train {} --threads 9999 --dataset cifar10"],
+)
+def test_more_threads_than_cores_are_named(line: str, cli: Command) -> None:
+    answer = cli(*line.format(NETWORK).split())
+    assert f"--threads {usable_cores()} is as fast" in " ".join(answer.err.split())
+    assert answer.status  # what is wrong with the rest of the line comes after that
 
 
 def test_another_runtime(cli: Command) -> None:

@@ -472,6 +472,16 @@ def test_wrong_input_is_one_error_with_its_status(
     assert tree(Path()) == before
 
 
+def test_an_impossible_budget_is_refused_before_anything_is_timed(
+    cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IGC_NAS_CACHE", "cache")
+    refused(
+        cli("search", "--space", "tiny", "--dataset", "shapes", "--budget-params", "100"), 3, "smallest architecture"
+    )
+    assert not Path("cache").exists()
+
+
 def tree(folder: Path) -> set[Path]:
     """All paths in a folder, except the data folder, which any command may create."""
     return {path for path in folder.rglob("*") if path.parts[0] != "data"}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.errors import IgcNasError, UsageError
+from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.exports import graph
 from igc_nas.exports.destination import FORMS
@@ -310,3 +311,14 @@ def test_noise_is_said() -> None:
         "1.50 ms (95 % interval 1.400 to 1.600, n = 51) in ONNX Runtime, batch 1, 1 thread, on a CPU, "
         "NOISY: its processor was shared"
     )
+
+
+def test_the_form_that_is_fastest_on_a_gpu_is_exported(network: Network) -> None:
+    """Here only the file is made and checked: `tests/gpu` has the race."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    semidense = next(variant for variant in uniform_variants(network.plan) if variant.name == "semidense")
+    timing = graph.Timing(0.1, 0.09, 0.11, 31, 1, "tensorrt", conditions_of(find_devices("cpu")[0]), ())
+    found = exporter(fastest=lambda: (semidense, timing))("onnx", network, "fastest", METADATA)
+    assert (found.form, found.params, found.timing) == ("semidense", semidense.params, timing)
+    assert "in tensorrt, batch 1" in "\n".join(found.lines(1))

@@ -8,20 +8,28 @@ from statistics import median
 from typing import Any
 
 
-def main(folder: Path) -> None:
-    """Print the table."""
-    print(f"{'part':<10} {'status':>6} {'s':>5}  result")
+def main(folder: Path) -> int:
+    """Print the table; 1 where a part has failed, or there is none."""
+    statuses = []
+    print(f"{'part':<10} {'status':<8} {'s':>4}  result")
     for path in sorted(folder.glob("*.status"), key=lambda path: path.stat().st_mtime):
         part = path.stem
         status, seconds = path.read_text().split()
-        print(f"{part:<10} {status:>6} {seconds:>5}  {result(part, folder)}")
+        statuses.append(int(status))
+        print(f"{part:<10} {words(int(status)):<8} {seconds:>4}  {result(part, folder)}")
+    return int(any(statuses) or not statuses)
+
+
+def words(status: int) -> str:
+    """An exit status of `timeout` in a word."""
+    return {0: "ok", 124: "too slow", 137: "too slow"}.get(status, "FAILED")
 
 
 def result(part: str, folder: Path) -> str:
     """What a part found, in a few words; the last line of its errors where it has no result."""
     try:
         if part == "tests":
-            return (folder / "tests.out").read_text().strip().splitlines()[-1]
+            return (folder / "tests.out").read_text().strip().splitlines()[-1].strip("= ")
         if part.startswith("search"):
             return searched(folder / "studies" / part.replace("search", "gpu"))
         return READERS[part](json.loads((folder / f"{part}.out").read_text()))
@@ -62,4 +70,4 @@ def searched(folder: Path) -> str:
 READERS = {"doctor": doctor, "train": train, "latency": latency}
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1])))

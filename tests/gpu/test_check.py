@@ -1,10 +1,17 @@
 """The GPU check: its table has a line a part, what was found or why nothing was."""
 
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from igc_nas.cli.program import program
 from igc_nas.engine.search import Run, search
 from tests.gpu import summary
 from tests.support.searches import spec
@@ -31,8 +38,8 @@ def test_the_table_has_a_line_a_part(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "tests.out").write_text("....\n5 passed in 60.00s\n")
     (tmp_path / "search3.err").write_text("igc-nas: no CUDA device is visible to torch\n")
     for part in ("doctor", "tests", "train", "latency", "search2", "search3"):
-        (tmp_path / f"{part}.status").write_text("0 12\n")
-    summary.main(tmp_path)
+        (tmp_path / f"{part}.status").write_text("2 12\n" if part == "search3" else "0 12\n")
+    assert summary.main(tmp_path) == 1, "a part failed"
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert next(iter(lines)) == "part"
     assert "NVIDIA H200; trial FAILED: no kernel image" in lines["doctor"]
@@ -41,4 +48,28 @@ def test_the_table_has_a_line_a_part(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "5 passed" in lines["tests"]
     assert "3 trials" in lines["search2"]
     assert "choose 0.2, train 4.0" in lines["search2"]
+    assert "FAILED" in lines["search3"]
     assert "no CUDA device is visible" in lines["search3"]
+    (tmp_path / "search3.status").write_text("0 12\n")
+    assert summary.main(tmp_path) == 0
+
+
+def test_the_script_knows_the_commands(tmp_path: Path) -> None:
+    """Each command of it parses here, by its own options; it ends within 8 minutes, and at once without a GPU."""
+    script = Path(__file__).with_name("check.sh")
+    text = script.read_text()
+    lines = re.sub(r"\\\n *", "", text).splitlines()
+    limits = [int(found[1]) for line in lines if (found := re.search(r"^ *(?:\[.*\|\| )?part ([0-9]+) ", line))]
+    commands = [shlex.split(line.split("$nas ")[1]) for line in lines if "$nas " in line and " part " in f" {line}"]
+    assert len(commands) == 4
+    assert sum(limits) + 2 * limits[-1] <= 8 * 60 - 30, "the search runs three times"
+    for command in commands:
+        found: click.Command = program
+        while isinstance(found, click.Group):
+            found = found.commands[command.pop(0)]
+        given = ["3" if word == "$workers" else word for word in command]
+        found.make_context(found.name, given, resilient_parsing=False)
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
+    done = subprocess.run([str(script), str(tmp_path)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "nothing was checked" in done.stdout

@@ -8,8 +8,11 @@ import pynvml
 import pytest
 import torch
 
+from igc_nas.engine.doctor import examine
+from igc_nas.engine.process_executor import environment
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import UsageError
+from igc_nas.nn.cuda_timing import GRAPHS
 from igc_nas.nn.device import (
     Device,
     configure_torch,
@@ -19,7 +22,7 @@ from igc_nas.nn.device import (
     survey_gpus,
 )
 from tests.support.commands import Command
-from tests.support.fake_cuda import fake_cuda
+from tests.support.fake_cuda import Record, fake_cuda
 from tests.support.searches import spec
 from tests.support.stubs import notes_determinism
 
@@ -183,6 +186,29 @@ def test_deterministic_results_are_asked_for(deterministic: bool, tmp_path: Path
         torch.use_deterministic_algorithms(False)
         cudnn.benchmark, cudnn.deterministic = before[:2]
         torch.set_num_threads(before[2])
+
+
+def test_a_workers_memory_can_grow_and_its_user_says_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes change with each trial. What the user's environment says of memory and of graphs is kept."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", GRAPHS):
+        monkeypatch.delenv(name, raising=False)
+    assert environment(1)["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert GRAPHS not in environment(1)
+    assert environment(1, graphs=False)[GRAPHS] == "0"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    monkeypatch.setenv(GRAPHS, "0")
+    assert "PYTORCH_ALLOC_CONF" not in environment(1)
+    assert environment(1)[GRAPHS] == "0"
+
+
+def test_a_gpu_that_another_process_has_is_a_problem_not_a_crash(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+    monkeypatch.setattr("torch.cuda.mem_get_info", busy)
+    (found,) = (finding for finding in examine().findings if finding.topic == "cuda:0")
+    assert "Fake GPU, compute capability 9.0, memory unknown" in found.value
+    assert "busy or unavailable" in str(found.problem)
 
 
 def test_a_cpu_is_left_as_it_is() -> None:

@@ -1,16 +1,28 @@
 """Errors of CUDA: what is memory, what costs the process, what a form without memory does."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from igc_nas.engine.events import Notice
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.worker import failed
+from igc_nas.errors import CaptureError, IgcNasError
+from igc_nas.evaluation.speed import measure_speed
+from igc_nas.nn.cuda_timing import GRAPHS, WARM_UPS, captured
+from igc_nas.nn.device import find_devices
+from igc_nas.nn.lowering.network_tuner import step_timer
 from igc_nas.nn.timing import NEVER_MS, Race, timed
 from igc_nas.study.study import load_study
+from tests.gpu.builders import SMALL, recipe_of, training_of
+from tests.support.commands import Command
+from tests.support.fake_cuda import Record
 from tests.support.searches import spec
-from tests.support.stubs import loses_context
+from tests.support.stubs import falls_back, loses_context
 
 
 @pytest.mark.parametrize(
@@ -48,3 +60,82 @@ def test_a_form_that_the_gpu_has_no_memory_for_never_wins() -> None:
     samples = race.run({"large": timed(too_large), "small": timed(lambda: None)})
     assert race.winner(samples, {"large": 0, "small": 1}.__getitem__) == "small"
     assert race.times(samples)["large"] >= NEVER_MS / 2
+
+
+def test_what_falls_back_is_said_once_and_kept_with_the_trials(
+    tmp_path: Path, cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where CUDA records no graph, that trial fails, and those of a new process train without."""
+    monkeypatch.delenv(GRAPHS, raising=False)
+    said: list[str] = []
+    list(
+        search(
+            spec(),
+            Run(tmp_path / "s", trials=5),
+            evaluator=falls_back,
+            on_event=lambda event: said.append(event.text) if isinstance(event, Notice) else None,
+        )
+    )
+    assert said == ["Triton does not work on Fake GPU"]
+    study = load_study(tmp_path / "s")
+    assert [trial.state for trial in study.trials] == ["complete", "failed", *["complete"] * 4]
+    assert str(study.trials[1].reason).startswith("CUDA records no graph of this (CUDA error: operation not permitted")
+    assert study.trials[0].notices == study.trials[2].notices == ("Triton does not work on Fake GPU",), "a process each"
+    answer = cli("status", str(tmp_path / "s"))
+    assert "notice    Triton does not work on Fake GPU (from trial 0 on)" in answer.out
+
+
+def test_the_reason_of_a_failed_capture_is_the_first(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ending a capture that CUDA has broken off raises another error; no memory stays no memory."""
+    real = torch.cuda.graph
+
+    @contextlib.contextmanager
+    def ends_badly(graph: Any, **options: Any) -> Iterator[None]:
+        with real(graph, **options):
+            try:
+                yield
+            finally:
+                raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+
+    def capture(error: Exception) -> None:
+        runs = iter(range(9))
+
+        def run() -> None:
+            if next(runs) == WARM_UPS:
+                raise error
+
+        captured(run, torch.device("cuda:0"))
+
+    monkeypatch.setattr("torch.cuda.graph", ends_badly)
+    with pytest.raises(CaptureError, match="item while a graph is captured") as raised:
+        capture(RuntimeError("item while a graph is captured"))
+    assert "IGC_NAS_CUDA_GRAPHS=0" in str(raised.value.hint)
+    with pytest.raises(torch.OutOfMemoryError):
+        capture(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(CaptureError, match="previous error"):
+        captured(lambda: None, torch.device("cuda:0"))
+
+
+def test_without_graphs_steps_are_launched_one_by_one(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(GRAPHS, "0")
+    training = training_of(SMALL["igcv1"])
+    training.epoch()
+    step_timer(lambda: None, find_devices("cuda")[0])()
+    assert gpu.captured == []
+    assert len(gpu.launches) > 100
+    assert [reason for reason, _ in gpu.waits][-2:] == ["item", "item"]
+
+
+def test_a_gpu_without_memory_for_a_step_ends_the_planning_in_a_line(
+    gpu: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("igc_nas.evaluation.speed.Training", full)
+    released: list[bool] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: released.append(True))
+    with pytest.raises(IgcNasError, match="Fake GPU has no memory for a training step of 64 images") as raised:
+        measure_speed(list(SMALL.values()), recipe_of(), [32], find_devices("cuda")[0])
+    assert "--recipe batch=16" in str(raised.value.hint)
+    assert released

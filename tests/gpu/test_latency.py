@@ -24,21 +24,25 @@ from igc_nas.evaluation.gpu_noise import GpuNoiseMonitor
 from igc_nas.evaluation.gpu_session import gpu_session
 from igc_nas.evaluation.latency import (
     MOST_ROUNDING,
+    Instruments,
     Measurer,
     measure_latency,
     randomize_batchnorm_,
     settle_batchnorm_,
 )
 from igc_nas.evaluation.runtimes import check_dtype, check_runtime
+from igc_nas.exports.graph import fastest_on_gpu
+from igc_nas.nn.cuda_timing import captured
 from igc_nas.nn.device import find_devices
 from igc_nas.nn.lowering.deployment import DeployedNetwork
+from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import uniform_variants
 from igc_nas.nn.network import build
 from igc_nas.nn.nvml import THROTTLED_NS, Gpu
-from igc_nas.study.spec import DtypeName, LatencySpec
+from igc_nas.study.spec import DtypeName, LatencySpec, RuntimeName
 from tests.gpu.builders import EACH, GPU, SMALL, on_gpu
 from tests.support.commands import Command
-from tests.support.fake_cuda import Record, fake_cuda
+from tests.support.fake_cuda import Record, fake_cuda, recording
 from tests.support.searches import spec
 
 SPEC = LatencySpec(device="Fake GPU", forms="any", cuda_graph=True)
@@ -127,13 +131,36 @@ def test_the_tolerance_of_16_bits_knows_rounding_from_another_function(name: str
         assert difference(network) > most
 
 
+def test_compiled_forms_are_checked_as_they_are_timed(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In graphs, and in TF32: in another precision torch.compile would compile each a second time."""
+    precisions: list[str] = []
+
+    class Compiled(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            precisions.append(torch.backends.cudnn.conv.fp32_precision)
+            result: torch.Tensor = self.module(x)
+            return result
+
+    monkeypatch.setattr(torch, "compile", lambda module, **_: Compiled(module))
+    spec = SPEC.model_copy(update={"runtime": "compile"})
+    found = Measurer(spec, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
+    assert found.cuda_graph
+    assert set(found.forms) == {"factored", "folded", "semidense", "dense", "mixed"}
+    assert set(precisions) == {"tf32"}
+
+
 def test_16_bits_are_for_a_gpu_and_for_pytorch() -> None:
     check_dtype("float32", "native", "cpu")
     check_dtype("bfloat16", "compile", "cuda")
     with pytest.raises(UsageError, match="latencies in bfloat16 are measured on a GPU only"):
         check_dtype("bfloat16", "eager", "cpu")
-    with pytest.raises(UsageError, match="the runtime onnxruntime measures in float32 only"):
-        check_dtype("float16", "onnxruntime", "cuda")
+    check_dtype("float16", "tensorrt", "cuda")
+    with pytest.raises(UsageError, match="the runtime onnxruntime measures in float32 and float16"):
+        check_dtype("bfloat16", "onnxruntime", "cuda")
 
 
 class Session:
@@ -196,6 +223,30 @@ def test_onnx_runtime_measures_on_the_gpu(gpu: Record, onnxruntime_gpu: type[Ses
     assert max(made.runs for made in onnxruntime_gpu.made) > 31
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
+def test_onnx_models_run_in_float16(
+    runtime: RuntimeName, gpu: Record, onnxruntime_gpu: type[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, input and output are float16; TensorRT may use its kernels for it."""
+    provider = "TensorrtExecutionProvider" if runtime == "tensorrt" else "CUDAExecutionProvider"
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [provider])
+    monkeypatch.setattr(onnxruntime_gpu, "uses", [provider])
+    dtypes: set[torch.dtype] = set()
+
+    def exported(module: nn.Module, x: torch.Tensor) -> bytes:
+        dtypes.update({x.dtype, *(t.dtype for t in module.state_dict().values() if t.is_floating_point())})
+        return bytes([8, len(dtypes)])
+
+    monkeypatch.setattr("igc_nas.evaluation.runtimes.onnx_bytes", exported)
+    spec = LatencySpec(device="Fake GPU", forms="any", runtime=runtime, dtype="float16", batch=4)
+    found = Measurer(spec, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
+    assert (found.dtype, found.weight_bytes) == ("float16", 2 * (found.deployed_params or 0))
+    assert dtypes == {torch.float16}
+    session = onnxruntime_gpu.made[0]
+    assert [entry[3] for entry in session.bound] == ["float16", "float16"]
+    assert session.providers[0][1].get("trt_fp16_enable") is (True if runtime == "tensorrt" else None)
+
+
 def test_an_onnx_runtime_that_uses_no_gpu_is_refused(
     gpu: Record, onnxruntime_gpu: type[Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +287,33 @@ def test_tensorrt_measures_on_the_gpu(
     assert engine_notices("onnxruntime") == []
     (line,) = engine_notices("tensorrt")
     assert "tensorrt: others may write it; IGC_NAS_CACHE names" in line
+
+
+def test_an_export_takes_the_fastest_form_of_the_gpu(
+    gpu: Record, onnxruntime_gpu: type[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    monkeypatch.setattr(onnxruntime_gpu, "uses", ["TensorrtExecutionProvider"])
+    spec = LatencySpec(device="Fake GPU", forms="any", runtime="tensorrt")
+    chosen, timing = fastest_on_gpu(SMALL["igcv1"], spec, find_devices("cuda")[0], None, TimingCache())
+    assert chosen.name in ("factored", "folded", "semidense", "dense", "mixed")
+    assert "in tensorrt, batch 1, 1 thread, on Fake GPU" in str(timing)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--format", "onnx", "--untrained", "--runtime", "tensorrt"), "add --device cuda"),
+        (("--format", "c", "--untrained", "--device", "cuda"), "where the forms of an ONNX or pt2 file race"),
+        (("--format", "onnx", "--untrained", "--device", "cuda"), "no CUDA device is visible to torch"),
+    ],
+)
+def test_an_export_for_a_gpu_says_what_it_lacks(
+    options: tuple[str, ...], words: str, cli: Command, tmp_path: Path
+) -> None:
+    answer = cli("export", "igcv1-l24m2-d8", *options, "-o", tmp_path / "net")
+    assert answer.status == 2
+    assert words in answer.err
 
 
 @pytest.mark.parametrize("changed", ["nothing", "the GPU", "TensorRT", "ONNX Runtime"])
@@ -353,8 +431,8 @@ class Instances(Sensors):
         raise pynvml.NVMLError_NotSupported
 
 
-def monitored(sensors: Any, pid: int = 7) -> GpuNoiseMonitor:
-    return GpuNoiseMonitor(Gpu(sensors, "handle"), pid)
+def monitored(sensors: Any, pid: int = 7, workers: set[int] | None = None) -> GpuNoiseMonitor:
+    return GpuNoiseMonitor(Gpu(sensors, "handle"), pid, workers or set())
 
 
 def test_a_quiet_gpu_has_no_noise() -> None:
@@ -364,6 +442,61 @@ def test_a_quiet_gpu_has_no_noise() -> None:
 
 def test_a_neighbour_on_the_gpu_is_noise() -> None:
     assert monitored(Sensors(pid7=60, pid8=40)).disturbances() == ("1 other process computed on the GPU",)
+
+
+def test_a_worker_that_pauses_is_no_noise() -> None:
+    """NVML's sample may reach back to what it did before this one had the GPU alone."""
+    assert monitored(Sensors(pid7=60, pid8=40), workers={7, 8}).disturbances() == ()
+    assert monitored(Sensors(pid7=60, pid8=40, pid9=20), workers={7, 8}).disturbances()
+
+
+def test_a_gpu_that_was_idle_is_warm_before_it_is_watched(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clock rises meanwhile, which is no noise."""
+    sensors = Sensors()
+    sensors.clock = 345
+
+    def warm_up(timer: Any, least_s: float) -> None:
+        sensors.clock = 1980
+
+    instruments = Instruments(warm_up=warm_up, monitor=lambda _: monitored(sensors))
+    found = Measurer(SPEC, find_devices("cuda")[0], cap_s=0.05, instruments=instruments)(SMALL["igcv1"])
+    assert not [reason for reason in found.noise if "clock" in reason]
+
+
+@pytest.mark.parametrize("form", ["factored", "dense"])
+def test_a_graph_that_computes_another_function_is_not_timed(
+    form: str, gpu: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replay that is timed is compared, not only the run that was captured."""
+    forms = iter(("factored", "folded", "semidense", "dense", "mixed", "reference"))
+
+    def differ(by: float) -> None:
+        monkeypatch.setattr(recording, "SMALL", by)
+
+    def wrong(run: Any, device: torch.device) -> Any:
+        replay, name = captured(run, device), next(forms)
+        return lambda: (differ(1.0 if name == form else 1e-6), replay())[1]
+
+    monkeypatch.setattr("igc_nas.evaluation.latency.captured", wrong)
+    measurer = Measurer(SPEC, find_devices("cuda")[0], cap_s=0.05, pause=lambda: differ(1e-6))
+    if form == "factored":
+        with pytest.raises(IgcNasError, match="the CUDA graph of eager computes another function"):
+            measurer(SMALL["igcv1"])
+    else:
+        assert set(measurer(SMALL["igcv1"]).forms) == {"factored", "folded", "semidense", "mixed"}
+
+
+def test_a_form_whose_graph_finds_no_memory_is_not_timed(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = iter(range(9))
+
+    def full(run: Any, device: torch.device) -> Any:
+        if next(runs) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return captured(run, device)
+
+    monkeypatch.setattr("igc_nas.evaluation.latency.captured", full)
+    found = Measurer(SPEC, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
+    assert set(found.forms) == {"factored", "folded", "dense", "mixed"}
 
 
 @pytest.mark.parametrize(("sensors", "noisy"), [(Sensors(pid4001=95), False), (Sensors(pid4001=50, pid4002=45), True)])

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import locate
-from igc_nas.errors import ConfigError
+from igc_nas.errors import CaptureError, ConfigError
 from igc_nas.evaluation.captured_step import CapturedStep
 from igc_nas.evaluation.images import Images, load_proxy
 from igc_nas.evaluation.training import ProxyTask, ProxyTraining, Training, train_proxy
@@ -270,7 +270,7 @@ def test_faults_are_found(fault: object, gpu: Record) -> None:
     gpu.clear()
     try:
         training.epoch()
-    except (RuntimeError, NotCapturableError):
+    except (RuntimeError, CaptureError):
         return
     is_found = (
         len(gpu.waits) > 2

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -18,7 +19,9 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.engine.executor import Outcome, Reporter, WorkerSlot
-from igc_nas.errors import ConfigError, DivergedError, IgcNasError
+from igc_nas.errors import CaptureError, ConfigError, DivergedError, IgcNasError
+from igc_nas.io.fallbacks import FallbackWarning
+from igc_nas.nn.cuda_timing import trains_in_graphs
 from igc_nas.study.records import Latency, Rung, Unfinished
 from igc_nas.study.spec import Calibration, Recipe, StudySpec
 from tests.support.searches import evaluate, latency, score
@@ -75,6 +78,24 @@ class LosesContext(Stub):
 
 def loses_context(spec: StudySpec, slot: WorkerSlot) -> LosesContext:
     return LosesContext(spec, slot)
+
+
+@dataclass
+class FallsBack(Stub):
+    """On its machine something does not work; after its first trial CUDA records no graph, where it is to."""
+
+    calls: int = 0
+
+    def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
+        warnings.warn("Triton does not work on Fake GPU", FallbackWarning, stacklevel=1)
+        self.calls += 1
+        if self.calls > 1 and trains_in_graphs():
+            raise CaptureError("CUDA error: operation not permitted when stream is capturing")
+        return super().__call__(arch, seed, reporter)
+
+
+def falls_back(spec: StudySpec, slot: WorkerSlot) -> FallsBack:
+    return FallsBack(spec, slot)
 
 
 def notes_determinism(spec: StudySpec, slot: WorkerSlot) -> Stub:

@@ -55,7 +55,14 @@ function commandOf(trial) {
   const words = text.split(" ").flatMap((word, i) => [...(i ? [" "] : []), el("span", {}, word)]);  // a line ends between words
   const code = el("code", {tabindex: 0}, ...words), said = el("span", {class: "note", role: "status"});
   const button = el("button", {type: "button", onclick: async () => { said.textContent = await copied(text, code); }}, "Copy");
-  return [el("h3", {}, complete ? "Export" : "Show"), el("div", {class: "command"}, el("pre", {}, code), button), said];
+  const save = el("button", {type: "button", class: "toml", onclick: () => saveToml(trial)}, "Download TOML");
+  return [el("h3", {}, complete ? "Export" : "Show"), el("div", {class: "command"}, el("pre", {}, code), button, save), said];
+}
+
+// The architecture as the file that `igc-nas export` writes and every command reads; above it a comment says whose.
+function saveToml({study, trial, id, toml}) {
+  const text = toml.map(table => plans.tables[table]).join("\n");
+  saveFile(`${study.name}-${trial}.toml`, "application/toml", `# ${study.name}, trial ${trial}, id ${id}\n\n${text}`);
 }
 
 // Copy text to the clipboard; if the browser refuses, select it.

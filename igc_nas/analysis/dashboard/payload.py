@@ -113,7 +113,7 @@ def _payload(studies: Sequence[Study], plans: Plans) -> Json:
         "objectives": [[o.name, o.label, o.log] for o in OBJECTIVES.values()],
         "warnings": disagreements([study.spec for study in studies]) if len(studies) > 1 else [],
         "studies": [_study(study, plans) for study in studies],
-        "plans": {"stages": plans.stages.values, "layers": plans.layers.values, "blocks": plans.blocks.values},
+        "plans": {name: getattr(plans, name).values for name in ("stages", "layers", "blocks", "tables")},
     }
 
 
@@ -178,6 +178,7 @@ def _trials(study: Study, view: TrialsView, plans: Plans) -> Json:
         "reason": _texts(trial.reason[:LONGEST_REASON] if trial.reason else "" for trial in own_trials(study)),
         "wall_s": [trial.wall_s and round(trial.wall_s, 1) for trial in own_trials(study)],
         "arch": [plans.of(trial.arch) if trial.arch else None for trial in own_trials(study)],
+        "toml": [plans.toml_of(trial.arch) if trial.arch else None for trial in own_trials(study)],
     }
 
 
@@ -281,6 +282,7 @@ class Plans:
         self.stages = Interned()
         self.layers = Interned(_layer_fields)
         self.blocks = Interned(self._layer_indices)
+        self.tables = Interned(_table)
         self._cache: dict[Hashable, tuple[int, ...]] = {}
 
     def of(self, arch: ArchConfig) -> list[int]:
@@ -289,6 +291,12 @@ class Plans:
         for _, stage, in_width in arch.with_input_widths():
             encoded += self._cached(stage, in_width, self._stage)
         return [*encoded, *self._cached(arch.head, (self._end_shape(arch), arch.classes), self._end)]
+
+    def toml_of(self, arch: ArchConfig) -> list[int]:
+        """An architecture as indices of `tables`, which make its TOML file when they are joined by line ends."""
+        parts: list[tuple[str, Any]] = [("", (arch.input, arch.classes)), ("stem", arch.stem)]
+        parts += [*(("stage", stage) for stage in arch.stages), *([("head", arch.head)] if arch.head else [])]
+        return [self.tables.index(part) for part in parts]
 
     def _cached(self, part: Any, context: Any, encode: Callable[[Any, Any], tuple[int, ...]]) -> tuple[int, ...]:
         key = (part, context)
@@ -326,6 +334,17 @@ class Plans:
         if isinstance(layer, Residual):
             return branches
         return [type(layer).__name__, getattr(layer, "channels", 0), *branches]
+
+
+def _table(part: tuple[str, Any]) -> str:
+    """A table of an architecture's TOML file: stem, one stage or head; without a name the keys above the tables."""
+    import tomli_w
+
+    name, value = part
+    if not name:
+        return tomli_w.dumps(dict(zip(("input", "classes"), value, strict=True)))
+    text = tomli_w.dumps({name: value.model_dump(mode="json", by_alias=True, exclude_none=True)})
+    return text.replace("[stage]", "[[stage]]", 1)
 
 
 _ALWAYS = ("stride", "groups")

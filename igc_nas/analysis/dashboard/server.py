@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 from urllib.parse import parse_qs
 
 from igc_nas.analysis.dashboard.document import as_json, data_element, document, policy, scripts
@@ -210,12 +210,15 @@ def _policy(rules: str) -> tuple[str, str]:
 
 
 class Server:
-    """An HTTP server of a page; listens on `port` of the loopback interface (0: a free port) once created.
+    """An HTTP server of a page, in a thread of its own; it answers at `url`, on `port` of the loopback interface.
 
-    Raises `UsageError` if the port is not available.
+    `port` 0 is a free one. `close()` or the end of a `with` block stops it, and so does the end of the process;
+    `wait()` serves until Ctrl-C. Raises `UsageError` if the port is not available.
     """
 
     def __init__(self, page: Page, port: int) -> None:
+        from waitress import create_server
+
         try:
             self._socket = socket.create_server((HOST, port))
         except OSError as error:
@@ -223,17 +226,38 @@ class Server:
                 f"port {port} of {HOST} is not available: {error.strerror or error}", "--port 0 takes a free one"
             ) from None
         self.url = f"http://{HOST}:{self._socket.getsockname()[1]}/"
-        self._page = page
-
-    def run(self) -> NoReturn:
-        """Serve until an exception, such as `KeyboardInterrupt`, ends it."""
-        from waitress import create_server
-
-        server = create_server(
-            application(self._page), sockets=[self._socket], threads=4, ident=None, connection_limit=64,
+        self._sockets: dict[int, Any] = {}
+        self._server = create_server(
+            application(page), map=self._sockets, sockets=[self._socket], threads=4, ident=None, connection_limit=64,
             max_request_header_size=16_384, max_request_body_size=1024,
         )  # fmt: skip
         # In another thread: signals arrive in this one, where waitress cannot catch what their handlers raise.
-        threading.Thread(target=server.run, daemon=True).start()
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+
+    def wait(self) -> NoReturn:
+        """Return never; an exception, such as `KeyboardInterrupt`, ends it."""
         while True:
             threading.Event().wait()
+
+    def close(self) -> None:
+        """Stop serving, and free the port."""
+        from waitress.wasyncore import close_all
+
+        if self._thread.is_alive():
+            # By waitress's own thread, whose `select` must not find its files closed.
+            self._server.trigger.pull_trigger(lambda: close_all(self._sockets))
+            self._thread.join()
+            self._server.task_dispatcher.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{self.url}{'' if self._thread.is_alive() else ', closed'}>"
+
+    def _repr_html_(self) -> str:
+        return f'<a href="{self.url}" target="_blank">{self.url}</a>'

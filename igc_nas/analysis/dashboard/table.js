@@ -55,16 +55,15 @@ function drawTable() {
   mark(shownTrial);
 }
 
-// The rows that are found, of all pages, as a file; text that a spreadsheet would take for a formula gets an apostrophe.
+// The rows that are found, of all pages, as a file; text that a spreadsheet would take for a formula or a number gets an
+// apostrophe.
 function saveTable() {
-  const cell = value => typeof value === "string" ? `"${value.replace(/^[=+@\t\r-]/, "'$&").replaceAll('"', '""')}"` : value ?? "";
+  const cell = value => typeof value === "string" ? `"${value.replace(/^([=+@\t\r-]|[\d.,]+(e\d+)?$)/i, "'$&").replaceAll('"', '""')}"` : value ?? "";
   const columns = tableColumns(), trials = sortedTrials(foundTrials());
   trials.forEach(wordsOf);
   const rows = trials.map(trial => columns.map(({of}) => cell(of(trial))));
   const text = [columns.map(column => column.name), ...rows].map(row => row.join(",") + "\r\n").join("");
-  const link = el("a", {href: URL.createObjectURL(new Blob([text], {type: "text/csv"})), download: "trials.csv"});
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  saveFile("trials.csv", "text/csv", text);
 }
 
 function drawHead() {

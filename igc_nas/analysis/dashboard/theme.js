@@ -20,6 +20,13 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+// Let the browser save a text as a file.
+function saveFile(name, type, text) {
+  const link = el("a", {href: URL.createObjectURL(new Blob([text], {type})), download: name});
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
 const named = text => el("bdi", {}, text);
 
 // Text for plotly, which interprets some HTML tags in its labels.

@@ -158,10 +158,14 @@ def kernels_here() -> Path:
     return cache_dir() / "kernels"
 
 
-def unkept_code() -> tuple[Path, str] | None:
-    """A folder in which code that is compiled for this machine is not kept, and why; None where all is kept."""
-    folders = networks_here(), kernels_here()
-    return next(((folder, reason) for folder in folders if (reason := why_not_kept(folder))), None)
+def unkept_code() -> str | None:
+    """In which folder code that is compiled for this machine is not kept, and why, in words.
+
+    None where all is kept, or nothing is compiled.
+    """
+    folders = (networks_here(), kernels_here()) if compiler() else ()
+    unkept = ((folder, reason) for folder in folders if (reason := why_not_kept(folder)))
+    return next((f"compiled code is not kept in {folder}: {reason}" for folder, reason in unkept), None)
 
 
 def why_not_kept(folder: Path, *, by_loader: bool = True) -> str | None:

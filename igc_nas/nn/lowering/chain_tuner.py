@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from igc_nas.arch.layers import Conv, Interleave
-from igc_nas.nn.cuda_timing import event_timer
+from igc_nas.nn.cuda_timing import event_timer, trains_in_graphs
 from igc_nas.nn.lowering.chain import Chain, Form, Segment, form_macs, forms_of, is_form, layout, steps_key
 from igc_nas.nn.lowering.compose import compose
 from igc_nas.nn.lowering.convolution import Algorithm, Algorithms, Direction, options, product
@@ -194,9 +194,9 @@ class ChainTuner:
 
     def _race(self, runs: Mapping[str, Callable[[], object]]) -> Times:
         self.pause()
-        on_gpu = self.device.type == "cuda"  # as captured kernels: launches are not trained
+        on_gpu = self.device.type == "cuda"  # as captured kernels, as they are trained
         once = {
-            name: event_timer(run, self.device, graph=True) if on_gpu else timed(run, self.synchronize)
+            name: event_timer(run, self.device, graph=trains_in_graphs()) if on_gpu else timed(run, self.synchronize)
             for name, run in runs.items()
         }
         return {name: max(round(ms, 5), 1e-5) for name, ms in raced(once, ROUNDS, CAP_S * len(runs), HOPELESS).items()}

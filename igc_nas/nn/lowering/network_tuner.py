@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from igc_nas.arch.plan import Plan
 from igc_nas.errors import StudyError
-from igc_nas.nn.cuda_timing import event_timer
+from igc_nas.io.fallbacks import FallbackWarning
+from igc_nas.nn.cuda_timing import event_timer, trains_in_graphs
 from igc_nas.nn.device import Device, exact_float32, without_cudnn_benchmark
 from igc_nas.nn.lowering import native, triton_norm
 from igc_nas.nn.lowering.chain import Chain
@@ -193,7 +194,10 @@ class NetworkTuner:
         runs: dict[NetworkForm, Timer] = {}
         for form, make in makers.items():
             copied = copy.deepcopy(network).train()
-            runs[form] = self._after_pause(self.timer(form, _step(copied, make(copied), x)))
+            try:
+                runs[form] = self._after_pause(self.timer(form, _step(copied, make(copied), x)))
+            except TritonError as error:
+                self._give_up_triton(error)
         return self.race.run(runs)
 
     def _after_pause(self, run: Timer) -> Timer:
@@ -236,7 +240,7 @@ class NetworkTuner:
     def _give_up_triton(self, error: TritonError) -> None:
         """Say once that Triton does not work here; this tuner tries it no more."""
         text = f"Triton does not work on {self.device.name}, so BN trains by PyTorch's kernels ({error})"
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        warnings.warn(text, FallbackWarning, stacklevel=2)
         self._without_triton = True
 
     def _lowering(self, form: NetworkForm, whole: Plan, chains: ChainForms) -> Lowering:
@@ -271,7 +275,7 @@ def entrants_for(
 
 def step_timer(step: Callable[[], None], device: Device) -> Timer:
     """Times a training step as it is trained: on a GPU as a captured graph, without the launches of its kernels."""
-    return event_timer(step, device.torch_device, graph=True) if device.kind == "cuda" else timed(step)
+    return event_timer(step, device.torch_device, graph=trains_in_graphs()) if device.kind == "cuda" else timed(step)
 
 
 def _step(network: Network, forward: Forward, x: Tensor) -> Callable[[], None]:

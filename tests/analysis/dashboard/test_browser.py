@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from igc_nas.analysis.dashboard.document import write_dashboard
+from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost
 from igc_nas.io.files import append_line
 from igc_nas.study.finals import FinalsLog
@@ -292,9 +293,24 @@ def test_the_table_is_sorted_and_searched(page: Browser, study: Study) -> None:
     assert sorted(page.texts(numbers)) == ["36", "37", "38", "39"]
 
 
+KEEP_SAVED = (
+    "const make = URL.createObjectURL.bind(URL);"
+    "URL.createObjectURL = blob => { window.saved = blob; return make(blob); }"
+)
+
+
+def test_an_architecture_is_saved_as_toml(page: Browser, study: Study) -> None:
+    page.run(KEEP_SAVED)
+    member = study.front()[1]
+    page.run("showDetail(studies[0].byNumber.get(arguments[0]))", member.trial)
+    page.find("#igc-detail .toml").click()
+    text = page.run("return window.saved.text()")
+    assert ArchConfig.from_toml(text) == member.arch
+    assert text.startswith(f"# {study.spec.name}, trial {member.trial}, id {member.id}\n")
+
+
 def test_the_rows_that_are_found_are_saved_as_csv(page: Browser, study: Study) -> None:
-    page.run("const make = URL.createObjectURL.bind(URL); "
-             "URL.createObjectURL = blob => { window.saved = blob; return make(blob); }")  # fmt: skip
+    page.run(KEEP_SAVED)
     page.choose("state", "front")
     page.find("#igc-csv").click()
     rows = list(csv.DictReader(io.StringIO(page.run("return window.saved.text()"))))

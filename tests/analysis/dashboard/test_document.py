@@ -301,6 +301,7 @@ def test_an_architecture_is_its_plan() -> None:
         head = plans.stages.values[numbers[-2]]
         assert texts == [describe_stage(stage) for stage in arch.stages]
         assert " | ".join([str(arch.stem.width), *texts, *([head] if head else [])]) == str(arch)
+        assert ArchConfig.from_toml("\n".join(plans.tables.values[table] for table in plans.toml_of(arch))) == arch
     kept = [json.dumps(block) for block in plans.blocks.values]
     assert len(set(kept)) == len(kept), "a block is kept once"
 
@@ -326,7 +327,9 @@ def _layers(plans: Plans, numbers: list[Any]) -> list[list[Any]]:
 def test_networks_of_the_literature_are_drawn_from_plain_data() -> None:
     plans = Plans()
     for name in NAMES:
-        json.dumps(plans.of(network(name).arch))
+        arch = network(name).arch
+        json.dumps(plans.of(arch))
+        assert ArchConfig.from_toml("\n".join(plans.tables.values[table] for table in plans.toml_of(arch))) == arch
     blocks = json.dumps([plans.layers.values, plans.blocks.values])
     assert all(f'"{kind}"' in blocks for kind in ("Concat", "Split", "DualPath", "SqueezeExcite", "Subsample"))
 

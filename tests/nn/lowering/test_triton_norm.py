@@ -23,13 +23,19 @@ STAGES = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not triton_norm.available(), reason="Triton is not installed (it is for Linux)")
-@pytest.mark.parametrize("script", ["triton_checks.py", "triton_compiled.py"])
-def test_the_kernels_compute_the_definition_and_compile(script: str, tmp_path: Path) -> None:
-    """In Triton's interpreter against float64; compiled for Turing, Ampere and Hopper, which needs no GPU."""
+@pytest.mark.parametrize(
+    ("script", "interpreted"),
+    [
+        pytest.param("triton_checks.py", True, marks=pytest.mark.slow),
+        pytest.param("triton_compiled.py", False, marks=pytest.mark.slow),
+        pytest.param("triton_checks.py", False, marks=pytest.mark.gpu),
+    ],
+)
+def test_the_kernels_compute_the_definition_and_compile(script: str, interpreted: bool, tmp_path: Path) -> None:
+    """Against float64 in Triton's interpreter, and on a GPU; compiled for Turing, Ampere and Hopper, without one."""
     environment = os.environ | {
-        "TRITON_INTERPRET": str(int(script == "triton_checks.py")),
+        "TRITON_INTERPRET": str(int(interpreted)),
         "TRITON_CACHE_DIR": str(tmp_path),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
     }

@@ -1,11 +1,13 @@
 """Run by `test_triton_norm.py` in a process of its own: Triton reads TRITON_INTERPRET when it is imported.
 
-The kernels are compared with PyTorch in float64; the first line that fails ends the process with a traceback.
+The kernels, in the interpreter or without TRITON_INTERPRET=1 on a GPU, are compared with PyTorch in float64; the first
+line that fails ends the process with a traceback.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 from typing import NamedTuple
 
 import torch
@@ -131,7 +133,9 @@ def a_network_in_this_form_is_the_network() -> None:
     """Logits, gradients and buffers of a step in every form of its chains, then an evaluation."""
     for width, stage in STAGES.items():
         arch = ArchConfig.parse({"input": (3, 6, 6), "stem": {"width": width}, "stage": [stage]})
-        network = build(arch, 0)
+        with torch.device("cpu"):  # its generator's
+            network = build(arch, 0)
+        network.to(torch.get_default_device())
         for place in (0, -1):
             forms = {}
             for _, parts in training_blocks(network.plan):
@@ -156,6 +160,8 @@ def after_a_step(network: Network, run: object, x: Tensor) -> list[Tensor]:
 
 
 if __name__ == "__main__":
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        torch.set_default_device("cuda")
     the_kernels_are_the_definition()
     nan_stays_nan()
     a_network_in_this_form_is_the_network()

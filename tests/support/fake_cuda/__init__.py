@@ -109,7 +109,6 @@ def _runtime(record: Record, count: int, names: tuple[str, ...], capability: tup
         "get_device_properties": properties,
         "get_device_capability": lambda device=0: capability,
         "get_arch_list": lambda: ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"],
-        "is_bf16_supported": lambda including_emulation=True: capability[0] >= 8,
         "mem_get_info": lambda device=0: (70 << 30, 80 << 30),
         "set_device": set_device,
         "device": device_context,
