@@ -37,6 +37,7 @@ def test_an_evaluator_runs_a_trial(gpu: Record, tmp_path: Path) -> None:
     assert gpu.cpu_only == []
 
 
+@pytest.mark.slow
 def test_the_self_check_covers_the_gpu(gpu: Record) -> None:
     """A fake GPU's values are as near as asked for; all else runs, here by a small network."""
     one = ArchConfig.parse(
