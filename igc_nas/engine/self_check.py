@@ -40,6 +40,8 @@ CHECKED = ArchConfig.parse(
 )
 """One stage of each unit."""
 BATCH = 32
+SPACE = "tiny"
+"""Of the study whose recipe and latencies are taken: its space is not drawn from, and this one is counted at once."""
 MOST_ERROR = {"float32": 1e-2, "bfloat16": 0.2, "float16": 0.2}
 """Allowed relative error (norm-wise) of all gradients against float64. Where rounding changes the sign of a ReLU's
 input, a gradient changes by much more than rounding."""
@@ -129,7 +131,7 @@ def _captured_step(device: Device, info: DatasetInfo, arch: ArchConfig) -> str:
 def _trial(device: Device, info: DatasetInfo, arch: ArchConfig, recipe: dict[str, Any]) -> str:
     """One trial by the default recipe, with changes, and how many fit into an hour."""
     with tempfile.TemporaryDirectory() as folder:
-        spec = new_spec(info, device.name, device.kind, name="self-check", recipe=recipe)
+        spec = new_spec(info, device.name, device.kind, space=SPACE, name="self-check", recipe=recipe)
         evaluator = Evaluator(spec, info, device, 1, DeviceLock(Path(folder), 0, 1, device.synchronize))
         started = time.perf_counter()
         outcome = evaluator(arch.with_classes(info.classes), 0)
@@ -146,7 +148,7 @@ def _trial(device: Device, info: DatasetInfo, arch: ArchConfig, recipe: dict[str
 
 def _energy(device: Device, arch: ArchConfig) -> str:
     """The energy of one forward pass, where the driver counts it."""
-    spec = new_spec(locate("shapes"), device.name, device.kind, name="self-check").latency
+    spec = new_spec(locate("shapes"), device.name, device.kind, space=SPACE, name="self-check").latency
     latency = measure_latency(arch, spec, device, energy=True)
     if latency.energy_mj is None:
         return "not counted by this GPU or driver"

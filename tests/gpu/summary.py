@@ -60,6 +60,8 @@ def searched(folder: Path) -> str:
     """Trials an hour, and the seconds of a trial by part."""
     trials = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
     done = [trial for trial in trials if trial.get("spent")]
+    if not done:
+        return f"no trial ended; {len(trials)} began"
     spent = {part: median(trial["spent"][part] for trial in done) for part in done[0]["spent"]}
     began = [datetime.fromisoformat(trial["started"]).timestamp() for trial in done]
     first, last = min(began), max(at + trial["wall_s"] for at, trial in zip(began, done, strict=True))
