@@ -155,7 +155,7 @@ def bench_against_optuna(
     Raises `DataError` or `UsageError` for the dataset, `UsageError` for a file of something else or of other
     conditions, `IgcNasError` if a run fails.
     """
-    data = locate(dataset, data_dir()).name  # raises for an unknown one
+    data = locate(dataset, data_dir()).label  # raises for an unknown one
     workers = default_extent(device.kind).workers
     conditions = {
         **conditions_of(device).model_dump(exclude_none=True),
