@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support.commands import Answer, Command
 # Before torch is imported: some tests use two threads, which must not spin while idle beside the other process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+START = Path.cwd()
 MEMORY, ROOM = Path("/dev/shm"), 4 * 2**30  # noqa: S108 (a folder of our own is made in it)
 
 
@@ -36,6 +38,7 @@ def in_memory() -> str | None:
 # for the run, the processes that tests start, and xdist's, which inherit it: kernels are compiled, and timed, once.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     folder = tempfile.mkdtemp(prefix="igc-", dir=None if "TMPDIR" in os.environ else in_memory())
+    os.chmod(folder, 0o711)  # noqa: S103 - a database server of another user has its files in it
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ |= {"TMPDIR": folder, "IGC_NAS_CACHE": f"{folder}/cache"}
     tempfile.tempdir = None
@@ -74,6 +77,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     others = [name for name in ("faults", "gpu") if item.get_closest_marker(name)]
     if shares.FULL in os.environ and is_hypothesis_test(getattr(item, "obj", None)) and not others:
         item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def _back_to_the_run() -> Iterator[None]:
+    """Leave the folder that a test has gone to: pytest removes it, and the next test would be nowhere."""
+    yield
+    os.chdir(START)
 
 
 @pytest.fixture
