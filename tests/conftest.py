@@ -38,7 +38,7 @@ def in_memory() -> str | None:
 # for the run, the processes that tests start, and xdist's, which inherit it: kernels are compiled, and timed, once.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     folder = tempfile.mkdtemp(prefix="igc-", dir=None if "TMPDIR" in os.environ else in_memory())
-    os.chmod(folder, 0o711)  # noqa: S103 - a database server of another user has its files in it
+    Path(folder).chmod(0o711)  # a database server of another user has its files in it
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ |= {"TMPDIR": folder, "IGC_NAS_CACHE": f"{folder}/cache"}
     tempfile.tempdir = None
