@@ -10,7 +10,6 @@ from igc_nas.errors import (
     UsageError,
 )
 
-
 EXIT_CODES = {
     IgcNasError: 1,
     CaptureError: 1,
