@@ -48,9 +48,11 @@ def nodes() -> Iterator[Any]:
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path must be short
     there = {
         "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+        "RAY_TMPDIR": folder,  # Ray writes the address of the cluster into the folder `ray` there, and does not make it
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_prestart_worker_first_driver": "0",  # unused processes
     }
+    (Path(folder) / "ray").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in there.items():
             patch.setenv(name, value)
