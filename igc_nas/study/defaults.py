@@ -57,7 +57,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     # network of 25 M MACs is trained by 1.35e13 MACs (a backward pass takes twice those of a forward pass), 120 times
     # those of the CPU's recipe at 16 pixels. Large batches because a step of a small network is bound by its launches
     # and by BN's memory traffic; one batch size that divides train_size, held_out and RUNG_IMAGES, as cuDNN searches
-    # for each other one; lr and smoothing after KellerJordan/cifar10-airbench, whose batches have 1,024 images.
+    # for each other one; lr and smoothing after KellerJordan/cifar10-airbench, whose batches have 1,024 images and
+    # more.
     "cuda": {
         "epochs": 4,
         "train_size": 45_000,

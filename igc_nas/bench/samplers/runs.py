@@ -18,7 +18,7 @@ from pydantic import AliasChoices, Field, TypeAdapter
 from igc_nas.bench.samplers.problems import Problem
 from igc_nas.bench.samplers.replay import Replay, replay
 from igc_nas.errors import UsageError
-from igc_nas.io.files import MOST_RECORDS, read_bytes
+from igc_nas.io.files import MOST_RECORDS, append_line, read_bytes
 
 DIGITS = 8
 
@@ -129,9 +129,7 @@ def _run(task: Task) -> tuple[Task, Replay]:
 
 
 def _append(file: Path, name: str, task: Task, result: Replay) -> None:
-    line = dataclasses.asdict(RunRecord(name, task, result))
-    with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(line, separators=(",", ":")) + "\n")
+    append_line(file, json.dumps(dataclasses.asdict(RunRecord(name, task, result)), separators=(",", ":")))
 
 
 def _read(file: Path) -> dict[Task, Replay]:
