@@ -247,10 +247,11 @@ def _say_summary(study: Study, end: str) -> None:
         say(f"surrogate: {quality.sentence()}")
     if plan := plan_words(study):
         say(f"plan: {plan}")
-    if study.candidates and not study.expected:
+    if study.candidates:
+        images = study.spec.target.images if study.expected and study.spec.target else study.spec.recipe.samples
         say(
-            f"The errors are those of {counted(study.spec.recipe.samples, 'image')} a network: they rank; after a long "
-            "training expect them far lower (finals, below)."
+            f"The errors {'predicted for' if study.expected else 'are those of'} {counted(images, 'image')} a network "
+            "rank; after a long training expect them far lower (finals, below)."
         )
     name = study_argument(study.folder, study.spec.name)
     noisy = sum(candidate.latency.noisy for candidate in study.candidates)

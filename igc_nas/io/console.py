@@ -107,16 +107,15 @@ def table_lines(
     rows: Iterable[Sequence[str]],
     left: Sequence[str] = (),
     width: int | None = None,
-    *,
-    gap: int = 2,
 ) -> list[str]:
-    """A plain table, right-aligned but for the columns named in `left`, with `gap` blanks between columns.
+    """A plain table, right-aligned but for the columns named in `left`, with two blanks between columns.
 
-    Where `width` does not hold it, each row is its first cell, and below it the others with their titles: no cell is
-    ever cut or folded.
+    One blank where `width` does not hold two. Where it does not hold that either, each row is its first cell, and
+    below it the others with their titles: no cell is ever cut or folded.
     """
     cells = [[printable(cell, lines=False) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    gap = 2 if width is None or sum(widths) + 2 * (len(widths) - 1) <= width else 1
     if width is None or sum(widths) + gap * (len(widths) - 1) <= width:
         aligned = (
             [

@@ -69,6 +69,8 @@ def plain(text: object) -> str:
 
 
 def nearest(name: str, names: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
-    """A hint for a name that is not among `names`: the most similar one, as `difflib` scores it, or `otherwise`."""
-    near = difflib.get_close_matches(name, list(names), 1, cutoff)
+    """A hint for a name that is not among `names`: one that it begins, else the most similar one, or `otherwise`."""
+    known = list(names)
+    begun = [each for each in known if len(name) > 2 and each.startswith(name)]  # difflib prefers names of equal length
+    near = begun or difflib.get_close_matches(name, known, 1, cutoff)
     return f"did you mean {near[0]}?" if near else otherwise

@@ -90,9 +90,12 @@ def table_lines(
 ) -> list[str]:
     """A title line, and a line for each candidate; with a `width` only the columns that fit.
 
-    `more` columns stand before that of the error, and are always shown.
+    `more` columns stand before that of the error, and are always shown. Form and deployed parameters are left out where
+    every member was measured as it is.
     """
     columns = {"trial": COLUMNS["trial"], **more, **COLUMNS}
+    if all(member.latency.form == "factored" for member in members):
+        columns = {name: column for name, column in columns.items() if name not in ("form", "deployed")}
     cells = {
         name: [column.title, *(printable(column.of(member), lines=False) for member in members)]
         for name, column in columns.items()
@@ -114,7 +117,7 @@ def _fitting(widths: Mapping[str, int], width: int | None, always: Sequence[str]
     gap = 2 if least + 2 * (len(always) - 1) <= width else 1
     used, shown = least + gap * (len(always) - 1), set(always)
     for name in WANTED:
-        if used + gap + widths[name] <= width:
+        if name in widths and used + gap + widths[name] <= width:
             shown.add(name)
             used += gap + widths[name]
     return [name for name in widths if name in shown], gap

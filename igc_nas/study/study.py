@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, SupportsIndex, Unpack, overload
 
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.files import MOST_RECORDS, read_bytes, read_text
@@ -40,6 +40,18 @@ class Members(tuple[Candidate, ...]):
     """Candidates, which a notebook shows as a table."""
 
     __slots__ = ()
+
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> Candidate: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> Members: ...
+
+    def __getitem__(self, key: SupportsIndex | slice) -> Candidate | Members:
+        return Members(super().__getitem__(key)) if isinstance(key, slice) else super().__getitem__(key)
+
+    def __repr__(self) -> str:
+        return f"Members({len(self)} candidates, trials {', '.join(str(candidate.trial) for candidate in self)})"
 
     def _repr_html_(self) -> str:
         return html_table(self)
