@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.stages import STAGE_OF_UNIT
 from igc_nas.io.text import plain, printable, wrapped
 from igc_nas.io.units import fixed_count
 from igc_nas.study.records import Candidate, Latency
@@ -188,21 +189,6 @@ def _latex(text: str) -> str:
     return "".join("\\" + letter if letter in "%&#_$" else "" if letter in "\\{}~^" else letter for letter in text)
 
 
-LETTERS = {
-    "igcv1": "igcv1: L primary partitions of M channels",
-    "igcv2": "igcv2: C channels, d layers, K channels a partition",
-    "igcv3": "igcv3: C channels, t expansion, G1,G2 groups of the two pointwise convolutions",
-    "conv": "conv: C channels",
-    "bsconv": "bsconv: C channels, p rank of the 1x1 convolution",
-    "bottleneck": "bottleneck: C channels, in inner channels, G groups",
-    "separable": "separable: C channels",
-    "inverted": "inverted: C channels, t expansion or in inner channels",
-    "dense": "dense: k growth, b bottleneck of b k channels, G groups",
-    "dualpath": "dualpath: C channels summed, k growth, in inner channels, G groups",
-    "shufflenetv1": "shufflenetv1: C channels, in inner channels, G groups",
-    "shufflenetv2": "shufflenetv2: C channels",
-    "xception": "xception: C channels, d separable convolutions",
-}
 SE = "se: squeeze-excite to 1/n of the channels"
 COMMON = "stem's channels | a stage each: unit and its letters, k kernel, x blocks, s stride, res: shortcuts"
 
@@ -217,4 +203,4 @@ def legend(archs: Iterable[ArchConfig]) -> str:
     archs = list(archs)
     units = dict.fromkeys(stage.unit for arch in archs for stage in arch.stages)
     se = [SE] if any(stage.se for arch in archs for stage in arch.stages) else []
-    return f"architecture: {'; '.join([COMMON, *(LETTERS[unit] for unit in units), *se])}"
+    return f"architecture: {'; '.join([COMMON, *(f'{unit}: {STAGE_OF_UNIT[unit].letters}' for unit in units), *se])}"
