@@ -236,7 +236,7 @@ def _holder_words(holder: LockHolder | None) -> str:
 def _running_words(trial: Trial, progress: Running | None) -> str:
     doing = progress.doing if progress else "running"
     if progress and progress.samples is not None and progress.train_error is not None:
-        doing += f", {progress.samples:,} images, accuracy {1 - progress.train_error:.0%}"
+        doing += f", {progress.samples:,} images, accuracy {100 * (1 - progress.train_error):.0f} %"
     return f"trial {trial.number}  {doing}; by {trial.process}, since {trial.started}  {trial.arch}"
 
 

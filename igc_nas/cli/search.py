@@ -489,7 +489,7 @@ def _longer(spec: StudySpec) -> str:
 
     seconds = spec.plan.speed.trials_s(Sizes.of(typical(spec)), spec.target.recipe, spec.space.input[1])
     count = max(1, round(spec.target.share * spec.plan.time_s * spec.plan.workers / float(seconds.mean())))
-    return f", and {count} of {spec.target.recipe.samples:,} ({spec.target.share:.0%} of the time)"
+    return f", and {count} of {spec.target.recipe.samples:,} ({100 * spec.target.share:.0f} % of the time)"
 
 
 def _devices_in_words(run: Run, devices: tuple[Device, ...]) -> str:

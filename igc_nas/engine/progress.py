@@ -204,7 +204,7 @@ class SearchDisplay:
         if epoch is None:
             return doing
         samples = self._study_progress.spec.recipe.samples if self._study_progress else epoch.samples
-        return f"{doing}: {epoch.samples:,} of {samples:,} images, accuracy {1 - epoch.train_error:.0%}"
+        return f"{doing}: {epoch.samples:,} of {samples:,} images, accuracy {100 * (1 - epoch.train_error):.0f} %"
 
     def _ended(self, trial: Trial) -> None:
         self._running.pop(trial.number, None)
