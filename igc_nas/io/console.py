@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleRenderable, RichCast
 from rich.live import Live
 
@@ -114,12 +115,14 @@ def table_lines(
     below it the others with their titles: no cell is ever cut or folded.
     """
     cells = [[printable(cell, lines=False) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    widths = [
+        max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)
+    ]  # CJK letters take two columns
     gap = 2 if width is None or sum(widths) + 2 * (len(widths) - 1) <= width else 1
     if width is None or sum(widths) + gap * (len(widths) - 1) <= width:
         aligned = (
             [
-                cell.ljust(n) if title in left else cell.rjust(n)
+                set_cell_size(cell, n) if title in left else " " * (n - cell_len(cell)) + cell
                 for title, cell, n in zip(columns, row, widths, strict=True)
             ]
             for row in [columns, *cells]
