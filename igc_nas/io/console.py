@@ -115,9 +115,7 @@ def table_lines(
     below it the others with their titles: no cell is ever cut or folded.
     """
     cells = [[printable(cell, lines=False) for cell in row] for row in rows]
-    widths = [
-        max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)
-    ]  # CJK letters take two columns
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]  # CJK: two
     gap = 2 if width is None or sum(widths) + 2 * (len(widths) - 1) <= width else 1
     if width is None or sum(widths) + gap * (len(widths) - 1) <= width:
         aligned = (
