@@ -140,6 +140,7 @@ def test_a_study_as_a_table_a_figure_and_its_best(made: Study) -> None:
     assert list(table["front"]) == [c in made.front() for c in made.candidates]
     assert made.best() == made.pick("best-error")
     limit = sorted(c.cost.params for c in made.candidates)[2]
+    assert made.best(params=None) == made.best()
     assert made.best(params=limit) == made.best(params=str(limit)) == made.pick(f"under:params={limit}")
     assert made.best(latency=100) == made.best(latency="100ms")
     with pytest.raises(UsageError, match="not a limit"):
