@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.cli.options import COUNT, FILE, as_json, side_option
-from igc_nas.cli.output import put, put_json, put_text, say
+from igc_nas.cli.output import put_json, put_text, say
 from igc_nas.errors import IgcNasError, UsageError
 
 if TYPE_CHECKING:
@@ -48,10 +48,13 @@ def space(
     if new is not None:
         _write_template(name, new)
         return
-    from igc_nas.space.search_space import space_names
+    from igc_nas.space.search_space import SpaceFile, find_space, space_names
 
     if name is None:
-        put_json(space_names()) if as_json else put(*space_names())
+        names = space_names()
+        width = max(map(len, names))
+        intents = (f"{name:<{width}}  {SpaceFile.load(find_space(name)).intent}" for name in names)
+        put_json(names) if as_json else put_text(*intents)
         return
     found = _found(name, classes, image_size)
     counts = _counts(found, budget_params, budget_macs)

@@ -202,7 +202,7 @@ def test_an_architecture_is_measured(made: Path, cli: Command) -> None:
 
 
 def test_the_spaces_are_listed(cli: Command) -> None:
-    names = cli("space").out.split()
+    names = [line.split()[0] for line in cli("space").out.splitlines()]
     assert names == cli("space", "--json").json
     assert {"igc_cifar", "tiny"} <= set(names)
 

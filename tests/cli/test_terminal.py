@@ -25,6 +25,7 @@ COMMANDS = {
     "show a trial": ("show", f"{FRONT}:43"),
     "show a network": ("show", "igcv1-l8m2-d8"),
     "cost": ("cost", "igcv3-d-cifar"),
+    "spaces": ("space",),
     "space": ("space", "igcv2_cifar"),
     "space within a budget": ("space", "tiny", "--budget-params", "3k"),
     "measure": ("measure", "igcv1-l4m2-d8", "--runtime", "eager"),
