@@ -133,6 +133,9 @@ def table_lines(
         below = ""
         for title, cell in zip(columns[heads:], row[heads:], strict=True):
             part = f"  {title} {cell}" if cell else ""
+            if len(part) > width:  # below its title
+                lines += [below, f"  {title}"] if below else [f"  {title}"]
+                below, part = "", f"    {cell}"
             if below and len(below) + len(part) > width:
                 lines.append(below)
                 below = ""

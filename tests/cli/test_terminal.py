@@ -13,7 +13,6 @@ from igc_nas.bench.report import Report
 from igc_nas.cli import main
 from igc_nas.io.text import wrapped
 from igc_nas.study.study import load_study
-from tests.support.images import image_folder
 
 WIDTHS = (40, 60, 80, 100, 160)
 FRONT, FINALS = "igc_cifar10_2m", "finals_cifar10"
@@ -32,7 +31,6 @@ COMMANDS = {
     "report": ("report", FRONT),
     "an unknown study": ("front", "nosuch"),
     "a wrong number": ("search", "--budget-params", "2MB"),
-    "a folder of images": ("data", "flowers"),
     "an unknown space": ("search", "--space", "nosuch", "--trials", "1"),
 }
 KEEPS_ALL = ("status", "cost", "space", "space within a budget", "an unknown study", "an unknown space")
@@ -71,8 +69,6 @@ def broken_laws(lines: Sequence[str], width: int) -> list[str]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_line_is_wider_than_its_terminal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if name == "a folder of images":
-        image_folder(tmp_path / "flowers", (2, 2), classes=("rose", "the longest name of a class of flowers"))
     said = []
     for width in WIDTHS if name != "measure" else WIDTHS[:1]:  # it takes a second
         lines = printed(COMMANDS[name], width, monkeypatch)
