@@ -737,7 +737,7 @@ def test_a_signal_waits_for_the_end_of_an_import(made: Path, tmp_path: Path) -> 
         child.send_signal(signal.SIGINT)
         child.send_signal(signal.SIGINT)
         assert child.wait(10) == 130
-    assert (tmp_path / "stderr").read_text() == "stopped; the same command continues\n"
+    assert (tmp_path / "stderr").read_text().strip() == "stopped; the same command continues"
 
 
 @contextlib.contextmanager
