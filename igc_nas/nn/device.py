@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from igc_nas.errors import ConfigError, UsageError
-from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.nvml import installed_gpus
 from igc_nas.study.spec import DtypeName, RuntimeName
 
