@@ -155,9 +155,9 @@ def main(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption) and error.possibilities:
             del error.possibilities[1:]  # the nearest one
-        text = io.StringIO()
-        error.show(text)
-        say(*text.getvalue().splitlines())
+        shown = io.StringIO()
+        error.show(shown)
+        say(*shown.getvalue().splitlines())
         if isinstance(error, click.NoSuchOption) and (hint := option_hint(error)):
             say(f"  {hint}")
         return 2

@@ -250,8 +250,8 @@ def _say_summary(study: Study, end: str) -> None:
     if study.candidates:
         images = study.spec.target.images if study.expected and study.spec.target else study.spec.recipe.samples
         say(
-            f"Errors {'predicted for' if study.expected else 'after'} {counted(images, 'image')} rank the networks; after "
-            "a long training expect them far lower (finals, below)."
+            f"Errors {'predicted for' if study.expected else 'after'} {counted(images, 'image')} rank the networks; "
+            "after a long training expect them far lower (finals, below)."
         )
     name = study_argument(study.folder, study.spec.name)
     noisy = sum(candidate.latency.noisy for candidate in study.candidates)
