@@ -11,10 +11,11 @@ import click
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.cli.loading import load, quiet_threads, with_side
-from igc_nas.cli.options import COUNT, FILE, classes_option, side_option, storage_option, studies_dir
+from igc_nas.cli.options import COUNT, FILE, Choice, classes_option, side_option, storage_option, studies_dir
 from igc_nas.cli.output import put, say
 from igc_nas.errors import ConfigError, InfeasibleError, UsageError
 from igc_nas.exports.destination import FORMATS, FORMS, c_paths, check_destination
+from igc_nas.io.text import nearest_and_all
 
 if TYPE_CHECKING:
     from igc_nas.exports.c_source import CFiles
@@ -64,18 +65,18 @@ class ExportRequest:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(FORMATS),
+    type=Choice(FORMATS),
     help="A config, one PyTorch file, ONNX, torch's exported program, C, or a folder of them. [default: by the "
     "suffix of -o, else toml]",
 )
 @click.option("--weights", type=FILE, help="A weights.safetensors file, or the folder of the training that wrote it.")
 @click.option("--untrained", is_flag=True, help="Write ONNX, pt2 or C files with random weights.")
-@click.option("--form", type=click.Choice(FORMS), help="Form of the network in ONNX and pt2 files. [default: the "
+@click.option("--form", type=Choice(FORMS), help="Form of the network in ONNX and pt2 files. [default: the "
               "fastest, measured here, of those that the study allows]")  # fmt: skip
 @click.option("--weights-file", is_flag=True, help="Of c: write the weights to NAME.bin instead of into NAME.c.")
 @click.option("--opset", type=click.IntRange(7, 50), help="Of onnx: version of ONNX's operators. [default: torch's]")
 @click.option("--device", default="cpu", show_default=True, help="Of onnx and pt2: where forms race, cpu or cuda.")
-@click.option("--runtime", type=click.Choice(["onnxruntime", "tensorrt"]), help="Of onnx on a GPU: what runs the "
+@click.option("--runtime", type=Choice(["onnxruntime", "tensorrt"]), help="Of onnx on a GPU: what runs the "
               "forms that race. [default: onnxruntime]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of random weights.")
 @classes_option
@@ -126,11 +127,10 @@ def exported(request: ExportRequest) -> tuple[str, list[str]]:
 def _format_by_suffix(out: Path | None) -> str:
     """The format that a file's ending names; a config where it has none. Raises `UsageError` for another ending."""
     suffix = out.suffix.lower().removeprefix(".") if out and out != Path("/dev/stdout") else ""
-    if suffix not in ("", "toml", "py", "onnx", "pt2", "c"):
-        raise UsageError(
-            f"no format is known for the ending of {out!s:.120}",
-            "use .toml, .py, .onnx, .pt2 or .c; or name the --format",
-        )
+    known = ("toml", "py", "onnx", "pt2", "c")
+    if suffix not in ("", *known):
+        hint = nearest_and_all(suffix, known, "use .toml, .py, .onnx, .pt2 or .c; or name the --format")
+        raise UsageError(f"no format is known for the ending of {out!s:.120}", hint)
     return suffix or "toml"
 
 

@@ -112,18 +112,15 @@ def trained(request: TrainRequest) -> tuple[dict[str, Any], Path]:
 def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, TrainingJob, str]:
     """(the plan, the training, torch's name of the device); says what is trained, and claims its folder."""
     from igc_nas.analysis.words import schedule_words
-    from igc_nas.arch.cost import check_side, cost_of
+    from igc_nas.arch.cost import check_input, check_side, cost_of
     from igc_nas.arch.plan import arch_id
-    from igc_nas.cli.recipes import full_recipe_of
+    from igc_nas.cli.study_flags import parse_recipe
     from igc_nas.data.datasets import auto_notice, data_dir, is_folder, locate
-    from igc_nas.engine.trainings import TrainingJob, TrainingPlan
-    from igc_nas.evaluation.retraining import RUN_FILE, Retraining, check_input
     from igc_nas.io.units import format_count
-    from igc_nas.nn.device import find_devices
 
     arch = architecture(request.arch, None, request.root)
     check_input(arch)
-    device = find_devices(request.device)[0]
+    parse_recipe(request.recipe)
     where = data_dir(request.data_dir)
     size = request.image_size
     if is_folder(request.dataset) and size is None:
@@ -131,6 +128,12 @@ def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, Traini
     with packing_bar() as progress:
         info = locate(request.dataset, where, image_size=size, progress=progress)
     say_unusable(info)
+    from igc_nas.cli.recipes import full_recipe_of
+    from igc_nas.engine.trainings import TrainingJob, TrainingPlan
+    from igc_nas.evaluation.retraining import RUN_FILE, Retraining
+    from igc_nas.nn.device import find_devices  # torch: what is wrong with the request is said before it is loaded
+
+    device = find_devices(request.device)[0]
     if info.images:
         arch = arch.with_side(info.side)
         check_side(arch)

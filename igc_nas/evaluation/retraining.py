@@ -22,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.cost import cost_of
+from igc_nas.arch.cost import check_input, cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.data.datasets import DatasetInfo
-from igc_nas.errors import ConfigError, DivergedError, StudyError, UsageError
+from igc_nas.errors import ConfigError, DivergedError, StudyError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.images import Images, load_test, load_train
 from igc_nas.evaluation.training import Pause, Training
@@ -335,15 +335,6 @@ class _Run:
         """Of the epoch under way; before its first step, of the last one."""
         running = self.training.running_error
         return running if running is not None or not self.curve else self.curve[-1].train_error
-
-
-def check_input(arch: ArchConfig) -> None:
-    """Raise `UsageError` for a network whose input is not that of square colour images."""
-    if arch.input[0] != 3 or arch.input[1] != arch.input[2]:
-        raise UsageError(
-            f"the network's input is {' x '.join(map(str, arch.input))}; images are square, of 3 channels",
-            "set input = [3, 32, 32] in its file",
-        )
 
 
 def stored_result(folder: Path) -> Trained:
