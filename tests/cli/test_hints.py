@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 import igc_nas
-
+from igc_nas.analysis.finalists import finalists
 from igc_nas.cli.study_flags import SearchRequest, resolve_study
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store
+from igc_nas.errors import StudyError
 from igc_nas.nn.device import Device
 from igc_nas.study.study import Study, load_study
 from tests.support.commands import Command, refused
@@ -76,8 +77,8 @@ def test_wrong_input_names_what_to_type(line: str, words: tuple[str, ...], made:
 
 def test_what_is_wrong_with_a_request_is_said_before_torch_is_loaded(made: Study) -> None:
     lines = [
-        "search --space tiny --budget-params 10", "search --recipe foo=1", "search --space nosuch", "search --study a/b",
-        "search --enqueue nosuch", "search --dataset nosuch", "search --objectives eror,params",
+        "search --space tiny --budget-params 10", "search --recipe foo=1", "search --space nosuch",
+        "search --study a/b", "search --enqueue nosuch", "search --dataset nosuch", "search --objectives eror,params",
         "finals made --pick smalest", "finals made --recipe foo=1", "train nosuch", "train resnet20-a --recipe foo=1",
     ]  # fmt: skip
     code = f"""
@@ -110,8 +111,10 @@ def test_a_limit_holds_what_is_deployed(made: Study) -> None:
     trials = [t.model_copy(update={"candidate": changed}) if t.number == small.trial else t for t in made.trials]
     study = Study(made.spec, tuple(trials), made.folder)
     assert made.pick(f"under:params={small.cost.params}") == small
-    with pytest.raises(Exception, match=r"(?s)is within that.*params "):
-        study.pick(f"under:params={small.cost.params}")
+    rule = f"under:params={small.cost.params}"
+    for pick in (study.pick, lambda rule: finalists(study, [rule], 1)):
+        with pytest.raises(StudyError, match=r"(?s)is within that.*params "):
+            pick(rule)
 
 
 def name_of(**options: object) -> str:
