@@ -243,7 +243,7 @@ def given_settings(request: SearchRequest) -> dict[str, Any]:
         settings["latency"] = latency
     if request.space is not None:
         path = find_space(request.space)
-        settings |= {"space_name": path.stem, "space": SpaceFile.load(path).to_dict()}
+        settings |= {"space_name": path.stem, "space": SpaceFile.load(path).choices()}
     return settings
 
 
@@ -307,11 +307,11 @@ def _continued(study: Study, settings: dict[str, Any], request: SearchRequest, d
     """The study as it is. Raises `StudyError` if the settings given, the device or the data differ from its own."""
     spec = study.spec
     info = _relocated(spec, request)
-    has = spec.to_dict()
+    has = spec.identity()
     here = {} if spec.latency.remote else {"device": device.name}
     settings = settings | {"dataset": info.label, "dataset_sha256": info.sha256}
     if info.images and "space" in settings:
-        settings["space"] = SpaceFile.parse(settings["space"], "space").with_side(info.side).to_dict()
+        settings["space"] = SpaceFile.parse(settings["space"], "space").with_side(info.side).choices()
     settings["latency"] = here | settings.get("latency", {})
     if request.dataset not in (None, "auto", info.name) and not is_folder(request.dataset):
         settings["dataset"] = request.dataset

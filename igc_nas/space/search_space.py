@@ -114,6 +114,10 @@ class SpaceFile(Frozen):
         """Plain data as the file holds it."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
+    def choices(self) -> dict[str, Any]:
+        """`to_dict` without `paper` and `intent`, texts that may be corrected: equal for equal spaces."""
+        return {key: value for key, value in self.to_dict().items() if key not in ("paper", "intent")}
+
 
 @dataclass(frozen=True)
 class StageSpace:

@@ -272,9 +272,13 @@ class StudySpec(Frozen):
         return cls.parse(current_spec(data), where)
 
     def identity(self) -> dict[str, Any]:
-        """The settings without those that are measured or planned before the first trial: equal for equal studies."""
+        """The settings without those that are measured or planned before the first trial: equal for equal studies.
+
+        The space is without its texts.
+        """
         measured = ("bounds", "reference_ms", "plan", "target")
-        return {key: value for key, value in self.to_dict().items() if key not in measured}
+        found = {key: value for key, value in self.to_dict().items() if key not in measured}
+        return found | {"space": self.space.choices()}
 
     def with_scale(self, calibration: Calibration) -> StudySpec:
         """This spec with the hypervolume's bounds and the reference time fixed.
