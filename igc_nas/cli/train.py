@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.cli.loading import architecture, code_notices, core_notices, packing_bar, quiet_threads, say_unusable
+from igc_nas.cli.loading import (
+    architecture,
+    code_notices,
+    core_notices,
+    limit_of,
+    packing_bar,
+    quiet_threads,
+    say_unusable,
+)
 from igc_nas.cli.options import (
     FILE,
     RecipeRequest,
@@ -148,8 +156,8 @@ def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, Traini
     recipe = full_recipe_of(request, arch.input[1], device, threads, [folder / RUN_FILE])
     plan = TrainingPlan(recipe, info, watched)
     job = TrainingJob(0, arch, request.seed, folder)
-    Retraining(plan.spec(job), info, device, folder).claim()
-    cost = cost_of(arch)
+    cost, limit = cost_of(arch), limit_of(request.arch, request.root)
+    Retraining(plan.spec(job), info, device, folder).claim(limit if limit and cost.params <= limit else None)
     data = f"{info.train_count - watched:,} training images of {info.label}" + (
         f"; {watched:,} more are held out to watch" if watched else ""
     )

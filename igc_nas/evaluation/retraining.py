@@ -109,9 +109,10 @@ class Retraining:
     pause: Pause = field(default=lambda: None)
     checkpoint_every_s: float = CHECKPOINT_EVERY_S
 
-    def claim(self) -> None:
+    def claim(self, limit: int | None = None) -> None:
         """Create the folder, or make sure that it holds this training.
 
+        `limit`, the most parameters that may be deployed, is kept in arch.toml, see `arch.config.deployed_limit`.
         Raises `UsageError` for a network of other images, `StudyError` for a folder that holds another training or
         other files.
         """
@@ -131,7 +132,7 @@ class Retraining:
             raise StudyError(f"{self.folder} is not empty and holds no training", "choose another folder with -o")
         import tomli_w
 
-        write_whole(self.folder / ARCH_FILE, self.spec.arch.to_toml())
+        write_whole(self.folder / ARCH_FILE, self.spec.arch.to_toml(limit))
         write_whole(path, tomli_w.dumps(_plain(self.spec)))
 
     def _check_same(self, path: Path) -> None:

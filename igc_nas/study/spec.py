@@ -242,6 +242,11 @@ class StudySpec(Frozen):
         """The architectures within the budgets on params and MACs. Raises `InfeasibleError`."""
         return feasible(self.search_space, self.budget)
 
+    @property
+    def deployed_limit(self) -> int | None:
+        """The most parameters of a form that may be deployed: the budget's, unless any form may; None: no limit."""
+        return None if self.latency.forms == "any" else self.budget.params
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data as study.toml holds it."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
