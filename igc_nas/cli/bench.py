@@ -336,7 +336,7 @@ def _named(names: tuple[str, ...]) -> dict[str, ArchConfig] | None:
     known = architectures()
     for name in names:
         if name not in known:
-            raise UsageError(f"{name!r:.60} is no network of the benchmark", nearest(name, known, ", ".join(known)))
+            raise UsageError(f"{name!r:.60} is not a network of the benchmark", nearest(name, known, ", ".join(known)))
     return {name: known[name] for name in names} or None
 
 

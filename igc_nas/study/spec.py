@@ -229,7 +229,7 @@ class StudySpec(Frozen):
     def _bounds_make_a_scale(self) -> Self:
         for name, (low, high) in self.bounds.items():
             if name not in OBJECTIVES or not 0 <= low < high or (OBJECTIVES[name].log and low == 0):
-                raise ValueError(f"bounds of {name!r:.40}: ({low}, {high}) is no scale")
+                raise ValueError(f"bounds of {name!r:.40}: ({low}, {high}) is not a scale")
         return self
 
     @property
