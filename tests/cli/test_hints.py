@@ -60,6 +60,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         ("export made -o x.onx", ("did you mean onnx? use .toml, .py, .onnx",)),
         ("dashboard made --picture f.pgn", ("did you mean png?",)),
         ("bench sampler --samplers known-csot", ("did you mean known-cost?",)),
+        ("space --budget-params 2M", ("none is named", "igc-nas space igc_cifar")),
         ("cost units.toml", ("unknown unit 'igvc2'", "did you mean igcv2?")),
     ],
 )
