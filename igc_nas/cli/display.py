@@ -223,7 +223,7 @@ def status_lines(status: Status) -> list[str]:
         counts = ", ".join(f"{count} {state}" for state, count in sorted(status.baseline_counts.items()))
         head.append(f"baselines {counts}" + (f"; {sentence}" if sentence else ""))
     running = [f"running   {_running_words(trial, progress)}" for trial, progress in status.running]
-    waiting = [f"waiting     trial {trial.number}  {trial.arch}" for trial in status.interrupted]
+    waiting = [f"interrupted  trial {trial.number}  {trial.arch}" for trial in status.interrupted]
     failed = [f"failed    {failure_words(trial)}" for trial in status.failed]
     notices = [f"notice    {text} (from trial {first} on)" for text, first in status.notices.items()]
     commands = [f"  {command}" for command in status.next_commands()]
@@ -241,7 +241,7 @@ def _holder_words(holder: LockHolder | None) -> str:
 def _running_words(trial: Trial, progress: Running | None) -> str:
     doing = progress.doing if progress else "running"
     if progress and progress.samples is not None and progress.train_error is not None:
-        doing += f", {progress.samples:,} images, accuracy {1 - progress.train_error:.0%}"
+        doing += f", {progress.samples:,} images, training error {progress.train_error:.0%}"
     return f"trial {trial.number}  {doing}; by {trial.process}, since {trial.started}  {trial.arch}"
 
 
