@@ -223,7 +223,10 @@ def status_lines(status: Status) -> list[str]:
         counts = ", ".join(f"{count} {state}" for state, count in sorted(status.baseline_counts.items()))
         head.append(f"baselines {counts}" + (f"; {sentence}" if sentence else ""))
     running = [f"running   {_running_words(trial, progress)}" for trial, progress in status.running]
-    waiting = [f"interrupted  trial {trial.number}  {trial.arch}" for trial in status.interrupted]
+    waiting = [
+        f"{'waiting   ' if trial.enqueued else 'interrupted  '}trial {trial.number}  {trial.arch}"
+        for trial in status.interrupted
+    ]
     failed = [f"failed    {failure_words(trial)}" for trial in status.failed]
     notices = [f"notice    {text} (from trial {first} on)" for text, first in status.notices.items()]
     commands = [f"  {command}" for command in status.next_commands()]
