@@ -155,10 +155,10 @@ def _architecture(what: str, classes: int | None, root: Path, storage: str | Non
     """The architecture that `what` names, with the folder of its training; None if `what` can only be a study."""
     from igc_nas.arch.config import deployed_limit
     from igc_nas.exports.source import Source
-    from igc_nas.io.files import is_file
+    from igc_nas.io.files import is_file, user_path
     from igc_nas.study.lookup import is_named, load_architecture, named_trial
 
-    folder = Path(what)
+    folder = user_path(what)
     if is_file(folder / "run.toml") and not is_file(folder / "study.toml"):
         file = folder / "arch.toml"
         name = f"the training {folder.resolve().name}"

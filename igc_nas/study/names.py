@@ -34,11 +34,13 @@ def check_study_name(name: str) -> str:
 def find_study(name: str | Path, root: Path) -> Path:
     """The folder of a study.
 
-    A `Path`, or text that can only be one (`./mine`, `mine/`, `.`, `~/mine`), is the folder. A name is looked up in
-    `root`, then in the working folder, then among the shipped studies. Raises `StudyError` that lists the known names.
+    A `Path`, or text that can only be one (`./mine`, `mine/`, `.`, `~/mine`), is the folder, or the study.toml in it. A
+    name is looked up in `root`, then in the working folder, then among the shipped studies. Raises `StudyError` that lists the known names.
     """
     path = user_path(name)
-    if isinstance(name, Path) or is_path(name):
+    if is_spec := path.name == "study.toml" and is_file(path):
+        path = path.parent
+    if is_spec or isinstance(name, Path) or is_path(str(name)):
         if is_file(path / "study.toml"):
             return path if path.name.strip(".") else path.resolve()
         raise StudyError(f"no study in {str(path)!r:.200} (it has no study.toml)", _studies_in(path))
