@@ -109,6 +109,7 @@ def export(**options: Any) -> None:
 def exported(request: ExportRequest) -> tuple[str, list[str]]:
     """Write the files that are requested: (the text, of toml and py only; lines that say what was written)."""
     from igc_nas.exports.source import unfinished_text
+    from igc_nas.study.front_table import legend
 
     kind, out = request.kind or _format_by_suffix(request.out), request.out
     source, weights = _source(request)
@@ -122,7 +123,7 @@ def exported(request: ExportRequest) -> tuple[str, list[str]]:
         say(f"{source.name}: {unfinished}")
     _check_limit(source.cost.params, "factored", source.limit)
     text, lines = _write(kind, source, weights, request)
-    return text, [f"{source.name}: {source.arch}", *lines, f"wrote {out}"]
+    return text, [f"{source.name}: {source.arch}", legend([source.arch]), *lines, f"wrote {out}"]
 
 
 def _format_by_suffix(out: Path | None) -> str:

@@ -394,13 +394,16 @@ def _announce(
     from igc_nas.cli.display import data_label
     from igc_nas.cli.space import left_out_words
     from igc_nas.engine.database import masked, parse_url
+    from igc_nas.study.front_table import units_legend
 
     recipe = spec.recipe
+    units = [unit for stage in spec.search_space.stages for unit in stage.choices]
     say(*([*notices, ""] if notices else []))
     say(
         f"study     {spec.name} ({'continued' if resolved.continued else 'new'}), in {run.folder}"
         + (f" and {masked(parse_url(run.storage))}" if run.storage else ""),
         f"space     {spec.space_name}, {spec.search_space.size:,} architectures; {budget_words(spec.budget)}",
+        f"          a network is written: {units_legend(units)}",
         *([f"          left out: {left_out_words(spec.search_space)}"] if spec.search_space.left_out else []),
         f"data      {data_label(spec.dataset)}",
         *([f"          {_images_words(spec.images)}"] if spec.images else []),

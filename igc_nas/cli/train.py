@@ -125,6 +125,7 @@ def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, Traini
     from igc_nas.cli.study_flags import parse_recipe
     from igc_nas.data.datasets import auto_notice, data_dir, is_folder, locate
     from igc_nas.io.units import format_count
+    from igc_nas.study.front_table import legend
 
     arch = architecture(request.arch, None, request.root)
     check_input(arch)
@@ -166,6 +167,7 @@ def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, Traini
         *code_notices(device.kind),
         f"network   {arch}",
         f"          {format_count(cost.params)} parameters, {format_count(cost.macs)} MACs",
+        f"          {legend([arch])}",
         f"data      {data}",
         f"recipe    {schedule_words(plan.schedule)}",
         f"device    {device.name}",
