@@ -71,7 +71,7 @@ def test_the_options_given_are_the_settings() -> None:
 def test_a_space_is_given_by_the_contents_of_its_file() -> None:
     settings = given_settings(request(space="tiny"))
     assert settings["space_name"] == "tiny"
-    assert settings["space"] == spec().to_dict()["space"]
+    assert settings["space"] == spec().space.choices()
 
 
 @pytest.mark.parametrize(
