@@ -128,18 +128,6 @@ def test_a_new_spec_refuses_invalid_settings(changes: dict[str, object], error: 
         new_spec(locate("shapes", None), "a device", **({"space": "tiny"} | changes))
 
 
-def test_a_batch_whose_last_stage_is_one_pixel_is_refused_before_it_is_trained() -> None:
-    def of(batch: int, resolution: int) -> StudySpec:
-        recipe = {"batch": batch, "resolution": resolution, "crop": 0}
-        return new_spec(locate("shapes"), "a processor", "cpu", space="tiny", name="t", recipe=recipe)
-
-    with pytest.raises(ConfigError, match="batch norm needs more than one pixel") as raised:
-        of(1, 4)  # the strides of tiny multiply to 4
-    assert raised.value.hint == "use batch=2 or more, or resolution=8"
-    assert of(2, 4).recipe.batch == 2
-    assert of(1, 8).recipe.resolution == 8
-
-
 def test_a_recipe_is_cut_to_a_smaller_dataset() -> None:
     recipe = new_spec(locate("shapes", None), "some GPU", "cuda", space="tiny").recipe
     assert (recipe.held_out, recipe.train_size) == (2000, 18_000)
