@@ -26,7 +26,7 @@ def check_study_name(name: str) -> str:
     if not STUDY_NAME.fullmatch(name) or name.endswith("."):
         hint = "use at most 100 letters, digits and . _ + -, a letter or a digit first"
         folder, _, last = name.rstrip(os.sep).rpartition(os.sep)
-        if folder and STUDY_NAME.fullmatch(last):
+        if 0 < len(folder) <= 100 and STUDY_NAME.fullmatch(last):
             hint = f"for a study in another folder: --studies-dir {shlex.quote(folder)} --study {last}"
         raise UsageError(f"{name!r:.120} cannot be the name of a study", hint)
     return name
