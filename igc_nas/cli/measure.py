@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,6 @@ from igc_nas.cli.loading import (
     code_notices,
     core_notices,
     engine_notices,
-    limit_of,
     load,
     quiet_threads,
     read_architecture,
@@ -93,8 +92,7 @@ class MeasureRequest:
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads, on a CPU.")
 @runtime_option
 @click.option("--forms", type=Choice(["any", "factored"]), help="Forms to run. [default: all of the runtime]")
-@click.option("--budget-params", type=COUNT, help="Upper limit on a form's parameters, inclusive: 500k. "
-              "[default: that of ARCH's file, or of its study]")  # fmt: skip
+@click.option("--budget-params", type=COUNT, help="Upper limit on a form's parameters, inclusive: 500k.")
 @click.option("--cuda-graph/--no-cuda-graph", default=True, show_default=True, help="On a GPU, replay a CUDA graph.")
 @click.option("--cold-cache", is_flag=True, help="On a GPU, empty its L2 cache before every pass.")
 @click.option("--energy", is_flag=True, help="On a GPU, also measure the energy of one pass (3 s more).")
@@ -145,8 +143,6 @@ def check(request: MeasureRequest, given: Collection[str]) -> None:
 
 def measured(request: MeasureRequest) -> tuple[ArchConfig, Latency]:
     """(the architecture that is requested, its latency here)."""
-    from igc_nas.arch.cost import cost_of
-
     assert request.arch is not None
     config = (
         read_architecture(sys.stdin.buffer, "stdin", request.classes, request.image_size)
@@ -155,10 +151,6 @@ def measured(request: MeasureRequest) -> tuple[ArchConfig, Latency]:
     )
     say(*core_notices("threads", request.threads))
     quiet_threads(request.threads)
-    if request.budget_params is None and request.arch != "-":
-        limit = limit_of(request.arch, request.root)
-        if limit is not None and cost_of(config).params <= limit:
-            request = replace(request, budget_params=limit)
     return config, _measured(config, request)
 
 
