@@ -20,7 +20,7 @@ import torch
 
 from igc_nas.errors import ConfigError, UsageError
 from igc_nas.io.text import nearest_and_all
-from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.nvml import installed_gpus
 from igc_nas.study.spec import DtypeName, RuntimeName
 

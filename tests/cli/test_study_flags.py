@@ -13,7 +13,7 @@ from igc_nas.engine.search import Run, continued, search
 from igc_nas.errors import ConfigError, DataError, InfeasibleError, StudyError, UsageError
 from igc_nas.io.records import differences, restricted
 from igc_nas.io.resources import shipped
-from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.fastest_dtype import fastest_dtype
 from igc_nas.space.budget import Budget
