@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -155,7 +156,9 @@ def main(arguments: Sequence[str], signals: Signals | None = None) -> int:
         with fallbacks_to(lambda text: say(f"notice: {text}")):
             result = program.main([a for a in arguments if a != "--debug"], prog_name="igc-nas", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        say(*shown.getvalue().splitlines())
         if isinstance(error, click.NoSuchOption) and (hint := option_hint(error)):
             say(f"  {hint}")
         return 2
