@@ -51,6 +51,8 @@ def space(
     from igc_nas.space.search_space import SpaceFile, find_space, space_names
 
     if name is None:
+        if budget_params or budget_macs or image_size:
+            raise UsageError("limits and sizes are of one space, and none is named", "igc-nas space igc_cifar, ...")
         names = space_names()
         width = max(map(len, names))
         intents = (f"{name:<{width}}  {SpaceFile.load(find_space(name)).intent}" for name in names)

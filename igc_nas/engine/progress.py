@@ -200,11 +200,11 @@ class SearchDisplay:
             self._live.update()
 
     def _progress(self, doing: str, epoch: Epoch | None) -> str:
-        """The step of a running trial, with its images and training accuracy."""
+        """The step of a running trial, with its images and the error on them."""
         if epoch is None:
             return doing
         samples = self._study_progress.spec.recipe.samples if self._study_progress else epoch.samples
-        return f"{doing}: {epoch.samples:,} of {samples:,} images, accuracy {100 * (1 - epoch.train_error):.0f} %"
+        return f"{doing}: {epoch.samples:,} of {samples:,} images, training error {100 * epoch.train_error:.0f} %"
 
     def _ended(self, trial: Trial) -> None:
         self._running.pop(trial.number, None)
