@@ -100,10 +100,8 @@ def finals(**options: Any) -> None:
 
 def trained(request: FinalsRequest) -> str | None:
     """Train the finals that are requested, with their progress: their recipe as JSON; None for a dry run."""
-    from igc_nas.study.defaults import default_extent
-
     quiet_threads(1)
-    from igc_nas.nn.device import find_devices
+    from igc_nas.nn.device import extent_on, find_devices
 
     study = load(request.study, request.root)
     devices = find_devices(request.device)
@@ -114,7 +112,7 @@ def trained(request: FinalsRequest) -> str | None:
     _announce(study, final, notice, request)
     if request.dry_run:
         return None
-    workers = request.workers or default_extent(devices[0].kind, len(devices), gpu_memory=devices[0].memory).workers
+    workers = request.workers or extent_on(devices).workers
     _train(final, tuple(device.torch_name for device in devices), workers, request.deterministic)
     return final.recipe.model_dump_json()
 

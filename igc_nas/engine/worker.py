@@ -58,6 +58,7 @@ OUT_OF_MEMORY = (
 CONTEXT_LOST = (
     "AcceleratorError",
     "CUDA error",
+    "CUDA driver error",
     "Triton Error [CUDA]",
     "_STATUS_EXECUTION_FAILED",
     "_STATUS_INTERNAL_ERROR",
@@ -288,9 +289,15 @@ def serve(channel: Channel, spec: dict[str, Any] | None, make: Callable[[Any], A
 def worker_main(
     pipe: Connection, spec: dict[str, Any] | None, slot: WorkerSlot, make: Callable[[Any, WorkerSlot], Any]
 ) -> None:
-    """The main function of a worker process: serve requests until the coordinator ends.
+    """The main function of a worker process: serve requests until the coordinator ends."""
+    depend_on_parent()
+    serve(pipe, spec, lambda spec: make(spec, slot))
 
-    SIGINT and SIGHUP are ignored: a terminal sends them to all of its processes, and the coordinator handles them.
+
+def depend_on_parent() -> None:
+    """Let the parent of this process, which multiprocessing has started, decide when it ends.
+
+    SIGINT and SIGHUP are ignored: a terminal sends them to all of its processes, and the parent handles them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -298,7 +305,6 @@ def worker_main(
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ[MARK] = f"{os.getppid()}/{os.getpid()}"
     _end_with_parent()
-    serve(pipe, spec, lambda spec: make(spec, slot))
 
 
 def _end_with_parent() -> None:

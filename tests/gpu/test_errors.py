@@ -34,6 +34,8 @@ from tests.support.stubs import falls_back, loses_context
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "memory"),
         ("CUDA error: device-side assert triggered", "died"),
         ("CUDA error: unspecified launch failure", "died"),
+        ("CUDA driver error: unknown error", "died"),
+        ("CUDA driver error: out of memory", "memory"),
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", "died"),
         ("expected scalar type Half but found Float", "error"),
     ],
@@ -137,5 +139,5 @@ def test_a_gpu_without_memory_for_a_step_ends_the_planning_in_a_line(
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: released.append(True))
     with pytest.raises(IgcNasError, match="Fake GPU has no memory for a training step of 64 images") as raised:
         measure_speed(list(SMALL.values()), recipe_of(), [32], find_devices("cuda")[0])
-    assert "--recipe batch=16" in str(raised.value.hint)
+    assert "--recipe batch=16,lr=0.1" in str(raised.value.hint)
     assert released

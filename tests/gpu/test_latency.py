@@ -38,11 +38,12 @@ from igc_nas.nn.lowering.deployment import DeployedNetwork
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import uniform_variants
 from igc_nas.nn.network import build
-from igc_nas.nn.nvml import THROTTLED_NS, Gpu
+from igc_nas.nn.nvml import THROTTLED_NS, Gpu, energy_per_run
 from igc_nas.study.spec import DtypeName, LatencySpec, RuntimeName
 from tests.gpu.builders import EACH, GPU, SMALL, on_gpu
 from tests.support.commands import Command
 from tests.support.fake_cuda import Record, fake_cuda, recording
+from tests.support.nvml import ENERGY, Bench, FakeNvml
 from tests.support.searches import spec
 
 SPEC = LatencySpec(device="Fake GPU", forms="any", cuda_graph=True)
@@ -371,6 +372,31 @@ def test_tensorrt_is_for_picks_on_a_gpu(cli: Command) -> None:
     assert "the runtime tensorrt is measured on an NVIDIA GPU only" in answer.err
 
 
+def test_energy_is_that_of_replays_that_are_queued(gpu: Record) -> None:
+    """On a simulated card: waiting between two passes would let it idle, and launches one by one are another load."""
+    (device,) = find_devices("cuda")
+    bench, waits = Bench(uuid=f"GPU-{device.uuid}"), []
+
+    def energy(*arguments: Any) -> Any:
+        gpu.clear()
+        found = energy_per_run(*arguments, clock=bench.clock, sleep=bench.sleep)
+        waits.extend(gpu.waits)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pynvml", bench.nvml)
+        patch.setattr("igc_nas.evaluation.latency.energy_per_run", energy)
+        patch.setattr(torch.cuda.CUDAGraph, "replay", lambda _: bench.run())
+        patch.setattr("torch.cuda.synchronize", lambda _: (gpu.wait("synchronize"), bench.synchronize()))
+        spec = SPEC.model_copy(update={"forms": "factored"})
+        found = Measurer(spec, device, cap_s=0.05, energy=True)(SMALL["igcv1"])
+        assert found.energy_mj == pytest.approx((bench.busy_w - bench.idle_w) * bench.run_ms)
+        bench.nvml.failing = {ENERGY: pynvml.NVMLError_NotSupported}
+        assert Measurer(spec, device, cap_s=0.05, energy=True)(SMALL["igcv1"]).energy_mj is None
+    assert [reason for reason, _ in waits[:3]] == ["synchronize"] * 3, "before, after; and before what is not counted"
+    assert bench.done > 400
+
+
 def test_a_mig_instance_is_said(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sensors are the card's, which the measurement records and `measure` and `doctor` say."""
     monkeypatch.setitem(sys.modules, "pynvml", Instances())
@@ -378,7 +404,28 @@ def test_a_mig_instance_is_said(gpu: Record, monkeypatch: pytest.MonkeyPatch) ->
     assert found.conditions.mig
     assert found.conditions.clock_mhz == 1980
     assert "a MIG instance: clocks" in "\n".join(latency_lines(found, SMALL["igcv1"]))
-    assert [f.value for f in examine().findings if f.topic == "cuda:0 sensors"] == [MIG]
+    (sensors,) = (finding for finding in examine().findings if finding.topic == "cuda:0 sensors")
+    assert sensors.value.startswith(f"{MIG}; without temperature, power")
+
+
+def test_in_wsl_what_nvml_cannot_say_is_no_noise(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows clocks there, but neither processes nor counters (CUDA on WSL User Guide, WSL 2 Support Constraints)."""
+    monkeypatch.setattr("platform.release", lambda: "5.15.153.1-microsoft-standard-WSL2")
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(f"GPU-{find_devices('cuda')[0].uuid}"))
+    found = Measurer(SPEC.model_copy(update={"forms": "factored"}), find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
+    assert found.conditions.clock_mhz == 1980
+    assert [reason for reason in found.noise if "clocks were held down: sw_power_cap" not in reason] == []
+    (sensors,) = (finding for finding in examine().findings if finding.topic == "cuda:0 sensors")
+    assert sensors.value == "without the use by other processes, as usual in WSL"
+    assert sensors.problem is None
+
+
+def test_a_gpu_for_one_process_is_said(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(f"GPU-{find_devices('cuda')[0].uuid}")
+    nvml.answers["nvmlDeviceGetComputeMode"] = lambda: pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    (mode,) = (finding for finding in examine().findings if finding.topic == "cuda:0 mode")
+    assert (mode.value, mode.problem) == ("EXCLUSIVE_PROCESS", "one process has this GPU: one worker uses it")
 
 
 # Noise.

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from igc_nas.arch.config import ArchConfig
+from igc_nas.bench.training import bench_train
 from igc_nas.data.datasets import locate
 from igc_nas.errors import CaptureError, ConfigError
 from igc_nas.evaluation.captured_step import CapturedStep
@@ -182,6 +183,18 @@ def test_in_float16_the_loss_is_scaled(cache: None) -> None:
         assert [reason for reason, _ in record.waits] == ["item", "item"]
         assert len(training.loss_scale()) == 2
         assert {"loss_scale.0", "loss_scale.1"} <= training.state().keys()
+
+
+def test_bench_train_times_a_step_as_it_is_trained(cache: None) -> None:
+    """Ours is a captured step, the baselines are launched; one of them is in the dtype that this GPU has units for."""
+    with fake_cuda(capability=(7, 5)) as record:
+        report = bench_train(find_devices("cuda")[0], 8, 8, compiled=False, archs={"one": SMALL["igcv1"]})
+        (row,) = report.rows
+        assert row["ours_ms"] == 1.0, "by the fake GPU's events"
+        assert {name for name in row if name.endswith("eager_ms")} == {
+            f"{layout}_{dtype}_eager_ms" for layout in ("nchw", "nhwc") for dtype in ("fp32", "bf16", "fp16")
+        }
+        assert max(record.captured) > 50
 
 
 def test_float16_is_refused_on_a_cpu() -> None:
