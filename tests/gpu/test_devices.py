@@ -247,9 +247,9 @@ def test_a_search_leaves_the_gpu_to_its_workers(cli: Command, monkeypatch: pytes
 def test_memory_is_given_back_on_the_gpu_that_is_meant() -> None:
     """Else, with segments that can grow, memory with queued work on it goes (pytorch/pytorch issue 196258)."""
     emptied: list[int] = []
-    with fake_cuda(count=2) as record:
-        with mock.patch("torch.cuda.empty_cache", side_effect=lambda: emptied.append(record.current_device)):
-            find_devices("cuda:1")[0].release_memory()
+    with fake_cuda(count=2) as record, mock.patch("torch.cuda.empty_cache") as empty_cache:
+        empty_cache.side_effect = lambda: emptied.append(record.current_device)
+        find_devices("cuda:1")[0].release_memory()
     assert emptied == [1]
 
 
