@@ -32,7 +32,7 @@ from igc_nas.evaluation.latency import (
 )
 from igc_nas.evaluation.runtimes import check_dtype, check_runtime
 from igc_nas.exports.graph import fastest_on_gpu
-from igc_nas.nn.cuda_timing import captured
+from igc_nas.nn.cuda_timing import captured, event_timer
 from igc_nas.nn.device import find_devices
 from igc_nas.nn.lowering.deployment import DeployedNetwork
 from igc_nas.nn.lowering.timing_cache import TimingCache
@@ -63,6 +63,20 @@ def test_chains_are_timed_as_the_network_is(gpu: Record) -> None:
     """In graphs, by events: no wait for the device but that for the end of an event."""
     Measurer(SPEC, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
     assert not [place for reason, place in gpu.waits if reason == "synchronize"]
+
+
+@pytest.mark.parametrize("cold_cache", [False, True])
+def test_a_time_is_that_of_the_kernels_alone(cold_cache: bool, gpu: Record) -> None:
+    """Queued work is in front of the first event, so that the GPU does not wait there for the host to submit them."""
+    done: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cuda._sleep", lambda _: done.append("busy"))
+        patch.setattr(torch.cuda.CUDAGraph, "replay", lambda _: done.append("replay"))
+        real = torch.cuda.Event.record
+        patch.setattr(torch.cuda.Event, "record", lambda self: (done.append("event"), real(self))[1])
+        patch.setattr(torch.Tensor, "zero_", lambda self: done.append("flood" if self.nbytes > 1 << 27 else "small"))
+        event_timer(lambda: None, GPU, graph=True, cold_cache=cold_cache)()
+    assert done == [*(["flood"] if cold_cache else []), "busy", "event", "replay", "event"]
 
 
 def test_measuring_has_cudnn_search_for_what_is_timed_only(gpu: Record) -> None:

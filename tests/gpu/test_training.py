@@ -156,7 +156,9 @@ def test_an_augmented_epoch_saves_the_step_its_augmentation(gpu: Record) -> None
 def test_capturing_leaves_no_trace(gpu: Record) -> None:
     """Every tensor that the step changes is copied back, and the generator's state is set."""
     training = training_of(SMALL["igcv1"], average=0.9)
+    state = training.generator.get_state()
     copied: list[int] = []
+    restored: list[bool] = []
     real = torch.Tensor.copy_
 
     def noted(self: torch.Tensor, other: torch.Tensor, *arguments: Any) -> torch.Tensor:
@@ -165,7 +167,11 @@ def test_capturing_leaves_no_trace(gpu: Record) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "copy_", noted)
+        patch.setattr(
+            type(training.generator), "set_state", lambda _, to: restored.append(to.tolist() == state.tolist())
+        )
         CapturedStep(training)
+    assert restored == [True]
     assert training.average is not None
     changed = [*training.network.parameters(), *training.network.buffers(), *training.average.weights]
     changed += [state["momentum_buffer"] for state in training.optimizer.state.values()]
@@ -299,6 +305,9 @@ def test_the_harness_refuses_a_wait_in_a_captured_graph(gpu: Record) -> None:
     with pytest.raises(NotCapturableError, match="item"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         x.sum().item()
     layer = nn.Conv2d(3, 8, 3, device=GPU)
+    generator = torch.Generator(GPU)
+    with pytest.raises(NotCapturableError, match="generator"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.rand(4, generator=generator, device=GPU)
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
         F.relu(layer(torch.ones(2, 3, 8, 8, device=GPU))).sum().backward()
     assert gpu.captured[-1] > 3
