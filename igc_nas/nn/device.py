@@ -26,7 +26,7 @@ from igc_nas.study.defaults import Extent, default_extent
 from igc_nas.study.spec import DtypeName, RuntimeName
 
 Kind = Literal["cpu", "cuda"]
-GET_CUDA = "install the build of torch for the driver (https://pytorch.org/get-started), or add --device cpu"
+GET_CUDA = "mend it (the build of torch for each driver: https://pytorch.org/get-started), or add --device cpu"
 MOST_TEXT = 200
 """Characters of a CUDA error."""
 
