@@ -88,7 +88,10 @@ def examine(folder: Path | None = None) -> Examination:
 def _software() -> Iterator[Finding]:
     yield Finding("igc-nas", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
     cudnn: Any = torch.backends.cudnn
-    cuda = f"CUDA {torch.version.cuda}, cuDNN {cudnn.version()}" if torch.version.cuda else "CPU only"
+    cuda = "CPU only"
+    if torch.version.cuda:
+        kernels = ", ".join(torch.cuda.get_arch_list())
+        cuda = f"CUDA {torch.version.cuda}, cuDNN {cudnn.version()}, kernels for {kernels}"
     yield Finding("torch", f"{torch.__version__}, {cuda}")
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from unittest import mock
 
 import pynvml
 import pytest
@@ -15,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from igc_nas.analysis.words import MIG
 from igc_nas.arch.config import ArchConfig
+from igc_nas.bench.deployment import bench_deploy
+from igc_nas.bench.latency import bench_latency
 from igc_nas.bench.report import architectures
 from igc_nas.cli.loading import engine_notices
 from igc_nas.cli.measure import latency_lines
@@ -77,6 +80,22 @@ def test_a_time_is_that_of_the_kernels_alone(cold_cache: bool, gpu: Record) -> N
         patch.setattr(torch.Tensor, "zero_", lambda self: done.append("flood" if self.nbytes > 1 << 27 else "small"))
         event_timer(lambda: None, GPU, graph=True, cold_cache=cold_cache)()
     assert done == [*(["flood"] if cold_cache else []), "busy", "event", "replay", "event"]
+
+
+def test_benches_measure_as_a_search_does(gpu: Record) -> None:
+    """In graphs, by events."""
+    measured: list[LatencySpec] = []
+
+    def stop(self: Measurer, *_: object) -> None:
+        measured.append(self.spec)
+        raise StopIteration
+
+    with mock.patch.object(Measurer, "__call__", stop), pytest.raises(StopIteration):
+        bench_latency(find_devices("cuda")[0], archs=[SMALL["igcv1"]])
+    assert measured[0].cuda_graph
+    report = bench_deploy(find_devices("cuda")[0], (1,), archs={"one": SMALL["igcv1"]}, rounds=3)
+    assert report.rows[0]["best_ms"] == report.rows[0]["factored_nchw_ms"] == 1.0, "by the fake GPU's events"
+    assert min(gpu.captured) > 0
 
 
 def test_measuring_has_cudnn_search_for_what_is_timed_only(gpu: Record) -> None:
