@@ -120,7 +120,7 @@ def test_a_gpu_that_slurm_gives_is_not_left_in_silence(given: str, monkeypatch: 
 
 @pytest.mark.usefixtures("visible")
 @pytest.mark.parametrize(
-    ("driver", "build", "visible", "words"),
+    ("driver", "build", "given", "words"),
     [
         (12040, "13.0", None, "the driver 550.54.15 is too old for torch .*: it is for CUDA 12.4"),
         (12040, "12.8", None, "another process has it, or this user may not open /dev/nvidia"),
@@ -128,12 +128,12 @@ def test_a_gpu_that_slurm_gives_is_not_left_in_silence(given: str, monkeypatch: 
     ],
 )
 def test_why_torch_sees_no_gpu(
-    driver: int, build: str, visible: str | None, words: str, monkeypatch: pytest.MonkeyPatch
+    driver: int, build: str, given: str | None, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Drivers and builds of one major version of CUDA work with each other (CUDA Compatibility)."""
     monkeypatch.setattr(torch.version, "cuda", build)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     with pytest.raises(UsageError, match=words):
         find_devices("auto", FakeNvml("NVIDIA H200", cuda=driver))
 
