@@ -64,7 +64,6 @@ def bench_deploy(
     )
 
 
-@torch.inference_mode()
 def _runs(
     arch: ArchConfig, batch: int, runtime: RuntimeName, device: Device, cache: TimingCache
 ) -> tuple[dict[str, Timer], dict[str, Timer], dict[str, Variant]]:

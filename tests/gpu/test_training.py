@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from igc_nas.evaluation.captured_step import CapturedStep
 from igc_nas.evaluation.images import Images, load_proxy
 from igc_nas.evaluation.training import ProxyTask, ProxyTraining, Training, train_proxy
 from igc_nas.nn.device import Device, find_devices
+from igc_nas.nn.lowering.network_tuner import NetworkTuner
 from igc_nas.nn.lowering.training import LoweredNetwork
 from igc_nas.nn.network import build
 from igc_nas.study.records import Score
@@ -193,7 +195,8 @@ def test_in_float16_the_loss_is_scaled(cache: None) -> None:
 
 def test_bench_train_times_a_step_as_it_is_trained(cache: None) -> None:
     """Ours is a captured step, the baselines are launched; one of them is in the dtype that this GPU has units for."""
-    with fake_cuda(capability=(7, 5)) as record:
+    untuned = mock.patch.object(NetworkTuner, "__call__", return_value=None)
+    with fake_cuda(capability=(7, 5)) as record, untuned:
         report = bench_train(find_devices("cuda")[0], 8, 8, compiled=False, archs={"one": SMALL["igcv1"]})
         (row,) = report.rows
         assert row["ours_ms"] == 1.0, "by the fake GPU's events"
