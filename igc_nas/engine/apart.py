@@ -10,18 +10,17 @@ import multiprocessing
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from igc_nas.engine.process_executor import child_environment, environment, exit_words, without_main
 from igc_nas.engine.worker import depend_on_parent, to_igc_error
 from igc_nas.errors import IgcNasError
 from igc_nas.io.fallbacks import FallbackWarning
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def call_apart(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+def call_apart(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """The result of a module's function in a new process, which has the environment of a worker of one thread.
 
     What falls back there is not said: workers say it again. Raises the `IgcNasError` that it raises, one with its text
