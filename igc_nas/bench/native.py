@@ -31,7 +31,8 @@ from igc_nas.errors import UsageError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.evaluation.runtimes import require, runner_for
-from igc_nas.nn.codegen.build import compiled, load
+from igc_nas.nn.c_compiler import load
+from igc_nas.nn.codegen.build import compiled
 from igc_nas.nn.codegen.emit import source
 from igc_nas.nn.codegen.products import multiplied_out_plan
 from igc_nas.nn.codegen.program import program

@@ -312,7 +312,7 @@ def _write_folder(source: Source, network: Network, trained: bool, out: Path, re
 
 def _folder_c(source: Source, network: Network, with_weights: bool) -> tuple[tuple[CFiles, float] | None, str]:
     """(the C files of a folder with their error, or None; why there are none)."""
-    from igc_nas.nn.codegen.build import CompilerError
+    from igc_nas.nn.c_compiler import CompilerError
     from igc_nas.nn.codegen.program import UnsupportedLayerError
 
     if not with_weights:

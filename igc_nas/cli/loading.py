@@ -144,7 +144,7 @@ def core_notices(option: str, count: int | None) -> list[str]:
 
 def code_notices(kind: str) -> list[str]:
     """A line where what is compiled for a CPU (`kind`) is not kept for the next run, and why."""
-    from igc_nas.nn.codegen.build import unkept_code
+    from igc_nas.nn.c_compiler import unkept_code
 
     unkept = unkept_code() if kind == "cpu" else None
     return [f"{unkept}; IGC_NAS_CACHE names another folder"] if unkept else []

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from types import FrameType
 
 import click
 
@@ -39,6 +40,8 @@ GPU_ERRORS = ("AcceleratorError", "OutOfMemoryError")
 """torch's errors of a GPU that is in use, full or broken, by name: the program imports torch where it needs it only."""
 CLOSING_S = 10.0
 """Seconds after a signal in which further ones are ignored, so that closing the study is not interrupted."""
+IMPORTING_S = 5.0
+"""Seconds that a signal waits for the end of an import."""
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -80,19 +83,39 @@ class Terminated(BaseException):
 
 
 def _raise_on_signals() -> None:
-    """Raise `KeyboardInterrupt` or `Terminated` on the signals in `ENDING`, unless one is ignored already (`nohup`)."""
-    raised_at = -CLOSING_S
+    """Raise `KeyboardInterrupt` or `Terminated` on the signals in `ENDING`, unless one is ignored already (`nohup`).
 
-    def handle(number: int, _: object) -> None:
-        nonlocal raised_at
-        if time.monotonic() - raised_at < CLOSING_S:
+    Never within an import: there a module's `except:` may swallow it, and C++ code that imports from Python, as torch's
+    does, aborts the process. So it waits for the end of the import; if that takes long, the process ends without it,
+    which costs a study no more than SIGKILL does.
+    """
+    raised_at = -CLOSING_S
+    waits_since: float | None = None
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal raised_at, waits_since
+        now = time.monotonic()
+        if _is_importing(frame):
+            waits_since = waits_since or now
+            if now - waits_since > IMPORTING_S:
+                os._exit(128 + number)
+            signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
             return
-        raised_at = time.monotonic()
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+        waits_since = None
+        if now - raised_at >= CLOSING_S:
+            raised_at = now
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handle)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def run() -> None:

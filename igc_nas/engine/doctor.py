@@ -28,11 +28,11 @@ from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.gpu_session import require_provider
 from igc_nas.evaluation.host import is_wsl
 from igc_nas.evaluation.runtimes import PACKAGES, require
+from igc_nas.io.files import cache_dir
 from igc_nas.io.text import one_line
-from igc_nas.nn.codegen.build import compiler, unkept_code
+from igc_nas.nn.c_compiler import compiler, unkept_code
 from igc_nas.nn.device import Device, cpu_name, extent_on, find_devices, survey_gpus
 from igc_nas.nn.lowering import native, triton_norm
-from igc_nas.nn.lowering.timing_cache import cache_dir
 from igc_nas.nn.nvml import find_gpu, installed_gpus
 from igc_nas.study.defaults import default_recipe, usable_cores
 from igc_nas.study.spec import RuntimeName

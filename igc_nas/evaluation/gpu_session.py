@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from igc_nas.errors import IgcNasError, UsageError
+from igc_nas.io.files import cache_dir
 from igc_nas.io.text import printable
-from igc_nas.nn.codegen.build import why_not_kept
-from igc_nas.nn.lowering.timing_cache import cache_dir
+from igc_nas.nn.c_compiler import why_not_kept
 
 Provider = Literal["CUDAExecutionProvider", "TensorrtExecutionProvider"]
 LIBRARIES: dict[Provider, tuple[str, str, str]] = {

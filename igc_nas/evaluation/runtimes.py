@@ -29,7 +29,7 @@ from igc_nas.arch.units import end_layers, stage_layers
 from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.evaluation.gpu_session import Provider, gpu_session, require_provider
 from igc_nas.io.text import printable
-from igc_nas.nn.codegen.build import NO_COMPILER, compiler, load
+from igc_nas.nn.c_compiler import NO_COMPILER, compiler, load
 from igc_nas.nn.codegen.program import UnsupportedLayerError, program
 from igc_nas.nn.codegen.target import PORTABLE, tuned_here
 from igc_nas.nn.device import Device, Kind

@@ -21,8 +21,8 @@ from igc_nas.errors import ConfigError, IgcNasError
 from igc_nas.exports.destination import C_COMMAND
 from igc_nas.exports.source import Source, facts
 from igc_nas.io.files import write_whole
+from igc_nas.nn.c_compiler import CompilerError, compiler
 from igc_nas.nn.codegen import emit
-from igc_nas.nn.codegen.build import CompilerError, compiler
 from igc_nas.nn.codegen.target import PORTABLE, Target, generated
 from igc_nas.nn.network import Network
 

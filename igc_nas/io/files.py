@@ -138,6 +138,11 @@ def user_folder(variable: str) -> Path:
     return Path(tempfile.gettempdir()) / f"igc-nas-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
 
 
+def cache_dir() -> Path:
+    """The folder of all caches: `IGC_NAS_CACHE`, else the user's cache folder."""
+    return user_folder("IGC_NAS_CACHE")
+
+
 MOST_TEXT, MOST_RECORDS = 4_000_000, 1 << 30
 """Bytes of the largest configuration file and of the largest file of records that are read."""
 

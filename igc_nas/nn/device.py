@@ -20,7 +20,7 @@ import torch
 
 from igc_nas.errors import ConfigError, UsageError
 from igc_nas.io.text import one_line
-from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.nvml import InstalledGpus, driver_fault, find_gpu, installed_gpus
 from igc_nas.study.defaults import Extent, default_extent
 from igc_nas.study.spec import DtypeName, RuntimeName

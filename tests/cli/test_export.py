@@ -23,7 +23,7 @@ from igc_nas.evaluation.retraining import RESULT_FILE, RUN_FILE, WEIGHTS_FILE
 from igc_nas.exports import folder
 from igc_nas.exports import verify as proof
 from igc_nas.exports.graph import Exporter, Graph
-from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.network import Network, build
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study

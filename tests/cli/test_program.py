@@ -28,6 +28,7 @@ from igc_nas.study.spec import Calibration
 from igc_nas.study.study import load_study
 from tests.support.commands import Answer, Command, refused
 from tests.support.hostile import PATHS
+from tests.support.searcher import await_
 from tests.support.searches import evaluate, evaluate_on_the_way, latency, spec
 
 PAPERS_NETWORK = "igcv1-l24m2-d62"
@@ -721,6 +722,22 @@ def test_a_signal_ends_a_search_and_its_trials_wait(
     trials = load_study(folder).trials
     assert [t.state for t in trials if t.state not in ("complete", "infeasible", "duplicate")] == ["waiting"]
     Store(folder, load_study(folder).spec).close()  # the study is free again
+
+
+def test_a_signal_waits_for_the_end_of_an_import(made: Path, tmp_path: Path) -> None:
+    """An exception within an import ends in torch's C++ code, which aborts the process, or in a module's `except:`."""
+    (tmp_path / "pandas.py").write_text(
+        "import os, pathlib, time\n"
+        "try:\n    pathlib.Path('importing').touch()\n    time.sleep(0.5)\n"
+        "except BaseException:\n    os.abort()\n"
+        "def DataFrame(*_, **__): time.sleep(60)\n"
+    )
+    with started("front", "made", "--csv", cwd=tmp_path) as child:
+        await_(lambda: (tmp_path / "importing").exists() or child.poll() is not None)
+        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(10) == 130
+    assert (tmp_path / "stderr").read_text().strip() == "stopped; the same command continues"
 
 
 @contextlib.contextmanager

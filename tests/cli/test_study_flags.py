@@ -11,7 +11,7 @@ from igc_nas.cli.study_flags import SearchRequest, given_settings, parse_recipe,
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import ConfigError, DataError, InfeasibleError, StudyError, UsageError
 from igc_nas.io.records import differences, restricted
-from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.fastest_dtype import fastest_dtype
 from igc_nas.space.budget import Budget

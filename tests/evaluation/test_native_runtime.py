@@ -15,7 +15,7 @@ from igc_nas.data.datasets import locate
 from igc_nas.errors import UsageError
 from igc_nas.evaluation.latency import measure_latency
 from igc_nas.evaluation.runtimes import default_runtime, require, unit_plans
-from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.codegen.program import UnsupportedLayerError, program
 from igc_nas.nn.device import Device, cpu_name
 from igc_nas.space.search_space import SearchSpace

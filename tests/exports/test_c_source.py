@@ -16,7 +16,7 @@ from igc_nas.errors import ConfigError, IgcNasError
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.exports.c_source import CFiles, c_files, verify_c
 from igc_nas.exports.source import Source
-from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.codegen.target import Target
 from igc_nas.nn.network import Network, build
 from igc_nas.study.lookup import load_architecture

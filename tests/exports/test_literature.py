@@ -24,7 +24,8 @@ from igc_nas.exports.block_classes import CLASS_OF_UNIT
 from igc_nas.exports.graph import Exporter, difference
 from igc_nas.exports.source import Source
 from igc_nas.exports.standalone import standalone_text
-from igc_nas.nn.codegen.build import compiled, compiler
+from igc_nas.nn.c_compiler import compiler
+from igc_nas.nn.codegen.build import compiled
 from igc_nas.nn.codegen.target import PORTABLE
 from igc_nas.nn.codegen.target import generated as generated_c
 from igc_nas.nn.device import find_devices

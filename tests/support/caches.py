@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from igc_nas.nn.codegen.build import kernels_here, networks_here
+from igc_nas.nn.c_compiler import kernels_here, networks_here
 
 
 def own_cache(folder: Path, patch: pytest.MonkeyPatch) -> Path:

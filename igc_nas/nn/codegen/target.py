@@ -17,7 +17,8 @@ from statistics import geometric_mean
 import numpy as np
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.nn.codegen.build import Compiled, compiled, networks_here
+from igc_nas.nn.c_compiler import networks_here
+from igc_nas.nn.codegen.build import Compiled, compiled
 from igc_nas.nn.codegen.emit import Source, source
 from igc_nas.nn.codegen.pack import Floats
 from igc_nas.nn.codegen.program import program

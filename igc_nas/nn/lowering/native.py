@@ -9,11 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
-import shlex
-import shutil
-import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +17,11 @@ import torch
 from torch import Tensor
 
 from igc_nas.arch.layers import Activation, Conv
+from igc_nas.nn.c_compiler import CompilerError, kernels_here, load
 
-SOURCES = ("norm.c", "depthwise.c")
-FLAGS = ("-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-w")
-PROCESSOR_FLAGS = (("-march=native",), ("-mcpu=native",), ())
-"""Tried in this order: x86 compilers know the first, some ARM compilers only the second."""
+KERNELS = Path(__file__).parent / "kernels"
+SOURCES = ("vectors.h", "norm.c", "depthwise.c")
+FLAGS = ("-O3", "-ffp-contract=fast", "-w")
 COMPILE_S = 60.0
 WIDTH = 16
 """Channels in a vector; as WIDTH in kernels/vectors.h."""
@@ -183,33 +178,16 @@ def _checked(failed: Any, function: Any, arguments: Any) -> Any:
 
 @cache
 def library(dtype: torch.dtype, timeout_s: float = COMPILE_S) -> ctypes.CDLL | None:
-    """The kernels for float32 or bfloat16, compiled once per process by `CC`, else `cc`.
+    """The kernels for float32 or bfloat16, loaded once per process.
 
     None if they cannot be compiled within `timeout_s` seconds, or cannot be loaded.
     """
+    texts = [(KERNELS / name).read_text().replace('#include "vectors.h"\n', "") for name in SOURCES]
+    text = "\n".join([*(["#define BF16"] if dtype == torch.bfloat16 else []), *texts])
     try:
-        compiler = shlex.split(os.environ.get("CC", "cc"))
-    except ValueError:
+        return _declared(load(text, kernels_here(), FLAGS, timeout_s=timeout_s, leave_failed=False))
+    except (CompilerError, AttributeError):  # AttributeError: the library lacks one of the functions
         return None
-    if not compiler or shutil.which(compiler[0]) is None:
-        return None
-    sources = [str(Path(__file__).parent / "kernels" / name) for name in SOURCES]
-    defines = ["-DBF16"] if dtype == torch.bfloat16 else []
-    with tempfile.TemporaryDirectory(prefix="igc-nas-kernels-") as folder:
-        target = Path(folder) / "kernels.so"
-        for processor in PROCESSOR_FLAGS:
-            command = [*compiler, *FLAGS, *processor, *defines, "-o", str(target), *sources]
-            try:
-                done = subprocess.run(
-                    command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
-                )
-                if done.returncode == 0:
-                    return _declared(ctypes.CDLL(str(target)))
-            except (OSError, AttributeError):  # AttributeError: the library lacks one of the functions
-                continue
-            except subprocess.TimeoutExpired:
-                return None
-    return None
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from igc_nas._version import __version__
 from igc_nas.errors import ConfigError, IgcNasError
-from igc_nas.io.files import MOST_RECORDS, read_text, user_folder, write_whole
+from igc_nas.io.files import MOST_RECORDS, cache_dir, read_text, write_whole
 
 Times = dict[str, float]
 
@@ -87,11 +87,6 @@ def timing_cache_for(
     owner = f"{purpose}; {device}; {threads} threads; {versions}"
     name = hashlib.sha256(owner.encode()).hexdigest()[:16]
     return TimingCache(cache_dir() / "timings" / f"{name}.json", owner, pause)
-
-
-def cache_dir() -> Path:
-    """The folder of all caches: `IGC_NAS_CACHE`, else the platform's user cache folder."""
-    return user_folder("IGC_NAS_CACHE")
 
 
 def _state(path: Path | None) -> tuple[int, ...] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from igc_nas.nn.codegen.build import CompilerError, kernels_here, load
+from igc_nas.nn.c_compiler import CompilerError, kernels_here, load
 from igc_nas.nn.training_step.tiles import tiles_text
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -37,7 +37,7 @@ def has_pairs(loaded: ctypes.CDLL) -> bool:
 @cache
 def library(dtype: torch.dtype, lanes: int) -> ctypes.CDLL:
     """The kernels, loaded. Raises `CompilerError`."""
-    loaded = load(source(dtype, lanes), kernels_here())
+    loaded = load(source(dtype, lanes), kernels_here(), leave_failed=False)
     loaded.igc_nas_step.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_long]
     loaded.igc_nas_step.restype = None
     return loaded

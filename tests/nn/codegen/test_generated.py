@@ -18,7 +18,8 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import plan
 from igc_nas.errors import ConfigError
 from igc_nas.evaluation.latency import randomize_batchnorm_
-from igc_nas.nn.codegen.build import FLAGS, CompilerError, compiled, compiler, why_not_kept
+from igc_nas.nn.c_compiler import FLAGS, CompilerError, compiler, why_not_kept
+from igc_nas.nn.codegen.build import compiled
 from igc_nas.nn.codegen.emit import Source, source
 from igc_nas.nn.codegen.orders import PAD, group_major, interleaved, lane_major, positions
 from igc_nas.nn.codegen.program import program

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from igc_nas.arch.layers import Linear, Pool, SqueezeExcite
 from igc_nas.arch.plan import BlockPlan, Plan
 from igc_nas.evaluation.latency import randomize_batchnorm_
-from igc_nas.nn.codegen.build import ENTRY, FLAGS, compiled, compiler
+from igc_nas.nn.c_compiler import FLAGS, compiler
+from igc_nas.nn.codegen.build import ENTRY, compiled
 from igc_nas.nn.codegen.emit import Source, source
 from igc_nas.nn.codegen.program import program
 from igc_nas.nn.network import Network, initialise

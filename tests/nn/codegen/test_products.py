@@ -8,7 +8,8 @@ import torch
 
 from igc_nas.bench.native import times_multiplied_out
 from igc_nas.evaluation.latency import randomize_batchnorm_
-from igc_nas.nn.codegen.build import compiled, compiler
+from igc_nas.nn.c_compiler import compiler
+from igc_nas.nn.codegen.build import compiled
 from igc_nas.nn.codegen.emit import source
 from igc_nas.nn.codegen.products import multiplied_out_plan
 from igc_nas.nn.codegen.program import program

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igc_nas.nn.codegen.build import compiler, load
+from igc_nas.nn.c_compiler import compiler, load
 from igc_nas.nn.codegen.emit import prologue
 from igc_nas.nn.codegen.orders import PAD, group_major, lane_major
 from igc_nas.nn.codegen.shuffles import permute_cost, shuffled_text

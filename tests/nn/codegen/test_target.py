@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.codegen.target import CANDIDATES, TARGETS, machine_targets, tuned
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.network import build

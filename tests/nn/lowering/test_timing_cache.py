@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import igc_nas
-from igc_nas.nn.lowering.timing_cache import VERSIONS, Times, TimingCache, cache_dir, timing_cache_for
+from igc_nas.io.files import cache_dir
+from igc_nas.nn.lowering.timing_cache import VERSIONS, Times, TimingCache, timing_cache_for
 from tests.support.shares import examples
 
 OWNER = "deployment; a device"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.nn.codegen.build import compiler
+from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.lowering.training import factored_forward
 from igc_nas.nn.network import Network, build
 from igc_nas.nn.training_step.network import NativeStep
