@@ -12,12 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from igc_nas.analysis.surrogate_quality import predicted_errors, surrogate_quality
-from igc_nas.errors import StudyError, UsageError
-from igc_nas.study.objectives import OBJECTIVES
+from igc_nas.errors import UsageError
 from igc_nas.study.records import Candidate
-from igc_nas.study.study import PICKS, Study, parse_limits
-
-RULES = f"front, {PICKS}"
+from igc_nas.study.study import Study, parse_limits, unknown_pick
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,8 @@ def _picked(study: Study, rule: str, top: int) -> list[Pick]:
         return _best_under(study, parse_limits(rest), top)
     try:
         return [Pick(study.pick(rule), rule)]
-    except UsageError as error:
-        raise UsageError(error.message, f"use {RULES}") from None
+    except UsageError:
+        raise unknown_pick(rule, "front") from None
 
 
 def spread(front: Sequence[Candidate], most: int) -> list[Candidate]:
@@ -74,11 +71,7 @@ def spread(front: Sequence[Candidate], most: int) -> list[Candidate]:
 
 
 def _best_under(study: Study, limits: dict[str, float], top: int) -> list[Pick]:
-    within = [c for c in study.candidates if all(OBJECTIVES[name].of(c) <= limit for name, limit in limits.items())]
-    if not within:
-        text = ",".join(f"{name}={limit:g}{'ms' if name == 'latency' else ''}" for name, limit in limits.items())
-        study.pick(f"under:{text}")  # raises, and names the nearest
-        raise StudyError(f"no completed trial of {study.spec.name} is within that")
+    within = study.within(limits)
     expected = expected_errors(study)
     by_proxy = _ranks(within, {c.id: c.score.error for c in within})
     if expected is None:

@@ -16,7 +16,7 @@ from igc_nas.analysis.finals import group_title
 from igc_nas.analysis.views import FrontView, caption, format_value, front_view
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.io.files import write_whole
-from igc_nas.io.text import plain
+from igc_nas.io.text import nearest_and_all, plain
 from igc_nas.study.finals import FinalsGroup, finals_groups
 from igc_nas.study.names import search_command
 from igc_nas.study.objectives import OBJECTIVES, parse_objectives
@@ -78,7 +78,10 @@ def picture_kind(path: Path) -> str:
     """`png`, `svg` or `pdf`, by the ending of a file. Raises `UsageError` for another one."""
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
-        raise UsageError(f"{path.name!r:.120} is not a .png, .svg or .pdf", "name it front.png, front.svg or front.pdf")
+        raise UsageError(
+            f"{path.name!r:.120} is not a .png, .svg or .pdf",
+            nearest_and_all(kind, ("png", "svg", "pdf"), "name it front.png, front.svg or front.pdf"),
+        )
     return kind
 
 

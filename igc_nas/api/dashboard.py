@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from igc_nas.cli.dashboard import PORT, served, written
 from igc_nas.cli.loading import load
 from igc_nas.errors import UsageError
+from igc_nas.io.files import user_path
 from igc_nas.study.study import Study
 
 if TYPE_CHECKING:
@@ -66,5 +67,5 @@ def dashboard(
             raise UsageError("serve=True writes no file", "leave out the files, or serve")
         names = [study.spec.name if isinstance(study, Study) else study for study in studies]
         return served(names, loaded, port, storage, Path(studies_dir))
-    files = (None if path is None else Path(path).expanduser() for path in (out, picture, finals_picture))
+    files = (None if path is None else user_path(path) for path in (out, picture, finals_picture))
     return written(loaded, *files)[0]

@@ -28,6 +28,7 @@ from igc_nas.arch.stages import (
     out_width,
     with_all_fields,
 )
+from igc_nas.errors import ConfigError
 from igc_nas.io.files import read_text, user_path
 from igc_nas.io.records import Frozen, parse_toml
 from igc_nas.io.text import plain
@@ -207,16 +208,17 @@ class ArchConfig(Frozen):
         """Plain data as a file holds it: no `None`, lists for tuples, `stage` for the stages."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
-    def to_toml(self) -> str:
-        """The architecture file; `ArchConfig.from_toml` reads back an equal record."""
+    def to_toml(self, budget_params: int | None = None) -> str:
+        """The architecture file, with a limit (see `deployed_limit`); `from_toml` reads back an equal record."""
         import tomli_w
 
-        return tomli_w.dumps(self.to_dict())
+        limit = {} if budget_params is None else {LIMIT: budget_params}
+        return tomli_w.dumps(limit | self.to_dict())
 
     @classmethod
     def from_toml(cls, text: str, where: str = "architecture") -> ArchConfig:
         """Parse an architecture file. Raises `ConfigError` naming `where` and the key."""
-        return cls.parse(parse_toml(text, where), where)
+        return _parsed(text, where)[0]
 
     @classmethod
     def load(cls, path: Path) -> ArchConfig:
@@ -237,3 +239,24 @@ class ArchConfig(Frozen):
     def __str__(self) -> str:
         head = f" | {self.head}" if self.head else ""
         return f"{self.stem.width} | " + " | ".join(describe_stage(stage) for stage in self.stages) + head
+
+
+LIMIT = "budget_params"
+
+
+def deployed_limit(path: Path) -> int | None:
+    """The most parameters of the form in which the network of an architecture's file may be deployed; None: any.
+
+    It is the limit by which the network was picked, `budget_params` in the file, and no part of the architecture.
+    Raises `ConfigError`.
+    """
+    return _parsed(read_text(path), path.name)[1]
+
+
+def _parsed(text: str, where: str) -> tuple[ArchConfig, int | None]:
+    """(the architecture, the limit) of a file's text."""
+    data = parse_toml(text, where)
+    limit = data.pop(LIMIT, None)
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ConfigError(f"{where}: {LIMIT}: {limit!r:.40} is not a positive whole number")
+    return ArchConfig.parse(data, where), limit

@@ -31,7 +31,7 @@ from igc_nas.arch.layers import (
 )
 from igc_nas.arch.plan import Plan, plan
 from igc_nas.arch.shapes import Shape, entries, joined, layer_shape, layers_shape
-from igc_nas.errors import ConfigError
+from igc_nas.errors import ConfigError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,15 @@ def plan_cost(whole: Plan) -> Cost:
         counts, shape = known[key][0], known[key][1]  # type: ignore[assignment]
         total = total[0] + counts[0], total[1] + counts[1], total[2] + counts[2]
     return Cost(*total)
+
+
+def check_input(arch: ArchConfig) -> None:
+    """Raise `UsageError` for a network whose input is not that of square colour images."""
+    if arch.input[0] != 3 or arch.input[1] != arch.input[2]:
+        raise UsageError(
+            f"the network's input is {' x '.join(map(str, arch.input))}; images are square, of 3 channels",
+            "set input = [3, 32, 32] in its file",
+        )
 
 
 def check_side(arch: ArchConfig) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from igc_nas.cli.loading import core_notices, engine_notices, load, quiet_threads
-from igc_nas.cli.options import COUNT, FILE, SECONDS, as_json, device_option, runtime_option, studies_dir
+from igc_nas.cli.options import COUNT, FILE, SECONDS, Choice, as_json, device_option, runtime_option, studies_dir
 from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import UsageError
 from igc_nas.io.console import terminal_width
@@ -163,9 +163,7 @@ def search(trials: int, chunk: int, seed: int, device: str, as_json: bool) -> No
 @bench.command("workers")
 @click.option("--trials", type=click.IntRange(2, 1000), default=24, show_default=True, help="Trials of each setting.")
 @click.option("--chunk", type=click.IntRange(2, 1000), default=4, show_default=True, help="Trials in each turn.")
-@click.option(
-    "--dataset", type=click.Choice(["auto", "cifar10", "cifar100", "shapes"]), default="auto", show_default=True
-)
+@click.option("--dataset", type=Choice(["auto", "cifar10", "cifar100", "shapes"]), default="auto", show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @device_option
 @as_json
@@ -307,7 +305,7 @@ def against_optuna(
 @click.option("--workers", type=click.IntRange(1, 10_000), default=256, show_default=True, help="Virtual evaluators.")
 @click.option(
     "--sampler",
-    type=click.Choice(["known-cost", "stratified", "random", "tpe", "nsga2", "evolution"]),
+    type=Choice(["known-cost", "stratified", "random", "tpe", "nsga2", "evolution"]),
     default="stratified",
     show_default=True,
     help="Sampler; its time is not counted.",
@@ -338,7 +336,7 @@ def _named(names: tuple[str, ...]) -> dict[str, ArchConfig] | None:
     known = architectures()
     for name in names:
         if name not in known:
-            raise UsageError(f"{name!r:.60} is no network of the benchmark", nearest(name, known, ", ".join(known)))
+            raise UsageError(f"{name!r:.60} is not a network of the benchmark", nearest(name, known, ", ".join(known)))
     return {name: known[name] for name in names} or None
 
 

@@ -34,7 +34,7 @@ from igc_nas.engine.progress import trial_line
 from igc_nas.exports.source import latency_lines
 from igc_nas.io.console import table_lines as columns_lines
 from igc_nas.io.text import printable, wrapped
-from igc_nas.study.front_table import COLUMNS, NOISY, expected_columns, legend_lines, table_lines
+from igc_nas.study.front_table import COLUMNS, NOISY, expected_columns, legend, legend_lines, table_lines
 from igc_nas.study.lock import LockHolder, Running
 from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.records import Candidate, Trial
@@ -223,11 +223,16 @@ def status_lines(status: Status) -> list[str]:
         counts = ", ".join(f"{count} {state}" for state, count in sorted(status.baseline_counts.items()))
         head.append(f"baselines {counts}" + (f"; {sentence}" if sentence else ""))
     running = [f"running   {_running_words(trial, progress)}" for trial, progress in status.running]
-    waiting = [f"waiting     trial {trial.number}  {trial.arch}" for trial in status.interrupted]
+    waiting = [
+        f"{'waiting   ' if trial.enqueued else 'interrupted  '}trial {trial.number}  {trial.arch}"
+        for trial in status.interrupted
+    ]
     failed = [f"failed    {failure_words(trial)}" for trial in status.failed]
     notices = [f"notice    {text} (from trial {first} on)" for text, first in status.notices.items()]
+    archs = [trial.arch for trial in (*(trial for trial, _ in status.running), *status.interrupted) if trial.arch]
+    notes = [legend(archs)] if archs else []
     commands = [f"  {command}" for command in status.next_commands()]
-    return [*head, *running, *waiting, *failed, *notices, *(["", "next:", *commands] if commands else [])]
+    return [*head, *running, *waiting, *failed, *notices, *notes, *(["", "next:", *commands] if commands else [])]
 
 
 def _holder_words(holder: LockHolder | None) -> str:
@@ -241,7 +246,7 @@ def _holder_words(holder: LockHolder | None) -> str:
 def _running_words(trial: Trial, progress: Running | None) -> str:
     doing = progress.doing if progress else "running"
     if progress and progress.samples is not None and progress.train_error is not None:
-        doing += f", {progress.samples:,} images, accuracy {1 - progress.train_error:.0%}"
+        doing += f", {progress.samples:,} images, training error {progress.train_error:.0%}"
     return f"trial {trial.number}  {doing}; by {trial.process}, since {trial.started}  {trial.arch}"
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.cli.loading import load, quiet_threads, with_side
-from igc_nas.cli.options import COUNT, FILE, classes_option, side_option, storage_option, studies_dir
+from igc_nas.cli.loading import limit_of, load, quiet_threads, with_side
+from igc_nas.cli.options import COUNT, FILE, Choice, classes_option, side_option, storage_option, studies_dir
 from igc_nas.cli.output import put, say
 from igc_nas.errors import ConfigError, InfeasibleError, UsageError
 from igc_nas.exports.destination import FORMATS, FORMS, c_paths, check_destination
+from igc_nas.io.text import nearest_and_all
 
 if TYPE_CHECKING:
     from igc_nas.exports.c_source import CFiles
@@ -64,18 +65,18 @@ class ExportRequest:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(FORMATS),
+    type=Choice(FORMATS),
     help="A config, one PyTorch file, ONNX, torch's exported program, C, or a folder of them. [default: by the "
     "suffix of -o, else toml]",
 )
 @click.option("--weights", type=FILE, help="A weights.safetensors file, or the folder of the training that wrote it.")
 @click.option("--untrained", is_flag=True, help="Write ONNX, pt2 or C files with random weights.")
-@click.option("--form", type=click.Choice(FORMS), help="Form of the network in ONNX and pt2 files. [default: the "
+@click.option("--form", type=Choice(FORMS), help="Form of the network in ONNX and pt2 files. [default: the "
               "fastest, measured here, of those that the study allows]")  # fmt: skip
 @click.option("--weights-file", is_flag=True, help="Of c: write the weights to NAME.bin instead of into NAME.c.")
 @click.option("--opset", type=click.IntRange(7, 50), help="Of onnx: version of ONNX's operators. [default: torch's]")
 @click.option("--device", default="cpu", show_default=True, help="Of onnx and pt2: where forms race, cpu or cuda.")
-@click.option("--runtime", type=click.Choice(["onnxruntime", "tensorrt"]), help="Of onnx on a GPU: what runs the "
+@click.option("--runtime", type=Choice(["onnxruntime", "tensorrt"]), help="Of onnx on a GPU: what runs the "
               "forms that race. [default: onnxruntime]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of random weights.")
 @classes_option
@@ -108,29 +109,30 @@ def export(**options: Any) -> None:
 def exported(request: ExportRequest) -> tuple[str, list[str]]:
     """Write the files that are requested: (the text, of toml and py only; lines that say what was written)."""
     from igc_nas.exports.source import unfinished_text
+    from igc_nas.study.front_table import legend
 
     kind, out = request.kind or _format_by_suffix(request.out), request.out
     source, weights = _source(request)
     source = source.at(with_side(source.arch, request.image_size))
+    source = replace(source, limit=_limit(source, request))
     weights = request.weights or (None if kind == "toml" else weights)
     _check_options(kind, weights, request)
     if out is not None and kind != "toml":
         _check_place(kind, out, request.force)
     if (unfinished := unfinished_text(source)) is not None:
         say(f"{source.name}: {unfinished}")
-    _check_limit(source.cost.params, "factored", _limit(source, request))
+    _check_limit(source.cost.params, "factored", source.limit)
     text, lines = _write(kind, source, weights, request)
-    return text, [f"{source.name}: {source.arch}", *lines, f"wrote {out}"]
+    return text, [f"{source.name}: {source.arch}", legend([source.arch]), *lines, f"wrote {out}"]
 
 
 def _format_by_suffix(out: Path | None) -> str:
     """The format that a file's ending names; a config where it has none. Raises `UsageError` for another ending."""
     suffix = out.suffix.lower().removeprefix(".") if out and out != Path("/dev/stdout") else ""
-    if suffix not in ("", "toml", "py", "onnx", "pt2", "c"):
-        raise UsageError(
-            f"no format is known for the ending of {out!s:.120}",
-            "use .toml, .py, .onnx, .pt2 or .c; or name the --format",
-        )
+    known = ("toml", "py", "onnx", "pt2", "c")
+    if suffix not in ("", *known):
+        hint = nearest_and_all(suffix, known, "use .toml, .py, .onnx, .pt2 or .c; or name the --format")
+        raise UsageError(f"no format is known for the ending of {out!s:.120}", hint)
     return suffix or "toml"
 
 
@@ -152,16 +154,19 @@ def _source(request: ExportRequest) -> tuple[Source, Path | None]:
 
 def _architecture(what: str, classes: int | None, root: Path, storage: str | None) -> tuple[Source, Path | None] | None:
     """The architecture that `what` names, with the folder of its training; None if `what` can only be a study."""
+    from igc_nas.arch.config import deployed_limit
     from igc_nas.exports.source import Source
-    from igc_nas.io.files import is_file
+    from igc_nas.io.files import is_file, user_path
     from igc_nas.study.lookup import is_named, load_architecture, named_trial
 
-    folder = Path(what)
+    folder = user_path(what)
     if is_file(folder / "run.toml") and not is_file(folder / "study.toml"):
-        arch = load_architecture(folder / "arch.toml", classes)
-        return Source(arch, f"the training {folder.resolve().name}"), folder
+        file = folder / "arch.toml"
+        name = f"the training {folder.resolve().name}"
+        return Source(load_architecture(file, classes), name, limit=deployed_limit(file)), folder
     if is_named(what):
-        return Source(load_architecture(what, classes, root), Path(what).name), None
+        arch = load_architecture(what, classes, root)
+        return Source(arch, Path(what).name, limit=limit_of(what, root)), None
     found = named_trial(what, root, lambda name, place: load(name, place, storage))
     if found is None:
         return None
@@ -200,18 +205,20 @@ def _check_options(kind: str, weights: Path | None, request: ExportRequest) -> N
 
 
 def _limit(source: Source, request: ExportRequest) -> int | None:
-    """The most parameters that a file may hold: --budget-params, else the least of --pick under:params, the study's."""
+    """The most parameters that a file may hold: --budget-params, else the least of those that are known.
+
+    These are of --pick under:params, of the study, and of the architecture's file.
+    """
     from igc_nas.study.study import parse_limits
 
     if request.budget_params is not None:
         return request.budget_params
     kind, _, limits = (request.pick or "").partition(":")
     picked = parse_limits(limits).get("params") if kind == "under" else None
-    spec = source.study.spec if source.study else None
-    own = spec.budget.params if spec and spec.latency.forms != "any" else None
+    own = source.study.spec.deployed_limit if source.study else None
     if own is not None and source.cost.params > own:  # a network that was enqueued, or has more classes here
         own = None
-    return min((int(limit) for limit in (picked, own) if limit is not None), default=None)
+    return min((int(limit) for limit in (picked, own, source.limit) if limit is not None), default=None)
 
 
 def _check_limit(params: int, form: str, limit: int | None) -> None:
@@ -351,16 +358,15 @@ def _graph(kind: Any, source: Source, network: Network, request: ExportRequest) 
         from igc_nas.evaluation.runtimes import require
 
         require("onnxruntime", "an ONNX file")
-    limit = _limit(source, request)
-    exporter = _exporter(source, limit, request.opset)
+    exporter = _exporter(source, request.opset)
     if request.device != "cpu":
         exporter = _racing_on_gpu(exporter, kind, source, request)
     graph = exporter(kind, network, request.form or "fastest", source.metadata)
-    _check_limit(graph.params, graph.form, limit)
+    _check_limit(graph.params, graph.form, source.limit)
     return graph
 
 
-def _exporter(source: Source, limit: int | None, opset: int | None) -> Exporter:
+def _exporter(source: Source, opset: int | None) -> Exporter:
     """Exports in a form within the limit that the study's spec allows, measured on this machine's CPU."""
     from igc_nas.exports.graph import Exporter
     from igc_nas.nn.device import configure_torch, find_devices
@@ -376,12 +382,11 @@ def _exporter(source: Source, limit: int | None, opset: int | None) -> Exporter:
     spec = study_spec.model_copy(update=own | away) if study_spec else LatencySpec(**own)  # type: ignore[arg-type]
     configure_torch(device, spec.threads)
     cache = timing_cache_for(device.name, spec.threads, "deployment")
-    return Exporter(spec, device, limit, cache, say, opset=opset)
+    return Exporter(spec, device, source.limit, cache, say, opset=opset)
 
 
 def _racing_on_gpu(exporter: Exporter, kind: str, source: Source, request: ExportRequest) -> Exporter:
     """The exporter whose fastest form is that on a GPU. Raises `UsageError` where the runtime is not there."""
-    from dataclasses import replace
     from functools import partial
 
     from igc_nas.cli.loading import engine_notices

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from igc_nas.cli.loading import architecture, code_notices, core_notices, load, quiet_threads
+from igc_nas.cli.loading import code_notices, core_notices, load, quiet_threads
 from igc_nas.cli.options import (
     RecipeRequest,
     as_json,
@@ -24,6 +24,7 @@ from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import StudyError, UsageError
 
 if TYPE_CHECKING:
+    from igc_nas.analysis.finalists import Pick
     from igc_nas.arch.config import ArchConfig
     from igc_nas.data.datasets import DatasetInfo
     from igc_nas.engine.finals import Entrant, Finals
@@ -100,13 +101,18 @@ def finals(**options: Any) -> None:
 
 def trained(request: FinalsRequest) -> str | None:
     """Train the finals that are requested, with their progress: their recipe as JSON; None for a dry run."""
+    from igc_nas.cli.study_flags import parse_recipe
+
     quiet_threads(1)
+    study = load(request.study, request.root)
+    parse_recipe(request.recipe)
+    picks, baselines = _picks(study, request), _baselines(study, request.baselines, request.root)
+    info, notice = _dataset(study, request.data_dir)
+    # torch: what is wrong with the request is said before it is loaded
     from igc_nas.nn.device import extent_on, find_devices
 
-    study = load(request.study, request.root)
     devices = find_devices(request.device)
-    entrants = _entrants(study, request)
-    info, notice = _dataset(study, request.data_dir)
+    entrants = _entrants(study, picks, baselines)
     final = _finals(study, entrants, info, devices, request)
     say(*code_notices(devices[0].kind), *core_notices("workers", request.workers))
     _announce(study, final, notice, request)
@@ -117,19 +123,24 @@ def trained(request: FinalsRequest) -> str | None:
     return final.recipe.model_dump_json()
 
 
-def _entrants(study: Study, request: FinalsRequest) -> list[Entrant]:
-    """The picks, then the baselines; a network that is both stays the trial."""
+def _picks(study: Study, request: FinalsRequest) -> list[Pick]:
     from igc_nas.analysis.finalists import finalists
+
+    return finalists(study, request.pick or ("front",), request.top)
+
+
+def _entrants(study: Study, picks: list[Pick], baselines: list[tuple[str, ArchConfig]]) -> list[Entrant]:
+    """The picks, then the baselines; a network that is both stays the trial."""
     from igc_nas.engine.finals import Entrant
 
     found = {}
-    for pick in finalists(study, request.pick or ("front",), request.top):
+    for pick in picks:
         c = pick.candidate
         expected = "" if pick.expected is None else f", expected {100 * pick.expected:.1f} %"
         why = f"{pick.why}; proxy error {100 * c.score.error:.1f} %{expected}"
         found[c.id] = Entrant(f"trial {c.trial}", c.arch, why, c.trial, c.latency)
     known = {c.id: c for c in (*study.candidates, *(t.candidate for t in study.baselines if t.candidate))}
-    for name, arch in _baselines(study, request.baselines, request.root):
+    for name, arch in baselines:
         entrant = Entrant(name, arch, "baseline")
         if entrant.id in known:
             entrant = Entrant(name, arch, "baseline", latency=known[entrant.id].latency)
@@ -147,7 +158,7 @@ def _baselines(study: Study, texts: Sequence[str], root: Path) -> list[tuple[str
 
     A set, `literature` or `igc`, stands for its networks within the study's budget, as in `igc-nas search`.
     """
-    from igc_nas.study.baselines import SETS, baselines_of
+    from igc_nas.study.baselines import SETS, baseline_network, baselines_of
 
     found: dict[str, ArchConfig] = {}
     for name in [name.strip() for text in texts for name in text.split(",") if name.strip()]:
@@ -158,7 +169,7 @@ def _baselines(study: Study, texts: Sequence[str], root: Path) -> list[tuple[str
             found |= {baseline.name: baseline.arch for baseline in admitted}
         else:
             short = Path(name).stem if name.endswith(".toml") else name
-            found[short[:200]] = architecture(name, study.spec.classes, root)
+            found[short[:200]] = baseline_network(name, study.spec.classes, root)
     return list(found.items())
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from igc_nas.cli.loading import load
-from igc_nas.cli.options import as_json, storage_option, studies_dir
+from igc_nas.cli.options import Choice, as_json, storage_option, studies_dir
 from igc_nas.cli.output import put, put_json, say
 from igc_nas.errors import UsageError
 from igc_nas.study.objectives import OBJECTIVES
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
 @click.option("--latex", is_flag=True, help="Print a LaTeX tabular.")
-@click.option(
-    "--sort", type=click.Choice(tuple(OBJECTIVES)), help="Sort by this, ascending. [default: first objective]"
-)
+@click.option("--sort", type=Choice(tuple(OBJECTIVES)), help="Sort by this, ascending. [default: first objective]")
 @click.option("--top", type=click.IntRange(1), help="Print the first N members only.")
 @click.option("--wide", is_flag=True, help="Print every column, the architectures too.")
 @storage_option

@@ -62,6 +62,21 @@ def architecture(name: str | ArchConfig, classes: int | None, root: Path, image_
     return with_side(name if classes is None else name.with_classes(classes), image_size)
 
 
+def limit_of(name: str | ArchConfig, root: Path) -> int | None:
+    """The most parameters that a network may be deployed with, by its file or by its study's budget; None: any."""
+    from igc_nas.arch.config import ArchConfig, deployed_limit
+    from igc_nas.io.files import is_file, user_path
+    from igc_nas.study.lookup import named_trial
+
+    if isinstance(name, ArchConfig):
+        return None
+    path = user_path(name)
+    if path.suffix == ".toml" or is_file(path):
+        return deployed_limit(path)
+    found = named_trial(name, root)
+    return found[0].spec.deployed_limit if found else None
+
+
 def with_side(arch: ArchConfig, image_size: int | None) -> ArchConfig:
     """The architecture for images of that side; None: as it is. Raises `ConfigError` for one that it cannot read."""
     from igc_nas.arch.cost import check_side

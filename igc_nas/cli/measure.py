@@ -21,6 +21,7 @@ from igc_nas.cli.loading import (
 )
 from igc_nas.cli.options import (
     COUNT,
+    Choice,
     as_json,
     classes_option,
     device_option,
@@ -90,7 +91,7 @@ class MeasureRequest:
 @latency_dtype_option
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads, on a CPU.")
 @runtime_option
-@click.option("--forms", type=click.Choice(["any", "factored"]), help="Forms to run. [default: all of the runtime]")
+@click.option("--forms", type=Choice(["any", "factored"]), help="Forms to run. [default: all of the runtime]")
 @click.option("--budget-params", type=COUNT, help="Upper limit on a form's parameters, inclusive: 500k.")
 @click.option("--cuda-graph/--no-cuda-graph", default=True, show_default=True, help="On a GPU, replay a CUDA graph.")
 @click.option("--cold-cache", is_flag=True, help="On a GPU, empty its L2 cache before every pass.")

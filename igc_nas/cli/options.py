@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from igc_nas.cli.output import say
 from igc_nas.errors import UsageError
 from igc_nas.io.files import user_path
+from igc_nas.io.text import nearest
 from igc_nas.io.units import parse_count, parse_count_range, parse_ms, parse_seconds
 
 
@@ -37,6 +39,29 @@ class Quantity(click.ParamType[Any]):
 COUNT, MS = Quantity("count", parse_count), Quantity("time", parse_ms, "ms")
 SECONDS = Quantity("duration", parse_seconds)
 RANGE = Quantity("range", parse_count_range)
+
+
+class Choice(click.Choice[str]):
+    """A choice among words; the error for another word names the nearest of them.
+
+    `renamed` maps old spellings to the current words.
+    """
+
+    def __init__(self, choices: Iterable[str], renamed: Mapping[str, str] | None = None) -> None:
+        super().__init__(tuple(choices))
+        self.renamed = renamed or {}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The word in its current spelling."""
+        if value in self.renamed:
+            say(f"{value} is now {self.renamed[value]}")
+        return super().convert(self.renamed.get(value, value), param, ctx)
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """All words, and the nearest one."""
+        near = nearest(str(value), self.choices, "")
+        text = super().get_invalid_choice_message(value, ctx)
+        return f"{text.removesuffix('.')}; {near}" if near else text
 
 
 class UserPath(click.ParamType[Path]):
@@ -83,19 +108,19 @@ runtime_option = click.option(
     "--latency-runtime",
     "--runtime",
     "latency_runtime",
-    type=click.Choice(RUNTIMES),
+    type=Choice(RUNTIMES),
     metavar="RUNTIME",
     help=f"Runtime of latency measurements: {', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}. [default: native on a CPU "
     "with a C compiler, else eager]",
 )
 latency_dtype_option = click.option(
     "--latency-dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=Choice(["float32", "bfloat16", "float16"]),
     help="Dtype of latency measurements, on a GPU. [default: float32, whose products are in TF32 there]",
 )
 latency_forms_option = click.option(
     "--latency-forms",
-    type=click.Choice(["within-budget", "any", "factored"]),
+    type=Choice(["within-budget", "any", "factored"]),
     help="Forms allowed in deployment: within the parameter budget, any, or factored only. [default: factored with the "
     "runtime native, else within-budget]",
 )
@@ -148,7 +173,7 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option(
             "--preset",
-            type=click.Choice(["quick", "full"]),
+            type=Choice(["quick", "full"]),
             help="The recipe: 10 epochs, or 200 with cutout. [default: quick on a CPU, full on a GPU]",
         ),
         click.option("--epochs", type=click.IntRange(1, 10_000), help="Epochs in total. [default: the preset's]"),
@@ -164,11 +189,11 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Change the recipe: cutout=16, mixup=0.2, weight_decay=1e-4, warmup=0.1, average=0.999, crop=4.",
         ),
         click.option(
-            "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
+            "--dtype", type=Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
         ),
         click.option(
             "--forms",
-            type=click.Choice(["fastest", "factored"]),
+            type=Choice(["fastest", "factored"]),
             default="fastest",
             show_default=True,
             help="Train networks in the form that is fastest on the device, or in factored form.",

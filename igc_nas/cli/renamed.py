@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from igc_nas.cli.output import say
@@ -50,20 +48,6 @@ def option_hint(error: click.NoSuchOption) -> str | None:
     if "--recipe" in has and key in Recipe.model_fields:
         return f"it is a key of the proxy training: --recipe {key}=VALUE"
     return nearest(error.option_name, has, "") or None
-
-
-class RenamedChoice(click.Choice[str]):
-    """A choice that also takes old spellings of its values: `renamed` maps each to the current one."""
-
-    def __init__(self, choices: tuple[str, ...], renamed: dict[str, str]) -> None:
-        super().__init__(choices)
-        self.renamed = renamed
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The value in its current spelling."""
-        if value in self.renamed:
-            say(f"{value} is now {self.renamed[value]}")
-        return super().convert(self.renamed.get(value, value), param, ctx)
 
 
 def _current_spelling(argument: str) -> str:

@@ -15,6 +15,7 @@ from igc_nas.cli.options import (
     MS,
     RANGE,
     SECONDS,
+    Choice,
     Grouped,
     as_json,
     data_dir_option,
@@ -28,7 +29,6 @@ from igc_nas.cli.options import (
     studies_dir,
 )
 from igc_nas.cli.output import say
-from igc_nas.cli.renamed import RenamedChoice
 from igc_nas.errors import UsageError
 from igc_nas.io.units import exact_count, format_seconds
 
@@ -86,7 +86,7 @@ MOST_IMPORTING_S = 60.0
 )
 @click.option(
     "--goal",
-    type=click.Choice(["best-error", "front"]),
+    type=Choice(["best-error", "front"]),
     help="The least error within the budget first, or all of the front. [default: best-error with a budget, "
     "unless --objectives names several]",
 )
@@ -99,7 +99,7 @@ MOST_IMPORTING_S = 60.0
 @click.option("--budget-latency", type=MS, help="Upper limit on the latency of one batch, inclusive: 5ms.")
 @click.option(
     "--sampler",
-    type=RenamedChoice(
+    type=Choice(
         ("known-cost", "stratified", "random", "tpe", "nsga2", "evolution", "brute-force"), {"all": "brute-force"}
     ),
     help="How architectures are chosen; brute-force: every one of a small space. [default: known-cost]",
@@ -108,7 +108,7 @@ MOST_IMPORTING_S = 60.0
 @click.option("--recipe", "recipe", multiple=True, metavar="KEY=VALUE", help="Change the proxy training: epochs=3.")
 @click.option(
     "--forms",
-    type=click.Choice(["fastest", "factored"]),
+    type=Choice(["fastest", "factored"]),
     help="Train networks in the form that is fastest on the device, or in factored form. [default: fastest]",
 )
 @latency_forms_option
@@ -166,7 +166,7 @@ MOST_IMPORTING_S = 60.0
 )
 @click.option(
     "--executor",
-    type=click.Choice(["processes", "ray"]),
+    type=Choice(["processes", "ray"]),
     default="processes",
     show_default=True,
     help="Where workers run: as processes on this machine, or as actors on a Ray cluster.",
@@ -209,8 +209,11 @@ def searched(request: SearchRequest, command_began: float | None = None) -> tupl
 
     Its time begins at `command_began`, a time of `time.monotonic`; None: now.
     """
+    from igc_nas.cli.study_flags import check_request
+
+    check_request(request)
+    from igc_nas.engine.database import begun
     from igc_nas.engine.progress import SearchDisplay
-    from igc_nas.engine.search import begun
     from igc_nas.engine.search import search as run_search
 
     spec, run = _prepared(request, time.monotonic() if command_began is None else command_began)
@@ -401,13 +404,16 @@ def _announce(
     from igc_nas.cli.display import data_label
     from igc_nas.cli.space import left_out_words
     from igc_nas.engine.database import masked, parse_url
+    from igc_nas.study.front_table import units_legend
 
     recipe = spec.recipe
+    units = [unit for stage in spec.search_space.stages for unit in stage.choices]
     say(*([*notices, ""] if notices else []))
     say(
         f"study     {spec.name} ({'continued' if resolved.continued else 'new'}), in {run.folder}"
         + (f" and {masked(parse_url(run.storage))}" if run.storage else ""),
         f"space     {spec.space_name}, {spec.search_space.size:,} architectures; {budget_words(spec.budget)}",
+        f"          a network is written: {units_legend(units)}",
         *([f"          left out: {left_out_words(spec.search_space)}"] if spec.search_space.left_out else []),
         f"data      {data_label(spec.dataset)}",
         *([f"          {_images_words(spec.images)}"] if spec.images else []),

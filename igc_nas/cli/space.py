@@ -52,6 +52,8 @@ def space(
     from igc_nas.space.search_space import space_names
 
     if name is None:
+        if budget_params or budget_macs or image_size:
+            raise UsageError("limits and sizes are of one space, and none is named", "igc-nas space igc_cifar, ...")
         put_json(space_names()) if as_json else put(*space_names())
         return
     found = _found(name, classes, image_size)

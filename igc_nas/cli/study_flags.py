@@ -9,25 +9,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from igc_nas.cli.loading import packing_bar, say_unusable
-from igc_nas.data.datasets import SIDE, DatasetInfo, data_dir, is_folder, locate, relocate
-from igc_nas.engine.search import begun
+from igc_nas.cli.loading import architecture, packing_bar, say_unusable
+from igc_nas.data.cifar import LAYOUTS
+from igc_nas.data.datasets import NAMES, SIDE, DatasetInfo, data_dir, is_folder, locate, relocate
+from igc_nas.engine.database import begun
 from igc_nas.errors import ConfigError, StudyError, UsageError
+from igc_nas.io.files import is_file
 from igc_nas.io.records import differences, parse_toml, restricted
 from igc_nas.io.text import nearest
-from igc_nas.nn.device import Device
-from igc_nas.nn.lowering.fastest_dtype import FastestDtype, fastest_dtype
 from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import feasible
 from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, search_space
+from igc_nas.study.baselines import baseline_network, named_baselines
 from igc_nas.study.defaults import PRUNE_BELOW, fitting_batch, new_spec
 from igc_nas.study.names import check_study_name
 from igc_nas.study.objectives import parse_objectives
 from igc_nas.study.spec import Recipe, StudySpec, default_name
-from igc_nas.study.study import Study
+from igc_nas.study.study import STUDY_FILE, Study
 
 if TYPE_CHECKING:
     from igc_nas.engine.executor import ExecutorName
+    from igc_nas.nn.device import Device
+    from igc_nas.nn.lowering.fastest_dtype import FastestDtype
     from igc_nas.study.spec import DtypeName, Goal, LatencyForms, RuntimeName, SamplerName
 
 
@@ -99,6 +102,31 @@ class ResolvedStudy:
     """The recipe's dtype in a new study that names none, with the times by which it was chosen."""
 
 
+def check_request(request: SearchRequest) -> None:
+    """Raise for what is wrong with a request in itself, before torch is imported, which takes seconds.
+
+    That is every unknown name and key, and a budget that nothing in the space of a new study keeps within. Raises
+    `ConfigError`, `UsageError`, `StudyError` and `InfeasibleError`.
+    """
+    settings, dataset = given_settings(request), request.dataset or "auto"
+    budget = Budget.parse(settings.get("budget", {}))
+    for name in request.enqueue:
+        architecture(name, None, request.root)
+    for name in named_baselines(request.baselines):
+        baseline_network(name, None, request.root)
+    if request.study_name is not None:
+        folder = request.root / check_study_name(request.study_name)
+        if request.storage or is_file(folder / STUDY_FILE):
+            return  # its own space, data and budget are compared with what is given
+    path = find_space(request.space or "igc_cifar")
+    if is_folder(dataset):
+        return  # its classes are counted later
+    if dataset not in ("auto", *NAMES):
+        locate(dataset)  # raises
+    classes = LAYOUTS.get(dataset, LAYOUTS["cifar10"]).classes  # `shapes` has as many
+    feasible(search_space(SpaceFile.load(path), classes, path.stem), budget).lightest()
+
+
 def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
     """Find or specify the study that a request names. Options not given come from the study, else are defaults.
 
@@ -106,6 +134,7 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
     `ConfigError`, `UsageError` and `InfeasibleError` for a request that is invalid.
     """
     from igc_nas.evaluation.runtimes import check_dtype
+    from igc_nas.nn.lowering.fastest_dtype import fastest_dtype
 
     settings = given_settings(request)
     name = request.study_name
@@ -216,7 +245,7 @@ def given_settings(request: SearchRequest) -> dict[str, Any]:
         settings["latency"] = latency
     if request.space is not None:
         path = find_space(request.space)
-        settings |= {"space_name": path.stem, "space": SpaceFile.load(path).to_dict()}
+        settings |= {"space_name": path.stem, "space": SpaceFile.load(path).choices()}
     return settings
 
 
@@ -280,11 +309,11 @@ def _continued(study: Study, settings: dict[str, Any], request: SearchRequest, d
     """The study as it is. Raises `StudyError` if the settings given, the device or the data differ from its own."""
     spec = study.spec
     info = _relocated(spec, request)
-    has = spec.to_dict()
+    has = spec.identity()
     here = {} if spec.latency.remote else {"device": device.name}
     settings = settings | {"dataset": info.label, "dataset_sha256": info.sha256}
     if info.images and "space" in settings:
-        settings["space"] = SpaceFile.parse(settings["space"], "space").with_side(info.side).to_dict()
+        settings["space"] = SpaceFile.parse(settings["space"], "space").with_side(info.side).choices()
     settings["latency"] = here | settings.get("latency", {})
     if request.dataset not in (None, "auto", info.name) and not is_folder(request.dataset):
         settings["dataset"] = request.dataset

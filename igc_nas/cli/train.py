@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.cli.loading import architecture, code_notices, core_notices, packing_bar, quiet_threads, say_unusable
+from igc_nas.cli.loading import (
+    architecture,
+    code_notices,
+    core_notices,
+    limit_of,
+    packing_bar,
+    quiet_threads,
+    say_unusable,
+)
 from igc_nas.cli.options import (
     FILE,
     RecipeRequest,
@@ -112,18 +120,16 @@ def trained(request: TrainRequest) -> tuple[dict[str, Any], Path]:
 def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, TrainingJob, str]:
     """(the plan, the training, torch's name of the device); says what is trained, and claims its folder."""
     from igc_nas.analysis.words import schedule_words
-    from igc_nas.arch.cost import check_side, cost_of
+    from igc_nas.arch.cost import check_input, check_side, cost_of
     from igc_nas.arch.plan import arch_id
-    from igc_nas.cli.recipes import full_recipe_of
+    from igc_nas.cli.study_flags import parse_recipe
     from igc_nas.data.datasets import auto_notice, data_dir, is_folder, locate
-    from igc_nas.engine.trainings import TrainingJob, TrainingPlan
-    from igc_nas.evaluation.retraining import RUN_FILE, Retraining, check_input
     from igc_nas.io.units import format_count
-    from igc_nas.nn.device import find_devices
+    from igc_nas.study.front_table import legend
 
     arch = architecture(request.arch, None, request.root)
     check_input(arch)
-    device = find_devices(request.device)[0]
+    parse_recipe(request.recipe)
     where = data_dir(request.data_dir)
     size = request.image_size
     if is_folder(request.dataset) and size is None:
@@ -131,6 +137,12 @@ def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, Traini
     with packing_bar() as progress:
         info = locate(request.dataset, where, image_size=size, progress=progress)
     say_unusable(info)
+    from igc_nas.cli.recipes import full_recipe_of
+    from igc_nas.engine.trainings import TrainingJob, TrainingPlan
+    from igc_nas.evaluation.retraining import RUN_FILE, Retraining
+    from igc_nas.nn.device import find_devices  # torch: what is wrong with the request is said before it is loaded
+
+    device = find_devices(request.device)[0]
     if info.images:
         arch = arch.with_side(info.side)
         check_side(arch)
@@ -145,8 +157,8 @@ def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, Traini
     recipe = full_recipe_of(request, arch.input[1], device, threads, [folder / RUN_FILE])
     plan = TrainingPlan(recipe, info, watched)
     job = TrainingJob(0, arch, request.seed, folder)
-    Retraining(plan.spec(job), info, device, folder).claim()
-    cost = cost_of(arch)
+    cost, limit = cost_of(arch), limit_of(request.arch, request.root)
+    Retraining(plan.spec(job), info, device, folder).claim(limit if limit and cost.params <= limit else None)
     data = f"{info.train_count - watched:,} training images of {info.label}" + (
         f"; {watched:,} more are held out to watch" if watched else ""
     )
@@ -155,6 +167,7 @@ def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, Traini
         *code_notices(device.kind),
         f"network   {arch}",
         f"          {format_count(cost.params)} parameters, {format_count(cost.macs)} MACs",
+        f"          {legend([arch])}",
         f"data      {data}",
         f"recipe    {schedule_words(plan.schedule)}",
         f"device    {device.name}",

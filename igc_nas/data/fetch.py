@@ -34,7 +34,7 @@ from igc_nas.data.cifar import LAYOUTS, Layout
 from igc_nas.data.datasets import MANIFEST, SHAPES, DatasetInfo, check_files, verify
 from igc_nas.errors import ConfigError, DataError, UsageError
 from igc_nas.io.files import read_bytes, read_text, write_whole
-from igc_nas.io.text import one_line
+from igc_nas.io.text import nearest_and_all, one_line
 
 TIMEOUT_S = 60
 CHUNK = 1 << 16
@@ -63,7 +63,9 @@ def fetch(
     if name == SHAPES:
         raise UsageError("shapes is built in; there is nothing to fetch", "igc-nas search --dataset shapes")
     if name not in LAYOUTS:
-        raise UsageError(f"unknown dataset {name!r:.40}", f"use {', '.join(LAYOUTS)}")
+        raise UsageError(
+            f"unknown dataset {name!r:.40}", nearest_and_all(str(name), LAYOUTS, f"use {', '.join(LAYOUTS)}")
+        )
     layout = LAYOUTS[name]
     _make(folder)
     if source is None:

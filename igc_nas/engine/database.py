@@ -32,14 +32,14 @@ from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import ConfigError, IgcNasError, StudyError, UsageError
 from igc_nas.io.files import is_file, user_path
-from igc_nas.io.text import one_line, printable
+from igc_nas.io.text import nearest_and_all, one_line, printable
 from igc_nas.samplers.distributions import value_distributions
 from igc_nas.space.parameters import Parameters
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.process import Process
 from igc_nas.study.records import Trial
 from igc_nas.study.spec import StudySpec
-from igc_nas.study.study import Study
+from igc_nas.study.study import STUDY_FILE, Study, load_study
 
 RECORD, SPEC = "igc_nas:record", "igc_nas:spec"
 PARAMETERS = "igc_nas:parameters"
@@ -47,6 +47,7 @@ PARAMETERS = "igc_nas:parameters"
 OLD_QUESTION = "igc_nas:question"
 """The attribute of older databases with the spec, without the latency scale."""
 KINDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
+USE = "use sqlite:///path/to/study.db or postgresql://user@host/database"
 CONNECT_S = 10
 DAMAGED = "move the database away and the same command rebuilds it from trials.jsonl"
 DATABASE_FILE = "study.db"
@@ -70,14 +71,13 @@ def parse_url(given: str) -> URL:
         scheme = given.partition("://")[0] if "://" in given else ""
         raise UsageError(
             f"storage of kind {scheme!r:.40} is not supported" if scheme else "the storage is not a database URL",
-            "use sqlite:///path/to/study.db or postgresql://user@host/database",
+            nearest_and_all(scheme, KINDS, USE),
         ) from None
     kind = url.drivername.partition("+")[0]
     kind = "postgresql" if kind == "postgres" else kind
     if kind not in KINDS or url.drivername not in (kind, KINDS[kind], "postgres"):
         raise UsageError(
-            f"storage of kind {url.drivername!r:.40} is not supported",
-            "use sqlite:///path/to/study.db or postgresql://user@host/database",
+            f"storage of kind {url.drivername!r:.40} is not supported", nearest_and_all(url.drivername, KINDS, USE)
         )
     if kind == "sqlite":
         return _sqlite_url(url, has_options="?" in given)
@@ -467,6 +467,14 @@ def stored_study(url: URL, name: str, folder: Path | None = None) -> Study | Non
         return None if spec is None else Study(spec, tuple(row.trial() for row in database.rows()), folder)
     finally:
         database.close()
+
+
+def begun(folder: Path, storage: str | None = None) -> Study | None:
+    """The study in a folder, or of the folder's name in a database, if it has trials or a latency scale; else None."""
+    study = load_study(folder) if (folder / STUDY_FILE).is_file() else None
+    if storage and not (study and study.is_begun):
+        study = stored_study(parse_url(storage), folder.name, folder)
+    return study if study and study.is_begun else None
 
 
 def read_study(url: URL, name: str, folder: Path | None = None) -> Study:

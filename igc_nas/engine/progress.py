@@ -200,11 +200,11 @@ class SearchDisplay:
             self._live.update()
 
     def _progress(self, doing: str, epoch: Epoch | None) -> str:
-        """The step of a running trial, with its images and training accuracy."""
+        """The step of a running trial, with its images and the error on them."""
         if epoch is None:
             return doing
         samples = self._study_progress.spec.recipe.samples if self._study_progress else epoch.samples
-        return f"{doing}: {epoch.samples:,} of {samples:,} images, accuracy {1 - epoch.train_error:.0%}"
+        return f"{doing}: {epoch.samples:,} of {samples:,} images, training error {epoch.train_error:.0%}"
 
     def _ended(self, trial: Trial) -> None:
         self._running.pop(trial.number, None)

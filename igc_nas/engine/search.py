@@ -15,7 +15,7 @@ from pathlib import Path
 from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import relocate
 from igc_nas.engine.coordinator import Coordinator, Evaluate, Limits
-from igc_nas.engine.database import DATABASE_FILE, parse_url, stored_study
+from igc_nas.engine.database import DATABASE_FILE, begun
 from igc_nas.engine.events import Event, Notice
 from igc_nas.engine.executor import Executor, ExecutorName, MakeEvaluator
 from igc_nas.engine.process_executor import ProcessExecutor, refuse_while_imported
@@ -26,7 +26,7 @@ from igc_nas.io.records import differences
 from igc_nas.study.baselines import Baseline
 from igc_nas.study.records import Candidate
 from igc_nas.study.spec import LatencySpec, StudySpec
-from igc_nas.study.study import STUDY_FILE, TRIALS_FILE, Study, load_study
+from igc_nas.study.study import STUDY_FILE, TRIALS_FILE
 
 
 @dataclass(frozen=True)
@@ -187,14 +187,6 @@ def continued(spec: StudySpec, run: Run) -> StudySpec:
             "search into another folder",
         )
     return found
-
-
-def begun(folder: Path, storage: str | None = None) -> Study | None:
-    """The study in a folder, or of the folder's name in a database, if it has trials or a latency scale; else None."""
-    study = load_study(folder) if (folder / STUDY_FILE).is_file() else None
-    if storage and not (study and study.is_begun):
-        study = stored_study(parse_url(storage), folder.name, folder)
-    return study if study and study.is_begun else None
 
 
 def matching_devices(latency: LatencySpec) -> tuple[str, ...]:

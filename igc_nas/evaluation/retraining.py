@@ -22,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.arch.cost import cost_of
+from igc_nas.arch.cost import check_input, cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.data.datasets import DatasetInfo
-from igc_nas.errors import ConfigError, DivergedError, StudyError, UsageError
+from igc_nas.errors import ConfigError, DivergedError, StudyError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.images import Images, load_test, load_train
 from igc_nas.evaluation.training import Pause, Training
@@ -109,9 +109,10 @@ class Retraining:
     pause: Pause = field(default=lambda: None)
     checkpoint_every_s: float = CHECKPOINT_EVERY_S
 
-    def claim(self) -> None:
+    def claim(self, limit: int | None = None) -> None:
         """Create the folder, or make sure that it holds this training.
 
+        `limit`, the most parameters that may be deployed, is kept in arch.toml, see `arch.config.deployed_limit`.
         Raises `UsageError` for a network of other images, `StudyError` for a folder that holds another training or
         other files.
         """
@@ -131,7 +132,7 @@ class Retraining:
             raise StudyError(f"{self.folder} is not empty and holds no training", "choose another folder with -o")
         import tomli_w
 
-        write_whole(self.folder / ARCH_FILE, self.spec.arch.to_toml())
+        write_whole(self.folder / ARCH_FILE, self.spec.arch.to_toml(limit))
         write_whole(path, tomli_w.dumps(_plain(self.spec)))
 
     def _check_same(self, path: Path) -> None:
@@ -335,15 +336,6 @@ class _Run:
         """Of the epoch under way; before its first step, of the last one."""
         running = self.training.running_error
         return running if running is not None or not self.curve else self.curve[-1].train_error
-
-
-def check_input(arch: ArchConfig) -> None:
-    """Raise `UsageError` for a network whose input is not that of square colour images."""
-    if arch.input[0] != 3 or arch.input[1] != arch.input[2]:
-        raise UsageError(
-            f"the network's input is {' x '.join(map(str, arch.input))}; images are square, of 3 channels",
-            "set input = [3, 32, 32] in its file",
-        )
 
 
 def stored_result(folder: Path) -> Trained:

@@ -62,6 +62,8 @@ class Source:
     study: Study | None = None
     trial: Trial | None = None
     trained: TrainingResult | None = None
+    limit: int | None = None
+    """The most parameters that may be deployed; None: no limit."""
 
     @classmethod
     def of_trial(cls, study: Study, trial: Trial, classes: int | None = None) -> Source:
@@ -73,9 +75,9 @@ class Source:
 
     def at(self, arch: ArchConfig) -> Source:
         """The same for images of another size: what the trial measured is not known of it."""
-        return (
-            self if arch == self.arch else Source(arch, f"{self.name} at {arch.input[1]} pixels", trained=self.trained)
-        )
+        if arch == self.arch:
+            return self
+        return Source(arch, f"{self.name} at {arch.input[1]} pixels", trained=self.trained, limit=self.limit)
 
     @cached_property
     def id(self) -> str:
@@ -148,7 +150,7 @@ class Source:
 
 def config_text(source: Source) -> str:
     """The architecture as TOML, below comments that state what is known about it and under which conditions."""
-    return comments(facts(source)) + "\n" + source.arch.to_toml()
+    return comments(facts(source)) + "\n" + source.arch.to_toml(source.limit)
 
 
 def comments(lines: tuple[str, ...]) -> str:

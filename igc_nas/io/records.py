@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from inspect import Parameter, Signature
@@ -73,17 +74,27 @@ def first_problem(error: ValidationError, where: str = "", model: type[BaseModel
     place = ".".join(str(part + 1) if isinstance(part, int) else key_text(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        near = nearest(str(first["loc"][-1]), _keys_at(model, first["loc"][:-1]) if model else (), "")
-        message = f"unknown key; {near}" if near else "unknown key"
+        keys = _keys_at(model, first["loc"][:-1]) if model else ()
+        message = _with_nearest("unknown key", str(first["loc"][-1]), keys)
     elif first["type"] == "union_tag_invalid":
         tag = first["ctx"]
         name, expected = tag["discriminator"].strip("'"), tag["expected_tags"].replace("'", "")
-        message = f"unknown {name} {tag['tag']!r:.40}; use one of {expected}"
+        message = _with_nearest(
+            f"unknown {name} {tag['tag']!r:.40}; use one of {expected}", tag["tag"], expected.split(", ")
+        )
+    elif first["type"] == "literal_error" and isinstance(first["input"], str):
+        words = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        message = _with_nearest(f"{message} (got {first['input']!r:.60})", first["input"], words)
     elif isinstance(first.get("input"), str | int | float | bool) and not _is_huge(first["input"]):
         message = f"{message} (got {first['input']!r:.60})" if first["type"] != "value_error" else message
     rest = error.error_count() - 1
     more = f" (and {rest} more)" if rest else ""
     return ": ".join(part for part in (where, place, message + more) if part)
+
+
+def _with_nearest(message: str, word: str, words: Iterable[str]) -> str:
+    near = nearest(word, words, "")
+    return f"{message}; {near}" if near else message
 
 
 def _keys_at(model: type[BaseModel], place: Iterable[int | str]) -> list[str]:

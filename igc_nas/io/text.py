@@ -69,6 +69,16 @@ def plain(text: object) -> str:
 
 
 def nearest(name: str, names: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
-    """A hint for a name that is not among `names`: the most similar one, as `difflib` scores it, or `otherwise`."""
-    near = difflib.get_close_matches(name, list(names), 1, cutoff)
-    return f"did you mean {near[0]}?" if near else otherwise
+    """A hint for a name that is not among `names`: the only one that begins so, else the most similar, or `otherwise`.
+
+    Similarity is that of `difflib`; upper and lower case are alike.
+    """
+    folded, known = name.casefold(), {each.casefold(): each for each in names}
+    begun = [each for each in known if len(folded) > 1 and each.startswith(folded)]
+    near = begun if len(begun) == 1 else difflib.get_close_matches(folded, known, 1, cutoff)
+    return f"did you mean {known[near[0]]}?" if near else otherwise
+
+
+def nearest_and_all(name: str, names: Iterable[str], listed: str) -> str:
+    """A hint for a name that is not among `names`: the nearest if there is one, then all that are `listed`."""
+    return f"{nearest(name, names, '')} {listed}".strip()

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from igc_nas.errors import ConfigError, UsageError
-from igc_nas.io.text import one_line
+from igc_nas.io.text import nearest_and_all, one_line
 from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.nvml import InstalledGpus, driver_fault, find_gpu, installed_gpus
 from igc_nas.study.defaults import Extent, default_extent
@@ -231,7 +231,8 @@ def find_devices(text: str, nvml: Any = None) -> tuple[Device, ...]:
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::([0-9]{1,3}))?", text)
     if not match:
-        raise UsageError(f"unknown device {text!r:.40}", "use auto, cpu, cuda or cuda:0")
+        near = text.replace("gpu", "cuda"), ("auto", "cpu", "cuda", "cuda:0")
+        raise UsageError(f"unknown device {text!r:.40}", nearest_and_all(*near, "use auto, cpu, cuda or cuda:0"))
     if text == "cpu":
         return (Device("cpu", "cpu", cpu_name()),)
     survey = survey_gpus(nvml)

@@ -14,6 +14,7 @@ from typing import Any
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import ConfigError
+from igc_nas.io.text import nearest
 from igc_nas.space.search_space import Params, SearchSpace, StageSpace
 
 Value = bool | int | float | str
@@ -38,7 +39,9 @@ class _Choice:
         for place, known in enumerate(self.values):
             if known == value and isinstance(known, bool) == isinstance(value, bool):
                 return -(-place * self.count // len(self.values))
-        raise ConfigError(f"{self.name}: {value!r:.40} is not one of {', '.join(map(str, self.values))}")
+        names = [known for known in self.values if isinstance(known, str)]
+        hint = nearest(value, names, "") if isinstance(value, str) else ""
+        raise ConfigError(f"{self.name}: {value!r:.40} is not one of {', '.join(map(str, self.values))}", hint or None)
 
 
 class Parameters:

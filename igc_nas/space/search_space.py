@@ -33,7 +33,7 @@ from igc_nas.errors import ConfigError
 from igc_nas.io.files import is_file, read_text, user_path
 from igc_nas.io.records import Frozen, first_problem, key_text, parse_toml
 from igc_nas.io.resources import shipped
-from igc_nas.io.text import nearest
+from igc_nas.io.text import nearest, nearest_and_all
 
 MOST_OPTIONS = 200_000
 _LISTS = re.compile(r"^ *\[\[ *(\w+) *\]\]", re.MULTILINE)
@@ -113,6 +113,10 @@ class SpaceFile(Frozen):
     def to_dict(self) -> dict[str, Any]:
         """Plain data as the file holds it."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def choices(self) -> dict[str, Any]:
+        """`to_dict` without `paper` and `intent`, texts that may be corrected: equal for equal spaces."""
+        return {key: value for key, value in self.to_dict().items() if key not in ("paper", "intent")}
 
 
 @dataclass(frozen=True)
@@ -529,7 +533,8 @@ def _stage_space(number: int, table: Mapping[str, Any], name: str, condition: Co
     units = {key: value for key, value in table.items() if isinstance(value, Mapping)}
     for unit in units:
         if unit not in UNITS:
-            raise ConfigError(f"{where}: unknown unit {unit!r:.40}; use {', '.join(UNITS)}")
+            hint = nearest_and_all(unit, UNITS, f"use {', '.join(UNITS)}")
+            raise ConfigError(f"{where}: unknown unit {unit!r:.40}", hint)
     if not units:
         raise ConfigError(f"{where} names no unit", f"add a table such as [stage.igcv2]; units: {', '.join(UNITS)}")
     choices: dict[str, dict[str, tuple[Any, ...]]] = {}

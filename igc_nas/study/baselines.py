@@ -6,14 +6,14 @@ to the sampler, never pruned, and not counted in `--trials`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import check_side, cost_of
 from igc_nas.errors import ConfigError, UsageError
-from igc_nas.io.text import printable
+from igc_nas.io.text import nearest, printable
 from igc_nas.study.lookup import load_architecture, named_trial
 from igc_nas.study.spec import StudySpec
 
@@ -58,6 +58,20 @@ def _short(name: str, root: Path | str) -> str:
     return printable(short, lines=False)[:MOST_NAME] or "baseline"
 
 
+def named_baselines(texts: Iterable[str]) -> list[str]:
+    """The networks that comma-separated texts name, each once; a set (`SETS`) stands for those in it."""
+    names = [name.strip() for text in texts for name in text.split(",") if name.strip()]
+    return list(dict.fromkeys(each for name in names for each in SETS.get(name, (name,))))
+
+
+def baseline_network(name: str, classes: int | None, root: Path | str) -> ArchConfig:
+    """An architecture as `load_architecture` finds it; where that fails, the error names the nearest set."""
+    try:
+        return load_architecture(name, classes, root)
+    except ConfigError as error:
+        raise ConfigError(error.message, nearest(name, SETS, error.hint or "")) from None
+
+
 def baselines_of(
     texts: Sequence[str], spec: StudySpec, root: Path | str = "studies"
 ) -> tuple[tuple[Baseline, ...], tuple[Skipped, ...]]:
@@ -66,14 +80,13 @@ def baselines_of(
     A text names a set (`SETS`), or what `load_architecture` takes. The budget's lower limits do not apply: a smaller
     network may be compared with. Raises `ConfigError` and `StudyError` for an unknown name, `UsageError` for none.
     """
-    names = [name.strip() for text in texts for name in text.split(",") if name.strip()]
-    if not names:
+    listed = named_baselines(texts)
+    if not listed:
         raise UsageError("no baseline is named", f"use {', '.join(SETS)}, or names as igc-nas cost takes them")
-    listed = dict.fromkeys(each for name in names for each in SETS.get(name, (name,)))
     found, skipped = [], []
     for name in listed:
         short = _short(name, root)
-        arch = load_architecture(name, spec.classes, root)
+        arch = baseline_network(name, spec.classes, root)
         try:
             arch = arch.with_side(spec.latency.input[1])
             check_side(arch)

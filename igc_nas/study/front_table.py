@@ -211,7 +211,11 @@ def legend_lines(archs: Iterable[ArchConfig], width: int) -> list[str]:
 
 def legend(archs: Iterable[ArchConfig]) -> str:
     """What the letters of these architectures mean: `architecture: stem's channels | ...`."""
-    archs = list(archs)
-    units = dict.fromkeys(stage.unit for arch in archs for stage in arch.stages)
-    se = [SE] if any(stage.se for arch in archs for stage in arch.stages) else []
-    return f"architecture: {'; '.join([COMMON, *(LETTERS[unit] for unit in units), *se])}"
+    stages = [stage for arch in archs for stage in arch.stages]
+    se = [SE] if any(stage.se for stage in stages) else []
+    return f"architecture: {'; '.join([units_legend(stage.unit for stage in stages), *se])}"
+
+
+def units_legend(units: Iterable[str]) -> str:
+    """What the letters of architectures of these units mean."""
+    return "; ".join([COMMON, *(LETTERS[unit] for unit in dict.fromkeys(units))])

@@ -24,21 +24,25 @@ def study_names(root: Path) -> list[str]:
 def check_study_name(name: str) -> str:
     """`name`, if it is a valid folder name on every operating system; else raises `UsageError`."""
     if not STUDY_NAME.fullmatch(name) or name.endswith("."):
-        raise UsageError(
-            f"{name!r:.120} cannot be the name of a study",
-            "use at most 100 letters, digits and . _ + -, a letter or a digit first",
-        )
+        hint = "use at most 100 letters, digits and . _ + -, a letter or a digit first"
+        folder, _, last = name.rstrip(os.sep).rpartition(os.sep)
+        if 0 < len(folder) <= 100 and STUDY_NAME.fullmatch(last):
+            hint = f"for a study in another folder: --studies-dir {shlex.quote(folder)} --study {last}"
+        raise UsageError(f"{name!r:.120} cannot be the name of a study", hint)
     return name
 
 
 def find_study(name: str | Path, root: Path) -> Path:
     """The folder of a study.
 
-    A `Path`, or text that can only be one (`./mine`, `mine/`, `.`, `~/mine`), is the folder. A name is looked up in
-    `root`, then in the working folder, then among the shipped studies. Raises `StudyError` that lists the known names.
+    A `Path`, or text that can only be one (`./mine`, `mine/`, `.`, `~/mine`), is the folder, or the study.toml in it. A
+    name is looked up in `root`, then in the working folder, then among the shipped studies. Raises `StudyError` that
+    lists the known names.
     """
     path = user_path(name)
-    if isinstance(name, Path) or is_path(name):
+    if is_spec := path.name == "study.toml" and is_file(path):
+        path = path.parent
+    if is_spec or isinstance(name, Path) or is_path(str(name)):
         if is_file(path / "study.toml"):
             return path if path.name.strip(".") else path.resolve()
         raise StudyError(f"no study in {str(path)!r:.200} (it has no study.toml)", _studies_in(path))

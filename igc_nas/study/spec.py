@@ -229,7 +229,7 @@ class StudySpec(Frozen):
     def _bounds_make_a_scale(self) -> Self:
         for name, (low, high) in self.bounds.items():
             if name not in OBJECTIVES or not 0 <= low < high or (OBJECTIVES[name].log and low == 0):
-                raise ValueError(f"bounds of {name!r:.40}: ({low}, {high}) is no scale")
+                raise ValueError(f"bounds of {name!r:.40}: ({low}, {high}) is not a scale")
         return self
 
     @property
@@ -241,6 +241,11 @@ class StudySpec(Frozen):
     def feasible(self) -> Feasible:
         """The architectures within the budgets on params and MACs. Raises `InfeasibleError`."""
         return feasible(self.search_space, self.budget)
+
+    @property
+    def deployed_limit(self) -> int | None:
+        """The most parameters of a form that may be deployed: the budget's, unless any form may; None: no limit."""
+        return None if self.latency.forms == "any" else self.budget.params
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as study.toml holds it."""
@@ -272,9 +277,13 @@ class StudySpec(Frozen):
         return cls.parse(current_spec(data), where)
 
     def identity(self) -> dict[str, Any]:
-        """The settings without those that are measured or planned before the first trial: equal for equal studies."""
+        """The settings without those that are measured or planned before the first trial: equal for equal studies.
+
+        The space is without its texts.
+        """
         measured = ("bounds", "reference_ms", "plan", "target")
-        return {key: value for key, value in self.to_dict().items() if key not in measured}
+        found = {key: value for key, value in self.to_dict().items() if key not in measured}
+        return found | {"space": self.space.choices()}
 
     def with_scale(self, calibration: Calibration) -> StudySpec:
         """This spec with the hypervolume's bounds and the reference time fixed.

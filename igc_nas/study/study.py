@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.files import MOST_RECORDS, read_bytes, read_text
-from igc_nas.io.text import one_line, plain
+from igc_nas.io.text import nearest_and_all, one_line, plain
 from igc_nas.io.units import parse_count, parse_ms
 from igc_nas.study.expected import Expected
 from igc_nas.study.finals import Final, read_finals
@@ -214,8 +214,8 @@ class Study:
             return candidate
         kind, _, rest = rule.partition(":")
         if kind == "under" and rest:
-            return self._best_under(parse_limits(rest))
-        raise UsageError(f"unknown pick {rule!r:.80}", f"use {PICKS}")
+            return min(self.within(parse_limits(rest)), key=lambda c: (self.error(c), c.cost.params))
+        raise unknown_pick(rule)
 
     def pick_trial(self, rule: str) -> Trial:
         """The trial of the candidate that `pick` finds; `trial:N` may be any trial that has an architecture.
@@ -241,8 +241,11 @@ class Study:
             return self.scaled(candidate)
         return self.values(candidate, self.spec.front_objectives)
 
-    def _best_under(self, limits: dict[str, float]) -> Candidate:
-        """The least error within limits, which hold what is deployed: the form that was measured."""
+    def within(self, limits: Mapping[str, float]) -> list[Candidate]:
+        """The candidates within limits (see `parse_limits`), which hold what is deployed: the form that was measured.
+
+        Raises `StudyError`, which names the nearest, if there is none.
+        """
 
         def deployed(candidate: Candidate, name: str) -> float:
             own = {"params": candidate.deployed_params, "macs": candidate.deployed_macs}
@@ -254,12 +257,19 @@ class Study:
 
         within = [c for c in self.candidates if relative_size(c) <= 1]
         if within:
-            return min(within, key=lambda c: (self.error(c), c.cost.params))
+            return within
         near = min(self.candidates, key=relative_size)
         has = ", ".join(f"{name} {deployed(near, name):,.6g}" for name in limits)
         raise StudyError(
             f"no completed trial of {self.spec.name} is within that", f"the nearest is trial:{near.trial} ({has})"
         )
+
+
+def unknown_pick(rule: str, *more: str) -> UsageError:
+    """The error for a rule that is not known, with the nearest word and all of them, those of `more` first."""
+    word = "trial" if rule.isdecimal() else rule.partition(":")[0]
+    words = (*more, "knee", "best-error", "smallest", "trial", "under")
+    return UsageError(f"unknown pick {rule!r:.80}", nearest_and_all(word, words, f"use {', '.join([*more, PICKS])}"))
 
 
 def _trial_number(rule: str) -> int | None:
@@ -268,16 +278,19 @@ def _trial_number(rule: str) -> int | None:
     return int(number) if kind == "trial" and number.isascii() and number.isdigit() and len(number) < 10 else None
 
 
+LIMITS = tuple(name for name in OBJECTIVES if name != "error")
+"""What `under:` limits."""
+
+
 def parse_limits(text: str) -> dict[str, float]:
     """`"params=500k,latency=2ms"` -> {"params": 500000, "latency": 2.0}. Raises `UsageError`."""
     limits: dict[str, float] = {}
     for part in re.split(r",(?![0-9]{3}(?![0-9]))", text):  # not at the commas of 2,000,000
         name, _, value = part.partition("=")
         name = name.strip()
-        if name not in OBJECTIVES or name == "error" or not value:
-            raise UsageError(
-                f"{part!r:.60} is not a limit", "write params=500k, macs=30M, flops=60M, activations=1M or latency=5ms"
-            )
+        if name not in LIMITS or not value:
+            all_ = "write params=500k, macs=30M, flops=60M, activations=1M or latency=5ms"
+            raise UsageError(f"{part!r:.60} is not a limit", nearest_and_all(name, LIMITS, all_))
         limits[name] = parse_ms(value, name) if name == "latency" else parse_count(value, name)
     return limits
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import igc_nas
-from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.config import ArchConfig, deployed_limit
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import UsageError
 from igc_nas.evaluation.retraining import RESULT_FILE, RUN_FILE, WEIGHTS_FILE
@@ -26,7 +26,7 @@ from igc_nas.exports.graph import Exporter, Graph
 from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.network import Network, build
 from igc_nas.study.records import Trial
-from igc_nas.study.study import Study
+from igc_nas.study.study import Study, load_study
 from tests.support.commands import Answer, Command, refused
 from tests.support.families import by_size, make, stop, write
 
@@ -268,6 +268,23 @@ def test_a_file_holds_at_most_what_it_was_picked_by(cli: Command, ungraphed: lis
 
 
 @pytest.mark.slow
+def test_an_exported_config_keeps_the_limit_it_was_picked_by(cli: Command, ungraphed: list[tuple[Any, ...]]) -> None:
+    wrote(cli("export", "made", "--pick", "under:params=9,000", "-o", "picked.toml"))
+    assert deployed_limit(Path("picked.toml")) == 9000
+    assert ArchConfig.load(Path("picked.toml")) == load_study("made").pick("under:params=9000").arch
+    (Path("models/mine") / "arch.toml").write_text(ARCH.to_toml(9000))
+    for what in ("picked.toml", "models/mine"):  # the stub's graph has 9,876 parameters
+        words = ("export", what, "-o", "net.onnx", *(["--untrained"] if what == "picked.toml" else []))
+        refused(cli(*words), 3, "9,876 parameters; at most 9,000 may be deployed")
+        assert not Path("net.onnx").exists()
+        wrote(cli(*words, "--budget-params", "10k", "--force"))
+        Path("net.onnx").unlink()
+    wrote(cli("export", "picked.toml", "-o", "again.toml"))
+    assert deployed_limit(Path("again.toml")) == 9000
+    Path("picked.toml").write_text(ARCH.to_toml(9000).replace("9000", '"9k"'))
+    refused(cli("cost", "picked.toml"), 2, "picked.toml: budget_params: '9k' is not a positive whole number")
+
+
 def test_the_fastest_form_as_onnx(cli: Command) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

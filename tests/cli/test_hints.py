@@ -1,12 +1,18 @@
 """What a person types wrong is answered with what to type instead; the same command twice does no harm."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import igc_nas
+from igc_nas.analysis.finalists import finalists
 from igc_nas.cli.study_flags import SearchRequest, resolve_study
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store
+from igc_nas.errors import StudyError
 from igc_nas.nn.device import Device
 from igc_nas.study.study import Study, load_study
 from tests.support.commands import Command, refused
@@ -38,16 +44,57 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         ("front mad", ("did you mean made?",)),
         ("dashboard made --picture f.gif", ("not a .png, .svg or .pdf",)),
         ("cost stages.toml", ("stages: unknown key; did you mean stage?",)),
+        ("export made --pick smalest", ("unknown pick 'smalest'", "did you mean smallest? use knee,", "under:params")),
+        ("export made --pick trail:3", ("did you mean trial?",)),
+        ("export made --pick under:parms=5k", ("did you mean params?",)),
+        ("finals made --pick frnt", ("did you mean front? use front, knee",)),
+        ("finals made --baselines literatur", ("did you mean literature?",)),
+        ("search --baselines literatur", ("did you mean literature?",)),
+        ("front made --sort Eror", ("is not one of 'error', 'params'", "did you mean error?")),
+        ("search --sampler evo", ("did you mean evolution?",)),
+        ("search --goal best", ("did you mean best-error?",)),
+        ("search --recipe dtype=flot32 --dataset shapes --space tiny", ("did you mean float32?",)),
+        ("search --device gpu --dataset shapes --space tiny", ("unknown device 'gpu'", "did you mean cuda?")),
+        ("search --storage sqllite:///x.db", ("did you mean sqlite?",)),
+        ("measure made:0 --runtime onnxruntim", ("did you mean onnxruntime?",)),
+        ("export made -o x.onx", ("did you mean onnx? use .toml, .py, .onnx",)),
+        ("dashboard made --picture f.pgn", ("did you mean png?",)),
+        ("bench sampler --samplers known-csot", ("did you mean known-cost?",)),
+        ("space --budget-params 2M", ("none is named", "igc-nas space igc_cifar")),
+        ("cost units.toml", ("unknown unit 'igvc2'", "did you mean igcv2?")),
     ],
 )
 def test_wrong_input_names_what_to_type(line: str, words: tuple[str, ...], made: Study, cli: Command) -> None:
     arch = made.candidates[0].arch.to_toml()
     Path("stages.toml").write_text(arch.replace("[[stage]]", "[[stages]]"))
+    Path("units.toml").write_text(re.sub('unit = ".*"', 'unit = "igvc2"', arch))
     answer = cli(*line.split())
     refused(answer, answer.status, *words)
     assert answer.status in (2, 4)
-    assert {path.name for path in Path().iterdir()} == {"studies", "stages.toml"}
+    assert {path.name for path in Path().iterdir()} == {"studies", "stages.toml", "units.toml"}
+    assert {path.name for path in Path("studies").iterdir()} == {"made"}
     assert not Path("studies/made/dashboard.html").exists()
+
+
+def test_what_is_wrong_with_a_request_is_said_before_torch_is_loaded(made: Study) -> None:
+    lines = [
+        "search --space tiny --budget-params 10", "search --recipe foo=1", "search --space nosuch",
+        "search --study a/b", "search --enqueue nosuch", "search --dataset nosuch", "search --objectives eror,params",
+        "finals made --pick smalest", "finals made --recipe foo=1", "train nosuch", "train resnet20-a --recipe foo=1",
+    ]  # fmt: skip
+    code = f"""
+import sys
+from igc_nas.cli import main
+for line in {lines!r}:
+    print(main(line.split()), "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["3 False", *["2 False"] * (len(lines) - 1)]
+
+
+def test_an_unknown_argument_in_python_names_the_nearest() -> None:
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'budget_param'; did you mean budget_params\?"):
+        igc_nas.search(budget_param="2M")
 
 
 def test_the_same_export_twice_is_no_error_another_one_is(made: Study, cli: Command) -> None:
@@ -65,8 +112,10 @@ def test_a_limit_holds_what_is_deployed(made: Study) -> None:
     trials = [t.model_copy(update={"candidate": changed}) if t.number == small.trial else t for t in made.trials]
     study = Study(made.spec, tuple(trials), made.folder)
     assert made.pick(f"under:params={small.cost.params}") == small
-    with pytest.raises(Exception, match=r"(?s)is within that.*params "):
-        study.pick(f"under:params={small.cost.params}")
+    rule = f"under:params={small.cost.params}"
+    for pick in (study.pick, lambda rule: finalists(study, [rule], 1)):
+        with pytest.raises(StudyError, match=r"(?s)is within that.*params "):
+            pick(rule)
 
 
 def name_of(**options: object) -> str:

@@ -222,7 +222,7 @@ def test_measuring_saves_the_timing_cache(cli: Command, tmp_path: Path) -> None:
         (("bench", "deploy", "--runtime", "nonsense"), ("--runtime",)),
         (("bench", "deploy", "--batch", "0"), ("--batch",)),
         (("bench", "train", "--resolution", "7"), ("--resolution",)),
-        (("bench", "train", "--network", "igcv1-l24"), ("no network of the benchmark", "igcv1-l24m2")),
+        (("bench", "train", "--network", "igcv1-l24"), ("not a network of the benchmark", "igcv1-l24m2")),
         (("bench", "deploy", "--rank", "9", "--network", "igcv1-l24m2"), ("does not go with --network",)),
         (("bench", "search", "--trials", "1"), ("--trials",)),
         (("bench", "deploy", "--rank", "2"), ("--rank",)),

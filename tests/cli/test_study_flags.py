@@ -1,5 +1,6 @@
 """The options of a search as settings of a study, and whether an existing study has the same."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igc_nas.cli.study_flags import SearchRequest, given_settings, parse_recipe, resolve_study
-from igc_nas.engine.search import Run, search
+from igc_nas.engine.search import Run, continued, search
 from igc_nas.errors import ConfigError, DataError, InfeasibleError, StudyError, UsageError
 from igc_nas.io.records import differences, restricted
+from igc_nas.io.resources import shipped
 from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.fastest_dtype import fastest_dtype
 from igc_nas.space.budget import Budget
+from igc_nas.space.search_space import SpaceFile
 from igc_nas.study.defaults import default_recipe
 from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import load_study
@@ -68,7 +71,7 @@ def test_the_options_given_are_the_settings() -> None:
 def test_a_space_is_given_by_the_contents_of_its_file() -> None:
     settings = given_settings(request(space="tiny"))
     assert settings["space_name"] == "tiny"
-    assert settings["space"] == spec().to_dict()["space"]
+    assert settings["space"] == spec().space.choices()
 
 
 @pytest.mark.parametrize(
@@ -314,6 +317,23 @@ def test_the_same_settings_continue_a_study(given: dict[str, Any], there: Path) 
     study = resolve_study(request(root=there, study_name="made", **given), STUB)
     assert (study.continued, study.folder) == (True, there / "made")
     assert study.spec == load_study(there / "made").spec
+
+
+def test_a_space_whose_texts_were_corrected_continues_its_studies(there: Path, tmp_path: Path) -> None:
+    text = (shipped("search_spaces") / "tiny.toml").read_text()
+    corrected = re.sub(r'(?m)^(paper|intent) = ".*"$', r'\1 = "corrected"', text)
+    (tmp_path / "tiny.toml").write_text(corrected)
+    given = request(root=there, study_name="made", space=str(tmp_path / "tiny.toml"))
+    before = load_study(there / "made").spec
+    assert resolve_study(given, STUB).spec == before  # as it is stored, with its own texts
+    (tmp_path / "tiny.toml").write_text(corrected.replace("blocks = 1", "blocks = [1, 2]", 1))
+    with pytest.raises(StudyError, match="made exists with other settings: space"):
+        resolve_study(given, STUB)
+    changed = before.model_copy(update={"space": SpaceFile.load(tmp_path / "tiny.toml")})
+    assert changed.identity() != before.identity()
+    said = before.model_copy(update={"space": before.space.model_copy(update={"intent": "corrected"})})
+    assert said.identity() == before.identity()
+    assert continued(said, Run(there / "made")) == before
 
 
 @pytest.mark.parametrize(("given", "difference"), OTHER.values(), ids=OTHER)

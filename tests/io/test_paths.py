@@ -98,7 +98,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 WRITTEN = [
     ("work", "mine"), ("work/studies", "mine/"), ("work/studies", "./mine"), ("work/studies/mine", "."),
     ("work/studies/mine", "./"), ("work/studies/mine", "../mine"), ("work", "~/work/studies/mine"), ("", "{}"),
-    ("work/studies", "mine"), ("work/studies", "../../work/./studies/mine"),
+    ("work/studies", "mine"), ("work/studies", "../../work/./studies/mine"), ("work", "studies/mine/study.toml"),
+    ("work/studies/mine", "study.toml"),
 ]  # fmt: skip
 
 
@@ -127,6 +128,7 @@ def test_a_tilde_is_expanded_in_flags_the_environment_and_python(
     assert cli("front", "mine", "--studies-dir=~/work/studies").status == 0
     assert cli("export", "mine", "--out=~/a.toml").status == 0
     assert igc_nas.load_architecture("~/a.toml") == igc_nas.load_architecture(home / "a.toml")
+    assert igc_nas.dashboard("mine", out="~/page.html") == home / "page.html"
     monkeypatch.setenv("IGC_NAS_DATA", "~/data")
     assert user_folder("IGC_NAS_DATA") == home / "data"
     assert "is not in " + str(home / "data") in cli("search", "--dataset", "cifar10").err.replace("\n", "")

@@ -55,7 +55,7 @@ function localTime(text) {
 function runningCard(trial, study) {
   const share = trial.samples == null ? null : Math.min(1, trial.samples / study.samples);
   const facts = [trial.doing, ...(trial.samples == null ? [] : [`${exactText(trial.samples)} of ${exactText(study.samples)} images`]),
-    ...(trial.train_error == null ? [] : [`training accuracy ${shareText(1 - trial.train_error)}`])];
+    ...(trial.train_error == null ? [] : [`training error ${shareText(trial.train_error)}`])];
   return el("div", {class: "trial"}, el("strong", {}, `Trial ${trial.trial}`), el("span", {}, facts.join(", ")),
     el("progress", share == null ? {"aria-label": `trial ${trial.trial}`} : {value: share, max: 1, "aria-label": `trial ${trial.trial}`}),
     el("code", {}, trial.arch), el("small", {}, `since ${localTime(trial.since)}, ${trial.by}`));

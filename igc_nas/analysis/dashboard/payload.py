@@ -31,7 +31,7 @@ from igc_nas.analysis.views import (
     surrogate_view,
     trials_view,
 )
-from igc_nas.arch.config import ArchConfig, Head, Stem
+from igc_nas.arch.config import LIMIT, ArchConfig, Head, Stem
 from igc_nas.arch.layers import Branched, Layer, Residual
 from igc_nas.arch.shapes import Shape
 from igc_nas.arch.stages import StageConfig, describe_stage
@@ -151,7 +151,7 @@ def _study(study: Study, plans: Plans) -> Json:
 
 def _trials(study: Study, view: TrialsView, plans: Plans) -> Json:
     """Every trial, as columns; a text column is {"of": texts, "at": index of each row's text}."""
-    latencies = [_latency(trial) for trial in own_trials(study)]
+    latencies, limit = [_latency(trial) for trial in own_trials(study)], study.spec.deployed_limit
     within = {candidate.trial for candidate in study.feasible_candidates}
     return {
         "trial": view.trial,
@@ -178,7 +178,10 @@ def _trials(study: Study, view: TrialsView, plans: Plans) -> Json:
         "reason": _texts(trial.reason[:LONGEST_REASON] if trial.reason else "" for trial in own_trials(study)),
         "wall_s": [trial.wall_s and round(trial.wall_s, 1) for trial in own_trials(study)],
         "arch": [plans.of(trial.arch) if trial.arch else None for trial in own_trials(study)],
-        "toml": [plans.toml_of(trial.arch) if trial.arch else None for trial in own_trials(study)],
+        "toml": [
+            plans.toml_of(trial.arch, limit if limit and params and params <= limit else None) if trial.arch else None
+            for trial, params in zip(own_trials(study), view.columns["params"], strict=True)
+        ],
     }
 
 
@@ -292,9 +295,12 @@ class Plans:
             encoded += self._cached(stage, in_width, self._stage)
         return [*encoded, *self._cached(arch.head, (self._end_shape(arch), arch.classes), self._end)]
 
-    def toml_of(self, arch: ArchConfig) -> list[int]:
-        """An architecture as indices of `tables`, which make its TOML file when they are joined by line ends."""
-        parts: list[tuple[str, Any]] = [("", (arch.input, arch.classes)), ("stem", arch.stem)]
+    def toml_of(self, arch: ArchConfig, limit: int | None = None) -> list[int]:
+        """An architecture as indices of `tables`, which make its TOML file when they are joined by line ends.
+
+        `limit` is the most parameters that may be deployed.
+        """
+        parts: list[tuple[str, Any]] = [("", (arch.input, arch.classes, limit)), ("stem", arch.stem)]
         parts += [*(("stage", stage) for stage in arch.stages), *([("head", arch.head)] if arch.head else [])]
         return [self.tables.index(part) for part in parts]
 
@@ -342,7 +348,8 @@ def _table(part: tuple[str, Any]) -> str:
 
     name, value = part
     if not name:
-        return tomli_w.dumps(dict(zip(("input", "classes"), value, strict=True)))
+        keys = dict(zip(("input", "classes", LIMIT), value, strict=True))
+        return tomli_w.dumps({key: found for key, found in keys.items() if found is not None})
     text = tomli_w.dumps({name: value.model_dump(mode="json", by_alias=True, exclude_none=True)})
     return text.replace("[stage]", "[[stage]]", 1)
 

@@ -11,6 +11,7 @@ from igc_nas.bench.samplers.peers import PEERS
 from igc_nas.bench.samplers.report import GRID, SAMPLERS, TESTED, Band, SamplerReport
 from igc_nas.errors import UsageError
 from igc_nas.io.files import write_whole
+from igc_nas.io.text import nearest_and_all
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -95,7 +96,8 @@ def figure_kind(path: Path) -> str:
     """`html`, `png` or `svg`, by the file's ending. Raises `UsageError` for another ending."""
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("html", "png", "svg"):
-        raise UsageError(f"{path.name!r:.120} is neither .html, .png nor .svg", "name it figure.html or figure.png")
+        hint = nearest_and_all(kind, ("html", "png", "svg"), "name it figure.html or figure.png")
+        raise UsageError(f"{path.name!r:.120} is neither .html, .png nor .svg", hint)
     return kind
 
 

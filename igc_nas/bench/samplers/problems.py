@@ -42,6 +42,11 @@ class Outcome:
     rung_errors: tuple[float, ...] = ()
 
 
+_TEXTS_OF_0_1 = {
+    "igc_cifar": {
+        "intent": "CIFAR-sized networks from about 20 k to beyond 2 M parameters; units may differ between stages"
+    }
+}
 _SINCE_0_1: dict[str, object] = {"cutout": 0, "mixup": 0.0, "decay_norms": True, "augment": "batch"}
 
 
@@ -88,6 +93,7 @@ class Problem:
         }
         # The schema's version is no part of the problem; 1 keeps the fingerprints in files of older versions valid.
         question["schema"] = 1
+        question["space"] = self.spec.space.to_dict() | _TEXTS_OF_0_1.get(self.spec.space_name, {})  # likewise
         # Keys that version 0.1 had not, at the values by which it trained, likewise.
         question["recipe"] = {k: v for k, v in question["recipe"].items() if _SINCE_0_1.get(k, ...) != v}
         hashed = [question, self.spec.to_dict()["bounds"], self.prune_below, list(self._sample())]

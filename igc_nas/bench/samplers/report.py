@@ -18,6 +18,7 @@ from igc_nas.bench.samplers.replay import Replay
 from igc_nas.bench.samplers.runs import Task, run_tasks
 from igc_nas.errors import UsageError
 from igc_nas.io.console import table_lines
+from igc_nas.io.text import nearest_and_all
 from igc_nas.samplers.features import Floats
 from igc_nas.study.spec import SamplerName
 
@@ -436,7 +437,9 @@ def parse_samplers(text: str) -> tuple[str, ...]:
     known = (*SAMPLERS, *PEERS)
     names = dict.fromkeys(part.strip() for part in text.split(","))
     if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"unknown sampler {unknown[0]!r:.40}", f"choose from {', '.join(known)}")
+        raise UsageError(
+            f"unknown sampler {unknown[0]!r:.40}", nearest_and_all(unknown[0], known, f"choose from {', '.join(known)}")
+        )
     for name in names:
         require_peer(name)
     return tuple(names)

@@ -126,7 +126,7 @@ def _answering(address: str) -> str:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise IgcNasError(f"no Ray cluster answers at {address:.80}: {reason}", HINT) from None
     if not is_http2:
-        raise IgcNasError(f"what answers at {address:.80} is no Ray cluster", HINT)
+        raise IgcNasError(f"what answers at {address:.80} is not a Ray cluster", HINT)
     return address
 
 

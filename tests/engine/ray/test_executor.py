@@ -313,7 +313,7 @@ def test_an_address_where_no_cluster_is_gives_a_line(
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize(("says", "word"), [(b"HTTP/1.1 400\r\n\r\n", "is no Ray cluster"), (b"", "timed out")])
+@pytest.mark.parametrize(("says", "word"), [(b"HTTP/1.1 400\r\n\r\n", "is not a Ray cluster"), (b"", "timed out")])
 def test_a_server_that_is_no_cluster_gives_a_line(
     cli: Command, tmp_path: Path, says: bytes, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
