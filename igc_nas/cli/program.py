@@ -30,13 +30,15 @@ from igc_nas.cli.show import show
 from igc_nas.cli.space import space
 from igc_nas.cli.status import status
 from igc_nas.cli.train import train
-from igc_nas.errors import IgcNasError
+from igc_nas.errors import LOOK_AT_GPU, IgcNasError
 from igc_nas.io.fallbacks import fallbacks_to
 from igc_nas.io.text import printable
 from igc_nas.study.process import ENDING
 
 CLOSED_PIPE = 141
 """Exit status when the reader of our output has gone, as a shell has it for SIGPIPE."""
+GPU_ERRORS = ("AcceleratorError", "OutOfMemoryError")
+"""torch's errors of a GPU that is in use, full or broken, by name: the program imports torch where it needs it only."""
 CLOSING_S = 10.0
 """Seconds after a signal in which further ones are ignored, so that closing the study is not interrupted."""
 IMPORTING_S = 5.0
@@ -195,6 +197,10 @@ def _report(error: Exception) -> int:
         case OSError():  # a file name, a permission, a full disk
             place = f"{error.filename!s:.200}: " if error.filename else ""
             text = f"{place}{error.strerror or error}"
+        case _ if type(error).__name__ in GPU_ERRORS:
+            first, _, _ = str(error).partition("\n")  # behind it torch says how to debug kernels
+            say(f"igc-nas: {printable(first, lines=False)[:300]}", f"  {LOOK_AT_GPU}")
+            return 1
         case _:
             text = f"internal error: {type(error).__name__}: {printable(str(error), lines=False)[:300]}"
     say(f"igc-nas: {text}", "  --debug shows where")
