@@ -54,8 +54,8 @@ class StudyLock:
     """The lock of a study's folder, held until `release`.
 
     `others` are more files to lock, such as that of a database which several folders may share. Raises `StudyError`
-    with host and pid of the holder if another process has one of the locks, and inside the package; `taken` and `hint` say what that one does,
-    and what can be done.
+    with host and pid of the holder if another process has one of the locks, where `taken` and `hint` say what that one
+    does and what can be done; and for a folder inside the installed package.
     """
 
     def __init__(
