@@ -72,3 +72,5 @@ class CaptureError(IgcNasError):
 
 
 NO_GRAPH = "CUDA records no graph of this"
+LOOK_AT_GPU = "`igc-nas doctor` examines the GPU, `nvidia-smi` shows what else computes on it"
+"""The hint behind torch's errors of CUDA."""

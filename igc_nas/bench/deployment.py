@@ -13,12 +13,13 @@ from igc_nas.bench.report import Report, Row, architectures
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.evaluation.runtimes import runner_for
+from igc_nas.nn.cuda_timing import event_timer
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import Variant, mixed_variant, uniform_variants
 from igc_nas.nn.network import build
 from igc_nas.nn.timing import Race, Timer, round_robin, warmed
-from igc_nas.study.spec import RuntimeName
+from igc_nas.study.spec import WITH_OWN_STREAM, RuntimeName
 
 RACE = Race(rounds=11, cap_s=4.0, tie=0.0, warm_up=3)
 ROUNDS, CAP_S = 31, 4.0
@@ -36,7 +37,8 @@ def bench_deploy(
 ) -> Report:
     """Each architecture (None: the benchmark's) at each batch; a race chooses the form, fresh rounds measure it.
 
-    Each timed run follows an untimed one, because the other networks have evicted its data from the caches. The ratio
+    Each timed run follows an untimed one, because the other networks have evicted its data from the caches; on a GPU it
+    is the replay of a CUDA graph, as a search times it, but in runtimes `WITH_OWN_STREAM`. The ratio
     is to the factored network in NCHW, torch's default; `times_faster_format` is the ratio to the faster of NCHW and
     channels-last.
     """
@@ -62,7 +64,6 @@ def bench_deploy(
     )
 
 
-@torch.inference_mode()
 def _runs(
     arch: ArchConfig, batch: int, runtime: RuntimeName, device: Device, cache: TimingCache
 ) -> tuple[dict[str, Timer], dict[str, Timer], dict[str, Variant]]:
@@ -74,7 +75,10 @@ def _runs(
     x_nhwc = x.contiguous(memory_format=torch.channels_last)
 
     def run(module: torch.nn.Module, image: torch.Tensor) -> Timer:
-        return warmed(runner_for(runtime, module, image, torch.get_num_threads()), device.synchronize)
+        once = runner_for(runtime, module, image, torch.get_num_threads())
+        if device.kind == "cuda" and runtime not in WITH_OWN_STREAM:
+            return event_timer(once, device.torch_device, graph=True)
+        return warmed(once, device.synchronize)
 
     factored = {"nchw": run(nchw, x)}
     if runtime == "eager":

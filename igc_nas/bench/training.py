@@ -1,8 +1,9 @@
 """bench train: training steps as a study runs them against the fastest that a user of PyTorch would run.
 
 The baselines are the factored network in NCHW and in channels-last, in float32 and in bfloat16 by autocast, eager and
-by torch.compile. All variants of a network take turns in one process. On a CPU a step's time is that of its thread, and
-the least of the rounds counts: other processes add to neither.
+by torch.compile, and in float16 where a recipe takes it. All variants of a network take turns in one process. On a CPU
+a step's time is that of its thread, and the least of the rounds counts: other processes add to neither. On a GPU ours
+is the replay of a CUDA graph, as a study trains; the baselines' kernels are launched one by one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from igc_nas.bench.report import Report, Row, architectures
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.fastest_dtype import DTYPES, fastest_dtype
-from igc_nas.nn.lowering.network_tuner import NetworkTuner
+from igc_nas.nn.lowering.network_tuner import NetworkTuner, step_timer
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.training import factored_forward
 from igc_nas.nn.network import build
@@ -93,7 +94,7 @@ def _row(
     compile_s = 0.0
     if compiled:
         torch.compiler.reset()
-    for layout, dtype, eager in product(LAYOUTS, DTYPES, (True, False)):
+    for layout, dtype, eager in product(LAYOUTS, dict.fromkeys((*DTYPES, recipe.dtype)), (True, False)):
         if not eager and not compiled:
             continue
         variant = f"{layout}_{SHORT[dtype]}_{'eager' if eager else 'compile'}"
@@ -130,7 +131,10 @@ def _ours(arch: ArchConfig, recipe: Recipe, device: Device, cache: TimingCache) 
     network = build(arch, 0).to(device.torch_device, memory_format=layout).train()  # type: ignore[call-overload]
     lowered = NetworkTuner.of(recipe, device, cache)(network, arch_id(arch))
     forward = lowered or factored_forward(network, device.kind, getattr(torch, recipe.dtype))
-    return ("factored" if lowered is None else lowered.form), _step_timer(network, forward, recipe, device, layout)
+    step = _step(network, forward, recipe, device, layout)
+    return ("factored" if lowered is None else lowered.form), (
+        _timer(step, device) if device.kind == "cpu" else step_timer(step, device)
+    )
 
 
 def _baseline(
@@ -139,12 +143,12 @@ def _baseline(
     network = build(arch, 0).to(device.torch_device, memory_format=layout).train()  # type: ignore[call-overload]
     module: Any = torch.compile(network) if compiled else network
     forward = factored_forward(module, device.kind, getattr(torch, dtype))
-    return _step_timer(network, forward, recipe, device, layout)
+    return _timer(_step(network, forward, recipe, device, layout), device)
 
 
-def _step_timer(
+def _step(
     network: nn.Module, forward: Callable[[Tensor], Tensor], recipe: Recipe, device: Device, layout: torch.memory_format
-) -> Timer:
+) -> Callable[[], None]:
     x = torch.randn(recipe.batch, 3, recipe.resolution, recipe.resolution, device=device.torch_device)
     x = x.contiguous(memory_format=layout)
     labels = torch.randint(0, 10, (recipe.batch,), device=device.torch_device)
@@ -157,5 +161,9 @@ def _step_timer(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    return step
+
+
+def _timer(step: Callable[[], None], device: Device) -> Timer:
     one_thread = device.kind == "cpu" and torch.get_num_threads() == 1
     return timed(step, device.synchronize, time.thread_time if one_thread else time.perf_counter)

@@ -102,14 +102,14 @@ def finals(**options: Any) -> None:
 def trained(request: FinalsRequest) -> str | None:
     """Train the finals that are requested, with their progress: their recipe as JSON; None for a dry run."""
     from igc_nas.cli.study_flags import parse_recipe
-    from igc_nas.study.defaults import default_extent
 
     quiet_threads(1)
     study = load(request.study, request.root)
     parse_recipe(request.recipe)
     picks, baselines = _picks(study, request), _baselines(study, request.baselines, request.root)
     info, notice = _dataset(study, request.data_dir)
-    from igc_nas.nn.device import find_devices  # torch: what is wrong with the request is said before it is loaded
+    # torch: what is wrong with the request is said before it is loaded
+    from igc_nas.nn.device import extent_on, find_devices
 
     devices = find_devices(request.device)
     entrants = _entrants(study, picks, baselines)
@@ -118,7 +118,7 @@ def trained(request: FinalsRequest) -> str | None:
     _announce(study, final, notice, request)
     if request.dry_run:
         return None
-    workers = request.workers or default_extent(devices[0].kind, len(devices), gpu_memory=devices[0].memory).workers
+    workers = request.workers or extent_on(devices).workers
     _train(final, tuple(device.torch_name for device in devices), workers, request.deterministic)
     return final.recipe.model_dump_json()
 

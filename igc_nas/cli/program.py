@@ -30,13 +30,15 @@ from igc_nas.cli.show import show
 from igc_nas.cli.space import space
 from igc_nas.cli.status import status
 from igc_nas.cli.train import train
-from igc_nas.errors import IgcNasError
+from igc_nas.errors import LOOK_AT_GPU, IgcNasError
 from igc_nas.io.fallbacks import fallbacks_to
 from igc_nas.io.text import printable
 from igc_nas.study.process import ENDING
 
 CLOSED_PIPE = 141
 """Exit status when the reader of our output has gone, as a shell has it for SIGPIPE."""
+GPU_ERRORS = ("AcceleratorError", "OutOfMemoryError")
+"""torch's errors of a GPU that is in use, full or broken, by name: the program imports torch where it needs it only."""
 CLOSING_S = 10.0
 """Seconds after a signal in which further ones are ignored, so that closing the study is not interrupted."""
 IMPORTING_S = 5.0
@@ -81,34 +83,36 @@ class Terminated(BaseException):
         self.number = number
 
 
-def _raise_on_signals() -> None:
-    """Raise `KeyboardInterrupt` or `Terminated` on the signals in `ENDING`, unless one is ignored already (`nohup`).
+class Signals:
+    """Raises `KeyboardInterrupt` or `Terminated` on the signals in `ENDING`, unless one is ignored already (`nohup`).
 
     Never within an import: there a module's `except:` may swallow it, and C++ code that imports from Python, as torch's
     does, aborts the process. So it waits for the end of the import; if that takes long, the process ends without it,
     which costs a study no more than SIGKILL does.
     """
-    raised_at = -CLOSING_S
-    waits_since: float | None = None
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal raised_at, waits_since
+    def __init__(self) -> None:
+        self.raised: int | None = None
+        """The number of the last signal for which an exception was raised."""
+        self._raised_at = -CLOSING_S
+        self._waits_since: float | None = None
+        for number in ENDING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if _is_importing(frame):
-            waits_since = waits_since or now
-            if now - waits_since > IMPORTING_S:
+            self._waits_since = self._waits_since or now
+            if now - self._waits_since > IMPORTING_S:
                 os._exit(128 + number)
             signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
             signal.setitimer(signal.ITIMER_REAL, 0.02)
             return
-        waits_since = None
-        if now - raised_at >= CLOSING_S:
-            raised_at = now
+        self._waits_since = None
+        if now - self._raised_at >= CLOSING_S:
+            self.raised, self._raised_at = number, now
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
-
-    for number in ENDING:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, handle)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -119,9 +123,9 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 def run() -> None:
     """The entry point: run the command line and exit with its status."""
-    _raise_on_signals()
+    signals = Signals()
     _open_streams()
-    status = main(sys.argv[1:])
+    status = main(sys.argv[1:], signals)
     try:
         sys.stdout.flush()
     except OSError:  # what is left in the buffer has no reader, or no disk
@@ -143,10 +147,11 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], signals: Signals | None = None) -> int:
     """Run a command in this process and return its exit status. An error is a line and a hint on stderr.
 
-    With `--debug`, errors are raised instead.
+    With `--debug`, errors are raised instead. An error after one of `signals` is the signal's: code in Rust or C++ that
+    calls Python, as pydantic's does, makes another exception of a `KeyboardInterrupt`.
     """
     debug = "--debug" in arguments
     try:
@@ -160,17 +165,24 @@ def main(arguments: Sequence[str]) -> int:
             say(f"  {hint}")
         return 2
     except (KeyboardInterrupt, click.Abort):
-        say("stopped; the same command continues")
-        return 130
+        return _stopped(signal.SIGINT)
     except Terminated as signal_:
-        return 128 + signal_.number
+        return _stopped(signal_.number)
     except (BrokenPipeError, SystemExit):  # click exits with its status 1 where a pipe is closed, and nowhere else
         return CLOSED_PIPE
     except Exception as error:
+        if signals and signals.raised is not None:
+            return _stopped(signals.raised)
         if debug:
             raise
         return _report(error)
     return result if isinstance(result, int) else 0  # --help and --version return a status
+
+
+def _stopped(number: int) -> int:
+    if number == signal.SIGINT:
+        say("stopped; the same command continues")
+    return 128 + number
 
 
 def _report(error: Exception) -> int:
@@ -183,6 +195,10 @@ def _report(error: Exception) -> int:
         case OSError():  # a file name, a permission, a full disk
             place = f"{error.filename!s:.200}: " if error.filename else ""
             text = f"{place}{error.strerror or error}"
+        case _ if type(error).__name__ in GPU_ERRORS:
+            first, _, _ = str(error).partition("\n")  # behind it torch says how to debug kernels
+            say(f"igc-nas: {printable(first, lines=False)[:300]}", f"  {LOOK_AT_GPU}")
+            return 1
         case _:
             text = f"internal error: {type(error).__name__}: {printable(str(error), lines=False)[:300]}"
     say(f"igc-nas: {text}", "  --debug shows where")

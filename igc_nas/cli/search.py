@@ -276,14 +276,13 @@ def _prepared(request: SearchRequest, began: float) -> tuple[StudySpec, Run]:
     from igc_nas.data.datasets import auto_notice, data_dir
     from igc_nas.engine.search import Run
     from igc_nas.evaluation.runtimes import check_runtime
-    from igc_nas.nn.device import find_devices, survey_gpus
+    from igc_nas.nn.device import exclusive_mode, extent_on, find_devices, survey_gpus
     from igc_nas.samplers.brute_force import BruteForce
     from igc_nas.study.baselines import baselines_of
-    from igc_nas.study.defaults import default_extent
 
     devices = find_devices(request.device)
     resolved = resolve_study(request, devices[0])
-    extent = default_extent(devices[0].kind, len(devices), gpu_memory=devices[0].memory)
+    extent = extent_on(devices)
     spec = latency_conditions(resolved.spec, request, new=not resolved.continued)
     enqueue = tuple(architecture(name, spec.classes, request.root) for name in request.enqueue)
     check_runtime(spec, enqueue)
@@ -299,12 +298,10 @@ def _prepared(request: SearchRequest, began: float) -> tuple[StudySpec, Run]:
     if request.promote is not None and (resolved.continued or not time_s):
         raise UsageError("--promote is a share of --time, for a new study", "leave it out, or give --time")
     if time_s and not resolved.continued and spec.sampler != "brute-force":
-        from igc_nas.evaluation.speed import planned_spec
-
         if not request.quiet:
             say("planning: timing trainings of three networks ...", "")
-        changes = parse_recipe(request.recipe)
-        spec = planned_spec(spec, resolved.info, devices[0], time_s, workers, trials, changes, _promote(request, spec))
+        share = _promote(request, spec)
+        spec = _planned(spec, resolved, devices[0], time_s, workers, trials, parse_recipe(request.recipe), share)
     run = Run(
         folder=resolved.folder,
         trials=trials,
@@ -325,6 +322,8 @@ def _prepared(request: SearchRequest, began: float) -> tuple[StudySpec, Run]:
     notice = auto_notice(resolved.info, data_dir(request.data_dir)) if resolved.dataset == "auto" else None
     notices = [*([notice] if notice else []), *code_notices(devices[0].kind)]
     notices += core_notices("workers", None if on_ray else request.workers)
+    if not on_ray and workers > len(devices) and (mode := exclusive_mode(devices)):
+        notices.append(f"{mode}: more than one worker on it needs NVIDIA's MPS, or --workers {len(devices)}")
     if request.device in ("auto", "cuda"):
         notices += [f"not used: {text}" for text in survey_gpus().notices]
     if request.quiet:
@@ -332,6 +331,17 @@ def _prepared(request: SearchRequest, began: float) -> tuple[StudySpec, Run]:
     else:
         _announce(spec, run, devices, notices, resolved, skipped)
     return spec, run
+
+
+def _planned(spec: StudySpec, resolved: ResolvedStudy, device: Device, *settings: Any) -> StudySpec:
+    """The spec with a plan (`planned_spec`). A GPU is timed in a process of its own, which leaves it to the workers."""
+    from functools import partial
+
+    from igc_nas.engine.apart import call_apart
+    from igc_nas.evaluation.speed import measure_speed, planned_spec
+
+    measure = partial(call_apart, measure_speed) if device.kind == "cuda" else measure_speed
+    return planned_spec(spec, resolved.info, device, *settings, measure=measure)
 
 
 def _command_began() -> float:

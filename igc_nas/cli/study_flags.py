@@ -21,7 +21,7 @@ from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import feasible
 from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, search_space
 from igc_nas.study.baselines import baseline_network, named_baselines
-from igc_nas.study.defaults import PRUNE_BELOW, new_spec
+from igc_nas.study.defaults import PRUNE_BELOW, fitting_batch, new_spec
 from igc_nas.study.names import check_study_name
 from igc_nas.study.objectives import parse_objectives
 from igc_nas.study.spec import Recipe, StudySpec, default_name
@@ -151,6 +151,8 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
     if study := begun(folder, request.storage):
         return _continued(study, settings, request, device)
     recipe = settings.get("recipe", {})
+    if device.memory is not None and "batch" not in recipe:
+        recipe = fitting_batch(device.memory) | recipe
     path = find_space(space)
     choices = search_space(SpaceFile.load(path, info.side if info.images else None), info.classes, path.stem)
     feasible(choices, budget).lightest()  # raises where nothing fits, before networks are compiled and timed

@@ -9,9 +9,8 @@ from pathlib import Path
 from igc_nas.arch.config import ArchConfig
 from igc_nas.engine.search import Run
 from igc_nas.errors import StudyError, UsageError
-from igc_nas.nn.device import Device
+from igc_nas.nn.device import Device, extent_on
 from igc_nas.space.budget import Budget
-from igc_nas.study.defaults import default_extent
 from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import Study
 
@@ -52,7 +51,7 @@ def confirmation_searches(
     run = Run(
         study.folder,
         trials=len(networks),
-        workers=default_extent("cuda", len(devices), gpu_memory=devices[0].memory).workers,
+        workers=extent_on(devices).workers,
         devices=tuple(device.torch_name for device in devices),
         data_dir=data_dir,
         enqueue=networks,

@@ -26,14 +26,15 @@ from igc_nas.analysis.words import MIG
 from igc_nas.data.datasets import NAMES, data_dir, locate
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.gpu_session import require_provider
+from igc_nas.evaluation.host import is_wsl
 from igc_nas.evaluation.runtimes import PACKAGES, require
 from igc_nas.io.files import cache_dir
 from igc_nas.io.text import one_line
 from igc_nas.nn.c_compiler import compiler, unkept_code
-from igc_nas.nn.device import Device, cpu_name, find_devices, survey_gpus
+from igc_nas.nn.device import Device, cpu_name, extent_on, find_devices, survey_gpus
 from igc_nas.nn.lowering import native, triton_norm
 from igc_nas.nn.nvml import find_gpu, installed_gpus
-from igc_nas.study.defaults import default_extent, default_recipe, usable_cores
+from igc_nas.study.defaults import default_recipe, usable_cores
 from igc_nas.study.spec import RuntimeName
 
 GIB = 2**30
@@ -87,7 +88,10 @@ def examine(folder: Path | None = None) -> Examination:
 def _software() -> Iterator[Finding]:
     yield Finding("igc-nas", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
     cudnn: Any = torch.backends.cudnn
-    cuda = f"CUDA {torch.version.cuda}, cuDNN {cudnn.version()}" if torch.version.cuda else "CPU only"
+    cuda = "CPU only"
+    if torch.version.cuda:
+        kernels = ", ".join(torch.cuda.get_arch_list())
+        cuda = f"CUDA {torch.version.cuda}, cuDNN {cudnn.version()}, kernels for {kernels}"
     yield Finding("torch", f"{torch.__version__}, {cuda}")
 
 
@@ -103,8 +107,7 @@ def _devices() -> Iterator[Finding]:
             memory, problem, hint = "memory unknown", one_line(error, 200), "`nvidia-smi` shows what computes on it"
         facts = f"{gpu.name}, compute capability {gpu.capability}, {memory}, trains in {gpu.fast_dtype}"
         yield Finding(gpu.torch_name, facts, problem, hint)
-        if gpu.uuid and (sensors := find_gpu(gpu.uuid)) and sensors.is_mig:
-            yield Finding(f"{gpu.torch_name} sensors", MIG)
+        yield from _sensors(gpu)
     if survey.supported:
         yield _triton()
     hint = "--device cpu searches on the CPU" if not survey.supported else None
@@ -116,6 +119,29 @@ def _devices() -> Iterator[Finding]:
     elif survey.supported:
         problem = "clocks, temperature, energy and other processes on the GPU are not seen"
         yield Finding("NVML", "missing", problem, "in a container: NVIDIA_DRIVER_CAPABILITIES=compute,utility")
+
+
+def _sensors(gpu: Device) -> Iterator[Finding]:
+    """What NVML says of a GPU, and what it does not: of a MIG instance, in WSL, in a virtual machine it lacks some."""
+    sensors = find_gpu(gpu.uuid) if gpu.uuid else None
+    if sensors is None:
+        return
+    state = sensors.state()
+    known = {
+        "clocks": state.sm_clock_mhz is not None,
+        "temperature": state.temperature_c is not None,
+        "power": state.power_w is not None,
+        "throttling": state.throttle is not None,
+        "energy": sensors.energy_mj() is not None,
+        "the use by other processes": sensors.says_use(),
+    }
+    lacking = [name for name, is_known in known.items() if not is_known]
+    facts = [MIG] if sensors.is_mig else []
+    facts += [f"without {', '.join(lacking)}" + (", as usual in WSL" if is_wsl() else "")] if lacking else []
+    yield Finding(f"{gpu.torch_name} sensors", "; ".join(facts) or "complete")
+    if (mode := sensors.compute_mode()) not in (None, "DEFAULT"):
+        hint = "`nvidia-smi -c DEFAULT`, as its administrator, or NVIDIA's MPS lets two workers share it"
+        yield Finding(f"{gpu.torch_name} mode", str(mode), "one process has this GPU: one worker uses it", hint)
 
 
 def _triton() -> Finding:
@@ -136,7 +162,7 @@ def _defaults() -> Iterator[Finding]:
         yield Finding("--device auto", "refused", error.message, error.hint)
     devices = devices_to_check()
     kind = devices[0].kind
-    extent, recipe = default_extent(kind, len(devices), gpu_memory=devices[0].memory), default_recipe(kind)
+    extent, recipe = extent_on(devices), default_recipe(kind)
     names = ", ".join(device.torch_name for device in devices)
     yield Finding(
         "a search",

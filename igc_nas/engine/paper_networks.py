@@ -8,9 +8,8 @@ from pathlib import Path
 from igc_nas.arch.papers import figures
 from igc_nas.engine.search import Run
 from igc_nas.errors import StudyError
-from igc_nas.nn.device import Device
+from igc_nas.nn.device import Device, extent_on
 from igc_nas.space.budget import Budget
-from igc_nas.study.defaults import default_extent
 from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import Study
 
@@ -35,7 +34,7 @@ def paper_networks_search(study: Study, devices: Sequence[Device], data_dir: Pat
     run = Run(
         study.folder / "papers",
         trials=len(networks),
-        workers=default_extent(devices[0].kind, len(devices)).workers,
+        workers=extent_on(devices).workers,
         devices=tuple(device.torch_name for device in devices),
         data_dir=data_dir,
         enqueue=networks,

@@ -40,7 +40,7 @@ from igc_nas.engine.executor import (
 )
 from igc_nas.engine.worker import kill_descendants, kill_orphans, worker_main
 from igc_nas.errors import NO_GRAPH, IgcNasError, UsageError
-from igc_nas.evaluation.host import oom_kills
+from igc_nas.evaluation.host import is_wsl, oom_kills
 from igc_nas.nn.cuda_timing import GRAPHS
 from igc_nas.study.process import uninterrupted
 from igc_nas.study.records import Failure
@@ -224,7 +224,7 @@ class ProcessExecutor:
         kill_orphans(worker.process.pid or 0)
         if worker.process.exitcode == -signal.SIGTERM:
             time.sleep(SIGTERM_WAIT_S)
-        died = f"the worker process died ({_exit(worker.process.exitcode)})"
+        died = f"the worker process died ({exit_words(worker.process.exitcode)})"
         if worker.process.exitcode == UNGUARDED:
             return UsageError(*NO_GUARD)
         self._stillborn = 0 if worker.ready else self._stillborn + 1
@@ -267,8 +267,8 @@ class ProcessExecutor:
             daemon=True,
         )
         with (
-            _child_environment(environment(self.threads, self.deterministic, graphs=self._graphs)),
-            contextlib.nullcontext() if self._imports_main else _without_main(),
+            child_environment(environment(self.threads, self.deterministic, graphs=self._graphs)),
+            contextlib.nullcontext() if self._imports_main else without_main(),
         ):
             process.start()
         theirs.close()
@@ -292,11 +292,12 @@ def _raise_if_error(answer: object) -> None:
 def environment(threads: int, deterministic: bool = False, *, graphs: bool = True) -> dict[str, str]:
     """Environment variables that a worker needs before it imports torch: idle threads sleep.
 
-    On a GPU memory segments can grow: the tensors' sizes change with every trial, and would fragment fixed ones.
-    Without `graphs` it trains without CUDA graphs, which the user's own environment may ask for, too.
+    On a GPU memory segments can grow: the tensors' sizes change with every trial, and would fragment fixed ones. (Not
+    in WSL: there CUDA refuses the first one, pytorch/pytorch issue 192330.) Without `graphs` it trains without CUDA
+    graphs, which the user's own environment may ask for, too.
     """
     wanted = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    if not (os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF")):
+    if not (is_wsl() or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF")):
         wanted["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if not graphs or GRAPHS in os.environ:
         wanted[GRAPHS] = "0" if not graphs else os.environ[GRAPHS]
@@ -304,7 +305,7 @@ def environment(threads: int, deterministic: bool = False, *, graphs: bool = Tru
 
 
 @contextlib.contextmanager
-def _child_environment(wanted: dict[str, str]) -> Iterator[None]:
+def child_environment(wanted: dict[str, str]) -> Iterator[None]:
     """While a child is started: its environment, and SIGINT is ignored."""
     wanted = wanted | {STARTING: str(os.getpid())}
     before = {name: os.environ.get(name) for name in wanted}
@@ -342,7 +343,7 @@ def _imports_main(make: Callable[..., Any]) -> bool:
 
 
 @contextlib.contextmanager
-def _without_main() -> Iterator[None]:
+def without_main() -> Iterator[None]:
     """Start processes that do not import the main script: nothing in it is theirs."""
     main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
     try:
@@ -362,7 +363,8 @@ def refuse_while_imported() -> None:
         raise UsageError(*NO_GUARD)
 
 
-def _exit(code: int | None) -> str:
+def exit_words(code: int | None) -> str:
+    """How a process has ended: the name of the signal, or its exit status."""
     if code is None:
         return "without an exit status"
     return signal.Signals(-code).name if code < 0 else f"exit status {code}"

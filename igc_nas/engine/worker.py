@@ -37,7 +37,7 @@ from igc_nas.engine.executor import (
     Waiting,
     WorkerSlot,
 )
-from igc_nas.errors import CaptureError, DivergedError, IgcNasError
+from igc_nas.errors import LOOK_AT_GPU, CaptureError, DivergedError, IgcNasError
 from igc_nas.io.fallbacks import fallbacks_to
 from igc_nas.io.records import Frozen, first_problem
 from igc_nas.io.text import one_line
@@ -58,6 +58,7 @@ OUT_OF_MEMORY = (
 CONTEXT_LOST = (
     "AcceleratorError",
     "CUDA error",
+    "CUDA driver error",
     "Triton Error [CUDA]",
     "_STATUS_EXECUTION_FAILED",
     "_STATUS_INTERNAL_ERROR",
@@ -203,7 +204,8 @@ def calibrated(evaluator: Evaluating) -> Calibration | IgcNasError:
 def to_igc_error(error: Exception) -> IgcNasError:
     """An error as one of ours, which has a readable message and can be pickled."""
     if not isinstance(error, IgcNasError):
-        return IgcNasError(reason_of(error))
+        is_of_gpu = any(words in _text(error) for words in CONTEXT_LOST)
+        return IgcNasError(reason_of(error), LOOK_AT_GPU if is_of_gpu else None)
     ours = next(kind for kind in type(error).__mro__ if kind.__module__ == IgcNasError.__module__)
     return ours(error.message, error.hint)  # type: ignore[no-any-return]
 
@@ -225,7 +227,10 @@ def _text(error: BaseException) -> str:
     if isinstance(error, ValidationError):
         return first_problem(error, error.title)
     try:
-        return f"{type(error).__name__}: {error}"
+        text = str(error)
+        if text.startswith("CUDA error"):  # behind its first line torch says how to debug kernels
+            return text.partition("\n")[0]
+        return f"{type(error).__name__}: {text}"
     except Exception:
         return type(error).__name__
 
@@ -288,9 +293,15 @@ def serve(channel: Channel, spec: dict[str, Any] | None, make: Callable[[Any], A
 def worker_main(
     pipe: Connection, spec: dict[str, Any] | None, slot: WorkerSlot, make: Callable[[Any, WorkerSlot], Any]
 ) -> None:
-    """The main function of a worker process: serve requests until the coordinator ends.
+    """The main function of a worker process: serve requests until the coordinator ends."""
+    depend_on_parent()
+    serve(pipe, spec, lambda spec: make(spec, slot))
 
-    SIGINT and SIGHUP are ignored: a terminal sends them to all of its processes, and the coordinator handles them.
+
+def depend_on_parent() -> None:
+    """Let the parent of this process, which multiprocessing has started, decide when it ends.
+
+    SIGINT and SIGHUP are ignored: a terminal sends them to all of its processes, and the parent handles them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -299,7 +310,6 @@ def worker_main(
     os.environ[MARK] = f"{os.getppid()}/{os.getpid()}"
     lock_progress_bars_by_thread()
     _end_with_parent()
-    serve(pipe, spec, lambda spec: make(spec, slot))
 
 
 def lock_progress_bars_by_thread() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,11 @@ class Counters:
             return int(self.throttle_counts.read_text())
         except (OSError, ValueError):
             return None
+
+
+def is_wsl() -> bool:
+    """Whether this is Linux in Windows (WSL), a container there included."""
+    return "microsoft" in platform.release().lower()
 
 
 class NoiseMonitor:

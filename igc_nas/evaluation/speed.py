@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,11 +58,14 @@ def planned_spec(
     trials: int | None = None,
     changes: Mapping[str, Any] | None = None,
     promote: float = 0.0,
+    *,
+    measure: Callable[..., Speed] | None = None,
 ) -> StudySpec:
     """A new study's spec with a plan for `time_s` seconds, and the recipe that is in it.
 
     `changes` are those that the user made to the recipe: they stay, and a length among them is the only one considered.
-    The share `promote` of the time is for longer trainings, where some fit into it.
+    The share `promote` of the time is for longer trainings, where some fit into it. `measure` is `measure_speed`
+    (None), or calls it in another process.
     """
     side, given = spec.space.input[1], changes or {}
     if LENGTH_KEYS & given.keys():
@@ -72,7 +75,7 @@ def planned_spec(
     drawn = typical(spec)
     timed = [drawn[round(share * (DRAWN - 1))] for share in (0.05, 0.5, 0.95)]
     resolutions = sorted({recipe.resolution for recipe in recipes})
-    speed = measure_speed(timed, spec.recipe, resolutions, device, TIMING * time_s)
+    speed = (measure or measure_speed)(timed, spec.recipe, resolutions, device, TIMING * time_s)
     usable_s = max(1.0, time_s - START_S[device.kind])
     sizes = Sizes.of(drawn)
     for share in (promote, 0.0):  # without longer trainings where none fits
@@ -128,9 +131,10 @@ def measure_speed(
     try:
         return _measured_speed(archs, recipe, resolutions, device, limit_s, threads)
     except torch.OutOfMemoryError:
+        quarter = f"batch={max(1, recipe.batch // 4)},lr={recipe.lr / 4:g}"  # lr in proportion (Goyal et al. 2017)
         raise IgcNasError(
             f"{device.name} has no memory for a training step of {recipe.batch} images",
-            f"--recipe batch={max(1, recipe.batch // 4)} takes less, or give a smaller budget",
+            f"--recipe {quarter} takes less, or give a smaller budget",
         ) from None
     finally:
         device.release_memory()

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +19,16 @@ from typing import Any, Literal
 import torch
 
 from igc_nas.errors import ConfigError, UsageError
-from igc_nas.io.text import nearest_and_all
+from igc_nas.io.text import nearest_and_all, one_line
 from igc_nas.nn.c_compiler import compiler
-from igc_nas.nn.nvml import installed_gpus
+from igc_nas.nn.nvml import InstalledGpus, driver_fault, find_gpu, installed_gpus
+from igc_nas.study.defaults import Extent, default_extent
 from igc_nas.study.spec import DtypeName, RuntimeName
 
 Kind = Literal["cpu", "cuda"]
-GET_CUDA = "install the build of torch for the driver (https://pytorch.org/get-started), or add --device cpu"
+GET_CUDA = "mend it (the build of torch for each driver: https://pytorch.org/get-started), or add --device cpu"
+MOST_TEXT = 200
+"""Characters of a CUDA error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,22 @@ class Device:
             return None
         return int(torch.cuda.get_device_properties(self.torch_device).total_memory)
 
+    @property
+    def free_memory(self) -> int | None:
+        """Bytes of a GPU's memory that no process has now, all of it where NVML does not say; None for a CPU.
+
+        torch would make a CUDA context to ask for it.
+        """
+        gpu = find_gpu(self.uuid) if self.uuid else None
+        free = gpu.free_memory() if gpu else None
+        return self.memory if free is None else free
+
+    @property
+    def compute_mode(self) -> str | None:
+        """How many processes may compute on a GPU, by NVML's name (`COMPUTE_MODES`); None: unknown, or a CPU."""
+        gpu = find_gpu(self.uuid) if self.uuid else None
+        return gpu.compute_mode() if gpu else None
+
     def release_memory(self) -> None:
         """Give a GPU's unused memory back to the driver, for other processes on it and for tensors of other sizes.
 
@@ -95,7 +114,8 @@ class Device:
         """
         if self.kind == "cuda":
             gc.collect()
-            with contextlib.suppress(RuntimeError):
+            # With segments that can grow it waits for the current device only, whichever's memory it gives back.
+            with contextlib.suppress(RuntimeError), torch.cuda.device(self.torch_device):
                 torch.cuda.empty_cache()
 
 
@@ -127,22 +147,50 @@ class GpuSurvey:
 def survey_gpus(nvml: Any = None) -> GpuSurvey:
     """Which GPUs torch can use, and why not the others; `nvml` is pynvml or, in tests, a fake.
 
-    GPUs that CUDA_VISIBLE_DEVICES hides are not mentioned.
+    Where CUDA_VISIBLE_DEVICES hides all GPUs, none is mentioned.
     """
+    if torch.version.hip is not None:
+        return GpuSurvey((), (f"torch {torch.__version__} is built for AMD's ROCm: igc-nas runs on NVIDIA GPUs",))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of an old driver; the survey says it
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    devices = [Device("cuda", f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(count)]
-    supported = tuple(device for device in devices if _has_kernels_for(device))
-    left_out = [
-        f"torch {torch.__version__} has no kernels for {device.torch_name}, {device.name} "
-        f"(compute capability {device.capability}; it has {', '.join(torch.cuda.get_arch_list())})"
-        for device in devices
-        if device not in supported
-    ]
-    if not devices and os.environ.get("CUDA_VISIBLE_DEVICES") is None and (installed := installed_gpus(nvml)):
-        left_out += [f"{name}: {_why_invisible(installed.driver)}" for name in dict.fromkeys(installed.names)]
-    return GpuSurvey(supported, tuple(left_out))
+    devices: list[Device] = []
+    left_out: list[str] = []
+    for name in (f"cuda:{index}" for index in range(count)):
+        try:
+            device = Device("cuda", name, torch.cuda.get_device_name(name))
+            problem = _why_unusable(device)
+        except Exception as error:  # whatever CUDA finds wrong when it starts; torch has no common class for it
+            left_out.append(f"CUDA does not start on {name}: {one_line(error, MOST_TEXT)}")
+        else:
+            devices += [device] if problem is None else []
+            left_out += [problem] if problem is not None else []
+    if not count and not _hides_all(os.environ.get("CUDA_VISIBLE_DEVICES")):
+        if installed := installed_gpus(nvml):
+            left_out += [f"{name}: {_why_invisible(installed)}" for name in dict.fromkeys(installed.names)]
+        elif fault := driver_fault(nvml):
+            left_out.append(f"the NVIDIA driver does not work: {fault}")
+    return GpuSurvey(tuple(devices), tuple(left_out))
+
+
+def _hides_all(visible: str | None) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES asks for no GPU: it is empty, -1, or begins with no index and no UUID.
+
+    Slurm writes what it gives to a job, and `NoDevFiles` into a job without a GPU.
+    """
+    return visible is not None and not re.match(r"\s*([0-9]|GPU-|MIG-)", visible)
+
+
+def _why_unusable(device: Device) -> str | None:
+    """Why a GPU that torch sees is not used; None where it is."""
+    if not _has_kernels_for(device):
+        return (
+            f"torch {torch.__version__} has no kernels for {device.torch_name}, {device.name} "
+            f"(compute capability {device.capability}; it has {', '.join(torch.cuda.get_arch_list())})"
+        )
+    if device.compute_mode == "PROHIBITED":
+        return f"{device.torch_name}, {device.name}, is in compute mode PROHIBITED: no process may compute on it"
+    return None
 
 
 def _has_kernels_for(device: Device) -> bool:
@@ -160,10 +208,19 @@ def _has_kernels_for(device: Device) -> bool:
     return False
 
 
-def _why_invisible(driver: str | None) -> str:
+def _why_invisible(installed: InstalledGpus) -> str:
+    """Why torch sees no GPU although NVML does."""
+    build = f"torch {torch.__version__}"
     if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA"
-    return f"the driver{f' {driver}' if driver else ''} is too old for torch {torch.__version__}, or the GPU is in use"
+        return f"{build} is built without CUDA"
+    driver = f"the driver{f' {installed.driver}' if installed.driver else ''}"
+    if installed.cuda is None:
+        return f"{driver} is too old for {build}, or the GPU is in use"
+    if installed.cuda[0] < int(torch.version.cuda.partition(".")[0]):  # of one major version all work with each other
+        return f"{driver} is too old for {build}: it is for CUDA {installed.cuda[0]}.{installed.cuda[1]}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = f"CUDA_VISIBLE_DEVICES={visible!r:.60} names no GPU of this machine, or " if visible else ""
+    return f"{build} sees no GPU: {named}another process has it, or this user may not open /dev/nvidia*"
 
 
 def find_devices(text: str, nvml: Any = None) -> tuple[Device, ...]:
@@ -193,6 +250,23 @@ def find_devices(text: str, nvml: Any = None) -> tuple[Device, ...]:
     if text == "auto":
         return (Device("cpu", "cpu", cpu_name()),)
     raise UsageError("no CUDA device is visible to torch", "use --device cpu, or install a CUDA build of torch")
+
+
+def extent_on(devices: Sequence[Device]) -> Extent:
+    """The length of a default search on some devices: of GPUs, by the one with the least free memory.
+
+    One worker for each GPU that one process has for itself.
+    """
+    free = None if exclusive_mode(devices) else min((device.free_memory or 0) for device in devices)
+    return default_extent(devices[0].kind, len(devices), gpu_memory=free)
+
+
+def exclusive_mode(devices: Sequence[Device]) -> str | None:
+    """That a GPU among some devices can be used by one process only, in words; None where all can be shared."""
+    for device in devices:
+        if (mode := device.compute_mode or "").startswith("EXCLUSIVE"):
+            return f"{device.torch_name} is in compute mode {mode}"
+    return None
 
 
 def cpu_name() -> str:

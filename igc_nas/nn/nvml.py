@@ -38,6 +38,22 @@ THROTTLING = {
 THROTTLED_NS = {"sw_power_cap": 74, "sync_boost": 76, "sw_thermal": 269, "hw_thermal": 270, "hw_power_brake": 271}
 """Field identifiers of the counters of nanoseconds with lowered clocks, by reason."""
 
+COMPUTE_MODES = {0: "DEFAULT", 1: "EXCLUSIVE_THREAD", 2: "PROHIBITED", 3: "EXCLUSIVE_PROCESS"}
+"""How many processes may compute on a GPU: any number, one, none, one. Clusters set it; CUDA refuses all others."""
+
+FAULTS = {
+    4: "this user may not open it",
+    11: "the GPU raises no interrupts",
+    15: "the GPU is lost until the machine is restarted",
+    16: "the GPU waits for a reset",
+    17: "the operating system blocks the GPU",
+    18: "its library has another version than its kernel module, until the machine is restarted",
+}
+"""Errors at the start of NVML on a machine with a GPU; without one the library or the driver's module is missing."""
+
+NO_SAMPLES = (0, 6)
+"""What pynvml raises for a GPU without samples of the use by processes: NVML_SUCCESS, NVML_ERROR_NOT_FOUND."""
+
 POLL_S = 0.001
 LONGEST_TICK_S = 0.5
 """The driver updates its energy counter every 20 to 100 ms; without an update in this time it is not working."""
@@ -96,6 +112,17 @@ class Gpu:
         """Energy that the board has used since the driver was loaded, in millijoules (since Volta). Never raises."""
         return self._read("nvmlDeviceGetTotalEnergyConsumption")
 
+    def compute_mode(self) -> str | None:
+        """Which processes may compute on it, one of `COMPUTE_MODES`. Never raises."""
+        mode = self._read("nvmlDeviceGetComputeMode")
+        return None if mode is None else COMPUTE_MODES.get(mode, f"mode {mode}")
+
+    def free_memory(self) -> int | None:
+        """Bytes of its memory that no process has now; None for a MIG instance, too. Never raises."""
+        with suppress(self.nvml.NVMLError, AttributeError):
+            return None if self.is_mig else int(self.nvml.nvmlDeviceGetMemoryInfo(self.handle).free)
+        return None
+
     def throttled_ns(self) -> dict[str, int]:
         """Nanoseconds with lowered clocks since the driver was loaded, by reason; without what NVML cannot say."""
         found = {}
@@ -105,6 +132,16 @@ class Gpu:
                 if value.nvmlReturn == 0:
                     found[reason] = int(value.value.ullVal)
         return found
+
+    def says_use(self) -> bool:
+        """Whether it can say `sm_use`."""
+        try:
+            self.nvml.nvmlDeviceGetProcessUtilization(self.handle, 0)
+        except self.nvml.NVMLError as error:
+            return getattr(error, "value", None) in NO_SAMPLES
+        except AttributeError:
+            return False
+        return True
 
     def sm_use(self, since_us: int) -> dict[int, int]:
         """Percent of the multiprocessors' time by process id, the highest sample since a time of the system's clock.
@@ -128,24 +165,40 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class InstalledGpus:
-    """The GPUs that the driver knows, whatever torch can use; `driver` is its version, None if it does not say."""
+    """The GPUs that the driver knows, whatever torch can use.
+
+    `driver` is its version, `cuda` the version of CUDA that it is for, (12, 4); None if it does not say.
+    """
 
     driver: str | None
     names: tuple[str, ...]
+    cuda: tuple[int, int] | None = None
 
 
 def installed_gpus(nvml: Any = None) -> InstalledGpus | None:
     """The GPUs that NVML lists; None where NVML or its driver is missing, or it lists none."""
     nvml = nvml or _pynvml()
     names: list[str] = []
-    driver = None
+    driver = cuda = None
     with suppress(nvml.NVMLError, AttributeError):
         _start(nvml)
-        with suppress(nvml.NVMLError):
+        with suppress(nvml.NVMLError, AttributeError):
             driver = str(nvml.nvmlSystemGetDriverVersion())
+            version = int(nvml.nvmlSystemGetCudaDriverVersion())
+            cuda = version // 1000, version % 1000 // 10
         handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
         names.extend(str(nvml.nvmlDeviceGetName(handle)) for handle in handles)
-    return InstalledGpus(driver, tuple(names)) if names else None
+    return InstalledGpus(driver, tuple(names), cuda) if names else None
+
+
+def driver_fault(nvml: Any = None) -> str | None:
+    """Why the driver of a GPU that is there does not work, one of `FAULTS`; None where it does, or there is none."""
+    nvml = nvml or _pynvml()
+    try:
+        _start(nvml)
+    except nvml.NVMLError as error:
+        return FAULTS.get(getattr(error, "value", 0))
+    return None
 
 
 def _pynvml() -> Any:

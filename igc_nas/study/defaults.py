@@ -32,8 +32,11 @@ PRUNE_BELOW = 0.02
 """A training is pruned at a rung where its probability to end on the front is below this."""
 MEMORY_PER_WORKER = 2 * 2**30
 WORKERS_PER_GPU, GPU_MEMORY_PER_WORKER = 2, 16 * 2**30
-"""Two, because while one measures, chooses forms or starts, the other one trains; not confirmed on a GPU. The heaviest
-architectures of igc_cifar keep 11 GiB for the backward pass of 500 images, the median one 3 GiB (by their tensors)."""
+"""Two, because while one measures, chooses forms or starts, the other one trains; not confirmed on a GPU."""
+STEP_MEMORY, BESIDE_MEMORY = 11 * 2**30, 2**30
+"""Bytes that the heaviest architectures of igc_cifar keep for the backward pass of 500 images (the median one keeps 3
+GiB; by their tensors, not measured on a GPU), and what CUDA and the images take beside it."""
+LEAST_BATCH_SHARE = 1 / 4
 MOST_WORKERS = 8
 """Latency is measured by one worker at a time, and the others pause: more workers would mostly wait."""
 
@@ -126,6 +129,18 @@ def default_recipe(kind: str, **changes: Any) -> Recipe:
         return Recipe.parse(RECIPES[kind] | changes, "recipe")
     recipe = Recipe.parse(RECIPES[kind] | changes | {"rungs": []}, "recipe")
     return with_rungs(recipe, RECIPES[kind]["rungs"])
+
+
+def fitting_batch(gpu_memory: int) -> dict[str, Any]:
+    """What a GPU of so many bytes changes in the default recipe; nothing where a step of the heaviest networks fits.
+
+    Half of the batch or a quarter, and a learning rate in proportion (Goyal et al. 2017).
+    """
+    share = 1.0
+    while share > LEAST_BATCH_SHARE and BESIDE_MEMORY + share * STEP_MEMORY > gpu_memory:
+        share /= 2
+    default = RECIPES["cuda"]
+    return {} if share == 1.0 else {"batch": int(share * default["batch"]), "lr": share * default["lr"]}
 
 
 def with_rungs(recipe: Recipe, rungs: Iterable[int]) -> Recipe:

@@ -740,6 +740,20 @@ def test_a_signal_waits_for_the_end_of_an_import(made: Path, tmp_path: Path) -> 
     assert (tmp_path / "stderr").read_text().strip() == "stopped; the same command continues"
 
 
+def test_a_signal_that_foreign_code_makes_another_exception_of(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "pandas.py").write_text(
+        "import pathlib, time\n"
+        "def DataFrame(*_, **__):\n"
+        "    try:\n        pathlib.Path('called').touch()\n        time.sleep(60)\n"
+        "    except BaseException as error:\n        raise ValueError(str(error)) from None\n"
+    )
+    with started("front", "made", "--csv", cwd=tmp_path) as child:
+        await_(lambda: (tmp_path / "called").exists() or child.poll() is not None)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 143
+    assert (tmp_path / "stderr").read_text().strip() == ""
+
+
 @contextlib.contextmanager
 def started(*arguments: str, cwd: Path) -> Any:
     """A command running beside the test. SIGINT reaches it even if a shell started the tests in its background."""

@@ -405,8 +405,11 @@ def test_the_batch_and_the_dtype_of_latencies_are_the_study_s(there: Path) -> No
         resolve_study(request(root=there, space="tiny", dataset="shapes", latency_dtype="float16"), STUB)
     gpu = Device("cuda", "cuda:0", "a GPU")
     on_gpu = request(root=there, space="tiny", dataset="shapes", latency_dtype="bfloat16", recipe=("dtype=bfloat16",))
-    spec = resolve_study(on_gpu, gpu).spec
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Device, "memory", 8 << 30)
+        spec = resolve_study(on_gpu, gpu).spec
     assert spec.latency.dtype == "bfloat16"
+    assert (spec.recipe.batch, spec.recipe.lr) == (250, 0.2), "a step of 500 images may not fit into 8 GiB"
     assert StudySpec.from_toml(spec.to_toml()) == spec
 
 

@@ -19,7 +19,8 @@ GPU = Device("cuda", "cuda:0", "a GPU")
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Device:
-    monkeypatch.setattr(Device, "memory", property(lambda _: 80 << 30))
+    monkeypatch.setattr(Device, "uuid", "GPU-0")  # of no GPU that NVML knows
+    monkeypatch.setattr(Device, "memory", 80 << 30)
     return GPU
 
 

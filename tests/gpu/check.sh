@@ -21,16 +21,21 @@ part() {  # part SECONDS NAME COMMAND...: run a command for at most so long, kee
     [ $status = 0 ] || tail -n 3 "$out/$name.err" | sed "s/^/    /"
 }
 
-$python -c "import sys; from igc_nas.nn.device import find_devices; print(find_devices(sys.argv[1])[0])" "$device" ||
-    { echo "nothing was checked: $python cannot use $device; \`$nas doctor\` says more"; exit 1; }
+[ ! -e "$out/studies" ] || { echo "nothing was checked: $out has studies of an earlier run; give another FOLDER"; exit 1; }
+$python -c "import sys; from igc_nas.nn.device import find_devices; print(find_devices(sys.argv[1])[0])" "$device" \
+    2>"$out/device.err" || {
+    tail -n 2 "$out/device.err"
+    echo "nothing was checked: $python cannot use $device; \`$nas doctor\` says more"
+    exit 1
+}
 rm -f "$out"/*.status
-part 75 doctor $nas doctor --check --json
+part 85 doctor $nas doctor --check --json
 [ "$device" = cpu ] || part 75 tests $python -m pytest -m gpu -n 0 tests
-part 55 train $nas bench train --device "$device" --no-compile --json \
+part 60 train $nas bench train --device "$device" --no-compile --json \
     --network igcv1-l24m2 --network igcv2-c48-d4-res --network igcv3-c32-t4-k5-plain
-part 40 latency $nas bench latency --device "$device" --count 6 --json
+part 45 latency $nas bench latency --device "$device" --count 4 --json
 for workers in 1 2 3; do  # three minutes; of one recipe: each would be planned another one
-    part 65 "search$workers" $nas search --budget-params 2M --device "$device" --workers $workers --time 55s \
+    part 60 "search$workers" $nas search --budget-params 2M --device "$device" --workers $workers --time 50s \
         --recipe epochs=1 --promote 0 --study "gpu$workers" --studies-dir "$out/studies"
 done
 $python tests/gpu/summary.py "$out" | tee "$out/table.txt"

@@ -40,7 +40,7 @@ def result(part: str, folder: Path) -> str:
 
 def doctor(found: dict[str, Any]) -> str:
     """The checks, and the GPU's line."""
-    gpu = next((f["value"] for f in found["findings"] if f["topic"] == "cuda:0"), "no GPU")
+    gpu = next((f["value"] for f in found["findings"] if f["topic"].startswith("cuda:")), "no GPU")
     checks = "; ".join(f"{c['name']} {'ok' if c['passed'] else 'FAILED'}: {c['result']}" for c in found["checks"])
     return f"{gpu}; {checks}"
 

@@ -73,3 +73,8 @@ def test_the_script_knows_the_commands(tmp_path: Path) -> None:
     done = subprocess.run([str(script), str(tmp_path)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "nothing was checked" in done.stdout
+    assert "no CUDA device is visible to torch" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    (tmp_path / "studies").mkdir()
+    done = subprocess.run([str(script), str(tmp_path), "cpu"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "give another FOLDER" in done.stdout) == (1, True), "studies would be continued"

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import pynvml
 import pytest
@@ -12,15 +14,20 @@ from igc_nas.engine.doctor import examine
 from igc_nas.engine.process_executor import environment
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import UsageError
+from igc_nas.evaluation.speed import measure_speed
 from igc_nas.nn.cuda_timing import GRAPHS
 from igc_nas.nn.device import (
     Device,
     configure_torch,
     exact_float32,
+    exclusive_mode,
+    extent_on,
     find_devices,
     make_deterministic,
     survey_gpus,
 )
+from igc_nas.nn.nvml import Gpu, InstalledGpus
+from igc_nas.study.plan import Speed
 from tests.support.commands import Command
 from tests.support.fake_cuda import Record, fake_cuda
 from tests.support.searches import spec
@@ -34,13 +41,26 @@ class FakeNvml:
 
     NVMLError = pynvml.NVMLError
 
-    def __init__(self, *names: str, driver: str | None = "550.54.15") -> None:
+    def __init__(
+        self,
+        *names: str,
+        driver: str | None = "550.54.15",
+        cuda: int | None = None,
+        fault: type[Exception] = pynvml.NVMLError_LibraryNotFound,
+    ) -> None:
         self.names = names
         self.driver = driver
+        self.cuda = cuda
+        self.fault = fault
 
     def nvmlInit(self) -> None:
         if self.driver is None:
-            raise pynvml.NVMLError_LibraryNotFound
+            raise self.fault
+
+    def nvmlSystemGetCudaDriverVersion(self) -> int:
+        if self.cuda is None:
+            raise pynvml.NVMLError_FunctionNotFound
+        return self.cuda
 
     def nvmlSystemGetDriverVersion(self) -> str | None:
         return self.driver
@@ -85,10 +105,152 @@ def test_without_a_gpu_auto_is_the_cpu() -> None:
         find_devices("cuda", FakeNvml(driver=None))
 
 
-@pytest.mark.parametrize("hidden", ["", "-1"])
+@pytest.mark.parametrize("hidden", ["", "-1", "-1,0", "NoDevFiles"])
 def test_a_gpu_that_the_user_hides_is_not_asked_for(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert find_devices("auto", FakeNvml("NVIDIA H200"))[0].kind == "cpu"
+
+
+@pytest.mark.parametrize("given", ["0", "2,3", "GPU-8f6d0c1e", "MIG-3f2a8c1e"])
+def test_a_gpu_that_slurm_gives_is_not_left_in_silence(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    with pytest.raises(UsageError, match="NVIDIA H200: "):
+        find_devices("auto", FakeNvml("NVIDIA H200"))
+
+
+@pytest.mark.usefixtures("visible")
+@pytest.mark.parametrize(
+    ("driver", "build", "given", "words"),
+    [
+        (12040, "13.0", None, "the driver 550.54.15 is too old for torch .*: it is for CUDA 12.4"),
+        (12040, "12.8", None, "another process has it, or this user may not open /dev/nvidia"),
+        (13000, "12.6", "7", "CUDA_VISIBLE_DEVICES='7' names no GPU of this machine, or another process"),
+    ],
+)
+def test_why_torch_sees_no_gpu(
+    driver: int, build: str, given: str | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drivers and builds of one major version of CUDA work with each other (CUDA Compatibility)."""
+    monkeypatch.setattr(torch.version, "cuda", build)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    with pytest.raises(UsageError, match=words):
+        find_devices("auto", FakeNvml("NVIDIA H200", cuda=driver))
+
+
+@pytest.mark.usefixtures("visible")
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (pynvml.NVMLError_LibRmVersionMismatch, "its library has another version than its kernel module"),
+        (pynvml.NVMLError_NoPermission, "this user may not open it"),
+        (pynvml.NVMLError_GpuIsLost, "the GPU is lost"),
+        (pynvml.NVMLError_DriverNotLoaded, None),
+        (pynvml.NVMLError_LibraryNotFound, None),
+    ],
+)
+def test_a_broken_driver_is_not_taken_for_none(fault: type[Exception], words: str | None) -> None:
+    nvml = FakeNvml(driver=None, fault=fault)
+    if words is None:
+        assert find_devices("auto", nvml)[0].kind == "cpu"
+    else:
+        with pytest.raises(UsageError, match=f"the NVIDIA driver does not work: {words}"):
+            find_devices("auto", nvml)
+
+
+def test_a_torch_for_amd_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with pytest.raises(UsageError, match="is built for AMD's ROCm"):
+        find_devices("auto", FakeNvml(driver=None))
+    assert find_devices("cpu")[0].kind == "cpu"
+
+
+def test_a_gpu_on_which_cuda_does_not_start_is_left_out() -> None:
+    def name(device: str) -> str:
+        if device == "cuda:0":
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nmore")
+        return "Fake GPU"
+
+    with fake_cuda(count=2), mock.patch("torch.cuda.get_device_name", name):
+        assert [device.torch_name for device in find_devices("auto")] == ["cuda:1"]
+        assert survey_gpus().notices == (
+            "CUDA does not start on cuda:0: CUDA error: uncorrectable ECC error encountered more",
+        )
+
+
+class Cards:
+    """The handles of `find_gpu`, by the last digit of the fake GPUs' UUIDs: compute modes and free GiB."""
+
+    NVMLError = pynvml.NVMLError
+
+    def __init__(self, modes: str, free_gib: tuple[int, ...] = (70, 70)) -> None:
+        self.modes, self.free_gib = modes, free_gib
+
+    def find(self, uuid: str) -> Gpu:
+        return Gpu(self, int(uuid[-1]))
+
+    def nvmlDeviceGetComputeMode(self, handle: int) -> int:
+        names = {
+            "D": pynvml.NVML_COMPUTEMODE_DEFAULT,
+            "P": pynvml.NVML_COMPUTEMODE_PROHIBITED,
+            "E": pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS,
+        }
+        return int(names[self.modes[handle]])
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
+        return SimpleNamespace(free=self.free_gib[handle] << 30)
+
+
+@pytest.mark.parametrize(
+    ("modes", "free_gib", "workers", "mode"),
+    [
+        ("DD", (70, 70), 4, None),
+        ("DD", (70, 20), 2, None),  # another user has the rest
+        ("DE", (70, 70), 2, "cuda:1 is in compute mode EXCLUSIVE_PROCESS"),
+    ],
+)
+def test_workers_of_a_gpu_by_its_mode_and_its_free_memory(
+    modes: str, free_gib: tuple[int, ...], workers: int, mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("igc_nas.study.defaults.usable_cores", lambda: 16)
+    monkeypatch.setattr("igc_nas.nn.device.find_gpu", Cards(modes, free_gib).find)
+    with fake_cuda(count=2):
+        assert extent_on(find_devices("cuda")).workers == workers
+        assert exclusive_mode(find_devices("cuda")) == mode
+
+
+def test_a_gpu_on_which_nothing_may_compute_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("igc_nas.nn.device.find_gpu", Cards("PD").find)
+    with fake_cuda(count=2):
+        assert [device.torch_name for device in find_devices("cuda")] == ["cuda:1"]
+        assert "cuda:0, Fake GPU, is in compute mode PROHIBITED" in survey_gpus().notices[0]
+
+
+def test_a_search_leaves_the_gpu_to_its_workers(cli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is planned by a process that ends; until the workers start, nothing makes a CUDA context."""
+    asked: list[Any] = []
+    found = Speed(step_s=0.01, convolution_s=0, mac_s=1e-12, activation_s=0, trial_s=1)
+    monkeypatch.setattr("igc_nas.engine.apart.call_apart", lambda *given, **_: (asked.append(given), found)[1])
+    monkeypatch.setattr("igc_nas.engine.search.search", lambda *_, **__: iter(()))
+    monkeypatch.setattr("igc_nas.nn.device.find_gpu", Cards("E").find)
+    with fake_cuda() as record:
+        answer = cli("search", "--space", "tiny", "--dataset", "shapes", "--workers", 2, "--studies-dir", tmp_path)
+    assert asked[0][0] is measure_speed
+    assert asked[0][4].torch_name == "cuda:0"
+    assert record.launches == record.transfers == record.waits == []
+    assert "2 workers of 1 thread" in answer.err
+    assert "cuda:0 is in compute mode EXCLUSIVE_PROCESS: more than one worker on it needs NVIDIA's MPS" in " ".join(
+        answer.err.split()
+    )
+
+
+def test_memory_is_given_back_on_the_gpu_that_is_meant() -> None:
+    """Else, with segments that can grow, memory with queued work on it goes (pytorch/pytorch issue 196258)."""
+    emptied: list[int] = []
+    with fake_cuda(count=2) as record, mock.patch("torch.cuda.empty_cache") as empty_cache:
+        empty_cache.side_effect = lambda: emptied.append(record.current_device)
+        find_devices("cuda:1")[0].release_memory()
+    assert emptied == [1]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +320,7 @@ def test_the_precision_of_a_users_program_is_kept() -> None:
 
 @pytest.mark.usefixtures("visible")
 def test_a_search_says_what_hinders_it(cli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    monkeypatch.setattr("igc_nas.nn.device.installed_gpus", lambda _: SimpleNamespace(driver="470.1", names=("T4",)))
+    monkeypatch.setattr("igc_nas.nn.device.installed_gpus", lambda _: InstalledGpus("470.1", ("T4",)))
     answer = cli("search", "--space", "tiny", "--dataset", "shapes", "--studies-dir", str(tmp_path))
     assert answer.status == 2
     assert "T4: " in answer.err
@@ -199,6 +361,13 @@ def test_a_workers_memory_can_grow_and_its_user_says_more(monkeypatch: pytest.Mo
     monkeypatch.setenv(GRAPHS, "0")
     assert "PYTORCH_ALLOC_CONF" not in environment(1)
     assert environment(1)[GRAPHS] == "0"
+
+
+def test_in_wsl_a_workers_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("platform.release", lambda: "5.15.153.1-microsoft-standard-WSL2")
+    assert "PYTORCH_ALLOC_CONF" not in environment(1)
 
 
 def test_a_gpu_that_another_process_has_is_a_problem_not_a_crash(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,14 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from igc_nas.engine.events import Notice
 from igc_nas.engine.search import Run, search
-from igc_nas.engine.worker import failed
+from igc_nas.engine.worker import failed, to_igc_error
 from igc_nas.errors import CaptureError, IgcNasError
 from igc_nas.evaluation.speed import measure_speed
 from igc_nas.nn.cuda_timing import GRAPHS, WARM_UPS, captured
@@ -34,6 +35,8 @@ from tests.support.stubs import falls_back, loses_context
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "memory"),
         ("CUDA error: device-side assert triggered", "died"),
         ("CUDA error: unspecified launch failure", "died"),
+        ("CUDA driver error: unknown error", "died"),
+        ("CUDA driver error: out of memory", "memory"),
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", "died"),
         ("expected scalar type Half but found Float", "error"),
     ],
@@ -117,6 +120,9 @@ def test_the_reason_of_a_failed_capture_is_the_first(gpu: Record, monkeypatch: p
 
 
 def test_without_graphs_steps_are_launched_one_by_one(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    step_timer(lambda: None, find_devices("cuda")[0])()
+    assert gpu.captured == [0], "with graphs a step is raced as a captured one"
+    gpu.clear()
     monkeypatch.setenv(GRAPHS, "0")
     training = training_of(SMALL["igcv1"])
     training.epoch()
@@ -137,5 +143,27 @@ def test_a_gpu_without_memory_for_a_step_ends_the_planning_in_a_line(
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: released.append(True))
     with pytest.raises(IgcNasError, match="Fake GPU has no memory for a training step of 64 images") as raised:
         measure_speed(list(SMALL.values()), recipe_of(), [32], find_devices("cuda")[0])
-    assert "--recipe batch=16" in str(raised.value.hint)
+    assert "--recipe batch=16,lr=0.1" in str(raised.value.hint)
     assert released
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError(
+            "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nFor debugging consider ..."
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ],
+)
+def test_a_gpu_in_use_is_no_internal_error(error: Exception, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of a command that uses it itself, nor of a worker that starts."""
+    monkeypatch.setattr("igc_nas.evaluation.latency.Measurer.__call__", mock.Mock(side_effect=error))
+    answer = cli("measure", "igcv1-l24m2-d8", "--device", "cpu")
+    line, hint = answer.err.splitlines()[-2:]
+    assert answer.status == 1
+    assert line == f"igc-nas: {str(error).splitlines()[0]}"
+    assert "`igc-nas doctor` examines the GPU" in hint
+    of_worker = to_igc_error(error)
+    assert "\n" not in of_worker.message
+    assert "debugging" not in of_worker.message

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from unittest import mock
 
 import pynvml
 import pytest
@@ -15,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from igc_nas.analysis.words import MIG
 from igc_nas.arch.config import ArchConfig
+from igc_nas.bench.deployment import bench_deploy
+from igc_nas.bench.latency import bench_latency
 from igc_nas.bench.report import architectures
 from igc_nas.cli.loading import engine_notices
 from igc_nas.cli.measure import latency_lines
@@ -32,17 +35,18 @@ from igc_nas.evaluation.latency import (
 )
 from igc_nas.evaluation.runtimes import check_dtype, check_runtime
 from igc_nas.exports.graph import fastest_on_gpu
-from igc_nas.nn.cuda_timing import captured
+from igc_nas.nn.cuda_timing import captured, event_timer
 from igc_nas.nn.device import find_devices
 from igc_nas.nn.lowering.deployment import DeployedNetwork
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import uniform_variants
 from igc_nas.nn.network import build
-from igc_nas.nn.nvml import THROTTLED_NS, Gpu
+from igc_nas.nn.nvml import THROTTLED_NS, Gpu, energy_per_run
 from igc_nas.study.spec import DtypeName, LatencySpec, RuntimeName
 from tests.gpu.builders import EACH, GPU, SMALL, on_gpu
 from tests.support.commands import Command
 from tests.support.fake_cuda import Record, fake_cuda, recording
+from tests.support.nvml import ENERGY, Bench, FakeNvml
 from tests.support.searches import spec
 
 SPEC = LatencySpec(device="Fake GPU", forms="any", cuda_graph=True)
@@ -62,6 +66,36 @@ def test_chains_are_timed_as_the_network_is(gpu: Record) -> None:
     """In graphs, by events: no wait for the device but that for the end of an event."""
     Measurer(SPEC, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
     assert not [place for reason, place in gpu.waits if reason == "synchronize"]
+
+
+@pytest.mark.parametrize("cold_cache", [False, True])
+def test_a_time_is_that_of_the_kernels_alone(cold_cache: bool, gpu: Record) -> None:
+    """Queued work is in front of the first event, so that the GPU does not wait there for the host to submit them."""
+    done: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cuda._sleep", lambda _: done.append("busy"))
+        patch.setattr(torch.cuda.CUDAGraph, "replay", lambda _: done.append("replay"))
+        real = torch.cuda.Event.record
+        patch.setattr(torch.cuda.Event, "record", lambda self: (done.append("event"), real(self))[1])
+        patch.setattr(torch.Tensor, "zero_", lambda self: done.append("flood" if self.nbytes > 1 << 27 else "small"))
+        event_timer(lambda: None, GPU, graph=True, cold_cache=cold_cache)()
+    assert done == [*(["flood"] if cold_cache else []), "busy", "event", "replay", "event"]
+
+
+def test_benches_measure_as_a_search_does(gpu: Record) -> None:
+    """In graphs, by events."""
+    measured: list[LatencySpec] = []
+
+    def stop(self: Measurer, *_: object) -> None:
+        measured.append(self.spec)
+        raise StopIteration
+
+    with mock.patch.object(Measurer, "__call__", stop), pytest.raises(StopIteration):
+        bench_latency(find_devices("cuda")[0], archs=[SMALL["igcv1"]])
+    assert measured[0].cuda_graph
+    report = bench_deploy(find_devices("cuda")[0], (1,), archs={"one": SMALL["igcv1"]}, rounds=3)
+    assert report.rows[0]["best_ms"] == report.rows[0]["factored_nchw_ms"] == 1.0, "by the fake GPU's events"
+    assert min(gpu.captured) > 0
 
 
 def test_measuring_has_cudnn_search_for_what_is_timed_only(gpu: Record) -> None:
@@ -371,6 +405,31 @@ def test_tensorrt_is_for_picks_on_a_gpu(cli: Command) -> None:
     assert "the runtime tensorrt is measured on an NVIDIA GPU only" in answer.err
 
 
+def test_energy_is_that_of_replays_that_are_queued(gpu: Record) -> None:
+    """On a simulated card: waiting between two passes would let it idle, and launches one by one are another load."""
+    (device,) = find_devices("cuda")
+    bench, waits = Bench(uuid=f"GPU-{device.uuid}"), []
+
+    def energy(*arguments: Any) -> Any:
+        gpu.clear()
+        found = energy_per_run(*arguments, clock=bench.clock, sleep=bench.sleep)
+        waits.extend(gpu.waits)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pynvml", bench.nvml)
+        patch.setattr("igc_nas.evaluation.latency.energy_per_run", energy)
+        patch.setattr(torch.cuda.CUDAGraph, "replay", lambda _: bench.run())
+        patch.setattr("torch.cuda.synchronize", lambda _: (gpu.wait("synchronize"), bench.synchronize()))
+        spec = SPEC.model_copy(update={"forms": "factored"})
+        found = Measurer(spec, device, cap_s=0.05, energy=True)(SMALL["igcv1"])
+        assert found.energy_mj == pytest.approx((bench.busy_w - bench.idle_w) * bench.run_ms)
+        bench.nvml.failing = {ENERGY: pynvml.NVMLError_NotSupported}
+        assert Measurer(spec, device, cap_s=0.05, energy=True)(SMALL["igcv1"]).energy_mj is None
+    assert [reason for reason, _ in waits[:3]] == ["synchronize"] * 3, "before, after; and before what is not counted"
+    assert bench.done > 400
+
+
 def test_a_mig_instance_is_said(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sensors are the card's, which the measurement records and `measure` and `doctor` say."""
     monkeypatch.setitem(sys.modules, "pynvml", Instances())
@@ -378,7 +437,28 @@ def test_a_mig_instance_is_said(gpu: Record, monkeypatch: pytest.MonkeyPatch) ->
     assert found.conditions.mig
     assert found.conditions.clock_mhz == 1980
     assert "a MIG instance: clocks" in "\n".join(latency_lines(found, SMALL["igcv1"]))
-    assert [f.value for f in examine().findings if f.topic == "cuda:0 sensors"] == [MIG]
+    (sensors,) = (finding for finding in examine().findings if finding.topic == "cuda:0 sensors")
+    assert sensors.value.startswith(f"{MIG}; without temperature, power")
+
+
+def test_in_wsl_what_nvml_cannot_say_is_no_noise(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows clocks there, but neither processes nor counters (CUDA on WSL User Guide, WSL 2 Support Constraints)."""
+    monkeypatch.setattr("platform.release", lambda: "5.15.153.1-microsoft-standard-WSL2")
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(f"GPU-{find_devices('cuda')[0].uuid}"))
+    found = Measurer(SPEC.model_copy(update={"forms": "factored"}), find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
+    assert found.conditions.clock_mhz == 1980
+    assert [reason for reason in found.noise if "clocks were held down: sw_power_cap" not in reason] == []
+    (sensors,) = (finding for finding in examine().findings if finding.topic == "cuda:0 sensors")
+    assert sensors.value == "without the use by other processes, as usual in WSL"
+    assert sensors.problem is None
+
+
+def test_a_gpu_for_one_process_is_said(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(f"GPU-{find_devices('cuda')[0].uuid}")
+    nvml.answers["nvmlDeviceGetComputeMode"] = lambda: pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    (mode,) = (finding for finding in examine().findings if finding.topic == "cuda:0 mode")
+    assert (mode.value, mode.problem) == ("EXCLUSIVE_PROCESS", "one process has this GPU: one worker uses it")
 
 
 # Noise.

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -9,12 +10,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from igc_nas.arch.config import ArchConfig
+from igc_nas.bench.training import bench_train
 from igc_nas.data.datasets import locate
 from igc_nas.errors import CaptureError, ConfigError
 from igc_nas.evaluation.captured_step import CapturedStep
 from igc_nas.evaluation.images import Images, load_proxy
 from igc_nas.evaluation.training import ProxyTask, ProxyTraining, Training, train_proxy
 from igc_nas.nn.device import Device, find_devices
+from igc_nas.nn.lowering.network_tuner import NetworkTuner
 from igc_nas.nn.lowering.training import LoweredNetwork
 from igc_nas.nn.network import build
 from igc_nas.study.records import Score
@@ -155,7 +158,9 @@ def test_an_augmented_epoch_saves_the_step_its_augmentation(gpu: Record) -> None
 def test_capturing_leaves_no_trace(gpu: Record) -> None:
     """Every tensor that the step changes is copied back, and the generator's state is set."""
     training = training_of(SMALL["igcv1"], average=0.9)
+    state = training.generator.get_state()
     copied: list[int] = []
+    restored: list[bool] = []
     real = torch.Tensor.copy_
 
     def noted(self: torch.Tensor, other: torch.Tensor, *arguments: Any) -> torch.Tensor:
@@ -164,7 +169,11 @@ def test_capturing_leaves_no_trace(gpu: Record) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "copy_", noted)
+        patch.setattr(
+            type(training.generator), "set_state", lambda _, to: restored.append(to.tolist() == state.tolist())
+        )
         CapturedStep(training)
+    assert restored == [True]
     assert training.average is not None
     changed = [*training.network.parameters(), *training.network.buffers(), *training.average.weights]
     changed += [state["momentum_buffer"] for state in training.optimizer.state.values()]
@@ -182,6 +191,19 @@ def test_in_float16_the_loss_is_scaled(cache: None) -> None:
         assert [reason for reason, _ in record.waits] == ["item", "item"]
         assert len(training.loss_scale()) == 2
         assert {"loss_scale.0", "loss_scale.1"} <= training.state().keys()
+
+
+def test_bench_train_times_a_step_as_it_is_trained(cache: None) -> None:
+    """Ours is a captured step, the baselines are launched; one of them is in the dtype that this GPU has units for."""
+    untuned = mock.patch.object(NetworkTuner, "__call__", return_value=None)
+    with fake_cuda(capability=(7, 5)) as record, untuned:
+        report = bench_train(find_devices("cuda")[0], 8, 8, compiled=False, archs={"one": SMALL["igcv1"]})
+        (row,) = report.rows
+        assert row["ours_ms"] == 1.0, "by the fake GPU's events"
+        assert {name for name in row if name.endswith("eager_ms")} == {
+            f"{layout}_{dtype}_eager_ms" for layout in ("nchw", "nhwc") for dtype in ("fp32", "bf16", "fp16")
+        }
+        assert max(record.captured) > 50
 
 
 def test_float16_is_refused_on_a_cpu() -> None:
@@ -286,6 +308,9 @@ def test_the_harness_refuses_a_wait_in_a_captured_graph(gpu: Record) -> None:
     with pytest.raises(NotCapturableError, match="item"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         x.sum().item()
     layer = nn.Conv2d(3, 8, 3, device=GPU)
+    generator = torch.Generator(GPU)
+    with pytest.raises(NotCapturableError, match="generator"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.rand(4, generator=generator, device=GPU)
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
         F.relu(layer(torch.ones(2, 3, 8, 8, device=GPU))).sum().backward()
     assert gpu.captured[-1] > 3

@@ -1,6 +1,7 @@
 """A whole trial on a GPU, and how often it has cuDNN search."""
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -31,7 +32,9 @@ def test_an_evaluator_runs_a_trial(gpu: Record, tmp_path: Path) -> None:
     with evaluator.lock.shared():
         latency = evaluator.latency(spec.feasible.lightest(), None)
     evaluator.spec = spec.model_copy(update={"reference_ms": latency.reference_ms})
-    outcome = evaluator(spec.feasible.lightest(), 0)
+    with mock.patch("torch.cuda.empty_cache") as emptied:
+        outcome = evaluator(spec.feasible.lightest(), 0)
+    assert emptied.called, "others on the GPU need the memory"
     assert isinstance(outcome.score, Score)
     assert outcome.latency.conditions.device == "Fake GPU"
     assert gpu.cpu_only == []

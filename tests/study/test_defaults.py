@@ -14,9 +14,11 @@ from igc_nas.study.defaults import (
     cpu_quotas,
     default_extent,
     default_recipe,
+    fitting_batch,
     new_spec,
     usable_cores,
 )
+from igc_nas.study.plan import RUNG_IMAGES
 from igc_nas.study.spec import StudySpec
 
 CIFAR_TRAIN = 50_000
@@ -78,6 +80,25 @@ def test_a_gpu_search_has_two_workers_a_gpu_where_cores_and_memory_allow(
     found = default_extent("cuda", devices, cores=cores, gpu_memory=gigabytes * 2**30)
     assert found == Extent(trials=200 * devices, time_s=7200, workers=workers)
     assert default_extent("cuda", devices, cores=cores).workers == devices
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "changes"),
+    [
+        (80, {}),
+        (15, {}),  # T4
+        (11.6, {"batch": 250, "lr": 0.2}),
+        (7.6, {"batch": 250, "lr": 0.2}),
+        (5.7, {"batch": 125, "lr": 0.1}),
+        (2, {"batch": 125, "lr": 0.1}),
+    ],
+)
+def test_a_smaller_gpu_trains_in_smaller_batches(gigabytes: float, changes: dict[str, float]) -> None:
+    """They divide the images that are trained and scored, too: one batch size in a trial."""
+    found = fitting_batch(int(gigabytes * 2**30))
+    assert found == changes
+    recipe = default_recipe("cuda", **found)
+    assert not [images for images in (recipe.train_size, recipe.held_out, RUNG_IMAGES) if images % recipe.batch]
 
 
 def test_there_is_at_least_one_usable_core() -> None:

@@ -51,7 +51,7 @@ def fake_cuda(
         stack.enter_context(mock.patch("igc_nas.nn.lowering.triton_norm.available", return_value=False))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
         stack.enter_context(mock.patch.object(FakeTensor, "data_ptr", _data_ptr, create=True))
-        stack.enter_context(_GeneratorDevices())
+        stack.enter_context(_GeneratorDevices(record))
         stack.enter_context(Recorder(record))
         yield record
 
@@ -81,11 +81,11 @@ def _runtime(record: Record, count: int, names: tuple[str, ...], capability: tup
     @contextlib.contextmanager
     def capture(graph: _Graph, **_: Any) -> Iterator[None]:
         assert not record.capturing
-        before, record.capturing = len(record.launches), True
+        before, record.capturing, record.generators = len(record.launches), True, graph.generators
         try:
             yield
         finally:
-            record.capturing = False
+            record.capturing, record.generators = False, []
         graph.launches = len(record.launches) - before
         record.captured.append(graph.launches)
 
@@ -173,13 +173,19 @@ class _Generator(torch.Generator):
 
 
 class _GeneratorDevices(TorchFunctionMode):
-    """Refuses a generator of one device for a tensor of another, as torch does."""
+    """Refuses what torch refuses: a generator of another device; one that the graph which is captured does not know."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__()
+        self.record = record
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         generator = (kwargs or {}).get("generator")
         if isinstance(generator, torch.Generator):
             device = getattr(generator, "belongs_to", generator.device)
+            if self.record.capturing and not any(generator is known for known in self.record.generators):
+                raise NotCapturableError("a generator that is not registered with the graph")
             for tensor in tree_leaves(result):
                 if isinstance(tensor, Tensor) and tensor.device.type not in (device.type, "meta"):
                     raise RuntimeError(f"a generator of {device} for a tensor of {tensor.device}")

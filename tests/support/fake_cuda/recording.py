@@ -73,6 +73,8 @@ class Record:
     """Launches of each captured graph."""
     searches: dict[Search, str] = field(default_factory=dict)
     capturing: bool = False
+    generators: list[torch.Generator] = field(default_factory=list)
+    """Those that are registered with the graph that is captured now."""
     current_device: int = 0
 
     def clear(self) -> None:
