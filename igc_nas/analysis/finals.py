@@ -12,12 +12,12 @@ from igc_nas.errors import ConfigError
 from igc_nas.io.units import format_count, format_ms
 from igc_nas.study.finals import Finalist, FinalsGroup
 
-COLUMNS = ("", "network", "accuracy %", "seeds", "params", "MACs", "ms", "printed")
+COLUMNS = ("", "network", "accuracy", "seeds", "params", "MACs", "latency", "printed")
 MARK = "*"
 LEGEND = (
     f"{MARK} on the front of these networks. accuracy: on the test set, the mean over seeds with its 95 % interval. "
-    "ms: latency under the study's conditions (~: noisy). printed: the accuracy that the literature prints, of "
-    "another, mostly longer recipe: not comparable."
+    "latency: under the study's conditions (~: noisy). printed: what the literature prints, of another, mostly longer "
+    "recipe: not comparable."
 )
 
 
@@ -27,7 +27,7 @@ class FinalRow(NamedTuple):
     mark: str
     name: str
     accuracy: str
-    """`88.31 ± 0.42`, or the reason why there is none."""
+    """`88.31 ± 0.42 %`, or the reason why there is none."""
     seeds: str
     params: str
     macs: str
@@ -52,18 +52,18 @@ def _row(finalist: Finalist, dataset: str, on_front: bool) -> FinalRow:
         seeds=f"{len(finalist.errors)}" + (f" ({finalist.failed} failed)" if finalist.failed else ""),
         params=format_count(one.cost.params),
         macs=format_count(one.cost.macs),
-        latency=f"{noisy}{format_ms(latency.normalised_ms).removesuffix(' ms')}" if latency else "",
-        printed="" if printed is None else f"{100 * (1 - printed):.2f}",
+        latency=f"{noisy}{format_ms(latency.normalised_ms)}" if latency else "",
+        printed="" if printed is None else f"{100 * (1 - printed):.2f} %",
     )
 
 
 def accuracy_words(finalist: Finalist) -> str:
-    """`88.31 ± 0.42`; without an interval for one seed; `failed` where every training failed."""
+    """`88.31 ± 0.42 %`; without an interval for one seed; `failed` where every training failed."""
     if finalist.error is None:
         failure = finalist.one.failure
         return f"failed: {failure.kind}" if failure else "failed"
     interval = "" if finalist.half_width is None else f" ± {100 * finalist.half_width:.2f}"
-    return f"{100 * (1 - finalist.error):.2f}{interval}"
+    return f"{100 * (1 - finalist.error):.2f}{interval} %"
 
 
 def group_title(group: FinalsGroup) -> str:

@@ -30,8 +30,8 @@ class SurrogateQuality:
         verdict = "" if v.is_better else "; no better than the parameter count, so it is not used"
         return (
             f"leave-one-out over {v.n} errors: rank correlation {v.rank:.2f} by the surrogate, "
-            f"{v.rank_by_params:.2f} by the parameter count{verdict}; its 68 % intervals hold {v.within_68:.0%}, "
-            f"its 95 % intervals {v.within_95:.0%}"
+            f"{v.rank_by_params:.2f} by the parameter count{verdict}; its 68 % intervals hold "
+            f"{100 * v.within_68:.0f} %, its 95 % intervals {100 * v.within_95:.0f} %"
         )
 
 

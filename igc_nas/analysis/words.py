@@ -133,7 +133,7 @@ def schedule_words(recipe: Schedule) -> str:
     decay = f"weight decay {recipe.weight_decay:g}" + ("" if recipe.decay_norms else " (not on norms)")
     return (
         f"{counted(recipe.epochs, 'epoch')}, batch {recipe.batch}, SGD with lr {recipe.lr:g} (warm-up "
-        f"{recipe.warmup:.1%}, cosine), {decay}, {', '.join(filter(None, [*extras, recipe.dtype]))}, "
+        f"{100 * recipe.warmup:g} %, cosine), {decay}, {', '.join(filter(None, [*extras, recipe.dtype]))}, "
         f"{recipe.forms} forms"
     )
 
@@ -167,13 +167,19 @@ def noise_words(noise: tuple[str, ...]) -> str:
     return f"NOISY: {'; '.join(noise) or 'no reason recorded'}"
 
 
-def form_words(measured: Candidate | Pruned) -> str:
-    """The form whose latency was measured, its parameters, MACs and weights: `mixed 237.2k 35.64M 0.95 MB`."""
+def form_words(measured: Candidate | Pruned, *, whole: bool = False) -> str:
+    """The form whose latency was measured, its parameters, MACs and weights: `mixed 237.2k 35.64M 0.95 MB`.
+
+    With `whole` a sentence: `mixed, as deployed 237.2k parameters, 35.64M MACs, 0.95 MB of weights`.
+    """
     latency = measured.latency
     if latency.deployed_params is None or latency.deployed_macs is None or latency.weight_bytes is None:
         return latency.form
-    counts = f"{format_count(latency.deployed_params)} {format_count(latency.deployed_macs)}"
-    return f"{latency.form} {counts} {latency.weight_bytes / 1e6:.2f} MB"
+    params, macs = format_count(latency.deployed_params), format_count(latency.deployed_macs)
+    weights = f"{latency.weight_bytes / 1e6:.2f} MB"
+    if whole:
+        return f"{latency.form}, as deployed {params} parameters, {macs} MACs, {weights} of weights"
+    return f"{latency.form} {params} {macs} {weights}"
 
 
 class CandidateWords(NamedTuple):

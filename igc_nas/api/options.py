@@ -103,8 +103,10 @@ def name_of(value: Any) -> Any:
     return str(value.folder.absolute())
 
 
-def arch_of(value: ArchConfig | Candidate | str | Path) -> ArchConfig | str:
-    """An architecture: that of a candidate, one in memory, or the name or file of one."""
+def arch_of(value: ArchConfig | Candidate | Study | str | Path) -> ArchConfig | str:
+    """An architecture: that of a candidate, one in memory, or the name or file of one. Raises `UsageError`."""
+    if isinstance(value, Study):
+        raise UsageError(f"{value!r} is not an architecture", "give one of its candidates, such as study.best()")
     if isinstance(value, Candidate):
         return value.arch
     return value if isinstance(value, ArchConfig) else str(value)

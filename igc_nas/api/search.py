@@ -13,6 +13,7 @@ from igc_nas.cli.search import searched
 from igc_nas.cli.study_flags import SearchRequest
 from igc_nas.engine.search import Run
 from igc_nas.engine.search import search as trials_of
+from igc_nas.errors import UsageError
 from igc_nas.study.records import Candidate
 from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import Study
@@ -102,8 +103,10 @@ def search(spec: StudySpec | None = None, run: Run | None = None, **options: Any
     Raises `UsageError` or `ConfigError` for an argument that is invalid, `InfeasibleError` where nothing fits the
     budget, `StudyError` where the study exists with other settings, `DataError` for missing data.
     """
-    if spec is not None:
+    if isinstance(spec, StudySpec):
         return trials_of(spec, run, **options)
+    if spec is not None:
+        raise UsageError(f"{spec!r:.80} is no StudySpec", "options have names: igc_nas.search(space=...)")
     request = request_of(command, SearchRequest, options)
     try:
         with settings_kept():

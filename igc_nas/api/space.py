@@ -38,6 +38,8 @@ def load_space(
     Raises `ConfigError` for an unknown space, `UsageError` for a limit that is invalid, `InfeasibleError` where nothing
     fits.
     """
+    if unknown := limits.keys() - LimitOptions.__annotations__.keys():
+        raise TypeError(f"load_space() got an unexpected keyword argument {min(unknown)!r}")
     path = find_space(str(name))
     file = SpaceFile.load(path, image_size)
     budget = Budget.parse(given_limits(request_of(command, SearchRequest, limits)))

@@ -1,11 +1,6 @@
 """The cost of an architecture in exact integers: one sum over its plan, no network is built.
 
-Conventions, as the papers count:
-
-- `params`: weights of convolutions and linear layers and their biases, BN gamma and beta, slopes of PReLU;
-- `macs`: multiply-adds of convolutions and linear layers, SE's among them, for one image (BN, activations, pools,
-  biases and additions are not counted); `flops` = 2 * `macs`;
-- `activations`: elements written by convolutions and linear layers for one image.
+`Cost` says what counts. SE's linear layers do; BN, activations, pools, biases and additions are no MACs.
 """
 
 from __future__ import annotations
@@ -36,7 +31,12 @@ from igc_nas.errors import ConfigError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Exact counts; `macs` and `activations` are for one image."""
+    """Exact counts, as the papers count.
+
+    `params`: weights and biases of convolutions and linear layers, BN's gamma and beta, slopes of PReLU. `macs`:
+    multiply-adds of convolutions and linear layers for one image, `flops` twice that. `activations`: the numbers that
+    these layers write for one image.
+    """
 
     params: int = 0
     macs: int = 0
@@ -71,7 +71,7 @@ class LayerCost:
 
 
 def cost_of(arch: ArchConfig) -> Cost:
-    """The cost of an architecture: the sum over its plan."""
+    """The cost of an architecture for one image of its `input`: the sum over its plan."""
     return plan_cost(plan(arch))
 
 

@@ -125,8 +125,10 @@ def _build(name: str) -> tuple[ArchConfig, str]:
         return _igcv3_d(CIFAR, (1, 1, 1, 2, 2, 1, 1, 1)), IGCV3
     if name == "igcv3-d-imagenet":
         return _igcv3_d(IMAGENET, (2, 1, 2, 2, 2, 1, 2, 1)), IGCV3
-    otherwise = f"named networks: {', '.join(PATTERNS)}"
-    raise ConfigError(f"unknown network {name!r:.80}", nearest(name, [*PRINTED, *PATTERNS], otherwise, 0.75))
+    otherwise, known = f"named networks: {', '.join(PATTERNS)}", [*PRINTED, *PATTERNS]
+    if any(pattern.fullmatch(f"{name}-d20") for pattern in (_IGCV1, _REGCONV, _IGCV2)):
+        known.insert(0, f"{name}-d20")  # only the depth is missing
+    raise ConfigError(f"unknown network {name!r:.80}", nearest(name, known, otherwise, 0.75))
 
 
 def _igcv1(name: str, L: int, M: int, D: int, *, residual: bool) -> list[dict[str, object]]:

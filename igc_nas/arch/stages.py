@@ -9,7 +9,7 @@ as the unit's paper has them, and are in no file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticKnownError
@@ -101,6 +101,9 @@ class _Stage(Frozen):
     and inverted blocks, else behind the block's last activation. `activation` is that of the whole stage.
     """
 
+    letters: ClassVar[str] = "C channels"
+    """What the letters of `describe_stage` mean."""
+
     blocks: Annotated[int, Field(ge=1, le=256)]
     kernel: Kernel = 3
     stride: Stride = 1
@@ -124,6 +127,7 @@ class Igcv1Stage(_Stage):
     A residual block is two units around an identity (or 1x1, L groups) shortcut, as in the released code.
     """
 
+    letters = "L primary partitions of M channels"
     unit: Literal["igcv1"] = "igcv1"
     L: Groups
     M: Groups
@@ -150,6 +154,7 @@ class Igcv2Stage(_Stage):
     they are `K` in every layer (the paper's IGCV2*: K = 8), and the condition need not hold.
     """
 
+    letters = "C channels, d layers, K channels a partition"
     unit: Literal["igcv2"] = "igcv2"
     width: Width
     depth: Annotated[int, Field(ge=2, le=17)]
@@ -182,6 +187,7 @@ class Igcv3Stage(_Stage):
     `residual` adds the identity in every block but a stage's first, as the released network does.
     """
 
+    letters = "C channels, t expansion, G1,G2 groups of the two pointwise convolutions"
     unit: Literal["igcv3"] = "igcv3"
     residual: bool = True
     width: Width
@@ -256,6 +262,7 @@ class BsconvStage(_ResidualUnit):
     in front of the depthwise one (BSConv-S; p = 1 / reduce).
     """
 
+    letters = "C channels, p rank of the 1x1 convolution"
     unit: Literal["bsconv"] = "bsconv"
     width: Width
     reduce: Annotated[int, Field(ge=2, le=4096)] | None = None
@@ -268,6 +275,7 @@ class BsconvStage(_ResidualUnit):
 class BottleneckStage(_ResidualUnit):
     """1x1 to `inner` channels, kxk in `groups` groups, 1x1 to `width`: ResNet's and ResNeXt's (arXiv 1611.05431)."""
 
+    letters = "C channels, in inner channels, G groups"
     unit: Literal["bottleneck"] = "bottleneck"
     residual: bool = True
     width: Width
@@ -299,6 +307,7 @@ class InvertedStage(_Stage):
     block adds its input where the shape stays; `project` gives blocks of stride 1 that change the width a 1x1 shortcut.
     """
 
+    letters = "C channels, t expansion or in inner channels"
     unit: Literal["inverted"] = "inverted"
     residual: bool = True
     width: Width
@@ -327,6 +336,7 @@ class DenseStage(_Stage):
     convolutions in groups with an interleave between them, behind a selection of channels by a stored index.
     """
 
+    letters = "k growth, b bottleneck of b k channels, G groups"
     unit: Literal["dense"] = "dense"
     residual: Literal[False] = False
     growth: Width
@@ -364,6 +374,7 @@ class DualPathStage(_Stage):
     that of a wide ResNet beside a kxk convolution to 2 * growth channels (DualPathNet28-10).
     """
 
+    letters = "C channels summed, k growth, in inner channels, G groups"
     unit: Literal["dualpath"] = "dualpath"
     residual: Literal[False] = False
     width: Width
@@ -386,6 +397,7 @@ class ShuffleV1Stage(_Stage):
     `bias` are deviations of public code from the paper.
     """
 
+    letters = "C channels, in inner channels, G groups"
     unit: Literal["shufflenetv1"] = "shufflenetv1"
     residual: Literal[False] = False
     width: Width
@@ -430,6 +442,7 @@ class XceptionStage(_Stage):
     last one.
     """
 
+    letters = "C channels, d separable convolutions"
     unit: Literal["xception"] = "xception"
     residual: Literal[True] = True
     width: Width

@@ -90,11 +90,11 @@ def written(
 
 def _page_of(study: Study) -> Path:
     """The default page of a study: in its folder; in the working folder for a study inside the installed package."""
-    from igc_nas.io.resources import PACKAGE
+    from igc_nas.io.resources import is_installed
     from igc_nas.study.study import PAGE_FILE
 
     folder = study.folder or Path()
-    if folder.resolve().is_relative_to(PACKAGE):
+    if is_installed(folder):
         return Path(f"{folder.name}.html")
     return folder / PAGE_FILE
 

@@ -11,8 +11,9 @@ import click
 
 from igc_nas.cli.loading import packing_bar
 from igc_nas.cli.options import FILE, as_json, data_dir_option, image_size_option
-from igc_nas.cli.output import put, put_json
+from igc_nas.cli.output import put_json, put_text
 from igc_nas.errors import UsageError
+from igc_nas.io.console import table_lines, terminal_width
 from igc_nas.io.files import user_path
 from igc_nas.io.text import nearest
 
@@ -71,7 +72,7 @@ def data(
     with _download_bar() as progress:
         info = fetch(name, folder, source=source, url=url, progress=progress)
     facts = {"dataset": info.label, "folder": str(info.folder), "classes": info.classes, "sha256": info.sha256}
-    put_json(facts) if as_json else put(f"{info.label} is in {info.folder}")
+    put_json(facts) if as_json else put_text(f"{info.label} is in {info.folder}")
 
 
 def _show_folder(root: Path, image_size: int | None, data_dir: Path, *, packs: bool, as_json: bool) -> None:
@@ -88,7 +89,7 @@ def _show_folder(root: Path, image_size: int | None, data_dir: Path, *, packs: b
         facts = folder_facts(listing, survey(listing, progress=progress), size, data_dir)
     if packed is not None:
         facts["dataset"] = packed.label
-    put_json(facts) if as_json else put(*_lines(facts))
+    put_json(facts) if as_json else put_text(*_lines(facts))
 
 
 def folder_facts(listing: Listing, seen: Survey, size: int, data_dir: Path) -> dict[str, Any]:
@@ -156,11 +157,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         more = f" and {len(empty) - 3:,} more" if len(empty) > 3 else ""
         yield f"EMPTY     {', '.join(empty[:3])}{more}: a class without images is refused, move its folder away"
     yield ""
-    yield f"{'class':<40}  {'train':>9}" + (f"  {'test':>9}" if facts["split"] != "none" else "")
-    for known in classes[:MOST_CLASSES]:
-        yield f"{known['name']:<40.40}  {known['train']:>9,}" + (
-            f"  {known['test']:>9,}" if facts["split"] != "none" else ""
-        )
+    columns = ("train",) if facts["split"] == "none" else ("train", "test")
+    rows = [(known["name"], *(f"{known[name]:,}" for name in columns)) for known in classes[:MOST_CLASSES]]
+    yield from table_lines(("class", *columns), rows, ("class",), terminal_width())
     if len(classes) > MOST_CLASSES:
         yield f"and {len(classes) - MOST_CLASSES:,} more classes"
 

@@ -89,12 +89,7 @@ STANDING = ("baseline", "trial", "error", "params", "MACs", "latency", "dominate
 def baseline_lines(standings: Sequence[Standing], width: int | None) -> list[str]:
     """The baselines beside a front as lines, each with the trials of the front that dominate it."""
     rows = list(map(_standing_cells, standings))
-    left = ("baseline", "dominated by")
-    for gap in (2, 1):
-        lines = columns_lines(STANDING, rows, left, gap=gap)
-        if width is None or max(map(len, lines)) <= width:
-            return [*lines, ""]
-    return [*columns_lines(STANDING, rows, left, width), ""]
+    return [*columns_lines(STANDING, rows, ("baseline", "dominated by"), width), ""]
 
 
 def _standing_cells(standing: Standing) -> tuple[str, ...]:
@@ -246,7 +241,7 @@ def _holder_words(holder: LockHolder | None) -> str:
 def _running_words(trial: Trial, progress: Running | None) -> str:
     doing = progress.doing if progress else "running"
     if progress and progress.samples is not None and progress.train_error is not None:
-        doing += f", {progress.samples:,} images, training error {progress.train_error:.0%}"
+        doing += f", {progress.samples:,} images, training error {100 * progress.train_error:.0f} %"
     return f"trial {trial.number}  {doing}; by {trial.process}, since {trial.started}  {trial.arch}"
 
 
@@ -266,7 +261,14 @@ def trial_lines(study: Study, trial: Trial) -> list[str]:
         return [*lines, failure_words(trial), f"to try it again: {again}"]
     measured = trial.candidate or trial.pruned
     expected = member_words(study, trial.candidate) if trial.candidate else []
-    return [*lines, trial_line(trial), *expected, *(latency_lines(measured) if measured else [])]
+    return [*lines, _outcome(trial), *expected, *(latency_lines(measured) if measured else [])]
+
+
+def _outcome(trial: Trial) -> str:
+    if trial.candidate is None:
+        return trial_line(trial)
+    score = trial.candidate.score
+    return f"error {100 * score.error:.2f} % on {score.held_out:,} held-out images, after {score.samples:,} images"
 
 
 def failure_words(trial: Trial) -> str:

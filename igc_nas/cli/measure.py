@@ -32,6 +32,8 @@ from igc_nas.cli.options import (
 )
 from igc_nas.cli.output import put_json, put_text, say
 from igc_nas.errors import StudyError, UsageError
+from igc_nas.io.console import table_lines, terminal_width
+from igc_nas.study.front_table import NOISY
 
 if TYPE_CHECKING:
     from igc_nas.arch.config import ArchConfig
@@ -128,7 +130,10 @@ def measure(**options: Any) -> None:
             put_json(_study_facts(study, rows)) if request.as_json else put_text(*_study_lines(rows))
         return
     config, latency = measured(request)
-    put_json(_facts(latency, config)) if request.as_json else put_text(*latency_lines(latency, config))
+    if request.as_json:
+        put_json(_facts(latency, config))
+    else:
+        put_text(*latency_lines(latency, config, terminal_width()))
 
 
 def check(request: MeasureRequest, given: Collection[str]) -> None:
@@ -205,12 +210,15 @@ def _facts(latency: Latency, config: ArchConfig) -> dict[str, Any]:
     return {**record, "reference": REFERENCE, **cost, "arch": config.to_dict()}
 
 
-def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
+FORM_COLUMNS = ("form", "median", "95 % interval", "MACs", "params", "GMAC/s", "speed-up")
+
+
+def latency_lines(latency: Latency, config: ArchConfig, width: int | None = None) -> list[str]:
     """A measurement of `config` for people: median and interval, form by form, and the conditions."""
     from igc_nas.analysis.words import MIG, conditions_words, interval_words, noise_words
     from igc_nas.arch.cost import cost_of
     from igc_nas.evaluation.latency import REFERENCE
-    from igc_nas.io.units import format_count
+    from igc_nas.io.units import fixed_count
 
     cost, c = cost_of(config), latency.conditions
     lines = [
@@ -221,19 +229,22 @@ def latency_lines(latency: Latency, config: ArchConfig) -> list[str]:
         "",
     ]
     if latency.forms:
-        lines.append(
-            f"{'form':<10} {'median ms':>10} {'interval':>19} {'MACs':>8} {'params':>8} {'GMAC/s':>7} {'speed-up':>8}"
-        )
         written = latency.forms.get("factored")
+        rows = []
         for name, form in latency.forms.items():
             timed_often = form.low_ms is not None and form.high_ms is not None
-            interval = f"{form.low_ms:.3f} to {form.high_ms:.3f}" if timed_often else ""
-            times = f"{written.median_ms / form.median_ms:8.2f}" if written else ""
-            lines.append(
-                f"{name:<10} {form.median_ms:>10.3f} {interval:>19} {format_count(form.macs):>8} "
-                f"{format_count(form.params):>8} {latency.batch * form.macs / form.median_ms / 1e6:>7.1f} {times}"
+            rows.append(
+                (
+                    name,
+                    f"{form.median_ms:.3f} ms",
+                    f"{form.low_ms:.3f}-{form.high_ms:.3f}" if timed_often else "",
+                    fixed_count(form.macs),
+                    fixed_count(form.params),
+                    f"{latency.batch * form.macs / form.median_ms / 1e6:.1f}",
+                    f"{written.median_ms / form.median_ms:.2f}" if written else "",
+                )
             )
-        lines.append("")
+        lines += [*table_lines(FORM_COLUMNS, rows, ("form",), width), ""]
     if latency.energy_mj is not None:
         lines.append(f"energy {latency.energy_mj:.3f} mJ above idle")
     state = [f"load {c.load}"] if c.load is not None else []
@@ -298,15 +309,23 @@ def _study_facts(study: Study, rows: Sequence[Remeasured]) -> dict[str, Any]:
 
 def _study_lines(rows: Sequence[Remeasured]) -> list[str]:
     difference, rank = _agreement(rows)
-    lines = [f"{'trial':>5} {'recorded ms':>12} {'again ms':>10} {'change':>8}  form"]
-    for row in rows:
-        noisy = f"  noisy: {'; '.join(row.latency.noise)}" if row.latency.noisy else ""
-        lines.append(
-            f"{row.candidate.trial:>5} {row.recorded_ms:>12.3f} {row.latency.normalised_ms:>10.3f} "
-            f"{100 * row.change:>+7.1f}%  {row.latency.form}{noisy}"
+    cells = [
+        (
+            str(row.candidate.trial),
+            f"{row.recorded_ms:.3f} ms",
+            f"{row.latency.normalised_ms:.3f} ms{NOISY if row.latency.noisy else ' '}",
+            f"{100 * row.change:+.1f} %",
+            row.latency.form,
         )
+        for row in rows
+    ]
+    noisy = [f"{NOISY} trial {r.candidate.trial}: {'; '.join(r.latency.noise)}" for r in rows if r.latency.noisy]
     correlation = "" if rank is None else f"; rank correlation {rank:.3f}"
-    return [*lines, f"median difference {100 * difference:.1f} % over {len(rows)} candidates{correlation}"]
+    return [
+        *table_lines(("trial", "recorded", "again", "change", "form"), cells, ("form",), terminal_width()),
+        *noisy,
+        f"median difference {100 * difference:.1f} % over {len(rows)} candidates{correlation}",
+    ]
 
 
 def _brief(latency: Latency) -> dict[str, Any]:

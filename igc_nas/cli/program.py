@@ -158,6 +158,8 @@ def main(arguments: Sequence[str], signals: Signals | None = None) -> int:
         with fallbacks_to(lambda text: say(f"notice: {text}")):
             result = program.main([a for a in arguments if a != "--debug"], prog_name="igc-nas", standalone_mode=False)
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and error.possibilities:
+            del error.possibilities[1:]  # the nearest one
         shown = io.StringIO()
         error.show(shown)
         say(*shown.getvalue().splitlines())

@@ -246,8 +246,8 @@ def _verdicts(found: ProxyReport) -> Iterator[str]:
         within_68, within_95 = found.target_within
         yield (
             "The surrogate at the reference's length predicts each architecture from all others, whose longer "
-            f"trainings it knows; its 68 % intervals hold {within_68:.0%} of the reference's errors, its 95 % "
-            f"intervals {within_95:.0%}."
+            f"trainings it knows; its 68 % intervals hold {100 * within_68:.0f} % of the reference's errors, its 95 % "
+            f"intervals {100 * within_95:.0f} %."
         )
     for repeat in found.repeats:
         yield (

@@ -250,10 +250,11 @@ def _say_summary(study: Study, end: str) -> None:
         say(f"surrogate: {quality.sentence()}")
     if plan := plan_words(study):
         say(f"plan: {plan}")
-    if study.candidates and not study.expected:
+    if study.candidates:
+        images = study.spec.target.images if study.expected and study.spec.target else study.spec.recipe.samples
         say(
-            f"The errors are those of {counted(study.spec.recipe.samples, 'image')} a network: they rank; after a long "
-            "training expect them far lower (finals, below)."
+            f"Errors {'predicted for' if study.expected else 'after'} {counted(images, 'image')} rank the networks; "
+            "after a long training expect them far lower (finals, below)."
         )
     name = study_argument(study.folder, study.spec.name)
     noisy = sum(candidate.latency.noisy for candidate in study.candidates)
@@ -504,7 +505,7 @@ def _longer(spec: StudySpec) -> str:
 
     seconds = spec.plan.speed.trials_s(Sizes.of(typical(spec)), spec.target.recipe, spec.space.input[1])
     count = max(1, round(spec.target.share * spec.plan.time_s * spec.plan.workers / float(seconds.mean())))
-    return f", and {count} of {spec.target.recipe.samples:,} ({spec.target.share:.0%} of the time)"
+    return f", and {count} of {spec.target.recipe.samples:,} ({100 * spec.target.share:.0f} % of the time)"
 
 
 def _devices_in_words(run: Run, devices: tuple[Device, ...]) -> str:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.cli.options import COUNT, FILE, as_json, side_option
-from igc_nas.cli.output import put, put_json, put_text, say
+from igc_nas.cli.output import put_json, put_text, say
 from igc_nas.errors import IgcNasError, UsageError
 
 if TYPE_CHECKING:
     from igc_nas.space.search_space import SearchSpace
 
-PART_WIDTH = 37
 """Columns of what the counts within a budget are of: a range of costs, or a stage's unit."""
 
 
@@ -49,12 +48,15 @@ def space(
     if new is not None:
         _write_template(name, new)
         return
-    from igc_nas.space.search_space import space_names
+    from igc_nas.space.search_space import SpaceFile, find_space, space_names
 
     if name is None:
         if budget_params or budget_macs or image_size:
             raise UsageError("limits and sizes are of one space, and none is named", "igc-nas space igc_cifar, ...")
-        put_json(space_names()) if as_json else put(*space_names())
+        names = space_names()
+        width = max(map(len, names))
+        intents = (f"{name:<{width}}  {SpaceFile.load(find_space(name)).intent}" for name in names)
+        put_json(names) if as_json else put_text(*intents)
         return
     found = _found(name, classes, image_size)
     counts = _counts(found, budget_params, budget_macs)
@@ -127,12 +129,13 @@ def _counts(space: SearchSpace, budget_params: int | None, budget_macs: int | No
 
 def _lines(space: SearchSpace, facts: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{space.name}: {space.file.intent}".removesuffix(": "), *filter(None, [space.file.paper]), "")
-    width = PART_WIDTH if "bins" in facts else max(len(_words(key)) for key in facts)
-    yield from (f"{_words(key):<{width}}  {value:>20,}" for key, value in facts.items() if isinstance(value, int))
-    yield from (f"{key:<{width}}  {facts[key]:>20.4%}" for key in ("share", "acceptance") if key in facts)
-    yield ""
-    if "bins" in facts:
-        yield from _part_lines(facts)
+    rows = [(_words(key), f"{value:,}") for key, value in facts.items() if isinstance(value, int)]
+    rows += [(key, f"{100 * facts[key]:.4g} %") for key in ("share", "acceptance") if key in facts]
+    parts = _part_rows(facts) if "bins" in facts else []
+    width, digits = (max(len(row[column]) for row in [*rows, *parts]) for column in range(2))
+    for group in filter(None, (rows, parts)):
+        yield from (f"{label:<{width}}  {value:>{digits}}" for label, value in group)
+        yield ""
     if space.file.complementary != "any":
         yield f"every unit meets the {space.file.complementary} complementary condition"
     yield f"stem      {_choices(space.file.stem)}"
@@ -155,13 +158,21 @@ def _words(key: str) -> str:
     return key.replace("_", " ").replace("macs", "MACs").replace("params", "parameters")
 
 
-def _part_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    """How many of the architectures within a budget are in each range of costs, and have each unit in each stage."""
-    for part in facts["bins"]:
-        yield f"{part['from']:>13,} to {part['to']:>13,} {facts['binned_by']:<6}  {part['architectures']:>20,}"
-    for stage, units in facts["units"].items():
-        yield from (f"{stage} {unit:<30}  {count:>20,}" for unit, count in units.items())
-    yield ""
+def _part_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How many of the architectures within a budget are in each range of costs, and have each unit in each stage.
+
+    A range ends at the number that is shown, and begins behind the one above it.
+    """
+    ends = [f"{part['to']:,}" for part in facts["bins"]]
+    digits = max(map(len, ends))
+    by = "MACs" if facts["binned_by"] == "macs" else facts["binned_by"]
+    rows = [
+        (f"{by} to {end:>{digits}}", f"{part['architectures']:,}")
+        for end, part in zip(ends, facts["bins"], strict=True)
+    ]
+    return rows + [
+        (f"{stage} {unit}", f"{count:,}") for stage, units in facts["units"].items() for unit, count in units.items()
+    ]
 
 
 def _choices(choices: Mapping[str, Any]) -> str:

@@ -204,7 +204,7 @@ class SearchDisplay:
         if epoch is None:
             return doing
         samples = self._study_progress.spec.recipe.samples if self._study_progress else epoch.samples
-        return f"{doing}: {epoch.samples:,} of {samples:,} images, training error {epoch.train_error:.0%}"
+        return f"{doing}: {epoch.samples:,} of {samples:,} images, training error {100 * epoch.train_error:.0f} %"
 
     def _ended(self, trial: Trial) -> None:
         self._running.pop(trial.number, None)
@@ -269,7 +269,7 @@ class SearchDisplay:
         facts = [
             f"trials {done}/{self._target}" if self._target else f"trials {done}",
             f"baselines {self._baselines_ended}/{self._baselines}" if self._baselines else "",
-            f"{3600 * self._ends / spent:.0f} trials/h" if self._ends >= LEAST_FOR_ESTIMATE else "",
+            f"{3600 * self._ends / spent:,.0f} trials/h" if self._ends >= LEAST_FOR_ESTIMATE else "",
             self._left() or self._time_left(spent),
             f"{self._not_built} suggestions not built" if self._not_built else "",
         ]

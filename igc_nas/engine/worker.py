@@ -308,7 +308,18 @@ def depend_on_parent() -> None:
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ[MARK] = f"{os.getppid()}/{os.getpid()}"
+    lock_progress_bars_by_thread()
     _end_with_parent()
+
+
+def lock_progress_bars_by_thread() -> None:
+    """Keep tqdm, which torch's exporters draw with, from taking a semaphore of the system.
+
+    A worker that is ended by a signal would leave it, and Python would warn of a leak at the coordinator's end.
+    """
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
 
 
 def _end_with_parent() -> None:

@@ -86,21 +86,6 @@ class Select(nn.Module):
 ''',
 }
 """What the classes call, by the words that call it."""
-CLASS_OF_UNIT = {
-    "igcv1": "Igcv1Block",
-    "igcv2": "Igcv2Block",
-    "igcv3": "Igcv3Block",
-    "conv": "ConvBlock",
-    "bsconv": "BsconvBlock",
-    "bottleneck": "BottleneckBlock",
-    "separable": "SeparableBlock",
-    "inverted": "InvertedBlock",
-    "dense": "DenseBlock",
-    "dualpath": "DualPathBlock",
-    "shufflenetv1": "ShuffleV1Block",
-    "shufflenetv2": "ShuffleV2Block",
-    "xception": "XceptionBlock",
-}
 _ENDS = {
     "stem": ("Stem", "The first layers."),
     "head": ("Head", "The layers behind the last stage."),
@@ -121,8 +106,8 @@ def block_classes(blocks: Sequence[BlockPlan], stages: Sequence[StageConfig]) ->
     """The classes of a plan's blocks, in the order in which they first occur."""
     kinds: dict[tuple[str, object], list[tuple[BlockPlan, _Anatomy]]] = {}
     for block in blocks:
-        stage, dot, _ = block.name.partition(".")
-        unit = stages[int(stage.removeprefix("stage")) - 1].unit if dot else stage
+        place, dot, _ = block.name.partition(".")
+        unit = stages[int(place.removeprefix("stage")) - 1].unit if dot else place
         anatomy = _Anatomy.of(block.layers, is_last=block is blocks[-1])
         kinds.setdefault((unit, anatomy.form), []).append((block, anatomy))
     found: list[BlockClass] = []
@@ -132,7 +117,8 @@ def block_classes(blocks: Sequence[BlockPlan], stages: Sequence[StageConfig]) ->
         if unit in _ENDS:
             name, doc = _ENDS[unit]
         else:
-            name, doc = CLASS_OF_UNIT[unit], _first_sentence(STAGE_OF_UNIT[unit].__doc__ or "")
+            stage = STAGE_OF_UNIT[unit]
+            name, doc = stage.__name__.replace("Stage", "Block"), _first_sentence(stage.__doc__ or "")
         name += str(numbers[unit]) if numbers[unit] > 1 else ""
         found.append(_class(name, doc, members))
     return found

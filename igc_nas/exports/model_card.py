@@ -154,7 +154,7 @@ def _numbers(source: Source, contents: Contents) -> Iterator[tuple[str, str, str
             _md(
                 f"of the search, by a reference network (raw: {latency.median_ms:.3f} ms): "
                 f"{interval_words(low, high, latency.n)}, "
-                f"form {form_words(measured)} (parameters, MACs, weights as deployed), "
+                f"form {form_words(measured, whole=True)}, "
                 f"{conditions_words(latency)}{noisy}"
             ),
         )

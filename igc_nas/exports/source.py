@@ -223,5 +223,5 @@ def latency_lines(measured: Candidate | Pruned) -> Iterator[str]:
         f"normalised latency {latency.normalised_ms:.3f} ms{' (noisy)' if latency.noisy else ''}; raw "
         f"{latency.median_ms:.3f} ms, {interval_words(latency.low_ms, latency.high_ms, latency.n)}"
     )
-    yield f"latency of the form {form_words(measured)} (parameters, MACs, weights as deployed)"
+    yield f"latency of the form {form_words(measured, whole=True)}"
     yield f"latency conditions: {conditions_words(latency)}"

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleRenderable, RichCast
 from rich.live import Live
 
@@ -107,20 +108,19 @@ def table_lines(
     rows: Iterable[Sequence[str]],
     left: Sequence[str] = (),
     width: int | None = None,
-    *,
-    gap: int = 2,
 ) -> list[str]:
-    """A plain table, right-aligned but for the columns named in `left`, with `gap` blanks between columns.
+    """A plain table, right-aligned but for the columns named in `left`, with two blanks between columns.
 
-    Where `width` does not hold it, each row is its first cell, and below it the others with their titles: no cell is
-    ever cut or folded.
+    One blank where `width` does not hold two. Where it does not hold that either, each row is its first cell, and
+    below it the others with their titles: no cell is ever cut or folded.
     """
     cells = [[printable(cell, lines=False) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]  # CJK: two
+    gap = 2 if width is None or sum(widths) + 2 * (len(widths) - 1) <= width else 1
     if width is None or sum(widths) + gap * (len(widths) - 1) <= width:
         aligned = (
             [
-                cell.ljust(n) if title in left else cell.rjust(n)
+                set_cell_size(cell, n) if title in left else " " * (n - cell_len(cell)) + cell
                 for title, cell, n in zip(columns, row, widths, strict=True)
             ]
             for row in [columns, *cells]
@@ -133,6 +133,9 @@ def table_lines(
         below = ""
         for title, cell in zip(columns[heads:], row[heads:], strict=True):
             part = f"  {title} {cell}" if cell else ""
+            if len(part) > width:  # below its title
+                lines += [below, f"  {title}"] if below else [f"  {title}"]
+                below, part = "", f"    {cell}"
             if below and len(below) + len(part) > width:
                 lines.append(below)
                 below = ""

@@ -7,6 +7,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 
 
+def is_installed(folder: Path) -> bool:
+    """Whether a folder is inside the package, as the studies are that a wheel brings."""
+    return folder.resolve().is_relative_to(PACKAGE)
+
+
 def shipped(folder: str, package: Path = PACKAGE) -> Path:
     """The folder `search_spaces` or `studies` that came with the package (it may be missing)."""
     inside = package / folder

@@ -34,7 +34,8 @@ def create_model(
     device: str | torch.device = "cpu",
     classes: int | None = None,
     features_only: Literal[False] = False,
-    out_indices: Sequence[int] | None = None,
+    out_indices: int | Sequence[int] | None = None,
+    global_pool: str | None = None,
 ) -> Network: ...
 
 
@@ -48,7 +49,8 @@ def create_model(
     device: str | torch.device = "cpu",
     classes: int | None = None,
     features_only: Literal[True],
-    out_indices: Sequence[int] | None = None,
+    out_indices: int | Sequence[int] | None = None,
+    global_pool: str | None = None,
 ) -> FeatureMaps: ...
 
 
@@ -61,7 +63,8 @@ def create_model(
     device: str | torch.device = "cpu",
     classes: int | None = None,
     features_only: bool = False,
-    out_indices: Sequence[int] | None = None,
+    out_indices: int | Sequence[int] | None = None,
+    global_pool: str | None = None,
 ) -> Network | FeatureMaps:
     """A network to train or, with `weights`, to use.
 
@@ -76,7 +79,8 @@ def create_model(
         device: where the network is put.
         classes: the same as `num_classes`.
         features_only: return a `FeatureMaps`, whose outputs are the feature maps behind the stages.
-        out_indices: with `features_only`, the stages, as places in `feature_info`; None: all.
+        out_indices: with `features_only`, the stages, as places in `feature_info`; a number n: the last n; None: all.
+        global_pool: with `num_classes=0`, `""` for outputs that are feature maps, not pooled.
 
     Inputs are float images (batch, channels, height, width), normalised per channel, of any size that leaves at least
     one pixel after the strides; outputs are logits (batch, num_classes).
@@ -96,8 +100,8 @@ def create_model(
     network.prepared = prepared
     if weights is not None:
         load_weights(network, user_path(weights), new_classifier=wanted is not None)
-    if wanted == 0:
-        network.reset_classifier(0)
+    if wanted == 0 or global_pool not in (None, "avg"):
+        network.reset_classifier(network.num_classes if wanted is None else wanted, global_pool)
     return FeatureMaps(network, out_indices) if features_only else network
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -175,7 +175,7 @@ class FeatureInfo(list[dict[str, Any]]):
 class FeatureMaps(nn.Module):
     """A network whose outputs are the feature maps behind its stages: a backbone. `feature_info` describes them."""
 
-    def __init__(self, network: Network, out_indices: Sequence[int] | None = None) -> None:
+    def __init__(self, network: Network, out_indices: int | Sequence[int] | None = None) -> None:
         super().__init__()
         self.out_indices = network.stage_places(out_indices)
         self.feature_info = FeatureInfo(network.feature_info[place] for place in self.out_indices)
@@ -224,14 +224,19 @@ class Network(nn.Module):
         x: Float[Tensor, "batch channels height width"],
         indices: int | Sequence[int] | None = None,
         *,
+        norm: bool = False,
         stop_early: bool = False,
+        output_fmt: Literal["NCHW"] = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """(the feature map before the pooling, those behind the stages), or with `intermediates_only` the latter alone.
 
         `indices` are places in `feature_info`, negative ones from the end; a number n: the last n; None: all. With
-        `stop_early` nothing is computed beyond the last one (the first result is then that one). As timm has it.
+        `stop_early` nothing is computed beyond the last one (the first result is then that one). As timm has it; `norm`
+        changes nothing, as in its convolutional networks. Raises `ConfigError`.
         """
+        if output_fmt != "NCHW":
+            raise ConfigError(f"output_fmt (={output_fmt!r:.40}) is 'NCHW'")
         places = self.stage_places(indices)
         found: dict[int, Tensor] = {}
         *body, _ = self.named_children()
@@ -263,6 +268,11 @@ class Network(nn.Module):
     def num_features(self) -> int:
         """Channels of the feature map before the pooling."""
         return _shape(self.plan.input, self.plan.blocks[:-1])[0]
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Features that the last linear layer reads: `num_features`, unless the head has layers of its own."""
+        return int(layers_cost(_before_logits(self.plan), _shape(self.plan.input, self.plan.blocks[:-1]))[1][0])
 
     @property
     def num_classes(self) -> int:

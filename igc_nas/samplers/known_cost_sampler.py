@@ -50,7 +50,7 @@ class KnownCostSampler(BaseSampler):
     Safe in threads (`n_jobs`); processes that share a storage may rarely try one architecture at the same time.
     Where no new architecture is left, a known one is suggested with a warning, and the study stops.
 
-    Raises `UsageError` for objectives that do not fit.
+    Raises `UsageError` for objectives that do not fit, or what is no space.
     """
 
     def __init__(
@@ -61,6 +61,8 @@ class KnownCostSampler(BaseSampler):
         seed: int | None = None,
         independent_sampler: BaseSampler | None = None,
     ) -> None:
+        if not isinstance(space, OptunaSpace):
+            raise UsageError(f"{space!r:.80} is not a space", "make one by igc_nas.load_space")
         names = (objectives,) if isinstance(objectives, str) else tuple(objectives)
         scores = [name for name in names if name not in (*COSTS, "latency")]
         if len(scores) != 1:

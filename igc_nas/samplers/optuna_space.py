@@ -43,7 +43,8 @@ class OptunaSpace:
         self.parameters = Parameters(search_space(file, classes, name))
 
     def __repr__(self) -> str:
-        return f"OptunaSpace({self.name!r}, {self.classes} classes, budget {self.budget})"
+        limits = [f"{name}={limit}" for name, limit in self.budget if limit is not None]
+        return f"OptunaSpace({', '.join([repr(self.name), f'classes={self.classes}', *limits])})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OptunaSpace, (self.file, self.classes, self.name, self.budget)

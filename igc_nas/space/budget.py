@@ -19,7 +19,7 @@ Value = TypeVar("Value", float, NDArray[np.float64])
 class Budget(Frozen):
     """Upper limits, and lower ones on params and MACs, all inclusive; None is no limit.
 
-    `latency_ms` limits the normalised latency.
+    Counts are those of `Cost`, MACs for one image; `latency_ms` limits the normalised latency, in milliseconds.
     """
 
     params: Annotated[int, Field(ge=1)] | None = None

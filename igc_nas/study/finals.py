@@ -101,6 +101,12 @@ class Final(Frozen):
     started: str
     """UTC, ISO 8601: when its last run began."""
 
+    def __repr__(self) -> str:
+        outcome = f"test_error={self.trained.test.error:.4f}" if self.trained else f"reason={self.reason!r:.100}"
+        return f"Final({self.name!r}, id={self.id!r}, seed={self.seed}, epochs={self.recipe.epochs}, {outcome})"
+
+    __str__ = __repr__
+
     @model_validator(mode="after")
     def _ended_in_one_way(self) -> Final:
         if (self.trained is None) == (self.reason is None):

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.stages import STAGE_OF_UNIT
 from igc_nas.io.text import plain, printable, wrapped
 from igc_nas.io.units import fixed_count
 from igc_nas.study.records import Candidate, Latency
@@ -90,9 +91,12 @@ def table_lines(
 ) -> list[str]:
     """A title line, and a line for each candidate; with a `width` only the columns that fit.
 
-    `more` columns stand before that of the error, and are always shown.
+    `more` columns stand before that of the error, and are always shown. Form and deployed parameters are left out where
+    every member was measured as it is.
     """
     columns = {"trial": COLUMNS["trial"], **more, **COLUMNS}
+    if all(member.latency.form == "factored" for member in members):
+        columns = {name: column for name, column in columns.items() if name not in ("form", "deployed")}
     cells = {
         name: [column.title, *(printable(column.of(member), lines=False) for member in members)]
         for name, column in columns.items()
@@ -114,7 +118,7 @@ def _fitting(widths: Mapping[str, int], width: int | None, always: Sequence[str]
     gap = 2 if least + 2 * (len(always) - 1) <= width else 1
     used, shown = least + gap * (len(always) - 1), set(always)
     for name in WANTED:
-        if used + gap + widths[name] <= width:
+        if name in widths and used + gap + widths[name] <= width:
             shown.add(name)
             used += gap + widths[name]
     return [name for name in widths if name in shown], gap
@@ -185,21 +189,6 @@ def _latex(text: str) -> str:
     return "".join("\\" + letter if letter in "%&#_$" else "" if letter in "\\{}~^" else letter for letter in text)
 
 
-LETTERS = {
-    "igcv1": "igcv1: L primary partitions of M channels",
-    "igcv2": "igcv2: C channels, d layers, K channels a partition",
-    "igcv3": "igcv3: C channels, t expansion, G1,G2 groups of the two pointwise convolutions",
-    "conv": "conv: C channels",
-    "bsconv": "bsconv: C channels, p rank of the 1x1 convolution",
-    "bottleneck": "bottleneck: C channels, in inner channels, G groups",
-    "separable": "separable: C channels",
-    "inverted": "inverted: C channels, t expansion or in inner channels",
-    "dense": "dense: k growth, b bottleneck of b k channels, G groups",
-    "dualpath": "dualpath: C channels summed, k growth, in inner channels, G groups",
-    "shufflenetv1": "shufflenetv1: C channels, in inner channels, G groups",
-    "shufflenetv2": "shufflenetv2: C channels",
-    "xception": "xception: C channels, d separable convolutions",
-}
 SE = "se: squeeze-excite to 1/n of the channels"
 COMMON = "stem's channels | a stage each: unit and its letters, k kernel, x blocks, s stride, res: shortcuts"
 
@@ -218,4 +207,4 @@ def legend(archs: Iterable[ArchConfig]) -> str:
 
 def units_legend(units: Iterable[str]) -> str:
     """What the letters of architectures of these units mean."""
-    return "; ".join([COMMON, *(LETTERS[unit] for unit in dict.fromkeys(units))])
+    return "; ".join([COMMON, *(f"{unit}: {STAGE_OF_UNIT[unit].letters}" for unit in dict.fromkeys(units))])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import shlex
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import Field, ValidationError
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.io.files import write_whole
 from igc_nas.io.records import Frozen
+from igc_nas.io.resources import is_installed
 from igc_nas.study.process import Process
 
 OWNER = ".owner"
@@ -52,8 +54,8 @@ class StudyLock:
     """The lock of a study's folder, held until `release`.
 
     `others` are more files to lock, such as that of a database which several folders may share. Raises `StudyError`
-    with host and pid of the holder if another process has one of the locks; `taken` and `hint` say what that one does,
-    and what can be done.
+    with host and pid of the holder if another process has one of the locks, where `taken` and `hint` say what that one
+    does and what can be done; and for a folder inside the installed package.
     """
 
     def __init__(
@@ -69,6 +71,11 @@ class StudyLock:
         self._locks: list[filelock.FileLock] = []
         self._shown_at = -SHOW_EVERY_S
         self._holder = LockHolder(process=Process.here(), since=now(), seen=now())
+        if is_installed(folder):
+            raise StudyError(
+                f"{folder.name} came with the installed package, which is not written to",
+                f"copy it: mkdir -p studies; cp -r {shlex.quote(str(folder.resolve()))} studies/",
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -115,6 +115,15 @@ class Latency(Frozen):
     """Energy of one pass above idle, in millijoules; None if not requested or not measurable."""
     conditions: Conditions
 
+    def __repr__(self) -> str:
+        return (
+            f"Latency(median_ms={self.median_ms:.4g}, low_ms={self.low_ms:.4g}, high_ms={self.high_ms:.4g}, "
+            f"normalised_ms={self.normalised_ms:.4g}, n={self.n}, noisy={self.noisy}, runtime={self.runtime!r}, "
+            f"form={self.form!r}, batch={self.batch})"
+        )
+
+    __str__ = __repr__
+
     @property
     def n(self) -> int:
         """Number of rounds."""
@@ -172,6 +181,14 @@ class Score(Frozen):
     dataset: str
     dataset_sha256: str
     conditions: Conditions
+
+    def __repr__(self) -> str:
+        return (
+            f"Score(error={self.error:.4f}, held_out={self.held_out}, samples={self.samples}, "
+            f"dataset={self.dataset!r:.80}, train_s={self.train_s:.1f})"
+        )
+
+    __str__ = __repr__
 
 
 class Candidate(Frozen):

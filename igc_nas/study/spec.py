@@ -46,7 +46,7 @@ class Schedule(Frozen):
     """How a network is trained: SGD with Nesterov momentum and a one-cycle learning rate that peaks at `lr`.
 
     `forms`: networks train in the form that the device runs fastest, or in the factored one. Both compute the same
-    function of the same parameters; they differ in rounding.
+    function of the same parameters; they differ in rounding. search_spaces/README.md has every key with its unit.
     """
 
     epochs: Annotated[int, Field(ge=1, le=10_000)]

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from igc_nas.io.resources import is_installed
 from igc_nas.study.lock import LockHolder, Running, holder_of
 from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.records import Trial
@@ -63,7 +64,8 @@ class Status:
         """The commands to type next, the most urgent first."""
         name = study_argument(self.study.folder, self.study.spec.name)
         commands = [f"igc-nas show {name}:{t.number}" for t in self.failed[-MOST_COMMANDS_FOR_FAILURES:] if t.arch]
-        if self.owner is None and not self.running:
+        own = self.study.folder is None or not is_installed(self.study.folder)
+        if self.owner is None and not self.running and own:
             commands.append(search_command(self.study.folder, self.study.spec.name))
         if self.study.candidates:
             commands += [f"igc-nas front {name}", f"igc-nas dashboard {name}"]

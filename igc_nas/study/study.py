@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, SupportsIndex, Unpack, overload
 
 from igc_nas.errors import ConfigError, StudyError, UsageError
 from igc_nas.io.files import MOST_RECORDS, read_bytes, read_text
@@ -20,7 +20,7 @@ from igc_nas.study.expected import Expected
 from igc_nas.study.finals import Final, read_finals
 from igc_nas.study.front_table import html_table
 from igc_nas.study.names import find_study
-from igc_nas.study.objectives import OBJECTIVES
+from igc_nas.study.objectives import OBJECTIVES, parse_objectives
 from igc_nas.study.pareto import hypervolume, knee, nondominated, running_hypervolume
 from igc_nas.study.records import Candidate, Trial
 from igc_nas.study.spec import StudySpec
@@ -40,6 +40,18 @@ class Members(tuple[Candidate, ...]):
     """Candidates, which a notebook shows as a table."""
 
     __slots__ = ()
+
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> Candidate: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> Members: ...
+
+    def __getitem__(self, key: SupportsIndex | slice) -> Candidate | Members:
+        return Members(super().__getitem__(key)) if isinstance(key, slice) else super().__getitem__(key)
+
+    def __repr__(self) -> str:
+        return f"Members({len(self)} candidates, trials {', '.join(str(candidate.trial) for candidate in self)})"
 
     def _repr_html_(self) -> str:
         return html_table(self)
@@ -115,9 +127,18 @@ class Study:
         has = f"trials 0 to {self.trials[-1].number}" if self.trials else "no trials yet"
         raise StudyError(f"{self.spec.name} has no trial {number}; it has {has}")
 
-    def front(self, objectives: Sequence[str] | None = None) -> Members:
-        """The candidates that no other one dominates, by the first objective ascending."""
-        names = tuple(objectives or self.spec.front_objectives)
+    def _names(self, objectives: Sequence[str] | str | None) -> tuple[str, ...]:
+        if not objectives:
+            return self.spec.front_objectives
+        return parse_objectives(objectives if isinstance(objectives, str) else ",".join(objectives))
+
+    def front(self, objectives: Sequence[str] | str | None = None) -> Members:
+        """The candidates that no other one dominates, by the first objective ascending: `study.front("error,params")`.
+
+        `objectives` are the study's own, or two or three of error, params, macs, flops, latency, activations. Raises
+        `UsageError` for others.
+        """
+        names = self._names(objectives)
         points = [self.values(c, names) for c in self.feasible_candidates]
         return Members(self.feasible_candidates[i] for i in sorted(nondominated(points), key=lambda i: points[i]))
 
@@ -135,36 +156,37 @@ class Study:
         """The objectives by which a candidate is ranked, in the order of `names`."""
         return tuple(self.error(candidate) if name == "error" else OBJECTIVES[name].of(candidate) for name in names)
 
-    def scaled(self, candidate: Candidate, objectives: Sequence[str] | None = None) -> tuple[float, ...]:
+    def scaled(self, candidate: Candidate, objectives: Sequence[str] | str | None = None) -> tuple[float, ...]:
         """A candidate's objectives, scaled to [0, 1] by the study's fixed bounds."""
-        names = tuple(objectives or self.spec.front_objectives)
+        names = self._names(objectives)
         return self.spec.scaled(dict(zip(names, self.values(candidate, names), strict=True)))
 
-    def hypervolume(self, objectives: Sequence[str] | None = None) -> float | None:
+    def hypervolume(self, objectives: Sequence[str] | str | None = None) -> float | None:
         """Hypervolume of the scaled front for the reference point (1, ..., 1); None before the study is calibrated."""
-        names = tuple(objectives or self.spec.front_objectives)
+        names = self._names(objectives)
         if any(name not in self.spec.bounds for name in names):
             return None
         return hypervolume([self.scaled(c, names) for c in self.front(names)], (1.0,) * len(names))
 
-    def hypervolume_curve(self, objectives: Sequence[str] | None = None) -> list[tuple[int, float]]:
+    def hypervolume_curve(self, objectives: Sequence[str] | str | None = None) -> list[tuple[int, float]]:
         """(number of feasible candidates, their hypervolume) after each of them; empty before calibration."""
-        names = tuple(objectives or self.spec.front_objectives)
+        names = self._names(objectives)
         if any(name not in self.spec.bounds for name in names):
             return []
         points = (self.scaled(candidate, names) for candidate in self.feasible_candidates)
         return list(enumerate(running_hypervolume(points), start=1))
 
-    def best(self, **limits: float | str) -> Candidate:
+    def best(self, **limits: float | str | None) -> Candidate:
         """The candidate with the least error, within limits: `study.best(params="500k", latency="2ms")`.
 
         Numbers are counts, and milliseconds. See `pick` for other rules. Raises as `pick`.
         """
-        if not limits:
-            return self.pick("best-error")
-        texts = {name: value if isinstance(value, str) else f"{value:f}" for name, value in limits.items()}
+        given = {name: value for name, value in limits.items() if value is not None}
+        texts = {name: value if isinstance(value, str) else f"{value:f}" for name, value in given.items()}
         texts |= {name: f"{texts[name]}ms" for name in texts if name == "latency" and not isinstance(limits[name], str)}
-        return self.pick(f"under:{','.join(f'{name}={text}' for name, text in texts.items())}")
+        return self.pick(
+            f"under:{','.join(f'{name}={text}' for name, text in texts.items())}" if texts else "best-error"
+        )
 
     # For notebooks and scripts: by the package's own functions, which load what they need when they are called.
 

@@ -135,11 +135,17 @@ def test_a_search_that_is_complete_is_returned_as_a_study(root: Path, made: Stud
         igc_nas.search(study="made", studies_dir=root, trials=6, budget_params="2M", quiet=True)
 
 
+def test_options_of_a_search_have_names() -> None:
+    with pytest.raises(UsageError, match="'tiny' is no StudySpec"):
+        igc_nas.search("tiny")
+
+
 def test_a_study_as_a_table_a_figure_and_its_best(made: Study) -> None:
     table = made.frame()
     assert list(table["front"]) == [c in made.front() for c in made.candidates]
     assert made.best() == made.pick("best-error")
     limit = sorted(c.cost.params for c in made.candidates)[2]
+    assert made.best(params=None) == made.best()
     assert made.best(params=limit) == made.best(params=str(limit)) == made.pick(f"under:params={limit}")
     assert made.best(latency=100) == made.best(latency="100ms")
     with pytest.raises(UsageError, match="not a limit"):

@@ -50,6 +50,7 @@ def test_a_network_without_a_printed_accuracy_has_none() -> None:
         ("igcv3-d-imagnet", "did you mean igcv3-d-imagenet?"),
         ("igcv2-c416-k8d20", "did you mean igcv2-c416-k8-d20?"),
         ("igcv1-l16m32d20", "did you mean igcv1-l16m32-d20?"),
+        ("igcv1-l24m2", "did you mean igcv1-l24m2-d20?"),
         ("resnet20", "named networks: igcv1-l{L}m{M}-d{D}"),
         ("", "named networks: igcv1-l{L}m{M}-d{D}"),
         ("x" * 10_000, "named networks: igcv1-l{L}m{M}-d{D}"),

@@ -85,12 +85,12 @@ def test_finals_are_printed_and_on_the_page(made: Path, cli: Command) -> None:
     for record in (final(0.2, name="resnet20-a"), final(0.24, seed=1, name="resnet20-a"), final(None, side=12)):
         log.add(record.model_copy(update={"dataset": "cifar10"}))
     text = cli("front", "made", "--finals").text
-    assert "* resnet20-a 78.00 ± 25.41 2" in text
+    assert "* resnet20-a 78.00 ± 25.41 % 2" in text
     assert "91.25" in text  # printed: He et al., 8.75 % error
     assert "failed: diverged" in text
     (group,) = json.loads(cli("front", "made", "--finals", "--json").out)
     assert [network["test_errors"] for network in group["networks"]] == [[0.2, 0.24], []]
-    assert "| * | resnet20-a | 78.00 ± 25.41 | 2 |" in cli("front", "made", "--finals", "--markdown").text
+    assert "| * | resnet20-a | 78.00 ± 25.41 % | 2 |" in cli("front", "made", "--finals", "--markdown").text
     assert cli("dashboard", "made", "-o", "page.html").status == 0
     assert "78.00 ± 25.41" in Path("page.html").read_text()
 

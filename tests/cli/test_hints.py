@@ -40,6 +40,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         ("search --recipe epoch=1", ("unknown key", "did you mean epochs?")),
         ("search --epochs 5", ("--recipe epochs=VALUE",)),
         ("front made --limit 5", ("did you mean --top?",)),
+        ("front made --srt params", ("Did you mean '--sort'?",)),
         ("fron made", ("'front'",)),
         ("front mad", ("did you mean made?",)),
         ("dashboard made --picture f.gif", ("not a .png, .svg or .pdf",)),

@@ -89,13 +89,13 @@ def test_a_line_for_each_form(cli: Command) -> None:
     lines = answer.out.splitlines()
     assert re.match(r"[\d.]+ ms, raw  \(95 % interval [\d.]+ to [\d.]+, n = \d+\)$", lines[0])
     header = next(i for i, line in enumerate(lines) if line.startswith("form  "))
-    for word in ("median ms", "interval", "MACs", "params"):
+    for word in ("median", "interval", "MACs", "params"):
         assert word in lines[header]
     rows = [line.split() for line in lines[header + 1 : header + 6]]
     assert [row[0] for row in rows] == [*ALL_FORMS]
     for row in rows:
         assert float(row[1]) > 0
-        assert re.fullmatch(r"([\d.]+ to [\d.]+)?", " ".join(row[2:-4])), "a dropped form has no interval"
+        assert re.fullmatch(r"ms( [\d.]+-[\d.]+)?", " ".join(row[2:-4])), "a dropped form has no interval"
         assert re.fullmatch(r"[\d.]+[kMG]?", row[-4])
     assert rows[0][-1] == "1.00", "times as fast as the factored"
     cost = cost_of(igc_nas.load_architecture(NETWORK))
@@ -291,9 +291,8 @@ def test_a_study_is_measured_again(made: Path, cli: Command) -> None:
 
 def test_a_study_measured_again_as_a_table(made: Path, cli: Command) -> None:
     lines = cli("measure", "--study", "made").out.splitlines()
-    assert lines[0].split() == ["trial", "recorded", "ms", "again", "ms", "change", "form"]
-    assert len(lines) == 6
-    for line, candidate in zip(lines[1:-1], load_study(made).candidates, strict=True):
+    assert lines[0].split() == ["trial", "recorded", "again", "change", "form"]
+    for line, candidate in zip(lines[1:5], load_study(made).candidates, strict=True):
         assert line.split()[:2] == [str(candidate.trial), f"{candidate.latency.normalised_ms:.3f}"]
     assert re.fullmatch(r"median difference [\d.]+ % over 4 candidates; rank correlation -?[\d.]+", lines[-1])
 
@@ -302,7 +301,9 @@ def test_the_noise_of_a_study_measured_again(remote: Path, cli: Command, tmp_pat
     noise = json.dumps({"noisy": True, "noise": ["the processor throttled"]})
     answer = cli("measure", "--study", "remote", "--latency-command", command_in(tmp_path, noise))
     assert [line.endswith(" ms noisy") for line in answer.err.splitlines()] == [True, True]
-    assert [line.count("noisy: the processor throttled") for line in answer.out.splitlines()] == [0, 1, 1, 0]
+    assert [line for line in answer.out.splitlines() if "throttled" in line] == [
+        f"* trial {number}: the processor throttled" for number in (0, 1)
+    ]
 
 
 def test_a_study_is_measured_under_its_own_budget(made: Path, cli: Command) -> None:

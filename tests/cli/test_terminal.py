@@ -14,7 +14,7 @@ from igc_nas.cli import main
 from igc_nas.io.text import wrapped
 from igc_nas.study.study import load_study
 
-WIDTHS = (60, 80, 100, 160)
+WIDTHS = (40, 60, 80, 100, 160)
 FRONT, FINALS = "igc_cifar10_2m", "finals_cifar10"
 COMMANDS = {
     "front": ("front", FRONT),
@@ -24,11 +24,13 @@ COMMANDS = {
     "show a trial": ("show", f"{FRONT}:43"),
     "show a network": ("show", "igcv1-l8m2-d8"),
     "cost": ("cost", "igcv3-d-cifar"),
+    "spaces": ("space",),
     "space": ("space", "igcv2_cifar"),
     "space within a budget": ("space", "tiny", "--budget-params", "3k"),
     "measure": ("measure", "igcv1-l4m2-d8", "--runtime", "eager"),
     "report": ("report", FRONT),
     "an unknown study": ("front", "nosuch"),
+    "a wrong number": ("search", "--budget-params", "2MB"),
     "an unknown space": ("search", "--space", "nosuch", "--trials", "1"),
 }
 KEEPS_ALL = ("status", "cost", "space", "space within a budget", "an unknown study", "an unknown space")

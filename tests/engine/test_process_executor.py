@@ -1,5 +1,6 @@
 """Real worker processes: they evaluate, dead ones are replaced, and they end with their coordinator."""
 
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tqdm import tqdm
 
 from igc_nas.data.datasets import locate
 from igc_nas.engine.coordinator import Coordinator, Limits
@@ -18,6 +20,7 @@ from igc_nas.engine.executor import RungReport, TrialCompleted, TrialFailed
 from igc_nas.engine.process_executor import ProcessExecutor
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store
+from igc_nas.engine.worker import lock_progress_bars_by_thread
 from igc_nas.errors import DataError, InfeasibleError, StudyError
 from igc_nas.nn.device import cpu_name
 from igc_nas.samplers.pruner import MIN_COMPLETED, FinalErrorPrediction
@@ -289,3 +292,13 @@ def test_a_custom_evaluator_works_in_worker_processes(tmp_path: Path) -> None:
     assert seen == sorted(seen)
     assert seen
     assert not children()
+
+
+def test_a_library_that_shows_progress_leaves_no_semaphore_of_a_killed_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(tqdm, "_lock", raising=False)
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)
+    lock_progress_bars_by_thread()
+    taken: list[object] = []
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", lambda *given, **_: taken.append(given))
+    assert list(tqdm([1], file=io.StringIO())) == [1]
+    assert taken == []

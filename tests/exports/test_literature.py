@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.literature import literature
 from igc_nas.arch.plan import plan
+from igc_nas.arch.stages import STAGE_OF_UNIT
 from igc_nas.evaluation.latency import randomize_batchnorm_
-from igc_nas.exports.block_classes import CLASS_OF_UNIT
 from igc_nas.exports.graph import Exporter, difference
 from igc_nas.exports.source import Source
 from igc_nas.exports.standalone import standalone_text
@@ -118,7 +118,7 @@ def fast_for(*names: str) -> list[Any]:
 
 def test_every_unit_is_in_a_family() -> None:
     units = {stage.unit for name in FAMILIES for stage in member(name).stages}
-    assert units == set(CLASS_OF_UNIT) - {"igcv1", "igcv2", "igcv3"}
+    assert units == set(STAGE_OF_UNIT) - {"igcv1", "igcv2", "igcv3"}
 
 
 # The same function, the same training.

@@ -129,7 +129,9 @@ def test_a_classifier_is_reset_as_timm_does() -> None:
     network = create_model("igcv3-d-cifar", seed=0).eval()
     features = network.forward_features(X)
     network.reset_classifier(0, "")
+    unpooled = create_model("igcv3-d-cifar", num_classes=0, global_pool="", seed=0).eval()
     assert torch.equal(network(X), features)
+    assert torch.equal(unpooled(X), features)
     assert network.num_classes == 0
     network.reset_classifier(7, global_pool="avg")
     assert network(X).shape == (2, 7)

@@ -13,6 +13,8 @@ from igc_nas.engine.search import Run, search
 from igc_nas.errors import StudyError
 from igc_nas.study.lock import OWNER_FILE, LockHolder, StudyLock, holder_of
 from igc_nas.study.process import SAME_START_S, Process
+from igc_nas.study.status import status_of
+from igc_nas.study.study import load_study
 from tests.support.searches import evaluate, spec
 
 
@@ -102,3 +104,16 @@ def test_a_second_process_is_told_who_holds_the_lock(tmp_path: Path) -> None:
 def test_a_damaged_owner_file_names_no_holder(text: str, tmp_path: Path) -> None:
     (tmp_path / OWNER_FILE).write_text(text)
     assert holder_of(tmp_path) is None
+
+
+def test_a_study_inside_the_installed_package_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(search(spec(), Run(tmp_path / "package" / "studies" / "s", trials=2), evaluate=evaluate))
+    monkeypatch.setattr("igc_nas.io.resources.PACKAGE", tmp_path / "package")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StudyError, match="came with the installed package") as raised:
+        list(search(spec(), Run(tmp_path / "package" / "studies" / "s", trials=3), evaluate=evaluate))
+    assert raised.value.hint == f"copy it: mkdir -p studies; cp -r {tmp_path}/package/studies/s studies/"
+    assert not any("search" in line for line in status_of(load_study(tmp_path / "package/studies/s")).next_commands())
+    assert sorted(tmp_path.rglob("*")) == before

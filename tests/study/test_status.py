@@ -103,7 +103,7 @@ def test_a_search_that_runs_is_seen_from_elsewhere(folder: Path, cli: Command) -
         assert (running["trial"], running["pid"], running["doing"]) == (trial.number, os.getpid(), "training")
         text = cli("status", "s").text
         assert f"search running in pid {os.getpid()} on " in text
-        assert "training, 3,000 images, training error 75%; by pid" in text
+        assert "training, 3,000 images, training error 75 %; by pid" in text
         assert "igc-nas search" not in text, "it is being searched"
         with pytest.raises(StudyError, match=f"is being searched by pid {os.getpid()} on "):
             StudyLock(folder)

@@ -267,8 +267,12 @@ def test_a_candidate_over_the_budget_is_not_feasible() -> None:
 def test_reprs_are_one_line_and_pages_are_tables() -> None:
     study = make_study(4, others=["failed"])
     arch = study.candidates[0].arch
-    for what in (study, study.front()[0], *study.trials, arch):
+    best = study.front()[0]
+    for what in (study, study.front(), study.front()[:1], best, best.latency, best.score, *study.trials, arch):
         assert "\n" not in repr(what)
         assert len(repr(what)) <= 300
+    assert study.front("error, macs") == study.front(("error", "macs"))
+    with pytest.raises(UsageError, match="unknown objective 'speed'"):
+        study.front(("error", "speed"))
     assert study._repr_html_().count("<tr>") == study.front()._repr_html_().count("<tr>") == 1 + len(study.front())
     assert arch._repr_html_().count("<span") == 3 + len(arch.stages) + bool(arch.head)

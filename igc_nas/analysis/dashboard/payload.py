@@ -65,9 +65,9 @@ class CachedStudy(Study):
     def _fronts(self) -> dict[tuple[str, ...], Members]:
         return {}
 
-    def front(self, objectives: Sequence[str] | None = None) -> Members:
+    def front(self, objectives: Sequence[str] | str | None = None) -> Members:
         """The candidates that no other one dominates, by the first objective ascending."""
-        names = tuple(objectives or self.spec.front_objectives)
+        names = self._names(objectives)
         if names not in self._fronts:
             self._fronts[names] = super().front(names)
         return self._fronts[names]

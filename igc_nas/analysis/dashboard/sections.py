@@ -150,8 +150,8 @@ def _scale_text(study: Study) -> str:
     point = ", ".join(format_value(name, spec.scale_bounds(name)[1]) for name in spec.front_objectives)
     beyond = ""
     if spec.goal:
-        share = LEAST_ERROR_SHARE[spec.goal]
-        beyond = f", for the costs on beyond the budget by {share:.0%} of the scale, which a lower least error counts"
+        share = f"{100 * LEAST_ERROR_SHARE[spec.goal]:.0f} %"
+        beyond = f", for the costs on beyond the budget by {share} of the scale, which a lower least error counts"
     return (
         f"share of the unit box that the front dominates; each objective is scaled to [0, 1] by bounds fixed when the "
         f"study was created ({spans}{beyond}); the reference point is (1, …, 1), that is ({point})"
