@@ -175,6 +175,15 @@ def test_mixup_mixes_pairs_in_one_share() -> None:
     assert np.var(shares) == pytest.approx(1 / (4 * (2 * 0.2 + 1)), rel=0.15)  # of Beta(a, a)
 
 
+def test_label_smoothing_gives_every_class_a_share() -> None:
+    """Szegedy et al. 2016, arXiv 1512.00567, section 7."""
+    smoothed = SCHEDULE.model_copy(update={"label_smoothing": 0.25})
+    loss, logits, labels = Training(build(ARCH, 0), images(), smoothed, CPU, seed=0).loss(torch.arange(8), 0)
+    log = logits.float().log_softmax(1)
+    wanted = -(0.75 * log.gather(1, labels[:, None])[:, 0] + 0.25 * log.mean(1)).mean()
+    torch.testing.assert_close(loss, wanted)
+
+
 def test_the_seed_decides_a_training() -> None:
     def trained(seed: int) -> dict[str, torch.Tensor]:
         training = Training(build(ARCH, 0), images(), SCHEDULE, CPU, seed)
