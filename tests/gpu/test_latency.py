@@ -426,7 +426,7 @@ def test_energy_is_that_of_replays_that_are_queued(gpu: Record) -> None:
         assert found.energy_mj == pytest.approx((bench.busy_w - bench.idle_w) * bench.run_ms)
         bench.nvml.failing = {ENERGY: pynvml.NVMLError_NotSupported}
         assert Measurer(spec, device, cap_s=0.05, energy=True)(SMALL["igcv1"]).energy_mj is None
-    assert [reason for reason, _ in waits[:3]] == ["synchronize"] * 3, "before, after; and before what is not counted"
+    assert [reason for reason, _ in waits] == ["synchronize"] * 3, "before, after; and before what is not counted"
     assert bench.done > 400
 
 
