@@ -79,6 +79,8 @@ def written(
         )
     if out is None and first.folder is None:
         raise UsageError(f"{first.spec.name} is read from a database and has no folder here", "name the file with -o")
+    if out is not None and out.suffix.lower() not in ("", ".html", ".htm"):
+        raise UsageError(f"the page is HTML, {out.name!r:.120} is not", "name it .html; --picture writes a picture")
     for file, _ in pictures:
         plots.picture_kind(file)  # raises for an unknown ending, before the page is written
     page = out or _page_of(first)

@@ -226,9 +226,11 @@ def searched(request: SearchRequest, command_began: float | None = None) -> tupl
         for _ in run_search(spec, run, on_event=display.show):
             pass
     study = load(run.folder, run.folder.parent)
+    is_over = run.time_s is not None and time.monotonic() - began >= run.time_s
+    if is_over and study.ended == ended:
+        return study, "its time was over before a trial ended (--time gives it more)"
     if run.trials is None or study.ended >= run.trials:
         return study, ""
-    is_over = run.time_s is not None and time.monotonic() - began >= run.time_s
     why = " because its time is over" if is_over else ""
     return study, f"ended with {study.ended} of {run.trials} trials{why}"
 

@@ -452,6 +452,7 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("export made -o nowhere/arch.toml", 1, ("cannot write nowhere/arch.toml",)),
     ("export made -o studies", 2, ("studies exists",)),
     ("dashboard nothing", 4, ("unknown study",)),
+    ("dashboard made -o page.gif", 2, ("the page is HTML", "--picture")),
     ("dashboard made -o nowhere/page.html", 1, ("cannot write nowhere/page.html",)),
     ("data mnist", 2, ("cifar10",)),
     ("data shapes", 2, ("shapes is built in",)),

@@ -25,11 +25,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def gpu(cache: None) -> Iterator[Record]:
+def gpu(cache: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
     """One fake GPU, configured as a worker configures its device."""
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     with exact_float32(), fake_cuda() as record:  # the outer context restores the precision
         configure_torch(find_devices("cuda")[0], 1)
         yield record
+        monkeypatch.undo()  # a test's patches of `torch.cuda` lie over the fake's
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = benchmark
