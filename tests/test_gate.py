@@ -53,8 +53,7 @@ ALLOWED = {
     ("exports/graph.py", "_pt2_reader", "torch.export.load"),
     # Our own kernels, compiled in a folder of this process.
     # Generated C, compiled for this processor; kept in a folder to which only the user may write.
-    ("nn/codegen/build.py", "load", "ctypes.CDLL"),
-    ("nn/lowering/native.py", "library", "ctypes.CDLL"),
+    ("nn/c_compiler.py", "load", "ctypes.CDLL"),
 }
 """(file, function, what), each of which is there."""
 
