@@ -51,8 +51,7 @@ ALLOWED = {
     ("engine/ray/nodes.py", "_found", "importlib.import_module"),
     # What has been written a moment ago, read back to be compared.
     ("exports/graph.py", "_pt2_reader", "torch.export.load"),
-    # Our own kernels, compiled in a folder of this process.
-    # Generated C, compiled for this processor; kept in a folder to which only the user may write.
+    # Our own C, compiled for this processor; kept in a folder to which only the user may write.
     ("nn/c_compiler.py", "load", "ctypes.CDLL"),
 }
 """(file, function, what), each of which is there."""
