@@ -268,20 +268,24 @@ def test_a_file_holds_at_most_what_it_was_picked_by(cli: Command, ungraphed: lis
 
 
 @pytest.mark.slow
-def test_an_exported_config_keeps_the_limit_it_was_picked_by(cli: Command, ungraphed: list[tuple[Any, ...]]) -> None:
-    wrote(cli("export", "made", "--pick", "under:params=9,000", "-o", "picked.toml"))
-    assert deployed_limit(Path("picked.toml")) == 9000
-    assert ArchConfig.load(Path("picked.toml")) == load_study("made").pick("under:params=9000").arch
-    (Path("models/mine") / "arch.toml").write_text(ARCH.to_toml(9000))
-    for what in ("picked.toml", "models/mine"):  # the stub's graph has 9,876 parameters
+def test_an_exported_config_keeps_the_limit_it_was_picked_by(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    smallest = min(load_study("made").candidates, key=lambda candidate: candidate.cost.params)
+    limit = smallest.cost.params
+    graph = Graph("onnx", b"a graph", "dense", limit + 1, 765_432, 3e-7, None, 20)
+    monkeypatch.setattr(Exporter, "__call__", lambda *_: graph)
+    wrote(cli("export", "made", "--pick", f"under:params={limit:,}", "-o", "picked.toml"))
+    assert deployed_limit(Path("picked.toml")) == limit
+    assert ArchConfig.load(Path("picked.toml")) == smallest.arch
+    (Path("models/mine") / "arch.toml").write_text(ARCH.to_toml(limit))
+    for what in ("picked.toml", "models/mine"):
         words = ("export", what, "-o", "net.onnx", *(["--untrained"] if what == "picked.toml" else []))
-        refused(cli(*words), 3, "9,876 parameters; at most 9,000 may be deployed")
+        refused(cli(*words), 3, f"{limit + 1:,} parameters; at most {limit:,} may be deployed")
         assert not Path("net.onnx").exists()
-        wrote(cli(*words, "--budget-params", "10k", "--force"))
+        wrote(cli(*words, "--budget-params", str(limit + 1), "--force"))
         Path("net.onnx").unlink()
     wrote(cli("export", "picked.toml", "-o", "again.toml"))
-    assert deployed_limit(Path("again.toml")) == 9000
-    Path("picked.toml").write_text(ARCH.to_toml(9000).replace("9000", '"9k"'))
+    assert deployed_limit(Path("again.toml")) == limit
+    Path("picked.toml").write_text(ARCH.to_toml(limit).replace(str(limit), '"9k"'))
     refused(cli("cost", "picked.toml"), 2, "picked.toml: budget_params: '9k' is not a positive whole number")
 
 
