@@ -15,7 +15,8 @@ from igc_nas.study.finals import Finalist, FinalsGroup
 COLUMNS = ("", "network", "accuracy", "seeds", "params", "MACs", "latency", "printed")
 MARK = "*"
 LEGEND = (
-    f"{MARK} on the front of these networks. accuracy: on the test set, the mean over seeds with its 95 % interval. "
+    f"{MARK} on the front of these networks. accuracy: on the test set, the mean over seeds with its 95 % interval "
+    "(Student's t; one deviation for all networks). "
     "latency: under the study's conditions (~: noisy). printed: what the literature prints, of another, mostly longer "
     "recipe: not comparable."
 )

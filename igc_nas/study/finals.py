@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -180,9 +180,13 @@ class FinalsLog:
 
 @dataclass(frozen=True)
 class Finalist:
-    """One network under one recipe, with its trainings from several seeds."""
+    """One network under one recipe, with its trainings from several seeds.
+
+    `spread` is (the standard deviation over seeds, its degrees of freedom), pooled over the networks of the recipe.
+    """
 
     finals: tuple[Final, ...]
+    spread: tuple[float, int] = (math.nan, 0)
 
     @property
     def one(self) -> Final:
@@ -201,14 +205,13 @@ class Finalist:
 
     @cached_property
     def half_width(self) -> float | None:
-        """Half of the 95 % interval of the mean over seeds (Student's t); None for one seed."""
-        n = len(self.errors)
-        if n < 2 or self.error is None:
+        """Half of the 95 % interval of the mean over seeds (Student's t of the pooled deviation); None for one seed."""
+        if len(self.errors) < 2:
             return None
         from scipy.stats import t
 
-        spread = math.sqrt(sum((error - self.error) ** 2 for error in self.errors) / (n - 1))
-        return float(t.ppf(0.975, n - 1)) * spread / math.sqrt(n)
+        deviation, freedom = self.spread
+        return float(t.ppf(0.975, freedom)) * deviation / math.sqrt(len(self.errors))
 
     @property
     def latency(self) -> Latency | None:
@@ -262,6 +265,13 @@ def _value(finalist: Finalist, objective: str) -> float:
     return float(finalist.one.cost.as_dict()[objective])
 
 
+def _spread(finalists: Sequence[Finalist]) -> tuple[float, int]:
+    """`Finalist.spread`: with two seeds of each, one network's own deviation would say next to nothing."""
+    squares = sum((error - (f.error or 0.0)) ** 2 for f in finalists for error in f.errors)
+    freedom = sum(max(0, len(f.errors) - 1) for f in finalists)
+    return (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
+
+
 def finals_groups(finals: Iterable[Final]) -> list[FinalsGroup]:
     """The finals by recipe and data, the one that was written to last first."""
     groups: dict[tuple[str, str], dict[str, list[Final]]] = {}
@@ -271,7 +281,8 @@ def finals_groups(finals: Iterable[Final]) -> list[FinalsGroup]:
         groups[key].setdefault(final.id, []).append(final)
     found = []
     for networks in reversed(groups.values()):
-        finalists = [Finalist(tuple(sorted(own, key=lambda f: f.seed))) for own in networks.values()]
+        each = [Finalist(tuple(sorted(own, key=lambda f: f.seed))) for own in networks.values()]
+        finalists = [replace(finalist, spread=_spread(each)) for finalist in each]
         finalists.sort(key=lambda f: (math.inf if f.error is None else f.error, f.one.cost.params))
         first = finalists[0].one
         found.append(FinalsGroup(first.recipe, first.dataset, tuple(finalists)))

@@ -1,6 +1,7 @@
 """finals.jsonl and what it says: every line validated, half a line left out, means and fronts within one recipe."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,13 @@ def test_means_and_intervals_are_over_seeds_and_within_a_recipe() -> None:
     assert finalist.half_width == pytest.approx(4.3027 * 0.02 / 3**0.5, rel=1e-4)  # Student's t of 2 degrees
     assert finalist.failed == 1
     assert new.finalists[0].half_width is None
+
+
+def test_the_deviation_over_seeds_is_pooled_over_networks() -> None:
+    records = [final(0.30), final(0.34, seed=1), final(0.20, side=12), final(0.26, side=12, seed=1)]
+    (group,) = finals_groups(records)
+    deviation = math.sqrt((2 * 0.02**2 + 2 * 0.03**2) / 2)
+    assert [f.half_width for f in group.finalists] == pytest.approx([4.3027 * deviation / 2**0.5] * 2, rel=1e-4)
 
 
 def test_the_second_front_is_of_test_errors_and_of_what_every_network_has() -> None:
