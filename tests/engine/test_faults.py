@@ -363,7 +363,7 @@ def test_a_signal_while_a_search_starts_ends_it(delays: Any, tmp_path: Path) -> 
             child.send_signal(number)
             assert child.wait(10) in (STATUS[number], -number)
             assert all_gone(str(tmp_path), 2)
-        if (tmp_path / "studies" / "s" / "study.db").exists() and load_study(tmp_path / "studies" / "s").trials:
+        if (tmp_path / "studies" / "s" / "study.toml").exists() and load_study(tmp_path / "studies" / "s").trials:
             is_in_order(tmp_path / "studies" / "s")
     assert "Traceback" not in (tmp_path / "stderr").read_text()
 
