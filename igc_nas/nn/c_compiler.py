@@ -113,7 +113,7 @@ def networks_here() -> Path:
 
 
 def kernels_here() -> Path:
-    """The folder of the compiled kernels of training steps."""
+    """The folder of the compiled kernels of training."""
     return cache_dir() / "kernels"
 
 

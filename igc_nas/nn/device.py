@@ -231,8 +231,8 @@ def find_devices(text: str, nvml: Any = None) -> tuple[Device, ...]:
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::([0-9]{1,3}))?", text)
     if not match:
-        near = text.replace("gpu", "cuda"), ("auto", "cpu", "cuda", "cuda:0")
-        raise UsageError(f"unknown device {text!r:.40}", nearest_and_all(*near, "use auto, cpu, cuda or cuda:0"))
+        known, meant = ("auto", "cpu", "cuda", "cuda:0"), text.replace("gpu", "cuda")
+        raise UsageError(f"unknown device {text!r:.40}", nearest_and_all(meant, known, "use auto, cpu, cuda or cuda:0"))
     if text == "cpu":
         return (Device("cpu", "cpu", cpu_name()),)
     survey = survey_gpus(nvml)

@@ -725,34 +725,46 @@ def test_a_signal_ends_a_search_and_its_trials_wait(
     Store(folder, load_study(folder).spec).close()  # the study is free again
 
 
-def test_a_signal_waits_for_the_end_of_an_import(made: Path, tmp_path: Path) -> None:
-    """An exception within an import ends in torch's C++ code, which aborts the process, or in a module's `except:`."""
-    (tmp_path / "pandas.py").write_text(
-        "import os, pathlib, time\n"
-        "try:\n    pathlib.Path('importing').touch()\n    time.sleep(0.5)\n"
-        "except BaseException:\n    os.abort()\n"
-        "def DataFrame(*_, **__): time.sleep(60)\n"
-    )
-    with started("front", "made", "--csv", cwd=tmp_path) as child:
-        await_(lambda: (tmp_path / "importing").exists() or child.poll() is not None)
-        child.send_signal(signal.SIGINT)
-        child.send_signal(signal.SIGINT)
-        assert child.wait(10) == 130
-    assert (tmp_path / "stderr").read_text().strip() == "stopped; the same command continues"
+IMPORTING = """
+import os, pathlib, time
+try:
+    pathlib.Path("reached").touch()
+    time.sleep(0.5)
+except BaseException:
+    os.abort()
+def DataFrame(*_, **__): time.sleep(60)
+"""
+CONVERTING = """
+import pathlib, time
+def DataFrame(*_, **__):
+    try:
+        pathlib.Path("reached").touch()
+        time.sleep(60)
+    except BaseException as error:
+        raise ValueError(str(error)) from None
+"""
 
 
-def test_a_signal_that_foreign_code_makes_another_exception_of(made: Path, tmp_path: Path) -> None:
-    (tmp_path / "pandas.py").write_text(
-        "import pathlib, time\n"
-        "def DataFrame(*_, **__):\n"
-        "    try:\n        pathlib.Path('called').touch()\n        time.sleep(60)\n"
-        "    except BaseException as error:\n        raise ValueError(str(error)) from None\n"
-    )
+@pytest.mark.parametrize(
+    ("pandas", "numbers", "status", "said"),
+    [
+        (IMPORTING, [signal.SIGINT, signal.SIGINT], 130, "stopped; the same command continues"),
+        (CONVERTING, [signal.SIGTERM], 143, ""),
+    ],
+    ids=["within an import", "made another exception of"],
+)
+def test_a_signal_passes_through_foreign_code(
+    pandas: str, numbers: list[signal.Signals], status: int, said: str, made: Path, tmp_path: Path
+) -> None:
+    """Within an import torch's C++ code aborts the process, or a module's `except:` swallows the exception; Rust and
+    C++ code that calls Python may make another exception of it."""
+    (tmp_path / "pandas.py").write_text(pandas)
     with started("front", "made", "--csv", cwd=tmp_path) as child:
-        await_(lambda: (tmp_path / "called").exists() or child.poll() is not None)
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(10) == 143
-    assert (tmp_path / "stderr").read_text().strip() == ""
+        await_(lambda: (tmp_path / "reached").exists() or child.poll() is not None)
+        for number in numbers:
+            child.send_signal(number)
+        assert child.wait(10) == status
+    assert (tmp_path / "stderr").read_text().strip() == said
 
 
 @contextlib.contextmanager
