@@ -21,7 +21,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.cli.options import Quantity
 from igc_nas.cli.program import program
 from igc_nas.errors import UsageError
-from igc_nas.io.text import nearest
+from igc_nas.io.text import with_nearest
 from igc_nas.study.records import Candidate
 from igc_nas.study.study import Study
 
@@ -36,9 +36,8 @@ def request_of(command: click.Command, kind: type[Request], given: Mapping[str, 
     """
     parameters = parameters_of(command)
     if unknown := given.keys() - parameters.keys():
-        hint = nearest(min(unknown), parameters, "")
         text = f"{command.name}() got an unexpected keyword argument {min(unknown)!r}"
-        raise TypeError(f"{text}; {hint}" if hint else text)
+        raise TypeError(with_nearest(text, min(unknown), parameters))
     options: list[str] = []
     arguments: list[str] = []
     objects: dict[str, ArchConfig] = {}

@@ -158,10 +158,10 @@ def _baselines(study: Study, texts: Sequence[str], root: Path) -> list[tuple[str
 
     A set, `literature` or `igc`, stands for its networks within the study's budget, as in `igc-nas search`.
     """
-    from igc_nas.study.baselines import SETS, baseline_network, baselines_of
+    from igc_nas.study.baselines import SETS, baseline_network, baselines_of, comma_separated
 
     found: dict[str, ArchConfig] = {}
-    for name in [name.strip() for text in texts for name in text.split(",") if name.strip()]:
+    for name in comma_separated(texts):
         if name in SETS:
             admitted, _ = baselines_of((name,), study.spec, root)
             if not admitted:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from igc_nas.errors import ConfigError
-from igc_nas.io.text import nearest, printable
+from igc_nas.io.text import printable, with_nearest
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -75,26 +75,21 @@ def first_problem(error: ValidationError, where: str = "", model: type[BaseModel
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         keys = _keys_at(model, first["loc"][:-1]) if model else ()
-        message = _with_nearest("unknown key", str(first["loc"][-1]), keys)
+        message = with_nearest("unknown key", str(first["loc"][-1]), keys)
     elif first["type"] == "union_tag_invalid":
         tag = first["ctx"]
         name, expected = tag["discriminator"].strip("'"), tag["expected_tags"].replace("'", "")
-        message = _with_nearest(
+        message = with_nearest(
             f"unknown {name} {tag['tag']!r:.40}; use one of {expected}", tag["tag"], expected.split(", ")
         )
     elif first["type"] == "literal_error" and isinstance(first["input"], str):
         words = re.findall(r"'([^']*)'", first["ctx"]["expected"])
-        message = _with_nearest(f"{message} (got {first['input']!r:.60})", first["input"], words)
+        message = with_nearest(f"{message} (got {first['input']!r:.60})", first["input"], words)
     elif isinstance(first.get("input"), str | int | float | bool) and not _is_huge(first["input"]):
         message = f"{message} (got {first['input']!r:.60})" if first["type"] != "value_error" else message
     rest = error.error_count() - 1
     more = f" (and {rest} more)" if rest else ""
     return ": ".join(part for part in (where, place, message + more) if part)
-
-
-def _with_nearest(message: str, word: str, words: Iterable[str]) -> str:
-    near = nearest(word, words, "")
-    return f"{message}; {near}" if near else message
 
 
 def _keys_at(model: type[BaseModel], place: Iterable[int | str]) -> list[str]:

@@ -82,3 +82,9 @@ def nearest(name: str, names: Iterable[str], otherwise: str, cutoff: float = 0.6
 def nearest_and_all(name: str, names: Iterable[str], listed: str) -> str:
     """A hint for a name that is not among `names`: the nearest if there is one, then all that are `listed`."""
     return f"{nearest(name, names, '')} {listed}".strip()
+
+
+def with_nearest(message: str, name: str, names: Iterable[str]) -> str:
+    """A message about a name that is not among `names`, with the nearest if there is one."""
+    near = nearest(name, names, "")
+    return f"{message}; {near}" if near else message

@@ -58,10 +58,14 @@ def _short(name: str, root: Path | str) -> str:
     return printable(short, lines=False)[:MOST_NAME] or "baseline"
 
 
+def comma_separated(texts: Iterable[str]) -> list[str]:
+    """The names in texts."""
+    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
+
+
 def named_baselines(texts: Iterable[str]) -> list[str]:
     """The networks that comma-separated texts name, each once; a set (`SETS`) stands for those in it."""
-    names = [name.strip() for text in texts for name in text.split(",") if name.strip()]
-    return list(dict.fromkeys(each for name in names for each in SETS.get(name, (name,))))
+    return list(dict.fromkeys(each for name in comma_separated(texts) for each in SETS.get(name, (name,))))
 
 
 def baseline_network(name: str, classes: int | None, root: Path | str) -> ArchConfig:
