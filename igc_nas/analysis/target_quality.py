@@ -27,15 +27,16 @@ class TargetQuality:
     within_95: float
 
 
-def target_quality(study: Study, reference: Study) -> TargetQuality | None:
+def target_quality(study: Study, reference: Study, related: Sequence[Study] = ()) -> TargetQuality | None:
     """Predict each architecture of `reference`, a longer training of networks of `study`, from the other ones.
 
-    Both trainings of those that are predicted are left out: the short and the long one. None where `reference` is not
-    longer, or too few are left.
+    `related` are other studies of longer trainings, from which it learns as well. All trainings of the architectures
+    that are predicted are left out, whatever their length. None where `reference` is not longer, or too few are left.
     """
     encoding, images = study.spec.feasible.encoding, reference.spec.recipe.samples
     short = {c.id: c for c in _each_once(study.candidates) if encoding.code(c.arch) is not None}
     longer = [c for c in _each_once(reference.candidates) if c.id in short]
+    others = [c for one in related for c in _each_once(one.candidates) if c.id in short]
     folds = [longer[start::FOLDS] for start in range(min(FOLDS, len(longer)))]
     largest = max(map(len, folds), default=0)
     if images <= study.spec.recipe.samples or min(len(short) - MIN_TRIALS, len(longer) - MIN_LONGER) < largest:
@@ -47,7 +48,7 @@ def target_quality(study: Study, reference: Study) -> TargetQuality | None:
     for left_out in folds:
         ids = {candidate.id for candidate in left_out}
         shorts = [candidate for candidate in short.values() if candidate.id not in ids]
-        longs = [candidate for candidate in longer if candidate.id not in ids]
+        longs = [candidate for candidate in (*longer, *others) if candidate.id not in ids]
         surrogate = TargetSurrogate(
             inputs_of(features, encoding, [codes[c.id] for c in shorts]),
             np.array([c.score.error for c in shorts]),

@@ -155,7 +155,7 @@ FIGURE_COLUMNS = ("figure", "predictor", "images", "n", "tau-b (95 %)")
 
 def _cells(row: Predictor) -> list[str]:
     return [
-        f"seed of {row.study}" if row.kind == "seed" else NAMES[row.kind],
+        f"{NAMES[row.kind]} of {row.study}" if row.study else NAMES[row.kind],
         f"{row.samples:,}" if row.samples else "",
         str(row.overall.n),
         _text(row.overall),
@@ -168,7 +168,8 @@ def _cells(row: Predictor) -> list[str]:
 
 NAMES = {
     "rung": "rung", "end": "end", "loss": "loss at the end", "surrogate": "surrogate of the ends",
-    "target": "surrogate at the reference's length", "params": "params", "macs": "MACs", "random": "random (expected)",
+    "target": "surrogate at the reference's length", "longer": "end", "seed": "seed", "params": "params",
+    "macs": "MACs", "random": "random (expected)",
 }  # fmt: skip
 
 
