@@ -47,6 +47,7 @@ def confirmation_searches(
         "bounds": {},
         "reference_ms": None,
         "plan": None,
+        "target": None,
     }
     run = Run(
         study.folder,

@@ -36,7 +36,7 @@ from igc_nas.bench.samplers.trees import BoostedTrees, left_out
 from igc_nas.cli import main
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.samplers.brute_force import BruteForce
-from igc_nas.samplers.history import History, PricedCodes
+from igc_nas.samplers.history import History
 from igc_nas.space.budget import Budget
 from igc_nas.study.pareto import hypervolume, running_hypervolume
 from igc_nas.study.records import Candidate, Rung, Trial
@@ -58,7 +58,7 @@ def full_study() -> Study:
 
 def architectures(spec: StudySpec) -> list[ArchConfig]:
     encoding = spec.feasible.encoding
-    none, values = PricedCodes(np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)), np.zeros((0, 3))
+    none, values = encoding.priced([]), np.zeros((0, 3))
     codes = BruteForce(spec).propose(History(none, values, none, values, none), np.random.default_rng(0))
     return [ArchConfig.parse(encoding.architecture(code).to_dict()) for code in codes]
 
