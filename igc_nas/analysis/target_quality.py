@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from igc_nas.samplers.cross_validation import MIN_TRIALS
+from igc_nas.samplers.cross_validation import MIN_TRIALS, coverage
 from igc_nas.samplers.features import Inputs, features_of
 from igc_nas.samplers.target_predictor import longer_errors
 from igc_nas.samplers.target_surrogate import MIN_LONGER, SEED_VARIANCE, PredictedErrors, TargetSurrogate
@@ -60,8 +60,7 @@ def target_quality(study: Study, reference: Study) -> TargetQuality | None:
         predicted = surrogate.predict(inputs(left_out), images)
         errors |= {c.id: float(error) for c, error in zip(left_out, predicted.errors, strict=True)}
         z += _z(predicted, left_out)
-    distances = np.abs(z)
-    return TargetQuality(errors, float((distances <= 0.9945).mean()), float((distances <= 1.96).mean()))
+    return TargetQuality(errors, *coverage(np.array(z)))
 
 
 def _each_once(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -98,7 +98,7 @@ def plan_words(study: Study) -> str | None:
     predicted = plan.speed.trials_s(Sizes.of(archs), spec.recipe, spec.space.input[1])
     ratios = sorted(float(s / p) for s, p in zip(seconds, predicted, strict=True))
     low, middle, high = (ratios[round(share * (len(ratios) - 1))] for share in (0.1, 0.5, 0.9))
-    spent = sum(trial.wall_s or 0.0 for trial in study.trials) / plan.workers
+    spent = sum(trial.wall_s or 0.0 for trial in study.trials if not trial.baseline) / plan.workers
     return (
         f"planned {counted(plan.trials, 'trial')} in {format_seconds(plan.time_s)} by "
         f"{counted(plan.workers, 'worker')}; {study.ended} ended, in {format_seconds(spent)} of each. A trial "
@@ -112,11 +112,8 @@ def recipe_words(recipe: Recipe, *, held_out: bool = False) -> str:
     `held_out` adds the number of images that it is scored on.
     """
     scored = f"; scored on {counted(recipe.held_out, 'held-out image')}" if held_out else ""
-    return (
-        f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.train_size, 'image')} at {recipe.resolution} x "
-        f"{recipe.resolution} pixels, batch {recipe.batch}, lr {recipe.lr:g}, {recipe.dtype}, {recipe.forms} "
-        f"forms{scored}"
-    )
+    how = f"batch {recipe.batch}, lr {recipe.lr:g}, {recipe.dtype}, {recipe.forms} forms"
+    return f"{proxy_words(recipe)}, {how}{scored}"
 
 
 def schedule_words(recipe: Schedule) -> str:

@@ -532,7 +532,7 @@ def test_the_figure_draws_the_numbers_of_the_report(tmp_path: Path) -> None:
     assert titles == ["table", "rugged", "table: pruning at rungs"]
     write_figure(report(), tmp_path / "samplers.html")
     assert "rugged" in (tmp_path / "samplers.html").read_text()
-    with pytest.raises(UsageError, match=r"neither \.html, \.png nor \.svg"):
+    with pytest.raises(UsageError, match=r"does not end in \.html or \.png or \.svg"):
         figure_kind(Path("samplers.pdf"))
 
 
@@ -593,7 +593,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("--samplers", "bayes"), 2, "unknown sampler 'bayes'", "choose from known-cost"),
         (("--seeds", "2"), 2, "2 seeds are too few", "--seeds 20"),
         (("--table", "nowhere"), 4, "nowhere", ""),
-        (("--html", "samplers.pdf"), 2, "neither .html", "name it"),
+        (("--html", "samplers.pdf"), 2, "does not end in .html or .png or .svg", "name it"),
     ],
 )
 def test_wrong_input_is_one_line_and_a_hint(
