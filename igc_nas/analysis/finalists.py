@@ -60,9 +60,9 @@ def _picked(study: Study, rule: str, top: int) -> list[Pick]:
         raise unknown_pick(rule, "front") from None
 
 
-def spread(front: Sequence[Candidate], most: int) -> list[Candidate]:
-    """At most `most` members of a front, evenly along it (by rank of parameters), both ends included."""
-    ordered = sorted(front, key=lambda c: c.cost.params)
+def spread(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
+    """At most `most` of some candidates, evenly spread by rank of parameters, both ends included; of one the best."""
+    ordered = sorted(candidates, key=lambda c: c.cost.params)
     if len(ordered) <= most:
         return ordered
     if most == 1:

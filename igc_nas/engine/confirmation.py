@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from igc_nas.arch.config import ArchConfig
+from igc_nas.analysis.finalists import spread
 from igc_nas.engine.search import Run
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.nn.device import Device, extent_on
@@ -23,7 +23,7 @@ LEAST_CONFIRMED = 8
 def confirmation_searches(
     study: Study, devices: Sequence[Device], count: int, data_dir: Path | None
 ) -> list[tuple[StudySpec, Run]]:
-    """The searches that evaluate `count` candidates of a study, and nothing else, in two studies in its folder.
+    """The searches that evaluate `count` candidates of a study, of all sizes, in two studies in its folder.
 
     `long` trains five times as long, `seed1` by the study's own recipe; both from another seed, with other held-out
     images. `igc_nas.analysis.proxy.proxy_report` compares the study with them. Raises `UsageError` without a GPU,
@@ -36,7 +36,9 @@ def confirmation_searches(
         )
     if study.folder is None or study.spec.latency.remote:
         raise StudyError(f"the latencies of {study.spec.name} are another machine's", "confirm its recipe there")
-    networks = spread(study, count)
+    if len(study.candidates) < LEAST_CONFIRMED:
+        raise StudyError(f"{study.spec.name} has {len(study.candidates)} candidates; an order needs {LEAST_CONFIRMED}")
+    networks = tuple(candidate.arch for candidate in spread(study.candidates, count))
     recipe = study.spec.recipe
     longer = recipe.model_copy(update={"epochs": LONGER * recipe.epochs, "rungs": ()})
     changes = {
@@ -64,12 +66,3 @@ def confirmation_searches(
         )
         for name, trained in (("long", longer), ("seed1", recipe))
     ]
-
-
-def spread(study: Study, count: int) -> tuple[ArchConfig, ...]:
-    """`count` candidates of a study, evenly spread over its parameter counts; all if there are fewer."""
-    found = sorted(study.candidates, key=lambda candidate: (candidate.cost.params, candidate.trial))
-    if len(found) < LEAST_CONFIRMED:
-        raise StudyError(f"{study.spec.name} has {len(found)} candidates; an order needs {LEAST_CONFIRMED}")
-    places = {round(place * (len(found) - 1) / (count - 1)) for place in range(count)}
-    return tuple(found[place].arch for place in sorted(places))

@@ -244,11 +244,12 @@ class KnownCost:
         return gain * self._p_within_latency(archs, posterior) / self._seconds(archs) ** cooling
 
     def cooling(self, history: History) -> float:
-        """The exponent of the price: the share of the planned time that is left; 0 without a plan.
+        """The exponent of the price: the share of the planned time that trials have not taken; 0 without a plan.
 
         EI-cooled of Lee, Perrone, Archambeau, Seeger 2020 (arXiv 2003.10870): cheap trials first, and at the end
         those that promise most, whatever they take. The time spent is that which the plan predicts for the trials so
-        far, so that it is the same after a resume.
+        far, so that it is the same after a resume. Longer trainings do not count: where they have a share of the time
+        (`StudySpec.target`), the exponent ends near that share.
         """
         plan = self.spec.plan
         if plan is None:

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -77,8 +78,10 @@ class KnownCostSampler(BaseSampler):
         self._encoding = self._spec.feasible.encoding
         self._known_cost = KnownCost(self._spec)
         self._lock = threading.Lock()
-        self._codes: dict[tuple[str, int], Code | None] = {}
-        """The codes of trials, by the study's name and their number: as suggested, or as read when they had ended."""
+        self._suggested: dict[_Key, Code] = {}
+        """The codes suggested to running trials."""
+        self._ended: dict[_Key, Code | None] = {}
+        """Those of trials that have ended, as read: a user may have fixed some of the parameters (`enqueue_trial`)."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         make = partial(KnownCostSampler, seed=self.seed, independent_sampler=self._independent)
@@ -99,7 +102,7 @@ class KnownCostSampler(BaseSampler):
             )
         with self._lock:  # so that threads do not suggest the same
             code = self._new(study, trial.number)
-            self._codes[study.study_name, trial.number] = code
+            self._suggested[_key(study, trial)] = code
         return dict(self.space.params(self._encoding.architecture(code)))
 
     def sample_independent(
@@ -138,16 +141,18 @@ class KnownCostSampler(BaseSampler):
 
     def _code(self, study: optuna.Study, trial: FrozenTrial) -> Code | None:
         """The code of a trial's architecture; None while it has not asked for one that we know."""
-        key = (study.study_name, trial.number)
-        if key not in self._codes:
-            try:
-                found = self._encoding.code(self.space.architecture(trial.params))
-            except ConfigError:
-                found = None
-            if not trial.state.is_finished():
-                return found
-            self._codes[key] = found
-        return self._codes[key]
+        key = _key(study, trial)
+        if key in self._ended:
+            return self._ended[key]
+        try:
+            found = self._encoding.code(self.space.architecture(trial.params))
+        except ConfigError:
+            found = None
+        if not trial.state.is_finished():
+            return found or self._suggested.get(key)
+        self._suggested.pop(key, None)
+        self._ended[key] = found
+        return found
 
     # What the study tells.
 
@@ -209,6 +214,14 @@ class KnownCostSampler(BaseSampler):
         low, high = (sign * scores).min(), (sign * scores).max()
         scale = self._spec.bounds[SCORE][1] / ((high - low) or 1.0)
         return (sign * scores - low) * scale, (sign * reported - low) * scale
+
+
+_Key = tuple[str, int, datetime | None]
+
+
+def _key(study: optuna.Study, trial: FrozenTrial) -> _Key:
+    """What tells a trial from all others; studies in two storages may have one name."""
+    return study.study_name, trial.number, trial.datetime_start
 
 
 def _reported(trial: FrozenTrial) -> float | None:
