@@ -72,13 +72,16 @@ def front_end_words(study: Study) -> str | None:
         larger = [getattr(of.cost, metric) for of in ended if of and end < getattr(of.cost, metric) <= limit]
         if not larger:
             return f"The front ends at {format_count(end)} {noun}, {share}: no network beyond that was tried."
-        were = f"{len(larger)} networks beyond that were" if len(larger) > 1 else "One network beyond that was"
-        none = "none of them" if len(larger) > 1 else "it did not have"
+        several, images = len(larger) > 1, study.spec.recipe.samples
+        were = f"{len(larger)} networks beyond that were" if several else "One network beyond that was"
+        none = "none of them had" if several else "it did not have"
+        if study.expected and study.spec.target:
+            images = study.spec.target.images
+            none = "none of them is expected to have" if several else "it is not expected to have"
         return (
             f"The front ends at {format_count(end)} {noun}, {share}. {were} tried (up to "
-            f"{format_count(max(larger))}); after {study.spec.recipe.samples:,} images {none} "
-            f"{'had ' if len(larger) > 1 else ''}a lower error. Longer trainings favour larger networks: "
-            "search with more --time."
+            f"{format_count(max(larger))}); after {images:,} images {none} a lower error. "
+            "Longer trainings favour larger networks: search with more --time."
         )
     return None
 

@@ -38,7 +38,7 @@ def confirmation_searches(
         raise StudyError(f"the latencies of {study.spec.name} are another machine's", "confirm its recipe there")
     if len(study.candidates) < LEAST_CONFIRMED:
         raise StudyError(f"{study.spec.name} has {len(study.candidates)} candidates; an order needs {LEAST_CONFIRMED}")
-    networks = tuple(candidate.arch for candidate in spread(study.candidates, count))
+    networks = tuple(candidate.arch for candidate in spread(study, study.candidates, count))
     recipe = study.spec.recipe
     longer = recipe.model_copy(update={"epochs": LONGER * recipe.epochs, "rungs": ()})
     changes = {
