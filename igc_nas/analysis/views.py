@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from igc_nas.analysis.surrogate_quality import surrogate_quality
-from igc_nas.analysis.words import budget_words
+from igc_nas.analysis.words import budget_words, counted
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.papers import PRINTED, reference
@@ -385,11 +385,10 @@ def shortened(value: float) -> float:
 
 def caption(study: Study) -> tuple[str, str]:
     """(title, conditions) of a picture, escaped for plotly."""
-    spec, n = study.spec, len(study.candidates)
-    title = (
-        f"{plain(spec.dataset)}{', SYNTHETIC' if is_synthetic(study.spec.dataset) else ''}: {plain(spec.space_name)}"
-    )
-    return title, f"{budget_words(spec.budget)} · {n:,} trial{'s' * (n != 1)} · {plain(spec.latency.device)}"
+    spec, trials = study.spec, counted(len(study.candidates), "trial")
+    errors = f" · errors after {spec.recipe.samples:,} images" if study.expected else ""
+    title = f"{plain(spec.dataset)}{', SYNTHETIC' if is_synthetic(spec.dataset) else ''}: {plain(spec.space_name)}"
+    return title, f"{budget_words(spec.budget)} · {trials} · {plain(spec.latency.device)}{errors}"
 
 
 def disagreements(specs: Sequence[StudySpec]) -> tuple[str, ...]:
