@@ -109,7 +109,7 @@ def reported(request: ReportRequest) -> Reported:
 
 def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
     """Train the networks of the papers' figures by the study's recipe; those already trained are kept."""
-    from igc_nas.engine.paper_networks import paper_networks_search
+    from igc_nas.engine.related import paper_networks_search
     from igc_nas.engine.progress import SearchDisplay
     from igc_nas.engine.search import search
     from igc_nas.nn.device import find_devices
@@ -122,7 +122,7 @@ def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
 
 def _confirm(study: Study, count: int, data_dir: Path | None, device: str) -> None:
     """Train candidates longer and from another seed; those already trained are kept. Raises `UsageError` on a CPU."""
-    from igc_nas.engine.confirmation import confirmation_searches
+    from igc_nas.engine.related import confirmation_searches
     from igc_nas.engine.progress import SearchDisplay
     from igc_nas.engine.search import search
     from igc_nas.nn.device import find_devices
