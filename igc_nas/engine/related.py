@@ -1,4 +1,4 @@
-"""The studies in a study's folder with which its report compares it: longer trainings, another seed, papers' networks."""
+"""The studies in a study's folder with which a report compares it: longer trainings, another seed, papers' networks."""
 
 from __future__ import annotations
 
