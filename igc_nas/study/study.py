@@ -135,8 +135,8 @@ class Study:
     def front(self, objectives: Sequence[str] | str | None = None) -> Members:
         """The candidates that no other one dominates, by the first objective ascending: `study.front("error,params")`.
 
-        `objectives` are the study's own, or two or three of error, params, macs, flops, latency, activations. Raises
-        `UsageError` for others.
+        `objectives` are the study's own, the error alone, or two or three of error, params, macs, flops, latency,
+        activations. Raises `UsageError` for others.
         """
         names = self._names(objectives)
         points = [self.values(c, names) for c in self.feasible_candidates]
