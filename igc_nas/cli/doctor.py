@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from igc_nas.cli.loading import load_torch
 from igc_nas.cli.options import as_json, data_dir_option
 from igc_nas.cli.output import put, put_json, say
 
@@ -34,6 +35,7 @@ def doctor(check: bool | None, data_dir: Path | None, as_json: bool) -> None:
       igc-nas doctor
       igc-nas doctor --json
     """
+    load_torch()
     from igc_nas.engine.doctor import devices_to_check, examine
     from igc_nas.engine.self_check import self_check
 
