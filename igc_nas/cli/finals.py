@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from igc_nas.cli.loading import code_notices, core_notices, load, quiet_threads
+from igc_nas.cli.loading import code_notices, core_notices, load, load_torch, quiet_threads
 from igc_nas.cli.options import (
     RecipeRequest,
     as_json,
@@ -108,7 +108,7 @@ def trained(request: FinalsRequest) -> str | None:
     parse_recipe(request.recipe)
     picks, baselines = _picks(study, request), _baselines(study, request.baselines, request.root)
     info, notice = _dataset(study, request.data_dir)
-    # torch: what is wrong with the request is said before it is loaded
+    load_torch()  # what is wrong with the request has been said
     from igc_nas.nn.device import extent_on, find_devices
 
     devices = find_devices(request.device)

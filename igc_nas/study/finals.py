@@ -6,6 +6,7 @@ several seeds; trainings are compared within one recipe only.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -118,9 +119,19 @@ class Final(Frozen):
         """What makes it one training: network, seed, recipe and data."""
         return self.id, self.seed, self.recipe.model_dump_json(), self.dataset_sha256
 
+    def folder(self, study: Path) -> Path:
+        """Where its training is kept, checkpoints and at the end weights, in the folder of its study."""
+        return study / FINALS_FOLDER / recipe_folder(self.recipe) / f"{self.id}-s{self.seed}"
+
     def to_json(self) -> str:
         """One line of finals.jsonl."""
         return self.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def recipe_folder(recipe: Schedule) -> str:
+    """The name of the folder of all trainings by a recipe: `10-epochs-3fa2c1`."""
+    digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
+    return f"{recipe.epochs}-epochs-{digest[:6]}"
 
 
 def read_finals(folder: Path | None) -> tuple[Final, ...]:
