@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from igc_nas.samplers.cross_validation import MIN_TRIALS
-from igc_nas.samplers.features import features_of
-from igc_nas.samplers.target_predictor import inputs_of, longer_errors
+from igc_nas.samplers.cross_validation import MIN_TRIALS, coverage
+from igc_nas.samplers.features import Inputs, features_of
+from igc_nas.samplers.target_predictor import longer_errors
 from igc_nas.samplers.target_surrogate import MIN_LONGER, SEED_VARIANCE, PredictedErrors, TargetSurrogate
 from igc_nas.study.records import Candidate
 from igc_nas.study.study import Study
@@ -42,7 +42,10 @@ def target_quality(study: Study, reference: Study, related: Sequence[Study] = ()
     if images <= study.spec.recipe.samples or min(len(short) - MIN_TRIALS, len(longer) - MIN_LONGER) < largest:
         return None
     codes = {id_: encoding.code(candidate.arch) or () for id_, candidate in short.items()}
-    features = features_of(encoding)
+
+    def inputs(candidates: Sequence[Candidate]) -> Inputs:
+        return features_of(encoding).of(encoding.priced([codes[c.id] for c in candidates]))
+
     errors: dict[str, float] = {}
     z = []
     for left_out in folds:
@@ -50,16 +53,15 @@ def target_quality(study: Study, reference: Study, related: Sequence[Study] = ()
         shorts = [candidate for candidate in short.values() if candidate.id not in ids]
         longs = [candidate for candidate in (*longer, *others) if candidate.id not in ids]
         surrogate = TargetSurrogate(
-            inputs_of(features, encoding, [codes[c.id] for c in shorts]),
+            inputs(shorts),
             np.array([c.score.error for c in shorts]),
             study.spec.recipe.samples,
-            longer_errors(inputs_of(features, encoding, [codes[c.id] for c in longs]), longs),
+            longer_errors(inputs(longs), longs),
         )
-        predicted = surrogate.predict(inputs_of(features, encoding, [codes[c.id] for c in left_out]), images)
+        predicted = surrogate.predict(inputs(left_out), images)
         errors |= {c.id: float(error) for c, error in zip(left_out, predicted.errors, strict=True)}
         z += _z(predicted, left_out)
-    distances = np.abs(z)
-    return TargetQuality(errors, float((distances <= 0.9945).mean()), float((distances <= 1.96).mean()))
+    return TargetQuality(errors, *coverage(np.array(z)))
 
 
 def _each_once(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -195,6 +195,14 @@ class ArchConfig(Frozen):
         """The same architecture with another number of classes."""
         return self if classes == self.classes else ArchConfig.parse(self.to_dict() | {"classes": classes})
 
+    def with_channels(self, channels: int) -> ArchConfig:
+        """The same architecture for images of another number of channels."""
+        return (
+            self
+            if channels == self.input[0]
+            else ArchConfig.parse(self.to_dict() | {"input": [channels, *self.input[1:]]})
+        )
+
     def with_side(self, side: int) -> ArchConfig:
         """The same architecture for square images of `side` pixels a side."""
         same = self.input[1:] == (side, side)

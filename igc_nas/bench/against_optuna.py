@@ -2,7 +2,8 @@
 
 Both have the same wall time on this machine, one after the other, from the start of the command: starting, planning and
 an empty timing cache count. The plain study (`igc_nas.bench.plain_optuna`) is told the space, the recipe, the images
-and the held-out images of the search before it. Hypervolume is over error and parameters, on the search's own scale.
+and the held-out images of the search before it. Hypervolume is over error and parameters, on the search's own scale;
+the errors of a search's longer trainings count, too.
 """
 
 from __future__ import annotations
@@ -27,14 +28,12 @@ from igc_nas.analysis.plots import ACCENT, FONT, PALETTE
 from igc_nas.analysis.words import recipe_words
 from igc_nas.bench import plain_optuna
 from igc_nas.bench.report import Report, Row
-from igc_nas.bench.search import cold_folder
+from igc_nas.bench.search import cold_folder, worker_conditions
 from igc_nas.data.datasets import data_dir, is_synthetic, locate
 from igc_nas.errors import IgcNasError, UsageError
-from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.io.files import MOST_RECORDS, append_line, read_text
 from igc_nas.io.records import differences, restricted
-from igc_nas.nn.device import Device
-from igc_nas.study.defaults import default_extent
+from igc_nas.nn.device import Device, extent_on
 from igc_nas.study.pareto import running_hypervolume
 from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import Study, load_study
@@ -156,9 +155,9 @@ def bench_against_optuna(
     conditions, `IgcNasError` if a run fails.
     """
     data = locate(dataset, data_dir()).label  # raises for an unknown one
-    workers = default_extent(device.kind).workers
+    workers = extent_on((device,)).workers
     conditions = {
-        **conditions_of(device).model_dump(exclude_none=True),
+        **worker_conditions(device),
         "workers": workers,
         "data": data + (" (SYNTHETIC)" if is_synthetic(data) else ""),
         "budget": f"params {budget_params:,}",
@@ -169,9 +168,9 @@ def bench_against_optuna(
             say(f"seed {seed} is in {file}: {_sentence(found[seed])}")
             continue
         with cold_folder() as folder:
-            spec, ours = _search(folder, time_s, seed, dataset, budget_params, workers)
+            spec, ours = _search(folder, time_s, seed, dataset, budget_params, device, workers)
             say(f"seed {seed}: the search ended with {ours.final:.4f} after {len(ours.volumes)} trials")
-            plain = _plain(folder, spec, time_s, seed, workers)
+            plain = _plain(folder, spec, time_s, seed, device, workers)
         pair = found[seed] = Pair(seed, time_s, plain, ours, conditions | {"recipe": recipe_words(spec.recipe)})
         if file:
             append_line(file, json.dumps(asdict(pair)))
@@ -209,7 +208,7 @@ def _sentence(pair: Pair) -> str:
 
 
 def _search(
-    folder: Path, time_s: float, seed: int, dataset: str, budget_params: int, workers: int
+    folder: Path, time_s: float, seed: int, dataset: str, budget_params: int, device: Device, workers: int
 ) -> tuple[StudySpec, Course]:
     options = {
         "--budget-params": budget_params,
@@ -218,6 +217,7 @@ def _search(
         "--seed": seed,
         "--dataset": dataset,
         "--data-dir": data_dir(),
+        "--device": device.torch_name,
         "--workers": workers,
         "--studies-dir": folder,
         "--study": "ours",
@@ -229,7 +229,7 @@ def _search(
 
 
 def ended_trials(study: Study, began: float) -> Iterator[Trial]:
-    """The complete trials of a search that began at `began` (`time.time`)."""
+    """The complete trials, longer trainings too, of a search that began at `began` (`time.time`)."""
     for trial in study.trials:
         found = trial.candidate
         if found and trial.started and trial.wall_s:
@@ -237,12 +237,12 @@ def ended_trials(study: Study, began: float) -> Iterator[Trial]:
             yield ended - began, found.score.error, float(found.cost.params)
 
 
-def _plain(folder: Path, spec: StudySpec, time_s: float, seed: int, workers: int) -> Course:
+def _plain(folder: Path, spec: StudySpec, time_s: float, seed: int, device: Device, workers: int) -> Course:
     import optuna
 
     spec_file, file = folder / "spec.toml", folder / "plain.db"
     spec_file.write_text(spec.to_toml(), encoding="utf-8")
-    words = [str(word) for word in (spec_file, data_dir(), file, time_s, workers, seed)]
+    words = [str(word) for word in (spec_file, data_dir(), file, time_s, device.torch_name, workers, seed)]
     began = _run(["igc_nas.bench.plain_optuna", *words], time_s, folder / "plain.log")
     storage = f"sqlite:///{file}"
     study = optuna.load_study(study_name=plain_optuna.NAME, storage=storage)

@@ -1,7 +1,7 @@
 """What a user would write instead of `igc-nas search`: a plain Optuna study, the peer of `bench against-optuna`.
 
 TPE in several processes on one SQLite file, over the same space, with the same recipe and images; eager PyTorch in
-channels-last. Run as `python -m igc_nas.bench.plain_optuna SPEC.toml DATA_DIR STUDY.db SECONDS WORKERS SEED`.
+channels-last. Run as `python -m igc_nas.bench.plain_optuna SPEC.toml DATA_DIR STUDY.db SECONDS DEVICE WORKERS SEED`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FEASIBLE = "feasible"
 """User attribute of a trial whose network was trained."""
 
 
-def work(spec: StudySpec, data: str, storage: str, ends: float, seed: int) -> None:
-    """Run trials until `ends` (`time.time`)."""
+def work(spec: StudySpec, data: str, storage: str, ends: float, device_name: str, seed: int) -> None:
+    """Run trials on a device, by torch's name, until `ends` (`time.time`)."""
     torch.set_num_threads(1)
-    device = find_devices("auto")[0]
+    device = find_devices(device_name)[0]
     info = relocate(spec.dataset, spec.dataset_sha256, Path(data))
     train, held_out = load_proxy(info, spec.recipe, spec.seed, device.torch_device)
     task = ProxyTask(train, held_out, spec.recipe, info, device)
@@ -58,13 +58,13 @@ def work(spec: StudySpec, data: str, storage: str, ends: float, seed: int) -> No
     study.optimize(objective, timeout=ends - time.time())
 
 
-def main(spec_file: str, data: str, file: str, seconds: str, workers: str, seed: str) -> None:
+def main(spec_file: str, data: str, file: str, seconds: str, device: str, workers: str, seed: str) -> None:
     """Make the study and run its workers."""
     ends, storage = time.time() + float(seconds), f"sqlite:///{file}"
     spec = StudySpec.from_toml(Path(spec_file).read_text(encoding="utf-8"))
     optuna.create_study(study_name=NAME, storage=storage, directions=["minimize", "minimize"])
     seeds = [int(seed) * 100 + worker for worker in range(int(workers))]
-    pool = [get_context("spawn").Process(target=work, args=(spec, data, storage, ends, s)) for s in seeds]
+    pool = [get_context("spawn").Process(target=work, args=(spec, data, storage, ends, device, s)) for s in seeds]
     for process in pool:
         process.start()
     for process in pool:

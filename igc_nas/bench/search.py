@@ -12,14 +12,15 @@ from typing import Any
 
 from igc_nas.bench.report import Report, Row
 from igc_nas.data.datasets import data_dir, is_synthetic, locate
+from igc_nas.engine.apart import call_apart
 from igc_nas.engine.events import Event, Opened
 from igc_nas.engine.search import Run, search
 from igc_nas.evaluation.conditions import conditions_of
-from igc_nas.nn.device import Device
+from igc_nas.nn.device import Device, configure_torch, extent_on
 from igc_nas.nn.lowering.fastest_dtype import fastest_dtype
 from igc_nas.space.budget import Budget
-from igc_nas.study.defaults import default_extent, new_spec
-from igc_nas.study.records import Candidate
+from igc_nas.study.defaults import new_spec
+from igc_nas.study.records import Candidate, Conditions
 from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import load_study
 
@@ -42,8 +43,7 @@ def bench_search(
     Both draw at random from the same seed, so they evaluate the same architectures. Time counts from when the workers
     are ready; choosing forms and measuring latency are included.
     """
-    extent = default_extent(device.kind)
-    workers = extent.workers
+    workers = extent_on((device,)).workers
     rows: list[Row] = []
     with cold_folder() as folder:
         specs = {kind: _spec(kind, device, seed, space) for kind in KINDS}
@@ -59,12 +59,23 @@ def bench_search(
     per_hour = {f"{kind}_trials_per_hour": 3600 * rows[-1]["trials"] / spent[kind] for kind in KINDS}
     overall = {"overall_ratio": spent["factored"] / spent["fastest"], **per_hour, "shares": mixes}
     conditions = {
-        **conditions_of(device).model_dump(exclude_none=True),
+        **worker_conditions(device),
         "workers": workers,
         "data": specs["fastest"].dataset + (" (SYNTHETIC)" if is_synthetic(specs["fastest"].dataset) else ""),
         "recipe": f"{specs['factored'].recipe.dtype} factored against {specs['fastest'].recipe.dtype} fastest",
     }
     return Report("search: time for the same trials, factored / fastest forms", tuple(rows), conditions, extra=overall)
+
+
+def worker_conditions(device: Device) -> dict[str, Any]:
+    """The conditions in a worker of one thread, for a report. A process that ends looks at a GPU: it stays free."""
+    found = call_apart(_configured_conditions, device) if device.kind == "cuda" else conditions_of(device)
+    return found.model_dump(exclude_none=True)
+
+
+def _configured_conditions(device: Device) -> Conditions:
+    configure_torch(device, 1)
+    return conditions_of(device)
 
 
 @contextlib.contextmanager

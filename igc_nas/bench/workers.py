@@ -16,13 +16,12 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.bench.report import Report, Row
-from igc_nas.bench.search import Search, cold_folder
+from igc_nas.bench.search import Search, cold_folder, worker_conditions
 from igc_nas.data.datasets import data_dir, is_synthetic, locate
 from igc_nas.engine.events import Ended, Event, Started
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import IgcNasError
-from igc_nas.evaluation.conditions import conditions_of
-from igc_nas.nn.device import Device
+from igc_nas.nn.device import Device, exclusive_mode
 from igc_nas.nn.lowering.fastest_dtype import fastest_dtype
 from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import new_spec
@@ -114,6 +113,8 @@ def bench_workers(
     is the speed of two workers over that of one.
     """
     rounds: list[Round] = []
+    if mode := exclusive_mode((device,)):
+        say(f"{mode}: its two workers need NVIDIA's MPS")
     with cold_folder() as folder:
         spec = _spec(device, dataset, seed, space)
         archs = _architectures(spec, trials + 2, seed)
@@ -236,7 +237,7 @@ def _report(rounds: Sequence[Round], spec: StudySpec, device: Device) -> Report:
     extra["shares"] = shares
     extra["measuring_share"] = sum(shares["one"].get(name, 0.0) for name in ("prepare", "measure", "choose"))
     conditions = {
-        **conditions_of(device).model_dump(exclude_none=True),
+        **worker_conditions(device),
         "data": spec.dataset + (" (SYNTHETIC)" if is_synthetic(spec.dataset) else ""),
         "recipe": recipe_words(spec.recipe),
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from igc_nas.cli.loading import core_notices, engine_notices, load, quiet_threads
+from igc_nas.cli.loading import core_notices, engine_notices, load, load_torch, quiet_threads
 from igc_nas.cli.options import COUNT, FILE, SECONDS, Choice, as_json, device_option, runtime_option, studies_dir
 from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import UsageError
@@ -154,7 +154,7 @@ def search(trials: int, chunk: int, seed: int, device: str, as_json: bool) -> No
       igc-nas bench search
       igc-nas bench search --trials 12 --chunk 4
     """
-    found = _prepared(device)
+    found = _prepared(device, by_workers=True)
     from igc_nas.bench.search import bench_search
 
     _show(bench_search(found, trials, min(chunk, trials), seed, say), as_json)
@@ -177,7 +177,7 @@ def workers(trials: int, chunk: int, dataset: str, seed: int, device: str, as_js
       igc-nas bench workers
       igc-nas bench workers --trials 12 --dataset shapes
     """
-    found = _prepared(device)
+    found = _prepared(device, by_workers=True)
     from igc_nas.bench.workers import bench_workers
 
     _show(bench_workers(found, trials, min(chunk, trials), dataset, seed, say), as_json)
@@ -286,7 +286,7 @@ def against_optuna(
     figures = [path for path in (html, png) if path]
     for path in figures:
         figure_kind(path)
-    found = _prepared(device)
+    found = _prepared(device, by_workers=True)
     from igc_nas.bench.against_optuna import against_optuna_figure, bench_against_optuna
 
     result = bench_against_optuna(found, time_s, seeds, dataset, budget_params, output, say)
@@ -340,13 +340,15 @@ def _named(names: tuple[str, ...]) -> dict[str, ArchConfig] | None:
     return {name: known[name] for name in names} or None
 
 
-def _prepared(device: str) -> Device:
-    """The device, with torch set to one thread on it."""
+def _prepared(device: str, *, by_workers: bool = False) -> Device:
+    """The device, with torch set to one thread on it; a GPU that is used `by_workers` is left to them."""
     quiet_threads(1)
+    load_torch()
     from igc_nas.nn.device import configure_torch, find_devices
 
     found = find_devices(device)[0]
-    configure_torch(found, 1)
+    if found.kind == "cpu" or not by_workers:
+        configure_torch(found, 1)
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from igc_nas.cli.loading import architecture
+from igc_nas.cli.loading import architecture, load_torch
 from igc_nas.cli.options import as_json, classes_option, side_option, studies_dir
 from igc_nas.cli.output import put, put_json, put_text
 from igc_nas.errors import IgcNasError
@@ -46,6 +46,7 @@ def cost(arch: str, classes: int | None, image_size: int | None, check: bool, as
     reference = _printed(arch, classes)
     checked: dict[str, Any] = {}
     if check:
+        load_torch()
         from igc_nas.nn.flop_counters import count_by_others
 
         checked = count_by_others(config)

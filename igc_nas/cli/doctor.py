@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from igc_nas.cli.loading import load_torch
 from igc_nas.cli.options import as_json, data_dir_option
 from igc_nas.cli.output import put, put_json, say
 
@@ -34,6 +35,7 @@ def doctor(check: bool | None, data_dir: Path | None, as_json: bool) -> None:
       igc-nas doctor
       igc-nas doctor --json
     """
+    load_torch()
     from igc_nas.engine.doctor import devices_to_check, examine
     from igc_nas.engine.self_check import self_check
 
@@ -54,18 +56,22 @@ def doctor(check: bool | None, data_dir: Path | None, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
+LEAST_ROOM = 50
+"""Columns beside a topic, at the least; on a narrower terminal its finding stands below it."""
+
+
 def _print(found: Examination) -> None:
-    """One line a finding, wrapped at the terminal's width behind the topic; problems below, with what to do."""
-    from rich.table import Table
-    from rich.text import Text
+    """Each finding beside its topic, with its problem and what to do; no line is wider than the terminal."""
+    from igc_nas.io.console import terminal_width
+    from igc_nas.io.text import printable, wrapped
 
-    from igc_nas.io.console import console
-    from igc_nas.io.text import printable
-
-    table = Table.grid(padding=(0, 2))
+    width, label = terminal_width(), 2 + max(len(finding.topic) for finding in found.findings)
+    is_narrow = width is not None and width - label < LEAST_ROOM
     for finding in found.findings:
         lines = [finding.value]
         lines += [f"! {finding.problem}"] if finding.problem else []
         lines += [f"  {finding.hint}"] if finding.hint else []
-        table.add_row(finding.topic, Text(printable("\n".join(lines))))
-    console().print(table)
+        indent = 2 if is_narrow else label
+        first, *more = wrapped(map(printable, lines), None if width is None else width - indent)
+        head = [finding.topic, f"  {first}"] if is_narrow else [f"{finding.topic:<{label}}{first}"]
+        put(*head, *(f"{'':<{indent}}{line}" for line in more))

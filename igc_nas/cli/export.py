@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.arch.config import ArchConfig
-from igc_nas.cli.loading import limit_of, load, quiet_threads, with_side
+from igc_nas.cli.loading import limit_of, load, load_torch, quiet_threads, with_side
 from igc_nas.cli.options import COUNT, FILE, Choice, classes_option, side_option, storage_option, studies_dir
 from igc_nas.cli.output import put, say
 from igc_nas.errors import ConfigError, InfeasibleError, UsageError
@@ -253,6 +253,7 @@ def _write(kind: str, source: Source, weights: Path | None, request: ExportReque
         return _delivered(text, out), []
     threads = source.study.spec.latency.threads if source.study else 1
     quiet_threads(threads)
+    load_torch()
     from igc_nas.exports.weights import loaded
 
     source, network = loaded(source, weights, request.seed)

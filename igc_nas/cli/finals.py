@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from igc_nas.cli.loading import code_notices, core_notices, load, quiet_threads
+from igc_nas.cli.loading import code_notices, core_notices, load, load_torch, quiet_threads
 from igc_nas.cli.options import (
     RecipeRequest,
     as_json,
@@ -108,7 +108,7 @@ def trained(request: FinalsRequest) -> str | None:
     parse_recipe(request.recipe)
     picks, baselines = _picks(study, request), _baselines(study, request.baselines, request.root)
     info, notice = _dataset(study, request.data_dir)
-    # torch: what is wrong with the request is said before it is loaded
+    load_torch()  # what is wrong with the request has been said
     from igc_nas.nn.device import extent_on, find_devices
 
     devices = find_devices(request.device)
@@ -136,7 +136,8 @@ def _entrants(study: Study, picks: list[Pick], baselines: list[tuple[str, ArchCo
     found = {}
     for pick in picks:
         c = pick.candidate
-        expected = "" if pick.expected is None else f", expected {100 * pick.expected:.1f} %"
+        after = f" after {study.spec.target.images:,} images" if study.expected and study.spec.target else ""
+        expected = "" if pick.expected is None else f", expected{after} {100 * pick.expected:.1f} %"
         why = f"{pick.why}; proxy error {100 * c.score.error:.1f} %{expected}"
         found[c.id] = Entrant(f"trial {c.trial}", c.arch, why, c.trial, c.latency)
     known = {c.id: c for c in (*study.candidates, *(t.candidate for t in study.baselines if t.candidate))}

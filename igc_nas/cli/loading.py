@@ -146,6 +146,17 @@ def quiet_threads(threads: int) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def load_torch() -> None:
+    """Import torch, which takes seconds; a terminal shows a line meanwhile."""
+    import sys
+
+    from igc_nas.io.console import passing
+
+    if "torch" not in sys.modules:
+        with passing("loading torch ..."):
+            import torch  # noqa: F401
+
+
 def core_notices(option: str, count: int | None) -> list[str]:
     """A line where a command runs more threads or workers than this process has cores; `option` is `threads`, ...."""
     from igc_nas.analysis.words import counted

@@ -16,6 +16,7 @@ from igc_nas.cli.loading import (
     core_notices,
     engine_notices,
     load,
+    load_torch,
     quiet_threads,
     read_architecture,
 )
@@ -161,6 +162,7 @@ def measured(request: MeasureRequest) -> tuple[ArchConfig, Latency]:
 
 def _measured(config: ArchConfig, request: MeasureRequest) -> Latency:
     """The architecture's latency on a device of this machine. Raises what `Measurer` raises."""
+    load_torch()
     from igc_nas.engine.remeasuring import local_measurer
     from igc_nas.evaluation.runtimes import check_device, check_dtype, require
     from igc_nas.nn.device import find_devices
@@ -269,6 +271,7 @@ def measured_again(study: Study, request: MeasureRequest) -> list[Remeasured]:
         say(f"none of the {len(known)} latencies of {study.spec.name} is noisy")
         return []
     quiet_threads(study.spec.latency.threads)
+    load_torch()
     from igc_nas.engine.remeasuring import remeasure, study_measurer
 
     measure_one = study_measurer(study.spec, request.latency_command)

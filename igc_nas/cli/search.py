@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from igc_nas.cli.front import print_front
-from igc_nas.cli.loading import architecture, code_notices, core_notices, load
+from igc_nas.cli.loading import architecture, code_notices, core_notices, load, load_torch
 from igc_nas.cli.options import (
     COUNT,
     MS,
@@ -212,6 +212,8 @@ def searched(request: SearchRequest, command_began: float | None = None) -> tupl
     from igc_nas.cli.study_flags import check_request
 
     check_request(request)
+    if not request.quiet:
+        load_torch()
     from igc_nas.engine.database import begun
     from igc_nas.engine.progress import SearchDisplay
     from igc_nas.engine.search import search as run_search

@@ -15,6 +15,7 @@ from igc_nas.cli.loading import (
     code_notices,
     core_notices,
     limit_of,
+    load_torch,
     packing_bar,
     quiet_threads,
     say_unusable,
@@ -137,10 +138,11 @@ def _prepared(request: TrainRequest, threads: int) -> tuple[TrainingPlan, Traini
     with packing_bar() as progress:
         info = locate(request.dataset, where, image_size=size, progress=progress)
     say_unusable(info)
+    load_torch()  # what is wrong with the request has been said
     from igc_nas.cli.recipes import full_recipe_of
     from igc_nas.engine.trainings import TrainingJob, TrainingPlan
     from igc_nas.evaluation.retraining import RUN_FILE, Retraining
-    from igc_nas.nn.device import find_devices  # torch: what is wrong with the request is said before it is loaded
+    from igc_nas.nn.device import find_devices
 
     device = find_devices(request.device)[0]
     if info.images:

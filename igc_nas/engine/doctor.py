@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,10 +29,11 @@ from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.gpu_session import require_provider
 from igc_nas.evaluation.host import is_wsl
 from igc_nas.evaluation.runtimes import PACKAGES, require
+from igc_nas.io.fallbacks import FallbackWarning
 from igc_nas.io.files import cache_dir
 from igc_nas.io.text import one_line
 from igc_nas.nn.c_compiler import compiler, unkept_code
-from igc_nas.nn.device import Device, cpu_name, extent_on, find_devices, survey_gpus
+from igc_nas.nn.device import Device, cpu_name, extent_on, find_devices, get_cuda, survey_gpus
 from igc_nas.nn.lowering import native, triton_norm
 from igc_nas.nn.nvml import find_gpu, installed_gpus
 from igc_nas.study.defaults import default_recipe, usable_cores
@@ -113,6 +115,8 @@ def _devices() -> Iterator[Finding]:
     hint = "--device cpu searches on the CPU" if not survey.supported else None
     for notice in survey.notices:
         yield Finding("GPU", "not used", notice, hint)
+    if survey.missing:
+        yield Finding("GPU", "missing", survey.missing, get_cuda())
     installed = installed_gpus()
     if installed:
         yield Finding("NVML", f"driver {installed.driver or 'of unknown version'}")
@@ -157,7 +161,7 @@ def _triton() -> Finding:
 
 def _defaults() -> Iterator[Finding]:
     try:
-        find_devices("auto")
+        _auto()
     except IgcNasError as error:
         yield Finding("--device auto", "refused", error.message, error.hint)
     devices = devices_to_check()
@@ -252,6 +256,13 @@ def _cache() -> Iterator[Finding]:
 def devices_to_check() -> tuple[Device, ...]:
     """The devices that a search would use, the CPU where `auto` is refused."""
     try:
-        return find_devices("auto")
+        return _auto()
     except IgcNasError:
         return find_devices("cpu")
+
+
+def _auto() -> tuple[Device, ...]:
+    """`find_devices("auto")`, of which what is missing is a finding and no warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        return find_devices("auto")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from igc_nas.engine.events import Event
 from igc_nas.engine.executor import TrialFailed
 from igc_nas.engine.trainings import TrainingJob, TrainingPlan, Trainings, stored_latency
 from igc_nas.errors import StudyError
-from igc_nas.study.finals import FINALS_FOLDER, Final, FinalsLog, Trained
+from igc_nas.study.finals import FINALS_FOLDER, Final, FinalsLog, Trained, recipe_folder
 from igc_nas.study.lock import StudyLock, now
 from igc_nas.study.records import Latency
 from igc_nas.study.spec import Schedule
@@ -40,12 +39,6 @@ class Entrant:
     def id(self) -> str:
         """The canonical id."""
         return arch_id(self.arch)
-
-
-def recipe_folder(recipe: Schedule) -> str:
-    """The name of the folder of all trainings by a recipe: `10-epochs-3fa2c1`."""
-    digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
-    return f"{recipe.epochs}-epochs-{digest[:6]}"
 
 
 @dataclass
@@ -102,8 +95,8 @@ class Finals:
         found: dict[int, tuple[Entrant, TrainingJob]] = {}
         numbered = [(seed, entrant) for seed in range(self.seeds) for entrant in self.entrants]
         for number, (seed, entrant) in enumerate(numbered):
-            folder = self._by_recipe / f"{entrant.id}-s{seed}"
-            ended = self.log.finals.get(self._final(entrant, seed).key)
+            final = self._final(entrant, seed)
+            folder, ended = final.folder(self.folder.parent), self.log.finals.get(final.key)
             if ended is not None and (ended.trained or not self.retry_failed):
                 continue
             if ended is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
@@ -101,6 +102,23 @@ def terminal_width(stream: TextIO | None = None) -> int | None:
         return int(asked) if asked.isdigit() and int(asked) else os.get_terminal_size(shown.fileno()).columns or 80
     except (OSError, ValueError):
         return 80
+
+
+@contextlib.contextmanager
+def passing(text: str) -> Iterator[None]:
+    """Within the context a terminal on stderr shows a short line; nothing is written into a file or a pipe."""
+    stream = sys.stderr
+    if not is_terminal(stream):
+        yield
+        return
+    text = text[: (terminal_width(stream) or 80) - 1]
+    stream.write(text)
+    stream.flush()
+    try:
+        yield
+    finally:
+        stream.write(f"\r{' ' * len(text)}\r")
+        stream.flush()
 
 
 def table_lines(

@@ -21,7 +21,7 @@ def one_line(text: object, most: int) -> str:
 
 
 def wrapped(lines: Iterable[str], width: int | None) -> list[str]:
-    """Lines of prose broken between words to at most `width` characters; None breaks none.
+    """Lines of prose broken between words to at most `width` characters; None breaks none. A longer word stays whole.
 
     What follows a label (`data      cifar10 ...`) goes on under its text, as an indented line does; other lines are
     indented by two blanks. Numbers stay with their units, fields that are two blanks apart stay whole, and commands to
@@ -37,7 +37,13 @@ def wrapped(lines: Iterable[str], width: int | None) -> list[str]:
         label = _LABEL.match(line)
         indent = " " * (label.end() if label and label.end() < width // 2 else 2)
         prose, colon, command = _kept(line, width - len(indent)).partition(": igc-nas ")
-        parts = textwrap.wrap(prose + colon[:1], max(width, 20), subsequent_indent=indent, break_on_hyphens=False)
+        parts = textwrap.wrap(
+            prose + colon[:1],
+            max(width, 20),
+            subsequent_indent=indent,
+            break_on_hyphens=False,
+            break_long_words=False,  # a path, an address: it can be copied
+        )
         found += [part.replace(KEPT, " ") for part in parts]
         found += [f"{indent}{colon[2:]}{command}".replace(KEPT, " ")] if command else []
     return found

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 from igc_nas.errors import ConfigError, UsageError
+from igc_nas.io.fallbacks import FallbackWarning
 from igc_nas.io.text import nearest_and_all, one_line
 from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.nvml import InstalledGpus, driver_fault, find_gpu, installed_gpus
@@ -26,9 +27,10 @@ from igc_nas.study.defaults import Extent, default_extent
 from igc_nas.study.spec import DtypeName, RuntimeName
 
 Kind = Literal["cpu", "cuda"]
-GET_CUDA = "mend it (the build of torch for each driver: https://pytorch.org/get-started), or add --device cpu"
 MOST_TEXT = 200
 """Characters of a CUDA error."""
+GIVES_GPUS = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "NVIDIA_VISIBLE_DEVICES")
+"""Environment variables by which a user, a Slurm job and the NVIDIA Container Toolkit name the GPUs of a process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +126,12 @@ class GpuSurvey:
     """The NVIDIA GPUs of this machine.
 
     `supported` are those that torch sees and has kernels for; `left_out` says of each other one why it is not used.
+    `missing` says why there is none although the environment gives one to this process.
     """
 
     supported: tuple[Device, ...]
     left_out: tuple[str, ...]
+    missing: str | None = None
 
     @property
     def of_one_model(self) -> tuple[Device, ...]:
@@ -156,6 +160,7 @@ def survey_gpus(nvml: Any = None) -> GpuSurvey:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices: list[Device] = []
     left_out: list[str] = []
+    missing = None
     for name in (f"cuda:{index}" for index in range(count)):
         try:
             device = Device("cuda", name, torch.cuda.get_device_name(name))
@@ -170,7 +175,12 @@ def survey_gpus(nvml: Any = None) -> GpuSurvey:
             left_out += [f"{name}: {_why_invisible(installed)}" for name in dict.fromkeys(installed.names)]
         elif fault := driver_fault(nvml):
             left_out.append(f"the NVIDIA driver does not work: {fault}")
-    return GpuSurvey(tuple(devices), tuple(left_out))
+        elif given := _given_gpu():
+            missing = f"{given} gives this process a GPU, and {_why_no_gpu()}"
+    return GpuSurvey(tuple(devices), tuple(left_out), missing)
+
+
+_NAMES_GPU = re.compile(r"\s*([0-9]|GPU-|MIG-|all\b)")
 
 
 def _hides_all(visible: str | None) -> bool:
@@ -178,7 +188,33 @@ def _hides_all(visible: str | None) -> bool:
 
     Slurm writes what it gives to a job, and `NoDevFiles` into a job without a GPU.
     """
-    return visible is not None and not re.match(r"\s*([0-9]|GPU-|MIG-)", visible)
+    return visible is not None and not _NAMES_GPU.match(visible)
+
+
+def _given_gpu() -> str | None:
+    """What gives this process a GPU: a variable of `GIVES_GPUS` with its value, or a device's file; None: nothing."""
+    for name in GIVES_GPUS:
+        if _NAMES_GPU.match(value := os.environ.get(name, "")):
+            return f"{name}={value:.60}"
+    return next((str(file) for file in sorted(Path("/dev").glob("nvidia[0-9]*"))), None)
+
+
+def _why_no_gpu() -> str:
+    """Why there is no GPU for torch where NVML lists none either."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return f"neither torch {torch.__version__} nor the driver's library, NVML, sees one"
+
+
+def get_cuda() -> str:
+    """What to do so that torch sees the GPU."""
+    if torch.version.cuda is None:
+        version = torch.__version__.partition("+")[0]
+        return (
+            f"pip install --force-reinstall torch=={version} brings its build for CUDA on Linux (others: "
+            "https://pytorch.org/get-started)"
+        )
+    return "mend it (the build of torch for each driver: https://pytorch.org/get-started; a container needs --gpus all)"
 
 
 def _why_unusable(device: Device) -> str | None:
@@ -227,7 +263,8 @@ def find_devices(text: str, nvml: Any = None) -> tuple[Device, ...]:
     """The devices of `auto` (GPUs if there are any, else the CPU), `cpu`, `cuda` (GPUs of the first's model), `cuda:N`.
 
     Raises `UsageError` for another text, for a GPU that torch cannot use, and for `auto` on a machine whose only GPUs
-    torch cannot use: a search on the CPU has another recipe and other latencies than the user expects.
+    torch cannot use: a search on the CPU has another recipe and other latencies than the user expects. Where the
+    environment gives a GPU that is not found, `auto` is the CPU with a `FallbackWarning`.
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::([0-9]{1,3}))?", text)
     if not match:
@@ -246,10 +283,14 @@ def find_devices(text: str, nvml: Any = None) -> tuple[Device, ...]:
     if found:
         return found
     if survey.left_out:
-        raise UsageError("; ".join(survey.left_out), GET_CUDA)
+        raise UsageError("; ".join(survey.left_out), f"{get_cuda()}, or add --device cpu")
     if text == "auto":
+        if survey.missing:
+            instead = f"{survey.missing}: the CPU is used. {get_cuda()}; --device cpu says that the CPU is meant"
+            warnings.warn(instead, FallbackWarning, stacklevel=2)
         return (Device("cpu", "cpu", cpu_name()),)
-    raise UsageError("no CUDA device is visible to torch", "use --device cpu, or install a CUDA build of torch")
+    why = survey.missing or _why_no_gpu()
+    raise UsageError(f"no CUDA device is visible to torch: {why}", f"{get_cuda()}, or add --device cpu")
 
 
 def extent_on(devices: Sequence[Device]) -> Extent:

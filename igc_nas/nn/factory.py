@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import ConfigError
-from igc_nas.io.files import is_file, read_text, user_path
+from igc_nas.io.files import user_path
 from igc_nas.io.text import printable
 from igc_nas.nn.network import FeatureMaps, Network, build
+from igc_nas.nn.pretrained import TrainedFolder, final_of
 from igc_nas.study.lookup import load_architecture
 
 CLASSIFIER = ("classifier.linear.weight", "classifier.linear.bias")
-FOLDER_WEIGHTS = ("model.safetensors", "weights.safetensors")
-"""Weights in an exported folder, by its present and its earlier name."""
 PREFIXES = ("module.", "_orig_mod.", "network.")
 """What `DataParallel`, `torch.compile` and `FeatureMaps` put before the names of a network's tensors."""
 
@@ -28,7 +26,10 @@ PREFIXES = ("module.", "_orig_mod.", "network.")
 def create_model(
     arch: ArchConfig | str | Path,
     *,
+    pretrained: bool | None = None,
     num_classes: int | None = None,
+    in_chans: int | None = None,
+    drop_rate: float = 0.0,
     weights: str | Path | None = None,
     seed: int | None = None,
     device: str | torch.device = "cpu",
@@ -43,7 +44,10 @@ def create_model(
 def create_model(
     arch: ArchConfig | str | Path,
     *,
+    pretrained: bool | None = None,
     num_classes: int | None = None,
+    in_chans: int | None = None,
+    drop_rate: float = 0.0,
     weights: str | Path | None = None,
     seed: int | None = None,
     device: str | torch.device = "cpu",
@@ -57,7 +61,10 @@ def create_model(
 def create_model(
     arch: ArchConfig | str | Path,
     *,
+    pretrained: bool | None = None,
     num_classes: int | None = None,
+    in_chans: int | None = None,
+    drop_rate: float = 0.0,
     weights: str | Path | None = None,
     seed: int | None = None,
     device: str | torch.device = "cpu",
@@ -70,8 +77,14 @@ def create_model(
 
     Args:
         arch: an architecture, its TOML file, the name of a paper's network (`igcv3-d-cifar`), `STUDY:N` for trial N, or
-            a folder of `igc-nas export --format dir`, whose weights are loaded.
+            a folder of `igc-nas export --format dir` or of `igc-nas train`, whose weights are loaded.
+        pretrained: True: there must be weights: the folder's, or for `STUDY:N` those of the trial's final. False: the
+            folder's are left out. No weights are hosted.
         num_classes: number of classes; the default is the architecture's. With 0, outputs are the pooled features.
+        in_chans: channels of an image; the default is the architecture's. Where it is given and the weights are for
+            another number, those of the first convolution are fitted to it as timm does: summed over the channels for
+            one, else repeated in turn and scaled by the ratio of the numbers.
+        drop_rate: the share of the classifier's features that is dropped in training (dropout), from 0 to less than 1.
         weights: a safetensors file as `igc-nas train` writes it, of this architecture. Where `num_classes` is given
             and the file is of another number of classes, its classifier is left out and a new one takes its place.
             Prefixes that `torch.compile` and `DataParallel` put before names are dropped.
@@ -85,44 +98,46 @@ def create_model(
     Inputs are float images (batch, channels, height, width), normalised per channel, of any size that leaves at least
     one pixel after the strides; outputs are logits (batch, num_classes).
 
-    Raises `ConfigError` if the architecture or the weights do not fit, `StudyError` for an unknown trial.
+    Raises `ConfigError` if the architecture or the weights do not fit or there are none, `StudyError` for an unknown
+    trial.
     """
+    if not isinstance(drop_rate, float | int) or not 0 <= drop_rate < 1:
+        raise ConfigError(f"drop_rate is a share from 0 to less than 1 (got {drop_rate!r:.40})")
     if classes is not None and num_classes not in (None, classes):
         raise ConfigError(f"num_classes (={num_classes}) and classes (={classes}) mean the same; give one of them")
     wanted = num_classes if classes is None else classes
-    folder = None if isinstance(arch, ArchConfig) else user_path(arch)
-    prepared: dict[str, Any] = {}
-    if folder is not None and is_file(folder / "config.toml"):
-        arch, prepared = folder / "config.toml", _prepared(folder / "config.json")
-        weights = weights or next((f for f in (folder / name for name in FOLDER_WEIGHTS) if is_file(f)), None)
-    config = arch if isinstance(arch, ArchConfig) else load_architecture(arch)
+    trained = None if isinstance(arch, ArchConfig) else TrainedFolder.named(arch)
+    if pretrained and weights is None and (trained is None or trained.weights is None):
+        trained = final_of(arch)
+    config = arch if isinstance(arch, ArchConfig) else load_architecture(trained.arch if trained else arch)
+    own_channels = config.input[0]
+    config = config if in_chans is None else config.with_channels(in_chans)
     network = build(config if not wanted else config.with_classes(wanted), seed, device)
-    network.prepared = prepared
+    network.drop_rate = drop_rate
+    if trained:
+        network.prepared = trained.prepared
+        weights = weights or (None if pretrained is False else trained.weights)
+    if config.input[0] != own_channels:
+        network.prepared |= {"mean": None, "std": None}
     if weights is not None:
-        load_weights(network, user_path(weights), new_classifier=wanted is not None)
+        path = user_path(weights)
+        load_weights(network, path, new_classifier=wanted is not None, new_channels=in_chans is not None)
     if wanted == 0 or global_pool not in (None, "avg"):
         network.reset_classifier(network.num_classes if wanted is None else wanted, global_pool)
     return FeatureMaps(network, out_indices) if features_only else network
 
 
-def _prepared(path: Path) -> dict[str, Any]:
-    """How images are prepared, by an exported config.json: mean, std and the like; nothing without the file."""
-    if not is_file(path):
-        return {}
-    try:
-        found = json.loads(read_text(path))["pretrained_cfg"]
-        return {key: found[key] for key in ("mean", "std", "crop_pct", "interpolation")}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ConfigError(f"{path.name} is not one that igc-nas export writes") from None
-
-
-def load_weights(network: nn.Module, path: Path, *, new_classifier: bool = False) -> None:
+def load_weights(network: nn.Module, path: Path, *, new_classifier: bool = False, new_channels: bool = False) -> None:
     """Load a safetensors file into a network. Raises `ConfigError`, which names the first tensor that does not fit.
 
-    With `new_classifier`, a classifier of another number of classes is left out, and the network keeps its own.
+    With `new_classifier`, a classifier of another number of classes is left out, and the network keeps its own; with
+    `new_channels` the weights of its first convolution are fitted to the channels of its images.
     """
     wanted = network.state_dict()
     tensors = _without_prefixes(read_tensors(path), wanted)
+    first = next((f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv2d)), "")
+    if new_channels and first in tensors and tensors[first].ndim == 4:
+        tensors[first] = _of_channels(tensors[first], wanted[first].shape[1])
     if new_classifier and _differs_in_classes(tensors, wanted):
         tensors |= {name: wanted[name] for name in CLASSIFIER}
     different = [name for name in (*wanted, *tensors) if not _fits(tensors.get(name), wanted.get(name))]
@@ -144,6 +159,16 @@ def _without_prefixes(tensors: dict[str, Tensor], wanted: Mapping[str, Tensor]) 
             break
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _of_channels(weight: Tensor, count: int) -> Tensor:
+    """The weight of a convolution for images of another number of channels, as timm's `adapt_input_conv` makes it."""
+    channels = weight.shape[1]
+    if count == channels:
+        return weight
+    if count == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, torch.arange(count) % channels] * (channels / count)
 
 
 def _differs_in_classes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:

@@ -75,6 +75,23 @@ class Block(nn.Module):
         return x
 
 
+class Classifier(Block):
+    """The last block of a network. In training it drops a share of what its last linear layer reads: `drop_rate`."""
+
+    def __init__(self, layers: tuple[Layer, ...], drop_rate: float = 0.0) -> None:
+        super().__init__(layers)
+        self.drop_rate = drop_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layers in order."""
+        return self.run(self.layers[len(_before_logits(self.layers)) :], self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the last linear layer reads; the output, if there is no such layer."""
+        x = self.run(_before_logits(self.layers), x)
+        return F.dropout(x, self.drop_rate, self.training) if self.drop_rate else x
+
+
 WITHOUT_DATA = Interleave | MaxPool | AvgPool | Subsample | Pool | Flatten
 
 
@@ -191,6 +208,8 @@ class FeatureMaps(nn.Module):
 class Network(nn.Module):
     """The network of a plan: `stem`, `stage1` (`block1`, `block2`, ...), ..., `classifier`."""
 
+    classifier: Classifier
+
     def __init__(self, whole: Plan) -> None:
         super().__init__()
         self.plan = whole
@@ -203,7 +222,7 @@ class Network(nn.Module):
                 if folder not in parent._modules:
                     parent.add_module(folder, nn.Sequential())
                 parent = parent.get_submodule(folder)
-            parent.add_module(name, Block(block.layers))
+            parent.add_module(name, (Classifier if name == "classifier" else Block)(block.layers))
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise ConfigError("torch.jit.script cannot read this network", "use torch.jit.trace, torch.export or torch.fx")
@@ -260,9 +279,16 @@ class Network(nn.Module):
 
     def forward_head(self, x: Float[Tensor, "batch f h w"], pre_logits: bool = False) -> Float[Tensor, "batch out"]:
         """A feature map to logits; with `pre_logits` to the input of the last linear layer."""
-        classifier = self.get_submodule("classifier")
-        assert isinstance(classifier, Block)
-        return classifier.run(_before_logits(self.plan), x) if pre_logits else classifier(x)
+        return self.classifier.features(x) if pre_logits else self.classifier(x)
+
+    @property
+    def drop_rate(self) -> float:
+        """The share of the classifier's features that is dropped in training, before its last linear layer."""
+        return self.classifier.drop_rate
+
+    @drop_rate.setter
+    def drop_rate(self, rate: float) -> None:
+        self.classifier.drop_rate = rate
 
     @property
     def num_features(self) -> int:
@@ -272,7 +298,11 @@ class Network(nn.Module):
     @property
     def head_hidden_size(self) -> int:
         """Features that the last linear layer reads: `num_features`, unless the head has layers of its own."""
-        return int(layers_cost(_before_logits(self.plan), _shape(self.plan.input, self.plan.blocks[:-1]))[1][0])
+        return int(
+            layers_cost(_before_logits(self.plan.blocks[-1].layers), _shape(self.plan.input, self.plan.blocks[:-1]))[1][
+                0
+            ]
+        )
 
     @property
     def num_classes(self) -> int:
@@ -324,20 +354,20 @@ class Network(nn.Module):
             raise ConfigError(f"num_classes is a number from 0 to 1000000 (got {num_classes!r:.40})")
         if global_pool not in (None, "avg", "") or (global_pool == "" and num_classes):
             raise ConfigError(f"global_pool (={global_pool!r:.40}) is 'avg', or '' together with num_classes=0")
-        like, layers = next(self.parameters()), _before_logits(self.plan) or (Pool(),)
+        like, layers = next(self.parameters()), _before_logits(self.plan.blocks[-1].layers) or (Pool(),)
         if global_pool == "":
             if layers != (Pool(),):
                 raise ConfigError("global_pool='': this network's head is more than a pooling")
             layers = ()
             self.plan = replace(self.plan, classes=0, blocks=(*self.plan.blocks[:-1], BlockPlan("classifier", layers)))
-            self.classifier = Block(layers)
+            self.classifier = Classifier(layers, self.drop_rate).train(self.training)
             return
         (features,) = layers_cost(layers, _shape(self.plan.input, self.plan.blocks[:-1]))[1]
         if num_classes:
             layers = (*layers, Linear("linear", features, num_classes))
         block = BlockPlan("classifier", layers)
         self.plan = replace(self.plan, classes=num_classes, blocks=(*self.plan.blocks[:-1], block))
-        classifier = Block(layers)
+        classifier = Classifier(layers, self.drop_rate)
         if like.device.type != "meta":
             initialise(classifier)
         for name, module in self.get_submodule("classifier").named_children():
@@ -346,9 +376,8 @@ class Network(nn.Module):
         self.classifier = classifier.to(like.device, like.dtype).train(self.training)
 
 
-def _before_logits(whole: Plan) -> tuple[Layer, ...]:
+def _before_logits(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     """The layers of a plan's last block, without the linear layer that computes the logits."""
-    layers = whole.blocks[-1].layers
     return layers[:-1] if layers and isinstance(layers[-1], Linear) else layers
 
 

@@ -219,9 +219,7 @@ def test_a_result_names_its_dataset_epochs_seed_and_costs(tmp_path: Path) -> Non
 
 def test_the_weights_are_those_of_the_architecture_beside_them(tmp_path: Path) -> None:
     result = opened(tmp_path / "run").train()
-    weights = tmp_path / "run" / WEIGHTS_FILE
-    model = igc_nas.create_model(tmp_path / "run" / "arch.toml")
-    model.load_state_dict(load_file(weights))
+    model = igc_nas.create_model(tmp_path / "run", pretrained=True)
     assert sum(p.numel() for p in model.parameters()) == igc_nas.cost_of(ARCH).params
     test = images(30, seed=1)
     with torch.inference_mode():

@@ -1,6 +1,8 @@
 """Which device a search takes: GPUs of one model that torch has kernels for; never the CPU in silence."""
 
 import os
+import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +12,17 @@ import pynvml
 import pytest
 import torch
 
+from igc_nas.bench.search import bench_search
+from igc_nas.bench.workers import bench_workers
 from igc_nas.engine.doctor import examine
 from igc_nas.engine.process_executor import environment
 from igc_nas.engine.search import Run, search
-from igc_nas.errors import UsageError
+from igc_nas.errors import IgcNasError, UsageError
 from igc_nas.evaluation.speed import measure_speed
+from igc_nas.io.fallbacks import FallbackWarning
 from igc_nas.nn.cuda_timing import GRAPHS
 from igc_nas.nn.device import (
+    GIVES_GPUS,
     Device,
     configure_torch,
     exact_float32,
@@ -30,7 +36,7 @@ from igc_nas.nn.nvml import Gpu, InstalledGpus
 from igc_nas.study.plan import Speed
 from tests.support.commands import Command
 from tests.support.fake_cuda import Record, fake_cuda
-from tests.support.searches import spec
+from tests.support.searches import CONDITIONS, evaluate, spec
 from tests.support.stubs import notes_determinism
 
 ARCHS = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -77,8 +83,9 @@ class FakeNvml:
 
 @pytest.fixture
 def visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPUs are not hidden by the environment, as `tests/conftest.py` hides them."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    """GPUs are neither hidden by the environment, as `tests/conftest.py` hides them, nor given by it."""
+    for name in GIVES_GPUS:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.usefixtures("visible")
@@ -116,6 +123,74 @@ def test_a_gpu_that_slurm_gives_is_not_left_in_silence(given: str, monkeypatch: 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     with pytest.raises(UsageError, match="NVIDIA H200: "):
         find_devices("auto", FakeNvml("NVIDIA H200"))
+
+
+@pytest.mark.usefixtures("visible")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CUDA_VISIBLE_DEVICES", "0"),
+        ("CUDA_VISIBLE_DEVICES", "GPU-8f6d0c1e"),
+        ("SLURM_JOB_GPUS", "2,3"),
+        ("SLURM_STEP_GPUS", "1"),
+        ("NVIDIA_VISIBLE_DEVICES", "all"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("cuda", "why", "way_out"),
+    [
+        (None, "is built without CUDA", r"pip install --force-reinstall torch==[0-9.]+ brings"),
+        ("13.0", "neither torch .* nor the driver's library, NVML, sees one", "a container needs --gpus all"),
+    ],
+)
+def test_a_gpu_that_the_environment_gives_and_nobody_finds_is_missed(
+    name: str, value: str, cuda: str | None, why: str, way_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without NVML nothing proves that it is there: the CPU is used, in so many words."""
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    no_driver = FakeNvml(driver=None)
+    with pytest.warns(
+        FallbackWarning, match=f"{name}={value} gives this process a GPU, and .*{why}.*: the CPU"
+    ) as said:
+        assert find_devices("auto", no_driver)[0].kind == "cpu"
+    assert re.search(f"{way_out}.*--device cpu", str(said[0].message))
+    with pytest.raises(UsageError, match=f"no CUDA device .*{why}") as caught:
+        find_devices("cuda", no_driver)
+    assert re.search(f"{way_out}.*--device cpu", str(caught.value.hint))
+    assert find_devices("cpu", no_driver)[0].kind == "cpu"
+
+
+@pytest.mark.usefixtures("visible")
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"CUDA_VISIBLE_DEVICES": "", "SLURM_JOB_GPUS": "0"},
+        {"CUDA_VISIBLE_DEVICES": "-1", "NVIDIA_VISIBLE_DEVICES": "all"},
+        {"NVIDIA_VISIBLE_DEVICES": "void"},
+        {"NVIDIA_VISIBLE_DEVICES": "none"},
+    ],
+)
+def test_who_asks_for_no_gpu_is_told_nothing(wish: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in wish.items():
+        monkeypatch.setenv(name, value)
+    assert find_devices("auto", FakeNvml(driver=None))[0].kind == "cpu"
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("visible")
+def test_a_missing_gpu_is_said_once(cli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By `search` as a notice, by `doctor` as a finding; `--device cpu` silences it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("igc_nas.engine.search.search", lambda *_, **__: iter(()))
+    typed = ("search", "--space", "tiny", "--dataset", "shapes", "--trials", 2, "--studies-dir", tmp_path)
+    typed = (*typed, "--latency-runtime", "eager", "--recipe", "dtype=float32")  # nothing is compiled or timed
+    words = "CUDA_VISIBLE_DEVICES=0 gives this process a GPU"
+    assert cli(*typed).err.count(f"notice: {words}") == 1
+    assert words not in cli(*typed, "--device", "cpu").err
+    doctor = cli("doctor", "--no-check")
+    assert words not in doctor.err
+    assert doctor.out.count(words) == 1
 
 
 @pytest.mark.usefixtures("visible")
@@ -242,6 +317,32 @@ def test_a_search_leaves_the_gpu_to_its_workers(cli: Command, monkeypatch: pytes
     assert "cuda:0 is in compute mode EXCLUSIVE_PROCESS: more than one worker on it needs NVIDIA's MPS" in " ".join(
         answer.err.split()
     )
+
+
+@pytest.mark.parametrize("bench", ["search", "workers", "against-optuna"])
+def test_a_bench_of_searches_leaves_the_gpu_to_their_workers(
+    bench: str, cli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its conditions are told by a process that ends; nothing here makes a CUDA context, as `set_device` would."""
+    monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path))
+    asked: list[Any] = []
+    conditions = CONDITIONS.model_copy(update={"device": "Fake GPU", "tf32": True})
+    monkeypatch.setattr("igc_nas.bench.search.call_apart", lambda *given, **_: (asked.append(given), conditions)[1])
+    in_process = {"space": "tiny", "run_search": lambda *given, **more: search(*given, evaluate=evaluate, **more)}
+    monkeypatch.setattr("igc_nas.bench.search.bench_search", partial(bench_search, **in_process))
+    monkeypatch.setattr("igc_nas.bench.workers.bench_workers", partial(bench_workers, **in_process))
+    monkeypatch.setattr("subprocess.Popen", mock.Mock(side_effect=IgcNasError("the search would begin")))
+    monkeypatch.setattr("igc_nas.nn.device.find_gpu", Cards("E").find)
+    with fake_cuda() as record, mock.patch("torch.cuda.set_device") as set_device:
+        sizes = () if bench == "against-optuna" else ("--trials", 2, "--chunk", 2, "--json")
+        answer = cli("bench", bench, *sizes)
+    assert [given[1].torch_name for given in asked] == ["cuda:0"]
+    assert not set_device.called
+    assert record.launches == record.transfers == record.waits == []
+    if bench == "against-optuna":
+        assert "the search would begin" in answer.err
+    else:
+        assert answer.json["conditions"]["tf32"] is True
 
 
 def test_memory_is_given_back_on_the_gpu_that_is_meant() -> None:

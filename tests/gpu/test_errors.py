@@ -9,9 +9,10 @@ from unittest import mock
 import pytest
 import torch
 
-from igc_nas.engine.events import Notice
+from igc_nas.engine.events import Job, Notice
+from igc_nas.engine.executor import READY, Request, RunJob
 from igc_nas.engine.search import Run, search
-from igc_nas.engine.worker import failed, to_igc_error
+from igc_nas.engine.worker import failed, serve, to_igc_error
 from igc_nas.errors import CaptureError, IgcNasError
 from igc_nas.evaluation.speed import measure_speed
 from igc_nas.nn.cuda_timing import GRAPHS, WARM_UPS, captured
@@ -21,7 +22,7 @@ from igc_nas.nn.timing import NEVER_MS, Race, timed
 from igc_nas.study.study import load_study
 from tests.gpu.builders import SMALL, recipe_of, training_of
 from tests.support.commands import Command
-from tests.support.fake_cuda import Record
+from tests.support.fake_cuda import Record, fake_cuda
 from tests.support.searches import spec
 from tests.support.stubs import falls_back, loses_context
 
@@ -53,6 +54,49 @@ def test_a_lost_context_costs_one_trial(tmp_path: Path) -> None:
     assert trials[1].failure is not None
     assert trials[1].failure.kind == "died"
     assert "illegal memory access" in str(trials[1].reason)
+
+
+class Requests:
+    """The evaluator's end of a connection on which these requests have arrived; what is sent is kept."""
+
+    def __init__(self, *requests: Request) -> None:
+        self.requests = list(requests)
+        self.sent: list[Any] = []
+
+    def recv(self) -> Request:
+        if not self.requests:
+            raise EOFError
+        return self.requests.pop(0)
+
+    def send(self, message: Any, /) -> None:
+        self.sent.append(message)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "left"),
+    [
+        ("CUDA error: an illegal memory access was encountered", "died", 1),
+        ("expected scalar type Half but found Float", "error", 0),
+    ],
+)
+def test_who_has_lost_its_context_takes_no_other_job(error: str, kind: str, left: int) -> None:
+    """An actor on a cluster is ended by nobody else; after an error of another kind the next job is done."""
+    jobs = [RunJob(Job(number, SMALL["igcv1"], 0)) for number in (1, 2)]
+    channel = Requests(*jobs)
+    serve(channel, None, lambda _: mock.Mock(side_effect=RuntimeError(error)))
+    ready, *failures = channel.sent
+    assert ready == READY
+    assert [(message.number, message.failure.kind) for message in failures] == [(1, kind), (2, kind)][: 2 - left]
+    assert channel.requests == jobs[2 - left :]
+
+
+def test_a_graph_is_captured_on_its_own_gpu(cache: None) -> None:
+    """Whichever GPU is the current one: a stream of one cannot launch kernels of another."""
+    with fake_cuda(count=2) as record:
+        current: list[int] = []
+        captured(lambda: current.append(record.current_device), torch.device("cuda:1"))
+        assert current == [1] * (WARM_UPS + 1)
+        assert record.current_device == 0
 
 
 def test_a_form_that_the_gpu_has_no_memory_for_never_wins() -> None:

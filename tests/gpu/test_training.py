@@ -50,6 +50,16 @@ def test_an_epoch_waits_at_its_end_alone(arch: ArchConfig, form: str, gpu: Recor
     assert {state["momentum_buffer"].device for state in training.optimizer.state.values()} == {GPU}
 
 
+def test_a_network_is_put_on_the_gpu_in_channels_last(gpu: Record) -> None:
+    """As `build` makes it, it is in NCHW: cuDNN would convert each weight in each step."""
+    recipe = recipe_of()
+    training = Training(build(SMALL["igcv1"], 0), images(recipe.train_size), recipe, find_devices("cuda")[0], 0)
+    weights = [parameter for parameter in training.network.parameters() if parameter.ndim == 4]
+    assert {weight.device for weight in weights} == {GPU}
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    assert not all(weight.is_contiguous() for weight in weights), "a 1x1 convolution is in both layouts"
+
+
 @EACH
 def test_a_network_in_nchw_has_no_channels_last_convolution(arch: ArchConfig, gpu: Record) -> None:
     """Neither an image nor a weight: cuDNN takes the layout of either."""
