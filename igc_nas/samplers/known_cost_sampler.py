@@ -34,6 +34,9 @@ from igc_nas.study.spec import LatencySpec, StudySpec
 SCORE = "error"
 """What the sampler calls the one objective that is neither a cost nor a latency."""
 COSTS = (*METRICS, "flops")
+FENCE = 3.0
+"""A score that is worse than the upper quartile by more than this number of interquartile ranges counts as one there
+(Tukey 1977, the outer fence): one training that diverged would make all others look alike."""
 
 
 class KnownCostSampler(BaseSampler):
@@ -204,16 +207,23 @@ class KnownCostSampler(BaseSampler):
         )
 
     def _as_errors(self, scores: Floats, reported: Floats, direction: StudyDirection) -> tuple[Floats, Floats]:
-        """Scores on the scale of an error, 0 to chance: errors as they are, others by the range of complete trials."""
+        """Scores on the scale of an error, 0 to chance: errors as they are, others by the range of complete trials.
+
+        Those beyond the `FENCE` count as there.
+        """
         both = np.concatenate([scores, reported])
         if self._score == SCORE and direction == StudyDirection.MINIMIZE and ((both >= 0) & (both <= 1)).all():
             return scores, reported
         sign = -1 if direction == StudyDirection.MAXIMIZE else 1
         if not len(scores):
             return scores, np.full(len(reported), self._spec.bounds[SCORE][1])
-        low, high = (sign * scores).min(), (sign * scores).max()
+        scores, reported = sign * scores, sign * reported
+        low, high = scores.min(), scores.max()
+        lower, upper = np.quantile(scores, (0.25, 0.75))
+        if lower < upper and (fence := upper + FENCE * (upper - lower)) < high:
+            scores, reported, high = np.minimum(scores, fence), np.minimum(reported, fence), fence
         scale = self._spec.bounds[SCORE][1] / ((high - low) or 1.0)
-        return (sign * scores - low) * scale, (sign * reported - low) * scale
+        return (scores - low) * scale, (reported - low) * scale
 
 
 _Key = tuple[str, int, datetime | None]

@@ -89,6 +89,24 @@ def test_parameters_that_a_user_fixes_are_those_of_the_trial() -> None:
     assert [trial.params for trial in study.trials] == [trial.params for trial in other.trials]
 
 
+def test_a_training_that_diverged_does_not_hide_how_the_others_differ() -> None:
+    """Whatever its finite loss is: the suggestions are the same, and as good as where it was a moderately bad one."""
+
+    def studied(diverged: float) -> optuna.Study:
+        study = own_study(("loss",))
+
+        def objective(trial: optuna.Trial) -> float:
+            loss = 3 * error_of(SPACE.suggest(trial))
+            return diverged if trial.number == 3 else loss
+
+        study.optimize(objective, n_trials=24)
+        return study
+
+    far, farther, near = map(studied, (1e4, 1e30, 3.0))
+    assert [trial.params for trial in far.trials] == [trial.params for trial in farther.trials]
+    assert far.best_value == pytest.approx(near.best_value, rel=0.02)
+
+
 def test_one_sampler_in_two_studies_of_one_name() -> None:
     study = own_study(("error",), study_name="own")
     again, other = (optuna.create_study(sampler=sampler, study_name="own") for sampler in (study.sampler, None))
