@@ -25,9 +25,12 @@ class Standing:
 
 
 def standings(study: Study, objectives: Sequence[str] | None = None) -> tuple[Standing, ...]:
-    """The evaluated baselines, by error, against the front over the objectives (by default the study's)."""
+    """The evaluated baselines, by error, against the front over the objectives (by default the study's).
+
+    The front is that of the errors measured after the study's recipe, as those of the baselines are.
+    """
     names = tuple(objectives or study.spec.front_objectives)
-    front = [(member.trial, values(member, names)) for member in study.front(names)]
+    front = [(member.trial, values(member, names)) for member in study.measured.front(names)]
     found = []
     for trial in study.baselines:
         if trial.candidate and trial.baseline:
@@ -48,7 +51,8 @@ def baselines_sentence(study: Study, objectives: Sequence[str] | None = None) ->
     free = [standing.name for standing in found if not standing.dominated_by]
     parts = []
     if found:
-        parts.append(f"the front dominates {len(found) - len(free) or 'none'} of {counted(len(found), 'baseline')}")
+        front = "the front by measured errors" if study.expected else "the front"
+        parts.append(f"{front} dominates {len(found) - len(free) or 'none'} of {counted(len(found), 'baseline')}")
     if free:
         parts.append(f"{_listed(free)} {_are(free)} not dominated")
     if failed := [trial.baseline or "" for trial in study.baselines if trial.state == "failed"]:

@@ -2,7 +2,8 @@
 
 The error of one short training is noise for a large part; the surrogate, fitted to all of them, expects for each
 candidate an error that also draws on its own one and on those of similar networks. So candidates are ranked by that
-where the surrogate is known to rank better than the parameter count (leave-one-out); else by their own error.
+where the surrogate is known to rank better than the parameter count (leave-one-out); else by their own error. Where
+errors are predicted at a study's target length, they are ranked by these.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ class Pick:
     candidate: Candidate
     why: str
     expected: float | None = None
-    """By surrogate and proxy; None where the surrogate is not used."""
+    """Of `expected_errors`; None where it was not ranked by them."""
 
 
 def finalists(study: Study, rules: Sequence[str], top: int) -> list[Pick]:
     """The candidates that `rules` pick, each once; a rule picks `top` of them at most.
 
-    `front`: members evenly along the front, its ends included. `under:LIMITS`: those within the limits whose errors
-    surrogate and proxy together expect to be the least. Others as `Study.pick`. Raises `UsageError`, `StudyError`.
+    `front`: members evenly along the front, its ends included. `under:LIMITS`: those within the limits whose
+    `expected_errors` are the least. Others as `Study.pick`. Raises `UsageError`, `StudyError`.
     """
     found: dict[str, Pick] = {}
     for rule in rules:
@@ -51,7 +52,7 @@ def _picked(study: Study, rule: str, top: int) -> list[Pick]:
         study.pick("knee")  # raises
     kind, _, rest = rule.partition(":")
     if rule == "front":
-        return [Pick(candidate, "front") for candidate in spread(study.front() or study.candidates, top)]
+        return [Pick(candidate, "front") for candidate in spread(study, study.front() or study.candidates, top)]
     if kind == "under" and rest:
         return _best_under(study, parse_limits(rest), top)
     try:
@@ -60,13 +61,13 @@ def _picked(study: Study, rule: str, top: int) -> list[Pick]:
         raise unknown_pick(rule, "front") from None
 
 
-def spread(front: Sequence[Candidate], most: int) -> list[Candidate]:
-    """At most `most` members of a front, evenly along it (by rank of parameters), both ends included."""
-    ordered = sorted(front, key=lambda c: c.cost.params)
+def spread(study: Study, candidates: Sequence[Candidate], most: int) -> list[Candidate]:
+    """At most `most` of some candidates, evenly spread by rank of parameters, both ends included; of one the best."""
+    ordered = sorted(candidates, key=lambda c: c.cost.params)
     if len(ordered) <= most:
         return ordered
     if most == 1:
-        return [min(ordered, key=lambda c: c.score.error)]
+        return [min(ordered, key=study.error)]
     return [ordered[round(place * (len(ordered) - 1) / (most - 1))] for place in range(most)]
 
 
@@ -84,7 +85,12 @@ def _best_under(study: Study, limits: dict[str, float], top: int) -> list[Pick]:
 
 
 def expected_errors(study: Study) -> dict[str, float] | None:
-    """By id the error that surrogate and proxy together expect; None where the surrogate is not to be trusted."""
+    """By id the error at the study's target length, if it is predicted; else what surrogate and proxy together expect.
+
+    None where the surrogate is not to be trusted.
+    """
+    if study.expected:
+        return {c.id: study.error(c) for c in study.candidates if c.trial in study.expected}
     quality = surrogate_quality(study)
     return predicted_errors(study) if quality is not None and quality.validation.is_better else None
 

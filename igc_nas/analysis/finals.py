@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from igc_nas.analysis.words import counted, schedule_words
 from igc_nas.arch.named import is_network, network
+from igc_nas.data.datasets import cifar_of
 from igc_nas.errors import ConfigError
 from igc_nas.io.units import format_count, format_ms
 from igc_nas.study.finals import Finalist, FinalsGroup
@@ -75,11 +75,11 @@ def group_title(group: FinalsGroup) -> str:
 
 def printed_error(name: str, dataset: str) -> float | None:
     """The test error that a paper prints for a network of that name on a dataset; None where it prints none."""
-    found = re.match(r"cifar100?(?![0-9])", dataset)
-    if found is None or not is_network(name):
+    cifar = cifar_of(dataset)
+    if cifar is None or not is_network(name):
         return None
     try:
-        return network(name).printed_error.get(found[0])
+        return network(name).printed_error.get(cifar)
     except ConfigError:
         return None
 

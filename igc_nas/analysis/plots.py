@@ -74,14 +74,13 @@ def plot(study: Study, x: str = "params", y: str = "error", colour: str = "laten
     )
 
 
-def picture_kind(path: Path) -> str:
-    """`png`, `svg` or `pdf`, by the ending of a file. Raises `UsageError` for another one."""
+def picture_kind(path: Path, kinds: Sequence[str] = ("png", "svg", "pdf")) -> str:
+    """One of `kinds`, by the ending of a file. Raises `UsageError` for another one."""
     kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg", "pdf"):
-        raise UsageError(
-            f"{path.name!r:.120} is not a .png, .svg or .pdf",
-            nearest_and_all(kind, ("png", "svg", "pdf"), "name it front.png, front.svg or front.pdf"),
-        )
+    if kind not in kinds:
+        endings = " or ".join(f".{kind}" for kind in kinds)
+        hint = nearest_and_all(kind, kinds, f"name it front.{kinds[0]}")
+        raise UsageError(f"{path.name!r:.120} does not end in {endings}", hint)
     return kind
 
 

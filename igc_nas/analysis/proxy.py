@@ -28,7 +28,7 @@ from igc_nas.analysis.ranking import (
     within_bins,
 )
 from igc_nas.analysis.surrogate_quality import predicted_errors
-from igc_nas.analysis.target_quality import target_quality
+from igc_nas.analysis.target_quality import TargetQuality, target_quality
 from igc_nas.arch.papers import figures
 from igc_nas.errors import StudyError
 from igc_nas.study.records import Candidate
@@ -37,7 +37,7 @@ from igc_nas.study.study import STUDY_FILE, Study, load_study
 MIN_SHARED = 5
 """Rankings of fewer architectures are not compared."""
 
-Kind = Literal["rung", "end", "loss", "surrogate", "target", "seed", "params", "macs", "random"]
+Kind = Literal["rung", "end", "loss", "surrogate", "target", "longer", "seed", "params", "macs", "random"]
 Versus = Literal["above", "overlaps", "below"]
 ById = Mapping[str, float]
 """A value of each architecture, by canonical id."""
@@ -65,8 +65,9 @@ class Predictor:
 
     Of the kinds, `end` is the final error, `loss` the final held-out loss, `surrogate` the final error as predicted
     by the surrogate of the study's final errors, `target` the reference's error as predicted by the surrogate over
-    the length of training from all other architectures (`igc_nas.analysis.target_quality`). `samples` is the number
-    of training images that the predictor needs, None for none; `study` names the study of another seed. `params` is
+    the length of training from all other architectures (`igc_nas.analysis.target_quality`), `longer` the final error of
+    a related study whose trainings are longer than the study's, and no longer than the reference's. `samples` is the
+    number of training images that the predictor needs, None for none; `study` names the related study. `params` is
     the parameter count's tau on the same architectures, `over_params` the paired difference to it; `versus_params`
     says whether the interval lies above, overlaps or lies below the parameter count's. Recall is of the reference's
     best 10 and 25 %. For `random` the taus are expected values, and 95 % of random orders lie in their intervals.
@@ -205,11 +206,13 @@ def proxy_report(study: Study, reference: Study | None = None) -> ProxyReport:
     if len(target.ids) < MIN_SHARED:
         raise _too_few(study, reference, len(target.ids), own_end)
     repeats = [other for other in others if is_repeat(study, other)]
-    rankings = _rankings(study, own, own_end, [other for other in repeats if not is_same(other, reference)])
-    quality = None if own_end else target_quality(study, reference)
-    if quality:
-        place = next((i for i, r in enumerate(rankings) if r.kind == "seed"), -2)
-        rankings.insert(place, _Ranking("target", study.spec.recipe.samples, quality.errors))
+    lengths = range(samples_of(study) + 1, samples_of(reference) + 1)
+    longer = [other for other in others if samples_of(other) in lengths and not is_same(other, reference)]
+    quality = None if own_end else target_quality(study, reference, longer)
+    rankings = _rankings(study, own, own_end, quality)
+    rankings += [_ranking_of("longer", study, other) for other in longer]
+    rankings += [_ranking_of("seed", study, other) for other in repeats if not is_same(other, reference)]
+    rankings += [_Ranking("params", None, _negative_log(own.params)), _Ranking("macs", None, _negative_log(own.macs))]
     sizes = [own.params[id_] for id_ in target.ids]
     return ProxyReport(
         study=summary(study, study.spec.name),
@@ -225,21 +228,26 @@ def proxy_report(study: Study, reference: Study | None = None) -> ProxyReport:
     )
 
 
-def _rankings(study: Study, own: _StudyValues, own_end: bool, repeats: Sequence[Study]) -> list[_Ranking]:
-    """The predictors, in the order of the report. With `own_end` the final errors are what is to be predicted."""
+def _rankings(study: Study, own: _StudyValues, own_end: bool, quality: TargetQuality | None) -> list[_Ranking]:
+    """The predictors by the study's own trainings. With `own_end` its final errors are what is to be predicted."""
     found = [_Ranking("rung", samples, errors) for samples, errors in own.rungs.items()]
-    if not own_end:
-        samples = study.spec.recipe.samples
-        found += [_Ranking("end", samples, own.ends), _Ranking("loss", samples, own.losses)]
-        if predicted := predicted_errors(study):
-            found.append(_Ranking("surrogate", samples, predicted))
-    for other in repeats:
-        found.append(_Ranking("seed", other.spec.recipe.samples, _values_of(other).ends, label(study, other)))
-    return [
-        *found,
-        _Ranking("params", None, _negative_log(own.params)),
-        _Ranking("macs", None, _negative_log(own.macs)),
-    ]
+    if own_end:
+        return found
+    samples = samples_of(study)
+    found += [_Ranking("end", samples, own.ends), _Ranking("loss", samples, own.losses)]
+    if predicted := predicted_errors(study):
+        found.append(_Ranking("surrogate", samples, predicted))
+    return [*found, _Ranking("target", samples, quality.errors)] if quality else found
+
+
+def _ranking_of(kind: Kind, study: Study, other: Study) -> _Ranking:
+    """By the final errors of a related study."""
+    return _Ranking(kind, samples_of(other), _values_of(other).ends, label(study, other))
+
+
+def samples_of(study: Study) -> int:
+    """Images of one of its trainings."""
+    return study.spec.recipe.samples
 
 
 def related(study: Study) -> tuple[Study, ...]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from igc_nas.samplers.cross_validation import MIN_TRIALS
-from igc_nas.samplers.features import features_of
-from igc_nas.samplers.target_predictor import inputs_of, longer_errors
+from igc_nas.samplers.cross_validation import MIN_TRIALS, coverage
+from igc_nas.samplers.features import Inputs, features_of
+from igc_nas.samplers.target_predictor import longer_errors
 from igc_nas.samplers.target_surrogate import MIN_LONGER, SEED_VARIANCE, PredictedErrors, TargetSurrogate
 from igc_nas.study.records import Candidate
 from igc_nas.study.study import Study
@@ -27,38 +27,41 @@ class TargetQuality:
     within_95: float
 
 
-def target_quality(study: Study, reference: Study) -> TargetQuality | None:
+def target_quality(study: Study, reference: Study, related: Sequence[Study] = ()) -> TargetQuality | None:
     """Predict each architecture of `reference`, a longer training of networks of `study`, from the other ones.
 
-    Both trainings of those that are predicted are left out: the short and the long one. None where `reference` is not
-    longer, or too few are left.
+    `related` are other studies of longer trainings, from which it learns as well. All trainings of the architectures
+    that are predicted are left out, whatever their length. None where `reference` is not longer, or too few are left.
     """
     encoding, images = study.spec.feasible.encoding, reference.spec.recipe.samples
     short = {c.id: c for c in _each_once(study.candidates) if encoding.code(c.arch) is not None}
     longer = [c for c in _each_once(reference.candidates) if c.id in short]
+    others = [c for one in related for c in _each_once(one.candidates) if c.id in short]
     folds = [longer[start::FOLDS] for start in range(min(FOLDS, len(longer)))]
     largest = max(map(len, folds), default=0)
     if images <= study.spec.recipe.samples or min(len(short) - MIN_TRIALS, len(longer) - MIN_LONGER) < largest:
         return None
     codes = {id_: encoding.code(candidate.arch) or () for id_, candidate in short.items()}
-    features = features_of(encoding)
+
+    def inputs(candidates: Sequence[Candidate]) -> Inputs:
+        return features_of(encoding).of(encoding.priced([codes[c.id] for c in candidates]))
+
     errors: dict[str, float] = {}
     z = []
     for left_out in folds:
         ids = {candidate.id for candidate in left_out}
         shorts = [candidate for candidate in short.values() if candidate.id not in ids]
-        longs = [candidate for candidate in longer if candidate.id not in ids]
+        longs = [candidate for candidate in (*longer, *others) if candidate.id not in ids]
         surrogate = TargetSurrogate(
-            inputs_of(features, encoding, [codes[c.id] for c in shorts]),
+            inputs(shorts),
             np.array([c.score.error for c in shorts]),
             study.spec.recipe.samples,
-            longer_errors(inputs_of(features, encoding, [codes[c.id] for c in longs]), longs),
+            longer_errors(inputs(longs), longs),
         )
-        predicted = surrogate.predict(inputs_of(features, encoding, [codes[c.id] for c in left_out]), images)
+        predicted = surrogate.predict(inputs(left_out), images)
         errors |= {c.id: float(error) for c, error in zip(left_out, predicted.errors, strict=True)}
         z += _z(predicted, left_out)
-    distances = np.abs(z)
-    return TargetQuality(errors, float((distances <= 0.9945).mean()), float((distances <= 1.96).mean()))
+    return TargetQuality(errors, *coverage(np.array(z)))
 
 
 def _each_once(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from functools import cached_property
 from typing import Any
 
 from igc_nas.analysis.surrogate_quality import surrogate_quality
+from igc_nas.analysis.words import budget_words, counted
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.papers import PRINTED, reference
 from igc_nas.arch.plan import arch_id
 from igc_nas.arch.stages import STAGE_OF_UNIT
-from igc_nas.data.datasets import is_synthetic
+from igc_nas.data.datasets import cifar_of, is_synthetic
 from igc_nas.io.text import plain, visible
 from igc_nas.io.units import format_count, format_ms
 from igc_nas.study.records import FINISHED, Candidate, FormTime, Latency, Trial, TrialState
@@ -159,24 +159,23 @@ def own_trials(study: Study) -> list[Trial]:
 
 def trials_view(study: Study) -> TrialsView:
     """Every trial of a study as columns."""
-    facts = [_TrialFacts.of(trial) for trial in own_trials(study)]
+    trials = own_trials(study)
+    facts = [_TrialFacts.of(trial) for trial in trials]
     columns: dict[str, Column] = {"error": tuple(k.error for k in facts)}
     for metric in ("params", "macs", "flops", "activations"):
         columns[metric] = tuple(None if k.cost is None else getattr(k.cost, metric) for k in facts)
     columns["latency"] = tuple(shortened(k.latency.normalised_ms) if k.latency else None for k in facts)
     intervals = [k.latency.normalised_interval_ms if k.latency else (None, None) for k in facts]
     return TrialsView(
-        trial=tuple(trial.number for trial in own_trials(study)),
-        state=tuple(trial.state for trial in own_trials(study)),
-        baseline=tuple(trial.baseline or "" for trial in own_trials(study)),
+        trial=tuple(trial.number for trial in trials),
+        state=tuple(trial.state for trial in trials),
+        baseline=tuple(trial.baseline or "" for trial in trials),
         id=tuple(k.id for k in facts),
-        units=tuple(unit_mix(trial.arch) if trial.arch else "" for trial in own_trials(study)),
+        units=tuple(unit_mix(trial.arch) if trial.arch else "" for trial in trials),
         columns=columns,
         low_ms=tuple(low and shortened(low) for low, _ in intervals),
         high_ms=tuple(high and shortened(high) for _, high in intervals),
-        expected=tuple(
-            shortened(t.pruned.expected_error) if t.pruned and t.state == "pruned" else None for t in own_trials(study)
-        ),
+        expected=tuple(k.expected for k in facts),
         noisy=tuple(row for row, k in enumerate(facts) if k.latency and k.latency.noisy),
     )
 
@@ -189,6 +188,7 @@ class _TrialFacts:
     cost: Cost | None = None
     latency: Latency | None = None
     error: float | None = None
+    expected: float | None = None
 
     @classmethod
     def of(cls, trial: Trial) -> _TrialFacts:
@@ -196,7 +196,8 @@ class _TrialFacts:
             c = trial.candidate
             return cls(c.id, c.cost, c.latency, shortened(c.score.error))
         if trial.pruned and trial.state == "pruned":
-            return cls(trial.pruned.id, trial.pruned.cost, trial.pruned.latency)
+            p = trial.pruned
+            return cls(p.id, p.cost, p.latency, expected=shortened(p.expected_error))
         return cls(arch_id(trial.arch), cost_of(trial.arch)) if trial.arch else cls()
 
 
@@ -235,10 +236,10 @@ def _only_form(candidate: Candidate) -> FormTime:
 
 def papers_view(study: Study) -> PapersView:
     """The papers' networks with a printed error for the study's dataset; none for a dataset other than CIFAR."""
-    found = re.match(r"cifar100?(?![0-9])", study.spec.dataset)
-    printed = {name: p for name, p in PRINTED.items() if found and found[0] in p.error}
+    cifar = cifar_of(study.spec.dataset)
+    printed = {name: p for name, p in PRINTED.items() if cifar in p.error}
     costs = [cost_of(reference(name, study.spec.classes).arch).as_dict() for name in printed]
-    errors = tuple(p.error[found[0]] for p in printed.values() if found)
+    errors = tuple(p.error[cifar] for p in printed.values() if cifar)
     metrics = ("params", "macs", "flops", "activations")
     return PapersView(
         name=tuple(printed),
@@ -384,21 +385,10 @@ def shortened(value: float) -> float:
 
 def caption(study: Study) -> tuple[str, str]:
     """(title, conditions) of a picture, escaped for plotly."""
-    spec, n = study.spec, len(study.candidates)
-    title = (
-        f"{plain(spec.dataset)}{', SYNTHETIC' if is_synthetic(study.spec.dataset) else ''}: {plain(spec.space_name)}"
-    )
-    return title, f"{budget_text(study)} · {n:,} trial{'s' * (n != 1)} · {plain(spec.latency.device)}"
-
-
-def budget_text(study: Study) -> str:
-    """The budgets in words."""
-    words = {"params": "parameters", "macs": "MACs", "latency": "latency"}
-    budget, known = study.spec.budget, limits(study)
-    within = [f"{format_value(name, known[name])} {word}" for name, word in words.items() if name in known]
-    lows = (("parameters", budget.min_params), ("MACs", budget.min_macs))
-    least = [f"at least {format_count(low)} {word}" for word, low in lows if low is not None]
-    return ", ".join([*([f"at most {', '.join(within)}"] if within else []), *least]) or "no budget"
+    spec, trials = study.spec, counted(len(study.candidates), "trial")
+    errors = f" · errors after {spec.recipe.samples:,} images" if study.expected else ""
+    title = f"{plain(spec.dataset)}{', SYNTHETIC' if is_synthetic(spec.dataset) else ''}: {plain(spec.space_name)}"
+    return title, f"{budget_words(spec.budget)} · {trials} · {plain(spec.latency.device)}{errors}"
 
 
 def disagreements(specs: Sequence[StudySpec]) -> tuple[str, ...]:

@@ -72,13 +72,16 @@ def front_end_words(study: Study) -> str | None:
         larger = [getattr(of.cost, metric) for of in ended if of and end < getattr(of.cost, metric) <= limit]
         if not larger:
             return f"The front ends at {format_count(end)} {noun}, {share}: no network beyond that was tried."
-        were = f"{len(larger)} networks beyond that were" if len(larger) > 1 else "One network beyond that was"
-        none = "none of them" if len(larger) > 1 else "it did not have"
+        several, images = len(larger) > 1, study.spec.recipe.samples
+        were = f"{len(larger)} networks beyond that were" if several else "One network beyond that was"
+        none = "none of them had" if several else "it did not have"
+        if study.expected and study.spec.target:
+            images = study.spec.target.images
+            none = "none of them is expected to have" if several else "it is not expected to have"
         return (
             f"The front ends at {format_count(end)} {noun}, {share}. {were} tried (up to "
-            f"{format_count(max(larger))}); after {study.spec.recipe.samples:,} images {none} "
-            f"{'had ' if len(larger) > 1 else ''}a lower error. Longer trainings favour larger networks: "
-            "search with more --time."
+            f"{format_count(max(larger))}); after {images:,} images {none} a lower error. "
+            "Longer trainings favour larger networks: search with more --time."
         )
     return None
 
@@ -98,7 +101,7 @@ def plan_words(study: Study) -> str | None:
     predicted = plan.speed.trials_s(Sizes.of(archs), spec.recipe, spec.space.input[1])
     ratios = sorted(float(s / p) for s, p in zip(seconds, predicted, strict=True))
     low, middle, high = (ratios[round(share * (len(ratios) - 1))] for share in (0.1, 0.5, 0.9))
-    spent = sum(trial.wall_s or 0.0 for trial in study.trials) / plan.workers
+    spent = sum(trial.wall_s or 0.0 for trial in study.trials if not trial.baseline) / plan.workers
     return (
         f"planned {counted(plan.trials, 'trial')} in {format_seconds(plan.time_s)} by "
         f"{counted(plan.workers, 'worker')}; {study.ended} ended, in {format_seconds(spent)} of each. A trial "
@@ -112,11 +115,8 @@ def recipe_words(recipe: Recipe, *, held_out: bool = False) -> str:
     `held_out` adds the number of images that it is scored on.
     """
     scored = f"; scored on {counted(recipe.held_out, 'held-out image')}" if held_out else ""
-    return (
-        f"{counted(recipe.epochs, 'epoch')} of {counted(recipe.train_size, 'image')} at {recipe.resolution} x "
-        f"{recipe.resolution} pixels, batch {recipe.batch}, lr {recipe.lr:g}, {recipe.dtype}, {recipe.forms} "
-        f"forms{scored}"
-    )
+    how = f"batch {recipe.batch}, lr {recipe.lr:g}, {recipe.dtype}, {recipe.forms} forms"
+    return f"{proxy_words(recipe)}, {how}{scored}"
 
 
 def schedule_words(recipe: Schedule) -> str:

@@ -2,7 +2,8 @@
 
 Both have the same wall time on this machine, one after the other, from the start of the command: starting, planning and
 an empty timing cache count. The plain study (`igc_nas.bench.plain_optuna`) is told the space, the recipe, the images
-and the held-out images of the search before it. Hypervolume is over error and parameters, on the search's own scale.
+and the held-out images of the search before it. Hypervolume is over error and parameters, on the search's own scale;
+the errors of a search's longer trainings count, too.
 """
 
 from __future__ import annotations
@@ -228,7 +229,7 @@ def _search(
 
 
 def ended_trials(study: Study, began: float) -> Iterator[Trial]:
-    """The complete trials of a search that began at `began` (`time.time`)."""
+    """The complete trials, longer trainings too, of a search that began at `began` (`time.time`)."""
     for trial in study.trials:
         found = trial.candidate
         if found and trial.started and trial.wall_s:

@@ -136,7 +136,8 @@ def _entrants(study: Study, picks: list[Pick], baselines: list[tuple[str, ArchCo
     found = {}
     for pick in picks:
         c = pick.candidate
-        expected = "" if pick.expected is None else f", expected {100 * pick.expected:.1f} %"
+        after = f" after {study.spec.target.images:,} images" if study.expected and study.spec.target else ""
+        expected = "" if pick.expected is None else f", expected{after} {100 * pick.expected:.1f} %"
         why = f"{pick.why}; proxy error {100 * c.score.error:.1f} %{expected}"
         found[c.id] = Entrant(f"trial {c.trial}", c.arch, why, c.trial, c.latency)
     known = {c.id: c for c in (*study.candidates, *(t.candidate for t in study.baselines if t.candidate))}

@@ -110,10 +110,10 @@ def print_front(
 
         click.echo(csv_text(members, beside), nl=False)
     elif output in ("markdown", "latex"):
-        from igc_nas.study.front_table import latex_lines, markdown_lines
+        from igc_nas.study.front_table import expected_columns, latex_lines, markdown_lines
 
         lines = markdown_lines if output == "markdown" else latex_lines
-        put(*lines(members, {standing.name: standing.candidate for standing in beside}))
+        put(*lines(members, {standing.name: standing.candidate for standing in beside}, expected_columns(study)))
     elif not members and not beside:
         say(f"{study.spec.name} has no completed trial yet", f"igc-nas search --study {study.spec.name}")
     else:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from igc_nas.analysis.proxy import FigureAgreement, FigureTau, Predictor, ProxyReport, StudySummary
     from igc_nas.analysis.ranking import Tau
     from igc_nas.analysis.surrogate_quality import SurrogateQuality
+    from igc_nas.engine.search import Run
+    from igc_nas.study.spec import StudySpec
     from igc_nas.study.study import Study
 
 
@@ -109,29 +111,29 @@ def reported(request: ReportRequest) -> Reported:
 
 def _train_figures(study: Study, data_dir: Path | None, device: str) -> None:
     """Train the networks of the papers' figures by the study's recipe; those already trained are kept."""
-    from igc_nas.engine.paper_networks import paper_networks_search
-    from igc_nas.engine.progress import SearchDisplay
-    from igc_nas.engine.search import search
+    from igc_nas.engine.related import paper_networks_search
     from igc_nas.nn.device import find_devices
 
-    spec, run = paper_networks_search(study, find_devices(device), data_dir)
-    with SearchDisplay(run.trials, None) as display:
-        for _ in search(spec, run, on_event=display.show):
-            pass
+    _search(*paper_networks_search(study, find_devices(device), data_dir))
 
 
 def _confirm(study: Study, count: int, data_dir: Path | None, device: str) -> None:
     """Train candidates longer and from another seed; those already trained are kept. Raises `UsageError` on a CPU."""
-    from igc_nas.engine.confirmation import confirmation_searches
-    from igc_nas.engine.progress import SearchDisplay
-    from igc_nas.engine.search import search
+    from igc_nas.engine.related import confirmation_searches
     from igc_nas.nn.device import find_devices
 
     for spec, run in confirmation_searches(study, find_devices(device), count, data_dir):
         say(f"{spec.name}: {run.trials} networks, {spec.recipe.samples:,} images each, in {run.folder}")
-        with SearchDisplay(run.trials, None) as display:
-            for _ in search(spec, run, on_event=display.show):
-                pass
+        _search(spec, run)
+
+
+def _search(spec: StudySpec, run: Run) -> None:
+    from igc_nas.engine.progress import SearchDisplay
+    from igc_nas.engine.search import search
+
+    with SearchDisplay(run.trials, None) as display:
+        for _ in search(spec, run, on_event=display.show):
+            pass
 
 
 def _print(found: ProxyReport) -> None:
@@ -155,7 +157,7 @@ FIGURE_COLUMNS = ("figure", "predictor", "images", "n", "tau-b (95 %)")
 
 def _cells(row: Predictor) -> list[str]:
     return [
-        f"seed of {row.study}" if row.kind == "seed" else NAMES[row.kind],
+        f"{NAMES[row.kind]} of {row.study}" if row.study else NAMES[row.kind],
         f"{row.samples:,}" if row.samples else "",
         str(row.overall.n),
         _text(row.overall),
@@ -168,7 +170,8 @@ def _cells(row: Predictor) -> list[str]:
 
 NAMES = {
     "rung": "rung", "end": "end", "loss": "loss at the end", "surrogate": "surrogate of the ends",
-    "target": "surrogate at the reference's length", "params": "params", "macs": "MACs", "random": "random (expected)",
+    "target": "surrogate at the reference's length", "longer": "end", "seed": "seed", "params": "params",
+    "macs": "MACs", "random": "random (expected)",
 }  # fmt: skip
 
 

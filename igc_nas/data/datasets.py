@@ -82,11 +82,16 @@ def is_synthetic(label: str) -> bool:
     return label.startswith(SHAPES)
 
 
+def cifar_of(label: str) -> str | None:
+    """`cifar10` or `cifar100`, official or not, by a dataset's label; None for another dataset."""
+    name = label.partition(" ")[0]
+    return name if name in LAYOUTS else None
+
+
 def normalisation(label: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """(mean, std) per channel by which images of a dataset are normalised; None for an unknown label."""
-    layout = LAYOUTS.get(label.partition(" ")[0])
-    if layout is not None:
-        return layout.mean, layout.std
+    if cifar := cifar_of(label):
+        return LAYOUTS[cifar].mean, LAYOUTS[cifar].std
     shapes = _shapes_info()
     return (shapes.mean, shapes.std) if label == shapes.label else None
 

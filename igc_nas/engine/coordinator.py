@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
@@ -180,17 +182,12 @@ class Coordinator:
     def _is_over(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
-    def _can_end(self, arch: ArchConfig) -> bool:
-        """Whether a trial that is started now is expected to end in the time of this search."""
+    def _can_end(self, arch: ArchConfig, *, longer: bool = False) -> bool:
+        """Whether a trial, or a longer training, that is started now is expected to end in the time of this search."""
         if self.end is None:
             return True
-        return time.monotonic() + (self.trial_times.seconds(arch) or 0.0) < self.end
-
-    def _longer_can_end(self, arch: ArchConfig) -> bool:
-        """The same of a longer training."""
-        if self.end is None:
-            return True
-        return time.monotonic() + (self.longer_times.seconds(arch) or 0.0) < self.end
+        times = self.longer_times if longer else self.trial_times
+        return time.monotonic() + (times.seconds(arch) or 0.0) < self.end
 
     def _wait_s(self) -> float:
         left = math.inf if self.deadline is None else self.deadline - time.monotonic()
@@ -217,10 +214,10 @@ class Coordinator:
             return self._start(self.store.resume(waiting.number))
         if self.enqueued:
             first = self.enqueued.pop(0)
-            trial = self._add_baseline(first) if isinstance(first, Baseline) else self._add_enqueued(first)
-            return self._start(trial)
-        if self.promotion and (promoted := self.promotion.next(self.store.study, self._longer_can_end)):
-            return self._start(self._add_longer(promoted))
+            return self._start(self._add_baseline(first) if isinstance(first, Baseline) else self._add_enqueued(first))
+        can_end = partial(self._can_end, longer=True)
+        if self.promotion and (promoted := self.promotion.next(self.store.study, can_end)):
+            return self._start(self._add(promoted.arch, longer_of=promoted.trial))
         for _ in range(MOST_REPEATS if not self.exhausted else 0):
             if self._is_over():
                 return None
@@ -239,7 +236,7 @@ class Coordinator:
 
     def _is_resumed(self, trial: Trial) -> bool:
         """Whether a trial that waits is taken up now: a longer training only where it can end."""
-        return trial.longer_of is None or trial.arch is None or self._longer_can_end(trial.arch)
+        return trial.longer_of is None or trial.arch is None or self._can_end(trial.arch, longer=True)
 
     def _exhaust(self, reason: str) -> None:
         self.exhausted = True
@@ -263,25 +260,17 @@ class Coordinator:
             params = spec.search_space.encode(arch)
         except ConfigError:
             params = {}
-        violation = spec.budget.violation(cost_of(arch))
-        trial = Trial(
-            number=len(self.store.trials), state="running", params=params, arch=arch, violation=violation, enqueued=True
-        )
-        self.first_with_id[arch_id(arch)] = trial.number
-        return self.store.add(running_here(trial))
+        self.first_with_id[arch_id(arch)] = len(self.store.trials)
+        return self._add(arch, params=params, violation=spec.budget.violation(cost_of(arch)), enqueued=True)
 
     def _add_baseline(self, baseline: Baseline) -> Trial:
         """Add a trial of a baseline. It is nothing to the sampler, which may suggest the same architecture."""
-        arch, number = baseline.arch, len(self.store.trials)
-        violation = self.store.spec.budget.violation(cost_of(arch))
-        trial = Trial(number=number, state="running", params={}, arch=arch, violation=violation, baseline=baseline.name)
-        return self.store.add(running_here(trial))
+        violation = self.store.spec.budget.violation(cost_of(baseline.arch))
+        return self._add(baseline.arch, violation=violation, baseline=baseline.name)
 
-    def _add_longer(self, candidate: Candidate) -> Trial:
-        """Add a trial that trains a candidate's network for longer."""
-        trial = Trial(
-            number=len(self.store.trials), state="running", params={}, arch=candidate.arch, longer_of=candidate.trial
-        )
+    def _add(self, arch: ArchConfig, **facts: Any) -> Trial:
+        """Add a trial that no sampler suggested."""
+        trial = Trial(number=len(self.store.trials), arch=arch, **{"state": "running", "params": {}} | facts)
         return self.store.add(running_here(trial))
 
     def _suggest(self) -> Trial:

@@ -10,7 +10,7 @@ import numpy as np
 from igc_nas.errors import UsageError
 from igc_nas.samplers.history import History
 from igc_nas.samplers.mutation import Mutator
-from igc_nas.space.encoding import Code, Ints
+from igc_nas.space.encoding import Code, PricedCodes
 from igc_nas.study.spec import StudySpec
 
 MOST_LISTED = 100_000
@@ -32,7 +32,7 @@ class BruteForce:
             )
 
     @cached_property
-    def _order(self) -> Ints:
+    def _order(self) -> PricedCodes:
         """All codes within the budget, shuffled. Built stage by stage from the options that fit the shape before."""
         encoding = self.spec.feasible.encoding
         codes, shapes = np.arange(len(encoding.stem_shape))[:, None], encoding.stem_shape
@@ -40,8 +40,8 @@ class BruteForce:
             rows, options = np.nonzero(table.fits[shapes])
             codes = np.column_stack([codes[rows], options])
             shapes = table.leaves[shapes[rows], options]
-        kept, _ = Mutator(self.spec.feasible).kept(codes)
-        return kept[np.random.default_rng(self.spec.seed).permutation(len(kept))]
+        kept = Mutator(self.spec.feasible).kept(codes)
+        return kept.rows(np.random.default_rng(self.spec.seed).permutation(len(kept)))
 
     def __len__(self) -> int:
         return len(self._order)
@@ -49,7 +49,4 @@ class BruteForce:
     def propose(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
         """The codes that the study has not tried, in order."""
         seen = history.seen
-        for row in self._order:
-            code = tuple(map(int, row))
-            if code not in seen:
-                yield code
+        yield from (code for code in self._order if code not in seen)

@@ -43,15 +43,21 @@ def leave_one_out(surrogate: Surrogate, values: Floats, params: Ints) -> LeaveOn
     (see `Surrogate.left_out`), so nothing is fitted again.
     """
     mean, deviation = (column[: len(values)] for column in surrogate.left_out())
-    z = np.abs(values - mean) / deviation
+    within_68, within_95 = coverage((values - mean) / deviation)
     return LeaveOneOut(
         n=len(values),
         rank=spearman(mean, values) or 0.0,  # a constant ranks nothing: 0, so `is_better` is False
         rank_by_params=spearman(-np.log(params), values) or 0.0,
-        within_68=float((z <= 0.9945).mean()),  # the normal distribution's quantiles of 84 % and 97.5 %
-        within_95=float((z <= 1.96).mean()),
+        within_68=within_68,
+        within_95=within_95,
         rmse=float(np.sqrt(np.mean((values - mean) ** 2))),
     )
+
+
+def coverage(z: Floats) -> tuple[float, float]:
+    """The shares of residuals, in standard deviations, inside the normal distribution's central 68 and 95 %."""
+    distances = np.abs(z)
+    return float((distances <= 0.9945).mean()), float((distances <= 1.96).mean())
 
 
 def spearman(a: Floats, b: Floats) -> float | None:

@@ -21,19 +21,17 @@ class ErrorPredictor:
     def __init__(self, encoding: SpaceEncoding, codes: Sequence[Code], errors: Sequence[float]) -> None:
         self.encoding = encoding
         self.errors = np.array(errors[-MOST_POINTS:], dtype=float)
-        array = np.array(codes[-MOST_POINTS:], dtype=np.int64)
-        costs = encoding.price(array)[1]
-        self.params = costs[:, 0]
+        archs = encoding.priced(codes[-MOST_POINTS:])
+        self.params = archs.cost("params")
         self._features = features_of(encoding)
-        self._inputs = self._features.of(array, costs)
+        self._inputs = self._features.of(archs)
         self.surrogate = Surrogate(self._inputs, self.errors)
         self.expected, self.deviation = self.surrogate.left_out()
-        self.left_out = dict(zip(map(tuple, array.tolist()), map(float, self.expected), strict=True))
+        self.left_out = dict(zip(archs, map(float, self.expected), strict=True))
 
     def predict(self, code: Code) -> float:
         """The expected error of a network."""
-        array = np.array([code], dtype=np.int64)
-        mean, _ = self.surrogate.predict(self._features.of(array, self.encoding.price(array)[1]))
+        mean, _ = self.surrogate.predict(self._features.of(self.encoding.priced([code])))
         return float(mean[0])
 
     def predict_fitted(self) -> Floats:

@@ -34,8 +34,7 @@ class Evolution:
                 rivals = rng.choice(POPULATION, size=TOURNAMENT, replace=False)
                 dominators = [sum(dominates(other, points[i]) for other in points) for i in rivals]
                 winner = rivals[int(np.argmin(dominators))]
-                children, _ = self.mutator.kept(self.mutator.mutate(codes[winner : winner + 1], 1, rng))
-                yield from (tuple(map(int, child)) for child in children)
+                yield from self.mutator.kept(self.mutator.mutate(codes[winner : winner + 1], 1, rng))
         while True:
             code = self.spec.feasible.encoding.code(self.spec.feasible.draw(rng))
             assert code is not None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from igc_nas.arch.layers import convolutions
 from igc_nas.arch.stages import UNITS, Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.arch.units import stage_layers
-from igc_nas.space.encoding import Ints, SpaceEncoding
+from igc_nas.space.encoding import Ints, PricedCodes, SpaceEncoding
 
 Floats = NDArray[np.float64]
 
@@ -61,9 +61,10 @@ class Features:
         gdc = [[float(frame.head is not None and frame.head.pool == "gdc")] for frame in space.frames]
         return np.concatenate([widths, gdc], axis=1)
 
-    def of(self, codes: Ints, costs: Ints) -> Inputs:
-        """The features of `codes` (n, 1 + stages) with their `costs` (n, metrics)."""
-        whole, parts = [np.log(costs)], [self._stems[codes[:, 0]]]
+    def of(self, archs: PricedCodes) -> Inputs:
+        """The features of architectures."""
+        codes = archs.codes
+        whole, parts = [np.log(archs.costs)], [self._stems[codes[:, 0]]]
         convolutions = np.ones(len(codes))
         shape = self.encoding.stem_shape[codes[:, 0]]
         for level, (table, option) in enumerate(zip(self.encoding.stages, codes[:, 1:].T, strict=True)):

@@ -12,24 +12,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from igc_nas.errors import ConfigError
 from igc_nas.samplers.features import Floats
-from igc_nas.space.encoding import Code, Ints, SpaceEncoding
+from igc_nas.space.encoding import Code, PricedCodes, SpaceEncoding
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.records import Candidate
 
 EXPECTED = "igc_nas:expected"
 """User attribute of a pruned trial: (mean, standard deviation) of its predicted final error."""
 CONSTRAINTS = "constraints:"
-
-
-@dataclass(frozen=True)
-class PricedCodes:
-    """Architectures as `codes` (n, 1 + stages), with their `costs` (n, metrics)."""
-
-    codes: Ints
-    costs: Ints
-
-    def __len__(self) -> int:
-        return len(self.codes)
 
 
 @dataclass(frozen=True)
@@ -58,8 +47,7 @@ class History:
     @property
     def seen(self) -> frozenset[Code]:
         """Every code that the study has tried or is trying."""
-        states = (self.complete, self.pruned, self.running)
-        return frozenset(tuple(code) for state in states for code in state.codes.tolist())
+        return frozenset((*self.complete, *self.pruned, *self.running))
 
 
 class _FinishedTrials:
@@ -69,7 +57,7 @@ class _FinishedTrials:
         self._encoding = encoding
         self._numbers: list[int] = []
         self._first: dict[Code, int] = {}
-        self.archs = price(encoding, [])
+        self.archs = encoding.priced([])
         self.values: Floats = np.empty((0, columns))
 
     def add(self, number: int, code: Code, values: Sequence[float]) -> None:
@@ -79,16 +67,15 @@ class _FinishedTrials:
         if code in self._first:
             self._drop(bisect_left(self._numbers, self._first[code]))
         self._first[code] = number
-        row = bisect_left(self._numbers, number)
+        row, n = bisect_left(self._numbers, number), len(self.archs)
         self._numbers.insert(row, number)
-        new = price(self._encoding, [code])
-        codes, costs = np.insert(self.archs.codes, row, new.codes, 0), np.insert(self.archs.costs, row, new.costs, 0)
-        self.archs, self.values = PricedCodes(codes, costs), np.insert(self.values, row, values, 0)
+        self.archs = (self.archs + self._encoding.priced([code])).rows(np.insert(np.arange(n), row, n))
+        self.values = np.insert(self.values, row, values, 0)
 
     def _drop(self, row: int) -> None:
         del self._numbers[row]
-        codes, costs = np.delete(self.archs.codes, row, 0), np.delete(self.archs.costs, row, 0)
-        self.archs, self.values = PricedCodes(codes, costs), np.delete(self.values, row, 0)
+        kept = np.delete(np.arange(len(self.archs)), row)
+        self.archs, self.values = self.archs.rows(kept), self.values[kept]
 
 
 class Memory:
@@ -124,7 +111,7 @@ class Memory:
             complete.values,
             pruned.archs,
             pruned.values,
-            price(self.encoding, codes),
+            self.encoding.priced(codes),
             self._longer(longer),
         )
 
@@ -133,7 +120,7 @@ class Memory:
         known = [(c, code) for c in candidates if (code := self.encoding.code(c.arch)) is not None]
         if not known:
             return None
-        return LongerTrainings(price(self.encoding, [code for _, code in known]), tuple(c for c, _ in known))
+        return LongerTrainings(self.encoding.priced([code for _, code in known]), tuple(c for c, _ in known))
 
     def _add(self, trial: FrozenTrial) -> None:
         """Add a finished trial to those of its state; failed and infeasible ones are left out."""
@@ -157,12 +144,6 @@ class Memory:
             except ConfigError:
                 self._codes[trial.number] = None
         return self._codes[trial.number]
-
-
-def price(encoding: SpaceEncoding, codes: Sequence[Code]) -> PricedCodes:
-    """Codes with their costs."""
-    array = np.array(codes, dtype=np.int64).reshape(len(codes), 1 + len(encoding.stages))
-    return PricedCodes(array, encoding.price(array)[1])
 
 
 def _is_feasible(trial: FrozenTrial) -> bool:

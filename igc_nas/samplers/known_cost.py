@@ -1,8 +1,9 @@
 """The known-cost sampler: expected hypervolume improvement where only the measured objectives are uncertain.
 
 Parameters, MACs and activations of every candidate are known exactly. The error is predicted by a Gaussian process, the
-latency by the mean of another one. Candidates are mutations and crossovers of the front's members and stratified draws,
-all within the budget and not tried before; the best of them are mutated again for a few rounds.
+latency by the mean of another one. Candidates are mutations and crossovers of the front's members (with a goal also of
+the least error in each bin of cost) and stratified draws, all within the budget and not tried before; the best of them
+are mutated again for a few rounds.
 
 In a search for the best error every second suggestion maximises the expected improvement of the least error alone.
 
@@ -21,13 +22,12 @@ import numpy as np
 from igc_nas.samplers.acquisition import MIN_STD, expected_hypervolume_improvement
 from igc_nas.samplers.cross_validation import MIN_TRIALS, LeaveOneOut, leave_one_out
 from igc_nas.samplers.features import Features, Floats, Inputs, features_of
-from igc_nas.samplers.history import History, PricedCodes
+from igc_nas.samplers.history import History, LongerTrainings
 from igc_nas.samplers.mutation import Mutator
 from igc_nas.samplers.surrogate import Surrogate, subset
 from igc_nas.samplers.target_predictor import longer_errors
 from igc_nas.samplers.target_surrogate import MIN_LONGER, TargetSurrogate
-from igc_nas.space.encoding import Code, Ints
-from igc_nas.space.search_space import METRICS
+from igc_nas.space.encoding import Code, Ints, PricedCodes
 from igc_nas.study.pareto import nondominated
 from igc_nas.study.plan import Sizes
 from igc_nas.study.spec import StudySpec
@@ -122,10 +122,10 @@ class KnownCost:
         if plan is None:
             return self._draw(rng, place)
         while True:
-            codes = np.array([self._draw(rng, place) for _ in range(START_DRAWS)], dtype=np.int64)
-            seconds = self._seconds(codes, self.encoding.price(codes)[1])
+            codes = [self._draw(rng, place) for _ in range(START_DRAWS)]
+            seconds = self._seconds(self.encoding.priced(codes))
             if place == 0 or seconds.min() <= START_SHARE * plan.time_s * plan.workers:
-                return tuple(map(int, codes[np.argmin(seconds)]))
+                return codes[int(np.argmin(seconds))]
             place -= 1
 
     def _draw(self, rng: np.random.Generator, place: int | None = None) -> Code:
@@ -138,24 +138,36 @@ class KnownCost:
     def fit(self, history: History) -> Posterior:
         """Fit a surrogate to each measured objective of the history."""
         self._bounds, self._at_target = self._bounds_from(history), None
-        inputs = self.features.of(history.complete.codes, history.complete.costs)
-        columns = {name: self._column(history.values, name) for name in self.measured}
         front = np.array(nondominated(self._points(history)), dtype=np.int64)
         surrogates: dict[str, Surrogate | ErrorAtTarget] = {}
         validation = None
-        for name, values in columns.items():
+        for name in self.measured:
+            values = self._column(history.values, name)
             rows = subset(values, front)
-            if name == "error" and len(history.pruned):
-                surrogate = self._fit_with_pruned(history, rows)
+            if name == "error":
+                surrogates[name], validation = self._fit_error(history, rows)
             else:
-                surrogate = Surrogate(inputs.rows(rows), values[rows])
-            surrogates[name] = surrogate
-            if name == "error" and len(rows) >= MIN_TRIALS:
-                validation = self.validate(surrogate, values[rows], history.complete.costs[rows, 0])
-        if (at_target := self._fit_at_target(history)) is not None:
-            surrogates["error"] = at_target
-            self._at_target = at_target.predict(inputs)[0]
+                surrogates[name] = Surrogate(self.features.of(history.complete.rows(rows)), values[rows])
         return Posterior(surrogates, validation)
+
+    def _fit_error(self, history: History, rows: Ints) -> tuple[Surrogate | ErrorAtTarget, LeaveOneOut | None]:
+        """The surrogate of the error from `rows` of the complete trials and from the pruned ones, and its validation.
+
+        A pruned trial counts with its predicted error, whose variance is known noise.
+        """
+        archs, (low, high) = history.complete.rows(rows), self._bounds["error"]
+        inputs, (expected, deviation) = self.features.of(archs + history.pruned), history.expected.T
+        errors = np.concatenate([history.values[rows, self.spec.objectives.index("error")], expected])
+        deviation = np.concatenate([np.zeros(len(rows)), deviation])
+        values = self._scaled(errors, "error")
+        surrogate, validation = Surrogate(inputs, values, (deviation / (high - low)) ** 2), None
+        if len(rows) >= MIN_TRIALS:
+            validation = self.validate(surrogate, values[: len(rows)], archs.cost("params"))
+        at_target = self._fit_at_target(inputs, errors, deviation, history.longer)
+        if at_target is None:
+            return surrogate, validation
+        self._at_target = at_target.predict(self.features.of(history.complete))[0]
+        return at_target, validation
 
     def _bounds_from(self, history: History) -> dict[str, tuple[float, float]]:
         """The study's bounds; of an objective without them (a latency before its calibration) the measured range."""
@@ -165,36 +177,15 @@ class KnownCost:
                 bounds[name] = self.spec.scale_bounds(name, (float(column.min()), float(column.max()) * 1.01))
         return bounds
 
-    def _fit_with_pruned(self, history: History, rows: Ints) -> Surrogate:
-        """The error's surrogate from complete trials and, with the noise of their prediction, from pruned ones."""
-        codes = np.concatenate([history.complete.codes[rows], history.pruned.codes])
-        costs = np.concatenate([history.complete.costs[rows], history.pruned.costs])
-        low, high = self._bounds["error"]
-        expected, deviation = history.expected.T
-        values = np.concatenate([self._column(history.values, "error")[rows], self._scaled(expected, "error")])
-        noises = np.concatenate([np.zeros(len(rows)), (deviation / (high - low)) ** 2])
-        return Surrogate(self.features.of(codes, costs), values, noises)
-
-    def _fit_at_target(self, history: History) -> ErrorAtTarget | None:
-        """The surrogate of the error at the target length; None without a target or with too few longer trainings.
-
-        Pruned trials count with their predicted errors, as in `_fit_with_pruned`.
-        """
-        target, longer = self.spec.target, history.longer
+    def _fit_at_target(
+        self, inputs: Inputs, errors: Floats, deviation: Floats, longer: LongerTrainings | None
+    ) -> ErrorAtTarget | None:
+        """The surrogate of the error at the target length; None without a target or with too few longer trainings."""
+        target = self.spec.target
         if target is None or longer is None or len(longer.archs) < MIN_LONGER:
             return None
-        errors = history.values[:, self.spec.objectives.index("error")]
-        rows = subset(errors, np.array(nondominated(self._points(history)), dtype=np.int64))
-        codes = np.concatenate([history.complete.codes[rows], history.pruned.codes])
-        costs = np.concatenate([history.complete.costs[rows], history.pruned.costs])
-        expected, deviation = history.expected.T
-        surrogate = TargetSurrogate(
-            self.features.of(codes, costs),
-            np.concatenate([errors[rows], expected]),
-            self.spec.recipe.samples,
-            longer_errors(self.features.of(longer.archs.codes, longer.archs.costs), longer.candidates),
-            np.concatenate([np.zeros(len(rows)), deviation**2]),
-        )
+        of_longer = longer_errors(self.features.of(longer.archs), longer.candidates)
+        surrogate = TargetSurrogate(inputs, errors, self.spec.recipe.samples, of_longer, deviation**2)
         return ErrorAtTarget(surrogate, target.images, self._bounds["error"])
 
     def _column(self, values: Floats, name: str) -> Floats:
@@ -215,11 +206,9 @@ class KnownCost:
             columns["error"] = self._at_target
         return np.stack([columns[name] for name in self.spec.objectives], axis=1)
 
-    def _known(self, costs: Ints, name: str) -> Floats:
+    def _known(self, archs: PricedCodes, name: str) -> Floats:
         """An exact objective of candidates, scaled."""
-        metrics: tuple[str, ...] = METRICS
-        values = 2 * costs[:, metrics.index("macs")] if name == "flops" else costs[:, metrics.index(name)]
-        return self._scaled(values.astype(float), name)
+        return self._scaled(archs.cost(name).astype(float), name)
 
     # Maximising the acquisition function.
 
@@ -230,57 +219,52 @@ class KnownCost:
         front = self._front(history, posterior)
         if self.spec.goal == "best-error" and _begun(history) % 2 == 0:
             front = front[:, :1]  # of the error alone
-        codes, costs = self._first_candidates(self.parents(history), rng)
+        archs = self._first_candidates(self.parents(history), rng)
         cooling = self.cooling(history)
-        worth = self._acquisition(codes, costs, front, posterior, cooling)
+        worth = self._acquisition(archs, front, posterior, cooling)
         for _ in range(ROUNDS):
-            best = codes[np.argsort(-worth, kind="stable")[:BEST]]
-            more, more_costs = self.mutator.kept(self.mutator.mutate(best, MUTATIONS // 2, rng))
-            codes, costs = np.concatenate([codes, more]), np.concatenate([costs, more_costs])
-            worth = np.concatenate([worth, self._acquisition(more, more_costs, front, posterior, cooling)])
-        seen = set(history.seen)
-        for row in np.argsort(-worth, kind="stable"):
-            code = tuple(map(int, codes[row]))
-            if code not in seen:
-                seen.add(code)
-                yield code
+            best = archs.codes[np.argsort(-worth, kind="stable")[:BEST]]
+            more = self.mutator.kept(self.mutator.mutate(best, MUTATIONS // 2, rng))
+            archs += more
+            worth = np.concatenate([worth, self._acquisition(more, front, posterior, cooling)])
+        seen = history.seen
+        best_first = dict.fromkeys(archs.rows(np.argsort(-worth, kind="stable")))
+        yield from (code for code in best_first if code not in seen)
 
     def acquisition(self, candidates: PricedCodes, history: History, posterior: Posterior) -> Floats:
         """(n,) expected hypervolume improvement of candidates x probability of keeping the latency budget."""
-        return self._acquisition(candidates.codes, candidates.costs, self._front(history, posterior), posterior)
+        return self._acquisition(candidates, self._front(history, posterior), posterior)
 
-    def _acquisition(
-        self, codes: Ints, costs: Ints, front: Floats, posterior: Posterior, cooling: float = 0.0
-    ) -> Floats:
+    def _acquisition(self, archs: PricedCodes, front: Floats, posterior: Posterior, cooling: float = 0.0) -> Floats:
         """`acquisition` on the front of `_front`, over the predicted seconds to the power of `cooling`."""
-        if not len(codes):
+        if not len(archs):
             return np.zeros(0)
-        mean, deviation, known = self._predict(codes, costs, posterior)
+        mean, deviation, known = self._predict(archs, posterior)
         gain = expected_hypervolume_improvement(mean, deviation, known[:, : front.shape[1] - 1], front)
-        return gain * self._p_within_latency(codes, costs, posterior) / self._seconds(codes, costs) ** cooling
+        return gain * self._p_within_latency(archs, posterior) / self._seconds(archs) ** cooling
 
     def cooling(self, history: History) -> float:
-        """The exponent of the price: the share of the planned time that is left; 0 without a plan.
+        """The exponent of the price: the share of the planned time that trials have not taken; 0 without a plan.
 
         EI-cooled of Lee, Perrone, Archambeau, Seeger 2020 (arXiv 2003.10870): cheap trials first, and at the end
         those that promise most, whatever they take. The time spent is that which the plan predicts for the trials so
-        far, so that it is the same after a resume.
+        far, so that it is the same after a resume. Longer trainings do not count: where they have a share of the time
+        (`StudySpec.target`), the exponent ends near that share.
         """
         plan = self.spec.plan
         if plan is None:
             return 0.0
         tried = (history.complete, history.pruned, history.running)
-        spent = sum(float(self._seconds(some.codes, some.costs).sum()) for some in tried if len(some))
+        spent = sum(float(self._seconds(some).sum()) for some in tried if len(some))
         return max(0.0, 1.0 - spent / (plan.time_s * plan.workers))
 
-    def _seconds(self, codes: Ints, costs: Ints) -> Floats:
+    def _seconds(self, archs: PricedCodes) -> Floats:
         """(n,) predicted seconds of a trial; 1 without a plan."""
         plan, spec = self.spec.plan, self.spec
         if plan is None:
-            return np.ones(len(codes))
-        convolutions = np.exp(self.features.of(codes, costs).whole[:, -1])
-        macs, activations = (costs[:, METRICS.index(metric)].astype(float) for metric in ("macs", "activations"))
-        sizes = Sizes(macs, activations, convolutions)
+            return np.ones(len(archs))
+        convolutions = np.exp(self.features.of(archs).whole[:, -1])
+        sizes = Sizes(archs.cost("macs").astype(float), archs.cost("activations").astype(float), convolutions)
         return plan.speed.trials_s(sizes, spec.recipe, spec.space.input[1])
 
     def front_codes(self, history: History) -> Ints:
@@ -294,14 +278,13 @@ class KnownCost:
         """
         if not self.spec.goal:
             return self.front_codes(history)
-        metrics: tuple[str, ...] = METRICS
-        costs = history.complete.costs[:, metrics.index(self.spec.feasible.metric)]
+        costs = history.complete.cost(self.spec.feasible.metric)
         bins = np.searchsorted([bin_.most for bin_ in self.spec.feasible.bins], costs)
         errors = self._points(history)[:, self.spec.objectives.index("error")]
         best = [int(rows[np.argmin(errors[rows])]) for rows in (np.flatnonzero(bins == n) for n in np.unique(bins))]
         return history.complete.codes[sorted({*nondominated(self._points(history)), *best})]
 
-    def _first_candidates(self, parents: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    def _first_candidates(self, parents: Ints, rng: np.random.Generator) -> PricedCodes:
         drawn = np.array([self._draw(rng) for _ in range(DRAWS)], dtype=np.int64)
         mutations = self.mutator.mutate(parents, MUTATIONS, rng)
         crossovers = self.mutator.crossover(parents, CROSSOVERS, rng)
@@ -312,12 +295,10 @@ class KnownCost:
 
         Without the running trials, parallel suggestions would all be near the same best candidate.
         """
-        points = self._points(history)
+        points = self._uncertain_first(self._points(history))
         if len(history.running):
-            mean, _, known = self._predict(history.running.codes, history.running.costs, posterior)
-            points = np.concatenate([self._uncertain_first(points), np.column_stack([mean, known])])
-        else:
-            points = self._uncertain_first(points)
+            mean, _, known = self._predict(history.running, posterior)
+            points = np.concatenate([points, np.column_stack([mean, known])])
         return points[nondominated(points)]
 
     @property
@@ -330,27 +311,27 @@ class KnownCost:
         first = names.index(self._uncertain)
         return points[:, [first, *(i for i in range(len(names)) if i != first)]]
 
-    def _predict(self, codes: Ints, costs: Ints, posterior: Posterior) -> tuple[Floats, Floats, Floats]:
+    def _predict(self, archs: PricedCodes, posterior: Posterior) -> tuple[Floats, Floats, Floats]:
         """(mean (n,), deviation (n,) of the uncertain objective, the other ones (n, others)), scaled."""
-        inputs = self.features.of(codes, costs)
+        inputs = self.features.of(archs)
         predicted = {name: surrogate.predict(inputs) for name, surrogate in posterior.surrogates.items()}
         names = [name for name in self.spec.objectives if name != self._uncertain]
-        known = [predicted[name][0] if name in predicted else self._known(costs, name) for name in names]
-        others = np.stack(known, axis=1) if known else np.empty((len(costs), 0))
+        known = [predicted[name][0] if name in predicted else self._known(archs, name) for name in names]
+        others = np.stack(known, axis=1) if known else np.empty((len(archs), 0))
         if self._uncertain in predicted:
             mean, deviation = predicted[self._uncertain]
         else:
-            mean, deviation = self._known(costs, self._uncertain), np.full(len(costs), MIN_STD)
+            mean, deviation = self._known(archs, self._uncertain), np.full(len(archs), MIN_STD)
         return mean, deviation, np.maximum(0.0, others)
 
-    def _p_within_latency(self, codes: Ints, costs: Ints, posterior: Posterior) -> Floats:
+    def _p_within_latency(self, archs: PricedCodes, posterior: Posterior) -> Floats:
         """The probability of keeping the latency budget; 1 without such a budget or a surrogate of the latency."""
         from scipy.special import ndtr
 
         limit, surrogate = self.spec.budget.latency_ms, posterior.surrogates.get("latency")
         if limit is None or surrogate is None:
-            return np.ones(len(codes))
-        mean, deviation = surrogate.predict(self.features.of(codes, costs))
+            return np.ones(len(archs))
+        mean, deviation = surrogate.predict(self.features.of(archs))
         at = self._scaled(np.array([limit]), "latency")[0]
         found: Floats = ndtr((at - mean) / np.maximum(deviation, MIN_STD))
         return found
@@ -358,9 +339,6 @@ class KnownCost:
     # Without the surrogate.
 
     def _mutations_of_parents(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
-        codes, _ = self.mutator.kept(self.mutator.mutate(self.parents(history), MUTATIONS, rng))
+        archs = self.mutator.kept(self.mutator.mutate(self.parents(history), MUTATIONS, rng))
         seen = history.seen
-        for row in rng.permutation(len(codes)):
-            code = tuple(map(int, codes[row]))
-            if code not in seen:
-                yield code
+        yield from (code for code in archs.rows(rng.permutation(len(archs))) if code not in seen)

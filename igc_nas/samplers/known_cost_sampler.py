@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from igc_nas.errors import ConfigError, UsageError
-from igc_nas.samplers.brute_force import MOST_LISTED, BruteForce
 from igc_nas.samplers.distributions import value_distributions
 from igc_nas.samplers.features import Floats
-from igc_nas.samplers.history import History, price
+from igc_nas.samplers.history import History
 from igc_nas.samplers.known_cost import KnownCost
 from igc_nas.samplers.optuna_space import OptunaSpace
-from igc_nas.samplers.study_sampler import MOST_REPEATS
+from igc_nas.samplers.study_sampler import proposals
 from igc_nas.space.encoding import Code
 from igc_nas.space.search_space import METRICS
 from igc_nas.study.defaults import default_recipe
@@ -35,6 +34,9 @@ from igc_nas.study.spec import LatencySpec, StudySpec
 SCORE = "error"
 """What the sampler calls the one objective that is neither a cost nor a latency."""
 COSTS = (*METRICS, "flops")
+FENCE = 3.0
+"""A score that is worse than the upper quartile by more than this number of interquartile ranges counts as one there
+(Tukey 1977, the outer fence): one training that diverged would make all others look alike."""
 
 
 class KnownCostSampler(BaseSampler):
@@ -79,8 +81,10 @@ class KnownCostSampler(BaseSampler):
         self._encoding = self._spec.feasible.encoding
         self._known_cost = KnownCost(self._spec)
         self._lock = threading.Lock()
-        self._codes: dict[tuple[str, int], Code | None] = {}
-        """The codes of trials, by the study's name and their number: as suggested, or as read when they had ended."""
+        self._suggested: dict[_Key, Code] = {}
+        """The codes suggested to running trials."""
+        self._ended: dict[_Key, Code | None] = {}
+        """Those of trials that have ended, as read: a user may have fixed some of the parameters (`enqueue_trial`)."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         make = partial(KnownCostSampler, seed=self.seed, independent_sampler=self._independent)
@@ -101,7 +105,7 @@ class KnownCostSampler(BaseSampler):
             )
         with self._lock:  # so that threads do not suggest the same
             code = self._new(study, trial.number)
-            self._codes[study.study_name, trial.number] = code
+            self._suggested[_key(study, trial)] = code
         return dict(self.space.params(self._encoding.architecture(code)))
 
     def sample_independent(
@@ -130,31 +134,28 @@ class KnownCostSampler(BaseSampler):
         trials = [trial for trial in study.get_trials(deepcopy=False) if trial.number != number]
         codes = {trial.number: code for trial in trials if (code := self._code(study, trial)) is not None}
         history, tried = self._history(study, trials, codes), set(codes.values())
-        for code in self._proposals(history, rng):
+        for code in proposals(self._spec, self._known_cost.propose, history, rng):
             if code not in tried:
                 return code
         warnings.warn("every architecture within the budget that was found is in the study already", stacklevel=2)
         with suppress(RuntimeError):  # outside of `optimize`
             study.stop()
-        return next(self._proposals(history, rng))
-
-    def _proposals(self, history: History, rng: np.random.Generator) -> Iterator[Code]:
-        yield from islice(self._known_cost.propose(history, rng), MOST_REPEATS)
-        if self._spec.search_space.size <= MOST_LISTED:
-            yield from BruteForce(self._spec).propose(history, rng)
+        return next(self._known_cost.propose(history, rng))
 
     def _code(self, study: optuna.Study, trial: FrozenTrial) -> Code | None:
         """The code of a trial's architecture; None while it has not asked for one that we know."""
-        key = (study.study_name, trial.number)
-        if key not in self._codes:
-            try:
-                found = self._encoding.code(self.space.architecture(trial.params))
-            except ConfigError:
-                found = None
-            if not trial.state.is_finished():
-                return found
-            self._codes[key] = found
-        return self._codes[key]
+        key = _key(study, trial)
+        if key in self._ended:
+            return self._ended[key]
+        try:
+            found = self._encoding.code(self.space.architecture(trial.params))
+        except ConfigError:
+            found = None
+        if not trial.state.is_finished():
+            return found or self._suggested.get(key)
+        self._suggested.pop(key, None)
+        self._ended[key] = found
+        return found
 
     # What the study tells.
 
@@ -168,7 +169,7 @@ class KnownCostSampler(BaseSampler):
         scores = np.array([known[n].values[at] for n in complete], dtype=float)
         reported = np.array([_reported(known[n]) for n in pruned], dtype=float)
         scores, reported = self._as_errors(scores, reported, study.directions[at])
-        priced = price(self._encoding, [*complete.values()])
+        priced = self._encoding.priced([*complete.values()])
         columns = []
         for place, name in enumerate(self._spec.objectives):
             if name == SCORE:
@@ -176,16 +177,14 @@ class KnownCostSampler(BaseSampler):
             elif name == "latency":
                 columns.append(np.array([known[n].values[place] for n in complete], dtype=float))
             else:
-                metrics: tuple[str, ...] = METRICS
-                counts = 2 * priced.costs[:, 1] if name == "flops" else priced.costs[:, metrics.index(name)]
-                columns.append(counts.astype(float))
+                columns.append(priced.cost(name).astype(float))
         spread = float(scores.std()) if len(scores) else 1.0
         return History(
             priced,
             np.stack(columns, axis=1),
-            price(self._encoding, [*pruned.values()]),
+            self._encoding.priced([*pruned.values()]),
             np.stack([reported, np.full(len(reported), spread)], axis=1),
-            price(self._encoding, [*running.values()]),
+            self._encoding.priced([*running.values()]),
         )
 
     def _first(
@@ -208,16 +207,31 @@ class KnownCostSampler(BaseSampler):
         )
 
     def _as_errors(self, scores: Floats, reported: Floats, direction: StudyDirection) -> tuple[Floats, Floats]:
-        """Scores on the scale of an error, 0 to chance: errors as they are, others by the range of complete trials."""
+        """Scores on the scale of an error, 0 to chance: errors as they are, others by the range of complete trials.
+
+        Those beyond the `FENCE` count as there.
+        """
         both = np.concatenate([scores, reported])
         if self._score == SCORE and direction == StudyDirection.MINIMIZE and ((both >= 0) & (both <= 1)).all():
             return scores, reported
         sign = -1 if direction == StudyDirection.MAXIMIZE else 1
         if not len(scores):
             return scores, np.full(len(reported), self._spec.bounds[SCORE][1])
-        low, high = (sign * scores).min(), (sign * scores).max()
+        scores, reported = sign * scores, sign * reported
+        low, high = scores.min(), scores.max()
+        lower, upper = np.quantile(scores, (0.25, 0.75))
+        if lower < upper and (fence := upper + FENCE * (upper - lower)) < high:
+            scores, reported, high = np.minimum(scores, fence), np.minimum(reported, fence), fence
         scale = self._spec.bounds[SCORE][1] / ((high - low) or 1.0)
-        return (sign * scores - low) * scale, (sign * reported - low) * scale
+        return (scores - low) * scale, (reported - low) * scale
+
+
+_Key = tuple[str, int, datetime | None]
+
+
+def _key(study: optuna.Study, trial: FrozenTrial) -> _Key:
+    """What tells a trial from all others; studies in two storages may have one name."""
+    return study.study_name, trial.number, trial.datetime_start
 
 
 def _reported(trial: FrozenTrial) -> float | None:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from igc_nas.space.encoding import Ints, SpaceEncoding
+from igc_nas.space.encoding import Ints, PricedCodes, SpaceEncoding
 from igc_nas.space.feasible import Feasible
 
 NEAR = 0.6
@@ -68,12 +68,12 @@ class Mutator:
         one, other = (codes[rng.integers(len(codes), size=count)] for _ in range(2))
         return np.where(rng.random(one.shape) < 0.5, one, other)
 
-    def kept(self, codes: Ints) -> tuple[Ints, Ints]:
-        """(codes, costs) of the rows that are valid and within the budget, sorted, without duplicates."""
+    def kept(self, codes: Ints) -> PricedCodes:
+        """The rows that are valid and within the budget, sorted, without duplicates."""
         codes = np.unique(codes, axis=0)
         valid, costs = self.encoding.price(codes)
         valid &= self.feasible.budget.allows(costs)
-        return codes[valid], costs[valid]
+        return PricedCodes(codes[valid], costs[valid])
 
 
 def _numbered(column: Sequence[object]) -> list[int]:

@@ -16,7 +16,7 @@ arXiv 1603.06560.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from igc_nas.samplers.acquisition import expected_hypervolume_improvement
 from igc_nas.samplers.cross_validation import MIN_TRIALS
 from igc_nas.samplers.features import Floats
 from igc_nas.samplers.target_predictor import TargetPredictor
+from igc_nas.space.encoding import Ints
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.pareto import nondominated
 from igc_nas.study.plan import Sizes
@@ -50,11 +51,11 @@ class Promotion:
         if not self.is_due(study) or (predictor := TargetPredictor.of(study)) is None:
             return None
         begun = {trial.longer_of for trial in study.trials if trial.longer_of is not None}
-        within = {candidate.trial for candidate in study.feasible_candidates}.difference(begun)
-        worth = _design(predictor, len(begun)) if len(begun) < DESIGN else self.worth(predictor, len(begun))
-        for row in np.argsort(-worth, kind="stable"):
+        rows = np.flatnonzero([self.spec.budget.violation(c.cost) <= 0 for c in predictor.candidates])
+        of = _design if len(begun) < DESIGN else self.worth
+        for row in rows[np.argsort(-of(predictor, rows, len(begun)), kind="stable")]:
             candidate: Candidate = predictor.candidates[row]
-            if candidate.trial in within and can_end(candidate.arch):
+            if candidate.trial not in begun and can_end(candidate.arch):
                 return candidate
         return None
 
@@ -89,11 +90,12 @@ class Promotion:
             self._seconds_of[key] = seconds
         return self._seconds_of[key]
 
-    def worth(self, predictor: TargetPredictor, promoted: int) -> Floats:
-        """(n,) of each of the predictor's candidates, after `promoted` promotions."""
+    def worth(self, predictor: TargetPredictor, rows: Ints, promoted: int) -> Floats:
+        """(rows,) of these rows of the candidates, after `promoted` promotions; the others are no rivals."""
         low, high = self.spec.scale_bounds("error")
-        mean, std = (predictor.predicted.errors - low) / (high - low), predictor.predicted.std / (high - low)
-        points = np.column_stack([mean, self._known(predictor)])
+        mean = (predictor.predicted.errors[rows] - low) / (high - low)
+        std = predictor.predicted.std[rows] / (high - low)
+        points = np.column_stack([mean, self._known([predictor.candidates[row] for row in rows])])
         if self.spec.goal == "best-error" and promoted % 2:
             points = points[:, :1]
         front = np.array(nondominated(points), dtype=np.int64)
@@ -105,18 +107,18 @@ class Promotion:
             gain[one] = expected_hypervolume_improvement(mean[one], std[one], points[one, 1:], others)
         return gain
 
-    def _known(self, predictor: TargetPredictor) -> Floats:
+    def _known(self, candidates: Sequence[Candidate]) -> Floats:
         """(n, objectives but the error) on the study's scale."""
         names = [name for name in self.spec.objectives if name != "error"]
-        rows = [self.spec.scaled({name: OBJECTIVES[name].of(c) for name in names}) for c in predictor.candidates]
+        rows = [self.spec.scaled({name: OBJECTIVES[name].of(c) for name in names}) for c in candidates]
         return np.array(rows, dtype=float).reshape(len(rows), len(names))
 
 
-def _design(predictor: TargetPredictor, promoted: int) -> Floats:
-    """(n,) the worth of each candidate for one of the first promotions: in its group that of the least error first."""
-    sizes = np.array([candidate.cost.params for candidate in predictor.candidates])
+def _design(predictor: TargetPredictor, rows: Ints, promoted: int) -> Floats:
+    """(rows,) the worth of candidates for one of the first promotions: in its group that of the least error first."""
+    sizes = np.array([predictor.candidates[row].cost.params for row in rows])
     groups = np.array_split(np.argsort(sizes, kind="stable"), DESIGN)
     found = np.full(len(sizes), -1.0)
     of_group = groups[ORDER[promoted]]
-    found[of_group] = 1 - predictor.predicted.errors[of_group]
+    found[of_group] = 1 - predictor.predicted.errors[rows[of_group]]
     return found

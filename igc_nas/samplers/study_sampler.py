@@ -105,7 +105,7 @@ class StudySampler(BaseSampler):
 
     def _new(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
         history, too_long = self._memory.history(study, trial.number, self._longer()), False
-        for code in self._proposals(history):
+        for code in proposals(self._spec, self._propose, history, self._rng):
             arch = self._encoding.architecture(code)
             if arch_id(arch) in self._known:
                 continue
@@ -118,12 +118,6 @@ class StudySampler(BaseSampler):
             f"{self._spec.sampler} finds no architecture in {self._spec.space_name} that is new to the study"
         )
 
-    def _proposals(self, history: History) -> Iterator[Code]:
-        """Up to `MOST_REPEATS` proposals of the sampler, then every architecture of a small space."""
-        yield from itertools.islice(self._propose(history, self._rng), MOST_REPEATS)
-        if self._spec.search_space.size <= MOST_LISTED:
-            yield from BruteForce(self._spec).propose(history, self._rng)
-
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
@@ -135,6 +129,13 @@ class StudySampler(BaseSampler):
         """Tell Optuna's sampler that the trial is finished."""
         if self._optuna:
             self._optuna.after_trial(study, trial, state, values)
+
+
+def proposals(spec: StudySpec, propose: Propose, history: History, rng: np.random.Generator) -> Iterator[Code]:
+    """Up to `MOST_REPEATS` proposals of a sampler, then every architecture of a small space."""
+    yield from itertools.islice(propose(history, rng), MOST_REPEATS)
+    if spec.search_space.size <= MOST_LISTED:
+        yield from BruteForce(spec).propose(history, rng)
 
 
 def _proposer(spec: StudySpec) -> Propose:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from igc_nas.samplers.cross_validation import MIN_TRIALS
-from igc_nas.samplers.features import Features, Floats, Inputs, features_of
+from igc_nas.samplers.features import Floats, Inputs, features_of
 from igc_nas.samplers.surrogate import MOST_POINTS
 from igc_nas.samplers.target_surrogate import MIN_LONGER, LongerErrors, PredictedErrors, TargetSurrogate
-from igc_nas.space.encoding import Code, SpaceEncoding
 from igc_nas.study.records import Candidate
 from igc_nas.study.study import Study
 
@@ -30,14 +29,14 @@ class TargetPredictor:
         longer = [(c, code) for c in study.longer.values() if (code := encoding.code(c.arch)) is not None]
         self.candidates = tuple(candidate for candidate, _ in known)
         features = features_of(encoding)
-        inputs = inputs_of(features, encoding, [code for _, code in known])
+        inputs = features.of(encoding.priced([code for _, code in known]))
         errors = np.array([candidate.score.error for candidate in self.candidates])
         newest = np.arange(max(0, len(known) - MOST_POINTS), len(known))
         surrogate = TargetSurrogate(
             inputs.rows(newest),
             errors[newest],
             recipe.samples,
-            longer_errors(inputs_of(features, encoding, [code for _, code in longer]), [c for c, _ in longer]),
+            longer_errors(features.of(encoding.priced([code for _, code in longer])), [c for c, _ in longer]),
         )
         self.is_at_target = len(longer) >= MIN_LONGER
         self.predicted: PredictedErrors = surrogate.predict(
@@ -60,9 +59,3 @@ def longer_errors(inputs: Inputs, candidates: Sequence[Candidate]) -> LongerErro
         return np.array([getattr(score, name) for score in scores], dtype=float)
 
     return LongerErrors(inputs, column("error"), column("samples"), column("held_out"))
-
-
-def inputs_of(features: Features, encoding: SpaceEncoding, codes: Sequence[Code]) -> Inputs:
-    """The features of codes."""
-    array = np.array(codes, dtype=np.int64).reshape(len(codes), 1 + len(encoding.stages))
-    return features.of(array, encoding.price(array)[1])

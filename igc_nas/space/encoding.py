@@ -6,7 +6,7 @@ call; samplers, mutations and counts work on them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +20,34 @@ from igc_nas.space.search_space import METRICS, Frame, SearchSpace, shape_after
 
 Ints = NDArray[np.int64]
 Code = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PricedCodes:
+    """Architectures as `codes` (n, 1 + stages), with their `costs` (n, metrics)."""
+
+    codes: Ints
+    costs: Ints
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __iter__(self) -> Iterator[Code]:
+        return map(tuple, self.codes.tolist())
+
+    def __add__(self, other: PricedCodes) -> PricedCodes:
+        return PricedCodes(np.concatenate([self.codes, other.codes]), np.concatenate([self.costs, other.costs]))
+
+    def rows(self, which: Ints) -> PricedCodes:
+        """Some of the rows."""
+        return PricedCodes(self.codes[which], self.costs[which])
+
+    def cost(self, name: str) -> Ints:
+        """(n,) one cost: params, macs, flops or activations."""
+        if name == "flops":
+            return 2 * self.cost("macs")
+        metrics: tuple[str, ...] = METRICS
+        return self.costs[:, metrics.index(name)]
 
 
 @dataclass(frozen=True)
@@ -78,6 +106,11 @@ class SpaceEncoding:
             costs += table.costs[:, shape, option]
             shape = table.leaves[shape, option]
         return valid, (costs + self.end_costs[:, shape]).T
+
+    def priced(self, codes: Sequence[Code] | Ints) -> PricedCodes:
+        """Valid codes with their costs."""
+        array = np.array(codes, dtype=np.int64).reshape(len(codes), 1 + len(self.stages))
+        return PricedCodes(array, self.price(array)[1])
 
     def architecture(self, code: Sequence[int]) -> ArchConfig:
         """The architecture of a valid code (see `price`)."""

@@ -18,13 +18,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost
-from igc_nas.errors import ConfigError, StudyError
-from igc_nas.io.files import MOST_RECORDS, append_line, read_bytes, write_whole
+from igc_nas.errors import StudyError
+from igc_nas.io.files import append_line, write_whole
 from igc_nas.io.records import Frozen, first_problem
 from igc_nas.io.text import plain
 from igc_nas.io.units import fixed_count
 from igc_nas.study.pareto import nondominated
-from igc_nas.study.records import Conditions, Epoch, Failure, Fraction, Latency
+from igc_nas.study.records import Conditions, Epoch, Failure, Fraction, Latency, read_records
 from igc_nas.study.spec import Schedule
 
 FINALS_FILE, FINALS_FOLDER = "finals.jsonl", "finals"
@@ -139,33 +139,16 @@ def read_finals(folder: Path | None) -> tuple[Final, ...]:
 
     An incomplete last line (finals are being trained) is left out.
     """
-    path = None if folder is None else folder / FINALS_FILE
-    if path is None or not (path.exists() or path.is_symlink()):
+    if folder is None:
         return ()
-    try:
-        *complete, cut_short = read_bytes(path, MOST_RECORDS).split(b"\n")
-    except ConfigError as error:
-        raise StudyError(error.message, error.hint) from None
-    found: dict[tuple[str, int, str, str], Final] = {}
-    for number, line in enumerate(complete, start=1):
-        if line:
-            final = _read(line, f"{path.parent.name}/{path.name} line {number}")
-            found[final.key] = final
-    if cut_short:
-        try:
-            final = _read(cut_short, path.name)
-            found[final.key] = final
-        except StudyError:
-            pass  # a training is still writing this line
-    return tuple(found.values())
+    return tuple({final.key: final for final in read_records(folder / FINALS_FILE, _read)}.values())
 
 
 def _read(line: bytes, where: str) -> Final:
     try:
         final = Final.model_validate_json(line)
-    except (ValidationError, RecursionError) as error:
-        problem = first_problem(error, where) if isinstance(error, ValidationError) else f"{where}: nested too deeply"
-        raise StudyError(problem) from None
+    except ValidationError as error:
+        raise StudyError(first_problem(error, where)) from None
     if final.schema_version > SCHEMA:
         raise StudyError(f"{where}: written by a newer igc-nas", "pip install --upgrade igc-nas")
     return final

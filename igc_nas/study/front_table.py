@@ -127,9 +127,13 @@ def _fitting(widths: Mapping[str, int], width: int | None, always: Sequence[str]
 PUBLISHED = ("trial", "id", "error", "params", "macs", "latency", "form", "deployed")
 
 
-def markdown_lines(members: Iterable[Candidate], baselines: Mapping[str, Candidate] | None = None) -> list[str]:
-    """The table in Markdown; `baselines` by name below it."""
-    columns = [COLUMNS[name] for name in PUBLISHED]
+def markdown_lines(
+    members: Iterable[Candidate],
+    baselines: Mapping[str, Candidate] | None = None,
+    more: Mapping[str, Column] = MappingProxyType({}),
+) -> list[str]:
+    """The table in Markdown; `baselines` by name below it, `more` columns behind the ids."""
+    columns = _published_columns(more)
     rows = [
         [":--" if column.left else "--:" for column in columns],
         *_published_rows(columns, members, baselines or {}),
@@ -142,9 +146,13 @@ def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (titles, *rows)]
 
 
-def latex_lines(members: Iterable[Candidate], baselines: Mapping[str, Candidate] | None = None) -> list[str]:
-    """The table as a LaTeX `tabular` (with the rules of the package booktabs); `baselines` by name below it."""
-    columns = [COLUMNS[name] for name in PUBLISHED]
+def latex_lines(
+    members: Iterable[Candidate],
+    baselines: Mapping[str, Candidate] | None = None,
+    more: Mapping[str, Column] = MappingProxyType({}),
+) -> list[str]:
+    """The table as a LaTeX `tabular` (with the rules of the package booktabs), as `markdown_lines`."""
+    columns = _published_columns(more)
     rows = _published_rows(columns, members, baselines or {})
     body = [" & ".join(map(_latex, row)) + r" \\" for row in [[column.title for column in columns], *rows]]
     layout = "".join("l" if column.left else "r" for column in columns)
@@ -157,6 +165,11 @@ def latex_lines(members: Iterable[Candidate], baselines: Mapping[str, Candidate]
         r"\bottomrule",
         r"\end{tabular}",
     ]
+
+
+def _published_columns(more: Mapping[str, Column]) -> list[Column]:
+    names = {name: COLUMNS[name] for name in PUBLISHED}
+    return [names.pop("trial"), names.pop("id"), *more.values(), *names.values()]
 
 
 def _published_rows(

@@ -81,7 +81,7 @@ class _Staircase:
 
 
 def hypervolume(points: Points, reference: Point) -> float:
-    """The volume that `points` dominate below `reference`, for two or more coordinates (exact).
+    """The volume that `points` dominate below `reference` (exact), whatever the number of coordinates.
 
     Points that are not below the reference in every coordinate add nothing. O(n log n) in two and three dimensions, by
     a sweep over the last one (Beume, Fonseca, Lopez-Ibanez, Paquete, Vahrenhold 2009); a factor n more for each further
@@ -96,6 +96,8 @@ def hypervolume(points: Points, reference: Point) -> float:
 
 
 def _slice_volume(points: list[tuple[float, ...]], reference: tuple[float, ...]) -> float:
+    if len(reference) == 1:
+        return reference[0] - min(points)[0] if points else 0.0
     if len(reference) == 2:
         steps = _Staircase(reference)
         for x, y in sorted(points):

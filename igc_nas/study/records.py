@@ -5,14 +5,18 @@ All records are frozen and round-trip through JSON exactly (floats by their shor
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost
 from igc_nas.arch.plan import arch_id
-from igc_nas.errors import StudyError
+from igc_nas.errors import ConfigError, StudyError
+from igc_nas.io.files import MOST_RECORDS, read_bytes
 from igc_nas.io.records import Frozen, first_problem
 from igc_nas.io.text import one_line
 from igc_nas.study.process import Process
@@ -349,3 +353,25 @@ class Trial(Frozen):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise StudyError(first_problem(error, where)) from None
+
+
+Record = TypeVar("Record")
+
+
+def read_records(path: Path, parse: Callable[[bytes, str], Record]) -> Iterator[Record]:
+    """The records of a file with one a line; none where there is no file. Raises `StudyError`.
+
+    `parse` gets a line and its place. An incomplete last line is left out: its process is writing it, or was killed.
+    """
+    if not (path.exists() or path.is_symlink()):
+        return
+    try:
+        *complete, last = read_bytes(path, MOST_RECORDS).split(b"\n")
+    except ConfigError as error:
+        raise StudyError(error.message, error.hint) from None
+    for number, line in enumerate(complete, start=1):
+        if line:
+            yield parse(line, f"{path.parent.name}/{path.name} line {number}")
+    with suppress(StudyError):
+        if last:
+            yield parse(last, path.name)

@@ -22,8 +22,6 @@ def current_spec(data: Mapping[str, Any]) -> dict[str, Any]:
     """A spec of any version up to `SCHEMA`, as the newest has it."""
     if data.get("schema", SCHEMA) != 1 or data["schema"] is True:  # True equals 1, and is refused by the spec
         return dict(data)
-    if data["schema"] is True:  # equals 1, and is no version
-        return dict(data)
     spec = _renamed(data, {"stop": "prune_below"}) | {"schema": SCHEMA}
     return spec | ({"sampler": "brute-force"} if spec.get("sampler") == "all" else {})
 

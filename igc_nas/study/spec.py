@@ -330,12 +330,10 @@ class StudySpec(Frozen):
         )
 
     def scale_bounds(self, name: str, bounds: Bound | None = None) -> Bound:
-        """(what is 0, what is 1) on the scale of an objective: the reference point of a cost lies beyond its bound.
+        """(what is 0, what is 1) on the scale of an objective; `bounds` replace the study's own.
 
-        `bounds` replace the study's own.
-
-        Beyond it is the share `LEAST_ERROR_SHARE` of the scale. So a network that lowers the least error of the study
-        adds at least that share of what it would add if it cost nothing.
+        The reference point of a cost lies beyond its bound, by the share `LEAST_ERROR_SHARE` of the scale: so a network
+        that lowers the least error of the study adds at least that share of what it would add if it cost nothing.
         """
         low, high = bounds or self.bounds[name]
         if self.goal is None or not OBJECTIVES[name].log:

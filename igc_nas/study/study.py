@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, SupportsIndex, Unpack, overload
 
 from igc_nas.errors import ConfigError, StudyError, UsageError
-from igc_nas.io.files import MOST_RECORDS, read_bytes, read_text
+from igc_nas.io.files import read_text
 from igc_nas.io.text import nearest_and_all, one_line, plain
 from igc_nas.io.units import parse_count, parse_ms
 from igc_nas.study.expected import Expected
@@ -22,7 +22,7 @@ from igc_nas.study.front_table import html_table
 from igc_nas.study.names import find_study
 from igc_nas.study.objectives import OBJECTIVES, parse_objectives
 from igc_nas.study.pareto import hypervolume, knee, nondominated, running_hypervolume
-from igc_nas.study.records import Candidate, Trial
+from igc_nas.study.records import Candidate, Trial, read_records
 from igc_nas.study.spec import StudySpec
 
 PICKS = "knee, best-error, smallest, trial:N or under:params=500k"
@@ -135,8 +135,8 @@ class Study:
     def front(self, objectives: Sequence[str] | str | None = None) -> Members:
         """The candidates that no other one dominates, by the first objective ascending: `study.front("error,params")`.
 
-        `objectives` are the study's own, or two or three of error, params, macs, flops, latency, activations. Raises
-        `UsageError` for others.
+        `objectives` are the study's own, the error alone, or two or three of error, params, macs, flops, latency,
+        activations. Raises `UsageError` for others.
         """
         names = self._names(objectives)
         points = [self.values(c, names) for c in self.feasible_candidates]
@@ -332,20 +332,5 @@ def load_study(name: str | Path, root: Path | str = "studies") -> Study:
 
 def read_trials(path: Path) -> tuple[Trial, ...]:
     """The trials of a trials.jsonl in the order of their numbers; of several lines for one number the last counts."""
-    try:
-        lines = read_bytes(path, MOST_RECORDS).split(b"\n") if path.exists() or path.is_symlink() else []
-    except ConfigError as error:
-        raise StudyError(error.message, error.hint) from None
-    complete, cut_short = lines[:-1], lines[-1:] != [b""]
-    found: dict[int, Trial] = {}
-    for number, line in enumerate(complete, start=1):
-        if line:
-            trial = Trial.from_json(line, f"{path.parent.name}/{path.name} line {number}")
-            found[trial.number] = trial
-    if cut_short and lines:
-        try:
-            trial = Trial.from_json(lines[-1])
-            found[trial.number] = trial
-        except StudyError:
-            pass  # a search is still writing this line
+    found = {trial.number: trial for trial in read_records(path, Trial.from_json)}
     return tuple(found[number] for number in sorted(found))

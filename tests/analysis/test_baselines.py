@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from igc_nas.analysis.baselines import baselines_sentence, standings
+from igc_nas.study.expected import Expected
 from igc_nas.study.objectives import values
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study
@@ -27,6 +30,16 @@ def test_dominated_by_the_members_that_are_better_in_all(objectives: tuple[str, 
             if all(a <= b for a, b in zip(values(c, objectives), own, strict=True)) and values(c, objectives) != own
         ]  # fmt: skip
         assert list(standing.dominated_by) == better
+
+
+def test_predicted_errors_are_not_compared_with_those_of_baselines() -> None:
+    """A baseline has had one short training, as every candidate has."""
+    ranked = sorted(STUDY.candidates, key=lambda c: c.score.error)
+    expected = {c.trial: Expected(0.3 - 0.001 * place, 0.1, 0.4) for place, c in enumerate(ranked)}
+    predicted = replace(STUDY, expected=expected)
+    assert predicted.front() != STUDY.front()
+    assert standings(predicted) == standings(STUDY)
+    assert str(baselines_sentence(predicted)).startswith("the front by measured errors dominates ")
 
 
 def test_in_the_order_of_their_errors() -> None:

@@ -1,9 +1,12 @@
 """Which candidates are trained to the end: evenly along the front, or by surrogate and proxy together."""
 
+from dataclasses import replace
+
 import pytest
 
 from igc_nas.analysis.finalists import expected_errors, finalists, spread
 from igc_nas.errors import StudyError, UsageError
+from igc_nas.study.expected import Expected
 from tests.support.studies import make_study
 
 STUDY = make_study(40)
@@ -13,11 +16,11 @@ def test_the_front_is_covered_from_end_to_end() -> None:
     front = STUDY.front()
     params = sorted(c.cost.params for c in front)
     for most in (2, 3, len(front) - 1):
-        picked = spread(front, most)
+        picked = spread(STUDY, front, most)
         assert len({c.id for c in picked}) == most
         assert (picked[0].cost.params, picked[-1].cost.params) == (params[0], params[-1])
-    assert len(spread(front, 100)) == len(front)
-    assert spread(front, 1)[0].score.error == min(c.score.error for c in front)
+    assert len(spread(STUDY, front, 100)) == len(front)
+    assert spread(STUDY, front, 1)[0].score.error == min(c.score.error for c in front)
 
 
 def test_the_best_within_limits_are_those_that_surrogate_and_proxy_expect_to_be() -> None:
@@ -30,6 +33,18 @@ def test_the_best_within_limits_are_those_that_surrogate_and_proxy_expect_to_be(
     assert [pick.candidate.id for pick in picks] == [c.id for c in best]
     assert [pick.expected for pick in picks] == [expected[c.id] for c in best]
     assert picks[0].why.startswith("rank 1 (proxy alone ")
+
+
+def test_where_errors_are_predicted_at_a_longer_length_they_rank() -> None:
+    """The other way round than the short trainings do: large networks are the best ones there."""
+    ranked = sorted(STUDY.candidates, key=lambda c: c.score.error)
+    expected = {c.trial: Expected(0.3 - 0.001 * place, 0.1, 0.4) for place, c in enumerate(ranked)}
+    study = replace(STUDY, expected=expected)
+    picks = finalists(study, ["under:params=100G"], 3)
+    assert [pick.candidate for pick in picks] == ranked[:-4:-1]
+    assert [pick.expected for pick in picks] == [expected[pick.candidate.trial].error for pick in picks]
+    assert picks[0].candidate == study.pick("under:params=100G"), "as export picks"
+    assert spread(study, STUDY.candidates, 1) == [ranked[-1]]
 
 
 def test_too_few_trials_are_ranked_by_the_proxy_alone() -> None:

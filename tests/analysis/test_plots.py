@@ -334,5 +334,5 @@ def test_a_missing_browser_is_one_line(study: Study, tmp_path: Path, monkeypatch
 def test_a_picture_of_nothing_and_of_another_kind(study: Study, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no completed trial"):
         front_picture(make_study(0), tmp_path / "front.png")
-    with pytest.raises(UsageError, match=r"is not a \.png, \.svg or \.pdf"):
+    with pytest.raises(UsageError, match=r"does not end in \.png or \.svg or \.pdf"):
         front_picture(study, tmp_path / "front.gif")

@@ -202,6 +202,7 @@ def test_of_longer_trainings_the_longest_with_enough_in_common(tmp_path: Path) -
     others = {name: make(20 if name != "c" else 4, by_quality, recipe=recipe) for name, recipe in recipes.items()}
     found = report_of(tmp_path, short=make(20, by_quality), **others)
     assert found.reference.name == "short/b"
+    assert [(row.study, row.samples, row.overall.tau) for row in found.of("longer")] == [("short/a", 80_000, 1.0)]
 
 
 def test_a_study_of_other_data_or_recipe_is_no_repeat(tmp_path: Path) -> None:

@@ -90,9 +90,9 @@ def test_features_are_those_of_the_studys_own_space() -> None:
     candidate = make(1, by_depth).candidates[0]
     code = encoding.code(candidate.arch)
     assert code is not None
-    codes = np.array([code])
-    assert encoding.price(codes)[1][0, 0] == candidate.cost.params
-    assert len(Features(encoding).of(codes, encoding.price(codes)[1]).whole) == 1
+    archs = encoding.priced([code])
+    assert archs.cost("params") == [candidate.cost.params]
+    assert len(Features(encoding).of(archs).whole) == 1
 
 
 def test_predicted_errors_have_less_noise_than_measured_ones() -> None:

@@ -1,5 +1,7 @@
 """Recipes, conditions and candidates in words."""
 
+from dataclasses import replace
+
 import pytest
 
 from igc_nas.analysis.words import (
@@ -11,6 +13,8 @@ from igc_nas.analysis.words import (
     recipe_words,
 )
 from igc_nas.io.units import format_count
+from igc_nas.study.expected import Expected
+from igc_nas.study.spec import Target
 from igc_nas.study.study import Study, load_study
 from tests.support.studies import make_study
 
@@ -41,6 +45,10 @@ def test_a_front_that_ends_far_below_the_budget_says_so_and_why() -> None:
         "search with more --time."
     )
     study = load_study("igc_cifar10_2m")
+    target = Target(images=72_000, recipe=study.spec.recipe, share=0.4)
+    expected = {c.trial: Expected(c.score.error, 0.1, 0.9) for c in study.candidates}
+    predicted = replace(study, spec=study.spec.model_copy(update={"target": target}), expected=expected)
+    assert "; after 72,000 images none of them is expected to have a lower error." in str(front_end_words(predicted))
     members = {c.trial for c in study.front() if c.cost.params < 40_000}
     small = Study(study.spec, tuple(trial for trial in study.trials if trial.number in members))
     assert str(front_end_words(small)).endswith("% of the budget: no network beyond that was tried.")

@@ -72,7 +72,7 @@ def test_the_figure_draws_each_run_and_the_means() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--html", "figure.pdf"), "neither .html"),
+        (("--html", "figure.pdf"), "does not end in .html or .png or .svg"),
         (("--time", "soon"), "'soon'"),
         (("--seeds", "0"), "--seeds"),
         (("--dataset", "nowhere"), "nowhere"),

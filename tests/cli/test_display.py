@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -23,8 +24,10 @@ from igc_nas.engine.events import Ended, Exhausted, Job, Opened, Started
 from igc_nas.engine.progress import SearchDisplay, StudyProgress, trial_line
 from igc_nas.io.console import table_lines
 from igc_nas.io.units import fixed_count
-from igc_nas.study.front_table import html_table, latex_lines, low_quantile_ms, markdown_lines
+from igc_nas.study.expected import Expected
+from igc_nas.study.front_table import expected_columns, html_table, latex_lines, low_quantile_ms, markdown_lines
 from igc_nas.study.records import Trial
+from igc_nas.study.spec import Target
 from igc_nas.study.study import Study
 from tests.support.builders import architectures
 from tests.support.searches import spec
@@ -196,6 +199,16 @@ def test_baselines_stand_by_name_below_a_front_for_papers() -> None:
         (added,) = set(lines(STUDY.front(), {"a_b": one})) - set(lines(STUDY.front()))
         assert added.startswith(begin)
         assert one.id in added
+
+
+def test_predicted_errors_stand_in_a_front_for_papers() -> None:
+    (one, *_) = STUDY.candidates
+    target = Target(images=480_000, recipe=STUDY.spec.recipe, share=0.4)
+    spec = STUDY.spec.model_copy(update={"target": target})
+    more = expected_columns(replace(STUDY, spec=spec, expected={one.trial: Expected(0.1234, 0.1, 0.2)}))
+    assert markdown_lines([one], {}, more)[0].startswith("| trial | id | at 480.00k | at ")
+    assert f"| {one.trial} | {one.id} | 12.34 % | - | " in markdown_lines([one], {}, more)[-1]
+    assert rf"{one.id} & 12.34 \%" in "".join(latex_lines([one], {}, more))
 
 
 def test_a_front_of_a_hostile_study_is_harmless() -> None:

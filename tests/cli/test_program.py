@@ -297,10 +297,12 @@ def test_a_front_as_json(made: Path, cli: Command) -> None:
         assert (row["params"], row["error"]) == (candidate.cost.params, candidate.score.error)
 
 
-def test_a_front_by_other_objectives(made: Path, cli: Command) -> None:
-    found = cli("front", "made", "--objectives", "error,macs", "--json").json
-    assert (found["objectives"], found["reference_point"]) == (["error", "macs"], [1.0, 1.0])
-    assert [c["trial"] for c in found["candidates"]] == [c.trial for c in load_study(made).front(("error", "macs"))]
+@pytest.mark.parametrize("names", [("error", "macs"), ("error",)])
+def test_a_front_by_other_objectives(made: Path, cli: Command, names: tuple[str, ...]) -> None:
+    found = cli("front", "made", "--objectives", ",".join(names), "--json").json
+    assert (found["objectives"], found["reference_point"]) == (list(names), [1.0] * len(names))
+    assert [c["trial"] for c in found["candidates"]] == [c.trial for c in load_study(made).front(names)]
+    assert found["hypervolume"] == pytest.approx(load_study(made).hypervolume_curve(names)[-1][1])
 
 
 def test_a_front_as_csv_is_read_back(made: Path, cli: Command) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from igc_nas.analysis.expectations import expectation_words, with_expectations
 from igc_nas.engine.events import Event, LongerJob, Started
 from igc_nas.engine.search import Run, search
+from igc_nas.samplers.acquisition import expected_improvement
 from igc_nas.samplers.cross_validation import MIN_TRIALS
-from igc_nas.samplers.promotion import DESIGN
+from igc_nas.samplers.promotion import DESIGN, Promotion
+from igc_nas.samplers.target_predictor import TargetPredictor
+from igc_nas.space.budget import Budget
 from igc_nas.study.records import Trial
 from igc_nas.study.spec import StudySpec, Target
 from igc_nas.study.study import Study, load_study
@@ -66,6 +71,26 @@ def test_after_the_design_a_study_that_was_calibrated_here_goes_on(tmp_path: Pat
     made = base.model_copy(update={"target": target, "bounds": {}, "reference_ms": None})
     list(search(made, Run(tmp_path / "stub", trials=20), evaluator=late_bloomers))
     assert len(load_study(tmp_path / "stub").longer) > DESIGN
+
+
+def test_a_network_over_the_budget_is_neither_promoted_nor_a_rival(searched: Study) -> None:
+    """A user may enqueue one: its low error must not keep those within the budget from their turn."""
+    target = searched.spec.target
+    assert target is not None
+    assert len(searched.longer) == DESIGN + 1, "every second one is for the least error alone"
+    budget = Budget(params=int(np.median([c.cost.params for c in searched.candidates])))
+    changes = {"budget": budget, "target": target.model_copy(update={"share": 0.9})}
+    study = replace(searched, spec=searched.spec.model_copy(update=changes))
+    found, predictor = Promotion(study.spec).next(study), TargetPredictor(study)
+    errors, std = predictor.predicted.errors, predictor.predicted.std
+    within = [row for row, c in enumerate(predictor.candidates) if c.cost.params <= (budget.params or 0)]
+    worth = {}
+    for row in within:
+        least = min(errors[other] for other in within if other != row)
+        worth[row] = expected_improvement(errors[[row]], std[[row]], np.array([least]))[0]
+    free = [row for row in within if predictor.candidates[row].trial not in study.longer]
+    assert found == predictor.candidates[max(free, key=lambda row: worth[row])]
+    assert min(errors) < min(errors[within]), "a rival would be over the budget"
 
 
 def test_the_front_is_of_predictions_and_reaches_what_short_trainings_call_bad(searched: Study) -> None:

@@ -75,6 +75,49 @@ def test_any_storage(storage: str, tmp_path: Path) -> None:
         study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
 
 
+def test_parameters_that_a_user_fixes_are_those_of_the_trial() -> None:
+    """The rest of an architecture is suggested; what the sampler learns is that of the whole, as in a new process."""
+    study, other = own_study(("error",)), own_study(("error",))
+    fixed = [{f"stage{n}.unit": unit} for n in (1, 2) for unit in ("igcv1", "igcv2", "igcv3")]
+    for params in fixed:
+        study.enqueue_trial(params)
+    study.optimize(lambda trial: error_of(SPACE.suggest(trial)), n_trials=14)
+    assert all(trial.params.items() >= params.items() for trial, params in zip(study.trials, fixed, strict=False))
+    other.add_trials(study.trials)
+    for of in (study, other):
+        of.optimize(lambda trial: error_of(SPACE.suggest(trial)), n_trials=8)
+    assert [trial.params for trial in study.trials] == [trial.params for trial in other.trials]
+
+
+def test_a_training_that_diverged_does_not_hide_how_the_others_differ() -> None:
+    """Whatever its finite loss is: the suggestions are the same, and as good as where it was a moderately bad one."""
+
+    def studied(diverged: float) -> optuna.Study:
+        study = own_study(("loss",))
+
+        def objective(trial: optuna.Trial) -> float:
+            loss = 3 * error_of(SPACE.suggest(trial))
+            return diverged if trial.number == 3 else loss
+
+        study.optimize(objective, n_trials=24)
+        return study
+
+    far, farther, near = map(studied, (1e4, 1e30, 3.0))
+    assert [trial.params for trial in far.trials] == [trial.params for trial in farther.trials]
+    assert far.best_value == pytest.approx(near.best_value, rel=0.02)
+
+
+def test_one_sampler_in_two_studies_of_one_name() -> None:
+    study = own_study(("error",), study_name="own")
+    again, other = (optuna.create_study(sampler=sampler, study_name="own") for sampler in (study.sampler, None))
+    study.optimize(lambda trial: error_of(SPACE.suggest(trial)), n_trials=10)
+    other.sampler = igc_nas.KnownCostSampler(SPACE, ("error",), seed=0)
+    for of in (again, other):
+        of.enqueue_trial(SPACE.params(SPACE.feasible.lightest()))
+        of.optimize(lambda trial: error_of(SPACE.suggest(trial)), n_trials=14)
+    assert [trial.params for trial in again.trials] == [trial.params for trial in other.trials]
+
+
 def test_threads_pruned_and_failed_trials() -> None:
     study = own_study(("error",), pruner=optuna.pruners.MedianPruner(n_startup_trials=3))
 

@@ -26,7 +26,7 @@ from igc_nas.samplers.cross_validation import LeaveOneOut
 from igc_nas.samplers.distributions import distributions
 from igc_nas.samplers.evolution import POPULATION, Evolution
 from igc_nas.samplers.features import Features
-from igc_nas.samplers.history import EXPECTED, History, Memory, price
+from igc_nas.samplers.history import EXPECTED, History, Memory
 from igc_nas.samplers.known_cost import STARTUP, KnownCost
 from igc_nas.samplers.mutation import Mutator
 from igc_nas.samplers.study_sampler import ExhaustedError, StudySampler
@@ -320,7 +320,7 @@ def test_a_running_trial_counts_with_its_predicted_error(begun: Loop) -> None:
     sampler, history = KnownCost(begun.spec), begun.history
     posterior = sampler.fit(history)
     first = next(sampler.propose_by_acquisition(history, posterior, np.random.default_rng(0)))
-    candidate = price(sampler.encoding, [first])
+    candidate = sampler.encoding.priced([first])
     running = History(history.complete, history.values, history.pruned, history.expected, candidate)
     before, after = (sampler.acquisition(candidate, now, posterior)[0] for now in (history, running))
     assert after < 0.75 * before
@@ -334,7 +334,7 @@ def planned(base: StudySpec, time_s: float) -> StudySpec:
 
 
 def test_prices_count_less_the_less_time_is_left(begun: Loop) -> None:
-    history, none = begun.history, price(begun.spec.feasible.encoding, [])
+    history, none = begun.history, begun.spec.feasible.encoding.priced([])
     nothing = History(none, np.empty((0, 2)), none, np.empty((0, 2)), none)
     assert KnownCost(begun.spec).cooling(history) == 0
     spent = 1 - KnownCost(planned(begun.spec, 1e6)).cooling(history)
@@ -351,7 +351,7 @@ def test_a_candidate_is_worth_its_improvement_over_its_seconds(begun: Loop) -> N
         sampler = KnownCost(base)
         proposals = sampler.propose_by_acquisition(history, sampler.fit(history), np.random.default_rng(0))
         firsts.append([next(proposals) for _ in range(5)])
-    macs = [price(begun.spec.feasible.encoding, codes).costs[:, 1].mean() for codes in firsts]
+    macs = [begun.spec.feasible.encoding.priced(codes).cost("macs").mean() for codes in firsts]
     assert firsts[0] == firsts[2]
     assert macs[1] < macs[0]
 
@@ -408,8 +408,8 @@ def recorded_history(base: StudySpec, n: int) -> History:
     candidates, encoding = load_study("igc_cifar10_2m").candidates[:n], base.feasible.encoding
     codes = [code for c in candidates if (code := encoding.code(c.arch)) is not None]
     rows = np.array([values(c, base.objectives) for c in candidates])
-    none = price(encoding, [])
-    return History(price(encoding, codes), rows, none, np.empty((0, 2)), none)
+    none = encoding.priced([])
+    return History(encoding.priced(codes), rows, none, np.empty((0, 2)), none)
 
 
 @pytest.mark.parametrize("objectives", [("error", "params", "latency"), ("error",)])
@@ -421,7 +421,7 @@ def test_a_search_for_the_best_error_proposes_networks_that_the_old_scale_left_a
     for name, base in (("old", old), ("new", new)):
         sampler = KnownCost(base)
         first = [next(sampler.propose(recorded_history(base, n), np.random.default_rng(n))) for n in (20, 28, 36, 44)]
-        over[name] = int((price(base.feasible.encoding, first).costs[:, 0] > 200_000).sum())
+        over[name] = int((base.feasible.encoding.priced(first).cost("params") > 200_000).sum())
     assert over["old"] < over["new"]
 
 
@@ -484,7 +484,9 @@ def test_a_pruned_trial_counts_by_the_standard_deviation_of_its_prediction() -> 
     loop.go(20)
     sampler = KnownCost(loop.spec)
     trial, arch = loop.ask()
-    at = sampler.features.of(*_row(sampler, arch))
+    code = sampler.encoding.code(arch)
+    assert code is not None
+    at = sampler.features.of(sampler.encoding.priced([code]))
     means = []
     for deviation in (0.001, 5.0):
         stopped = optuna.trial.create_trial(
@@ -498,16 +500,11 @@ def test_a_pruned_trial_counts_by_the_standard_deviation_of_its_prediction() -> 
         memory = Memory(loop.spec.search_space, sampler.encoding)
         history = memory.history(other, -1)
         assert len(history.pruned) == 1
-        assert tuple(history.pruned.codes[0]) in history.seen
+        assert history.seen.issuperset(history.pruned)
         means.append(sampler.fit(history).surrogates["error"].predict(at)[0][0])
     scale = loop.spec.bounds["error"][1]
     assert means[0] > means[1]
     assert means[1] == pytest.approx(0.5 / scale, abs=0.02)
-
-
-def _row(sampler: KnownCost, arch: ArchConfig) -> tuple[Any, Any]:
-    codes = np.array([sampler.encoding.code(arch)])
-    return codes, sampler.encoding.price(codes)[1]
 
 
 def test_a_new_study_has_its_bounds_before_its_first_trial(tmp_path: Path) -> None:
@@ -522,11 +519,9 @@ def test_a_new_study_has_its_bounds_before_its_first_trial(tmp_path: Path) -> No
 
 def test_features_distinguish_architectures_and_hold_their_costs() -> None:
     encoding = TINY.feasible.encoding
-    archs = [encoding.architecture(code) for code in codes_of(TINY)]
-    codes = np.array(codes_of(TINY))
-    costs = encoding.price(codes)[1]
-    inputs = Features(encoding).of(codes, costs)
-    assert np.exp(inputs.whole[:, :3]) == pytest.approx(costs)
+    archs = encoding.priced(codes_of(TINY))
+    inputs = Features(encoding).of(archs)
+    assert np.exp(inputs.whole[:, :3]) == pytest.approx(archs.costs)
     rows = np.concatenate([inputs.whole, inputs.parts], axis=1)
     assert np.isfinite(rows).all()
     assert len(np.unique(rows.round(9), axis=0)) == len(archs)
@@ -572,11 +567,12 @@ def test_kept_codes_are_valid_within_the_budget_and_unique(seed: int) -> None:
     mutator, rng = Mutator(TINY.feasible), np.random.default_rng(seed)
     tables = mutator.encoding.stages
     codes = np.column_stack([np.zeros(60, dtype=np.int64), *(rng.integers(len(t.options), size=60) for t in tables)])
-    kept, costs = mutator.kept(codes)
+    kept = mutator.kept(codes)
     inside = {tuple(code) for code in codes.tolist()} & set(codes_of(TINY))
-    assert sorted(map(tuple, kept.tolist())) == sorted(inside)
-    for code, cost in zip(kept, costs, strict=True):
-        assert cost[0] == cost_of(mutator.encoding.architecture(code)).params
+    assert sorted(kept) == sorted(inside)
+    for name in ("params", "macs", "flops", "activations"):
+        costs = [cost_of(mutator.encoding.architecture(code)).as_dict()[name] for code in kept]
+        assert kept.cost(name).tolist() == costs
 
 
 def test_evolution_mutates_those_that_few_dominate() -> None:
@@ -640,7 +636,7 @@ def _compare(found: History, study: optuna.Study) -> None:
             groups["running"].setdefault(code, None)
     for name, expected in groups.items():
         rows = getattr(found, name)
-        assert [tuple(code) for code in rows.codes.tolist()] == list(expected)
+        assert list(rows) == list(expected)
         assert rows.costs.tolist() == TINY.feasible.encoding.price(rows.codes)[1].tolist()
     assert found.values.tolist() == list(groups["complete"].values())
     assert found.expected.tolist() == list(groups["pruned"].values())

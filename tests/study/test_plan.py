@@ -153,5 +153,8 @@ def test_a_report_says_what_was_done_with_the_plan() -> None:
     study = load_study("igc_cifar10_2m")
     assert plan_words(study) is None
     plan = Plan(time_s=300, workers=2, trials=50, mean_s=12, speed=SPEED)
-    words = plan_words(Study(study.spec.model_copy(update={"plan": plan}), study.trials))
+    spec = study.spec.model_copy(update={"plan": plan})
+    words = plan_words(Study(spec, study.trials))
     assert str(words).startswith("planned 50 trials in 5 min by 2 workers; 60 ended, in ")
+    baseline = study.trials[-1].model_copy(update={"number": 99, "baseline": "resnet20-a"})
+    assert plan_words(Study(spec, (*study.trials, baseline))) == words, "the time of baselines is not planned"

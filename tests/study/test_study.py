@@ -119,6 +119,14 @@ def test_the_curve_ends_at_the_hypervolume_and_never_falls() -> None:
     assert 0 < volumes[-1] < 1
 
 
+def test_the_front_of_one_objective_is_its_least_value() -> None:
+    best = min(study().candidates, key=lambda c: c.score.error)
+    assert study().front("error") == (best,)
+    least = study().scaled(best, "error")[0]
+    assert study().hypervolume("error") == pytest.approx(1 - least)
+    assert study().hypervolume_curve("error")[-1][1] == pytest.approx(1 - least)
+
+
 def test_before_the_calibration_there_is_no_hypervolume() -> None:
     fresh = Study(study().spec.model_copy(update={"bounds": {}}), study().trials)
     assert fresh.hypervolume() is None

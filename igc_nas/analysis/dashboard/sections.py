@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from igc_nas.analysis.expectations import expectation_words, with_expectations
 from igc_nas.analysis.finals import COLUMNS as FINALS_COLUMNS
 from igc_nas.analysis.finals import LEGEND as FINALS_LEGEND
 from igc_nas.analysis.finals import final_rows, group_title
-from igc_nas.analysis.views import budget_text, disagreements, format_value
+from igc_nas.analysis.views import disagreements, format_value
 from igc_nas.analysis.words import (
     GOALS,
     LATENCY_FORMS,
+    budget_words,
     candidate_words,
     conditions_words,
     front_end_words,
@@ -92,7 +93,7 @@ def question(study: Study) -> str:
     facts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>\n" for name, value in _question(study))
     spec = study.spec
     return (
-        f"<details>\n<summary><b>Conditions:</b> {budget_text(study)}, over {', '.join(spec.front_objectives)}; "
+        f"<details>\n<summary><b>Conditions:</b> {budget_words(spec.budget)}, over {', '.join(spec.front_objectives)}; "
         f"<bdi>{plain(spec.dataset)}</bdi>, <bdi>{plain(spec.latency.device)}</bdi></summary>\n"
         f"<p>Errors come from a short proxy training on <bdi>{plain(spec.dataset)}</bdi>"
         f"{' (synthetic)' if is_synthetic(spec.dataset) else ''}, measured on held-out training images.</p>\n"
@@ -106,7 +107,7 @@ def _question(study: Study) -> list[tuple[str, str]]:
     size = "×".join(str(side) for side in latency.input)
     facts = [
         ("Space", f"<bdi>{plain(spec.space_name)}</bdi>"),
-        ("Budget", budget_text(study)),
+        ("Budget", budget_words(spec.budget)),
         ("Objectives", ", ".join(spec.objectives)),
         *([("Goal", GOALS[spec.goal])] if spec.goal else []),
         ("Data", f"<bdi>{plain(spec.dataset)}</bdi>, {spec.classes} classes"),
@@ -161,23 +162,32 @@ def _scale_text(study: Study) -> str:
 def front_html(study: Study) -> str:
     """The front as an HTML table, for browsers without JavaScript."""
     pick = study.pick("knee")
-    rows = "".join(_table_row(candidate, candidate.trial == pick.trial) for candidate in study.front())
+    rows = (_cells(candidate, candidate.trial == pick.trial) for candidate in study.front())
     heads = ("trial", "id", "error", "parameters", "MACs", "latency, normalised [95 %]", "runs as", "architecture")
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     name = plain(study_argument(study.folder, study.spec.name))
     return (
         f"<h2>The front of <bdi>{plain(study.spec.name)}</bdi></h2>\n"
         f"<pre><code>igc-nas export {name} --pick trial:{pick.trial} -o arch.toml</code></pre>\n"
-        f'<div class="table">\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n'
+        f"{_table(heads, rows)}"
         f'<p class="note">{plain(legend(member.arch for member in study.front()))}</p>\n'
     )
 
 
-def _table_row(candidate: Candidate, is_knee: bool) -> str:
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]], attributes: str = "") -> str:
+    """A table of texts that are HTML already."""
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows)
+    return (
+        f'<div class="table"{attributes}>\n<table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}</tbody>\n</table>\n</div>\n"
+    )
+
+
+def _cells(candidate: Candidate, is_knee: bool) -> tuple[str, ...]:
     words = candidate_words(candidate)
     knee = ' <span class="tag">knee</span>' if is_knee else ""
     noisy = f' <span class="tag">{words.noisy}</span>' if words.noisy else ""
-    cells = (
+    return (
         f"{words.trial}{knee}",
         f"<code>{plain(words.id)}</code>",
         words.error,
@@ -187,7 +197,6 @@ def _table_row(candidate: Candidate, is_knee: bool) -> str:
         plain(words.form),
         f"<code>{plain(words.architecture)}</code>",
     )
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
 
 
 def expected_html(study: Study) -> str:
@@ -207,18 +216,14 @@ def expected_html(study: Study) -> str:
         "parameters",
         "architecture",
     )
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    rows = "".join(_expected_row(study, member) for member in study.front())
+    table = _table(heads, (_expected_cells(study, member) for member in study.front()))
     note = f"The figures below are of the errors observed after {study.spec.recipe.samples:,} images."
-    return (
-        f'{title}<div class="table">\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n'
-        f'</div>\n<p class="note">{note}</p>\n'
-    )
+    return f'{title}{table}<p class="note">{note}</p>\n'
 
 
-def _expected_row(study: Study, member: Candidate) -> str:
+def _expected_cells(study: Study, member: Candidate) -> tuple[str, ...]:
     expected, longer = study.expected[member.trial], study.longer.get(member.trial)
-    cells = (
+    return (
         str(member.trial),
         f"{100 * expected.error:.2f} % [{100 * expected.low:.1f}-{100 * expected.high:.1f}]",
         f"{100 * longer.score.error:.2f} %" if longer else "",
@@ -226,7 +231,6 @@ def _expected_row(study: Study, member: Candidate) -> str:
         f"{member.cost.params:,}",
         f"<code>{plain(str(member.arch))}</code>",
     )
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
 
 
 def finals_html(study: Study) -> str:
@@ -237,16 +241,12 @@ def finals_html(study: Study) -> str:
 
 def _finals_table(study: Study, group: FinalsGroup, number: int) -> str:
     """Title, conditions and table of one recipe; `data-finals` is where the script draws its plot."""
-    head = "".join(f'<th scope="col">{plain(text)}</th>' for text in FINALS_COLUMNS)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{plain(cell)}</td>" for cell in row) + "</tr>\n"
-        for row in final_rows(group, study.spec.objectives)
-    )
+    rows = (map(plain, row) for row in final_rows(group, study.spec.objectives))
+    numbered = f' data-finals="{number}"'
     return (
         f"<h2>Finals of <bdi>{plain(study.spec.name)}</bdi>: test accuracy after a training to the end</h2>\n"
         f"<p>{plain(group_title(group))}</p>\n"
-        f'<div class="table" data-finals="{number}">\n<table>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{rows}</tbody>\n</table>\n</div>\n"
+        f"{_table(FINALS_COLUMNS, rows, numbered)}"
         f'<p class="note">{plain(FINALS_LEGEND)}</p>\n'
     )
 

@@ -65,8 +65,8 @@ class _Candidates:
         drawn = [self.encoding.code(self.spec.feasible.draw(rng)) for _ in range(DRAWS)]
         codes = np.concatenate([np.array(drawn, dtype=np.int64), self.mutator.mutate(front, MUTATIONS, rng)])
         seen = history.seen
-        kept = [tuple(map(int, code)) for code in self.mutator.kept(codes)[0]]
-        return [self.spec.search_space.encode(self.encoding.architecture(code)) for code in kept if code not in seen]
+        kept = [code for code in self.mutator.kept(codes) if code not in seen]
+        return [self.spec.search_space.encode(self.encoding.architecture(code)) for code in kept]
 
 
 # BoTorch.

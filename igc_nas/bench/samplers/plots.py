@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igc_nas.analysis.plots import ACCENT, FONT, PALETTE, kaleido_image
+from igc_nas.analysis.plots import ACCENT, FONT, PALETTE, kaleido_image, picture_kind
 from igc_nas.bench.samplers.peers import PEERS
 from igc_nas.bench.samplers.report import GRID, SAMPLERS, TESTED, Band, SamplerReport
-from igc_nas.errors import UsageError
 from igc_nas.io.files import write_whole
-from igc_nas.io.text import nearest_and_all
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -94,11 +92,7 @@ def _layout(report: SamplerReport, rows: int) -> dict[str, Any]:
 
 def figure_kind(path: Path) -> str:
     """`html`, `png` or `svg`, by the file's ending. Raises `UsageError` for another ending."""
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("html", "png", "svg"):
-        hint = nearest_and_all(kind, ("html", "png", "svg"), "name it figure.html or figure.png")
-        raise UsageError(f"{path.name!r:.120} is neither .html, .png nor .svg", hint)
-    return kind
+    return picture_kind(path, ("html", "png", "svg"))
 
 
 def write_figure(report: SamplerReport, path: Path) -> None:

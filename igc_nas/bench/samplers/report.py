@@ -382,43 +382,42 @@ def _compare(
 
 def pricing_effect(plain: Sequence[Replay], priced: Sequence[Replay]) -> PricingEffect:
     """The replays of the tested sampler with prices against the ones without, seed by seed."""
-    shares = np.arange(1, GRID + 1) / GRID
-    bands, counts = [], []
-    for runs in (plain, priced):
-        pairs = list(zip(runs, plain, strict=True))
-        rows = [_at(run.volumes, run.seconds, shares * whole.seconds[-1]) for run, whole in pairs]
-        bands.append(Band.of([row.tolist() for row in rows]))
-        counts.append(float(np.mean([sum(s <= w.seconds[-1] for s in run.seconds) for run, w in pairs])))
-    final = bands[0].mean[-1]
-    share = next((float(s) for s, value in zip(shares, bands[1].mean, strict=True) if value >= final), None)
-    return PricingEffect(TESTED, bands[0], bands[1], share, (counts[0], counts[1]))
+    bands = [Band.of(_curves(runs, plain, lambda run: run.seconds).tolist()) for runs in (plain, priced)]
+    ends = [run.seconds[-1] for run in plain]
+    counts = [
+        float(np.mean([sum(s <= end for s in run.seconds) for run, end in zip(runs, ends, strict=True)]))
+        for runs in (plain, priced)
+    ]
+    return PricingEffect(TESTED, bands[0], bands[1], _share_to_end(*bands), (counts[0], counts[1]))
 
 
 def pruning_effect(problem: Problem, sampler: str, full: Sequence[Replay], pruned: Sequence[Replay]) -> PruningEffect:
     """The replays of a sampler with pruning against the ones without, seed by seed."""
-    shares = np.arange(1, GRID + 1) / GRID
-    curves = [
-        np.array([_over_compute(run, shares * whole.compute[-1]) for run, whole in zip(runs, full, strict=True)])
-        for runs in (full, pruned)
-    ]
+    curves = [_curves(runs, full, lambda run: run.compute) for runs in (full, pruned)]
     bands = [Band.of(rows.tolist()) for rows in curves]
-    final = bands[0].mean[-1]
     return PruningEffect(
         sampler=sampler,
         prune_below=problem.prune_below,
         full=bands[0],
         pruned=bands[1],
         area=(_area(curves[0]), _area(curves[1])),
-        share=next((float(s) for s, value in zip(shares, bands[1].mean, strict=True) if value >= final), None),
+        share=_share_to_end(*bands),
         trainings_pruned=float(np.mean([run.pruned for run in pruned])),
         lost=float(np.mean([len(run.lost) for run in pruned])),
         front=len(problem.front()),
     )
 
 
-def _over_compute(run: Replay, compute: Floats) -> Floats:
-    """(n,) the hypervolume at the end of the last evaluation within each of `compute` (n,)."""
-    return _at(run.volumes, run.compute, compute)
+def _curves(runs: Sequence[Replay], full: Sequence[Replay], spent: Callable[[Replay], Sequence[float]]) -> Floats:
+    """(seeds, `GRID`) the hypervolume of runs over shares of what the full ones spent, seed by seed."""
+    shares = np.arange(1, GRID + 1) / GRID
+    pairs = zip(runs, full, strict=True)
+    return np.array([_at(run.volumes, spent(run), shares * spent(whole)[-1]) for run, whole in pairs])
+
+
+def _share_to_end(full: Band, other: Band) -> float | None:
+    """The share at which the other mean reaches the last one of `full`; None: it does not."""
+    return next((n / GRID for n, value in enumerate(other.mean, start=1) if value >= full.mean[-1]), None)
 
 
 def _at(volumes: Sequence[float], spent: Sequence[float], limits: Floats) -> Floats:

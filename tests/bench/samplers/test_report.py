@@ -36,7 +36,7 @@ from igc_nas.bench.samplers.trees import BoostedTrees, left_out
 from igc_nas.cli import main
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.samplers.brute_force import BruteForce
-from igc_nas.samplers.history import History, PricedCodes
+from igc_nas.samplers.history import History
 from igc_nas.space.budget import Budget
 from igc_nas.study.pareto import hypervolume, running_hypervolume
 from igc_nas.study.records import Candidate, Rung, Trial
@@ -58,7 +58,7 @@ def full_study() -> Study:
 
 def architectures(spec: StudySpec) -> list[ArchConfig]:
     encoding = spec.feasible.encoding
-    none, values = PricedCodes(np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)), np.zeros((0, 3))
+    none, values = encoding.priced([]), np.zeros((0, 3))
     codes = BruteForce(spec).propose(History(none, values, none, values, none), np.random.default_rng(0))
     return [ArchConfig.parse(encoding.architecture(code).to_dict()) for code in codes]
 
@@ -532,7 +532,7 @@ def test_the_figure_draws_the_numbers_of_the_report(tmp_path: Path) -> None:
     assert titles == ["table", "rugged", "table: pruning at rungs"]
     write_figure(report(), tmp_path / "samplers.html")
     assert "rugged" in (tmp_path / "samplers.html").read_text()
-    with pytest.raises(UsageError, match=r"neither \.html, \.png nor \.svg"):
+    with pytest.raises(UsageError, match=r"does not end in \.html or \.png or \.svg"):
         figure_kind(Path("samplers.pdf"))
 
 
@@ -593,7 +593,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("--samplers", "bayes"), 2, "unknown sampler 'bayes'", "choose from known-cost"),
         (("--seeds", "2"), 2, "2 seeds are too few", "--seeds 20"),
         (("--table", "nowhere"), 4, "nowhere", ""),
-        (("--html", "samplers.pdf"), 2, "neither .html", "name it"),
+        (("--html", "samplers.pdf"), 2, "does not end in .html or .png or .svg", "name it"),
     ],
 )
 def test_wrong_input_is_one_line_and_a_hint(

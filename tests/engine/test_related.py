@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from igc_nas.analysis.proxy import proxy_report
-from igc_nas.engine.confirmation import confirmation_searches
+from igc_nas.engine.related import confirmation_searches
 from igc_nas.engine.search import Run, search
 from igc_nas.errors import StudyError, UsageError
 from igc_nas.nn.device import Device
+from igc_nas.study.spec import Target
 from igc_nas.study.study import Study, load_study
 from tests.support.commands import Command
 from tests.support.searches import evaluate, spec
@@ -32,12 +33,15 @@ def studied(folder: Path, trials: int) -> Study:
 
 def test_candidates_of_all_sizes_train_longer_and_from_another_seed(tmp_path: Path, gpu: Device) -> None:
     study = studied(tmp_path / "s", 20)
+    target = Target(images=10**6, recipe=study.spec.recipe, share=0.4)
+    study = replace(study, spec=study.spec.model_copy(update={"target": target}))
     searches = confirmation_searches(study, [gpu], 9, None)
     assert [asked.name for asked, _ in searches] == ["long", "seed1"]
     (longer, run), (repeat, _) = searches
     assert longer.recipe.samples == 5 * study.spec.recipe.samples
     assert repeat.recipe == study.spec.recipe
     assert longer.seed == repeat.seed == study.spec.seed + 1
+    assert longer.target is repeat.target is longer.plan is None, "no network is trained but these"
     params = sorted(candidate.cost.params for candidate in study.candidates)
     counts = {candidate.arch: candidate.cost.params for candidate in study.candidates}
     trained = [counts[arch] for arch in run.enqueue]
