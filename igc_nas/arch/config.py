@@ -197,11 +197,8 @@ class ArchConfig(Frozen):
 
     def with_channels(self, channels: int) -> ArchConfig:
         """The same architecture for images of another number of channels."""
-        return (
-            self
-            if channels == self.input[0]
-            else ArchConfig.parse(self.to_dict() | {"input": [channels, *self.input[1:]]})
-        )
+        changed = self.to_dict() | {"input": [channels, *self.input[1:]]}
+        return self if channels == self.input[0] else ArchConfig.parse(changed)
 
     def with_side(self, side: int) -> ArchConfig:
         """The same architecture for square images of `side` pixels a side."""

@@ -1,4 +1,7 @@
-"""Printing: data to stdout, everything else to stderr, with control characters replaced."""
+"""Printing: data to stdout, everything else to stderr, with control characters replaced.
+
+The streams are named: click would write UTF-8 to those of a terminal that has ASCII only.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from igc_nas.io.text import printable, wrapped
 def put(*lines: str) -> None:
     """Print lines of data to stdout."""
     for line in lines:
-        click.echo(printable(line))
+        click.echo(printable(line), sys.stdout)
 
 
 def put_text(*lines: str) -> None:
@@ -26,7 +29,7 @@ def put_text(*lines: str) -> None:
 def say(*lines: str) -> None:
     """Print lines for the user to stderr, broken between words on a terminal; in a notebook as plain output."""
     for line in wrapped(map(printable, lines), terminal_width(sys.stderr)):
-        click.echo(line, err=not is_notebook())
+        click.echo(line, sys.stdout if is_notebook() else sys.stderr, err=True)
 
 
 def put_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import signal
@@ -32,7 +33,7 @@ from igc_nas.cli.status import status
 from igc_nas.cli.train import train
 from igc_nas.errors import LOOK_AT_GPU, IgcNasError
 from igc_nas.io.fallbacks import fallbacks_to
-from igc_nas.io.text import printable
+from igc_nas.io.text import printable, spelled
 from igc_nas.study.process import ENDING
 
 CLOSED_PIPE = 141
@@ -135,7 +136,8 @@ def run() -> None:
 
 
 def _open_streams() -> None:
-    """Give each closed standard stream the null device, and let text that a stream cannot encode be escaped."""
+    """Give each closed standard stream the null device, and let text that a stream cannot encode be `spelled`."""
+    codecs.register_error("spelled", spelled)
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         stream = getattr(sys, name)
         if stream is None:
@@ -144,7 +146,7 @@ def _open_streams() -> None:
                 os.set_inheritable(handle, False)
             setattr(sys, name, os.fdopen(handle, mode))
         elif mode == "w" and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="spelled")
 
 
 def main(arguments: Sequence[str], signals: Signals | None = None) -> int:

@@ -15,6 +15,18 @@ def printable(text: str, *, lines: bool = True) -> str:
     return "".join(c if c.isprintable() or (lines and c == "\n") else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+SPELLED = {"±": "+-", "–": "-", "…": "~", "\N{REPLACEMENT CHARACTER}": "?"}
+"""What stands for our symbols, and for those of rich, on a terminal that has ASCII only; a column each where it can."""
+
+
+def spelled(error: UnicodeError) -> tuple[str, int]:
+    """A handler of codecs for what a stream cannot encode: our symbols by `SPELLED`, all else as Python escapes it."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    unknown = error.object[error.start : error.end]
+    return "".join(SPELLED.get(c) or c.encode("ascii", "backslashreplace").decode() for c in unknown), error.end
+
+
 def one_line(text: object, most: int) -> str:
     """The first `most` characters of a text for a terminal, on one line."""
     return printable(" ".join(str(text).split()))[:most]

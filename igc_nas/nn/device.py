@@ -210,10 +210,8 @@ def get_cuda() -> str:
     """What to do so that torch sees the GPU."""
     if torch.version.cuda is None:
         version = torch.__version__.partition("+")[0]
-        return (
-            f"pip install --force-reinstall torch=={version} brings its build for CUDA on Linux (others: "
-            "https://pytorch.org/get-started)"
-        )
+        line = f"pip install --force-reinstall torch=={version}"
+        return f"its build for CUDA on Linux: {line} (others: https://pytorch.org/get-started)"
     return "mend it (the build of torch for each driver: https://pytorch.org/get-started; a container needs --gpus all)"
 
 

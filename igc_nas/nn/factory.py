@@ -17,6 +17,7 @@ from igc_nas.nn.network import FeatureMaps, Network, build
 from igc_nas.nn.pretrained import TrainedFolder, final_of
 from igc_nas.study.lookup import load_architecture
 
+MOST_CHANNELS = 1024
 CLASSIFIER = ("classifier.linear.weight", "classifier.linear.bias")
 PREFIXES = ("module.", "_orig_mod.", "network.")
 """What `DataParallel`, `torch.compile` and `FeatureMaps` put before the names of a network's tensors."""
@@ -103,6 +104,8 @@ def create_model(
     """
     if not isinstance(drop_rate, float | int) or not 0 <= drop_rate < 1:
         raise ConfigError(f"drop_rate is a share from 0 to less than 1 (got {drop_rate!r:.40})")
+    if in_chans is not None and (type(in_chans) is not int or not 1 <= in_chans <= MOST_CHANNELS):
+        raise ConfigError(f"in_chans is a number from 1 to {MOST_CHANNELS} (got {in_chans!r:.40})")
     if classes is not None and num_classes not in (None, classes):
         raise ConfigError(f"num_classes (={num_classes}) and classes (={classes}) mean the same; give one of them")
     wanted = num_classes if classes is None else classes

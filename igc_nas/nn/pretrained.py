@@ -15,6 +15,8 @@ from igc_nas.io.files import is_file, read_text, user_path
 from igc_nas.study.finals import finals_groups, read_finals
 from igc_nas.study.lookup import load_architecture, named_trial
 from igc_nas.study.names import study_argument
+from igc_nas.study.records import Trial
+from igc_nas.study.study import Study
 
 WEIGHTS = ("model.safetensors", "weights.safetensors")
 """Weights in an exported folder, by its present and its earlier name; a training's have the latter."""
@@ -57,7 +59,7 @@ class TrainedFolder:
                 return {key: found[key] for key in ("mean", "std", "crop_pct", "interpolation")}
             if is_file(result):
                 return _normalised_as(json.loads(read_text(result)))
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             name = config.name if is_file(config) else result.name
             raise ConfigError(f"{name} is not one that igc-nas writes") from None
         return {}
@@ -88,14 +90,26 @@ def final_of(name: ArchConfig | str | Path) -> TrainedFolder:
             f"igc-nas train {name} -o models/own makes them; create_model('models/own') loads them",
         )
     study, trial = found
-    own = study_argument(study.folder, study.spec.name)
-    for group in finals_groups(read_finals(study.folder)):
-        for final in (final for finalist in group.finalists for final in finalist.finals):
-            if final.trained and trial.arch and final.id == arch_id(trial.arch) and study.folder:
-                folder = TrainedFolder(final.folder(study.folder))
-                if folder.weights:
-                    return folder
+    own = f"{study_argument(study.folder, study.spec.name)}:{trial.number}"
+    folders = _trainings_of(study, trial)
+    if (trained := next((folder for folder in folders if folder.weights), None)) is not None:
+        return trained
+    if folders:
+        raise ConfigError(
+            f"the weights of the final of {own} are not in {folders[0].path}",
+            f"igc-nas train {own} -o models/own makes others; create_model('models/own') loads them",
+        )
     raise ConfigError(
-        f"there are no weights of a final of {own}:{trial.number}",
-        f"igc-nas finals {own} --pick trial:{trial.number} trains it to the end; weights=FILE loads a file",
+        f"there is no final of {own}",
+        f"igc-nas finals {own.rpartition(':')[0]} --pick trial:{trial.number} trains it to the end",
     )
+
+
+def _trainings_of(study: Study, trial: Trial) -> list[TrainedFolder]:
+    """The folders of a trial's finals that have ended well, the recipe that was used last first, then by seed."""
+    if study.folder is None or trial.arch is None:
+        return []
+    identity, folder = arch_id(trial.arch), study.folder
+    finalists = (finalist for group in finals_groups(read_finals(folder)) for finalist in group.finalists)
+    finals = (final for finalist in finalists for final in finalist.finals)
+    return [TrainedFolder(final.folder(folder)) for final in finals if final.trained and final.id == identity]

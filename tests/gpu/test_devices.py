@@ -139,7 +139,7 @@ def test_a_gpu_that_slurm_gives_is_not_left_in_silence(given: str, monkeypatch: 
 @pytest.mark.parametrize(
     ("cuda", "why", "way_out"),
     [
-        (None, "is built without CUDA", r"pip install --force-reinstall torch==[0-9.]+ brings"),
+        (None, "is built without CUDA", r"pip install --force-reinstall torch==[0-9.]+ "),
         ("13.0", "neither torch .* nor the driver's library, NVML, sees one", "a container needs --gpus all"),
     ],
 )
@@ -180,14 +180,13 @@ def test_who_asks_for_no_gpu_is_told_nothing(wish: dict[str, str], monkeypatch: 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.usefixtures("visible")
 def test_a_missing_gpu_is_said_once(cli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By `search` as a notice, by `doctor` as a finding; `--device cpu` silences it."""
+    """By `search` as a notice, by `doctor` as a finding."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr("igc_nas.engine.search.search", lambda *_, **__: iter(()))
     typed = ("search", "--space", "tiny", "--dataset", "shapes", "--trials", 2, "--studies-dir", tmp_path)
     typed = (*typed, "--latency-runtime", "eager", "--recipe", "dtype=float32")  # nothing is compiled or timed
     words = "CUDA_VISIBLE_DEVICES=0 gives this process a GPU"
     assert cli(*typed).err.count(f"notice: {words}") == 1
-    assert words not in cli(*typed, "--device", "cpu").err
     doctor = cli("doctor", "--no-check")
     assert words not in doctor.err
     assert doctor.out.count(words) == 1

@@ -57,13 +57,16 @@ def test_a_trial_is_pretrained_by_its_final(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "studies" / "made"
     (candidate,) = search(spec(name="made"), Run(folder, trials=1), evaluate=evaluate)
-    with pytest.raises(ConfigError, match="no weights of a final of made:0") as raised:
+    with pytest.raises(ConfigError, match="no final of made:0") as raised:
         create_model("made:0", pretrained=True)
     assert "igc-nas finals made --pick trial:0" in str(raised.value.hint)
     with pytest.raises(StudyError, match="no trial 9"):
         create_model("made:9", pretrained=True)
     record = final(0.2).model_copy(update={"arch": candidate.arch, "id": arch_id(candidate.arch), "trial": 0})
     FinalsLog(folder).add(record)
+    with pytest.raises(ConfigError, match="weights of the final of made:0 are not in") as raised:
+        create_model("made:0", pretrained=True)
+    assert "igc-nas train made:0 -o models/own" in str(raised.value.hint)
     own = create_model("made:0", seed=5)
     trained(record.folder(folder), own, "made:0")
     assert same(create_model("made:0", pretrained=True), own)
@@ -100,7 +103,7 @@ def test_images_of_other_channels(tmp_path: Path) -> None:
     torch.testing.assert_close(create_model(folder, in_chans=6).eval()(torch.cat([X, X], 1)), own(X))
     assert same(create_model(folder, in_chans=3), own)
     for wrong in (0, -1, 1025, True, "3"):
-        with pytest.raises(ConfigError, match="input"):
+        with pytest.raises(ConfigError, match="in_chans is a number from 1"):
             create_model(arch, in_chans=wrong)  # type: ignore[call-overload]
 
 
