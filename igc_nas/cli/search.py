@@ -137,7 +137,8 @@ MOST_IMPORTING_S = 60.0
 @click.option(
     "--prune-below",
     type=click.FloatRange(0, 1, max_open=True),
-    help="Prune a trial at a rung if its probability of reaching the front is lower; 0: never. [default: 0.02]",
+    help="Prune a trial at a rung if its probability of reaching the front is lower; 0: never. "
+    "[default: 0.02, and 0 where there are longer trainings]",
 )
 @click.option("--trials", type=click.IntRange(1), help="Complete and pruned trials in total, earlier runs included.")
 @click.option(
@@ -306,7 +307,8 @@ def _prepared(request: SearchRequest, began: float) -> tuple[StudySpec, Run]:
         if not request.quiet:
             say("planning: timing trainings of three networks ...", "")
         share = _promote(request, spec)
-        spec = _planned(spec, resolved, devices[0], time_s, workers, trials, parse_recipe(request.recipe), share)
+        settings = (time_s, workers, trials, parse_recipe(request.recipe), share)
+        spec = _planned(spec, resolved, devices[0], *settings, prunes=bool(request.prune_below))
     run = Run(
         folder=resolved.folder,
         trials=trials,
@@ -338,7 +340,7 @@ def _prepared(request: SearchRequest, began: float) -> tuple[StudySpec, Run]:
     return spec, run
 
 
-def _planned(spec: StudySpec, resolved: ResolvedStudy, device: Device, *settings: Any) -> StudySpec:
+def _planned(spec: StudySpec, resolved: ResolvedStudy, device: Device, *settings: Any, prunes: bool) -> StudySpec:
     """The spec with a plan (`planned_spec`). A GPU is timed in a process of its own, which leaves it to the workers."""
     from functools import partial
 
@@ -346,7 +348,7 @@ def _planned(spec: StudySpec, resolved: ResolvedStudy, device: Device, *settings
     from igc_nas.evaluation.speed import measure_speed, planned_spec
 
     measure = partial(call_apart, measure_speed) if device.kind == "cuda" else measure_speed
-    return planned_spec(spec, resolved.info, device, *settings, measure=measure)
+    return planned_spec(spec, resolved.info, device, *settings, prunes=prunes, measure=measure)
 
 
 def _command_began() -> float:

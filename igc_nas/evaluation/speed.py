@@ -59,13 +59,16 @@ def planned_spec(
     changes: Mapping[str, Any] | None = None,
     promote: float = 0.0,
     *,
+    prunes: bool = False,
     measure: Callable[..., Speed] | None = None,
 ) -> StudySpec:
     """A new study's spec with a plan for `time_s` seconds, and the recipe that is in it.
 
     `changes` are those that the user made to the recipe: they stay, and a length among them is the only one considered.
-    The share `promote` of the time is for longer trainings, where some fit into it. `measure` is `measure_speed`
-    (None), or calls it in another process.
+    The share `promote` of the time is for longer trainings, where some fit into it. Then nothing is pruned, and there
+    are no rungs but those among `changes`: a network that is pruned for its error after a few thousand images, as large
+    ones are, could not be promoted. `prunes`: pruning was asked for, and stays. `measure` is `measure_speed` (None), or
+    calls it in another process.
     """
     side, given = spec.space.input[1], changes or {}
     if LENGTH_KEYS & given.keys():
@@ -78,8 +81,10 @@ def planned_spec(
     speed = (measure or measure_speed)(timed, spec.recipe, resolutions, device, TIMING * time_s)
     usable_s = max(1.0, time_s - START_S[device.kind])
     sizes = Sizes.of(drawn)
+    keeps_rungs = prunes or "rungs" in given
     for share in (promote, 0.0):  # without longer trainings where none fits
-        recipe, plan = planned(recipes, speed, sizes, side, (1 - share) * usable_s, workers, trials)
+        tried = recipes if keeps_rungs or not share else [r.model_copy(update={"rungs": ()}) for r in recipes]
+        recipe, plan = planned(tried, speed, sizes, side, (1 - share) * usable_s, workers, trials)
         longer = [_longer(recipe, step, info.train_count) for step in STEPS]
         found = target_recipe(recipe, longer, speed, sizes, side, share * usable_s * workers)
         if found is not None:
@@ -88,8 +93,10 @@ def planned_spec(
     if found is not None:
         images = max(found.samples, min(TARGET_EPOCHS * info.train_count, TARGET_FACTOR * found.samples))
         target = Target(images=images, recipe=found, share=promote)
-    planned_for = plan.model_copy(update={"time_s": time_s})
-    return spec.model_copy(update={"recipe": recipe, "plan": planned_for, "target": target})
+    found_changes: dict[str, Any] = {"plan": plan.model_copy(update={"time_s": time_s}), "target": target}
+    if target is not None and not prunes:
+        found_changes["prune_below"] = 0.0
+    return spec.model_copy(update={"recipe": recipe, **found_changes})
 
 
 def typical(spec: StudySpec) -> list[ArchConfig]:

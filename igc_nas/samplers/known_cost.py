@@ -30,7 +30,7 @@ from igc_nas.samplers.target_surrogate import MIN_LONGER, TargetSurrogate
 from igc_nas.space.encoding import Code, Ints, PricedCodes
 from igc_nas.study.pareto import nondominated
 from igc_nas.study.plan import Sizes
-from igc_nas.study.spec import StudySpec
+from igc_nas.study.spec import Recipe, StudySpec
 
 STARTUP = 8
 """The first suggestions of a study are stratified draws."""
@@ -244,28 +244,29 @@ class KnownCost:
         return gain * self._p_within_latency(archs, posterior) / self._seconds(archs) ** cooling
 
     def cooling(self, history: History) -> float:
-        """The exponent of the price: the share of the planned time that trials have not taken; 0 without a plan.
+        """The exponent of the price: the share of the planned time that is left; 0 without a plan.
 
         EI-cooled of Lee, Perrone, Archambeau, Seeger 2020 (arXiv 2003.10870): cheap trials first, and at the end
-        those that promise most, whatever they take. The time spent is that which the plan predicts for the trials so
-        far, so that it is the same after a resume. Longer trainings do not count: where they have a share of the time
-        (`StudySpec.target`), the exponent ends near that share.
+        those that promise most, whatever they take. The time spent is that which the plan predicts for the trials and
+        the longer trainings so far, so that it is the same after a resume.
         """
-        plan = self.spec.plan
+        plan, target = self.spec.plan, self.spec.target
         if plan is None:
             return 0.0
         tried = (history.complete, history.pruned, history.running)
         spent = sum(float(self._seconds(some).sum()) for some in tried if len(some))
+        if target and history.longer:
+            spent += float(self._seconds(history.longer.archs, target.recipe).sum())
         return max(0.0, 1.0 - spent / (plan.time_s * plan.workers))
 
-    def _seconds(self, archs: PricedCodes) -> Floats:
-        """(n,) predicted seconds of a trial; 1 without a plan."""
+    def _seconds(self, archs: PricedCodes, recipe: Recipe | None = None) -> Floats:
+        """(n,) predicted seconds of a trial, or of a training by another recipe; 1 without a plan."""
         plan, spec = self.spec.plan, self.spec
         if plan is None:
             return np.ones(len(archs))
         convolutions = np.exp(self.features.of(archs).whole[:, -1])
         sizes = Sizes(archs.cost("macs").astype(float), archs.cost("activations").astype(float), convolutions)
-        return plan.speed.trials_s(sizes, spec.recipe, spec.space.input[1])
+        return plan.speed.trials_s(sizes, recipe or spec.recipe, spec.space.input[1])
 
     def front_codes(self, history: History) -> Ints:
         """(n, 1 + stages) the codes of the front's members."""

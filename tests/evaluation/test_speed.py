@@ -72,3 +72,17 @@ def test_trials_that_are_asked_for_leave_time_for_longer_trainings(measure: Call
         for n in (2, 100_000)
     )
     assert few > many
+
+
+@pytest.mark.parametrize(("prunes", "given"), [(False, {}), (True, {}), (False, {"rungs": [1000]})])
+def test_what_may_be_promoted_is_not_pruned(
+    prunes: bool, given: dict[str, object], measure: Callable[..., Speed]
+) -> None:
+    base = new_spec(INFO, CPU.name, space="tiny", recipe={"forms": "factored"} | given)
+    found = planned_spec(base, INFO, CPU, 600.0, 1, changes=given, promote=0.4, prunes=prunes, measure=measure)
+    assert found.target
+    assert found.prune_below == (base.prune_below if prunes else 0)
+    assert bool(found.recipe.rungs) == (prunes or "rungs" in given)
+    without = planned_spec(base, INFO, CPU, 600.0, 1, changes=given, measure=measure)
+    assert (without.target, without.prune_below) == (None, base.prune_below)
+    assert without.recipe.rungs

@@ -1,5 +1,6 @@
 """The suggestions of every sampler, in an Optuna study in memory, with errors computed from the architecture."""
 
+import dataclasses
 import random
 from collections.abc import Callable
 from functools import cache
@@ -26,7 +27,7 @@ from igc_nas.samplers.cross_validation import LeaveOneOut
 from igc_nas.samplers.distributions import distributions
 from igc_nas.samplers.evolution import POPULATION, Evolution
 from igc_nas.samplers.features import Features
-from igc_nas.samplers.history import EXPECTED, History, Memory
+from igc_nas.samplers.history import EXPECTED, History, LongerTrainings, Memory
 from igc_nas.samplers.known_cost import STARTUP, KnownCost
 from igc_nas.samplers.mutation import Mutator
 from igc_nas.samplers.study_sampler import ExhaustedError, StudySampler
@@ -35,7 +36,7 @@ from igc_nas.space.encoding import Code
 from igc_nas.study.objectives import values
 from igc_nas.study.pareto import dominates, hypervolume
 from igc_nas.study.plan import Plan, Sizes, Speed
-from igc_nas.study.spec import SamplerName, StudySpec
+from igc_nas.study.spec import SamplerName, StudySpec, Target
 from igc_nas.study.study import load_study
 from tests.support.builders import one_line
 from tests.support.searches import evaluate, spec
@@ -342,6 +343,16 @@ def test_prices_count_less_the_less_time_is_left(begun: Loop) -> None:
     assert KnownCost(planned(begun.spec, 1e6)).cooling(nothing) == 1
     assert KnownCost(planned(begun.spec, 2e6)).cooling(history) == pytest.approx(1 - spent / 2)
     assert KnownCost(planned(begun.spec, 1e6 * spent / 2)).cooling(history) == 0
+
+
+def test_longer_trainings_spend_time_too(begun: Loop) -> None:
+    recipe = begun.spec.recipe.model_copy(update={"train_size": 10 * begun.spec.recipe.train_size, "rungs": ()})
+    target = Target(images=recipe.samples, recipe=recipe, share=0.4)
+    spec = planned(begun.spec, 1e9).model_copy(update={"target": target})
+    history = begun.history
+    longer = dataclasses.replace(history, longer=LongerTrainings(history.complete.rows(np.arange(2)), ()))
+    short, both = (1 - KnownCost(spec).cooling(each) for each in (history, longer))
+    assert both > 1.2 * short
 
 
 def test_a_candidate_is_worth_its_improvement_over_its_seconds(begun: Loop) -> None:
