@@ -1,17 +1,22 @@
 """What all tests share: the environment, how many examples a property test tries, and commands in this process."""
 
 import atexit
+import functools
+import gc
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from hypothesis import is_hypothesis_test
 
 from igc_nas.cli import main
+from igc_nas.data import datasets
+from igc_nas.data.shapes import make_shapes
 from tests.support import shares
 from tests.support.commands import Answer, Command
 
@@ -70,6 +75,40 @@ def pytest_configure(config: pytest.Config) -> None:
     shares.load_profile()
     if not _is_of_gpus(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    datasets.make_shapes = _drawn  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _drawn(split: Literal["train", "test"]) -> tuple[Any, Any]:
+    """`make_shapes`, once in a process: it takes more than a second, and the next call draws the same pixels."""
+    images, labels = make_shapes(split)
+    for array in (images, labels):
+        array.flags.writeable = False
+    return images, labels
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _migrations_read_once() -> Iterator[None]:
+    """Optuna has Alembic run all its scripts of old formats again for each database: half of the time of an opening."""
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    with pytest.MonkeyPatch.context() as patch:
+        read = ScriptDirectory.from_config
+        found: dict[str | None, ScriptDirectory] = {}
+
+        def read_once(config: Config) -> ScriptDirectory:
+            place = config.get_main_option("script_location")
+            return found.get(place) or found.setdefault(place, read(config))
+
+        patch.setattr(ScriptDirectory, "from_config", read_once)
+        yield
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the garbage collector need not look at torch's million objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -18,7 +18,7 @@ from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.latency import Measurer
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.timing_cache import timing_cache_for
-from igc_nas.space.search_space import SearchSpace
+from igc_nas.space.search_space import SpaceFile, find_space, search_space
 from igc_nas.study.records import Latency
 from igc_nas.study.spec import LatencySpec
 
@@ -74,12 +74,12 @@ def _measurer(device: Device, image: tuple[int, int, int]) -> Measurer:
 def drawn_architectures(count: int, seed: int) -> list[ArchConfig]:
     """Architectures of igc_cifar with at most 2 M parameters, drawn by the seed; more of them begin with the fewer."""
     from igc_nas.space.budget import Budget
-    from igc_nas.space.feasible import Feasible
+    from igc_nas.space.feasible import feasible
 
-    space = SearchSpace.load("igc_cifar")
+    space = search_space(SpaceFile.load(find_space("igc_cifar")), 10, "igc_cifar")
     rng = np.random.default_rng(seed)
-    feasible = Feasible(space, Budget(params=2_000_000))
-    return [feasible.draw(rng) for _ in range(count)]
+    within = feasible(space, Budget(params=2_000_000))
+    return [within.draw(rng) for _ in range(count)]
 
 
 def measured_twice(

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from scipy.stats import quantile_test  # here, not when first needed: its import takes longer than a race
 
 Name = TypeVar("Name")
 Timer = Callable[[], float]
@@ -175,9 +174,15 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
 
 @cache
 def _interval_ranks(n: int) -> tuple[int, int]:
-    """Indices of the interval's ends among n sorted samples. They depend on n alone, and scipy takes milliseconds."""
-    interval: Any = quantile_test(range(n), p=0.5).confidence_interval(0.95)
-    return int(interval.low), int(interval.high)
+    """Indices of the interval's ends among n sorted samples, which leave at most 1/40 of Binomial(n, 1/2) on each side.
+
+    `scipy.stats.quantile_test` gives the same; to import it takes a third of the time in which a worker starts.
+    """
+    below, outcomes, tail = 0, 1, 1
+    while 40 * tail < 2**n:
+        outcomes = outcomes * (n - below) // (below + 1)
+        below, tail = below + 1, tail + outcomes
+    return below - 1, n - below
 
 
 def _finalists(samples: Mapping[Name, list[float]]) -> dict[Name, float]:

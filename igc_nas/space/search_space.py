@@ -14,6 +14,7 @@ import itertools
 import math
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -149,6 +150,22 @@ class StageSpace:
                 found.setdefault(signature, option)
             self._following[in_width] = tuple(found.values())
         return self._following[in_width]
+
+    @cached_property
+    def _leading(self) -> dict[Shape, Counter[Shape]]:
+        return {}
+
+    def leading(self, shape: Shape) -> Counter[Shape]:
+        """How many of the options that fit behind `shape` lead to each shape."""
+        if shape not in self._leading:
+            ways: dict[object, list[StageConfig]] = {}
+            for option in self.following(shape[0]):
+                way = option if vars(option).get("pool") else (out_width(option, shape[0]), option.stride)
+                ways.setdefault(way, []).append(option)
+            self._leading[shape] = Counter()
+            for alike in ways.values():
+                self._leading[shape][shape_after(alike[0], shape)] += len(alike)
+        return self._leading[shape]
 
     def counted(self, option: StageConfig, in_width: int) -> StageConfig | None:
         """The option of `following` that builds the same network as `option` behind `in_width` channels."""
@@ -307,8 +324,7 @@ class SearchSpace:
         """For each stage the shapes that can enter it, and last the shapes that can leave the last stage."""
         levels = [tuple(sorted({self.shape_after_stem(frame) for frame in self.frames}))]
         for stage in self.stages:
-            reached = {shape_after(o, shape) for shape in levels[-1] for o in stage.following(shape[0])}
-            levels.append(tuple(sorted(reached)))
+            levels.append(tuple(sorted({after for shape in levels[-1] for after in stage.leading(shape)})))
         return tuple(levels)
 
     @property
@@ -332,10 +348,7 @@ class SearchSpace:
         """Exact number of different valid networks (options of a stage that build the same network count once)."""
         counts: dict[Shape, int] = dict.fromkeys(self.shapes[-1], 1)
         for stage, entering in zip(reversed(self.stages), reversed(self.shapes[:-1]), strict=True):
-            counts = {
-                shape: sum(counts[shape_after(option, shape)] for option in stage.following(shape[0]))
-                for shape in entering
-            }
+            counts = {shape: sum(n * counts[after] for after, n in stage.leading(shape).items()) for shape in entering}
         return sum(counts[self.shape_after_stem(frame)] for frame in self.frames)
 
     @cached_property
@@ -468,11 +481,16 @@ def shape_after(stage: StageConfig, shape: Shape) -> Shape:
     return (out_width(stage, shape[0]), *sides, *shape[3:])
 
 
+def _but_blocks(option: StageConfig) -> tuple[object, ...]:
+    """All fields of an option but `blocks`; by dictionaries, as a space of some thousand options asks for millions."""
+    return tuple((vars(option) | {"blocks": None}).values())
+
+
 def _price(options: Sequence[StageConfig], shape: Shape) -> Iterator[tuple[StageConfig, Cost]]:
     """Cost is first block + (blocks - 1) * further block; options that differ in `blocks` alone share both."""
     known: dict[object, tuple[Cost, Cost]] = {}
     for option in options:
-        key = tuple(value for name, value in option if name != "blocks")
+        key = _but_blocks(option)
         if key not in known:
             first, rest = stage_layers(option, shape[0])
             once, after = layers_cost(first, shape[:3])
@@ -486,7 +504,7 @@ def _signatures(options: Sequence[StageConfig], in_width: int) -> Iterator[objec
     known: dict[object, tuple[int, int]] = {}
     numbers: dict[object, int] = {}
     for option in options:
-        key = tuple(value for name, value in option if name != "blocks")
+        key = _but_blocks(option)
         if key not in known:
             first, rest = (normalised(layers) for layers in stage_layers(option, in_width))
             known[key] = (numbers.setdefault(first, len(numbers)), numbers.setdefault(rest, len(numbers)))

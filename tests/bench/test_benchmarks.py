@@ -57,10 +57,17 @@ ROWS: tuple[Row, ...] = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def times_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of times by few rounds, which other tests do not see."""
+    with pytest.MonkeyPatch.context() as patch:
+        own_cache(tmp_path_factory.mktemp("times") / "cache", patch)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def small_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two tiny architectures, few rounds, no times and no data of the user's."""
-    own_cache(tmp_path / "cache", monkeypatch)
+    """Two tiny architectures, few rounds, no data of the user's."""
     monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(training, "architectures", lambda: TINY)
     monkeypatch.setattr(training, "ROUNDS", 3)
@@ -209,7 +216,8 @@ def test_bench_train_with_torch_compile() -> None:
     assert all(row[f"{layout}_{dtype}_compile_ms"] > 0 for layout in ("nchw", "nhwc") for dtype in ("fp32", "bf16"))
 
 
-def test_bench_latency(tmp_path: Path) -> None:
+def test_bench_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_cache(tmp_path / "cache", monkeypatch)
     said: list[str] = []
     before = psutil.Process().children()
     spec = LatencySpec(device=CPU.name, forms="any")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from igc_nas.engine.search import Run, search
 from igc_nas.nn.device import cpu_name
 from igc_nas.space.budget import Budget
 from igc_nas.study.finals import FINALS_FILE, FINALS_FOLDER, FinalsLog
@@ -13,7 +12,7 @@ from igc_nas.study.lock import StudyLock
 from igc_nas.study.study import load_study
 from tests.study.test_finals import final
 from tests.support.commands import Command, refused
-from tests.support.searches import evaluate, spec
+from tests.support.searches import searched, spec
 
 
 @pytest.fixture
@@ -23,9 +22,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path / "data"))
     question = spec(name="made", budget=Budget(params=3000))
     question = question.model_copy(update={"latency": question.latency.model_copy(update={"device": cpu_name()})})
-    folder = tmp_path / "studies" / "made"
-    list(search(question, Run(folder, trials=6), evaluate=evaluate))
-    return folder
+    return searched(tmp_path / "studies" / "made", 6, question)
 
 
 def test_what_would_be_trained_is_said_with_the_reasons(made: Path, cli: Command) -> None:

@@ -10,13 +10,12 @@ import pytest
 import igc_nas
 from igc_nas.analysis.finalists import finalists
 from igc_nas.cli.study_flags import SearchRequest, resolve_study
-from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError
 from igc_nas.nn.device import Device
 from igc_nas.study.study import Study, load_study
 from tests.support.commands import Command, refused
-from tests.support.searches import evaluate, latency, spec
+from tests.support.searches import latency, searched, spec
 
 HERE = Device("cpu", "cpu", "a processor")
 
@@ -25,7 +24,7 @@ HERE = Device("cpu", "cpu", "a processor")
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """The study `made` of eight invented trials, in ./studies."""
     monkeypatch.chdir(tmp_path)
-    list(search(spec(name="made", sampler="random"), Run(Path("studies/made"), trials=8), evaluate=evaluate))
+    searched(Path("studies/made"), 8, spec(name="made", sampler="random"))
     return load_study("made")
 
 

@@ -36,7 +36,7 @@ from igc_nas.study.study import load_study
 from tests.support.builders import one_line
 from tests.support.caches import own_cache
 from tests.support.commands import Command, refused
-from tests.support.searches import evaluate, latency, spec
+from tests.support.searches import evaluate, latency, searched, spec
 
 NETWORK = "igcv1-l8m2-d8"
 ALL_FORMS = ("factored", "folded", "semidense", "dense", "mixed")
@@ -63,12 +63,19 @@ SEARCH = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def times_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of times by few rounds, which other tests do not see."""
+    with pytest.MonkeyPatch.context() as patch:
+        own_cache(tmp_path_factory.mktemp("times") / "cache", patch)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty working folder, no dataset, no times, no settings; few rounds; torch's threads as before."""
+    """An empty working folder, no dataset, no settings; few rounds; torch's threads as before."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path / "data"))
-    own_cache(tmp_path / "cache", monkeypatch)
     for name in ("IGC_NAS_STORAGE", "IGC_NAS_LATENCY_COMMAND"):
         monkeypatch.delenv(name, raising=False)
     package = str(Path(igc_nas.__file__).parents[1])
@@ -162,10 +169,10 @@ def test_batch_threads_and_classes(cli: Command) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["measure {} --threads 9999 --latency-runtime native --cold-cache", "train {} --threads 9999 --dataset cifar10"],
+    ["measure {} --threads {} --latency-runtime native --cold-cache", "train {} --threads {} --dataset cifar10"],
 )
 def test_more_threads_than_cores_are_named(line: str, cli: Command) -> None:
-    answer = cli(*line.format(NETWORK).split())
+    answer = cli(*line.format(NETWORK, usable_cores() + 1).split())
     assert f"--threads {usable_cores()} is as fast" in " ".join(answer.err.split())
     assert answer.status  # what is wrong with the rest of the line comes after that
 
@@ -200,7 +207,8 @@ def test_an_open_file_that_holds_no_architecture(data: bytes) -> None:
     one_line(raised)
 
 
-def test_measuring_saves_the_timing_cache(cli: Command, tmp_path: Path) -> None:
+def test_measuring_saves_the_timing_cache(cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_cache(tmp_path / "cache", monkeypatch)
     cli("measure", NETWORK, *EAGER, "--json")
     (table,) = (tmp_path / "cache").rglob("*.json")
     assert json.loads(table.read_text())["times"]
@@ -255,20 +263,12 @@ def test_a_budget_that_no_form_is_within(cli: Command) -> None:
 # A study's candidates.
 
 
-@pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study `made` of four invented trials, on this machine's CPU."""
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A study `made` of four invented trials, on this machine's CPU, in `studies` of the working folder."""
     question = spec(name="made", budget=Budget(params=3000))
     latency = question.latency.model_copy(update={"device": cpu_name()})
-    folder = tmp_path_factory.mktemp("once") / "made"
-    list(search(question.model_copy(update={"latency": latency}), Run(folder, trials=4), evaluate=evaluate))
-    return folder
-
-
-@pytest.fixture
-def made(made_once: Path, tmp_path: Path) -> Path:
-    """The same in `studies/made` of the working folder."""
-    return Path(shutil.copytree(made_once, tmp_path / "studies" / "made"))
+    return searched(tmp_path / "studies" / "made", 4, question.model_copy(update={"latency": latency}))
 
 
 def test_a_study_is_measured_again(made: Path, cli: Command) -> None:
@@ -362,7 +362,6 @@ def remote_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package = str(Path(igc_nas.__file__).parents[1])
     patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))))
     patch.setenv("IGC_NAS_DATA", str(folder / "data"))
-    own_cache(folder / "cache", patch)
     flags = ("--study", "remote", "--studies-dir", str(folder / "studies"), "--trials", "2")
     try:
         status = main([*SEARCH, "--latency-forms", "any", *flags, "--latency-command", command_in(folder)])

@@ -5,7 +5,6 @@ import csv
 import io
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from igc_nas.study.study import load_study
 from tests.support.commands import Answer, Command, refused
 from tests.support.hostile import PATHS
 from tests.support.searcher import await_
-from tests.support.searches import evaluate, evaluate_on_the_way, latency, spec
+from tests.support.searches import evaluate_on_the_way, latency, searched, spec
 
 PAPERS_NETWORK = "igcv1-l24m2-d62"
 TINY = (
@@ -46,20 +45,12 @@ def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IGC_NAS_STORAGE", raising=False)
 
 
-@pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study `made` of six invented trials, on this machine's CPU."""
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A study `made` of six invented trials, on this machine's CPU, in `studies` of the working folder."""
     question = spec(name="made", budget=Budget(params=3000))
     question = question.model_copy(update={"latency": question.latency.model_copy(update={"device": cpu_name()})})
-    folder = tmp_path_factory.mktemp("once") / "made"
-    list(search(question, Run(folder, trials=6), evaluate=evaluate))
-    return folder
-
-
-@pytest.fixture
-def made(made_once: Path, tmp_path: Path) -> Path:
-    """The same in `studies/made` of the working folder."""
-    return Path(shutil.copytree(made_once, tmp_path / "studies" / "made"))
+    return searched(tmp_path / "studies" / "made", 6, question)
 
 
 def process(*arguments: str, cwd: Path) -> Answer:

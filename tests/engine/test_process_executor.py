@@ -283,7 +283,7 @@ def test_a_custom_evaluator_works_in_worker_processes(tmp_path: Path) -> None:
         if isinstance(event, Ended) and event.trial.number % 15 == 0:
             seen.append(len(load_study(tmp_path / "s").candidates))
 
-    question = spec(space="igc_cifar", sampler="stratified", prune_below=0.0)
+    question = spec(sampler="stratified", prune_below=0.0)
     found = list(search(question, Run(tmp_path / "s", trials=60, workers=3), evaluator=stub, on_event=read))
     study = load_study(tmp_path / "s")
     assert len(found) == len(study.candidates) == len(study.trials) == 60

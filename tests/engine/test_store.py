@@ -19,7 +19,7 @@ from igc_nas.samplers.history import EXPECTED, Memory
 from igc_nas.space.budget import Budget
 from igc_nas.study.records import Trial
 from igc_nas.study.study import load_study, read_trials
-from tests.support.searches import RUNGS, evaluate, evaluate_on_the_way, spec
+from tests.support.searches import RUNGS, evaluate, evaluate_on_the_way, searched, spec
 
 
 def in_database(folder: Path, name: str = "stub") -> list[optuna.trial.FrozenTrial]:
@@ -40,12 +40,8 @@ def write_record(folder: Path, trial: Trial) -> None:
     storage.engine.dispose()
 
 
-def searched(folder: Path, trials: int = 5) -> None:
-    list(search(spec(), Run(folder, trials=trials), evaluate=evaluate))
-
-
 def test_a_store_opens_as_it_was_closed(tmp_path: Path) -> None:
-    searched(tmp_path / "s")
+    searched(tmp_path / "s", 5)
     before = load_study(tmp_path / "s").trials
     with Store(tmp_path / "s", spec()) as store:
         assert store.study.trials == before
@@ -53,7 +49,7 @@ def test_a_store_opens_as_it_was_closed(tmp_path: Path) -> None:
 
 
 def test_trials_jsonl_restores_the_database(tmp_path: Path) -> None:
-    searched(tmp_path / "s")
+    searched(tmp_path / "s", 5)
     before = load_study(tmp_path / "s").trials
     (tmp_path / "s" / "study.db").unlink()
     with Store(tmp_path / "s", spec()) as store:
@@ -61,7 +57,7 @@ def test_trials_jsonl_restores_the_database(tmp_path: Path) -> None:
 
 
 def test_the_database_restores_trials_jsonl(tmp_path: Path) -> None:
-    searched(tmp_path / "s")
+    searched(tmp_path / "s", 5)
     evidence = (tmp_path / "s" / "trials.jsonl").read_bytes()
     (tmp_path / "s" / "trials.jsonl").write_bytes(evidence[:-30])
     with Store(tmp_path / "s", spec()):
@@ -131,7 +127,7 @@ def test_a_second_writer_is_refused_with_the_holder(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_database_is_refused_or_opened_and_nothing_is_lost(damage, tmp_path: Path) -> None:
-    searched(tmp_path / "s")
+    searched(tmp_path / "s", 5)
     database = tmp_path / "s" / "study.db"
     evidence = (tmp_path / "s" / "trials.jsonl").read_bytes()
     database.write_bytes(damage(database.read_bytes()))
@@ -158,7 +154,7 @@ def test_another_database_may_be_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lost", [[0], [2], [1, 3], [4]])
 def test_trials_jsonl_with_gaps_restores_the_rest(lost: list[int], tmp_path: Path) -> None:
-    searched(tmp_path / "s")
+    searched(tmp_path / "s", 5)
     (tmp_path / "s" / "study.db").unlink()
     path = tmp_path / "s" / "trials.jsonl"
     kept = [line for number, line in enumerate(path.read_text().splitlines(True)) if number not in lost]
@@ -172,7 +168,7 @@ def test_trials_jsonl_with_gaps_restores_the_rest(lost: list[int], tmp_path: Pat
 
 
 def test_a_database_of_another_question_is_refused(tmp_path: Path) -> None:
-    searched(tmp_path / "s")
+    searched(tmp_path / "s", 5)
     (tmp_path / "s" / "study.toml").unlink()
     with pytest.raises(StudyError, match=r"another study stub: seed: 5 asked for, 0 in the study"):
         Store(tmp_path / "s", spec(seed=5))
@@ -245,7 +241,7 @@ def test_an_enqueued_trial_outside_the_space_is_restored(tmp_path: Path) -> None
 
 
 def test_replacing_latencies_rebuilds_the_database(tmp_path: Path) -> None:
-    searched(tmp_path / "s")
+    searched(tmp_path / "s", 5)
     before = load_study(tmp_path / "s")
     first, *others = before.candidates
     quiet = first.latency.model_copy(update={"normalised_ms": first.latency.normalised_ms * 2})
@@ -266,7 +262,7 @@ def test_latencies_of_a_running_study_are_not_replaced(tmp_path: Path) -> None:
 
 def test_trials_that_samplers_read_share_their_distributions(tmp_path: Path) -> None:
     """Copies of them would take most of the memory of a long study."""
-    searched(tmp_path / "s")
+    searched(tmp_path / "s", 5)
     with Store(tmp_path / "s", spec()) as store:
         for _ in range(2):
             asked = store.optuna_study.ask()
@@ -302,7 +298,7 @@ update trial_user_attributes set trial_id = 2 where trial_id = -1;
     ],
 )
 def test_inconsistent_rows_are_refused(damage: str, said: str, tmp_path: Path) -> None:
-    searched(tmp_path / "s")
+    searched(tmp_path / "s", 5)
     with contextlib.closing(sqlite3.connect(tmp_path / "s" / "study.db")) as connection, connection:
         connection.executescript(damage)
     with pytest.raises(StudyError, match=said):

@@ -1,12 +1,15 @@
 """The speed of training, measured; and a new study's plan by it."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytest
 
 from igc_nas.data.datasets import locate
 from igc_nas.evaluation.speed import measure_speed, planned_spec
 from igc_nas.nn.device import find_devices
 from igc_nas.study.defaults import default_recipe, new_spec
-from igc_nas.study.plan import Sizes, recipe_changes, trials_for
+from igc_nas.study.plan import Sizes, Speed, recipe_changes, trials_for
 from igc_nas.study.spec import StudySpec
 
 CPU = find_devices("cpu")[0]
@@ -15,6 +18,18 @@ INFO = locate("shapes", None)
 
 def new() -> StudySpec:
     return new_spec(INFO, CPU.name, space="tiny", recipe={"forms": "factored"})
+
+
+@pytest.fixture(scope="module")
+def measure() -> Callable[..., Speed]:
+    """`measure_speed`, once for each choice of resolutions: it takes a second."""
+    found: dict[tuple[int, ...], Speed] = {}
+
+    def measured(archs: Any, recipe: Any, resolutions: Sequence[int], *more: Any) -> Speed:
+        key = tuple(resolutions)
+        return found.get(key) or found.setdefault(key, measure_speed(archs, recipe, resolutions, *more))
+
+    return measured
 
 
 def test_the_speed_is_that_of_steps_on_this_device() -> None:
@@ -27,8 +42,9 @@ def test_the_speed_is_that_of_steps_on_this_device() -> None:
     assert speed.trial_s > 0
 
 
-def test_a_plan_for_more_time_has_a_longer_training() -> None:
-    short, long = (planned_spec(new(), INFO, CPU, time_s, workers=2) for time_s in (60.0, 1e6))
+def test_a_plan_for_more_time_has_a_longer_training(measure: Callable[..., Speed]) -> None:
+    short = planned_spec(new(), INFO, CPU, 60.0, workers=2)
+    long = planned_spec(new(), INFO, CPU, 1e6, workers=2, measure=measure)
     assert short.plan is not None
     assert long.plan is not None
     assert long.recipe.samples > short.recipe.samples
@@ -38,9 +54,9 @@ def test_a_plan_for_more_time_has_a_longer_training() -> None:
 
 
 @pytest.mark.parametrize("given", [{"epochs": 3}, {"train_size": 1000}, {"lr": 0.05, "crop": 0}])
-def test_what_is_given_by_hand_stays(given: dict[str, object]) -> None:
+def test_what_is_given_by_hand_stays(given: dict[str, object], measure: Callable[..., Speed]) -> None:
     base = new_spec(INFO, CPU.name, space="tiny", recipe={"forms": "factored"} | given)
-    found = planned_spec(base, INFO, CPU, 1e6, workers=1, changes=given).recipe
+    found = planned_spec(base, INFO, CPU, 1e6, workers=1, changes=given, measure=measure).recipe
     assert {key: getattr(found, key) for key in given} == given
     if "lr" not in given:
         assert found == base.recipe
@@ -50,6 +66,9 @@ def test_what_is_given_by_hand_stays(given: dict[str, object]) -> None:
         assert found.epochs > default_recipe("cpu").epochs
 
 
-def test_trials_that_are_asked_for_leave_time_for_longer_trainings() -> None:
-    few, many = (planned_spec(new(), INFO, CPU, 3600.0, workers=1, trials=n).recipe.samples for n in (2, 100_000))
+def test_trials_that_are_asked_for_leave_time_for_longer_trainings(measure: Callable[..., Speed]) -> None:
+    few, many = (
+        planned_spec(new(), INFO, CPU, 3600.0, workers=1, trials=n, measure=measure).recipe.samples
+        for n in (2, 100_000)
+    )
     assert few > many

@@ -18,6 +18,7 @@ from igc_nas.io.files import decoded, user_folder
 from igc_nas.study.study import load_study
 from tests.support.commands import Command
 from tests.support.searches import evaluate, latency, spec
+from tests.support.searches import searched as made_study
 from tests.support.shares import examples
 
 NAMES = [
@@ -89,8 +90,7 @@ def test_a_kept_latency_reaches_a_database_elsewhere(tmp_path: Path) -> None:
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study at ./studies/mine of the working folder, whose parent is a home."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    folder = tmp_path / "work" / "studies" / "mine"
-    list(search(spec(sampler="random"), Run(folder, trials=3), evaluate=evaluate))
+    folder = made_study(tmp_path / "work" / "studies" / "mine", 3, spec(sampler="random"))
     monkeypatch.chdir(tmp_path / "work")
     return folder
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import quantile_test
 
 from igc_nas.nn.timing import LEAST_FOR_INTERVAL, Race, median_interval, raced, round_robin, timed, typical, warmed
 
@@ -218,6 +219,12 @@ def test_an_interval_is_two_samples_around_the_median(samples: list[float]) -> N
     assert {low, high} <= set(samples)
     assert low <= median(samples) <= high
     assert type(low) is type(high) is float
+
+
+@given(st.integers(LEAST_FOR_INTERVAL, 1000))
+def test_an_interval_is_that_of_scipy(n: int) -> None:
+    wanted = quantile_test(range(n), p=0.5).confidence_interval(0.95)
+    assert median_interval(range(n)) == (wanted.low, wanted.high)
 
 
 @pytest.mark.parametrize("n", range(6))

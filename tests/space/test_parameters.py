@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from igc_nas.errors import ConfigError
 from igc_nas.space.parameters import Parameters
-from igc_nas.space.search_space import SearchSpace
-from tests.support.builders import taken
+from tests.support.builders import shipped_space, taken
 
-SPACES = {name: Parameters(SearchSpace.load(name)) for name in ("igc_cifar", "igc_table", "tiny")}
+SPACES = {name: Parameters(shipped_space(name)) for name in ("igc_cifar", "igc_table", "tiny")}
 
 
 @st.composite

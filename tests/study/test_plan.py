@@ -22,7 +22,7 @@ from tests.support.searches import evaluate, spec
 
 SIDE, CIFAR = 32, 50_000
 SPEED = Speed(step_s=0.01, convolution_s=1e-3, mac_s=2e-10, activation_s=2e-8, trial_s=4.0)
-ARCHS = [spec(space="igc_cifar").feasible.draw(np.random.default_rng(seed)) for seed in range(12)]
+ARCHS = [candidate.arch for candidate in load_study("igc_cifar10_2m").candidates[:12]]
 SIZES = Sizes.of(ARCHS)
 
 

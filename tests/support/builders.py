@@ -15,7 +15,7 @@ from igc_nas.arch.factors import prime_factors
 from igc_nas.arch.stages import Igcv1Stage, Igcv2Stage, Igcv3Stage, StageConfig
 from igc_nas.errors import ConfigError, IgcNasError
 from igc_nas.io.records import parse_toml
-from igc_nas.space.search_space import SearchSpace, SpaceFile
+from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, search_space
 
 T = TypeVar("T")
 
@@ -179,6 +179,11 @@ SMALL_SPACES = {
 
 def space_of(text: str, classes: int = 10) -> SearchSpace:
     return SearchSpace(SpaceFile.parse(parse_toml(text, "space.toml"), "space.toml"), classes, "small")
+
+
+def shipped_space(name: str, classes: int = 10) -> SearchSpace:
+    """A space of igc_nas, which specs share: it is counted once."""
+    return search_space(SpaceFile.load(find_space(name)), classes, name)
 
 
 def every_architecture(space: SearchSpace) -> Iterator[ArchConfig]:

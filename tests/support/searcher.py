@@ -75,6 +75,15 @@ def left(mark: str) -> list[psutil.Process]:
     return found
 
 
+def named(mark: str, name: str) -> int:
+    """How many processes of a search have a name; one that ends meanwhile has none."""
+    count = 0
+    for process in left(mark):
+        with contextlib.suppress(psutil.Error):
+            count += process.name() == name
+    return count
+
+
 def all_gone(mark: str, within_s: float = 10) -> bool:
     """Whether all processes of a search end within `within_s`."""
     until = time.monotonic() + within_s

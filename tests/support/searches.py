@@ -1,6 +1,9 @@
 """A search without training: a spec of the space `tiny`, and an evaluator that invents its numbers from the cost."""
 
 import hashlib
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from igc_nas.arch.config import ArchConfig
@@ -73,6 +76,25 @@ def evaluate(arch: ArchConfig, seed: int) -> tuple[Latency, Score]:
     return latency(cost.macs / 5e5 * (0.8 + 0.4 * chance)), score(
         0.9 * (700 / cost.params) ** 0.3 * (0.9 + 0.1 * chance)
     )
+
+
+_SEARCHED: dict[tuple[str, int], Path] = {}
+
+
+def searched(folder: Path, trials: int, question: StudySpec | None = None) -> Path:
+    """Put a study (of `spec()`) that a search has made of `trials` trials at `folder`: a copy of the first one.
+
+    Each search is made once in a process, for all tests that want a study and not a search.
+    """
+    from igc_nas.engine.search import Run, search  # with Optuna and torch, which a stub's process does not need
+
+    question = question or spec()
+    key = (question.model_dump_json(), trials)
+    if key not in _SEARCHED:
+        made = Path(tempfile.mkdtemp()) / "s"
+        list(search(question, Run(made, trials=trials), evaluate=evaluate))
+        _SEARCHED[key] = made
+    return Path(shutil.copytree(_SEARCHED[key], folder))
 
 
 RUNGS = (2000, 4000)

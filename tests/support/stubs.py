@@ -21,7 +21,6 @@ from igc_nas.arch.plan import arch_id
 from igc_nas.engine.executor import Outcome, Reporter, WorkerSlot
 from igc_nas.errors import CaptureError, ConfigError, DivergedError, IgcNasError
 from igc_nas.io.fallbacks import FallbackWarning
-from igc_nas.nn.cuda_timing import trains_in_graphs
 from igc_nas.study.records import Latency, Rung, Unfinished
 from igc_nas.study.spec import Calibration, Recipe, StudySpec
 from tests.support.searches import evaluate, latency, score
@@ -87,6 +86,8 @@ class FallsBack(Stub):
     calls: int = 0
 
     def __call__(self, arch: ArchConfig, seed: int, reporter: Reporter) -> Outcome:
+        from igc_nas.nn.cuda_timing import trains_in_graphs  # with torch, which no other stub's process needs
+
         warnings.warn("Triton does not work on Fake GPU", FallbackWarning, stacklevel=1)
         self.calls += 1
         if self.calls > 1 and trains_in_graphs():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,11 @@ from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.papers import reference
 from igc_nas.arch.plan import arch_id
 from igc_nas.space.budget import Budget
-from igc_nas.space.feasible import Feasible
-from igc_nas.space.search_space import SearchSpace
+from igc_nas.space.feasible import feasible
 from igc_nas.study.records import Candidate, Conditions, Epoch, Latency, Score, Trial, TrialState
 from igc_nas.study.spec import StudySpec
 from igc_nas.study.study import Study
+from tests.support.builders import shipped_space
 
 CONDITIONS = Conditions(device="Test CPU", threads=1, torch="2.13.0", igc_nas="0.1.0", load=0.1)
 MOST_DRAWN = 500
@@ -65,7 +64,7 @@ def with_baselines(study: Study, *names: str, failed: Sequence[str] = ()) -> Stu
 
 def make_spec(**changes: Any) -> StudySpec:
     """A calibrated question over the default space: at most 2 M parameters, error against params and latency."""
-    space = _space(10)
+    space = shipped_space("igc_cifar")
     plain: dict[str, Any] = {
         "name": "test-study",
         "space_name": space.name,
@@ -89,8 +88,10 @@ def make_spec(**changes: Any) -> StudySpec:
 
 def make_candidates(spec: StudySpec, n: int, rng: np.random.Generator) -> Iterator[Candidate]:
     """Trials 0 to n - 1, within the spec's budgets on params and MACs."""
-    feasible = _feasible(spec.classes, Budget(params=spec.budget.params, macs=spec.budget.macs))
-    drawn = [_identified(feasible.draw(rng)) for _ in range(min(n, MOST_DRAWN))]
+    within = feasible(
+        shipped_space("igc_cifar", spec.classes), Budget(params=spec.budget.params, macs=spec.budget.macs)
+    )
+    drawn = [_identified(within.draw(rng)) for _ in range(min(n, MOST_DRAWN))]
     for trial in range(n):
         name, arch, cost = drawn[trial % len(drawn)]
         yield Candidate(
@@ -144,16 +145,6 @@ def make_score(spec: StudySpec, cost: Cost, rng: np.random.Generator) -> Score:
         dataset_sha256=spec.dataset_sha256,
         conditions=CONDITIONS,
     )
-
-
-@cache
-def _space(classes: int) -> SearchSpace:
-    return SearchSpace.load("igc_cifar", classes)
-
-
-@cache
-def _feasible(classes: int, budget: Budget) -> Feasible:
-    return Feasible(_space(classes), budget)
 
 
 def _identified(arch: ArchConfig) -> tuple[str, ArchConfig, Cost]:
