@@ -1,6 +1,7 @@
 """Latency on a GPU: forms captured and timed on its own stream and clock, noise by NVML."""
 
 import copy
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -48,6 +49,7 @@ from tests.support.commands import Command
 from tests.support.fake_cuda import Record, fake_cuda, recording
 from tests.support.nvml import ENERGY, Bench, FakeNvml
 from tests.support.searches import spec
+from tests.support.shares import some
 
 SPEC = LatencySpec(device="Fake GPU", forms="any", cuda_graph=True)
 
@@ -130,7 +132,7 @@ def test_the_second_gpu_is_timed_on_its_own_stream(cache: None, monkeypatch: pyt
         assert record.current_device == 0
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", some(["bfloat16", "float16"], "bfloat16"))
 def test_a_batch_is_timed_in_16_bits(dtype: DtypeName, gpu: Record) -> None:
     """Every form, its chains and the reference network, of a batch in the dtype; the outputs are compared in it."""
     spec = SPEC.model_copy(update={"dtype": dtype, "batch": 32})
@@ -143,10 +145,14 @@ def test_a_batch_is_timed_in_16_bits(dtype: DtypeName, gpu: Record) -> None:
     assert gpu.cpu_only == []
 
 
-@pytest.mark.parametrize(("dtype", "most"), MOST_ROUNDING.items())
-@pytest.mark.parametrize("name", ["igcv1-l24m2", "igcv2-c48-d4-res", "igcv3-c32-t4-k5-plain"])
-def test_the_tolerance_of_16_bits_knows_rounding_from_another_function(name: str, dtype: str, most: float) -> None:
+TOLERANCES = [*itertools.product(MOST_ROUNDING, ["igcv1-l24m2", "igcv2-c48-d4-res", "igcv3-c32-t4-k5-plain"])]
+
+
+@pytest.mark.parametrize("case", some(TOLERANCES, *TOLERANCES[::2]), ids=" ".join)
+def test_the_tolerance_of_16_bits_knows_rounding_from_another_function(case: tuple[str, str]) -> None:
     """By values of the CPU: each form is within it, a network without one of its BN is not."""
+    dtype, name = case
+    most = MOST_ROUNDING[dtype]
     arch = architectures()[name]
     network = settle_batchnorm_(randomize_batchnorm_(build(arch, 0)), arch.input)
     x = torch.randn(2, *arch.input, generator=torch.Generator().manual_seed(0))
@@ -257,7 +263,7 @@ def test_onnx_runtime_measures_on_the_gpu(gpu: Record, onnxruntime_gpu: type[Ses
     assert max(made.runs for made in onnxruntime_gpu.made) > 31
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("runtime", some(["onnxruntime", "tensorrt"], "tensorrt"))
 def test_onnx_models_run_in_float16(
     runtime: RuntimeName, gpu: Record, onnxruntime_gpu: type[Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
