@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from igc_nas.io.text import printable
+from igc_nas.study.expected import Expected
 from igc_nas.study.records import Candidate
 
 if TYPE_CHECKING:
@@ -15,34 +16,45 @@ if TYPE_CHECKING:
     from igc_nas.analysis.baselines import Standing
 
 
-def frame(candidates: Iterable[Candidate]) -> pd.DataFrame:
+def frame(candidates: Iterable[Candidate], expected: Mapping[int, Expected] | None = None) -> pd.DataFrame:
     """One row per candidate: `igc_nas.frame(igc_nas.load_study("igc_cifar10_2m").candidates)`.
 
     Errors are shares (0 to 1), latencies milliseconds, `weight_bytes` and counts those of one network; MACs, FLOPs and
-    activations are for one image. For no candidates the columns alone.
+    activations are for one image. `expected` are a study's predicted errors (`Study.expected`), which get columns with
+    their 95 % intervals. For no candidates the columns alone.
     """
-    import pandas as pd
-
-    rows = [candidate_row(candidate) for candidate in candidates]
-    return pd.DataFrame([{key: value for key, value in row.items() if key != "arch"} for row in rows], columns=COLUMNS)
+    return _table([candidate_row(candidate) for candidate in candidates], COLUMNS, expected or {})
 
 
-def csv_text(candidates: Iterable[Candidate], baselines: Iterable[Standing] = ()) -> str:
+def csv_text(
+    candidates: Iterable[Candidate],
+    baselines: Iterable[Standing] = (),
+    expected: Mapping[int, Expected] | None = None,
+) -> str:
     """The table as CSV, then the baselines, by name, with the trials that dominate them.
 
     Text from a study's files is made printable and cannot start a spreadsheet formula.
     """
-    import pandas as pd
-
     rows = [baseline_row(standing) for standing in baselines]
     for row in rows:
         row["dominated_by"] = " ".join(map(str, row["dominated_by"]))
-    columns = [*COLUMNS, "baseline", "dominated_by"]
     listed = [candidate_row(candidate) | {"baseline": "", "dominated_by": ""} for candidate in candidates]
-    table = pd.DataFrame([{key: row[key] for key in columns} for row in [*listed, *rows]], columns=columns)
+    table = _table([*listed, *rows], [*COLUMNS, "baseline", "dominated_by"], expected or {})
     for name in ("id", "form", "dataset", "summary", "baseline"):
         table[name] = [_cell(text) for text in table[name]]
     return table.to_csv(index=False, lineterminator="\n")
+
+
+def _table(rows: list[dict[str, Any]], columns: list[str], expected: Mapping[int, Expected]) -> pd.DataFrame:
+    """The columns of rows; where errors are predicted, these and their intervals behind the measured ones."""
+    import pandas as pd
+
+    table = pd.DataFrame([{key: row[key] for key in columns} for row in rows], columns=columns)
+    if expected:
+        found = [None if row.get("baseline") else expected.get(row["trial"]) for row in rows]
+        for place, name in enumerate(("error", "low", "high"), start=1 + columns.index("error")):
+            table.insert(place, f"predicted_{name}", [getattr(each, name) if each else None for each in found])
+    return table
 
 
 def _cell(text: str) -> str:

@@ -108,7 +108,7 @@ def print_front(
     elif output == "csv":
         from igc_nas.analysis.tables import csv_text
 
-        click.echo(csv_text(members, beside), nl=False)
+        click.echo(csv_text(members, beside, study.expected), nl=False)
     elif output in ("markdown", "latex"):
         from igc_nas.study.front_table import expected_columns, latex_lines, markdown_lines
 

@@ -191,11 +191,11 @@ class Study:
     # For notebooks and scripts: by the package's own functions, which load what they need when they are called.
 
     def frame(self) -> pd.DataFrame:
-        """All candidates as a pandas table, with whether each is on the front."""
+        """All candidates as a pandas table, with whether each is on the front, and predicted errors if there are."""
         import igc_nas
 
         front = {candidate.trial for candidate in self.front()}
-        table = igc_nas.frame(self.candidates)
+        table = igc_nas.frame(self.candidates, self.expected)
         table.insert(1, "front", [candidate.trial in front for candidate in self.candidates])
         return table
 
