@@ -314,6 +314,8 @@ def test_a_longer_training_is_predicted_from_the_other_architectures() -> None:
     (row,) = found.of("target")
     assert row.overall.n == found.shared
     assert (row.overall.tau or 0) > 0.75
-    assert (row.inside.tau or 0) > 0.7
+    assert (row.inside.tau or 0) > 0.65
+    for other in found.of("longer"):  # another training of the network itself, up to as long as the reference's
+        assert (row.overall.tau or 0) > (other.overall.tau or 0)
     assert found.target_within is not None
     assert found.target_within[1] > 0.85
