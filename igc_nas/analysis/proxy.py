@@ -220,7 +220,7 @@ def proxy_report(study: Study, reference: Study | None = None) -> ProxyReport:
         own_end=own_end,
         shared=len(target.ids),
         bins=len(set(quantile_bins(sizes).tolist())),
-        longer=reference.spec.recipe.samples / study.spec.recipe.samples,
+        longer=samples_of(reference) / samples_of(study),
         predictors=(*(_predictor(ranking, target) for ranking in rankings), _random(sizes)),
         repeats=tuple(_repeat(study, own, other) for other in repeats),
         figures=tuple(_figure_agreement(study, others, number) for number in range(len(figures()))),
@@ -266,9 +266,9 @@ def longest(study: Study, others: Sequence[Study]) -> Study:
 
     def rank(other: Study) -> tuple[bool, int, int]:
         shared = len(own & _values_of(other).ends.keys())
-        return shared >= MIN_SHARED, other.spec.recipe.samples, shared
+        return shared >= MIN_SHARED, samples_of(other), shared
 
-    longer = [other for other in others if other.spec.recipe.samples > study.spec.recipe.samples]
+    longer = [other for other in others if samples_of(other) > samples_of(study)]
     return max(longer, key=rank, default=study)
 
 
@@ -408,7 +408,7 @@ def _figure_agreement(study: Study, others: Sequence[Study], number: int) -> Fig
     printed = {id_: 1 - point.accuracy for id_, point in points.items()}
     rankings = [
         *(_Ranking("rung", samples, errors) for samples, errors in known.rungs.items()),
-        _Ranking("end", study.spec.recipe.samples, known.ends),
+        _Ranking("end", samples_of(study), known.ends),
         _Ranking("params", None, _negative_log(known.params)),
         _Ranking("macs", None, _negative_log(known.macs)),
     ]

@@ -93,10 +93,10 @@ def planned_spec(
     if found is not None:
         images = max(found.samples, min(TARGET_EPOCHS * info.train_count, TARGET_FACTOR * found.samples))
         target = Target(images=images, recipe=found, share=promote)
-    found_changes: dict[str, Any] = {"plan": plan.model_copy(update={"time_s": time_s}), "target": target}
-    if target is not None and not prunes:
-        found_changes["prune_below"] = 0.0
-    return spec.model_copy(update={"recipe": recipe, **found_changes})
+    planned_for = plan.model_copy(update={"time_s": time_s})
+    prune_below = spec.prune_below if prunes or target is None else 0.0
+    changed = {"recipe": recipe, "plan": planned_for, "target": target, "prune_below": prune_below}
+    return spec.model_copy(update=changed)
 
 
 def typical(spec: StudySpec) -> list[ArchConfig]:
