@@ -18,7 +18,7 @@ from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.latency import Measurer
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.timing_cache import timing_cache_for
-from igc_nas.space.search_space import SpaceFile, find_space, search_space
+from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.records import Latency
 from igc_nas.study.spec import LatencySpec
 
@@ -76,9 +76,8 @@ def drawn_architectures(count: int, seed: int) -> list[ArchConfig]:
     from igc_nas.space.budget import Budget
     from igc_nas.space.feasible import feasible
 
-    space = search_space(SpaceFile.load(find_space("igc_cifar")), 10, "igc_cifar")
     rng = np.random.default_rng(seed)
-    within = feasible(space, Budget(params=2_000_000))
+    within = feasible(SearchSpace.load("igc_cifar"), Budget(params=2_000_000))
     return [within.draw(rng) for _ in range(count)]
 
 

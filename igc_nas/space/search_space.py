@@ -225,9 +225,9 @@ class SearchSpace:
 
     @classmethod
     def load(cls, name: str | Path, classes: int = 10) -> SearchSpace:
-        """A space by its name or path. Raises `ConfigError`."""
+        """A space by its name or path, as `search_space` keeps it. Raises `ConfigError`."""
         path = find_space(str(name))
-        return cls(SpaceFile.load(path), classes, path.stem)
+        return search_space(SpaceFile.load(path), classes, path.stem)
 
     # The parameters of a sampler: flat names, the same in every trial, values by index.
 
