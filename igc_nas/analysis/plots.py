@@ -79,7 +79,7 @@ def picture_kind(path: Path, kinds: Sequence[str] = ("png", "svg", "pdf")) -> st
     kind = path.suffix.lower().removeprefix(".")
     if kind not in kinds:
         endings = " or ".join(f".{kind}" for kind in kinds)
-        hint = nearest_and_all(kind, kinds, f"name it front.{kinds[0]}")
+        hint = nearest_and_all(kind, kinds, f"name it {path.stem or 'front':.80}.{kinds[0]}")
         raise UsageError(f"{path.name!r:.120} does not end in {endings}", hint)
     return kind
 

@@ -198,8 +198,8 @@ def workers(trials: int, chunk: int, dataset: str, seed: int, device: str, as_js
 )
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes. [default: one per core]")
 @click.option("-o", "--output", type=FILE, help="Record runs in this file (JSON lines), and continue from it.")
-@click.option("--html", type=FILE, help="Write the figure as a page.")
-@click.option("--png", type=FILE, help="Write the figure as a picture (needs kaleido).")
+@click.option("--html", type=FILE, help="Write the figure as a page, .html.")
+@click.option("--png", type=FILE, help="Write the figure as a .png or .svg (needs igc-nas[png]).")
 @as_json
 @studies_dir
 def sampler(
@@ -227,15 +227,13 @@ def sampler(
     """
     quiet_threads(1)
     from igc_nas.bench.samplers.landscapes import landscapes as fitted
-    from igc_nas.bench.samplers.plots import figure_kind, write_figure
+    from igc_nas.bench.samplers.plots import figure_files, write_figure
     from igc_nas.bench.samplers.problems import tabular_benchmark
     from igc_nas.bench.samplers.report import SAMPLERS, bench_sampler, parse_samplers
     from igc_nas.study.defaults import usable_cores
 
     names = parse_samplers(samplers) if samplers is not None else SAMPLERS
-    figures = [path for path in (html, png) if path]
-    for path in figures:
-        figure_kind(path)  # raises for an unknown suffix, before the replay
+    figures = figure_files(html, png)  # raises for an unknown ending, before the replay
     problems = [tabular_benchmark(load(name, root)) for name in tables] + [*(fitted() if landscapes else ())]
     if not problems:
         raise UsageError("nothing to replay", "add --table STUDY, or --landscapes")
@@ -256,8 +254,8 @@ def sampler(
 @click.option("--dataset", default="auto", show_default=True, help="auto, cifar10, cifar100 or shapes.")
 @click.option("--budget-params", type=COUNT, default="2M", show_default=True, help="Upper limit on parameters.")
 @click.option("-o", "--output", type=FILE, help="Record runs in this file (JSON lines), and continue from it.")
-@click.option("--html", type=FILE, help="Write the figure as a page.")
-@click.option("--png", type=FILE, help="Write the figure as a picture (needs kaleido).")
+@click.option("--html", type=FILE, help="Write the figure as a page, .html.")
+@click.option("--png", type=FILE, help="Write the figure as a .png or .svg (needs igc-nas[png]).")
 @device_option
 @as_json
 def against_optuna(
@@ -281,11 +279,9 @@ def against_optuna(
       igc-nas bench against-optuna -o runs.jsonl
       igc-nas bench against-optuna --time 3m --seeds 1 --dataset cifar10
     """
-    from igc_nas.bench.samplers.plots import figure_kind, write_plotly
+    from igc_nas.bench.samplers.plots import figure_files, write_plotly
 
-    figures = [path for path in (html, png) if path]
-    for path in figures:
-        figure_kind(path)
+    figures = figure_files(html, png)
     found = _prepared(device, by_workers=True)
     from igc_nas.bench.against_optuna import against_optuna_figure, bench_against_optuna
 

@@ -22,7 +22,7 @@ from igc_nas.space.feasible import feasible
 from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, search_space
 from igc_nas.study.baselines import baseline_network, named_baselines
 from igc_nas.study.defaults import PRUNE_BELOW, fitting_batch, new_spec
-from igc_nas.study.names import check_study_name
+from igc_nas.study.names import check_study_name, study_argument
 from igc_nas.study.objectives import parse_objectives
 from igc_nas.study.spec import Recipe, StudySpec, default_name
 from igc_nas.study.study import STUDY_FILE, Study
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from igc_nas.nn.device import Device
     from igc_nas.nn.lowering.fastest_dtype import FastestDtype
     from igc_nas.study.spec import DtypeName, Goal, LatencyForms, RuntimeName, SamplerName
+
+
+MOST_ENQUEUED = 3
+"""Networks of a study that a hint has the next one begin with."""
 
 
 @dataclass(frozen=True)
@@ -310,11 +314,9 @@ def _continued(study: Study, settings: dict[str, Any], request: SearchRequest, d
     spec = study.spec
     info = _relocated(spec, request)
     has = spec.identity()
-    here = {} if spec.latency.remote else {"device": device.name}
     settings = settings | {"dataset": info.label, "dataset_sha256": info.sha256}
     if info.images and "space" in settings:
         settings["space"] = SpaceFile.parse(settings["space"], "space").with_side(info.side).choices()
-    settings["latency"] = here | settings.get("latency", {})
     if request.dataset not in (None, "auto", info.name) and not is_folder(request.dataset):
         settings["dataset"] = request.dataset
     if "budget" in settings:  # one limit given means: this limit alone
@@ -328,8 +330,34 @@ def _continued(study: Study, settings: dict[str, Any], request: SearchRequest, d
             f"study {spec.name} exists with other settings: {'; '.join(different[:4])}",
             "start another with --study NAME, or leave out these options to continue this one",
         )
+    _check_device(study, device)
     assert study.folder is not None
     return ResolvedStudy(spec, study.folder, info, continued=True, dataset=request.dataset or "auto")
+
+
+def _check_device(study: Study, device: Device) -> None:
+    """Raise `StudyError` where a study's latencies are of another device than this one."""
+    from igc_nas.engine.search import devices_here
+
+    latency = study.spec.latency
+    if latency.remote or latency.device == device.name:
+        return
+    named = next((torch_name for torch_name, model in devices_here().items() if model == latency.device), None)
+    raise StudyError(
+        f"the latencies of study {study.spec.name} are of {latency.device}; those of {device.name} are not comparable",
+        f"add --device {named}" if named else _another_study_words(study),
+    )
+
+
+def _another_study_words(study: Study) -> str:
+    """How to start another study from the best networks of this one."""
+    assert study.folder is not None
+    best = study.front()[:MOST_ENQUEUED] if is_file(study.folder / STUDY_FILE) else ()
+    if not best:
+        return "start another with --study NAME"
+    name = study_argument(study.folder, study.spec.name)
+    networks = " ".join(f"--enqueue {name}:{candidate.trial}" for candidate in best)
+    return f"start another from its networks, with the options of this one: igc-nas search --study NAME {networks}"
 
 
 def _relocated(spec: StudySpec, request: SearchRequest) -> DatasetInfo:

@@ -194,14 +194,24 @@ def matching_devices(latency: LatencySpec) -> tuple[str, ...]:
 
     Raises `StudyError` if there is none.
     """
+    if latency.remote:
+        from igc_nas.nn.device import find_devices
+
+        return tuple(device.torch_name for device in find_devices("auto"))
+    here = devices_here()
+    found = tuple(torch_name for torch_name, name in here.items() if name == latency.device)
+    if not found:
+        has = ", ".join(dict.fromkeys(here.values()))
+        raise StudyError(
+            f"the study's latencies are of {latency.device}; this machine has {has}, and latencies of two devices are "
+            "not comparable",
+            "start another study here, with the networks of this one enqueued",
+        )
+    return found
+
+
+def devices_here() -> dict[str, str]:
+    """The models of this machine's devices, by torch's names for them."""
     from igc_nas.nn.device import find_devices, survey_gpus
 
-    if latency.remote:
-        return tuple(device.torch_name for device in find_devices("auto"))
-    name = latency.device
-    here = (*survey_gpus().supported, *find_devices("cpu"))
-    found = tuple(dict.fromkeys(device.torch_name for device in here if device.name == name))
-    if not found:
-        has = ", ".join(dict.fromkeys(device.name for device in here))
-        raise StudyError(f"the study's latencies are of {name}; this machine has {has}", "start another study here")
-    return found
+    return {device.torch_name: device.name for device in (*survey_gpus().supported, *find_devices("cpu"))}

@@ -72,7 +72,8 @@ def test_the_figure_draws_each_run_and_the_means() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--html", "figure.pdf"), "does not end in .html or .png or .svg"),
+        (("--html", "figure.pdf"), "does not end in .html\n  name it figure.html"),
+        (("--png", "figure.gif"), "does not end in .png or .svg\n  name it figure.png"),
         (("--time", "soon"), "'soon'"),
         (("--seeds", "0"), "--seeds"),
         (("--dataset", "nowhere"), "nowhere"),

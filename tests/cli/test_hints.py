@@ -42,7 +42,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         ("front made --srt params", ("Did you mean '--sort'?",)),
         ("fron made", ("'front'",)),
         ("front mad", ("did you mean made?",)),
-        ("dashboard made --picture f.gif", ("does not end in .png or .svg or .pdf",)),
+        ("dashboard made --picture f.gif", ("does not end in .png or .svg or .pdf", "name it f.png")),
         ("cost stages.toml", ("stages: unknown key; did you mean stage?",)),
         ("export made --pick smalest", ("unknown pick 'smalest'", "did you mean smallest? use knee,", "under:params")),
         ("export made --pick trail:3", ("did you mean trial?",)),

@@ -1,6 +1,7 @@
 """The options of a search as settings of a study, and whether an existing study has the same."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igc_nas.cli.study_flags import SearchRequest, given_settings, parse_recipe, resolve_study
+from igc_nas.cli.search import search as search_command
+from igc_nas.cli.study_flags import SearchRequest, check_request, given_settings, parse_recipe, resolve_study
 from igc_nas.engine.search import Run, continued, search
 from igc_nas.errors import ConfigError, DataError, InfeasibleError, StudyError, UsageError
 from igc_nas.io.records import differences, restricted
 from igc_nas.io.resources import shipped
 from igc_nas.nn.c_compiler import compiler
-from igc_nas.nn.device import Device
+from igc_nas.nn.device import Device, cpu_name, find_devices
 from igc_nas.nn.lowering.fastest_dtype import fastest_dtype
 from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SpaceFile
@@ -31,6 +33,12 @@ STUB = Device("cpu", "cpu", "stub")
 def request(**given: Any) -> SearchRequest:
     """What the command line hands over if only `given` was typed."""
     return SearchRequest(**({"data_dir": Path("no-data")} | given))
+
+
+def request_of_line(typed: str) -> SearchRequest:
+    """The request of a command line that a hint proposes."""
+    with search_command.make_context("search", shlex.split(typed)) as context:
+        return SearchRequest(**context.params)
 
 
 def made(root: Path, trials: int = 2, **changes: Any) -> StudySpec:
@@ -347,8 +355,25 @@ def test_other_settings_are_refused_naming_the_difference(given: dict[str, Any],
 
 
 def test_a_study_belongs_to_one_device(there: Path) -> None:
-    with pytest.raises(StudyError, match=r"latency\.device: another asked for, stub in the study"):
+    with pytest.raises(StudyError, match="of stub; those of another are not comparable") as raised:
         resolve_study(request(root=there, study_name="made"), Device("cpu", "cpu", "another"))
+    words, _, typed = str(raised.value.hint).partition("igc-nas search ")
+    assert "with the options of this one" in words
+    asked = request_of_line(typed)
+    assert len(asked.enqueue) == min(3, len(load_study(there / "made").front()))
+    check_request(asked)  # its networks are found
+    with pytest.raises(StudyError, match=r"other settings: seed: 1 asked for"):
+        resolve_study(request(root=there, study_name="made", seed=1), Device("cpu", "cpu", "another"))
+
+
+def test_a_study_of_the_cpu_is_continued_with_that_device_beside_a_gpu(tmp_path: Path) -> None:
+    question = spec(name="made")
+    latency = question.latency.model_copy(update={"device": cpu_name()})
+    list(search(question.model_copy(update={"latency": latency}), Run(tmp_path / "made", trials=1), evaluate=evaluate))
+    with pytest.raises(StudyError, match="those of a GPU are not comparable") as raised:
+        resolve_study(request(root=tmp_path, study_name="made"), Device("cuda", "cuda:0", "a GPU"))
+    assert raised.value.hint == "add --device cpu"
+    assert resolve_study(request(root=tmp_path, study_name="made"), find_devices("cpu")[0]).continued
 
 
 def test_the_default_name_finds_the_study_too(tmp_path: Path) -> None:

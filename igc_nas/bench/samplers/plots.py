@@ -90,9 +90,24 @@ def _layout(report: SamplerReport, rows: int) -> dict[str, Any]:
     }
 
 
+PAGE, PICTURE = ("html",), ("png", "svg")
+"""The endings of a page, and of a picture."""
+
+
 def figure_kind(path: Path) -> str:
     """`html`, `png` or `svg`, by the file's ending. Raises `UsageError` for another ending."""
-    return picture_kind(path, ("html", "png", "svg"))
+    return picture_kind(path, (*PAGE, *PICTURE))
+
+
+def figure_files(page: Path | None, picture: Path | None) -> list[Path]:
+    """Those of a page's file (.html) and a picture's (.png, .svg) that are given.
+
+    Raises `UsageError` for another ending.
+    """
+    for path, kinds in ((page, PAGE), (picture, PICTURE)):
+        if path is not None:
+            picture_kind(path, kinds)
+    return [path for path in (page, picture) if path is not None]
 
 
 def write_figure(report: SamplerReport, path: Path) -> None:

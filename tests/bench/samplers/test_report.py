@@ -593,7 +593,9 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("--samplers", "bayes"), 2, "unknown sampler 'bayes'", "choose from known-cost"),
         (("--seeds", "2"), 2, "2 seeds are too few", "--seeds 20"),
         (("--table", "nowhere"), 4, "nowhere", ""),
-        (("--html", "samplers.pdf"), 2, "does not end in .html or .png or .svg", "name it"),
+        (("--html", "samplers.png"), 2, "does not end in .html", "name it samplers.html"),
+        (("--png", "samplers.gif"), 2, "does not end in .png or .svg", "name it samplers.png"),
+        (("--png", "samplers.html"), 2, "does not end in .png or .svg", "name it samplers.png"),
     ],
 )
 def test_wrong_input_is_one_line_and_a_hint(
