@@ -205,11 +205,8 @@ class Coordinator:
     # What is tried next.
 
     def _next_job(self) -> Job | None:
-        """The next job: a trial that waits, an enqueued one, a longer training that is due, or a suggestion."""
+        """The next job: a trial that waits and can end, an enqueued one, a longer training or a suggestion."""
         waiting = next((trial for trial in self.store.waiting() if self._is_resumed(trial)), None)
-        if waiting and waiting.arch and waiting.longer_of is None and not self._can_end(waiting.arch):
-            self._exhaust(f"trial {waiting.number} would not end in the time that is left; the next search resumes it")
-            return None
         if waiting:
             return self._start(self.store.resume(waiting.number))
         if self.enqueued:
@@ -235,12 +232,14 @@ class Coordinator:
         return None
 
     def _is_resumed(self, trial: Trial) -> bool:
-        """Whether a trial that waits is taken up now: a longer training only where it can end."""
-        return trial.longer_of is None or trial.arch is None or self._can_end(trial.arch, longer=True)
+        """Whether a trial that waits is taken up now. One that would not end waits on, and smaller ones are tried."""
+        return trial.arch is None or self._can_end(trial.arch, longer=trial.longer_of is not None)
 
     def _exhaust(self, reason: str) -> None:
         self.exhausted = True
-        self.on_event(Exhausted(reason))
+        left = [str(trial.number) for trial in self.store.waiting()]
+        later = f"; the next search resumes trial{'s' * (len(left) > 1)} {', '.join(left)}" if left else ""
+        self.on_event(Exhausted(reason + later))
 
     def _start(self, trial: Trial) -> Job:
         assert trial.arch is not None
