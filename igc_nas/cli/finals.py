@@ -22,6 +22,7 @@ from igc_nas.cli.options import (
 )
 from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import StudyError, UsageError
+from igc_nas.study.names import study_argument
 
 if TYPE_CHECKING:
     from igc_nas.analysis.finalists import Pick
@@ -313,7 +314,7 @@ def print_finals(study: Study, output: str, recipe: str | None = None) -> None:
         )
         return
     if not groups:
-        say(f"{study.spec.name} has no finals yet", f"igc-nas finals {study.spec.name}")
+        say(f"{study.spec.name} has no finals yet", f"igc-nas finals {study_argument(study.folder, study.spec.name)}")
         return
     from igc_nas.io.console import table_lines, terminal_width
     from igc_nas.study.front_table import markdown_table

@@ -11,6 +11,7 @@ from igc_nas.cli.loading import load
 from igc_nas.cli.options import Choice, as_json, storage_option, studies_dir
 from igc_nas.cli.output import put, put_json, say
 from igc_nas.errors import UsageError
+from igc_nas.study.names import search_command
 from igc_nas.study.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def print_front(
         lines = markdown_lines if output == "markdown" else latex_lines
         put(*lines(members, {standing.name: standing.candidate for standing in beside}, expected_columns(study)))
     elif not members and not beside:
-        say(f"{study.spec.name} has no completed trial yet", f"igc-nas search --study {study.spec.name}")
+        say(f"{study.spec.name} has no completed trial yet", search_command(study.folder, study.spec.name))
     else:
         from igc_nas.cli.display import baseline_lines, front_lines
         from igc_nas.io.console import terminal_width
