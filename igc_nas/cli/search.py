@@ -298,7 +298,7 @@ def _prepared(request: SearchRequest, began: float) -> tuple[StudySpec, Run]:
         BruteForce(spec)  # raises for a space that is too large, before the study is written
         trials = trials or spec.feasible.count
     elif trials is None and time_s is None:
-        time_s = _time_left(resolved) or extent.time_s
+        time_s = _time_left(resolved, request.storage) or extent.time_s
     on_ray = request.executor == "ray"
     workers = _asked_workers(request, devices) or (_ray_workers(request, devices[0]) if on_ray else extent.workers)
     _check_promote(request, resolved, time_s)
@@ -385,15 +385,15 @@ def _promote(request: SearchRequest, spec: StudySpec) -> float:
     return (PROMOTE if request.promote is None else request.promote) if _predicts(spec) else 0.0
 
 
-def _time_left(resolved: ResolvedStudy) -> float | None:
+def _time_left(resolved: ResolvedStudy, storage: str | None) -> float | None:
     """The rest of the time that a study was planned for; None without a plan, or where it is over."""
+    from igc_nas.engine.database import begun
     from igc_nas.study.plan import GRACE
-    from igc_nas.study.study import load_study
 
-    plan = resolved.spec.plan
-    if plan is None or not resolved.continued:
+    plan, study = resolved.spec.plan, begun(resolved.folder, storage)
+    if plan is None or study is None:
         return None
-    ended = [trial.wall_s or 0.0 for trial in load_study(resolved.folder).trials if not trial.baseline]
+    ended = [trial.wall_s or 0.0 for trial in study.trials if not trial.baseline]
     left = plan.time_s - sum(ended) / plan.workers
     return left if left > 2 * GRACE * plan.time_s else None
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -454,8 +455,11 @@ def test_a_share_for_longer_trainings_that_cannot_be(options: tuple[str, ...], m
     assert message in found.err
 
 
-def test_the_share_for_longer_trainings_is_the_study_s(cli: Command) -> None:
+def test_the_share_for_longer_trainings_is_the_study_s(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same command continues; another share is refused."""
+    monkeypatch.chdir(tmp_path)
     speed = Speed(step_s=0.01, convolution_s=1e-3, mac_s=2e-10, activation_s=2e-8, trial_s=4.0)
     plan = Plan(time_s=60, workers=1, trials=2, mean_s=20, speed=speed)
     asked = spec(name="made", goal="front")
@@ -465,6 +469,10 @@ def test_the_share_for_longer_trainings_is_the_study_s(cli: Command) -> None:
     again = ("search", "--study", "made", "--device", "cpu", "--trials", "1", "--time", "1m", "--quiet", "--promote")
     assert cli(*again, "0.3").status == 0
     refused(cli(*again, "0.4"), 4, "planned with --promote 0.3, not 0.4", "leave out --promote")
+    url = f"sqlite:///{tmp_path}/elsewhere.db"
+    list(search(asked.model_copy(update=changes), Run(Path("studies/made"), 2, storage=url), evaluate=evaluate))
+    shutil.rmtree("studies/made")
+    refused(cli("search", "--study", "made", "--storage", url, "--promote", "0.4"), 4, "planned with --promote 0.3")
     unplanned = asked.model_copy(update={"name": "other", "latency": changes["latency"]})
     list(search(unplanned, Run(Path("studies/other"), trials=1), evaluate=evaluate))
     refused(
