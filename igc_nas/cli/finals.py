@@ -95,6 +95,8 @@ def finals(**options: Any) -> None:
       igc-nas finals STUDY --baselines resnet20-a,mobilenetv2-x0.5 --seeds 3
     """
     request = FinalsRequest(**options)
+    if request.dry_run and request.as_json:
+        raise UsageError("--json prints results, and --dry-run has none", "leave out one of them")
     recipe = trained(request)
     if recipe is not None:
         print_finals(load(request.study, request.root), "json" if request.as_json else "table", recipe)

@@ -65,7 +65,7 @@ def front(
     if finals:
         from igc_nas.cli.finals import print_finals
 
-        if objectives or asked not in ([], ["json"], ["markdown"]):
+        if objectives or sort or top or wide or asked not in ([], ["json"], ["markdown"]):
             raise UsageError("--finals goes with --json or --markdown alone")
         print_finals(loaded, asked[0] if asked else "table")
         return

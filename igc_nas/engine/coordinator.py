@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -37,6 +38,8 @@ from igc_nas.study.records import Candidate, Latency, Pruned, Score, Trial, Tria
 from igc_nas.study.spec import training_seed
 
 SAME_FAILURES = 5
+NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
+"""What differs between two messages of one cause: bytes of memory, addresses, sizes."""
 SHOW_EVERY_S = 10.0
 """Longest time between two updates of the file that shows readers which trials run."""
 
@@ -408,10 +411,12 @@ class Coordinator:
         return _changed(trial, "pruned", pruned=pruned, reason=reason)
 
     def _count_failure(self, reason: str) -> None:
-        if reason not in self.failures:
+        """Raise `IgcNasError` after `SAME_FAILURES` in a row for a reason that differs in its numbers at most."""
+        same = NUMBER.sub("#", reason)
+        if same not in self.failures:
             self.failures.clear()
-        self.failures[reason] += 1
-        if self.failures[reason] >= SAME_FAILURES:
+        self.failures[same] += 1
+        if self.failures[same] >= SAME_FAILURES:
             raise IgcNasError(f"{SAME_FAILURES} trials in a row failed: {reason}", "igc-nas status shows where")
 
 
