@@ -16,7 +16,7 @@ from hypothesis import is_hypothesis_test
 
 from igc_nas.cli import main
 from igc_nas.data import datasets
-from igc_nas.data.shapes import make_shapes
+from igc_nas.data.shapes import load_shapes
 from tests.support import shares
 from tests.support.commands import Answer, Command
 
@@ -75,13 +75,13 @@ def pytest_configure(config: pytest.Config) -> None:
     shares.load_profile()
     if not _is_of_gpus(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    datasets.make_shapes = _drawn  # type: ignore[attr-defined]
+    datasets.load_shapes = _drawn  # type: ignore[attr-defined]
 
 
 @functools.cache
 def _drawn(split: Literal["train", "test"]) -> tuple[Any, Any]:
-    """`make_shapes`, once in a process: it takes more than a second, and the next call draws the same pixels."""
-    images, labels = make_shapes(split)
+    """`load_shapes`, once in a process: the next call reads the same pixels."""
+    images, labels = load_shapes(split)
     for array in (images, labels):
         array.flags.writeable = False
     return images, labels

@@ -24,7 +24,7 @@ from igc_nas.data import packed
 from igc_nas.data.cifar import LAYOUTS, Layout
 from igc_nas.data.image_folder import Problems, Progress, no_progress, shown
 from igc_nas.data.packed import ImageSet
-from igc_nas.data.shapes import SEED, TRAIN_COUNT, VERSION, make_shapes
+from igc_nas.data.shapes import SEED, TRAIN_COUNT, VERSION, load_shapes
 from igc_nas.errors import ConfigError, DataError, UsageError
 from igc_nas.io.files import read_text, user_folder, user_path
 from igc_nas.io.text import nearest
@@ -216,7 +216,7 @@ def read_train(info: DatasetInfo) -> tuple[Bytes, Labels]:
     The images of a folder are `info.side` pixels wide and high, and mapped into memory.
     """
     if info.folder is None:
-        return make_shapes("train")
+        return load_shapes("train")
     if info.images:
         return packed.read_split(info.folder, "train")
     return _records(info, LAYOUTS[info.name].train_files)
@@ -225,7 +225,7 @@ def read_train(info: DatasetInfo) -> tuple[Bytes, Labels]:
 def read_test(info: DatasetInfo) -> tuple[Bytes, Labels]:
     """The test set, as `read_train`."""
     if info.folder is None:
-        return make_shapes("test")
+        return load_shapes("test")
     if info.images:
         return packed.read_split(info.folder, "test")
     return _records(info, (LAYOUTS[info.name].test_file,))

@@ -11,13 +11,18 @@ see https://iquilezles.org/articles/distfunctions2d for the idea.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from igc_nas.errors import UsageError
+from igc_nas.errors import IgcNasError, UsageError
+from igc_nas.io.files import cache_dir, read_bytes, write_whole
 
 CLASS_NAMES: Final = (
     "circle",
@@ -42,6 +47,8 @@ _CHUNK: Final = 250  # images at a time, so that the working arrays stay in a co
 _LEAN: Final = 0.9  # against colour steps of up to 1 a channel; at 0 a training of 100 steps learns nothing
 _STREAM: Final = {"train": 0, "test": 1}
 _COUNT: Final = {"train": TRAIN_COUNT, "test": TEST_COUNT}
+_MOST_KEPT: Final = 1 << 27
+"""Bytes of the largest file of drawn images that is read; the larger split takes 62 MB."""
 
 Floats: TypeAlias = NDArray[np.float32]
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -240,8 +247,7 @@ def make_shapes(split: Literal["train", "test"]) -> tuple[Bytes, Bytes]:
     Classes are equally frequent, in mixed order. Every call on one machine returns the same pixels; under another NumPy
     or processor a pixel may differ in its last bit. Raises `UsageError` for another word.
     """
-    if split not in _COUNT:
-        raise UsageError(f"split {split!r} is not one of train, test")
+    _check(split)
     rng = _Random(_STREAM[split])
     count = _COUNT[split]
     labels = (np.argsort(rng.raw(count), kind="stable") % len(CLASS_NAMES)).astype(np.uint8)
@@ -250,3 +256,36 @@ def make_shapes(split: Literal["train", "test"]) -> tuple[Bytes, Bytes]:
         part = slice(start, start + _CHUNK)
         images[part] = _draw(rng, labels[part])
     return images, labels
+
+
+def load_shapes(split: Literal["train", "test"]) -> tuple[Bytes, Bytes]:
+    """The arrays of `make_shapes`, which takes seconds: drawn once, kept in the cache folder and read from there.
+
+    They are drawn again where that file is damaged, and each time where it cannot be written.
+    """
+    _check(split)
+    place = cache_dir() / "shapes" / f"{VERSION}-{split}.npz"
+    kept = _kept(place)
+    if kept is not None:
+        return kept
+    images, labels = make_shapes(split)
+    archive = io.BytesIO()
+    np.savez(archive, images=images, labels=labels)
+    with contextlib.suppress(OSError, IgcNasError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, archive.getvalue(), durable=False)
+    return images, labels
+
+
+def _kept(place: Path) -> tuple[Bytes, Bytes] | None:
+    """The arrays in an archive, whose checksums are verified by reading; None where there is none or it is damaged."""
+    try:
+        with np.load(io.BytesIO(read_bytes(place, _MOST_KEPT)), allow_pickle=False) as arrays:
+            return arrays["images"], arrays["labels"]
+    except (IgcNasError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _check(split: str) -> None:
+    if split not in _COUNT:
+        raise UsageError(f"split {split!r} is not one of train, test")

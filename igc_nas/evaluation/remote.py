@@ -7,17 +7,15 @@ is started without a shell.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shlex
-import signal
 import subprocess
 from dataclasses import dataclass
 from typing import Any
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import ConfigError, IgcNasError, UsageError
+from igc_nas.io.processes import finished
 from igc_nas.io.text import printable
 from igc_nas.study.records import Latency
 from igc_nas.study.spec import LatencySpec
@@ -68,22 +66,13 @@ class CommandMeasurer:
             raise IgcNasError("the latency command printed something that is not text", HINT) from None
 
     def _finished(self, arguments: list[str], text: str) -> tuple[int, bytes, bytes]:
-        """(exit status, stdout, stderr) of the command. A time-out kills its whole session, grandchildren included."""
-        pipe = subprocess.PIPE
+        """(exit status, stdout, stderr) of the command."""
         try:
-            process = subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+            return finished(arguments, self.timeout_s, given=text.encode())
         except OSError as error:
             raise UsageError(f"the latency command cannot be started: {error.strerror}: {arguments[0]:.80}") from None
-        with process:
-            try:
-                out, err = process.communicate(text.encode(), timeout=self.timeout_s)
-            except BaseException as error:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                if isinstance(error, subprocess.TimeoutExpired):
-                    raise IgcNasError(f"the latency command took longer than {self.timeout_s:g} s") from None
-                raise
-        return process.returncode, out, err
+        except subprocess.TimeoutExpired:
+            raise IgcNasError(f"the latency command took longer than {self.timeout_s:g} s") from None
 
     @staticmethod
     def _record(text: str) -> Latency:

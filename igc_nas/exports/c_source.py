@@ -21,6 +21,7 @@ from igc_nas.errors import ConfigError, IgcNasError
 from igc_nas.exports.destination import C_COMMAND
 from igc_nas.exports.source import Source, facts
 from igc_nas.io.files import write_whole
+from igc_nas.io.processes import finished
 from igc_nas.nn.c_compiler import CompilerError, compiler
 from igc_nas.nn.codegen import emit
 from igc_nas.nn.codegen.target import PORTABLE, Target, generated
@@ -177,11 +178,11 @@ int main(int count, char **words)
 """
 
 
-def verify_c(files: CFiles, network: Network) -> float:
+def verify_c(files: CFiles, network: Network, timeout_s: float = TIMEOUT_S) -> float:
     """The error of the logits (norm-wise, relative) against float64, compiled with sanitizers and without.
 
-    Raises `CompilerError` where there is no compiler or it fails, `IgcNasError` where a run ends otherwise than well or
-    the logits are not the network's.
+    Raises `CompilerError` where there is no compiler, or a compilation or a run ends otherwise than well within
+    `timeout_s`; `IgcNasError` where the logits are not the network's.
     """
     image = torch.randn(1, *files.image, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -189,7 +190,8 @@ def verify_c(files: CFiles, network: Network) -> float:
         wanted = network.double()(image.double())[0].numpy()
     network.float()
     bound = max(MOST_ERROR, 4 * _error(single, wanted))
-    found = max(_error(_run(files, image.numpy(), flags), wanted) for flags in (("-O2", "-march=native"), SANITIZERS))
+    kinds = ("-O2", "-march=native"), SANITIZERS
+    found = max(_error(_run(files, image.numpy(), flags, timeout_s), wanted) for flags in kinds)
     if not found <= bound:
         raise IgcNasError(f"the C program's logits differ from the network's by {found:.1e} (at most {bound:.1e})")
     return found
@@ -199,7 +201,7 @@ def _error(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
 
-def _run(files: CFiles, image: NDArray[np.float32], flags: tuple[str, ...]) -> NDArray[np.float64]:
+def _run(files: CFiles, image: NDArray[np.float32], flags: tuple[str, ...], timeout_s: float) -> NDArray[np.float64]:
     command = compiler()
     if command is None:
         raise CompilerError("there is no C compiler to check the file with", "install gcc or clang, or name one in $CC")
@@ -208,14 +210,19 @@ def _run(files: CFiles, image: NDArray[np.float32], flags: tuple[str, ...]) -> N
         files.write(folder)
         (folder / "image").write_bytes(image.astype(np.float32).tobytes())
         words = [*command, *FLAGS, *flags, f"{files.name}_main.c", f"{files.name}.c", "-o", "program"]
-        _ended_well(words, folder, "the C compiler fails")
-        lines = _ended_well(["./program", "image"], folder, "the C program fails").split()
+        _ended_well(words, folder, timeout_s, "the C compiler fails")
+        lines = _ended_well(["./program", "image"], folder, timeout_s, "the C program fails").split()
     return np.array([float(line) for line in lines])
 
 
-def _ended_well(words: list[str], folder: Path, what: str) -> str:
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    if done.returncode or done.stderr:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+def _ended_well(words: list[str], folder: Path, timeout_s: float, what: str) -> str:
+    try:
+        status, out, err = finished(words, timeout_s, cwd=folder)
+    except OSError as error:
+        raise CompilerError(f"{what}: {error}", "name a folder in $TMPDIR that is not mounted noexec") from None
+    except subprocess.TimeoutExpired:
+        raise CompilerError(f"{what}: it took longer than {timeout_s:g} s", " ".join(words)) from None
+    if status or err:
+        said = err.decode(errors="replace").strip().splitlines() or [f"exit status {status}"]
         raise CompilerError(f"{what}: {said[0]:.300}", " ".join(words))
-    return done.stdout
+    return out.decode()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from igc_nas.errors import IgcNasError
 from igc_nas.io.files import cache_dir
+from igc_nas.io.processes import finished
 
 FLAGS = ("-std=c11", "-O2", "-ffp-contract=fast", "-Wall", "-Wextra", "-pedantic")
 """-std=c11 alone forbids what a fused multiply-add is: -ffp-contract=fast allows it."""
@@ -82,29 +83,35 @@ def _compile(text: str, command: list[str], folder: Path, timeout_s: float, *, l
     for processor in PROCESSOR_FLAGS:
         words = [*command, *processor, "-shared", "-fPIC", str(source), "-o", str(made)]
         try:
-            done = subprocess.run(
-                words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout_s,
-                check=False,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired) as error:
+            status, _, stderr = finished(words, timeout_s)
+        except OSError as error:
             said = [str(error)]
             break
-        if done.returncode == 0:
+        except subprocess.TimeoutExpired:
+            said = [f"it took longer than {timeout_s:g} s"]
+            break
+        if status == 0:
             return made
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        said = stderr.decode(errors="replace").strip().splitlines() or [f"exit status {status}"]
     if leave_failed:
         source = Path(shutil.copy(source, tempfile.mkdtemp(prefix="igc-nas-failed-")))
     raise CompilerError(f"the C compiler fails: {said[0]:.300}", shlex.join([*words[:-3], str(source), *words[-2:]]))
 
 
 def _keep(made: Path, kept: Path) -> None:
-    """Add a library to the cache in one step; a cache that cannot be written is none."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
+    """Add a library to the cache in one step; a cache that cannot be written is none.
+
+    It is flushed before: whoever loads the half of a library that a power cut has left is killed by a bus error.
+    """
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
+        try:
             file.write(made.read_bytes())
-        Path(file.name).replace(kept)
-    except OSError:
-        return
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).replace(kept)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
 
 
 def networks_here() -> Path:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import layers_cost
@@ -64,7 +65,7 @@ class Block(nn.Module):
     def run(self, layers: tuple[Layer, ...], x: Tensor) -> Tensor:
         """Run some of the block's layers in order."""
         kept = x  # others may read what enters these layers, the gradient of an activation its output, hooks any map
-        hooked = any(module._backward_hooks for module in self.children())
+        hooked = _has_any_global_hook() or any(map(_is_hooked, self.children()))  # type: ignore[no-untyped-call]
         for layer in layers:
             if isinstance(layer, Act):
                 x = kept = activate(x, layer.kind, inplace=x is not kept and not hooked)
@@ -73,6 +74,11 @@ class Block(nn.Module):
             else:
                 x = plain(layer, x) if isinstance(layer, WITHOUT_DATA) else self.get_submodule(layer.name)(x)
         return x
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether others see what a module puts out: a later layer must not write to it."""
+    return bool(module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 class Classifier(Block):

@@ -11,8 +11,9 @@ import pytest
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
+from igc_nas.data import shapes
 from igc_nas.data.datasets import locate
-from igc_nas.data.shapes import CLASS_NAMES, TEST_COUNT, TRAIN_COUNT, make_shapes
+from igc_nas.data.shapes import CLASS_NAMES, TEST_COUNT, TRAIN_COUNT, load_shapes, make_shapes
 from igc_nas.errors import UsageError
 from igc_nas.evaluation.images import load_proxy
 from igc_nas.evaluation.training import ProxyTask, train_proxy
@@ -47,6 +48,27 @@ def test_every_call_returns_the_same_images() -> None:
         np.testing.assert_array_equal(first, again)
 
 
+@pytest.mark.parametrize("damage", ["none", "a byte", "cut", "no archive", "a folder"])
+def test_images_are_drawn_once_and_read_again_unless_damaged(
+    damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(shapes, "make_shapes", lambda split: (drawn.append(split), once(split))[1])
+    monkeypatch.setenv("IGC_NAS_CACHE", str(tmp_path))
+    load_shapes("test")
+    (kept,) = tmp_path.rglob("*.npz")
+    data = bytearray(kept.read_bytes())
+    if damage == "a byte":
+        data[5_000_000] ^= 1
+    kept.write_bytes({"cut": data[:1000], "no archive": b"\0" * 100}.get(damage, data))
+    if damage == "a folder":
+        kept.unlink()
+        kept.mkdir()
+    for expected, found in zip(once("test"), load_shapes("test"), strict=True):
+        np.testing.assert_array_equal(expected, found)
+    assert len(drawn) == (1 if damage == "none" else 2)
+
+
 def test_the_labels_are_those_of_every_version() -> None:
     """Labels are drawn in whole numbers, so they are the same on every machine and in every version."""
     digests = {split: hashlib.sha256(once(split)[1].tobytes()).hexdigest()[:16] for split in SPLITS}
@@ -72,7 +94,7 @@ def test_mean_and_std_are_those_of_the_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("split", ["", "TRAIN", "validation", "train "])
 def test_another_split_is_refused(split: str) -> None:
     with pytest.raises(UsageError, match="not one of train, test") as raised:
-        make_shapes(cast("Split", split))
+        load_shapes(cast("Split", split))
     one_line(raised)
 
 

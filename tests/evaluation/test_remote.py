@@ -1,12 +1,10 @@
 """Latency by a command: no shell, no child left behind; a record under other conditions than the study's is refused."""
 
-import contextlib
 import json
 import os
 import re
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from igc_nas.study.records import FormTime, Latency
 from igc_nas.study.spec import LatencySpec
 from tests.support.builders import one_line
 from tests.support.caches import own_cache
+from tests.support.commands import ends
 from tests.support.searches import CONDITIONS, latency
 
 ARCH = ArchConfig.parse({"stem": {"width": 8, "stride": 4}, "stage": [{"unit": "conv", "width": 8, "blocks": 1}]})
@@ -260,22 +259,7 @@ def test_children_of_a_hanging_command_are_killed_too(script: Script, tmp_path: 
     )
     with pytest.raises(IgcNasError, match="took longer"):
         CommandMeasurer(script(code), timeout_s=1.5)(ARCH)
-    until = time.monotonic() + 2
-    while runs(pid := int(kept.read_text())) and time.monotonic() < until:
-        time.sleep(0.01)
-    try:
-        assert not runs(pid)
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            psutil.Process(pid).kill()
-
-
-def runs(pid: int) -> bool:
-    """Whether a process still runs; a zombie does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    assert ends(int(kept.read_text()))
 
 
 # What was measured under other conditions than the study's.

@@ -16,10 +16,11 @@ from igc_nas.errors import ConfigError, IgcNasError
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.exports.c_source import CFiles, c_files, verify_c
 from igc_nas.exports.source import Source
-from igc_nas.nn.c_compiler import compiler
+from igc_nas.nn.c_compiler import CompilerError, compiler
 from igc_nas.nn.codegen.target import Target
 from igc_nas.nn.network import Network, build
 from igc_nas.study.lookup import load_architecture
+from tests.support.commands import ends, hanging_compiler
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
 NAMES = ["igcv1-l8m2-d8-res", "igcv2-c24-k4-d8"]
@@ -44,6 +45,27 @@ def test_other_weights_are_found_out() -> None:
         network.get_parameter("classifier.linear.weight").mul_(1.001)
     with pytest.raises(IgcNasError, match="differ from the network's"):
         verify_c(files, network)
+
+
+def test_a_compiler_that_takes_too_long_is_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a folder is exported without C, and not at all only where something else is wrong."""
+    command, child = hanging_compiler(tmp_path)
+    monkeypatch.setenv("CC", str(command))
+    with pytest.raises(CompilerError, match=r"it took longer than 0\.5 s"):
+        verify_c(*exported(), timeout_s=0.5)
+    assert ends(int(child.read_text()))
+
+
+def test_a_program_that_cannot_be_started_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where temporary files lie in a folder that is mounted noexec."""
+    (tmp_path / "cc").write_text("#!/bin/sh\ntouch program\n")
+    (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    with pytest.raises(CompilerError, match=r"the C program fails: .*Permission denied") as raised:
+        verify_c(*exported())
+    assert "noexec" in str(raised.value.hint)
 
 
 @needs_compiler

@@ -10,6 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_full_backward_hook,
+    register_module_full_backward_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
 
 from igc_nas.errors import ConfigError
 from igc_nas.nn.factory import create_model
@@ -48,12 +54,51 @@ def test_a_tool_of_torch_keeps_the_function(tool: str, network: Network) -> None
     torch.testing.assert_close(SAME[tool](network), network(X), rtol=1e-4, atol=1e-4)
 
 
-def test_a_backward_hook_on_every_module(network: Network) -> None:
+def on_each(register: str) -> Callable[[Network, Callable[..., None]], list[RemovableHandle]]:
+    """Hooks of one kind on all modules of a network."""
+    return lambda network, hook: [getattr(module, register)(hook) for module in network.modules()]
+
+
+BACKWARD_HOOKS: dict[str, Callable[[Network, Callable[..., None]], list[RemovableHandle]]] = {
+    "hooks": on_each("register_full_backward_hook"),
+    "pre-hooks": on_each("register_full_backward_pre_hook"),
+    "a global hook": lambda _, hook: [register_module_full_backward_hook(hook)],
+    "a global pre-hook": lambda _, hook: [register_module_full_backward_pre_hook(hook)],
+}
+
+
+@pytest.mark.parametrize("kind", BACKWARD_HOOKS)
+def test_backward_hooks_on_every_module(kind: str, network: Network) -> None:
     hooked, seen = copy.deepcopy(network).train(), []
-    for module in hooked.modules():
-        module.register_full_backward_hook(lambda module, *_: seen.append(module))
-    hooked(X.clone().requires_grad_()).sum().backward()
+    handles = BACKWARD_HOOKS[kind](hooked, lambda module, *_: seen.append(module))
+    try:
+        hooked(X.clone().requires_grad_()).sum().backward()
+    finally:
+        for handle in handles:
+            handle.remove()
     assert set(seen) >= {module for module in hooked.modules() if isinstance(module, nn.Conv2d)}
+
+
+@pytest.mark.parametrize("is_global", [False, True])
+def test_a_forward_hook_keeps_what_its_module_puts_out(is_global: bool, network: Network) -> None:
+    hooked, seen = copy.deepcopy(network), []
+    norms = [module for module in hooked.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def keep(module: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> None:
+        if module in norms:
+            seen.append((module, given[0], found))
+
+    handles = (
+        [register_module_forward_hook(keep)] if is_global else [norm.register_forward_hook(keep) for norm in norms]
+    )
+    try:
+        logits = hooked(X)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert torch.equal(logits, network(X))
+    assert len(seen) == len(norms)
+    assert all(torch.equal(found, norm(given)) for norm, given, found in seen)
 
 
 def test_gradients_of_each_image(network: Network) -> None:

@@ -1,9 +1,13 @@
-"""The result of a command run in this process (by the fixture `cli` of conftest), and the form of an error."""
+"""The result of a command run in this process (by the fixture `cli` of conftest), the form of an error, programs."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 @dataclass(frozen=True)
@@ -40,3 +44,26 @@ def refused(answer: Answer, status: int, *words: str) -> None:
     assert answer.err.replace("\n", "").isprintable(), answer.err
     for word in words:
         assert word in answer.err
+
+
+def hanging_compiler(folder: Path) -> tuple[Path, Path]:
+    """(a compiler that waits for its child for ever, as gcc does for cc1; where it writes the child's number)."""
+    command, child = folder / "slowcc", folder / "child"
+    command.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {child}\nwait\n")
+    command.chmod(0o755)
+    return command, child
+
+
+def ends(pid: int, within_s: float = 2.0) -> bool:
+    """Whether a process ends soon, or is a zombie; if not, it is killed."""
+    until = time.monotonic() + within_s
+    try:
+        process = psutil.Process(pid)
+        while process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > until:
+                process.kill()
+                return False
+            time.sleep(0.01)
+    except psutil.NoSuchProcess:
+        pass
+    return True

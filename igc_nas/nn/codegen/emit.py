@@ -64,8 +64,11 @@ typedef int ivec __attribute__((vector_size({bytes}), may_alias));
 #endif
 /* Within one large function GCC keeps fewer sums in registers: some kernels then take half as long again. */
 #define NOINLINE __attribute__((noinline))
-#define RELU(a) MAX(a, (vec){{0}})
-#define RELU6(a) MIN(RELU(a), SIX)
+/* Where one of two is NaN, MAX and MIN take the second: so NaN stays NaN, as in PyTorch; LARGER takes NaN. */
+#define RELU(a) MAX((vec){{0}}, a)
+#define RELU6(a) MIN(SIX, RELU(a))
+#define IS_LARGER(a, b) ((ivec)((a) > (b)) | (ivec)((a) != (a)))
+#define LARGER(a, b) ((vec)((IS_LARGER(a, b) & (ivec)(a)) | (~IS_LARGER(a, b) & (ivec)(b))))
 #define HSIGMOID(a) (RELU6((a) + 3.0f) * (1.0f / 6.0f))
 #define HSWISH(a) ((a) * HSIGMOID(a))
 """
@@ -74,6 +77,8 @@ SIGMOID = """\
 /* 1 / (1 + exp(-x)) to a few units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. */
 static float sigmoid(float x)
 {
+    if (x != x)
+        return x;
     const float z = x > 87.0f ? -87.0f : x < -87.0f ? 87.0f : -x;
     const int n = (int)(z * 1.44269504f + (z < 0.0f ? -0.5f : 0.5f));
     const float r = (z - (float)n * 0.693359375f) + (float)n * 2.12194440e-4f;
@@ -399,7 +404,7 @@ def _window_text(step: WindowOp, image: Image, width: int, lanes: int) -> str:
     """The maximum takes only pixels of the image, the mean divides by all of the window's."""
     k, s, p = step.kernel, step.stride, step.padding
     value = "LOAD(in + v * ROW + u * DEPTH + c)".replace("ROW", str(image.stride)).replace("DEPTH", str(image.depth))
-    join = f"found = MAX(found, {value});" if step.kind == "max" else f"found += {value};"
+    join = f"found = LARGER({value}, found);" if step.kind == "max" else f"found += {value};"
     first = value.replace("v *", "top *").replace("u *", "left *") if step.kind == "max" else "{0}"
     result = "found" if step.kind == "max" else f"found * {1 / (k * k)!r}f"
     return f"""\

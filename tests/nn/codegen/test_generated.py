@@ -18,7 +18,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.plan import plan
 from igc_nas.errors import ConfigError
 from igc_nas.evaluation.latency import randomize_batchnorm_
-from igc_nas.nn.c_compiler import FLAGS, CompilerError, compiler, why_not_kept
+from igc_nas.nn.c_compiler import FLAGS, CompilerError, compiler, load, why_not_kept
 from igc_nas.nn.codegen.build import compiled
 from igc_nas.nn.codegen.emit import Source, source
 from igc_nas.nn.codegen.orders import PAD, group_major, interleaved, lane_major, positions
@@ -30,6 +30,7 @@ from igc_nas.space.budget import Budget
 from igc_nas.space.feasible import Feasible
 from igc_nas.space.search_space import SearchSpace
 from igc_nas.study.lookup import load_architecture
+from tests.support.commands import ends, hanging_compiler
 from tests.support.shares import examples, some
 
 SPACES = ("tiny", "igc_cifar", "igcv1_cifar", "igcv2_cifar", "igcv3_cifar", "igc_table")
@@ -218,6 +219,19 @@ def test_a_library_that_another_user_left_is_not_loaded(tmp_path: Path) -> None:
     assert again.stat().st_uid == 0  # compiled anew, in its place
 
 
+@needs_compiler
+def test_a_library_that_cannot_take_its_place_leaves_nothing(tmp_path: Path) -> None:
+    network, made = generated(load_architecture("igcv1-l8m2-d8"))
+    compiled(made, tmp_path / "native")
+    (kept,) = (tmp_path / "native").iterdir()
+    kept.unlink()
+    kept.mkdir()
+    x = torch.zeros(1, *made.image)
+    with torch.inference_mode():
+        assert np.allclose(compiled(made, tmp_path / "native")(x.numpy()), network(x).numpy(), rtol=1e-4, atol=1e-5)
+    assert list((tmp_path / "native").iterdir()) == [kept]
+
+
 @pytest.fixture
 def failing(tmp_path: Path) -> Path:
     path = tmp_path / "badcc"
@@ -234,6 +248,14 @@ def test_a_compiler_that_fails_is_quoted(failing: Path, monkeypatch: pytest.Monk
     assert f"{failing} -m9 " in error.value.hint
     (kept,) = (Path(word) for word in error.value.hint.split() if word.endswith("network.c"))
     assert "static void forward" in kept.read_text()
+
+
+def test_a_compiler_that_hangs_is_killed_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, child = hanging_compiler(tmp_path)
+    monkeypatch.setenv("CC", str(command))
+    with pytest.raises(CompilerError, match=r"it took longer than 0\.5 s"):
+        load("int x;", timeout_s=0.5, leave_failed=False)
+    assert ends(int(child.read_text()))
 
 
 def test_without_a_compiler_one_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

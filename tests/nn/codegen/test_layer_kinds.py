@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from igc_nas.arch.layers import Linear, Pool, SqueezeExcite
+from igc_nas.arch.layers import Act, AvgPool, Conv, Layer, Linear, MaxPool, Norm, Pool, PRelu, SqueezeExcite
 from igc_nas.arch.plan import BlockPlan, Plan
 from igc_nas.evaluation.latency import randomize_batchnorm_
 from igc_nas.nn.c_compiler import FLAGS, compiler
@@ -115,3 +115,32 @@ def test_the_sigmoid_is_exact_to_single_precision() -> None:
     found = compiled(made)(np.ones((1, channels, 1, 1), np.float32))[0]
     wanted = torch.sigmoid(gates.double()).numpy()
     assert np.all(np.abs(found - wanted) <= 2e-7 * wanted + 1e-37)
+
+
+FOLLOWING: dict[str, tuple[Layer, ...]] = {
+    "relu": (Act("relu"),),
+    "relu6": (Act("relu6"),),
+    "hswish": (Act("hswish"),),
+    "prelu": (PRelu("prelu", 8),),
+    "max pool": (MaxPool(3, 1, 1),),
+    "average pool": (AvgPool(3, 1, 1),),
+    "sigmoid": (SqueezeExcite("se", 8, 2),),
+    "hsigmoid": (SqueezeExcite("se", 8, 2, "hsigmoid"),),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kind", FOLLOWING)
+def test_nan_stays_nan(kind: str, target: tuple[int, int]) -> None:
+    """As in PyTorch: logits of a damaged image are no numbers that look like those of a sound one."""
+    stem = BlockPlan("stem", (Conv("conv", 3, 8), Norm("norm", 8), *FOLLOWING[kind]))
+    whole = Plan((3, 5, 4), 5, (stem, BlockPlan("classifier", (Pool(), Linear("linear", 8, 5)))))
+    network, made = generated(whole, target)
+    images = torch.randn(9, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    for n, (y, x) in enumerate([(0, 0), (0, 3), (2, 1), (4, 0), (4, 3), (1, 2), (3, 3), (2, 0)]):
+        images[n, n % 3, y, x] = torch.nan
+    with torch.inference_mode():
+        wanted = network(images).isnan().numpy()
+    assert list(wanted.all(axis=1)) == [True] * 8 + [False]
+    assert np.array_equal(np.isnan(compiled(made)(images.numpy())), wanted)
