@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,7 +104,7 @@ def export(**options: Any) -> None:
         return
     say(*lines)
     if (request.kind or _format_by_suffix(request.out)) == "toml":
-        say(f"igc-nas train {request.out}")
+        say(f"igc-nas train {shlex.quote(str(request.out))}")
 
 
 def exported(request: ExportRequest) -> tuple[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -37,6 +38,8 @@ from igc_nas.study.records import Candidate, Latency, Pruned, Score, Trial, Tria
 from igc_nas.study.spec import training_seed
 
 SAME_FAILURES = 5
+NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
+"""What differs between two messages of one cause: bytes of memory, addresses, sizes."""
 SHOW_EVERY_S = 10.0
 """Longest time between two updates of the file that shows readers which trials run."""
 
@@ -205,11 +208,8 @@ class Coordinator:
     # What is tried next.
 
     def _next_job(self) -> Job | None:
-        """The next job: a trial that waits, an enqueued one, a longer training that is due, or a suggestion."""
+        """The next job: a trial that waits and can end, an enqueued one, a longer training or a suggestion."""
         waiting = next((trial for trial in self.store.waiting() if self._is_resumed(trial)), None)
-        if waiting and waiting.arch and waiting.longer_of is None and not self._can_end(waiting.arch):
-            self._exhaust(f"trial {waiting.number} would not end in the time that is left; the next search resumes it")
-            return None
         if waiting:
             return self._start(self.store.resume(waiting.number))
         if self.enqueued:
@@ -235,12 +235,14 @@ class Coordinator:
         return None
 
     def _is_resumed(self, trial: Trial) -> bool:
-        """Whether a trial that waits is taken up now: a longer training only where it can end."""
-        return trial.longer_of is None or trial.arch is None or self._can_end(trial.arch, longer=True)
+        """Whether a trial that waits is taken up now. One that would not end waits on, and smaller ones are tried."""
+        return trial.arch is None or self._can_end(trial.arch, longer=trial.longer_of is not None)
 
     def _exhaust(self, reason: str) -> None:
         self.exhausted = True
-        self.on_event(Exhausted(reason))
+        left = [str(trial.number) for trial in self.store.waiting()]
+        later = f"; the next search resumes trial{'s' * (len(left) > 1)} {', '.join(left)}" if left else ""
+        self.on_event(Exhausted(reason + later))
 
     def _start(self, trial: Trial) -> Job:
         assert trial.arch is not None
@@ -409,10 +411,12 @@ class Coordinator:
         return _changed(trial, "pruned", pruned=pruned, reason=reason)
 
     def _count_failure(self, reason: str) -> None:
-        if reason not in self.failures:
+        """Raise `IgcNasError` after `SAME_FAILURES` in a row for a reason that differs in its numbers at most."""
+        same = NUMBER.sub("#", reason)
+        if same not in self.failures:
             self.failures.clear()
-        self.failures[reason] += 1
-        if self.failures[reason] >= SAME_FAILURES:
+        self.failures[same] += 1
+        if self.failures[same] >= SAME_FAILURES:
             raise IgcNasError(f"{SAME_FAILURES} trials in a row failed: {reason}", "igc-nas status shows where")
 
 

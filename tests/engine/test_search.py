@@ -150,6 +150,16 @@ def test_five_failures_for_one_reason_end_it(tmp_path: Path) -> None:
     assert [t.state for t in load_study(tmp_path / "s").trials] == ["failed"] * 5
 
 
+def test_failures_that_differ_in_numbers_are_for_one_reason(tmp_path: Path) -> None:
+    free = iter(range(100))
+
+    def full(arch, seed):
+        raise RuntimeError(f"out of memory: tried to allocate 2.50 MiB, {next(free)} KiB are free at 0x{seed:x}")
+
+    with pytest.raises(IgcNasError, match=r"5 trials in a row failed: RuntimeError: out of memory: .* 4 KiB are free"):
+        list(search(spec(), Run(tmp_path / "s", trials=10), evaluate=full))
+
+
 def test_a_search_can_be_left_in_the_middle(tmp_path: Path) -> None:
     steps = search(spec(), Run(tmp_path / "s", trials=20), evaluate=evaluate)
     first = [next(steps), next(steps)]
