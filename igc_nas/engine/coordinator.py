@@ -87,6 +87,8 @@ class Coordinator:
             *{arch_id(arch): arch for arch in limits.enqueue if self._is_new(arch)}.values(),
             *{arch_id(each.arch): each for each in limits.baselines if self._is_new_baseline(each)}.values(),
         ]
+        self.asked = self._waiting_of_limits()
+        """The numbers of the trials of enqueued architectures and baselines that wait: an earlier search left them."""
         self.first_with_id = {
             identity: number
             for number, trial in sorted(store.trials.items(), reverse=True)
@@ -119,6 +121,15 @@ class Coordinator:
         identity = arch_id(baseline.arch)
         trials = [trial for trial in self.store.trials.values() if trial.baseline and trial.id == identity]
         return all(t.state == "failed" and t.failure and t.failure.kind != "refused" for t in trials)
+
+    def _waiting_of_limits(self) -> frozenset[int]:
+        enqueued, baselines = map(arch_id, self.limits.enqueue), (arch_id(each.arch) for each in self.limits.baselines)
+        asked = {False: {*enqueued}, True: {*baselines}}
+        return frozenset(
+            trial.number
+            for trial in self.store.waiting()
+            if trial.longer_of is None and trial.id in asked[trial.baseline is not None]
+        )
 
     # The search, by an evaluator in this process or by an executor.
 
@@ -199,22 +210,25 @@ class Coordinator:
     def has_enough(self, running: int) -> bool:
         """Whether no trial is to be started beside the `running` ones.
 
-        Enqueued architectures are evaluated even if the study has the number of trials asked for.
+        Enqueued architectures and baselines are evaluated even if the study has the number of trials asked for.
         """
         target = self.limits.trials
         running -= sum(self.store.trials[number].is_aside for number in self.running)
-        return self._is_over() or (not self.enqueued and target is not None and self.store.ended + running >= target)
+        asked = self.enqueued or any(self.store.trials[number].state == "waiting" for number in self.asked)
+        return self._is_over() or (not asked and target is not None and self.store.ended + running >= target)
 
     # What is tried next.
 
     def _next_job(self) -> Job | None:
-        """The next job: a trial that waits and can end, an enqueued one, a longer training or a suggestion."""
-        waiting = next((trial for trial in self.store.waiting() if self._is_resumed(trial)), None)
-        if waiting:
-            return self._start(self.store.resume(waiting.number))
+        """The next job: what is enqueued, a trial that waits and can end, a longer training, or a suggestion."""
+        waiting = list(self.store.waiting())
+        if asked := next((trial for trial in waiting if trial.number in self.asked), None):
+            return self._start(self.store.resume(asked.number))
         if self.enqueued:
-            first = self.enqueued.pop(0)
-            return self._start(self._add_baseline(first) if isinstance(first, Baseline) else self._add_enqueued(first))
+            new = self.enqueued.pop(0)
+            return self._start(self._add_baseline(new) if isinstance(new, Baseline) else self._add_enqueued(new))
+        if found := next((trial for trial in waiting if self._is_resumed(trial)), None):
+            return self._start(self.store.resume(found.number))
         can_end = partial(self._can_end, longer=True)
         if self.promotion and (promoted := self.promotion.next(self.store.study, can_end)):
             return self._start(self._add(promoted.arch, longer_of=promoted.trial))
