@@ -18,7 +18,7 @@ from igc_nas.errors import StudyError, UsageError
 from igc_nas.io.files import write_whole
 from igc_nas.io.text import nearest_and_all, plain
 from igc_nas.study.finals import FinalsGroup, finals_groups
-from igc_nas.study.names import search_command
+from igc_nas.study.names import search_command, study_argument
 from igc_nas.study.objectives import OBJECTIVES, parse_objectives
 from igc_nas.study.study import Study
 
@@ -128,7 +128,8 @@ def finals_picture(study: Study, path: Path, render: Callable[[go.Figure, str], 
     kind = picture_kind(path)
     groups = [group for group in finals_groups(study.finals) if any(f.errors for f in group.finalists)]
     if not groups:
-        raise StudyError(f"{study.spec.name} has no finals to draw", f"igc-nas finals {study.spec.name}")
+        name = study_argument(study.folder, study.spec.name)
+        raise StudyError(f"{study.spec.name} has no finals to draw", f"igc-nas finals {name}")
     figure = finals_figure(groups[0])
     first, _, recipe = plain(group_title(groups[0])).partition(": ")
     lines = "<br>".join(textwrap.wrap(recipe, LONGEST_LINE))

@@ -31,6 +31,7 @@ from igc_nas.analysis.surrogate_quality import predicted_errors
 from igc_nas.analysis.target_quality import TargetQuality, target_quality
 from igc_nas.arch.papers import figures
 from igc_nas.errors import StudyError
+from igc_nas.study.names import search_command
 from igc_nas.study.records import Candidate
 from igc_nas.study.study import STUDY_FILE, Study, load_study
 
@@ -444,21 +445,15 @@ def _too_few(study: Study, reference: Study, shared: int, own_end: bool) -> Stud
     if own_end:
         return StudyError(
             f"{name} has {shared} completed trials; rankings need at least {MIN_SHARED} architectures",
-            f"igc-nas search {_options(study)} --trials {MIN_SHARED}",
+            f"{search_command(study.folder, name)} --trials {MIN_SHARED}",
         )
     other = label(study, reference)
     if study.spec.classes != reference.spec.classes:
         why = f"{name} has {study.spec.classes} classes and {other} {reference.spec.classes}: no network is the same"
         hint = f"{why}; name another study with --reference"
     else:
-        hint = f"name another study with --reference, or train more of them: igc-nas search {_options(reference)}"
+        more = search_command(reference.folder, reference.spec.name)
+        hint = f"name another study with --reference, or train more of them: {more}"
     return StudyError(
         f"{name} and {other} have {shared} architectures in common; rankings need at least {MIN_SHARED}", hint
     )
-
-
-def _options(study: Study) -> str:
-    """The options by which commands find a study."""
-    if study.folder is None:
-        return f"--study {study.spec.name}"
-    return f"--studies-dir {study.folder.parent} --study {study.folder.name}"

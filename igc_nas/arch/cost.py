@@ -88,9 +88,14 @@ def plan_cost(whole: Plan) -> Cost:
     return Cost(*total)
 
 
+def reads_square_colour(arch: ArchConfig) -> bool:
+    """Whether a network's input is that of square colour images, as trainings have them."""
+    return arch.input[0] == 3 and arch.input[1] == arch.input[2]
+
+
 def check_input(arch: ArchConfig) -> None:
     """Raise `UsageError` for a network whose input is not that of square colour images."""
-    if arch.input[0] != 3 or arch.input[1] != arch.input[2]:
+    if not reads_square_colour(arch):
         raise UsageError(
             f"the network's input is {' x '.join(map(str, arch.input))}; images are square, of 3 channels",
             "set input = [3, 32, 32] in its file",

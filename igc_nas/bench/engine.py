@@ -391,7 +391,7 @@ def _opening(folder: Path, storage: str | None) -> dict[str, float]:
         study.hypervolume_curve()
     with _timed(took, "igc-nas front"):
         command = [sys.executable, "-m", "igc_nas", "front", str(folder)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     with contextlib.ExitStack() as stack:
         with _timed(took, "store"):
             store = stack.enter_context(Store(folder, study.spec, storage))

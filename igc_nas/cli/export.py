@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,9 +102,12 @@ def export(**options: Any) -> None:
     if request.out is None:
         put(text.rstrip("\n"))
         return
+    from igc_nas.arch.cost import reads_square_colour
+
     say(*lines)
-    if (request.kind or _format_by_suffix(request.out)) == "toml":
-        say(f"igc-nas train {request.out}")
+    is_toml = (request.kind or _format_by_suffix(request.out)) == "toml"
+    if is_toml and reads_square_colour(ArchConfig.from_toml(text)):
+        say(f"igc-nas train {shlex.quote(str(request.out))}")
 
 
 def exported(request: ExportRequest) -> tuple[str, list[str]]:
@@ -296,6 +300,7 @@ def _write_standalone(source: Source, network: Network, out: Path | None) -> tup
 
 
 def _write_folder(source: Source, network: Network, trained: bool, out: Path, request: ExportRequest) -> list[str]:
+    from igc_nas.arch.cost import reads_square_colour
     from igc_nas.exports.folder import write_folder
 
     graph, no_onnx = None, "it would hold weights, and there are none"
@@ -310,9 +315,9 @@ def _write_folder(source: Source, network: Network, trained: bool, out: Path, re
             graph, no_onnx = _graph("onnx", source, network, request), ""
     c, no_c = _folder_c(source, network, trained or request.untrained)
     write_folder(out, source, network, trained, graph, no_onnx, c=c, no_c=no_c)
-    without_weights = not trained and not request.untrained
+    without_weights, trains = not trained and not request.untrained, reads_square_colour(source.arch)
     return [
-        *(["weights  none: igc-nas train makes them, --weights adds them"] if without_weights else []),
+        *([f"weights  none: {'igc-nas train makes them, ' * trains}--weights adds them"] if without_weights else []),
         *([f"no model.onnx: {no_onnx}"] if graph is None else graph.lines(source.cost.params)),
         f"no model.c: {no_c}" if c is None else _c_line(c[1], "model.c"),
     ]

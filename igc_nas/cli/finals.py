@@ -22,6 +22,7 @@ from igc_nas.cli.options import (
 )
 from igc_nas.cli.output import put, put_json, put_text, say
 from igc_nas.errors import StudyError, UsageError
+from igc_nas.study.names import study_argument
 
 if TYPE_CHECKING:
     from igc_nas.analysis.finalists import Pick
@@ -94,6 +95,8 @@ def finals(**options: Any) -> None:
       igc-nas finals STUDY --baselines resnet20-a,mobilenetv2-x0.5 --seeds 3
     """
     request = FinalsRequest(**options)
+    if request.dry_run and request.as_json:
+        raise UsageError("--json prints results, and --dry-run has none", "leave out one of them")
     recipe = trained(request)
     if recipe is not None:
         print_finals(load(request.study, request.root), "json" if request.as_json else "table", recipe)
@@ -313,7 +316,7 @@ def print_finals(study: Study, output: str, recipe: str | None = None) -> None:
         )
         return
     if not groups:
-        say(f"{study.spec.name} has no finals yet", f"igc-nas finals {study.spec.name}")
+        say(f"{study.spec.name} has no finals yet", f"igc-nas finals {study_argument(study.folder, study.spec.name)}")
         return
     from igc_nas.io.console import table_lines, terminal_width
     from igc_nas.study.front_table import markdown_table

@@ -11,6 +11,7 @@ from igc_nas.cli.loading import load
 from igc_nas.cli.options import Choice, as_json, storage_option, studies_dir
 from igc_nas.cli.output import put, put_json, say
 from igc_nas.errors import UsageError
+from igc_nas.study.names import search_command
 from igc_nas.study.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def front(
     if finals:
         from igc_nas.cli.finals import print_finals
 
-        if objectives or asked not in ([], ["json"], ["markdown"]):
+        if objectives or sort or top or wide or asked not in ([], ["json"], ["markdown"]):
             raise UsageError("--finals goes with --json or --markdown alone")
         print_finals(loaded, asked[0] if asked else "table")
         return
@@ -115,7 +116,7 @@ def print_front(
         lines = markdown_lines if output == "markdown" else latex_lines
         put(*lines(members, {standing.name: standing.candidate for standing in beside}, expected_columns(study)))
     elif not members and not beside:
-        say(f"{study.spec.name} has no completed trial yet", f"igc-nas search --study {study.spec.name}")
+        say(f"{study.spec.name} has no completed trial yet", search_command(study.folder, study.spec.name))
     else:
         from igc_nas.cli.display import baseline_lines, front_lines
         from igc_nas.io.console import terminal_width

@@ -127,8 +127,10 @@ def measure(**options: Any) -> None:
     if request.study_name is not None:
         study = load(request.study_name, request.root)
         rows = measured_again(study, request)
-        if rows:
-            put_json(_study_facts(study, rows)) if request.as_json else put_text(*_study_lines(rows))
+        if request.as_json:
+            put_json(_study_facts(study, rows))
+        elif rows:
+            put_text(*_study_lines(rows))
         return
     config, latency = measured(request)
     if request.as_json:
@@ -293,7 +295,7 @@ def _agreement(rows: Sequence[Remeasured]) -> tuple[float, float | None]:
 
 
 def _study_facts(study: Study, rows: Sequence[Remeasured]) -> dict[str, Any]:
-    difference, rank = _agreement(rows)
+    difference, rank = _agreement(rows) if rows else (None, None)
     return {
         "study": study.spec.name,
         "median_difference": difference,

@@ -29,7 +29,7 @@ from igc_nas.cli.options import (
     studies_dir,
 )
 from igc_nas.cli.output import say
-from igc_nas.errors import UsageError
+from igc_nas.errors import StudyError, UsageError
 from igc_nas.io.units import exact_count, format_seconds
 
 if TYPE_CHECKING:
@@ -298,11 +298,10 @@ def _prepared(request: SearchRequest, began: float) -> tuple[StudySpec, Run]:
         BruteForce(spec)  # raises for a space that is too large, before the study is written
         trials = trials or spec.feasible.count
     elif trials is None and time_s is None:
-        time_s = _time_left(resolved) or extent.time_s
+        time_s = _time_left(resolved, request.storage) or extent.time_s
     on_ray = request.executor == "ray"
     workers = _asked_workers(request, devices) or (_ray_workers(request, devices[0]) if on_ray else extent.workers)
-    if request.promote is not None and (resolved.continued or not time_s):
-        raise UsageError("--promote is a share of --time, for a new study", "leave it out, or give --time")
+    _check_promote(request, resolved, time_s)
     if time_s and not resolved.continued and spec.sampler != "brute-force":
         if not request.quiet:
             say("planning: timing trainings of three networks ...", "")
@@ -359,23 +358,42 @@ def _command_began() -> float:
     return time.monotonic() - (age_s if 0 <= age_s <= MOST_IMPORTING_S else 0.0)
 
 
-def _promote(request: SearchRequest, spec: StudySpec) -> float:
-    """The share of the time for longer trainings. Raises `UsageError` where a search has none."""
-    predicts = spec.sampler == "known-cost" and "error" in spec.objectives
-    if request.promote and not predicts:
+def _check_promote(request: SearchRequest, resolved: ResolvedStudy, time_s: float | None) -> None:
+    """Raise for a `--promote` that a search cannot have, or that is not the share of the study that it continues."""
+    spec = resolved.spec
+    if request.promote is None:
+        return
+    if request.promote and not _predicts(spec):
         raise UsageError("--promote is for searches for the error by the sampler known-cost", "leave out --promote")
-    return (PROMOTE if request.promote is None else request.promote) if predicts else 0.0
+    if (spec.plan is None) if resolved.continued else not time_s:
+        hint = "leave it out" if resolved.continued else "leave it out, or give --time"
+        raise UsageError("--promote is a share of --time, for which a new study is planned", hint)
+    if spec.target and spec.target.share != request.promote:  # without one, no longer training fitted into the share
+        raise StudyError(
+            f"study {spec.name} was planned with --promote {spec.target.share:g}, not {request.promote:g}",
+            "leave out --promote to continue it, or start another with --study NAME",
+        )
 
 
-def _time_left(resolved: ResolvedStudy) -> float | None:
+def _predicts(spec: StudySpec) -> bool:
+    """Whether a search trains some networks for longer, and predicts the errors of the others."""
+    return spec.sampler == "known-cost" and "error" in spec.objectives
+
+
+def _promote(request: SearchRequest, spec: StudySpec) -> float:
+    """The share of the time for longer trainings."""
+    return (PROMOTE if request.promote is None else request.promote) if _predicts(spec) else 0.0
+
+
+def _time_left(resolved: ResolvedStudy, storage: str | None) -> float | None:
     """The rest of the time that a study was planned for; None without a plan, or where it is over."""
+    from igc_nas.engine.database import begun
     from igc_nas.study.plan import GRACE
-    from igc_nas.study.study import load_study
 
-    plan = resolved.spec.plan
-    if plan is None or not resolved.continued:
+    plan, study = resolved.spec.plan, begun(resolved.folder, storage)
+    if plan is None or study is None:
         return None
-    ended = [trial.wall_s or 0.0 for trial in load_study(resolved.folder).trials if not trial.baseline]
+    ended = [trial.wall_s or 0.0 for trial in study.trials if not trial.baseline]
     left = plan.time_s - sum(ended) / plan.workers
     return left if left > 2 * GRACE * plan.time_s else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,14 +69,17 @@ def _write_template(name: str | None, path: Path) -> None:
     from igc_nas.io.files import read_text, write_whole
     from igc_nas.space.search_space import TEMPLATE
 
+    shown = shlex.quote(str(path))
     if name is not None:
-        raise UsageError("--new writes a space of its own, and takes no NAME", f"igc-nas space --new {path}")
+        raise UsageError("--new writes a space of its own, and takes no NAME", f"igc-nas space --new {shown}")
     if path.suffix != ".toml":
-        raise UsageError(f"{path!s:.120}: a space file ends in .toml", f"igc-nas space --new {path}.toml")
+        raise UsageError(
+            f"{path!s:.120}: a space file ends in .toml", f"igc-nas space --new {shlex.quote(f'{path}.toml')}"
+        )
     if path.exists():
         raise UsageError(f"{path} exists", "choose another name, or remove it")
     write_whole(path, read_text(TEMPLATE))
-    say(f"wrote {path}; edit it, then:", f"  igc-nas space {path}", f"  igc-nas search --space {path}")
+    say(f"wrote {path}; edit it, then:", f"  igc-nas space {shown}", f"  igc-nas search --space {shown}")
 
 
 def space_facts(

@@ -22,7 +22,7 @@ from igc_nas.space.feasible import feasible
 from igc_nas.space.search_space import SearchSpace, SpaceFile, find_space, search_space
 from igc_nas.study.baselines import baseline_network, named_baselines
 from igc_nas.study.defaults import PRUNE_BELOW, fitting_batch, new_spec
-from igc_nas.study.names import check_study_name, study_argument
+from igc_nas.study.names import check_study_name, folder_of_study, study_argument
 from igc_nas.study.objectives import parse_objectives
 from igc_nas.study.spec import Recipe, StudySpec, default_name
 from igc_nas.study.study import STUDY_FILE, Study
@@ -119,7 +119,7 @@ def check_request(request: SearchRequest) -> None:
     for name in named_baselines(request.baselines):
         baseline_network(name, None, request.root)
     if request.study_name is not None:
-        folder = request.root / check_study_name(request.study_name)
+        folder = folder_of_study(request.study_name, request.root)
         if request.storage or is_file(folder / STUDY_FILE):
             return  # its own space, data and budget are compared with what is given
     path = find_space(request.space or "igc_cifar")
@@ -142,8 +142,10 @@ def resolve_study(request: SearchRequest, device: Device) -> ResolvedStudy:
 
     settings = given_settings(request)
     name = request.study_name
-    if name is not None and (study := begun(request.root / check_study_name(name), request.storage)):
-        return _continued(study, settings, request, device)
+    if name is not None:
+        if study := begun(folder_of_study(name, request.root), request.storage):
+            return _continued(study, settings, request, device)
+        check_study_name(name)
     dataset = request.dataset or "auto"
     space = request.space or "igc_cifar"
     info = _located(dataset, request, space)

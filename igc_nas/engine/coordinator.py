@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -37,6 +38,8 @@ from igc_nas.study.records import Candidate, Latency, Pruned, Score, Trial, Tria
 from igc_nas.study.spec import training_seed
 
 SAME_FAILURES = 5
+NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
+"""What differs between two messages of one cause: bytes of memory, addresses, sizes."""
 SHOW_EVERY_S = 10.0
 """Longest time between two updates of the file that shows readers which trials run."""
 
@@ -84,6 +87,8 @@ class Coordinator:
             *{arch_id(arch): arch for arch in limits.enqueue if self._is_new(arch)}.values(),
             *{arch_id(each.arch): each for each in limits.baselines if self._is_new_baseline(each)}.values(),
         ]
+        self.asked = self._waiting_of_limits()
+        """The numbers of the trials of enqueued architectures and baselines that wait: an earlier search left them."""
         self.first_with_id = {
             identity: number
             for number, trial in sorted(store.trials.items(), reverse=True)
@@ -116,6 +121,15 @@ class Coordinator:
         identity = arch_id(baseline.arch)
         trials = [trial for trial in self.store.trials.values() if trial.baseline and trial.id == identity]
         return all(t.state == "failed" and t.failure and t.failure.kind != "refused" for t in trials)
+
+    def _waiting_of_limits(self) -> frozenset[int]:
+        enqueued, baselines = map(arch_id, self.limits.enqueue), (arch_id(each.arch) for each in self.limits.baselines)
+        asked = {False: {*enqueued}, True: {*baselines}}
+        return frozenset(
+            trial.number
+            for trial in self.store.waiting()
+            if trial.longer_of is None and trial.id in asked[trial.baseline is not None]
+        )
 
     # The search, by an evaluator in this process or by an executor.
 
@@ -196,25 +210,25 @@ class Coordinator:
     def has_enough(self, running: int) -> bool:
         """Whether no trial is to be started beside the `running` ones.
 
-        Enqueued architectures are evaluated even if the study has the number of trials asked for.
+        Enqueued architectures and baselines are evaluated even if the study has the number of trials asked for.
         """
         target = self.limits.trials
         running -= sum(self.store.trials[number].is_aside for number in self.running)
-        return self._is_over() or (not self.enqueued and target is not None and self.store.ended + running >= target)
+        asked = self.enqueued or any(self.store.trials[number].state == "waiting" for number in self.asked)
+        return self._is_over() or (not asked and target is not None and self.store.ended + running >= target)
 
     # What is tried next.
 
     def _next_job(self) -> Job | None:
-        """The next job: a trial that waits, an enqueued one, a longer training that is due, or a suggestion."""
-        waiting = next((trial for trial in self.store.waiting() if self._is_resumed(trial)), None)
-        if waiting and waiting.arch and waiting.longer_of is None and not self._can_end(waiting.arch):
-            self._exhaust(f"trial {waiting.number} would not end in the time that is left; the next search resumes it")
-            return None
-        if waiting:
-            return self._start(self.store.resume(waiting.number))
+        """The next job: what is enqueued, a trial that waits and can end, a longer training, or a suggestion."""
+        waiting = list(self.store.waiting())
+        if asked := next((trial for trial in waiting if trial.number in self.asked), None):
+            return self._start(self.store.resume(asked.number))
         if self.enqueued:
-            first = self.enqueued.pop(0)
-            return self._start(self._add_baseline(first) if isinstance(first, Baseline) else self._add_enqueued(first))
+            new = self.enqueued.pop(0)
+            return self._start(self._add_baseline(new) if isinstance(new, Baseline) else self._add_enqueued(new))
+        if found := next((trial for trial in waiting if self._is_resumed(trial)), None):
+            return self._start(self.store.resume(found.number))
         can_end = partial(self._can_end, longer=True)
         if self.promotion and (promoted := self.promotion.next(self.store.study, can_end)):
             return self._start(self._add(promoted.arch, longer_of=promoted.trial))
@@ -235,12 +249,14 @@ class Coordinator:
         return None
 
     def _is_resumed(self, trial: Trial) -> bool:
-        """Whether a trial that waits is taken up now: a longer training only where it can end."""
-        return trial.longer_of is None or trial.arch is None or self._can_end(trial.arch, longer=True)
+        """Whether a trial that waits is taken up now. One that would not end waits on, and smaller ones are tried."""
+        return trial.arch is None or self._can_end(trial.arch, longer=trial.longer_of is not None)
 
     def _exhaust(self, reason: str) -> None:
         self.exhausted = True
-        self.on_event(Exhausted(reason))
+        left = [str(trial.number) for trial in self.store.waiting()]
+        later = f"; the next search resumes trial{'s' * (len(left) > 1)} {', '.join(left)}" if left else ""
+        self.on_event(Exhausted(reason + later))
 
     def _start(self, trial: Trial) -> Job:
         assert trial.arch is not None
@@ -409,10 +425,12 @@ class Coordinator:
         return _changed(trial, "pruned", pruned=pruned, reason=reason)
 
     def _count_failure(self, reason: str) -> None:
-        if reason not in self.failures:
+        """Raise `IgcNasError` after `SAME_FAILURES` in a row for a reason that differs in its numbers at most."""
+        same = NUMBER.sub("#", reason)
+        if same not in self.failures:
             self.failures.clear()
-        self.failures[reason] += 1
-        if self.failures[reason] >= SAME_FAILURES:
+        self.failures[same] += 1
+        if self.failures[same] >= SAME_FAILURES:
             raise IgcNasError(f"{SAME_FAILURES} trials in a row failed: {reason}", "igc-nas status shows where")
 
 

@@ -18,14 +18,14 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
-from igc_nas.engine.database import Database, default_url, file_of, parse_url
+from igc_nas.engine.database import DATABASE_FILE, Database, default_url, file_of, parse_url
 from igc_nas.engine.sampler_view import SamplerView, SharedDistributions
 from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.io.files import append_line, write_whole
 from igc_nas.io.records import differences
 from igc_nas.samplers.distributions import distributions
 from igc_nas.samplers.history import EXPECTED
-from igc_nas.study.lock import StudyLock, now
+from igc_nas.study.lock import LOCK_FILE, StudyLock, now
 from igc_nas.study.objectives import values
 from igc_nas.study.process import Process, uninterrupted
 from igc_nas.study.records import FINISHED, Failure, Latency, Trial
@@ -331,11 +331,13 @@ class Store:
 
 
 def _database_lock(url: URL, folder: Path) -> tuple[Path, ...]:
-    """The lock file of a SQLite database outside the study's folder, which several folders may name."""
-    file = file_of(url)
-    if file is None or file.absolute().parent == folder.absolute():
+    """The lock file of a SQLite database that several folders may name; a study's own is locked with its folder."""
+    if (file := file_of(url)) is None:
         return ()
-    return (file.with_name(f"{file.name}.lock"),)
+    file = file.resolve()  # one file has one lock, by whatever links it is named
+    if file.name != DATABASE_FILE:
+        return (file.with_name(f"{file.name}.lock"),)
+    return () if file.parent == folder.resolve() else (file.with_name(LOCK_FILE),)
 
 
 def replace_latencies(folder: Path, latencies: Mapping[int, Latency]) -> None:

@@ -29,7 +29,7 @@ from igc_nas.errors import ConfigError, DivergedError, StudyError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.images import Images, load_test, load_train
 from igc_nas.evaluation.training import Pause, Training
-from igc_nas.io.files import read_text, write_whole
+from igc_nas.io.files import is_temporary, read_text, write_whole
 from igc_nas.io.records import Frozen, differences, parse_toml
 from igc_nas.nn.device import Device
 from igc_nas.nn.lowering.network_tuner import NetworkTuner, TrainingForm
@@ -123,16 +123,20 @@ class Retraining:
         path = self.folder / RUN_FILE
         if path.is_file():
             self._check_same(path)
-            return
+        else:
+            self._begin(path)
+        if not (self.folder / ARCH_FILE).is_file():  # written last: whoever died before it begins again here
+            write_whole(self.folder / ARCH_FILE, self.spec.arch.to_toml(limit))
+
+    def _begin(self, path: Path) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StudyError(f"{self.folder}: {error.strerror or error}", "choose another folder with -o") from None
-        if any(entry.suffix != ".lock" and entry.suffix != ".owner" for entry in self.folder.iterdir()):
+        if not all(entry.suffix in (".lock", ".owner") or is_temporary(entry) for entry in self.folder.iterdir()):
             raise StudyError(f"{self.folder} is not empty and holds no training", "choose another folder with -o")
         import tomli_w
 
-        write_whole(self.folder / ARCH_FILE, self.spec.arch.to_toml(limit))
         write_whole(path, tomli_w.dumps(_plain(self.spec)))
 
     def _check_same(self, path: Path) -> None:

@@ -215,9 +215,10 @@ def contiguous(module: nn.Module) -> nn.Module:
 @contextlib.contextmanager
 def quiet_exporter(what: str) -> Iterator[None]:
     """Silence the warnings and logs of torch's exporters; turn an error of theirs into a one-line `IgcNasError`."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -225,7 +226,8 @@ def quiet_exporter(what: str) -> Iterator[None]:
     except Exception as error:
         raise IgcNasError(f"torch could not export the network to {what}: {_first_line(error)}") from error
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:

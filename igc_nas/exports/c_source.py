@@ -55,10 +55,16 @@ class CFiles:
 def c_files(
     name: str, source: Source, network: Network, *, weights_file: bool = False, target: Target = PORTABLE
 ) -> CFiles:
-    """The files of a network in evaluation mode. Raises `ConfigError` where `name` is no C identifier."""
+    """The files of a network in evaluation mode.
+
+    Raises `ConfigError` where `name` is no C identifier, `IgcNasError` where weights are not finite.
+    """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,62}", name, re.ASCII):
         raise ConfigError(f"{name!r:.80} cannot be the name of a C function", "use letters, digits and _: -o mynet.c")
-    made = generated(network, target)
+    with np.errstate(over="ignore"):
+        made = generated(network, target)
+    if not np.isfinite(made.weights).all():
+        raise IgcNasError("with batch norm folded in, weights are not finite in float32: the network is unusable")
     texts = {
         f"{name}.h": _header(name, made, weights_file),
         f"{name}.c": _body(name, source, made, target, weights_file),

@@ -240,7 +240,10 @@ def _onnx_entry(module: nn.Module, images: Tensor, threads: int, opset: int | No
     model = onnx_model(module, images, any_batch=True, opset=opset)
     made = next((o.version for o in model.opset_import if not o.domain), None)
     if opset is not None and made != opset:
-        raise IgcNasError(f"the exporter makes opset {made}, not {opset}", f"use --opset {made}, or a newer one")
+        from onnx.defs import onnx_opset_version
+
+        hint = f"use --opset {made} to {onnx_opset_version()}"
+        raise IgcNasError(f"the exporter makes opset {made}, not {opset}", hint)
     _clean(model.graph)
 
     def data(metadata: Mapping[str, str]) -> tuple[bytes, int | None]:

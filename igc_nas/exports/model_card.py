@@ -17,6 +17,7 @@ from igc_nas.analysis.words import (
     noise_words,
     recipe_words,
 )
+from igc_nas.arch.cost import reads_square_colour
 from igc_nas.data.datasets import is_synthetic
 from igc_nas.exports.destination import C_COMMAND, C_SOURCE
 from igc_nas.exports.source import Source, unfinished_text
@@ -206,10 +207,15 @@ def _use(source: Source, contents: Contents) -> Iterator[str]:
         "```python\nimport igc_nas\n\n"
         'model = igc_nas.create_model(".")  # this folder; model.pretrained_cfg says how images are prepared\n```'
     )
-    if not contents.trained:
+    if not contents.trained and reads_square_colour(source.arch):
         yield (
             "`igc-nas train config.toml` trains it; `igc-nas export config.toml --weights models/... --format dir` "
             "then writes this folder with its weights."
+        )
+    elif not contents.trained:
+        yield (
+            "`igc-nas export config.toml --weights FILE --format dir` writes this folder with weights; `igc-nas train` "
+            "trains on square images of 3 channels only."
         )
 
 

@@ -50,6 +50,11 @@ def _replace(target: Path, content: bytes, durable: bool) -> None:
         _sync_folder(target.parent)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one of `write_whole` that its process, killed, has left."""
+    return path.name.startswith(".igc-nas-") and path.suffix == ".tmp"
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that replaces it, flushed, when the block ends without an exception.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, overload
 
@@ -13,7 +13,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.errors import ConfigError
 from igc_nas.io.files import user_path
 from igc_nas.io.text import printable
-from igc_nas.nn.network import FeatureMaps, Network, build
+from igc_nas.nn.network import ChannelSelect, FeatureMaps, Network, build
 from igc_nas.nn.pretrained import TrainedFolder, final_of
 from igc_nas.study.lookup import load_architecture
 
@@ -151,7 +151,20 @@ def load_weights(network: nn.Module, path: Path, *, new_classifier: bool = False
             f"the network has {_described(wanted.get(name))}",
             _how_to_fit(different, tensors),
         )
+    for problem in _impossible(network, tensors):
+        raise ConfigError(f"{path.name} holds weights that no network has: {problem}")
     network.load_state_dict(tensors)
+
+
+def _impossible(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """What of the tensors no training writes, in words: it would raise, or be no number, whenever the network runs."""
+    for name, module in network.named_modules():
+        if isinstance(module, ChannelSelect):
+            index = tensors[f"{name}.index"]
+            if ((index < 0) | (index >= module.in_channels)).any():
+                yield f"{name}.index selects channels beyond the {module.in_channels} that there are"
+        elif isinstance(module, nn.BatchNorm2d) and (tensors[f"{name}.running_var"].float() < 0).any():
+            yield f"{name}.running_var has negative variances"
 
 
 def _without_prefixes(tensors: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def _study_hint(name: str, root: Path) -> str | None:
         number = study.pick("knee").trial if study.candidates else 0
     except (StudyError, OSError, ValueError):
         return None
-    return f"name one of its trials, such as {name}:{number}; igc-nas export {name} --pick knee writes one to a file"
+    shown = shlex.quote(name)
+    return f"name one of its trials, such as {shown}:{number}; igc-nas export {shown} --pick knee writes one to a file"
 
 
 def is_named(name: str) -> bool:

@@ -32,6 +32,16 @@ def check_study_name(name: str) -> str:
     return name
 
 
+def folder_of_study(name: str, root: Path) -> Path:
+    """The folder in `root` of a study that is there already, whatever it is called now, or is to be made.
+
+    Raises `UsageError` as `check_study_name` for the name of a new one.
+    """
+    if Path(name).name == name and is_file(root / name / "study.toml"):
+        return root / name
+    return root / check_study_name(name)
+
+
 def find_study(name: str | Path, root: Path) -> Path:
     """The folder of a study.
 

@@ -19,7 +19,7 @@ from igc_nas.io.units import parse_count, parse_ms
 from igc_nas.study.expected import Expected
 from igc_nas.study.finals import Final, read_finals
 from igc_nas.study.front_table import html_table
-from igc_nas.study.names import find_study
+from igc_nas.study.names import find_study, search_command
 from igc_nas.study.objectives import OBJECTIVES, parse_objectives
 from igc_nas.study.pareto import hypervolume, knee, nondominated, running_hypervolume
 from igc_nas.study.records import Candidate, Trial, read_records
@@ -219,7 +219,9 @@ class Study:
         Raises `UsageError` for another rule, `StudyError` if no candidate matches; it names the nearest one.
         """
         if not self.candidates and _trial_number(rule) is None:
-            raise StudyError(f"{self.spec.name} has no completed trial yet", f"igc-nas search --study {self.spec.name}")
+            raise StudyError(
+                f"{self.spec.name} has no completed trial yet", search_command(self.folder, self.spec.name)
+            )
         if rule == "knee":
             front = self.front() or self.candidates
             return front[knee([self._comparable(c) for c in front])]

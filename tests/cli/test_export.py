@@ -93,6 +93,17 @@ def wrote(answer: Answer) -> str:
 # What can be exported, as a config.
 
 
+@pytest.mark.parametrize(("shape", "trains"), [((3, 12, 12), True), ((3, 12, 10), False), ((1, 12, 12), False)])
+def test_the_next_step_of_a_config_is_a_training_where_one_takes_its_images(
+    shape: tuple[int, int, int], trains: bool, cli: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "arch.toml").write_text(ArchConfig.parse(ARCH.to_dict() | {"input": list(shape)}).to_toml())
+    answer = cli("export", tmp_path / "arch.toml", "-o", tmp_path / "copy.toml")
+    assert (answer.status, "igc-nas train" in answer.err) == (0, trains)
+    answer = cli("export", tmp_path / "arch.toml", "--format", "dir", "-o", tmp_path / "folder")
+    assert (answer.status, "igc-nas train" in answer.err) == (0, trains)
+
+
 @pytest.mark.parametrize("what", ["arch.toml", "models/mine", "igcv1-l4m8-d8", "made:0", "made", "studies/made"])
 def test_an_architecture_or_a_study_is_exported(what: str, cli: Command) -> None:
     answer = cli("export", what)

@@ -39,6 +39,8 @@ def test_what_would_be_trained_is_said_with_the_reasons(made: Path, cli: Command
 
 
 def test_the_literature_is_what_is_within_the_budget(made: Path, cli: Command) -> None:
+    refused(cli("finals", "made", "--dry-run", "--json"), 2, "--dry-run has none")
+    refused(cli("front", "made", "--finals", "--top", "3"), 2, "--json or --markdown alone")
     refused(cli("finals", "made", "--baselines", "literature", "--dry-run"), 2, "no network of literature")
 
 

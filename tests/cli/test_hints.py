@@ -1,6 +1,7 @@
 """What a person types wrong is answered with what to type instead; the same command twice does no harm."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,12 @@ import pytest
 
 import igc_nas
 from igc_nas.analysis.finalists import finalists
-from igc_nas.cli.study_flags import SearchRequest, resolve_study
+from igc_nas.cli.search import search
+from igc_nas.cli.study_flags import SearchRequest, check_request, resolve_study
 from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError
 from igc_nas.nn.device import Device
+from igc_nas.study.status import status_of
 from igc_nas.study.study import Study, load_study
 from tests.support.commands import Command, refused
 from tests.support.searches import latency, searched, spec
@@ -142,6 +145,36 @@ def test_a_study_of_the_older_automatic_name_is_continued(made: Study) -> None:
     device = Device("cpu", "cpu", old.latency.device)
     request = SearchRequest(space="tiny", dataset="shapes", sampler="tpe")
     assert resolve_study(request, device).spec.name == "tiny-shapes-any-s0"
+
+
+def test_a_study_in_a_folder_of_another_name_is_continued_by_what_is_proposed(
+    made: Study, cli: Command, tmp_path: Path
+) -> None:
+    """Moved and renamed, with a blank in either name: each command that is proposed is one that works."""
+    folder = tmp_path / "other studies" / "näme of its own"
+    folder.parent.mkdir()
+    (tmp_path / "studies/made").rename(folder)
+    (command,) = (line for line in status_of(load_study(folder)).next_commands() if " search " in line)
+    typed = shlex.split(command)[2:]
+    with search.make_context("search", [*typed, "--dataset", "shapes"]) as context:
+        request = SearchRequest(**context.params)
+    check_request(request)
+    assert resolve_study(request, Device("cpu", "cpu", "stub")).folder == folder
+    proposed = cli("front", str(folder), "--finals").err.splitlines()[-1]
+    assert cli(*shlex.split(proposed)[1:], "--dry-run", "--no-latency").status == 0
+    empty = Path("some studies/empty")
+    with Store(empty, spec(name="older")):
+        pass
+    for line in ("front", "export"):
+        typed = shlex.split(cli(line, str(empty)).err.splitlines()[-1])
+        assert typed == ["igc-nas", "search", "--studies-dir", "some studies", "--study", "empty"]
+
+
+def test_a_path_with_a_blank_is_quoted_where_it_is_proposed(made: Study, cli: Command) -> None:
+    assert "igc-nas train 'my arch.toml'" in cli("export", "made", "-o", "my arch.toml").err
+    assert "igc-nas search --space 'my space.toml'" in cli("space", "--new", "my space.toml").err
+    Path("studies").rename("my studies")
+    assert "igc-nas export 'my studies/made' --pick" in cli("show", "my studies/made").err
 
 
 def test_a_noisy_front_ends_with_what_to_type(made: Study, cli: Command) -> None:

@@ -329,6 +329,7 @@ def test_keep_measures_nothing_if_no_candidate_is_noisy(made: Path, cli: Command
     answer = cli("measure", "--study", "made", "--keep")
     assert (answer.status, answer.out) == (0, "")
     assert "none of the 4 latencies of made is noisy" in answer.err
+    assert cli("measure", "--study", "made", "--keep", "--json").json["rows"] == []
 
 
 def test_a_study_without_candidates_has_nothing_to_measure(cli: Command) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from igc_nas.nn.lowering.fastest_dtype import fastest_dtype
 from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SpaceFile
 from igc_nas.study.defaults import default_recipe
-from igc_nas.study.spec import StudySpec
+from igc_nas.study.plan import Plan, Speed
+from igc_nas.study.spec import StudySpec, Target
 from igc_nas.study.study import load_study
 from tests.support.builders import one_line, taken
-from tests.support.commands import Command
+from tests.support.commands import Command, refused
 from tests.support.searches import evaluate, spec
 
 STUB = Device("cpu", "cpu", "stub")
@@ -443,6 +445,7 @@ def test_the_batch_and_the_dtype_of_latencies_are_the_study_s(there: Path) -> No
     [
         (("--trials", "2", "--promote", "0.3"), "--promote is a share of --time"),
         (("--time", "1m", "--promote", "0.3", "--sampler", "random"), "--promote is for searches for the error"),
+        (("--time", "1m", "--promote", "0.3", "--sampler", "brute-force"), "--promote is for searches for the error"),
         (("--time", "1m", "--promote", "2"), "--promote"),
     ],
 )
@@ -450,3 +453,28 @@ def test_a_share_for_longer_trainings_that_cannot_be(options: tuple[str, ...], m
     found = cli("search", "--space", "tiny", "--dataset", "shapes", "--device", "cpu", *options)
     assert found.status == 2
     assert message in found.err
+
+
+def test_the_share_for_longer_trainings_is_the_study_s(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command continues; another share is refused."""
+    monkeypatch.chdir(tmp_path)
+    speed = Speed(step_s=0.01, convolution_s=1e-3, mac_s=2e-10, activation_s=2e-8, trial_s=4.0)
+    plan = Plan(time_s=60, workers=1, trials=2, mean_s=20, speed=speed)
+    asked = spec(name="made", goal="front")
+    changes = {"plan": plan, "target": Target(images=1000, recipe=asked.recipe, share=0.3)}
+    changes["latency"] = asked.latency.model_copy(update={"device": cpu_name()})
+    list(search(asked.model_copy(update=changes), Run(Path("studies/made"), trials=1), evaluate=evaluate))
+    again = ("search", "--study", "made", "--device", "cpu", "--trials", "1", "--time", "1m", "--quiet", "--promote")
+    assert cli(*again, "0.3").status == 0
+    refused(cli(*again, "0.4"), 4, "planned with --promote 0.3, not 0.4", "leave out --promote")
+    url = f"sqlite:///{tmp_path}/elsewhere.db"
+    list(search(asked.model_copy(update=changes), Run(Path("studies/made"), 2, storage=url), evaluate=evaluate))
+    shutil.rmtree("studies/made")
+    refused(cli("search", "--study", "made", "--storage", url, "--promote", "0.4"), 4, "planned with --promote 0.3")
+    unplanned = asked.model_copy(update={"name": "other", "latency": changes["latency"]})
+    list(search(unplanned, Run(Path("studies/other"), trials=1), evaluate=evaluate))
+    refused(
+        cli("search", "--study", "other", "--time", "1m", "--promote", "0.3"), 2, "for which a new study is planned"
+    )

@@ -19,7 +19,8 @@ from igc_nas.errors import IgcNasError, StudyError
 from igc_nas.samplers.pruner import MIN_COMPLETED, Pruner
 from igc_nas.space.budget import Budget
 from igc_nas.space.search_space import SearchSpace
-from igc_nas.study.records import Trial
+from igc_nas.study.baselines import Baseline
+from igc_nas.study.records import Latency, Score, Trial
 from igc_nas.study.spec import SamplerName, StudySpec, training_seed
 from igc_nas.study.study import Study, load_study
 from tests.support.searches import RUNGS, evaluate, evaluate_on_the_way, spec
@@ -150,12 +151,46 @@ def test_five_failures_for_one_reason_end_it(tmp_path: Path) -> None:
     assert [t.state for t in load_study(tmp_path / "s").trials] == ["failed"] * 5
 
 
+def test_failures_that_differ_in_numbers_are_for_one_reason(tmp_path: Path) -> None:
+    free = iter(range(100))
+
+    def full(arch, seed):
+        raise RuntimeError(f"out of memory: tried to allocate 2.50 MiB, {next(free)} KiB are free at 0x{seed:x}")
+
+    with pytest.raises(IgcNasError, match=r"5 trials in a row failed: RuntimeError: out of memory: .* 4 KiB are free"):
+        list(search(spec(), Run(tmp_path / "s", trials=10), evaluate=full))
+
+
 def test_a_search_can_be_left_in_the_middle(tmp_path: Path) -> None:
     steps = search(spec(), Run(tmp_path / "s", trials=20), evaluate=evaluate)
     first = [next(steps), next(steps)]
     steps.close()
     assert [c.trial for c in first] == [0, 1]
     assert len(run(tmp_path / "s", 3, spec())) == 3
+
+
+def test_what_is_enqueued_in_a_finished_study_is_continued_by_the_same_command(tmp_path: Path) -> None:
+    """The study has its trials; an architecture and a baseline that were interrupted are evaluated nevertheless."""
+    asked, folder = spec(), tmp_path / "s"
+    run(folder, 4, asked)
+    with pytest.raises(KeyboardInterrupt):
+        list(search(asked, Run(folder, trials=5), evaluate=interrupted))
+    *_, waiting = load_study(folder).trials
+    new, baseline = reference("igcv1-l4m2-d5").arch, Baseline("another", reference("igcv1-l8m2-d5").arch)
+    again = Run(folder, trials=4, enqueue=(new,), baselines=(baseline,))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            list(search(asked, again, evaluate=interrupted))
+    assert len(list(search(asked, again, evaluate=evaluate))) == 1
+    trials = load_study(folder).trials
+    assert next(trial.state for trial in trials if trial.id == arch_id(new)) == "complete"
+    assert [trial.state for trial in trials if trial.baseline] == ["complete"]
+    assert trials[waiting.number].state == "waiting", "nobody asks for a fifth"
+    assert list(search(asked, again, evaluate=evaluate)) == []
+
+
+def interrupted(arch: ArchConfig, seed: int) -> tuple[Latency, Score]:
+    raise KeyboardInterrupt
 
 
 def test_a_time_limit_ends_a_search(tmp_path: Path) -> None:

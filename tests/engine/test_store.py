@@ -145,6 +145,22 @@ def test_two_folders_do_not_write_one_database(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("shared*")) == ["shared.db", "shared.db.lock"]
 
 
+@pytest.mark.parametrize("name", ["study.db", "own.db"])
+def test_the_database_in_a_study_s_folder_is_not_written_from_another(name: str, tmp_path: Path) -> None:
+    own, other = tmp_path / "a" / "stub", tmp_path / "b" / "stub"
+    storage, link = f"sqlite:///{own / name}", tmp_path / "link.db"
+    link.symlink_to(own / name)
+    first = None if name == "study.db" else storage
+    for again in (storage, f"sqlite:///{link}"):
+        with Store(own, spec(), first), pytest.raises(StudyError, match=f"is being searched by pid {os.getpid()} on "):
+            Store(other, spec(), again)
+        with (
+            Store(other, spec(), again),
+            pytest.raises(StudyError, match=f"is being searched by pid {os.getpid()} on "),
+        ):
+            Store(own, spec(), first)
+
+
 def test_another_database_may_be_named(tmp_path: Path) -> None:
     run = Run(tmp_path / "s", trials=2, storage=f"sqlite:///{tmp_path / 'else.db'}")
     list(search(spec(), run, evaluate=evaluate))

@@ -283,6 +283,17 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_training_that_was_killed_while_it_made_its_folder_begins_again(tmp_path: Path) -> None:
+    """The files are written one after the other, each as a temporary one first."""
+    folder = opened(tmp_path / "run").folder
+    (folder / ".igc-nas-0123456789abcdef.tmp").write_text("seed")
+    for lost in (["arch.toml"], ["arch.toml", RUN_FILE]):
+        for name in lost:
+            (folder / name).unlink()
+        opened(folder)
+        assert {"arch.toml", RUN_FILE} <= {path.name for path in folder.iterdir()}
+
+
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "inside"):

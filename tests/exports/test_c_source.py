@@ -97,6 +97,15 @@ def test_a_name_that_c_does_not_know_is_refused(name: str) -> None:
 
 
 @needs_compiler
+def test_weights_that_c_cannot_hold_are_refused() -> None:
+    network = build(SMALL, 0).eval()
+    with torch.no_grad():
+        network.get_submodule("stem.norm").weight.fill_(3e38)
+        network.get_submodule("stem.norm").running_var.zero_()
+    with pytest.raises(IgcNasError, match="not finite in float32"):
+        c_files("mynet", Source(SMALL, "a network"), network)
+
+
 def test_a_title_stays_in_its_comment() -> None:
     assert verify_c(*exported(title="*/ int main(void) { /* a ??/\nb \\\nc")) <= 1e-5
 

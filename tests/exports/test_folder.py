@@ -116,6 +116,14 @@ def test_a_folder_without_weights_says_so(network: Network, tmp_path: Path) -> N
     assert "igc-nas train config.toml" in card
 
 
+def test_a_folder_of_images_that_no_training_has_names_no_training(tmp_path: Path) -> None:
+    arch = ArchConfig.parse(SOURCE.arch.to_dict() | {"input": [1, 12, 10]})
+    write_unverified(tmp_path / "out", Source(arch, "a"), build(arch, 0).eval(), False, None, "there are no weights")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "igc-nas train config.toml" not in card
+    assert "writes this folder with weights" in card
+
+
 class Unprintable(Timing):
     """A time that the card cannot show."""
 

@@ -113,6 +113,21 @@ def test_a_file_says_what_it_is_and_of_which_form(made: graph.Graph, network: Ne
     assert "relative error" in checked
 
 
+@pytest.mark.parametrize("opset", [11, 50])
+def test_an_opset_that_is_not_made_is_an_error_of_one_line(
+    opset: int, network: Network, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript")
+    onnx = pytest.importorskip("onnx")
+    with pytest.raises(IgcNasError, match=rf"the exporter makes opset \d+, not {opset}") as raised:
+        exporter(opset=opset)("onnx", network, "folded", METADATA)
+    least, newest = (int(word) for word in str(raised.value.hint).removeprefix("use --opset ").split(" to "))
+    assert 11 < least < newest == onnx.defs.onnx_opset_version() < 50
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said == [], "the converter's traceback"
+    assert capfd.readouterr().err == ""
+
+
 def test_a_file_tells_nothing_of_the_machine_that_made_it(made: graph.Graph) -> None:
     parts = [made.data]
     if made.kind == "pt2":

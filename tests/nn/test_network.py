@@ -182,6 +182,23 @@ def test_the_first_tensor_that_differs_is_named_in_the_network_s_order(change: s
     assert ("of int64" in one_line(raised)) is (change == "dtype")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("stage1.block3.select.index", 32, "selects channels beyond the 32 that there are"),
+        ("stage1.block3.select.index", -1, "selects channels beyond the 32 that there are"),
+        ("stage2.block1.norm1.running_var", -0.5, "has negative variances"),
+    ],
+)
+def test_weights_that_no_network_has_are_named(name: str, value: float, words: str, tmp_path) -> None:
+    tensors = create_model("condensenet-50", seed=0).state_dict()
+    tensors[name][3] = value
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError) as raised:
+        create_model("condensenet-50", weights=tmp_path / "w.safetensors")
+    assert one_line(raised) == f"w.safetensors holds weights that no network has: {name} {words}"
+
+
 def test_half_precision_weights_are_taken(tmp_path) -> None:
     network = build(ArchConfig.parse(SMALL), 0)
     save_file(

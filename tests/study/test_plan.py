@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from igc_nas.analysis.words import plan_words
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
+from igc_nas.arch.plan import arch_id
 from igc_nas.engine.events import Event, Exhausted
 from igc_nas.engine.search import Run, search
 from igc_nas.study.defaults import default_recipe
@@ -135,6 +136,33 @@ def test_no_trial_is_started_that_would_end_too_late(tmp_path: Path) -> None:
     done = load_study(tmp_path / "s").candidates
     assert slow_speed.trials_s(Sizes.of([done[0].arch]), base.recipe, SIDE)[0] < limit
     assert len(done) == 6 or any(isinstance(e, Exhausted) and "time that is left" in e.reason for e in events)
+
+
+def test_a_trial_that_waits_and_would_not_end_leaves_the_time_to_smaller_ones(tmp_path: Path) -> None:
+    base = spec(goal="front")
+    hours = SPEED.model_copy(update={name: 1000 * getattr(SPEED, name) for name in Speed.model_fields})
+    asked = base.model_copy(update={"plan": Plan(time_s=80_000, workers=1, trials=2, mean_s=40_000, speed=hours)})
+    predicted = [float(hours.trials_s(Sizes.of([a]), base.recipe, SIDE)[0]) for a in tiny(base)]
+
+    def interrupted(arch: ArchConfig, seed: int) -> Any:
+        raise KeyboardInterrupt
+
+    folder, heaviest, events = tmp_path / "s", base.feasible.heaviest(), list[Event]()
+    with pytest.raises(KeyboardInterrupt):
+        list(search(asked, Run(folder, enqueue=(heaviest,)), evaluate=interrupted))
+    run = Run(folder, time_s=min(predicted) / 2)
+    assert list(search(asked, run, evaluate=evaluate, on_event=events.append)) == []
+    assert isinstance(events[-1], Exhausted)
+    assert events[-1].reason.endswith("time that is left; the next search resumes trial 0")
+    assert (
+        len(list(search(asked, Run(folder, trials=3, time_s=float(np.quantile(predicted, 0.1))), evaluate=evaluate)))
+        == 3
+    )
+    assert load_study(folder).trial(0).state == "waiting"
+    list(search(asked, Run(folder, trials=5), evaluate=evaluate))
+    trials = [trial for trial in load_study(folder).trials if trial.state != "duplicate"]
+    assert [trial.state for trial in trials] == ["complete"] * 5
+    assert trials[0].id == arch_id(heaviest)
 
 
 def tiny(base: StudySpec) -> list[ArchConfig]:
