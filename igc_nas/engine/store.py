@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -334,7 +335,7 @@ def _database_lock(url: URL, folder: Path) -> tuple[Path, ...]:
     """The lock file of a SQLite database that several folders may name; a study's own is locked with its folder."""
     if (file := file_of(url)) is None:
         return ()
-    file = file.resolve()  # one file has one lock, by whatever links it is named
+    file = Path(os.path.realpath(file))  # one file has one lock, by whatever links; opening it refuses a loop of links
     if file.name != DATABASE_FILE:
         return (file.with_name(f"{file.name}.lock"),)
     return () if file.parent == folder.resolve() else (file.with_name(LOCK_FILE),)

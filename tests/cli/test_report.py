@@ -138,11 +138,7 @@ def test_a_hostile_name_cannot_write_on_the_terminal(short: Path, cli: Command) 
         ("report short --reference", 2, ("--reference",)),
         ("report short extra", 2, ("unexpected extra argument",)),
         ("report short --studies-dir nowhere", 4, ("unknown study",)),
-        (
-            "report few",
-            4,
-            ("few has 4 completed trials", "igc-nas search --studies-dir studies --study few --trials 5"),
-        ),
+        ("report few", 4, ("few has 4 completed trials", "igc-nas search --study few --trials 5")),
         ("report short --reference few", 4, ("short and few have 4 architectures in common", "--study few")),
         ("report short --reference studies/short/papers", 4, ("0 architectures in common",)),
         ("report broken", 4, ("study.toml",)),
