@@ -390,8 +390,8 @@ def _time_left(resolved: ResolvedStudy, storage: str | None) -> float | None:
     from igc_nas.engine.database import begun
     from igc_nas.study.plan import GRACE
 
-    plan, study = resolved.spec.plan, begun(resolved.folder, storage)
-    if plan is None or study is None:
+    plan = resolved.spec.plan
+    if plan is None or (study := begun(resolved.folder, storage)) is None:
         return None
     ended = [trial.wall_s or 0.0 for trial in study.trials if not trial.baseline]
     left = plan.time_s - sum(ended) / plan.workers

@@ -247,7 +247,8 @@ def make_shapes(split: Literal["train", "test"]) -> tuple[Bytes, Bytes]:
     Classes are equally frequent, in mixed order. Every call on one machine returns the same pixels; under another NumPy
     or processor a pixel may differ in its last bit. Raises `UsageError` for another word.
     """
-    _check(split)
+    if split not in _COUNT:
+        raise UsageError(f"split {split!r} is not one of train, test")
     rng = _Random(_STREAM[split])
     count = _COUNT[split]
     labels = (np.argsort(rng.raw(count), kind="stable") % len(CLASS_NAMES)).astype(np.uint8)
@@ -261,9 +262,9 @@ def make_shapes(split: Literal["train", "test"]) -> tuple[Bytes, Bytes]:
 def load_shapes(split: Literal["train", "test"]) -> tuple[Bytes, Bytes]:
     """The arrays of `make_shapes`, which takes seconds: drawn once, kept in the cache folder and read from there.
 
-    They are drawn again where that file is damaged, and each time where it cannot be written.
+    They are drawn again where that file is damaged, and each time where it cannot be written. Raises `UsageError` as
+    `make_shapes` does.
     """
-    _check(split)
     place = cache_dir() / "shapes" / f"{VERSION}-{split}.npz"
     kept = _kept(place)
     if kept is not None:
@@ -284,8 +285,3 @@ def _kept(place: Path) -> tuple[Bytes, Bytes] | None:
             return arrays["images"], arrays["labels"]
     except (IgcNasError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-
-
-def _check(split: str) -> None:
-    if split not in _COUNT:
-        raise UsageError(f"split {split!r} is not one of train, test")
