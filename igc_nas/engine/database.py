@@ -3,7 +3,7 @@
 What optuna-dashboard and `optuna.visualization` show is for people: parameters by their values, counts and latency as
 user attributes, and as complete only what may be on the front. Samplers never read it (see `sampler_view`).
 
-Any number of processes may read a study (`read_study`); its one writer holds its lock (see `igc_nas.study.lock`).
+Any number of processes may read a study (`stored_study`); its one writer holds its lock (see `igc_nas.study.lock`).
 The URL comes from a flag or the environment of each run, never from a file of the study, and is shown without its
 password.
 """
@@ -475,11 +475,3 @@ def begun(folder: Path, storage: str | None = None) -> Study | None:
     if storage and not (study and study.is_begun):
         study = stored_study(parse_url(storage), folder.name, folder)
     return study if study and study.is_begun else None
-
-
-def read_study(url: URL, name: str, folder: Path | None = None) -> Study:
-    """Read a study from a database that must have it. Raises `StudyError`."""
-    study = stored_study(url, name, folder)
-    if study is None:
-        raise StudyError(f"{masked(url)} has no study {name!r:.120}", "start one with igc-nas search --storage")
-    return study
