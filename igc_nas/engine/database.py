@@ -44,8 +44,6 @@ from igc_nas.study.study import STUDY_FILE, Study, load_study
 RECORD, SPEC = "igc_nas:record", "igc_nas:spec"
 PARAMETERS = "igc_nas:parameters"
 """The attribute of a study whose parameters are stored by value."""
-OLD_QUESTION = "igc_nas:question"
-"""The attribute of older databases with the spec, without the latency scale."""
 KINDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 USE = "use sqlite:///path/to/study.db or postgresql://user@host/database"
 CONNECT_S = 10
@@ -192,7 +190,7 @@ class Database:
             return None
         with self._usable():
             attributes = self._storage.get_study_user_attrs(self._study_id)
-        stored = attributes.get(SPEC) or attributes.get(OLD_QUESTION)
+        stored = attributes.get(SPEC)
         if stored is None:
             return None
         try:
