@@ -29,7 +29,7 @@ from igc_nas.study.pareto import dominates
 from igc_nas.study.records import FormTime, Trial
 from igc_nas.study.study import Study
 from tests.study.test_finals import final
-from tests.support.families import RECIPE, RUNGS, blurred, by_size, make, stop
+from tests.support.families import RECIPE, RUNGS, on_the_way
 from tests.support.studies import make_spec, make_study
 
 PAIRS = list(itertools.combinations(OBJECTIVES, 2))
@@ -38,13 +38,6 @@ PAIRS = list(itertools.combinations(OBJECTIVES, 2))
 @pytest.fixture(scope="module")
 def study() -> Study:
     return make_study(60, others=["failed", "infeasible", "infeasible", "running"])
-
-
-def on_the_way(n: int = 30, pruned: int = 6) -> Study:
-    """A study with rungs, the last `pruned` of its trainings pruned at one."""
-    rungs = {at: blurred(by_size, 0.02, at) for at in RUNGS}
-    study = make(n, blurred(by_size, 0.01, 0), rungs, recipe=RECIPE | {"rungs": RUNGS}, prune_below=0.05)
-    return stop(study, n - pruned)
 
 
 # views
