@@ -8,10 +8,11 @@ The stages' records are in `igc_nas.arch.stages`. Fields that are None have thei
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from igc_nas.arch.layers import Activation
 from igc_nas.arch.stages import (
@@ -30,17 +31,28 @@ from igc_nas.arch.stages import (
 )
 from igc_nas.errors import ConfigError
 from igc_nas.io.files import read_text, user_path
-from igc_nas.io.records import Frozen, parse_toml
+from igc_nas.io.records import Frozen, first_problem, parse_toml
 from igc_nas.io.text import plain
 
-Image = Annotated[
-    tuple[
-        Annotated[int, Field(ge=1, le=1024)],
-        Annotated[int, Field(ge=1, le=4096)],
-        Annotated[int, Field(ge=1, le=4096)],
-    ],
-    Field(strict=False),
-]
+
+def _int(value: object) -> object:
+    """NumPy's integers as Python's; anything else as it is, and a bool is no number."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+Channels = Annotated[int, Field(ge=1, le=1024), BeforeValidator(_int)]
+Side = Annotated[int, Field(ge=1, le=4096), BeforeValidator(_int)]
+Image = Annotated[tuple[Channels, Side, Side], Field(strict=False)]
+Classes = Annotated[int, Field(ge=1, le=1_000_000, strict=True), BeforeValidator(_int)]
+_CLASSES: TypeAdapter[int] = TypeAdapter(Classes)
+
+
+def number_of_classes(value: int) -> int:
+    """A number of classes as an architecture has it. Raises `ConfigError`."""
+    try:
+        return _CLASSES.validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(first_problem(error, "classes")) from None
 
 
 class Stem(Frozen):
@@ -146,7 +158,7 @@ class ArchConfig(Frozen):
     """
 
     input: Image = (3, 32, 32)
-    classes: Annotated[int, Field(ge=1, le=1_000_000)] = 10
+    classes: Classes = 10
     stem: Stem
     stages: Annotated[tuple[StageConfig, ...], Field(alias="stage", strict=False, max_length=32)]
     head: Head | None = None

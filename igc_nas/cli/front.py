@@ -116,7 +116,10 @@ def print_front(
         lines = markdown_lines if output == "markdown" else latex_lines
         put(*lines(members, {standing.name: standing.candidate for standing in beside}, expected_columns(study)))
     elif not members and not beside:
-        say(f"{study.spec.name} has no completed trial yet", search_command(study.folder, study.spec.name))
+        say(
+            f"{study.spec.name} has no completed trial yet",
+            search_command(study.folder, study.spec.name, study.storage),
+        )
     else:
         from igc_nas.cli.display import baseline_lines, front_lines
         from igc_nas.io.console import terminal_width

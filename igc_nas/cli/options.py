@@ -15,6 +15,7 @@ from igc_nas.errors import UsageError
 from igc_nas.io.files import user_path
 from igc_nas.io.text import nearest
 from igc_nas.io.units import parse_count, parse_count_range, parse_ms, parse_seconds
+from igc_nas.study.names import STORAGE
 
 
 class Quantity(click.ParamType[Any]):
@@ -126,7 +127,7 @@ latency_forms_option = click.option(
 )
 storage_option = click.option(
     "--storage",
-    envvar="IGC_NAS_STORAGE",
+    envvar=STORAGE,
     help="Database of the study: sqlite:///path or postgresql://user@host/name. [default: study.db in its folder]",
 )
 side_option = click.option(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from igc_nas.cli.front import print_front
 from igc_nas.cli.loading import architecture, code_notices, core_notices, load, load_torch
@@ -198,6 +199,9 @@ def search(**options: Any) -> None:
     """
     from igc_nas.cli.study_flags import SearchRequest
 
+    given = click.get_current_context().get_parameter_source("ray_address")
+    if given is ParameterSource.COMMANDLINE and options["executor"] != "ray":
+        raise UsageError("--ray-address is for a search on a Ray cluster", "add --executor ray")
     request = SearchRequest(**options)
     study, end = searched(request, _command_began())
     print_front(study, study.spec.front_objectives, "json" if request.as_json else "table")

@@ -18,6 +18,7 @@ import secrets
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,10 +96,12 @@ class Packed:
     problems: Problems
 
 
-def check_size(size: int) -> None:
-    """Raise `UsageError` for a side at which images are not packed."""
-    if not SMALLEST_SIDE <= size <= LARGEST_SIDE:
-        raise UsageError(f"an image size is from {SMALLEST_SIDE} to {LARGEST_SIDE} pixels; it is {size}")
+def checked_size(size: int) -> int:
+    """A side at which images are packed, as Python's integer. Raises `UsageError` for any other."""
+    whole = int(size) if isinstance(size, Integral) else 0
+    if not SMALLEST_SIDE <= whole <= LARGEST_SIDE:
+        raise UsageError(f"an image size is from {SMALLEST_SIDE} to {LARGEST_SIDE} pixels, whole; it is {size!r:.40}")
+    return whole
 
 
 def pack(root: Path, size: int, data_dir: Path, progress: Progress = no_progress) -> Packed:

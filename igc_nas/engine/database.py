@@ -462,7 +462,9 @@ def stored_study(url: URL, name: str, folder: Path | None = None) -> Study | Non
     database = Database(url, name, read_only=True)
     try:
         spec = database.spec()
-        return None if spec is None else Study(spec, tuple(row.trial() for row in database.rows()), folder)
+        if spec is None:
+            return None
+        return Study(spec, tuple(row.trial() for row in database.rows()), folder, storage=masked(url))
     finally:
         database.close()
 

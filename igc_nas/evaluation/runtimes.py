@@ -186,7 +186,7 @@ def onnx_model(module: nn.Module, x: Tensor, any_batch: bool = False, opset: int
     The batch size is x's, or free with `any_batch`; `opset` is the version of ONNX's operators, None: the exporter's.
     Call `require` first: the packages are assumed to be installed. Raises `IgcNasError` where the exporter fails.
     """
-    batch: dict[str, Any] = {"dynamic_shapes": ANY_BATCH} if any_batch else {}
+    batch: dict[str, Any] = {"dynamic_shapes": free_batch()} if any_batch else {}
     with quiet_exporter("ONNX"):
         program = torch.onnx.export(
             contiguous(module),
@@ -203,8 +203,9 @@ def onnx_model(module: nn.Module, x: Tensor, any_batch: bool = False, opset: int
     return program.model_proto
 
 
-ANY_BATCH = ({0: torch.export.Dim("batch")},)
-"""The first dimension of the one input is free."""
+def free_batch() -> tuple[dict[int, Any]]:
+    """The shapes of an export in which the first dimension of the one input is free."""
+    return ({0: torch.export.Dim("batch")},)  # loads SymPy, which takes a worker half a second
 
 
 def contiguous(module: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -55,6 +56,17 @@ class _OpenEpoch:
         }
 
 
+class SGD(torch.optim.SGD):
+    """PyTorch's SGD without what makes ready for torch.compile.
+
+    Its decorators load TorchDynamo and SymPy, compiled or not, which takes a worker two seconds to start.
+    """
+
+    add_param_group = unwrap(torch.optim.SGD.add_param_group)
+    zero_grad = unwrap(torch.optim.SGD.zero_grad)
+    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
+
+
 class Training:
     """The training of one network, epoch by epoch.
 
@@ -89,7 +101,7 @@ class Training:
         self._moved: Images | None = None
         """The images as this epoch has them, where all are augmented at its start. A captured step reads them."""
         self.generator = torch.Generator(device.torch_device).manual_seed(seed)
-        self.optimizer = torch.optim.SGD(
+        self.optimizer = SGD(
             self._parameter_groups(),
             lr=recipe.lr,
             momentum=recipe.momentum,

@@ -25,7 +25,7 @@ from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.conditions import conditions_of
 from igc_nas.evaluation.host import NoiseMonitor
 from igc_nas.evaluation.latency import MOST_ERROR, Measurer
-from igc_nas.evaluation.runtimes import ANY_BATCH, contiguous, onnx_model, onnx_session, quiet_exporter, require
+from igc_nas.evaluation.runtimes import contiguous, free_batch, onnx_model, onnx_session, quiet_exporter, require
 from igc_nas.io.units import format_count, format_ms
 from igc_nas.nn.device import Device, exact_float32
 from igc_nas.nn.lowering.timing_cache import TimingCache
@@ -271,7 +271,7 @@ def _pt2_entry(module: nn.Module, images: Tensor, threads: int) -> _Entry:
 
     def data(metadata: Mapping[str, str]) -> tuple[bytes, int | None]:
         with quiet_exporter("an exported program"):
-            program = torch.export.export(module, (images,), dynamic_shapes=ANY_BATCH)
+            program = torch.export.export(module, (images,), dynamic_shapes=free_batch())
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # paths of this machine's source files
             file = io.BytesIO()

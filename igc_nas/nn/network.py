@@ -444,7 +444,8 @@ def build(arch: ArchConfig, seed: int | None = None, device: str | torch.device 
         network = Network(plan(arch))
     if torch.device(device).type == "meta":
         return network
-    network = network.to_empty(device="cpu")
+    # What `to_empty` does; its `empty_like` of a tensor on `meta` loads SymPy, which takes half a second.
+    network._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
     initialise(network, None if seed is None else torch.Generator().manual_seed(seed))
     return network.to(device)
 

@@ -14,7 +14,7 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.trial import BaseTrial
 
-from igc_nas.arch.config import ArchConfig
+from igc_nas.arch.config import ArchConfig, number_of_classes
 from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.errors import ConfigError
@@ -36,11 +36,11 @@ class OptunaSpace:
 
     def __init__(self, file: SpaceFile, classes: int, name: str, budget: Budget) -> None:
         self.file = file
-        self.classes = classes
+        self.classes = number_of_classes(classes)
         self.name = name
         self.budget = budget
         self.feasible.lightest()  # raises where nothing fits
-        self.parameters = Parameters(search_space(file, classes, name))
+        self.parameters = Parameters(search_space(file, self.classes, name))
 
     def __repr__(self) -> str:
         limits = [f"{name}={limit}" for name, limit in self.budget if limit is not None]

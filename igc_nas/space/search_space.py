@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, BeforeValidator, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from igc_nas.arch.complementary import Condition, unmet
-from igc_nas.arch.config import ArchConfig, Head, Image, Stem
+from igc_nas.arch.config import ArchConfig, Head, Image, Stem, number_of_classes
 from igc_nas.arch.cost import Cost, layers_cost
 from igc_nas.arch.plan import normalised
 from igc_nas.arch.shapes import Shape, layers_shape
@@ -58,7 +58,7 @@ class Suggests(Protocol):
 
 def _head_of_a_space(table: object) -> object:
     """A head without choices is a `Head`, so that it is checked and stored as one."""
-    if isinstance(table, Mapping) and not any(isinstance(v, list) for key, v in table.items() if key != "hidden"):
+    if isinstance(table, Mapping) and not any(_is_choice(key, value) for key, value in table.items()):
         return Head.model_validate(dict(table))
     return table
 
@@ -106,10 +106,9 @@ class SpaceFile(Frozen):
         return found if side is None else found.with_side(side)
 
     def with_side(self, side: int) -> SpaceFile:
-        """The same space for square images of `side` pixels a side."""
-        return (
-            self if self.input[1:] == (side, side) else self.model_copy(update={"input": (self.input[0], side, side)})
-        )
+        """The same space for square images of `side` pixels a side. Raises `ConfigError` for a side that is none."""
+        same = self.input[1:] == (side, side)
+        return self if same else self.parse(self.to_dict() | {"input": [self.input[0], side, side]})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as the file holds it."""
@@ -190,21 +189,21 @@ class StageSpace:
 class SearchSpace:
     """The architectures of a space file for images of its `input` and a number of `classes`.
 
-    Raises `ConfigError` where the file is not a space, or holds no valid architecture.
+    Raises `ConfigError` where the file is not a space, holds no valid architecture, or one whose maps lose all pixels.
     """
 
     def __init__(self, file: SpaceFile, classes: int, name: str = "space") -> None:
         self.file = file
         self.name = name
-        self.classes = classes
+        self.classes = number_of_classes(classes)
         self._extremes: dict[tuple[Metric, Comparison], ArchConfig] = {}
         self.stems = tuple(_each(Stem, file.stem, f"{name}: stem"))
-        self.stem_choices = {key: _as_choice(value) for key, value in file.stem.items()}
+        self.stem_choices = _choices(file.stem)
         self.heads: tuple[Head | None, ...] = ()
         self.head_choices: dict[str, tuple[Any, ...]] = {}
         if isinstance(file.head, dict):
             self.heads = tuple(_each(Head, file.head, f"{name}: head"))
-            self.head_choices = {key: _as_choice(value) for key, value in file.head.items()}
+            self.head_choices = _choices(file.head)
         else:
             self.heads = (file.head,)
         self.frames = tuple(Frame(stem, head) for stem in self.stems for head in self.heads)
@@ -218,6 +217,17 @@ class SearchSpace:
                 f"{name}: no choice of stage {self._first_unfit()} fits behind what is before it",
                 "a group count must divide the widths around it; IGCV2's width needs a factor for each 1x1 convolution",
             )
+        self._check_maps()
+
+    def _check_maps(self) -> None:
+        """Raise `ConfigError` if pools (or a stem without padding) leave no pixel in some architecture."""
+        for number, entering in enumerate(self.shapes):
+            if any(min(shape[1:3]) < 1 for shape in entering):
+                pixels, where = "{1} x {2}".format(*self.file.input), f"stage {number}" if number else "the stem"
+                raise ConfigError(
+                    f"{self.name}: of images of {pixels} pixels {where} leaves nothing in some architecture",
+                    "use larger images, or smaller strides and pools",
+                )
 
     def _first_unfit(self) -> int:
         """The number of the first stage of which no option follows any shape that leaves the one before."""
@@ -296,10 +306,11 @@ class SearchSpace:
         for at, record, choices, counts in parts:
             for key, values in choices.items():
                 value = getattr(record, key)
-                if value not in values:
+                place = next((place for place, written in enumerate(values) if _is_value(written, value)), None)
+                if place is None:
                     raise ConfigError(f"{at}.{key}: {value!r:.40} is not a choice of {self.name}")
                 if f"{at}.{key}" in params:
-                    params[f"{at}.{key}"] = -(-values.index(value) * counts[key] // len(values))
+                    params[f"{at}.{key}"] = -(-place * counts[key] // len(values))
         if self.decode(params) != arch:
             raise ConfigError(f"the architecture is not one of {self.name}")
         return params
@@ -412,13 +423,17 @@ class SearchSpace:
             behind, best = best, {}
             for shape in entering:
                 for option, cost in stage.priced(shape):
-                    rest, chosen = behind[shape_after(option, shape)]
+                    after = shape_after(option, shape)
+                    if after not in behind:  # no architecture goes on from there
+                        continue
+                    rest, chosen = behind[after]
                     total = getattr(cost, metric) + rest
                     if shape not in best or better(total, best[shape][0]):
                         best[shape] = (total, (option, *chosen))
         whole = [
             (getattr(self.stem_cost(frame), metric) + best[self.shape_after_stem(frame)][0], frame)
             for frame in self.frames
+            if self.shape_after_stem(frame) in best
         ]
         _, frame = (min if better is operator.lt else max)(whole, key=operator.itemgetter(0))
         return self.architecture(frame, best[self.shape_after_stem(frame)][1])
@@ -512,8 +527,23 @@ def _signatures(options: Sequence[StageConfig], in_width: int) -> Iterator[objec
         yield (first_number, option.blocks, rest_number if option.blocks > 1 else None)
 
 
-def _as_choice(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+def _choices(table: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The values of each key: a list is a choice; a list of hidden layers is one value, and a list of such a choice."""
+    return {key: tuple(value) if _is_choice(key, value) else (value,) for key, value in table.items()}
+
+
+def _is_choice(key: str, value: object) -> bool:
+    return isinstance(value, list | tuple) and (key != "hidden" or any(isinstance(v, list | tuple) for v in value))
+
+
+def _is_value(written: object, read: object) -> bool:
+    """Whether a value of a space file is what a record reads from it: a table becomes a record, a list a tuple."""
+    if isinstance(read, BaseModel) and isinstance(written, Mapping):
+        try:
+            return type(read).model_validate(written) == read
+        except ValidationError:
+            return False
+    return (tuple(written) if isinstance(written, list) else written) == read
 
 
 def _at(values: tuple[Any, ...], params: Params, name: str, count: int) -> Any:
@@ -528,7 +558,7 @@ def _at(values: tuple[Any, ...], params: Params, name: str, count: int) -> Any:
 
 def _each(model: type[BaseModel], table: Mapping[str, Any], where: str) -> Iterator[Any]:
     """Every valid record of the product of choices. Wrong keys and types raise; excluded combinations are skipped."""
-    choices = {key: _as_choice(value) for key, value in table.items()}
+    choices = _choices(table)
     for key, values in choices.items():
         if not values or len(set(map(repr, values))) != len(values):
             raise ConfigError(f"{where}.{key_text(key)}: a choice is a list of one or more different values")
@@ -560,7 +590,7 @@ def _stage_space(number: int, table: Mapping[str, Any], name: str, condition: Co
     for unit, own in units.items():
         merged = shared | dict(own)
         options.extend(_each(STAGE_OF_UNIT[unit], merged, f"{where}.{unit}"))
-        choices[unit] = {key: _as_choice(value) for key, value in merged.items()}
+        choices[unit] = _choices(merged)
     kept = tuple(option for option in options if unmet(option, condition) is None)
     if options and not kept:
         raise ConfigError(

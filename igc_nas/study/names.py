@@ -12,6 +12,8 @@ from igc_nas.io.files import is_file, user_path
 from igc_nas.io.resources import shipped
 from igc_nas.io.text import nearest
 
+STORAGE = "IGC_NAS_STORAGE"
+"""The environment variable that stands for `--storage`."""
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", re.ASCII)
 
 
@@ -87,8 +89,16 @@ def study_argument(folder: Path | None, name: str) -> str:
     return shlex.quote(folder.name if found and found.resolve() == folder.resolve() else str(folder))
 
 
-def search_command(folder: Path | None, name: str) -> str:
-    """The command that starts or continues a study."""
+def storage_option(folder: Path | None, storage: str | None) -> str:
+    """` --storage URL` for a study in a database and in no folder, unless the environment names it; else empty."""
+    if storage is None or folder is not None or os.environ.get(STORAGE):
+        return ""
+    return f" --storage {shlex.quote(storage)}"
+
+
+def search_command(folder: Path | None, name: str, storage: str | None = None) -> str:
+    """The command that starts or continues a study, of a database `storage` where no folder has it."""
     if folder is None or folder.parent == Path("studies"):
-        return f"igc-nas search --study {shlex.quote(name if folder is None else folder.name)}"
+        stored = storage_option(folder, storage)
+        return f"igc-nas search --study {shlex.quote(name if folder is None else folder.name)}{stored}"
     return f"igc-nas search --studies-dir {shlex.quote(str(folder.parent))} --study {shlex.quote(folder.name)}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from igc_nas.io.resources import is_installed
 from igc_nas.study.lock import LockHolder, Running, holder_of
-from igc_nas.study.names import search_command, study_argument
+from igc_nas.study.names import search_command, storage_option, study_argument
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study
 
@@ -62,13 +63,16 @@ class Status:
 
     def next_commands(self) -> tuple[str, ...]:
         """The commands to type next, the most urgent first."""
-        name = study_argument(self.study.folder, self.study.spec.name)
-        commands = [f"igc-nas show {name}:{t.number}" for t in self.failed[-MOST_COMMANDS_FOR_FAILURES:] if t.arch]
-        own = self.study.folder is None or not is_installed(self.study.folder)
+        folder, name, storage = self.study.folder, self.study.spec.name, self.study.storage
+        argument, stored = study_argument(folder, name), storage_option(folder, storage)
+        shown = () if folder is None else self.failed[-MOST_COMMANDS_FOR_FAILURES:]  # `show` reads folders only
+        commands = [f"igc-nas show {argument}:{t.number}" for t in shown if t.arch]
+        own = folder is None or not is_installed(folder)
         if self.owner is None and not self.running and own:
-            commands.append(search_command(self.study.folder, self.study.spec.name))
+            commands.append(search_command(folder, name, storage))
         if self.study.candidates:
-            commands += [f"igc-nas front {name}", f"igc-nas dashboard {name}"]
+            page = "" if folder else f" -o {shlex.quote(name)}.html"
+            commands += [f"igc-nas front {argument}{stored}", f"igc-nas dashboard {argument}{stored}{page}"]
         return tuple(commands)
 
     def to_dict(self) -> dict[str, Any]:

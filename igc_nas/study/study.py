@@ -62,13 +62,15 @@ class Study:
     """The content of a study's folder. `trials` are in the order of their numbers.
 
     `expected` are the errors predicted at the study's target length, by the trial's number
-    (`igc_nas.analysis.expectations`). Where there are any, fronts, hypervolumes and picks go by them.
+    (`igc_nas.analysis.expectations`). Where there are any, fronts, hypervolumes and picks go by them. `storage` is the
+    address of the database that it was read from, without its password; None: it was read from its folder.
     """
 
     spec: StudySpec
     trials: tuple[Trial, ...]
     folder: Path | None = None
     expected: Mapping[int, Expected] = field(default_factory=dict)
+    storage: str | None = None
 
     def __repr__(self) -> str:
         front = f"front of {len(self.front())} of {len(self.candidates)} candidates"
@@ -220,7 +222,8 @@ class Study:
         """
         if not self.candidates and _trial_number(rule) is None:
             raise StudyError(
-                f"{self.spec.name} has no completed trial yet", search_command(self.folder, self.spec.name)
+                f"{self.spec.name} has no completed trial yet",
+                search_command(self.folder, self.spec.name, self.storage),
             )
         if rule == "knee":
             front = self.front() or self.candidates

@@ -120,6 +120,19 @@ def test_a_wrong_argument_is_named(given: dict[str, Any], error: type[Exception]
         igc_nas.search(space="tiny", dataset="shapes", **given)
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    classes, side = np.int64(7), np.uint16(64)
+    assert igc_nas.cost("igcv3-d-cifar", classes=classes, image_size=side) == igc_nas.cost(
+        "igcv3-d-cifar", classes=7, image_size=64
+    )
+    space = igc_nas.load_space("tiny", classes=classes, image_size=side, budget_params=np.int64(3000))
+    assert space.feasible.lightest() == igc_nas.load_space("tiny", classes=7, image_size=64).feasible.lightest()
+    assert igc_nas.space_facts("tiny", classes=classes, image_size=side) == igc_nas.space_facts(
+        "tiny", classes=7, image_size=64
+    )
+    json.dumps(igc_nas.space_facts("tiny", classes=classes, image_size=side))
+
+
 # What they return.
 
 

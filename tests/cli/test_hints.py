@@ -12,13 +12,15 @@ import igc_nas
 from igc_nas.analysis.finalists import finalists
 from igc_nas.cli.search import search
 from igc_nas.cli.study_flags import SearchRequest, check_request, resolve_study
+from igc_nas.engine.search import Run
+from igc_nas.engine.search import search as run_search
 from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError
 from igc_nas.nn.device import Device
 from igc_nas.study.status import status_of
 from igc_nas.study.study import Study, load_study
 from tests.support.commands import Command, refused
-from tests.support.searches import latency, searched, spec
+from tests.support.searches import evaluate, latency, searched, spec
 
 HERE = Device("cpu", "cpu", "a processor")
 
@@ -58,6 +60,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         ("search --goal best", ("did you mean best-error?",)),
         ("search --recipe dtype=flot32 --dataset shapes --space tiny", ("did you mean float32?",)),
         ("search --device gpu --dataset shapes --space tiny", ("unknown device 'gpu'", "did you mean cuda?")),
+        ("search --ray-address 1.2.3.4:6379", ("add --executor ray",)),
         ("search --storage sqllite:///x.db", ("did you mean sqlite?",)),
         ("measure made:0 --runtime onnxruntim", ("did you mean onnxruntime?",)),
         ("export made -o x.onx", ("did you mean onnx? use .toml, .py, .onnx",)),
@@ -168,6 +171,23 @@ def test_a_study_in_a_folder_of_another_name_is_continued_by_what_is_proposed(
     for line in ("front", "export"):
         typed = shlex.split(cli(line, str(empty)).err.splitlines()[-1])
         assert typed == ["igc-nas", "search", "--studies-dir", "some studies", "--study", "empty"]
+
+
+def test_commands_for_a_study_without_a_folder_name_its_database(
+    made: Study, cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'of all.db'}"
+    list(run_search(spec(name="far"), Run(tmp_path / "elsewhere/far", trials=3, storage=url), evaluate=evaluate))
+    lines = cli("status", "far", "--json", "--storage", url).json["next"]
+    assert [line.split()[1] for line in lines] == ["search", "front", "dashboard"]
+    continued, *others = (shlex.split(line) for line in lines)
+    with search.make_context("search", [*continued[2:], "--dataset", "shapes"]) as context:
+        request = SearchRequest(**context.params)
+    assert resolve_study(request, Device("cpu", "cpu", "stub")).continued
+    for typed in others:
+        assert cli(*typed[1:]).status == 0
+    monkeypatch.setenv("IGC_NAS_STORAGE", url)
+    assert not any("--storage" in line for line in cli("status", "far", "--json").json["next"])
 
 
 def test_a_path_with_a_blank_is_quoted_where_it_is_proposed(made: Study, cli: Command) -> None:

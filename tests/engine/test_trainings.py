@@ -3,17 +3,21 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from igc_nas.data.datasets import DatasetInfo
 from igc_nas.engine.events import Event, Progress
 from igc_nas.engine.executor import TrialFailed
 from igc_nas.engine.trainings import TrainingJob, Trainings
+from igc_nas.evaluation.images import Images
 from igc_nas.evaluation.retraining import CHECKPOINT_FILE, RESULT_FILE, WEIGHTS_FILE, stored_result
 from igc_nas.study.finals import Trained
-from tests.support.trainings import CRASHES, arch, plan
+from tests.support.trainings import CRASHES, arch, held_images, plan
 
 
 def run(folder: Path, sides: list[int], workers: int = 1, **recipe: Any) -> tuple[dict[int, Any], list[Event]]:
@@ -45,6 +49,24 @@ def test_the_speed_of_every_network_is_known_before(tmp_path: Path) -> None:
         speeds = {job.number: speed for job, speed in trainings.images_per_s(jobs)}
         assert all(isinstance(speed, float) and speed > 0 for speed in speeds.values())
         assert len(dict(trainings.run(jobs))) == 2
+
+
+def held_after_a_light_training(info: DatasetInfo, side: int, device: torch.device) -> Images:
+    """The test images, unless the process that has trained holds what only torch.compile and exports need."""
+    import igc_nas.engine.evaluator  # noqa: F401 - what a worker of a search needs beside
+
+    found = sorted({"sympy", "torch._dynamo"} & sys.modules.keys())
+    if found:
+        raise RuntimeError(f"loaded: {found}")
+    return held_images(info, side, device)
+
+
+def test_a_worker_trains_without_the_compiler_of_torch(tmp_path: Path) -> None:
+    """Which takes two seconds to load."""
+    light = replace(plan(), load_test=held_after_a_light_training)
+    with Trainings(light, ("cpu",), 1) as trainings:
+        ((_, ended),) = trainings.run([TrainingJob(0, arch(), 0, tmp_path)])
+    assert isinstance(ended, Trained), ended
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ from igc_nas.arch.cost import cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.arch.stages import STAGE_OF_UNIT
 from igc_nas.errors import ConfigError
-from igc_nas.space.search_space import Metric, SearchSpace, find_space, space_names
+from igc_nas.space.parameters import Parameters
+from igc_nas.space.search_space import Metric, SearchSpace, SpaceFile, find_space, space_names
 from tests.support.builders import SMALL_SPACES, every_architecture, one_line, space_of, taken
 from tests.support.commands import Command
 
@@ -133,6 +134,13 @@ def test_parameters_decode_to_an_architecture_or_are_refused(name: str, data: st
     params = data.draw(assignments(space))
     arch = taken(lambda: space.decode(params))
     assert arch is None or space.decode(space.encode(arch)) == arch
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_values_of_every_kind_stand_for_the_architecture(name: str) -> None:
+    parameters = Parameters(SPACES[name])
+    for arch in every_architecture(SPACES[name]):
+        assert parameters.architecture(parameters.of(arch)) == arch
 
 
 LARGE = shipped_space("igc_cifar")
@@ -273,6 +281,34 @@ def test_a_damaged_space_is_read_or_refused(start: int, length: int, put: str) -
     assert space is None or space.size >= 1
 
 
+def test_lists_of_hidden_layers_are_a_choice() -> None:
+    text = SMALL_SPACES["with-tables"].replace("hidden = [16, 12]", "hidden = [[16], [16, 12]]")
+    space = space_of(text)
+    assert {head.hidden for head in space.heads if head} == {(16,), (16, 12)}
+    assert space.size == 2 * SPACES["with-tables"].size
+    arch = space.largest("params")
+    assert space.decode(space.encode(arch)) == arch
+
+
+def test_a_space_with_architectures_that_lose_all_pixels_is_refused() -> None:
+    text = SMALL_SPACES["with-tables"]
+    assert space_of(f"input = [3, 4, 4]{text}").size == SPACES["with-tables"].size
+    with pytest.raises(ConfigError, match=r"^small: of images of 2 x 2 pixels stage 1 leaves nothing in some arch"):
+        space_of(f"input = [3, 2, 2]{text}")
+
+
+@pytest.mark.parametrize("classes", [0, -1, 2.0, True, "3"])
+def test_a_number_of_classes_that_is_none_is_refused(classes: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^classes: Input should be "):
+        SearchSpace.load("tiny", classes)
+
+
+@pytest.mark.parametrize("side", [0, -32, 4097, 64.0, "64"])
+def test_a_side_of_images_that_is_none_is_refused(side: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^input\.2: Input should be "):
+        SpaceFile.load(find_space("tiny"), side)
+
+
 def test_a_space_file_is_found_by_path(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(SMALL_SPACES["merging"])
     space = SearchSpace.load(tmp_path / "mine.toml", classes=100)
@@ -329,7 +365,7 @@ def test_what_is_not_left_out_is_in_some_architecture(small: SearchSpace) -> Non
     for stage in small.stages:
         for unit, choices in stage.choices.items():
             for key, values in choices.items():
-                for value in values:
+                for value in (value for value in values if isinstance(value, int | str)):
                     at = f"stage {stage.number}.{unit}"
                     is_out = at in small.left_out or f"{at}.{key} {value}" in small.left_out
                     assert is_out == ((stage.number, unit, key, value) not in found)

@@ -167,6 +167,43 @@ pool = ["average", "gdc"]
 """
 """SE, activations and the head are choices."""
 
+DEAD_END = """
+[stem]
+width = [8, 9]
+[[stage]]
+blocks = 1
+[stage.conv]
+width = [8, 9, 12]
+[[stage]]
+blocks = [1, 2]
+stride = 2
+[stage.igcv3]
+width = [8, 12]
+expand = 2
+"""
+"""Nothing follows 9 channels behind the first stage."""
+
+WITH_TABLES = """
+[stem]
+width = [8, 12]
+pool = {kind = "max", kernel = 3, stride = 2, padding = 1}
+[[stage]]
+blocks = 1
+[stage.conv]
+width = [8, 12]
+pool = [{kind = "max", kernel = 2, stride = 2}, {kind = "average", kernel = 2, stride = 2}]
+[[stage]]
+blocks = [1, 2]
+[stage.igcv3]
+width = 8
+expand = 2
+se = {ratio = 4}
+[head]
+pool = ["average", "flatten"]
+hidden = [16, 12]
+"""
+"""Pools and SE are tables, without the keys that have defaults; hidden layers are a list and no choice."""
+
 SMALL_SPACES = {
     "clashing": CLASHING,
     "merging": MERGING,
@@ -174,6 +211,8 @@ SMALL_SPACES = {
     "one-stage": ONE_STAGE,
     "four-stages": FOUR_STAGES,
     "with-choices": WITH_CHOICES,
+    "dead-end": DEAD_END,
+    "with-tables": WITH_TABLES,
 }
 
 
@@ -210,7 +249,7 @@ def _stage_options(table: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _each(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    lists = [value if isinstance(value, list) else [value] for value in table.values()]
+    lists = [value if isinstance(value, list) and key != "hidden" else [value] for key, value in table.items()]
     return (dict(zip(table, values, strict=True)) for values in itertools.product(*lists))
 
 
