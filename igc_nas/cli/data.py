@@ -79,10 +79,9 @@ def _show_folder(root: Path, image_size: int | None, data_dir: Path, *, packs: b
     """Print what a folder of images holds, and what is or would be packed of it."""
     from igc_nas.data.datasets import SIDE, locate
     from igc_nas.data.image_folder import list_images, survey
-    from igc_nas.data.packed import check_size
+    from igc_nas.data.packed import checked_size
 
-    size = SIDE if image_size is None else image_size
-    check_size(size)
+    size = checked_size(SIDE if image_size is None else image_size)
     with packing_bar() as progress:
         packed = locate(root, data_dir, image_size=size, progress=progress) if packs else None
         listing = list_images(root, progress)
@@ -171,7 +170,7 @@ def _download_bar() -> Iterator[Callable[[int, int], None]]:
 
     from igc_nas.io.console import console
 
-    screen = console(stderr=True)
+    screen = console()
     bars = Bars(
         BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
         console=screen, disable=not screen.is_terminal,

@@ -167,7 +167,7 @@ def relocate(label: str, sha256: str, folder: Path | None = None) -> DatasetInfo
 
 
 def _own_images(root: Path, folder: Path, size: int, progress: Progress) -> DatasetInfo:
-    packed.check_size(size)
+    size = packed.checked_size(size)
     found = packed.pack(root, size, folder, progress)
     name = folder_name(root, size)
     return _info(name, f"{OF_A_FOLDER}{name} ({size} px, sha256:{found.sha256[:12]})", found)

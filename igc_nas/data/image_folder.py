@@ -3,6 +3,7 @@
     flowers/daisy/*.jpg, flowers/rose/*.png          one set: `igc_nas.data.packed` splits it
     flowers/train/daisy/..., flowers/test/daisy/...  the user's split (`val`, `valid` or `validation` for `test`)
 
+`Train` and `Test`, `training` and `testing` are the same: else they would be two classes that differ in nothing.
 A class may have folders within its folder. Names are bytes to a file system: what is no UTF-8 in the name of a class is
 written `\\xff`. Hidden files and folders, and files whose ending is of no image format, are left out and counted.
 """
@@ -31,8 +32,9 @@ from igc_nas.io.text import one_line, printable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TEST_NAMES = ("test", "val", "valid", "validation")
-"""The folder beside `train` that holds the test images: the first of these that is there."""
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation")
+"""The folder beside `train` that holds the test images: the first of these that is there, in letters of either case."""
 MOST_CLASSES = 65_535
 MOST_BYTES = 256 * 2**20
 """Of an image file."""
@@ -104,8 +106,7 @@ def list_images(root: Path, progress: Progress = no_progress) -> Listing:
     Raises `DataError` for a folder that cannot be read or has not two or more classes.
     """
     folders = _folders(root)
-    train = "train" if "train" in folders and _folders(root / "train") else ""  # else `train` is a class
-    test = next((name for name in TEST_NAMES if name in folders), None) if train else None
+    train, test = _split(root, folders)
     parts = [(train, False), *([(test, True)] if test else [])]
     names = {part: _folders(root / part) for part, _ in parts}
     of_train = names[parts[0][0]]
@@ -131,6 +132,21 @@ def list_images(root: Path, progress: Progress = no_progress) -> Listing:
     progress("listing", len(listing), len(listing))
     listing.fingerprint = digest.hexdigest()
     return listing
+
+
+def _split(root: Path, folders: list[str]) -> tuple[str, str | None]:
+    """The folders of the training and of the test images; "" and None where the folders are classes.
+
+    A folder without folders is a class, whatever its name, as is `Training` among others of which none is for tests.
+    """
+    known = {
+        name.lower(): name for name in folders
+    }  # in ASCII small letters come last: of `Test` and `test` the latter
+    train = next((known[name] for name in TRAIN_NAMES if name in known), "")
+    test = next((known[name] for name in TEST_NAMES if name in known), None)
+    if not train or not _folders(root / train) or (train != "train" and test is None and len(folders) > 1):
+        return "", None
+    return train, test
 
 
 def _folders(root: Path) -> list[str]:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,6 +210,25 @@ def test_a_split_of_the_users_own_is_kept(tmp_path: Path) -> None:
     assert list_images(root).unused == ("extra",)
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Train", "Test"), ("train", "Test"), ("TRAIN", "VAL"), ("training", "testing"), ("Training", "Validation")],
+)
+def test_a_split_is_known_in_any_case(tmp_path: Path, train: str, test: str) -> None:
+    image_folder(tmp_path / "pets" / train)
+    image_folder(tmp_path / "pets" / test, (2, 1), ("cat", "dog"))
+    listing = list_images(tmp_path / "pets")
+    assert listing.classes == CLASSES
+    assert (listing.counts(False), listing.counts(True), listing.unused) == ([5, 6, 7], [2, 1, 0], ())
+
+
+def test_a_class_may_be_called_training(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "days", classes=("Training", "match", "rest"))
+    assert list_images(root).classes == ("Training", "match", "rest")
+    image_folder(root / "Training")  # folders within a class
+    assert list_images(root).classes == ("Training", "match", "rest")
+
+
 def test_folders_within_a_class_links_and_other_files(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "pets")
     (root / "cat" / "more" / "deep").mkdir(parents=True)
@@ -288,10 +308,15 @@ def test_bad_folders_get_one_line(tmp_path: Path, kind: str) -> None:
     assert not list((tmp_path / "data").glob("images/.packing*"))
 
 
-@pytest.mark.parametrize("size", [0, 3, 1025])
-def test_impossible_sizes(tmp_path: Path, size: int) -> None:
-    with pytest.raises(UsageError):
+@pytest.mark.parametrize("size", [0, 3, 1025, 16.0, "16", True])
+def test_impossible_sizes(tmp_path: Path, size: Any) -> None:
+    with pytest.raises(UsageError, match=f"pixels, whole; it is {size!r}"):
         own(image_folder(tmp_path / "pets"), tmp_path / "data", size)
+
+
+def test_a_size_of_numpy_is_a_size(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "pets")
+    assert own(root, tmp_path / "data", np.int64(9)).sha256 == own(root, tmp_path / "other", 9).sha256  # type: ignore[arg-type]
 
 
 def test_named_datasets_have_their_size(tmp_path: Path) -> None:
