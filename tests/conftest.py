@@ -18,6 +18,7 @@ from igc_nas.cli import main
 from igc_nas.data import datasets
 from igc_nas.data.shapes import load_shapes
 from tests.support import shares
+from tests.support.caches import own_cache
 from tests.support.commands import Answer, Command
 
 # Before torch is imported: some tests use two threads, which must not spin while idle beside the other process.
@@ -123,6 +124,23 @@ def _back_to_the_run() -> Iterator[None]:
     """Leave the folder that a test has gone to: pytest removes it, and the next test would be nowhere."""
     yield
     os.chdir(START)
+
+
+@pytest.fixture
+def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working folder, no dataset, no settings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path / "data"))
+    for name in ("IGC_NAS_STORAGE", "IGC_NAS_LATENCY_COMMAND"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def times_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of times by few rounds, which other tests do not see."""
+    with pytest.MonkeyPatch.context() as patch:
+        own_cache(tmp_path_factory.mktemp("times") / "cache", patch)
+        yield
 
 
 @pytest.fixture

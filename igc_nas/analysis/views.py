@@ -106,33 +106,27 @@ class FormsView:
 
 @dataclass(frozen=True)
 class HypervolumeView:
-    """Hypervolume after each completed trial; `reference` is the reference point in the objectives' own units.
+    """Hypervolume after each completed trial.
 
     `busy_s` is the time during which trials ran until that trial and all earlier ones had ended, without the gaps
     between runs; None where no time is recorded. All columns are empty before the study has bounds.
     """
 
-    objectives: tuple[str, ...]
     trials: tuple[int, ...]
     volumes: tuple[float, ...]
     busy_s: Column
-    reference: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class CurvesView:
     """Learning curves of held-out error: one row for each complete or pruned training with rungs.
 
-    A row of `samples` and `errors` has the rungs and, for a complete training, the end. `members` are the rows on the
-    study's front, `pruned` those of pruned trainings.
+    A row of `samples` and `errors` has the rungs and, for a complete training, the end.
     """
 
     trial: tuple[int, ...]
     samples: tuple[tuple[int, ...], ...]
     errors: tuple[tuple[float, ...], ...]
-    members: tuple[int, ...]
-    pruned: tuple[int, ...]
-    member_objectives: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -269,15 +263,12 @@ def front_rows(study: Study, objectives: Sequence[str]) -> tuple[int, ...]:
 
 def hypervolume_view(study: Study) -> HypervolumeView:
     """Hypervolume of the study's front after each completed trial."""
-    spec, names = study.spec, study.spec.front_objectives
     curve = study.measured.hypervolume_curve()
     busy = _busy_until(study) if curve else {}
     return HypervolumeView(
-        objectives=names,
         trials=tuple(count for count, _ in curve),
         volumes=tuple(volume for _, volume in curve),
         busy_s=tuple(busy.get(c.trial) for c in study.measured.feasible_candidates) if curve else (),
-        reference=tuple(spec.scale_bounds(name)[1] for name in names if all(name in spec.bounds for name in names)),
     )
 
 
@@ -324,24 +315,18 @@ def _span(trial: Trial) -> tuple[float, float] | None:
 
 def curves_view(study: Study) -> CurvesView:
     """The errors of a study's trainings at their rungs and ends, in the order of the trials."""
-    front = {candidate.trial for candidate in study.measured.front()}
     rows: list[tuple[int, list[tuple[int, float]]]] = []
-    pruned = []
     for trial in own_trials(study):
         if trial.candidate and trial.state == "complete" and trial.candidate.score.rungs:
             score = trial.candidate.score
             end = (score.samples, score.error)
             rows.append((trial.number, [*((rung.samples, rung.error) for rung in score.rungs), end]))
         elif trial.pruned and trial.state == "pruned":
-            pruned.append(len(rows))
             rows.append((trial.number, [(rung.samples, rung.error) for rung in trial.pruned.training.rungs]))
     return CurvesView(
         trial=tuple(number for number, _ in rows),
         samples=tuple(tuple(samples for samples, _ in points) for _, points in rows),
         errors=tuple(tuple(shortened(error) for _, error in points) for _, points in rows),
-        members=tuple(row for row, (number, _) in enumerate(rows) if number in front),
-        pruned=tuple(pruned),
-        member_objectives=study.spec.front_objectives,
     )
 
 

@@ -287,7 +287,6 @@ def bench_engine(
     workers: int = 256,
     sampler: SamplerName = "stratified",
     storage: str | None = None,
-    seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
     marks: Sequence[int] = MARKS,
     **changes: Any,
@@ -298,10 +297,10 @@ def bench_engine(
     """
     with tempfile.TemporaryDirectory(prefix="igc-nas-bench-") as folder:
         place = Path(folder) / "engine"
-        spec = _spec(sampler, seed, **changes)
+        spec = _spec(sampler, **changes)
         began = time.perf_counter()
         ledger = Ledger(marks=marks)
-        _search(place, spec, trials, workers, storage, seed, say, ledger)
+        _search(place, spec, trials, workers, storage, say, ledger)
         wall_s = time.perf_counter() - began
         opening = _opening(place, storage)
     count = len(ledger.ended)
@@ -324,8 +323,8 @@ def bench_engine(
     )
 
 
-def _spec(sampler: SamplerName, seed: int, **changes: Any) -> StudySpec:
-    defaults: dict[str, Any] = {"budget": Budget(params=2_000_000), "sampler": sampler, "seed": seed}
+def _spec(sampler: SamplerName, **changes: Any) -> StudySpec:
+    defaults: dict[str, Any] = {"budget": Budget(params=2_000_000), "sampler": sampler}
     defaults["name"] = f"engine-{secrets.token_hex(4)}"  # a new study in any database
     return new_spec(locate("shapes", None), "virtual", **(defaults | changes))
 
@@ -336,7 +335,6 @@ def _search(
     trials: int,
     workers: int,
     storage: str | None,
-    seed: int,
     say: Callable[[str], None],
     ledger: Ledger,
 ) -> None:
@@ -354,7 +352,7 @@ def _search(
                 if is_new and len(ledger.ended) % SAY_EVERY == 0:
                     say(f"{len(ledger.ended):,} trials")
 
-    with Store(folder, spec, storage) as store, _WatchedExecutor(spec, workers, seed) as executor:
+    with Store(folder, spec, storage) as store, _WatchedExecutor(spec, workers) as executor:
         coordinator = _WatchedCoordinator(store, Limits(trials), watch)
         coordinator.ledger = executor.ledger = ledger
         for _ in coordinator.run(executor):

@@ -218,9 +218,7 @@ def times_multiplied_out(arch: ArchConfig) -> float | None:
     return own / min(least.values()) if least else None
 
 
-def bench_rank(
-    device: Device, count: int = 40, seed: int = 0, say: Callable[[str], None] = lambda _: None, *, rounds: int = ROUNDS
-) -> Report:
+def bench_rank(device: Device, count: int = 40, say: Callable[[str], None] = lambda _: None) -> Report:
     """Do latencies in generated C rank `count` architectures of igc_cifar as their MACs, and as ONNX Runtime, do?
 
     Spearman's rank correlations with 95 % percentile bootstrap intervals over the architectures; a row's ratio is ONNX
@@ -231,10 +229,10 @@ def bench_rank(
     _require_cpu(device)
     require("onnxruntime")
     rows: list[Row] = []
-    for arch in drawn_architectures(count, seed):
+    for arch in drawn_architectures(count, 0):
         x, network = torch.randn(1, *arch.input), randomize_batchnorm_(build(arch, 0)).eval()
         clocks = {name: _Clock(runner_for(name, network, x, 1)) for name in ("native", "onnxruntime")}
-        round_robin(clocks, rounds, CAP_S, warm_up=2)
+        round_robin(clocks, ROUNDS, CAP_S, warm_up=2)
         native, onnx = (min(clocks[name].cpu_ms) for name in ("native", "onnxruntime"))
         cost = {"params": cost_of(arch).params, "macs": cost_of(arch).macs}
         times = {"native_ms": round(native, 4), "onnxruntime_ms": round(onnx, 4)}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from igc_nas.analysis.ranking import RESAMPLES
 from igc_nas.analysis.words import recipe_words
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import cost_of
@@ -208,12 +209,12 @@ def trials_per_hour(rounds: Sequence[Round], kind: str) -> float:
     return 3600 * len(took) / sum(took) * speed(rounds, kind)
 
 
-def _with_interval(rounds: Sequence[Round], of: Callable[[Sequence[Round]], float], resamples: int = 1000) -> Row:
+def _with_interval(rounds: Sequence[Round], of: Callable[[Sequence[Round]], float]) -> Row:
     """A statistic with its 95 % percentile bootstrap interval over rounds; no interval for a single round."""
     found: dict[str, Any] = {"value": of(rounds), "low": None, "high": None}
     if len(rounds) > 1:
         rng = np.random.default_rng(0)
-        samples = [of([rounds[i] for i in rng.integers(len(rounds), size=len(rounds))]) for _ in range(resamples)]
+        samples = [of([rounds[i] for i in rng.integers(len(rounds), size=len(rounds))]) for _ in range(RESAMPLES)]
         found["low"], found["high"] = (float(q) for q in np.quantile(samples, [0.025, 0.975]))
     return found
 

@@ -170,7 +170,7 @@ def _download_bar() -> Iterator[Callable[[int, int], None]]:
 
     from igc_nas.io.console import console
 
-    screen = console(stderr=True)
+    screen = console()
     bars = Bars(
         BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
         console=screen, disable=not screen.is_terminal,

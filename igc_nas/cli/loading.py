@@ -97,7 +97,7 @@ def packing_bar() -> Iterator[Progress]:
     from igc_nas.cli.output import say
     from igc_nas.io.console import console
 
-    screen = console(stderr=True)
+    screen = console()
     bars = Bars(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=screen, disable=not screen.is_terminal, transient=True,

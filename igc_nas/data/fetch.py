@@ -8,14 +8,12 @@ an unpickler that builds NumPy arrays and nothing else.
 from __future__ import annotations
 
 import bz2
-import contextlib
 import gzip
 import hashlib
 import http.client
 import io
 import json
 import lzma
-import os
 import pickle
 import socket
 import tarfile
@@ -23,17 +21,17 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from igc_nas.data.cifar import LAYOUTS, Layout
 from igc_nas.data.datasets import MANIFEST, SHAPES, DatasetInfo, check_files, verify
+from igc_nas.data.lock import alone
 from igc_nas.errors import ConfigError, DataError, UsageError
-from igc_nas.io.files import read_bytes, read_text, write_whole
+from igc_nas.io.files import read_bytes, read_text, sha256_of, write_whole
 from igc_nas.io.text import nearest_and_all, one_line
 
 TIMEOUT_S = 60
@@ -69,36 +67,12 @@ def fetch(
     layout = LAYOUTS[name]
     _make(folder)
     if source is None:
-        with download_lock(layout, folder):
+        with alone(folder, layout.archive, f"{layout.archive} is being downloaded to {folder}"):
             archive = download(layout, folder, url or layout.url, progress, timeout_s)
             info = _install(layout, folder, archive, *_found(layout, archive))
             archive.unlink()
         return info
     return _install(layout, folder, source, *_found(layout, source))
-
-
-@contextlib.contextmanager
-def download_lock(layout: Layout, folder: Path) -> Iterator[None]:
-    """Hold the lock on downloads into `folder`; the system frees it when the process dies. Raises `DataError`."""
-    path, owner = (folder / f"{layout.archive}.{kind}" for kind in ("lock", "owner"))
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
-        raise DataError(
-            f"{layout.archive} is being downloaded to {folder} by {who}",
-            "wait for it, or choose another folder with --data-dir",
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}", "choose another folder with --data-dir") from None
-    try:
-        write_whole(owner, f"pid {os.getpid()} on {socket.gethostname()}")
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        lock.release()
 
 
 def download(layout: Layout, folder: Path, url: str, progress: Report, timeout_s: float = TIMEOUT_S) -> Path:
@@ -116,7 +90,7 @@ def download(layout: Layout, folder: Path, url: str, progress: Report, timeout_s
             f"the download stopped after {size:,} of {layout.archive_size:,} bytes",
             "the same command goes on from there",
         )
-    if size != layout.archive_size or _sha256(part) != layout.archive_sha256:
+    if size != layout.archive_size or sha256_of(part) != layout.archive_sha256:
         part.unlink()
         raise DataError(f"{url} is not the official {layout.archive}: its SHA-256 differs", "try again, or use --from")
     return part
@@ -192,7 +166,7 @@ def _from_archive(layout: Layout, path: Path) -> Found:
     if size > MOST_BYTES:
         raise DataError(f"{path} has {size:,} bytes: too many for an archive of {layout.name}")
     try:
-        sha256 = _sha256(path)
+        sha256 = sha256_of(path)
         if sha256 == layout.archive_sha256:
             return _members(path, layout.files()), True
         with path.open("rb") as file:
@@ -352,8 +326,3 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror or error}", "choose another folder with --data-dir") from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,8 +16,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Integral
@@ -25,7 +23,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
@@ -42,8 +39,9 @@ from igc_nas.data.image_folder import (
     quiet_pillow,
     shown,
 )
+from igc_nas.data.lock import alone
 from igc_nas.errors import ConfigError, DataError, IgcNasError, UsageError
-from igc_nas.io.files import read_text, write_whole
+from igc_nas.io.files import read_text, sha256_of, write_whole
 from igc_nas.io.records import Frozen
 from igc_nas.io.text import printable
 
@@ -117,7 +115,7 @@ def pack(root: Path, size: int, data_dir: Path, progress: Progress = no_progress
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{shown(place)}: {error.strerror or error}", "choose another folder with --data-dir") from None
-    with _lock(place):
+    with alone(place, "packing", f"images are being packed in {shown(place)}"):
         for old in place.glob(".packing-*"):  # of a process that was killed
             shutil.rmtree(old, ignore_errors=True)
         _check_space(len(listing), size, place)
@@ -191,29 +189,6 @@ def _memory(listing: Listing, size: int, data_dir: Path) -> Path:
     return data_dir / "images" / "listings" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-@contextlib.contextmanager
-def _lock(place: Path) -> Iterator[None]:
-    """Hold the lock on packing in a folder; the system frees it when the process dies. Raises `DataError`."""
-    path, owner = place / "packing.lock", place / "packing.owner"
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        who = printable(owner.read_text(encoding="utf-8")) if owner.is_file() else "another process"
-        raise DataError(
-            f"images are being packed in {shown(place)} by {who:.100}",
-            "wait for it, or choose another folder with --data-dir",
-        ) from None
-    except OSError as error:
-        raise DataError(f"{shown(path)}: {error.strerror or error}", "choose another --data-dir") from None
-    try:
-        owner.write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
-
-
 # Packing: the images are decoded once, in the order of the listing, then written in the order of their hashes.
 
 
@@ -239,7 +214,7 @@ def _pack(listing: Listing, size: int, folder: Path, progress: Progress) -> tupl
         np.save(folder / f"{split}_labels.npy", labels[rows], allow_pickle=False)
     del drafts
     (folder / "drafts.npy").unlink()
-    files = {name: _hash_of(folder / name) for name in ARRAYS}
+    files = {name: sha256_of(folder / name) for name in ARRAYS}
     mean, std = statistics["train"]
     images = ImageSet(
         size=size, classes=listing.classes, train=counts["train"], test=counts["test"], mean=mean, std=std
@@ -359,7 +334,7 @@ def _opened(sha256: str, data_dir: Path) -> tuple[Path, str, ImageSet] | None:
         return None
     try:
         manifest = Manifest.parse(json.loads(read_text(folder / "manifest.json")))
-        wrong = [name for name in ARRAYS if _hash_of(folder / name) != manifest.files.get(name)]
+        wrong = [name for name in ARRAYS if sha256_of(folder / name) != manifest.files.get(name)]
     except (OSError, ConfigError, ValidationError, ValueError, TypeError, RecursionError) as error:
         raise _damaged(folder, error) from None
     if manifest.version != VERSION or manifest.sha256 != sha256:
@@ -379,8 +354,3 @@ def _whole(sha256: str, data_dir: Path) -> tuple[Path, str, ImageSet] | None:
 def _damaged(folder: Path, reason: object) -> DataError:
     first = printable(str(reason).partition("\n")[0], lines=False)[:120]
     return DataError(f"the packed images in {shown(folder)} are damaged: {first}", "remove that folder and pack again")
-
-
-def _hash_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -185,10 +185,10 @@ def _coverage(rng: _Random, kinds: Bytes, reach: tuple[float, float], off: float
     return coverage
 
 
-def _texture(rng: _Random, n: int, strength: float) -> Floats:
+def _texture(rng: _Random, n: int) -> Floats:
     """Waves of random direction, length and strength: (n, 32, 32)."""
     phase = _slope(rng, n) * _column(rng.uniform(0.2, 1.6, n)) + _column(rng.uniform(0, 2 * np.pi, n))
-    waves: Floats = np.sin(phase) * _column(rng.uniform(0, strength, n))
+    waves: Floats = np.sin(phase) * _column(rng.uniform(0, 1, n))
     return waves
 
 
@@ -218,7 +218,7 @@ def _ground(rng: _Random, n: int) -> Floats:
     image = np.empty((n, 3, _SIZE, _SIZE), np.float32)
     image[:] = (rng.uniform(0.25, 0.75, n, 3))[:, :, None, None]
     _lay(image, _slope(rng, n), _tint(rng, n, (0.0, 0.015)))
-    _lay(image, _texture(rng, n, 1.0), _tint(rng, n, (0.02, 0.1)))
+    _lay(image, _texture(rng, n), _tint(rng, n, (0.02, 0.1)))
     return image
 
 
@@ -233,7 +233,7 @@ def _draw(rng: _Random, labels: Bytes) -> Bytes:
     body = _coverage(rng, labels, (6, 11.5), 5.5)
     _lay(image, body, _tint(rng, n, (0.25, 0.65), _lean(labels)))
     _lay(image, body * _slope(rng, n), _tint(rng, n, (0.0, 0.02)))
-    _lay(image, body * _texture(rng, n, 1.0), _tint(rng, n, (0.02, 0.1)))
+    _lay(image, body * _texture(rng, n), _tint(rng, n, (0.02, 0.1)))
     bar = np.abs(_slope(rng, n) + _column(rng.uniform(-14, 14, n)))
     _lay(image, np.clip(_column(rng.uniform(0.5, 2.5, n)) - bar, 0, 1), _tint(rng, n, (0.1, 0.4)))
     image += rng.noise(*image.shape) * rng.uniform(0.02, 0.16, n)[:, None, None, None]

@@ -3,7 +3,7 @@
 What optuna-dashboard and `optuna.visualization` show is for people: parameters by their values, counts and latency as
 user attributes, and as complete only what may be on the front. Samplers never read it (see `sampler_view`).
 
-Any number of processes may read a study (`read_study`); its one writer holds its lock (see `igc_nas.study.lock`).
+Any number of processes may read a study (`stored_study`); its one writer holds its lock (see `igc_nas.study.lock`).
 The URL comes from a flag or the environment of each run, never from a file of the study, and is shown without its
 password.
 """
@@ -44,8 +44,6 @@ from igc_nas.study.study import STUDY_FILE, Study, load_study
 RECORD, SPEC = "igc_nas:record", "igc_nas:spec"
 PARAMETERS = "igc_nas:parameters"
 """The attribute of a study whose parameters are stored by value."""
-OLD_QUESTION = "igc_nas:question"
-"""The attribute of older databases with the spec, without the latency scale."""
 KINDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 USE = "use sqlite:///path/to/study.db or postgresql://user@host/database"
 CONNECT_S = 10
@@ -192,7 +190,7 @@ class Database:
             return None
         with self._usable():
             attributes = self._storage.get_study_user_attrs(self._study_id)
-        stored = attributes.get(SPEC) or attributes.get(OLD_QUESTION)
+        stored = attributes.get(SPEC)
         if stored is None:
             return None
         try:
@@ -477,11 +475,3 @@ def begun(folder: Path, storage: str | None = None) -> Study | None:
     if storage and not (study and study.is_begun):
         study = stored_study(parse_url(storage), folder.name, folder)
     return study if study and study.is_begun else None
-
-
-def read_study(url: URL, name: str, folder: Path | None = None) -> Study:
-    """Read a study from a database that must have it. Raises `StudyError`."""
-    study = stored_study(url, name, folder)
-    if study is None:
-        raise StudyError(f"{masked(url)} has no study {name!r:.120}", "start one with igc-nas search --storage")
-    return study

@@ -157,7 +157,7 @@ class SearchDisplay:
         self._quiet = quiet
         self._ends = 0
         """The number of trials of this run that have ended, without infeasible ones and duplicates."""
-        self._console = console(stderr=True)
+        self._console = console()
         self._began = time.monotonic()
         self._baselines = baselines
         self._baselines_ended = 0

@@ -20,7 +20,7 @@ from igc_nas.engine.device_lock import DeviceLock
 from igc_nas.engine.evaluator import Evaluator
 from igc_nas.errors import IgcNasError
 from igc_nas.evaluation.images import load_proxy
-from igc_nas.evaluation.latency import measure_latency
+from igc_nas.evaluation.latency import Measurer
 from igc_nas.evaluation.training import Training
 from igc_nas.nn.device import Device, configure_torch
 from igc_nas.nn.lowering.training import Forward, factored_forward
@@ -64,15 +64,13 @@ class SelfCheck:
         return asdict(self)
 
 
-def self_check(
-    device: Device, info: DatasetInfo | None = None, arch: ArchConfig = CHECKED, **recipe: Any
-) -> tuple[SelfCheck, ...]:
-    """Check one device by a network, on the dataset that igc-nas draws itself by default.
+def self_check(device: Device, arch: ArchConfig = CHECKED, **recipe: Any) -> tuple[SelfCheck, ...]:
+    """Check one device by a network, on the dataset that igc-nas draws itself.
 
     `recipe` changes the default recipe of the trial.
     """
     configure_torch(device, 1)
-    info = info or locate("shapes")
+    info = locate("shapes")
     return (
         _checked("gradients", lambda: _gradients(device, arch)),
         *([_checked("captured step", lambda: _captured_step(device, info, arch))] if device.kind == "cuda" else []),
@@ -152,7 +150,7 @@ def _trial(device: Device, info: DatasetInfo, arch: ArchConfig, recipe: dict[str
 def _energy(device: Device, arch: ArchConfig) -> str:
     """The energy of one forward pass, where the driver counts it."""
     spec = new_spec(locate("shapes"), device.name, device.kind, space=SPACE, name="self-check").latency
-    latency = measure_latency(arch, spec, device, energy=True)
+    latency = Measurer(spec, device, energy=True)(arch)
     if latency.energy_mj is None:
         return "not counted by this GPU or driver"
     return f"{latency.energy_mj:.3g} mJ a forward pass"

@@ -45,7 +45,7 @@ class TrainingDisplay:
         self._rows: dict[int, _Row] = {}
         self._ended: set[int] = set()
         self._notices: set[str] = set()
-        self._console = console(stderr=True)
+        self._console = console()
         self._live = live(self, self._console)
 
     def __enter__(self) -> Self:

@@ -350,24 +350,7 @@ class Measurer:
     def _energy(self, run: FormRun) -> float | None:
         """Millijoules of one run, by runs that are queued without waiting: a GPU that waits between them idles."""
         gpu = find_gpu(self.device.uuid) if self.device.uuid else None
-        if gpu is None:
-            return None
-        found = energy_per_run(gpu, run.output, self.device.synchronize)
-        return found.per_run_mj if found else None
-
-
-def measure_latency(
-    arch: ArchConfig,
-    spec: LatencySpec,
-    device: Device,
-    reference_ms: float | None = None,
-    *,
-    most_params: int | None = None,
-    cap_s: float = 2.0,
-    energy: bool = False,
-) -> Latency:
-    """Measure one architecture; see `Measurer`."""
-    return Measurer(spec, device, most_params, cap_s=cap_s, energy=energy)(arch, reference_ms)
+        return energy_per_run(gpu, run.output, self.device.synchronize) if gpu else None
 
 
 def noise_reasons(samples: RoundSamples, conditions: Conditions, disturbances: tuple[str, ...] = ()) -> tuple[str, ...]:

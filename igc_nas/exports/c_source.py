@@ -42,7 +42,6 @@ class CFiles:
     texts: dict[str, str]
     weights: NDArray[np.float32] | None
     image: tuple[int, int, int]
-    classes: int
 
     def write(self, folder: Path) -> None:
         """Write all files, each whole."""
@@ -70,7 +69,7 @@ def c_files(
         f"{name}.c": _body(name, source, made, target, weights_file),
         f"{name}_main.c": _main(name, made, weights_file),
     }
-    return CFiles(name, texts, made.weights if weights_file else None, made.image, made.classes)
+    return CFiles(name, texts, made.weights if weights_file else None, made.image)
 
 
 def _arguments(weights_file: bool) -> str:

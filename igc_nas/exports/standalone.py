@@ -69,7 +69,7 @@ def _of_plan(source: Source) -> str:
             if block is whole.blocks[-1] and has_classes:
                 arguments[-1] = "num_classes"
             ends.append(f"        self.{block.name} = {each.name}({', '.join(arguments)})")
-    network = _PLAN_NETWORK.replace("SUMMARY", _wrapped(str(source.arch), 4)).replace("ENDS", "\n".join(ends))
+    network = _PLAN_NETWORK.replace("SUMMARY", _wrapped(str(source.arch))).replace("ENDS", "\n".join(ends))
     if not has_classes:
         network = network.replace("self, num_classes=NUM_CLASSES", "self")
     used = [text.strip("\n") for word, text in HELPERS.items() if f"{word}(" in code]
@@ -102,7 +102,7 @@ def _of_templates(source: Source) -> str:
         _CONV,
         *(_CLASSES[name].strip("\n") for name in classes),
         _blocks(units),
-        _NETWORK.replace("SUMMARY", _wrapped(str(arch), 4)).replace("HEAD_LINES", _HEAD if arch.head else _NO_HEAD),
+        _NETWORK.replace("SUMMARY", _wrapped(str(arch))).replace("HEAD_LINES", _HEAD if arch.head else _NO_HEAD),
         _USE,
     ]
     header, imported, data, *code = (part.strip("\n") for part in parts)
@@ -234,8 +234,8 @@ def _blocks(units: list[str]) -> str:
     return f"BLOCKS = {{  # the first block of a stage, the others\n{lines}}}\n\n\n{_STAGE.strip()}"
 
 
-def _wrapped(text: str, indent: int) -> str:
-    return f"\n{' ' * indent}".join(textwrap.wrap(text, WIDTH - indent))
+def _wrapped(text: str) -> str:
+    return "\n    ".join(textwrap.wrap(text, WIDTH - 4))
 
 
 _IMPORTS = """

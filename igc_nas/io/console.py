@@ -20,10 +20,9 @@ from igc_nas.io.text import printable
 WIDE = 200
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console for stdout (data) or stderr (progress); into a pipe it is `WIDE`, so that no cell is cut."""
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if is_terminal(stream) else WIDE)
+def console() -> Console:
+    """A console for stderr (progress); into a pipe it is `WIDE`, so that no cell is cut."""
+    return Console(stderr=True, highlight=False, width=None if is_terminal(sys.stderr) else WIDE)
 
 
 def is_notebook() -> bool:

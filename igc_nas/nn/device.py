@@ -292,7 +292,7 @@ def find_devices(text: str, nvml: Any = None) -> tuple[Device, ...]:
 
 
 def extent_on(devices: Sequence[Device]) -> Extent:
-    """The length of a default search on some devices: of GPUs, by the one with the least free memory.
+    """The time and workers of a default search on some devices: of GPUs, by the one with the least free memory.
 
     One worker for each GPU that one process has for itself.
     """

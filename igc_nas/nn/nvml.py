@@ -57,6 +57,7 @@ NO_SAMPLES = (0, 6)
 POLL_S = 0.001
 LONGEST_TICK_S = 0.5
 """The driver updates its energy counter every 20 to 100 ms; without an update in this time it is not working."""
+IDLE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +73,6 @@ class GpuState:
     temperature_c: int | None
     power_w: float | None
     throttle: tuple[str, ...] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Energy:
-    """Energy of one run above idle, in millijoules, with the measurement that it comes from.
-
-    The mean over `runs` runs in `window_s` seconds, after subtracting `idle_w` watts for that time. Both are of the
-    whole board and include the work of other processes on it.
-    """
-
-    per_run_mj: float
-    idle_w: float
-    window_s: float
-    runs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,11 +239,12 @@ def energy_per_run(
     run: Callable[[], object],
     synchronize: Callable[[], None],
     window_s: float = 2.0,
-    idle_s: float = 1.0,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
-) -> Energy | None:
-    """Energy of one `run()` above idle, by the driver's counter: `idle_s` of idling, then runs for at least `window_s`.
+) -> float | None:
+    """Millijoules of one `run()` above idle: of the whole board, with the work of other processes on it.
+
+    By the driver's counter: `IDLE_S` seconds of idling, then runs for at least `window_s`, of which the mean is taken.
 
     `run` may queue its work, `synchronize` waits until all of it is done. Warm up first: a cold idle GPU draws less
     power than a warm one. Both phases begin and end at an update of the counter, so that its coarse steps cause no
@@ -264,11 +252,10 @@ def energy_per_run(
     positive. Exceptions of `run` and `synchronize` are passed on.
     """
     assert window_s > 0
-    assert idle_s > 0
     synchronize()
     if (rest := _tick(gpu, clock, sleep)) is None:
         return None
-    sleep(idle_s)
+    sleep(IDLE_S)
     if (begin := _tick(gpu, clock, sleep)) is None:
         return None
     runs = 0
@@ -281,7 +268,7 @@ def energy_per_run(
     idle_mw = (begin.mj - rest.mj) / (begin.at_s - rest.at_s)
     elapsed_s = end.at_s - begin.at_s
     net_mj = end.mj - begin.mj - idle_mw * elapsed_s
-    return Energy(net_mj / runs, idle_mw / 1000, elapsed_s, runs) if net_mj > 0 else None
+    return net_mj / runs if net_mj > 0 else None
 
 
 class _Reading(NamedTuple):

@@ -20,7 +20,7 @@ class LeaveOneOut:
 
     `rank` is Spearman's correlation of the predictions with the values, `rank_by_params` that of -log(params).
     `within_68` and `within_95` are the shares of values inside the central 68 % and 95 % intervals: about .68 and .95
-    for a calibrated surrogate. `rmse` is that of the predicted means, in the units of the values.
+    for a calibrated surrogate.
     """
 
     n: int
@@ -28,7 +28,6 @@ class LeaveOneOut:
     rank_by_params: float
     within_68: float
     within_95: float
-    rmse: float
 
     @property
     def is_better(self) -> bool:
@@ -50,7 +49,6 @@ def leave_one_out(surrogate: Surrogate, values: Floats, params: Ints) -> LeaveOn
         rank_by_params=spearman(-np.log(params), values) or 0.0,
         within_68=within_68,
         within_95=within_95,
-        rmse=float(np.sqrt(np.mean((values - mean) ** 2))),
     )
 
 

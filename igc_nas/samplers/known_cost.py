@@ -216,27 +216,26 @@ class KnownCost:
         self, history: History, posterior: Posterior, rng: np.random.Generator
     ) -> Iterator[Code]:
         """New codes by descending acquisition. The best are mutated in `ROUNDS` rounds, and join the candidates."""
-        front = self._front(history, posterior)
+        front = self.front(history, posterior)
         if self.spec.goal == "best-error" and _begun(history) % 2 == 0:
             front = front[:, :1]  # of the error alone
         archs = self._first_candidates(self.parents(history), rng)
         cooling = self.cooling(history)
-        worth = self._acquisition(archs, front, posterior, cooling)
+        worth = self.acquisition(archs, front, posterior, cooling)
         for _ in range(ROUNDS):
             best = archs.codes[np.argsort(-worth, kind="stable")[:BEST]]
             more = self.mutator.kept(self.mutator.mutate(best, MUTATIONS // 2, rng))
             archs += more
-            worth = np.concatenate([worth, self._acquisition(more, front, posterior, cooling)])
+            worth = np.concatenate([worth, self.acquisition(more, front, posterior, cooling)])
         seen = history.seen
         best_first = dict.fromkeys(archs.rows(np.argsort(-worth, kind="stable")))
         yield from (code for code in best_first if code not in seen)
 
-    def acquisition(self, candidates: PricedCodes, history: History, posterior: Posterior) -> Floats:
-        """(n,) expected hypervolume improvement of candidates x probability of keeping the latency budget."""
-        return self._acquisition(candidates, self._front(history, posterior), posterior)
+    def acquisition(self, archs: PricedCodes, front: Floats, posterior: Posterior, cooling: float = 0.0) -> Floats:
+        """(n,) expected hypervolume improvement on `front` x probability of keeping the latency budget.
 
-    def _acquisition(self, archs: PricedCodes, front: Floats, posterior: Posterior, cooling: float = 0.0) -> Floats:
-        """`acquisition` on the front of `_front`, over the predicted seconds to the power of `cooling`."""
+        Divided by the predicted seconds to the power of `cooling`.
+        """
         if not len(archs):
             return np.zeros(0)
         mean, deviation, known = self._predict(archs, posterior)
@@ -291,7 +290,7 @@ class KnownCost:
         crossovers = self.mutator.crossover(parents, CROSSOVERS, rng)
         return self.mutator.kept(np.concatenate([drawn, mutations, crossovers]))
 
-    def _front(self, history: History, posterior: Posterior) -> Floats:
+    def front(self, history: History, posterior: Posterior) -> Floats:
         """The front to improve on, the uncertain objective first; running trials count with their predicted means.
 
         Without the running trials, parallel suggestions would all be near the same best candidate.

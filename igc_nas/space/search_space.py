@@ -178,13 +178,14 @@ class StageSpace:
         return None
 
     @cached_property
-    def _priced(self) -> dict[Shape, tuple[tuple[StageConfig, Cost], ...]]:
+    def _priced(self) -> dict[Shape, tuple[tuple[StageConfig, Cost, Shape], ...]]:
         return {}
 
-    def priced(self, shape: Shape) -> tuple[tuple[StageConfig, Cost], ...]:
-        """The options that fit behind `shape`, each with its cost there."""
+    def priced(self, shape: Shape) -> tuple[tuple[StageConfig, Cost, Shape], ...]:
+        """The options that fit behind `shape`, each with its cost there and the shape that leaves it."""
         if shape not in self._priced:
-            self._priced[shape] = tuple(_price(self.following(shape[0]), shape))
+            found = _price(self.following(shape[0]), shape)
+            self._priced[shape] = tuple((option, cost, shape_after(option, shape)) for option, cost in found)
         return self._priced[shape]
 
 
@@ -440,8 +441,7 @@ class SearchSpace:
         for stage, entering in zip(reversed(self.stages), reversed(self.shapes[:-1]), strict=True):
             behind, best = best, {}
             for shape in entering:
-                for option, cost in stage.priced(shape):
-                    after = shape_after(option, shape)
+                for option, cost, after in stage.priced(shape):
                     if after not in behind:  # no architecture goes on from there
                         continue
                     rest, chosen = behind[after]
@@ -506,7 +506,7 @@ class _Identity:
 
 def shape_after(stage: StageConfig, shape: Shape) -> Shape:
     """The output shape of a stage."""
-    if getattr(stage, "pool", None):
+    if vars(stage).get("pool"):  # most units have none; a record's getattr takes long to say so
         for layers in stage_blocks(stage, shape[0]):
             shape = (*layers_shape(layers, shape[:3]), *shape[3:])
         return shape

@@ -1,4 +1,4 @@
-"""Defaults by kind of device: the proxy's recipe, the number of trials, the time limit, the workers."""
+"""Defaults by kind of device: the proxy's recipe, the time, the workers."""
 
 from __future__ import annotations
 
@@ -111,9 +111,8 @@ def full_recipe(preset: str, side: int, **changes: Any) -> Schedule:
 
 @dataclass(frozen=True)
 class Extent:
-    """The length of a default search."""
+    """The time of a default search, and its workers."""
 
-    trials: int
     time_s: float
     workers: int
 
@@ -156,7 +155,7 @@ def default_extent(
     memory: int | None = None,
     gpu_memory: int | None = None,
 ) -> Extent:
-    """Trials, time and workers.
+    """The time of a default search, and its workers.
 
     `cores` and `memory` (bytes) default to what this process may use; `gpu_memory` is that of the GPU that has least
     (None: unknown, one worker a GPU).
@@ -164,10 +163,10 @@ def default_extent(
     cores = cores or usable_cores()
     if kind == "cuda":
         per_gpu = max(1, min(WORKERS_PER_GPU, cores // devices, (gpu_memory or 0) // GPU_MEMORY_PER_WORKER))
-        return Extent(trials=200 * devices, time_s=2 * 3600, workers=devices * per_gpu)
+        return Extent(time_s=2 * 3600, workers=devices * per_gpu)
     memory = psutil.virtual_memory().available if memory is None else memory
     workers = max(1, min(cores, memory // MEMORY_PER_WORKER, MOST_WORKERS))
-    return Extent(trials=max(24, 12 * workers), time_s=10 * 60, workers=workers)
+    return Extent(time_s=10 * 60, workers=workers)
 
 
 def usable_cores() -> int:

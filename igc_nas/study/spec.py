@@ -351,7 +351,6 @@ def default_name(space: str, dataset: str, budget: Budget, seed: int) -> str:
     return f"{space}-{dataset}-{budget}-s{seed}"
 
 
-def training_seed(study_seed: int, identity: str, repeat: int = 0) -> int:
+def training_seed(study_seed: int, identity: str) -> int:
     """The seed that an architecture is initialised and trained from: a function of the study's seed and its id."""
-    text = f"{study_seed}/{identity}/{repeat}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+    return int.from_bytes(hashlib.sha256(f"{study_seed}/{identity}/0".encode()).digest()[:7])

@@ -56,13 +56,7 @@ ROWS: tuple[Row, ...] = (
     {"name": "c", "group": "y", "params": None, "ratio": 0.5},
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def times_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of times by few rounds, which other tests do not see."""
-    with pytest.MonkeyPatch.context() as patch:
-        own_cache(tmp_path_factory.mktemp("times") / "cache", patch)
-        yield
+pytestmark = pytest.mark.usefixtures("times_of_the_module")
 
 
 @pytest.fixture(autouse=True)

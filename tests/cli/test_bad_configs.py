@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -44,6 +43,7 @@ from tests.support.mutations import (
     at,
     damaged,
     deep,
+    made,
     places,
     sizes,
     soon,
@@ -278,15 +278,6 @@ def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "study.toml").write_bytes(as_toml(QUESTION))
     (folder / "trials.jsonl").write_bytes(b"".join(as_json(record) + b"\n" for record in RECORDS))
     return folder
-
-
-def made(kind: str, path: Path) -> Path:
-    """Create something of `kind` at `path`."""
-    if kind == "a file that nobody may read" and os.geteuid() == 0:
-        pytest.skip("root may read any file")
-    path.unlink(missing_ok=True)
-    NO_FILES[kind](path)
-    return path
 
 
 @pytest.mark.parametrize("kind", NO_FILES)

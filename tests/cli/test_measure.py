@@ -62,22 +62,12 @@ SEARCH = (
     "--recipe", "epochs=1,train_size=200,held_out=100,resolution=8",
 )  # fmt: skip
 
-
-@pytest.fixture(scope="module", autouse=True)
-def times_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of times by few rounds, which other tests do not see."""
-    with pytest.MonkeyPatch.context() as patch:
-        own_cache(tmp_path_factory.mktemp("times") / "cache", patch)
-        yield
+pytestmark = pytest.mark.usefixtures("times_of_the_module", "nothing_around", "few_rounds")
 
 
-@pytest.fixture(autouse=True)
-def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty working folder, no dataset, no settings; few rounds; torch's threads as before."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path / "data"))
-    for name in ("IGC_NAS_STORAGE", "IGC_NAS_LATENCY_COMMAND"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Few rounds; torch's threads as before."""
     package = str(Path(igc_nas.__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))))
     monkeypatch.setattr(latency_module, "MOST_ROUNDS", latency_module.LEAST_ROUNDS)

@@ -36,13 +36,7 @@ TINY = (
     "--recipe", "epochs=1,train_size=500,held_out=200",
 )  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty working folder, no dataset, no settings."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path / "data"))
-    monkeypatch.delenv("IGC_NAS_STORAGE", raising=False)
+pytestmark = pytest.mark.usefixtures("nothing_around")
 
 
 @pytest.fixture

@@ -13,13 +13,7 @@ from tests.support.studies import make_study
 SEARCH = ("search", "--space", "tiny", "--dataset", "shapes", "--study", "s", "--budget-params", "1")
 """A search that is refused with status 3 once its options are parsed: no architecture has one parameter."""
 
-
-@pytest.fixture(autouse=True)
-def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty working folder, no dataset, no settings."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("IGC_NAS_DATA", str(tmp_path / "data"))
-    monkeypatch.delenv("IGC_NAS_STORAGE", raising=False)
+pytestmark = pytest.mark.usefixtures("nothing_around")
 
 
 @pytest.fixture

@@ -12,11 +12,7 @@ from tests.support.families import LONG, RECIPE, RUNGS, blurred, by_quality, by_
 
 N = 40
 
-
-@pytest.fixture(autouse=True)
-def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty working folder, and no shipped study in the way."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("nothing_around")
 
 
 def seeded(study: Study, seed: int) -> Study:

@@ -6,7 +6,6 @@ import bz2
 import gzip
 import json
 import lzma
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -24,20 +23,11 @@ from igc_nas.errors import DataError
 from tests.data.test_datasets import DAMAGES, SmallCifar, cifar10, small_cifar, tar_of
 from tests.data.test_fetch import BAD_ARCHIVES, BROKEN_BATCHES, TEST, assert_whole, in_folder, tarfile_header, write
 from tests.support.builders import one_line, taken
-from tests.support.mutations import NO_FILES, as_json, damaged, sizes, soon, spoiled
+from tests.support.mutations import NO_FILES, as_json, damaged, made, sizes, soon, spoiled
 
 __all__ = ["cifar10"]  # the small CIFAR-10 of those tests
 
 OF_A_FOLDER = ("data_batch_3.bin", "test_batch.bin")
-
-
-def made(kind: str, path: Path) -> Path:
-    """`path` as something of `kind`."""
-    if kind == "a file that nobody may read" and os.geteuid() == 0:
-        pytest.skip("root may read any file")
-    path.unlink(missing_ok=True)
-    NO_FILES[kind](path)
-    return path
 
 
 def test_there_are_enough_kinds_of_bad_files() -> None:

@@ -813,8 +813,8 @@ def test_a_download_of_a_killed_process_can_be_resumed(cifar10: SmallCifar, orig
     """The system has freed the lock; its file, the owner's and half of the archive are still there."""
     child = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from igc_nas.data import fetch\nfrom igc_nas.data.cifar import LAYOUTS\n"
-        "with fetch.download_lock(LAYOUTS['cifar10'], Path(sys.argv[1])):\n"
+        "from igc_nas.data.lock import alone\n"
+        "with alone(Path(sys.argv[1]), 'cifar-10-binary.tar.gz', 'downloading'):\n"
         "    print('alone', flush=True)\n    time.sleep(60)\n"
     )
     part_of(tmp_path).write_bytes(origin.content[:100_000])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from igc_nas.bench.samplers.replay import Replay
 from igc_nas.bench.samplers.runs import Task, run_tasks
-from igc_nas.engine.database import DATABASE_FILE, parse_url, read_study
+from igc_nas.engine.database import DATABASE_FILE, parse_url, stored_study
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError, UsageError
@@ -155,7 +155,7 @@ def test_a_spec_in_the_database_that_is_no_spec_is_refused(stored: str, searched
     assert message is not None
     assert message.startswith("StudyError")
     with pytest.raises(StudyError, match="study stub in the database"):
-        read_study(parse_url(f"sqlite:///{tmp_path / 's' / DATABASE_FILE}"), "stub")
+        stored_study(parse_url(f"sqlite:///{tmp_path / 's' / DATABASE_FILE}"), "stub")
 
 
 @pytest.mark.parametrize("kind", NO_FILES)

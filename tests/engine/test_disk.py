@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 import pytest
 
-from igc_nas.engine.database import default_url, read_study
+from igc_nas.engine.database import default_url, stored_study
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError
@@ -210,7 +210,7 @@ def survives(damage: Callable[[bytes, random.Random], bytes], times: int, seed: 
         assert (copy / "trials.jsonl").read_bytes() == evidence
         assert [path.name for path in copy.iterdir() if path.name.startswith(".")] == []
         with contextlib.suppress(StudyError):
-            read_study(default_url(copy), "stub")
+            stored_study(default_url(copy), "stub")
     for error in refused:
         assert len(error.message.splitlines()) == 1
         assert error.hint

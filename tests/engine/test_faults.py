@@ -16,7 +16,7 @@ import pytest
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.engine.coordinator import SAME_FAILURES
-from igc_nas.engine.database import default_url, read_study
+from igc_nas.engine.database import default_url, stored_study
 from igc_nas.engine.events import Job
 from igc_nas.engine.executor import Message, TrialCompleted, TrialFailed
 from igc_nas.engine.process_executor import ProcessExecutor
@@ -74,7 +74,7 @@ def running_in_database(folder: Path) -> int:
 def is_in_order(folder: Path) -> None:
     """Database and trials.jsonl agree; no trial runs, is lost, duplicated or missing."""
     study = load_study(folder)
-    assert read_study(default_url(folder), study.spec.name).trials == study.trials
+    assert stored_study(default_url(folder), study.spec.name).trials == study.trials
     assert [trial.number for trial in study.trials] == list(range(len(study.trials)))
     assert running_in_database(folder) == 0
     assert not [t for t in study.trials if t.state == "running" or (t.failure and t.failure.kind == "lost")]
@@ -542,7 +542,7 @@ def test_a_search_that_runs_is_refused_to_others_while_readers_go_on(
         assert completed == sorted(completed)
         assert cli("dashboard", "s", "-o", "page.html").status == 0
         database = default_url(folder)
-        counts = [len(read_study(database, "s").trials) for _ in range(20)]
+        counts = [len(stored_study(database, "s").trials) for _ in range(20)]
         assert counts == sorted(counts)
         assert child.poll() is None
         child.kill()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from igc_nas.engine.database import parse_url, read_study, stored_study
+from igc_nas.engine.database import parse_url, stored_study
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError
@@ -41,7 +41,7 @@ def question() -> StudySpec:
 
 
 def stored(server: Server, question: StudySpec) -> tuple[str, ...]:
-    return tuple(t.state for t in read_study(parse_url(server.url), question.name).trials)
+    return tuple(t.state for t in stored_study(parse_url(server.url), question.name).trials)
 
 
 def test_a_search_is_the_same_as_with_sqlite(server: Server, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_search_is_the_same_as_with_sqlite(server: Server, tmp_path: Path) -> 
     assert not (tmp_path / "b" / "same" / "study.db").exists()
     ours, theirs = load_study(tmp_path / "a" / "same"), load_study(tmp_path / "b" / "same")
     assert timeless(ours.trials) == timeless(theirs.trials)
-    assert read_study(parse_url(server.url), "same").trials == theirs.trials
+    assert stored_study(parse_url(server.url), "same").trials == theirs.trials
 
 
 def test_workers_write_and_others_read_meanwhile(server: Server, question: StudySpec, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_coordinator_that_is_killed_leaves_the_study_to_the_next(
         assert other.stdout is not None
         done = [int(other.stdout.readline()) for _ in range(5)]
         other.send_signal(signal.SIGKILL)
-    before = read_study(parse_url(server.url), question.name)
+    before = stored_study(parse_url(server.url), question.name)
     assert {c.trial for c in before.candidates} >= set(done)
     run = Run(tmp_path / "b" / question.name, trials=30, storage=server.url)
     until = time.monotonic() + 30
@@ -116,7 +116,7 @@ def test_a_coordinator_that_is_killed_leaves_the_study_to_the_next(
             break
         except StudyError:  # the server has not yet noticed that its client is gone
             time.sleep(0.2)
-    after = read_study(parse_url(server.url), question.name)
+    after = stored_study(parse_url(server.url), question.name)
     assert all(candidate in after.candidates for candidate in before.candidates)
     assert {t.state for t in after.trials} == {"complete"}
 
@@ -136,7 +136,7 @@ def test_a_server_that_is_restarted_costs_no_finished_trial(
     server.start()
     list(search(question, run, evaluate=evaluate))
     assert stored(server, question) == ("complete",) * 12
-    assert all(c in read_study(parse_url(server.url), question.name).candidates for c in found)
+    assert all(c in stored_study(parse_url(server.url), question.name).candidates for c in found)
 
 
 def test_the_lock_is_taken_again_after_a_restart(server: Server, question: StudySpec, tmp_path: Path) -> None:

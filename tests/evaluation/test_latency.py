@@ -27,7 +27,6 @@ from igc_nas.evaluation.latency import (
     Instruments,
     Measurer,
     RoundSamples,
-    measure_latency,
     noise_reasons,
 )
 from igc_nas.evaluation.runtimes import Runner, runner_for
@@ -67,7 +66,7 @@ def one_thread():
 
 
 def test_a_measurement_records_its_samples_and_conditions() -> None:
-    found = measure_latency(SMALL, SPEC, CPU, cap_s=0.3)
+    found = Measurer(SPEC, CPU, cap_s=0.3)(SMALL)
     assert 0 < found.low_ms <= found.median_ms <= found.high_ms
     assert found.n == len(found.samples_ms) == len(found.reference_samples_ms) >= LEAST_ROUNDS
     assert found.median_ms == pytest.approx(np.median(found.samples_ms), rel=1e-3)
@@ -76,10 +75,7 @@ def test_a_measurement_records_its_samples_and_conditions() -> None:
 
 
 def test_a_network_with_fifty_times_the_macs_is_slower() -> None:
-    assert (
-        measure_latency(LARGE, SPEC, CPU, cap_s=0.3).median_ms
-        > 2 * measure_latency(SMALL, SPEC, CPU, cap_s=0.3).median_ms
-    )
+    assert Measurer(SPEC, CPU, cap_s=0.3)(LARGE).median_ms > 2 * Measurer(SPEC, CPU, cap_s=0.3)(SMALL).median_ms
 
 
 class Quiet(NoiseMonitor):
@@ -318,7 +314,7 @@ def test_a_dropped_form_does_not_win_when_the_machine_slows_down() -> None:
 
 
 def test_only_the_factored_form_is_measured_if_the_spec_says_so() -> None:
-    found = measure_latency(FORMED, SPEC, CPU, cap_s=0.0)
+    found = Measurer(SPEC, CPU, cap_s=0.0)(FORMED)
     cost = cost_of(FORMED)
     assert (found.form, found.forms) == ("factored", {})
     assert (found.deployed_params, found.deployed_macs) == (cost.params, cost.macs)
@@ -357,7 +353,7 @@ def test_a_budget_that_no_form_keeps_is_an_error() -> None:
     spec = ANY.model_copy(update={"forms": "within-budget"})
     fewest = min(variant.params for variant in variants.uniform_variants(build(FORMED, 0).plan))
     with pytest.raises(InfeasibleError) as raised:
-        measure_latency(FORMED, spec, CPU, most_params=10, cap_s=0.0)
+        Measurer(spec, CPU, most_params=10, cap_s=0.0)(FORMED)
     assert f"at most 10 parameters; the smallest has {fewest:,}" in one_line(raised)
 
 
@@ -575,5 +571,5 @@ def test_asking_for_a_gpu_that_is_not_there_is_an_error() -> None:
 @pytest.mark.gpu
 def test_latency_on_a_gpu() -> None:
     device = find_devices("cuda")[0]
-    found = measure_latency(LARGE, LatencySpec(device=device.name), device, cap_s=1.0)
+    found = Measurer(LatencySpec(device=device.name), device, cap_s=1.0)(LARGE)
     assert 0 < found.low_ms <= found.median_ms <= found.high_ms

@@ -13,7 +13,7 @@ from igc_nas.arch.plan import BlockPlan, Plan
 from igc_nas.bench.native import bench_native, peak_gmacs
 from igc_nas.data.datasets import locate
 from igc_nas.errors import UsageError
-from igc_nas.evaluation.latency import measure_latency
+from igc_nas.evaluation.latency import Measurer
 from igc_nas.evaluation.runtimes import default_runtime, require, unit_plans
 from igc_nas.nn.c_compiler import compiler
 from igc_nas.nn.codegen.program import UnsupportedLayerError, program
@@ -34,11 +34,11 @@ needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_latency_is_of_the_factored_network_in_c(batch: int) -> None:
     spec = LatencySpec(device=CPU.name, runtime="native", forms="any", batch=batch)
-    found = measure_latency(SMALL, spec, CPU, cap_s=0.0)
+    found = Measurer(spec, CPU, cap_s=0.0)(SMALL)
     assert (found.runtime, found.batch, found.form, found.forms) == ("native", batch, "factored", {})
     assert found.memory_format == "contiguous"
     assert found.deployed_params is not None
-    eager = measure_latency(SMALL, spec.model_copy(update={"runtime": "eager", "forms": "factored"}), CPU, cap_s=0.0)
+    eager = Measurer(spec.model_copy(update={"runtime": "eager", "forms": "factored"}), CPU, cap_s=0.0)(SMALL)
     assert (found.deployed_params, found.deployed_macs) == (eager.deployed_params, eager.deployed_macs)
 
 

@@ -41,7 +41,7 @@ ARCH = ArchConfig.parse(
 )
 TRAINED = TrainingResult(0.0621, 10_000, "cifar10", 30, 4)
 SOURCE = Source(ARCH, "arch.toml")
-GRAPH = Graph("onnx", b"a graph", "dense", 9_876, 765_432, 3.2e-7, None, 20)
+GRAPH = Graph(b"a graph", "dense", 9_876, 765_432, 3.2e-7, None, 20)
 
 
 @pytest.fixture

@@ -30,7 +30,6 @@ from igc_nas.evaluation.latency import (
     MOST_ROUNDING,
     Instruments,
     Measurer,
-    measure_latency,
     randomize_batchnorm_,
     settle_batchnorm_,
 )
@@ -127,7 +126,7 @@ def test_the_second_gpu_is_timed_on_its_own_stream(cache: None, monkeypatch: pyt
         monkeypatch.setattr(
             torch.cuda.Event, "record", lambda self, *_: (recorded.append(record.current_device), real(self))[1]
         )
-        measure_latency(SMALL["igcv1"], LatencySpec(device=device.name, cuda_graph=True), device, cap_s=0.05)
+        Measurer(LatencySpec(device=device.name, cuda_graph=True), device, cap_s=0.05)(SMALL["igcv1"])
         assert set(recorded) == {1}
         assert record.current_device == 0
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import igc_nas
-from igc_nas.engine.database import DATABASE_FILE, default_url, parse_url, read_study
+from igc_nas.engine.database import DATABASE_FILE, default_url, parse_url, stored_study
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import replace_latencies
 from igc_nas.errors import ConfigError, StudyError, UsageError
@@ -42,7 +42,7 @@ def searched(folder: Path, trials: int = 2) -> None:
     assert {path.name for path in folder.iterdir()} >= {"study.toml", "trials.jsonl", DATABASE_FILE}
     study = load_study(folder)
     assert len(study.candidates) == trials
-    assert read_study(default_url(folder), "stub").trials == study.trials
+    assert stored_study(default_url(folder), "stub").trials == study.trials
     replace_latencies(folder, {0: latency(0.123)})
     assert len(list(search(question, Run(folder, trials=trials + 1), evaluate=evaluate))) == 1
 
@@ -80,7 +80,7 @@ def test_a_kept_latency_reaches_a_database_elsewhere(tmp_path: Path) -> None:
     list(search(question, run, evaluate=evaluate))
     replace_latencies(run.folder, {0: latency(0.123)})
     assert len(list(search(question, Run(run.folder, trials=4, storage=storage), evaluate=evaluate))) == 1
-    stored = read_study(parse_url(storage), "stub")
+    stored = stored_study(parse_url(storage), "stub")
     assert stored.trials == load_study(run.folder).trials
     assert stored.trials[0].candidate is not None
     assert stored.trials[0].candidate.latency.normalised_ms == 0.123

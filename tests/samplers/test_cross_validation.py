@@ -26,7 +26,6 @@ def test_a_target_that_can_be_learnt_ranks_better_than_the_parameter_count(seed:
     assert found.is_better
     assert found.rank > 0.9
     assert found.n == N
-    assert found.rmse < 0.2
 
 
 def test_predictions_of_noise_rank_no_better_than_chance() -> None:
@@ -67,7 +66,7 @@ def test_only_the_first_rows_are_validated() -> None:
 def test_better_is_better_than_the_parameter_count_and_than_nothing(
     rank: float, by_params: float, better: bool
 ) -> None:
-    assert LeaveOneOut(20, rank, by_params, 0.68, 0.95, 0.1).is_better == better
+    assert LeaveOneOut(20, rank, by_params, 0.68, 0.95).is_better == better
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=30))

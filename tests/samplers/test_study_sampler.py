@@ -323,7 +323,8 @@ def test_a_running_trial_counts_with_its_predicted_error(begun: Loop) -> None:
     first = next(sampler.propose_by_acquisition(history, posterior, np.random.default_rng(0)))
     candidate = sampler.encoding.priced([first])
     running = History(history.complete, history.values, history.pruned, history.expected, candidate)
-    before, after = (sampler.acquisition(candidate, now, posterior)[0] for now in (history, running))
+    fronts = (sampler.front(now, posterior) for now in (history, running))
+    before, after = (sampler.acquisition(candidate, front, posterior)[0] for front in fronts)
     assert after < 0.75 * before
     assert next(sampler.propose_by_acquisition(running, posterior, np.random.default_rng(0))) != first
 
@@ -384,7 +385,7 @@ def test_suggestions_in_a_row_are_spread(begun: Loop) -> None:
     assert min(gaps) > 0.1
 
 
-NO_BETTER = LeaveOneOut(n=20, rank=0.3, rank_by_params=0.4, within_68=0.7, within_95=0.9, rmse=0.1)
+NO_BETTER = LeaveOneOut(n=20, rank=0.3, rank_by_params=0.4, within_68=0.7, within_95=0.9)
 
 
 def test_a_surrogate_that_ranks_no_better_than_the_parameter_count_is_not_used(begun: Loop) -> None:
@@ -402,7 +403,7 @@ def test_a_surrogate_that_ranks_no_better_than_the_parameter_count_is_not_used(b
 
 
 def test_a_surrogate_that_ranks_better_is_used(begun: Loop) -> None:
-    sampler = KnownCost(begun.spec, validate=lambda *_: LeaveOneOut(20, 0.9, 0.4, 0.7, 0.9, 0.1))
+    sampler = KnownCost(begun.spec, validate=lambda *_: LeaveOneOut(20, 0.9, 0.4, 0.7, 0.9))
     posterior = sampler.fit(begun.history)
     for seed in range(3):
         best = next(sampler.propose_by_acquisition(begun.history, posterior, np.random.default_rng(seed)))

@@ -55,12 +55,12 @@ def test_a_wrong_change_is_refused_by_name(changes: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("cores", "gigabytes", "extent"),
     [
-        (1, 64, Extent(trials=24, time_s=600, workers=1)),
-        (2, 64, Extent(trials=24, time_s=600, workers=2)),
-        (6, 64, Extent(trials=72, time_s=600, workers=6)),
-        (64, 640, Extent(trials=96, time_s=600, workers=8)),
-        (16, 8, Extent(trials=48, time_s=600, workers=4)),
-        (16, 0, Extent(trials=24, time_s=600, workers=1)),
+        (1, 64, Extent(time_s=600, workers=1)),
+        (2, 64, Extent(time_s=600, workers=2)),
+        (6, 64, Extent(time_s=600, workers=6)),
+        (64, 640, Extent(time_s=600, workers=8)),
+        (16, 8, Extent(time_s=600, workers=4)),
+        (16, 0, Extent(time_s=600, workers=1)),
     ],
 )
 def test_a_cpu_search_uses_the_cores_that_memory_allows_and_ends_in_ten_minutes(
@@ -78,7 +78,7 @@ def test_a_gpu_search_has_two_workers_a_gpu_where_cores_and_memory_allow(
     devices: int, cores: int, gigabytes: int, workers: int
 ) -> None:
     found = default_extent("cuda", devices, cores=cores, gpu_memory=gigabytes * 2**30)
-    assert found == Extent(trials=200 * devices, time_s=7200, workers=workers)
+    assert found == Extent(time_s=7200, workers=workers)
     assert default_extent("cuda", devices, cores=cores).workers == devices
 
 

@@ -24,11 +24,7 @@ from igc_nas.study.study import load_study, read_trials
 from tests.support.commands import Command, refused
 from tests.support.searches import evaluate, spec
 
-
-@pytest.fixture(autouse=True)
-def an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("IGC_NAS_STORAGE", raising=False)
+pytestmark = pytest.mark.usefixtures("nothing_around")
 
 
 @pytest.fixture

@@ -102,3 +102,10 @@ def write(folder: Path, study: Study) -> Path:
     (folder / "study.toml").write_text(study.spec.to_toml(), encoding="utf-8")
     (folder / "trials.jsonl").write_text("".join(f"{trial.to_json()}\n" for trial in study.trials), encoding="utf-8")
     return folder
+
+
+def on_the_way(n: int = 30, pruned: int = 6) -> Study:
+    """A study with rungs, the last `pruned` of its trainings pruned at one."""
+    rungs = {at: blurred(by_size, 0.02, at) for at in RUNGS}
+    study = make(n, blurred(by_size, 0.01, 0), rungs, recipe=RECIPE | {"rungs": RUNGS}, prune_below=0.05)
+    return stop(study, n - pruned)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pynvml
 
-from igc_nas.nn.nvml import Energy, energy_per_run, find_gpu
+from igc_nas.nn.nvml import energy_per_run, find_gpu
 
 UUID = "3f2a8c1e-0000-4000-8000-0123456789ab"
 CLOCK = "nvmlDeviceGetClockInfo"
@@ -91,7 +91,7 @@ class Bench:
     def sleep(self, seconds: float) -> None:
         self._pass(round(seconds * 1000), self.idle_w)
 
-    def measure(self, **spans: float) -> Energy | None:
+    def measure(self, **spans: float) -> float | None:
         gpu = find_gpu(self.nvml.uuid, self.nvml)
         assert gpu is not None
         return energy_per_run(gpu, self.run, self.synchronize, clock=self.clock, sleep=self.sleep, **spans)

@@ -20,7 +20,6 @@ from igc_nas.analysis.importance import ParameterImportance, parameter_importanc
 from igc_nas.analysis.views import (
     TrialsView,
     curves_view,
-    disagreements,
     forms_view,
     front_rows,
     hypervolume_view,
@@ -111,7 +110,6 @@ def _gc_paused() -> Iterator[None]:
 def _payload(studies: Sequence[Study], plans: Plans) -> Json:
     return {
         "objectives": [[o.name, o.label, o.log] for o in OBJECTIVES.values()],
-        "warnings": disagreements([study.spec for study in studies]) if len(studies) > 1 else [],
         "studies": [_study(study, plans) for study in studies],
         "plans": {name: getattr(plans, name).values for name in ("stages", "layers", "blocks", "tables")},
     }
@@ -126,7 +124,6 @@ def _study(study: Study, plans: Plans) -> Json:
         "argument": visible(study_argument(study.folder, spec.name)),
         "legend": legend(t.arch for t in study.trials if t.arch),
         "dataset": visible(spec.dataset),
-        "device": visible(spec.latency.device),
         "objectives": spec.front_objectives,
         "limits": limits(study),
         "cards": numbers(study),

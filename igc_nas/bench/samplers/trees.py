@@ -14,6 +14,7 @@ Floats = NDArray[np.float64]
 TREES, DEPTH, RATE, FEWEST, SHARE = 150, 3, 0.06, 4, 0.7
 """The number of trees, their depth, the shrinkage, the fewest rows in a leaf, the share of rows that each tree sees."""
 SPLITS = 2**DEPTH - 1
+FOLDS = 10
 
 
 class BoostedTrees:
@@ -75,11 +76,11 @@ def _best_split(inputs: Floats, values: Floats) -> tuple[int, float]:
     return int(column), float((ordered[row, column] + ordered[row + 1, column]) / 2)
 
 
-def left_out(inputs: Floats, values: Floats, folds: int = 10) -> Floats:
+def left_out(inputs: Floats, values: Floats) -> Floats:
     """(n,) predictions of the values by cross-validation: each by trees that were fitted without its fold."""
-    fold = np.random.default_rng(0).permutation(len(values)) % folds
+    fold = np.random.default_rng(0).permutation(len(values)) % FOLDS
     found = np.empty(len(values))
-    for each in range(folds):
+    for each in range(FOLDS):
         out = fold == each
         found[out] = BoostedTrees(inputs[~out], values[~out])(inputs[out])
     return found

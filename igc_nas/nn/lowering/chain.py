@@ -244,15 +244,6 @@ def _biases(segment: Segment) -> int:
     return segment.as_conv.out_channels * (height * width if has_map(segment) else 1)
 
 
-def describe(chain: Chain, form: Form) -> str:
-    """A form as text: `3x3/24 + 1x1` is a 3x3 convolution in 24 groups, then a dense 1x1."""
-    return " + ".join(_describe_conv(segment.as_conv) for segment in layout(chain, form))
-
-
-def _describe_conv(conv: Conv) -> str:
-    return f"{conv.kernel}x{conv.kernel}" + (f"/{conv.groups}" if conv.groups > 1 else "")
-
-
 def _take(steps: Sequence[Step], at: int, convs: int) -> tuple[tuple[Step, ...], tuple[Interleave, ...], int]:
     """From `at` on: (steps up to the last of `convs` convolutions, the interleaves after it, the next position).
 

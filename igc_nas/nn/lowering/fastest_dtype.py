@@ -53,16 +53,14 @@ class FastestDtype:
         return f"{self.dtype}: a step of a small network takes {times}"
 
 
-def fastest_dtype(
-    device: Device, forms: str = "fastest", threads: int = 1, cache: TimingCache | None = None
-) -> FastestDtype:
+def fastest_dtype(device: Device, forms: str = "fastest", threads: int = 1) -> FastestDtype:
     """The dtype in which networks train fastest with `forms` (`fastest` or `factored`), by `threads` threads of a CPU.
 
-    The times are kept in `cache`; None: in that of the trainings on this device.
+    The times are kept in the cache of the trainings on this device.
     """
     if device.kind != "cpu":
         return FastestDtype(device.fast_dtype)
-    cache = cache or timing_cache_for(device.name, threads, "training")
+    cache = timing_cache_for(device.name, threads, "training")
     with cache:
         key = f"dtype of {forms} forms b{BATCH} @{RESOLUTION}"
         times = cache.get(key, DTYPES, lambda: _times(device, forms, threads, cache))

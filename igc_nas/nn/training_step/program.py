@@ -330,7 +330,7 @@ class StepProgram:
 
     def _emit_forward(self) -> None:
         for norm in self.norms:
-            self._zero(self.forward, norm.op.sum, 2 * 8 * norm.op.depth)
+            self.forward.add(ops.Zero(norm.op.sum, 2 * 8 * norm.op.depth))
         for node in self.nodes:
             if isinstance(node, ChainNode):
                 self._forward_chain(node)
@@ -489,7 +489,7 @@ class StepProgram:
 
     def _emit_backward(self) -> None:
         for norm in self.norms:
-            self._zero(self.backward, norm.op.grad_sum, 2 * 8 * norm.op.depth)
+            self.backward.add(ops.Zero(norm.op.grad_sum, 2 * 8 * norm.op.depth))
         self._gradient_zero = ops.Zero()
         self.backward.add(self._gradient_zero)
         scratch = Scratch()
@@ -680,9 +680,6 @@ class StepProgram:
         block, listed = ops.blocks(inner, images)
         self._kept.append(listed)
         to.add(block)
-
-    def _zero(self, to: ops.Operations, at: int, size: int) -> None:
-        to.add(ops.Zero(at, size))
 
     def _place(self) -> None:
         """Allocate scratch and gradients, and set the addresses of what lies in them."""

@@ -38,14 +38,15 @@ def best_ways(stem: BlockPlan, blocks: Sequence[BlockPlan], lanes: int) -> tuple
     layers = tuple(layer for block in blocks for layer in block.layers)
     found = []
     for start in sorted(orders):
-        cost, ways = min(_explored(layers, {start: (0.0, ())}, 1.0, lanes).values())
+        cost, ways = min(_explored(layers, {start: (0.0, ())}, lanes).values())
         found.append((cost, start, ways))
     _, start, ways = min(found)
     return start, ways
 
 
-def _explored(layers: tuple[Layer, ...], states: States, scale: float, lanes: int) -> States:
-    """The states behind `layers`; `scale` are their input pixels, as a share of the network's."""
+def _explored(layers: tuple[Layer, ...], states: States, lanes: int) -> States:
+    """The states behind `layers`; costs are for each of their input pixels."""
+    scale = 1.0  # input pixels of a layer, as a share of the first one's
     for layer in layers:
         after: States = {}
         for order, (cost, ways) in states.items():
@@ -69,10 +70,10 @@ def _steps(layer: Layer, order: Order, lanes: int) -> list[tuple[Order, float, t
             return [(order, 0.0, ())]
         case Residual(body, shortcut):
             entry: States = {order: (0.0, ())}
-            others = _explored(shortcut, entry, 1.0, lanes)
+            others = _explored(shortcut, entry, lanes)
             return [
                 (end, cost + more + (0.0 if end == other else 3 * PERMUTE_COST * len(end)), ways + chosen)
-                for end, (cost, ways) in _explored(body, entry, 1.0, lanes).items()
+                for end, (cost, ways) in _explored(body, entry, lanes).items()
                 for other, (more, chosen) in others.items()
             ]
         case _:

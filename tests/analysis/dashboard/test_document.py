@@ -29,7 +29,7 @@ from igc_nas.study.baselines import SETS
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import FormTime, Trial
 from igc_nas.study.study import Study
-from tests.support.families import RECIPE, RUNGS, blurred, by_size, make, stop
+from tests.support.families import RECIPE, RUNGS, by_size, make, on_the_way, stop
 from tests.support.hostile import MARKUP
 from tests.support.pages import Page
 from tests.support.studies import make_candidates, make_spec, make_study
@@ -45,13 +45,6 @@ def study() -> Study:
 @pytest.fixture(scope="module")
 def page(study: Study) -> Page:
     return Page(dashboard([study]))
-
-
-def on_the_way(n: int = 30, pruned: int = 6) -> Study:
-    """A study with rungs, the last `pruned` of its trainings pruned at one."""
-    rungs = {at: blurred(by_size, 0.02, at) for at in RUNGS}
-    study = make(n, blurred(by_size, 0.01, 0), rungs, recipe=RECIPE | {"rungs": RUNGS}, prune_below=0.05)
-    return stop(study, n - pruned)
 
 
 @pytest.fixture
@@ -246,7 +239,6 @@ def test_differences_between_studies_are_stated() -> None:
     assert [s["name"] for s in found.data["studies"]] == ["one", "other"]
     alike = Page(dashboard([one, make_study(3, seed=1, name="other")]))
     assert "Not everything" not in alike.text
-    assert alike.data["warnings"] == []
 
 
 @pytest.mark.usefixtures("_small")

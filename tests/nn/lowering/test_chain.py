@@ -19,11 +19,11 @@ from igc_nas.nn.lowering.chain import (
     WIDEST_GROUP,
     Chain,
     ConvKey,
+    Form,
     Piece,
     Scale,
     Step,
     dense,
-    describe,
     factored,
     form_key,
     form_macs,
@@ -293,6 +293,12 @@ def test_a_form_of_too_many_macs_is_left_out() -> None:
     for groups, tried in ((MOST_TIMES_MACS, True), (MOST_TIMES_MACS + 1, False)):
         alone = Chain((Conv("conv", groups, groups, groups=groups),), 1, 1)
         assert ((Piece(1, 1),) in forms_of(alone)) == tried
+
+
+def describe(chain: Chain, form: Form) -> str:
+    """A form as text: `3x3/24 + 1x1` is a 3x3 convolution in 24 groups, then a dense 1x1."""
+    convs = (segment.as_conv for segment in layout(chain, form))
+    return " + ".join(f"{c.kernel}x{c.kernel}" + (f"/{c.groups}" if c.groups > 1 else "") for c in convs)
 
 
 def descriptions(stage: StageConfig, in_width: int, parts_of: PartsOf = training_parts) -> list[list[str]]:

@@ -26,7 +26,6 @@ from igc_nas.nn.lowering.chain import (
     Form,
     Piece,
     dense,
-    describe,
     factored,
     form_macs,
     forms_of,
@@ -184,7 +183,7 @@ def test_the_cost_of_a_form_is_that_of_its_parts() -> None:
         (DENSE, False, 3 + 1),
         (DENSE, True, 2 + 1),
     ):
-        assert ones.cost(CHAIN, form, first)[0] == parts, describe(CHAIN, form)
+        assert ones.cost(CHAIN, form, first)[0] == parts, form
     assert ones.best(CHAIN).pieces == DENSE
 
 
