@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from igc_nas.arch.config import ArchConfig
 from igc_nas.arch.cost import Cost
 from igc_nas.arch.stages import UNITS, StageConfig
-from igc_nas.space.search_space import METRICS, Frame, SearchSpace, shape_after
+from igc_nas.space.search_space import METRICS, Frame, SearchSpace
 
 Ints = NDArray[np.int64]
 Code = tuple[int, ...]
@@ -85,10 +85,10 @@ class SpaceEncoding:
         costs = np.zeros((len(METRICS), *size), dtype=np.int64)
         for row, shape in enumerate(entering):
             found = stage.priced(shape)
-            at = [number_of[option] for option, _ in found]
+            at = [number_of[option] for option, _, _ in found]
             fits[row, at] = True
-            leaves[row, at] = [leaving_number[shape_after(option, shape)] for option, _ in found]
-            costs[:, row, at] = np.array([_counts(cost) for _, cost in found]).T
+            leaves[row, at] = [leaving_number[after] for _, _, after in found]
+            costs[:, row, at] = np.array([_counts(cost) for _, cost, _ in found]).T
         unit = np.array([UNITS.index(option.unit) for option in number_of])
         return StageTable(tuple(number_of), unit, fits, costs, leaves)
 
@@ -131,8 +131,8 @@ class SpaceEncoding:
         file = self.space.file
         if (arch.input, arch.classes) != (file.input, self.space.classes):
             return None
-        frame = Frame(arch.stem, arch.head)
-        if frame not in self.space.frames or len(arch.stages) != len(self.stages):
+        frame = self.space.counted_frame(Frame(arch.stem, arch.head))
+        if frame is None or len(arch.stages) != len(self.stages):
             return None
         numbers = [self.space.frames.index(frame)]
         shape = int(self.stem_shape[numbers[0]])

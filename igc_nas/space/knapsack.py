@@ -83,10 +83,10 @@ class KnapsackSampler:
             for shape in entering:
                 found = stage.priced(shape)
                 level[shape] = _Level(
-                    tuple(option for option, _ in found),
-                    np.array([self._cells(cost) for _, cost in found], dtype=np.int64),
-                    np.array([number_of[shape_after(option, shape)] for option, _ in found], dtype=np.int64),
-                    np.array([cost.macs for _, cost in found], dtype=np.int64),
+                    tuple(option for option, _, _ in found),
+                    np.array([self._cells(cost) for _, cost, _ in found], dtype=np.int64),
+                    np.array([number_of[after] for _, _, after in found], dtype=np.int64),
+                    np.array([cost.macs for _, cost, _ in found], dtype=np.int64),
                 )
             levels.append(level)
         return levels
