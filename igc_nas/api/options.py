@@ -11,7 +11,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.cli.options import Quantity
 from igc_nas.cli.program import program
 from igc_nas.errors import UsageError
+from igc_nas.io.records import Frozen
 from igc_nas.io.text import with_nearest
 from igc_nas.study.records import Candidate
 from igc_nas.study.study import Study
@@ -44,7 +45,7 @@ def request_of(command: click.Command, kind: type[Request], given: Mapping[str, 
     for name, value in given.items():
         if value is None:
             continue
-        if isinstance(value, ArchConfig):
+        if isinstance(value, ArchConfig) and isinstance(parameters[name], click.Argument):
             objects[str(parameters[name].name)] = value
             arguments.append("")
         elif isinstance(parameters[name], click.Option):
@@ -70,11 +71,13 @@ def _words(option: click.Parameter, value: Any) -> list[str]:
     """An option with a value as on the command line; several words for one that is repeated."""
     assert isinstance(option, click.Option)
     if option.is_flag:
+        if isinstance(value, str):  # any text is true in Python, "no" too
+            raise UsageError(f"{option.name}: {value!r:.40} is text", "give True or False")
         return option.opts[:1] if value else option.secondary_opts[:1]
     values = [value]
     if isinstance(value, Mapping):
-        values = [f"{key}={json.dumps(item)}" for key, item in value.items()]
-    elif isinstance(value, Iterable) and not isinstance(value, str):
+        values = [f"{key}={json.dumps(item, default=_plain)}" for key, item in value.items()]
+    elif isinstance(value, Iterable) and not isinstance(value, str | Frozen):
         values = [*value] if option.multiple else [_joined(option, value)]
     spelling = next(spelling for spelling in option.opts if spelling.startswith("--"))
     return [f"{spelling}={_text(option, each)}" for each in values]
@@ -86,8 +89,20 @@ def _joined(option: click.Option, values: Iterable[Any]) -> str:
     return (".." if isinstance(option.type, Quantity) else ",").join(texts)
 
 
+def _plain(value: Any) -> Any:
+    """A value of NumPy as JSON knows it. Raises `UsageError`."""
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise UsageError(f"{value!r:.80} is no value of a recipe", "give numbers, text, true or false, or lists of them")
+
+
 def _text(option: click.Option, value: Any) -> str:
-    """A value as text; numbers are in the unit of the option."""
+    """A value as text; numbers are in the unit of the option. Raises `UsageError` for a record: an architecture."""
+    if isinstance(value, Frozen):
+        hint = "name it: STUDY:N for a trial, or a file that igc_nas.export writes"
+        raise UsageError(f"{option.name} takes names and files, and no {type(value).__name__}", hint)
     if not isinstance(option.type, Quantity) or not isinstance(value, Real):
         return str(name_of(value))
     return f"{value if isinstance(value, int) else format(float(value), 'f')}{option.type.unit}"

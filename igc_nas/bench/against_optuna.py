@@ -190,10 +190,15 @@ def _read(file: Path, conditions: Mapping[str, Any], time_s: float) -> dict[int,
     other = "name another file with -o"
     if not file.exists():
         return {}
-    try:
-        pairs = [_PAIR.validate_json(line) for line in read_text(file, MOST_RECORDS).splitlines()]
-    except ValidationError:
-        raise UsageError(f"{file.name} holds no runs of bench against-optuna", other) from None
+    pairs = []
+    for number, line in enumerate(read_text(file, MOST_RECORDS).splitlines(), start=1):
+        try:
+            pairs += [_PAIR.validate_json(line)] if line.strip() else []
+        except ValidationError:
+            raise UsageError(
+                f"line {number} of {file.name} is no run of bench against-optuna",
+                f"{other}, or remove that line if a run was killed while it wrote it" if pairs else other,
+            ) from None
     asked = {key: value for key, value in conditions.items() if key not in PASSING} | {"time_s": time_s}
     for pair in pairs:
         for line in differences(asked, restricted({**pair.conditions, "time_s": pair.time_s}, asked), where="there"):

@@ -96,10 +96,15 @@ def _take_place(temporary: Path, target: Path, old: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, or leave the file unchanged: half a line would damage the next one. Raises `OSError`."""
-    with path.open("ab", buffering=0) as file:
+    """Add a line to a file, or leave the file unchanged: half a line would damage the next one. Raises `OSError`.
+
+    A last line without its end, as some editors leave it, gets one.
+    """
+    with path.open("a+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
-        left = memoryview(line.encode() + b"\n")
+        file.seek(max(0, size - 1))
+        begin = b"" if file.read(1) in (b"", b"\n") else b"\n"
+        left = memoryview(begin + line.encode() + b"\n")
         try:
             while left:
                 left = left[file.write(left) :]

@@ -28,7 +28,7 @@ class Mutator:
         """For each stage (options, parameters): the values of its options as numbers, the unit first."""
         tables = []
         for table in self.encoding.stages:
-            rows = [[("unit", option.unit), *sorted(option.model_dump().items())] for option in table.options]
+            rows = [[("unit", option.unit), *sorted(vars(option).items())] for option in table.options]
             width = max(map(len, rows))
             columns = [[row[i] if i < len(row) else None for row in rows] for i in range(width)]
             tables.append(np.array([_numbered(column) for column in columns]).T)

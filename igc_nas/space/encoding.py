@@ -131,8 +131,8 @@ class SpaceEncoding:
         file = self.space.file
         if (arch.input, arch.classes) != (file.input, self.space.classes):
             return None
-        frame = Frame(arch.stem, arch.head)
-        if frame not in self.space.frames or len(arch.stages) != len(self.stages):
+        frame = self.space.counted_frame(Frame(arch.stem, arch.head))
+        if frame is None or len(arch.stages) != len(self.stages):
             return None
         numbers = [self.space.frames.index(frame)]
         shape = int(self.stem_shape[numbers[0]])

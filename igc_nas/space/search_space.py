@@ -37,6 +37,8 @@ from igc_nas.io.resources import shipped
 from igc_nas.io.text import nearest, nearest_and_all
 
 MOST_OPTIONS = 200_000
+SAMPLE: Shape = (64, 4, 4)
+"""A map at whose shape heads are compared: those that build the same layers there do so at any shape."""
 _LISTS = re.compile(r"^ *\[\[ *(\w+) *\]\]", re.MULTILINE)
 TEMPLATE = Path(__file__).with_name("template.toml")
 """A space file to edit: every key, with its unit and default."""
@@ -207,7 +209,11 @@ class SearchSpace:
             self.head_choices = _choices(file.head)
         else:
             self.heads = (file.head,)
-        self.frames = tuple(Frame(stem, head) for stem in self.stems for head in self.heads)
+        self._frames: dict[object, Frame] = {}
+        for frame in (Frame(stem, head) for stem in self.stems for head in self.heads):
+            self._frames.setdefault(self._signature(frame), frame)
+        self.frames = tuple(self._frames.values())
+        """Of those that build the same network the first."""
         if file.input[1] != file.input[2] and any(head and head.pool == "gdc" for head in self.heads):
             raise ConfigError(f"{name}: a gdc head needs square images", "write input = [3, 32, 32]")
         self.stages = tuple(
@@ -229,6 +235,17 @@ class SearchSpace:
                     f"{self.name}: of images of {pixels} pixels {where} leaves nothing in some architecture",
                     "use larger images, or smaller strides and pools",
                 )
+
+    def _signature(self, frame: Frame) -> object:
+        """Equal for frames that build the same network around the same stages."""
+        stem = normalised(stem_layers(frame.stem, self.file.input[0]))
+        return stem, tuple((name, normalised(layers)) for name, layers in end_layers(SAMPLE, frame.head, self.classes))
+
+    def counted_frame(self, frame: Frame) -> Frame | None:
+        """The one of `frames` that builds the same network as `frame`; None for a frame of another space."""
+        if frame.stem not in self.stems or frame.head not in self.heads:
+            return None
+        return self._frames[self._signature(frame)]
 
     def _first_unfit(self) -> int:
         """The number of the first stage of which no option follows any shape that leaves the one before."""
@@ -357,7 +374,8 @@ class SearchSpace:
 
     @cached_property
     def size(self) -> int:
-        """Exact number of different valid networks (options of a stage that build the same network count once)."""
+        """Exact number of different valid networks: options of a stage that build the same network count once, and so
+        do stems and heads."""
         counts: dict[Shape, int] = dict.fromkeys(self.shapes[-1], 1)
         for stage, entering in zip(reversed(self.stages), reversed(self.shapes[:-1]), strict=True):
             counts = {shape: sum(n * counts[after] for after, n in stage.leading(shape).items()) for shape in entering}

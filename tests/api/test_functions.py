@@ -93,6 +93,10 @@ def test_each_option_of_a_command_is_an_argument(command: click.Command, options
         ({"params": (None, "2M"), "macs": (1e6, 10_000_000)}, "--params ..2M --macs 1M..10M"),
         ({"objectives": ("error", "macs")}, "--objectives error,macs"),
         ({"recipe": {"epochs": 3, "rungs": [9, 20]}}, "--recipe epochs=3 --recipe 'rungs=[9, 20]'"),
+        (
+            {"recipe": {"epochs": np.int64(3), "rungs": np.array([9, 20]), "lr": np.float64(0.5)}},
+            "--recipe epochs=3 --recipe 'rungs=[9, 20]' --recipe lr=0.5",
+        ),
         ({"recipe": {"dtype": "bfloat16", "flip": False}}, """--recipe 'dtype="bfloat16"' --recipe flip=false"""),
         ({"recipe": "epochs=3", "baselines": ["igc", "a"]}, "--recipe epochs=3 --baselines igc --baselines a"),
         ({"studies_dir": Path("-x y"), "quiet": True, "goal": None}, "'--studies-dir=-x y' --quiet"),
@@ -112,6 +116,10 @@ def test_arguments_are_read_as_the_command_line_reads_them(given: dict[str, Any]
         ({"sampler": "best"}, UsageError, "known-cost"),
         ({"trials": 0}, UsageError, "trials"),
         ({"recipe": {"epoch": 3}}, ConfigError, "did you mean epochs"),
+        ({"recipe": {"epochs": Path("3")}}, UsageError, "is no value of a recipe"),
+        ({"enqueue": igc_nas.load_architecture("igcv3-d-cifar")}, UsageError, "enqueue takes names .* no ArchConfig"),
+        ({"baselines": [igc_nas.load_architecture("igcv3-d-cifar")]}, UsageError, "baselines takes names"),
+        ({"deterministic": "no"}, UsageError, "deterministic: 'no' is text"),
         ({"budget": "2M"}, TypeError, "unexpected keyword argument 'budget'"),
     ],
 )

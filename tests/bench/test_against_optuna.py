@@ -91,7 +91,12 @@ def test_wrong_input_is_refused_before_anything_runs(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "holds no runs of bench against-optuna"),
+        ("{}", "line 1 of runs.jsonl is no run of bench against-optuna name another file with -o"),
+        (
+            f"{json.dumps(asdict(pair([(50, 0.1)], [(10, 0.2)])))}\n\n{{",
+            "line 3 of runs.jsonl is no run of bench against-optuna name another file with -o, or remove that line",
+        ),
+        (f"\n{json.dumps(asdict(pair([(50, 0.1)], [(10, 0.2)])))}\n\n", "runs of other conditions: device: "),
         (json.dumps(asdict(pair([(50, 0.1)], [(10, 0.2)]))), "runs of other conditions: device: "),
     ],
 )

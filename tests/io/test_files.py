@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from igc_nas.errors import IgcNasError
-from igc_nas.io.files import whole_folder, write_whole
+from igc_nas.io.files import append_line, whole_folder, write_whole
 
 
 def test_text_and_bytes_are_written_unchanged(tmp_path: Path) -> None:
@@ -40,6 +40,13 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
         write_whole(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(("before", "after"), [("", "new\n"), ("old\n", "old\nnew\n"), ("old", "old\nnew\n")])
+def test_a_line_is_added_as_a_line_of_its_own(before: str, after: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(before)
+    append_line(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == after
 
 
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 import igc_nas
 from igc_nas.errors import InfeasibleError, UsageError
 from igc_nas.samplers.optuna_space import OptunaSpace
+from tests.support.builders import SMALL_SPACES
 from tests.support.searches import evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +74,17 @@ def test_any_storage(storage: str, tmp_path: Path) -> None:
     assert {0.001 <= trial.params["lr"] <= 0.1 for trial in study.trials} == {True}
     if isinstance(kept, str):
         study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["dead-end", "with-tables", "merging-frames"])
+def test_spaces_with_dead_ends_tables_and_equal_frames(name: str, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(SMALL_SPACES[name])
+    space = igc_nas.load_space(tmp_path / "own.toml")
+    study = own_study(("error",), space)
+    count = min(14, space.feasible.count or 0)
+    study.optimize(lambda trial: error_of(space.suggest(trial)), n_trials=count)
+    assert len({trial.user_attrs["id"] for trial in study.trials}) == count
+    assert all(space.params(space.architecture(trial.params)) == trial.params for trial in study.trials)
 
 
 def test_parameters_that_a_user_fixes_are_those_of_the_trial() -> None:

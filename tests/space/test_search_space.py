@@ -97,7 +97,8 @@ def test_the_size_is_the_number_of_different_networks(small: SearchSpace) -> Non
 
 def test_the_small_spaces_have_the_properties_of_their_names() -> None:
     written = {name: list(every_architecture(space)) for name, space in SPACES.items()}
-    assert all(len(written[name]) > SPACES[name].size for name in ("merging", "merging-by-width", "tiny"))
+    merging = ("merging", "merging-by-width", "merging-frames", "tiny")
+    assert all(len(written[name]) > SPACES[name].size for name in merging)
     fitting, every = len(written["clashing"]), 1
     for count in (2, *(len(stage.options) for stage in SPACES["clashing"].stages)):
         every *= count

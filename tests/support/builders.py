@@ -177,9 +177,9 @@ width = [8, 9, 12]
 [[stage]]
 blocks = [1, 2]
 stride = 2
-[stage.igcv3]
-width = [8, 12]
-expand = 2
+[stage.igcv1]
+L = 4
+M = [2, 3]
 """
 """Nothing follows 9 channels behind the first stage."""
 
@@ -194,15 +194,30 @@ width = [8, 12]
 pool = [{kind = "max", kernel = 2, stride = 2}, {kind = "average", kernel = 2, stride = 2}]
 [[stage]]
 blocks = [1, 2]
-[stage.igcv3]
-width = 8
-expand = 2
+[stage.igcv1]
+L = 4
+M = 2
 se = {ratio = 4}
 [head]
 pool = ["average", "flatten"]
 hidden = [16, 12]
 """
 """Pools and SE are tables, without the keys that have defaults; hidden layers are a list and no choice."""
+
+MERGING_FRAMES = """
+[stem]
+width = 8
+unit = "bsconv"
+reduce = [2, 4]
+[[stage]]
+blocks = [1, 2]
+[stage.conv]
+width = [8, 12]
+[head]
+pool = ["average", "flatten"]
+activation = ["relu", "relu6"]
+"""
+"""Of three channels any `reduce` leaves three; a head that only pools has no activation."""
 
 SMALL_SPACES = {
     "clashing": CLASHING,
@@ -213,6 +228,7 @@ SMALL_SPACES = {
     "with-choices": WITH_CHOICES,
     "dead-end": DEAD_END,
     "with-tables": WITH_TABLES,
+    "merging-frames": MERGING_FRAMES,
 }
 
 

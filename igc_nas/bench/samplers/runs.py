@@ -141,8 +141,11 @@ def _read(file: Path) -> dict[Task, Replay]:
     if not (found or BEGINNING.startswith(rest[: len(BEGINNING)])):
         raise UsageError(f"{file.name} holds no runs of bench sampler", "name another file with -o")
     if rest:  # not before its other lines have been read: it might be any other file of the user
-        with file.open("r+b") as out:
-            out.truncate(file.stat().st_size - len(rest))
+        try:
+            found |= [_parsed(rest, file.name)]  # whole, but for the end that an editor took
+        except UsageError:
+            with file.open("r+b") as out:
+                out.truncate(file.stat().st_size - len(rest))
     return found
 
 

@@ -305,6 +305,9 @@ def test_runs_continue_from_their_file(tmp_path: Path) -> None:
     said.clear()
     assert run_tasks([table()], tasks(2), file=file, say=said.append) == both
     assert len(said) == 1, "nothing was run"
+    file.write_text(file.read_text().rstrip("\n"))  # as some editors save it
+    assert len(run_tasks([table()], tasks(3), file=file)) == 6
+    assert [json.loads(line)["name"] for line in file.read_text().splitlines()] == ["table"] * 6
 
 
 def test_a_file_of_version_0_1_is_read(tmp_path: Path) -> None:
