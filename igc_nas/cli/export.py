@@ -14,7 +14,7 @@ from igc_nas.arch.config import ArchConfig
 from igc_nas.cli.loading import limit_of, load, load_torch, quiet_threads, with_side
 from igc_nas.cli.options import COUNT, FILE, Choice, classes_option, side_option, storage_option, studies_dir
 from igc_nas.cli.output import put, say
-from igc_nas.errors import ConfigError, InfeasibleError, UsageError
+from igc_nas.errors import ConfigError, IgcNasError, InfeasibleError, UsageError
 from igc_nas.exports.destination import FORMATS, FORMS, c_paths, check_destination
 from igc_nas.io.text import nearest_and_all
 
@@ -235,6 +235,8 @@ def _check_limit(params: int, form: str, limit: int | None) -> None:
 
 
 def _check_place(kind: str, out: Path, force: bool) -> None:
+    if not out.parent.is_dir():  # known before forms race and a compiler runs
+        raise IgcNasError(f"cannot write {out}: its folder is not there", f"mkdir -p {shlex.quote(str(out.parent))}")
     if kind == "dir":
         check_destination(out, force)
     elif kind == "c" and not force and (there := [path for path in c_paths(out) if path.exists()]):

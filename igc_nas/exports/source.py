@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
 
 from igc_nas.analysis.expectations import member_words
 from igc_nas.analysis.words import (
@@ -22,6 +24,7 @@ from igc_nas.arch.cost import Cost, cost_of
 from igc_nas.arch.plan import arch_id
 from igc_nas.data.datasets import normalisation
 from igc_nas.data.packed import ImageSet
+from igc_nas.io.records import Frozen
 from igc_nas.io.text import printable
 from igc_nas.study.front_table import legend_lines
 from igc_nas.study.records import Candidate, Pruned, Trial
@@ -31,12 +34,14 @@ HEADER_WIDTH = 110
 """Characters of a line of the legend in a file's header."""
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """The test error of trained weights, and what it was measured on."""
+class TrainingResult(Frozen):
+    """The test error of trained weights, and what it was measured on: what is read of a training's result.json."""
 
-    test_error: float
-    test_images: int
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    test_error: Annotated[float, Field(ge=0, le=1)]
+    test_images: Annotated[int, Field(ge=1)]
     dataset: str
     epochs: int | None = None
     seed: int | None = None

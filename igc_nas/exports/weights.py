@@ -5,33 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field
 
-from igc_nas.data.packed import ImageSet
 from igc_nas.errors import ConfigError, StudyError
 from igc_nas.evaluation.retraining import RESULT_FILE, WEIGHTS_FILE
 from igc_nas.exports.source import Source, TrainingResult
 from igc_nas.io.files import read_text
-from igc_nas.io.records import Frozen
 from igc_nas.nn.factory import load_weights
 from igc_nas.nn.network import Network, build
-
-
-class ResultFile(Frozen):
-    """The keys that are read from a training's result.json; others are ignored."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
-
-    id: str
-    test_error: Annotated[float, Field(ge=0, le=1)]
-    test_images: Annotated[int, Field(ge=1)]
-    dataset: str
-    epochs: int | None = None
-    seed: int | None = None
-    images: ImageSet | None = None
 
 
 def loaded(source: Source, weights: Path | None, seed: int) -> tuple[Source, Network]:
@@ -56,13 +38,10 @@ def loaded(source: Source, weights: Path | None, seed: int) -> tuple[Source, Net
             "its tensors have the same shapes, but it computes another function",
             f"export {file.parent / 'arch.toml'} instead",
         )
-    trained = TrainingResult(
-        result.test_error, result.test_images, result.dataset, result.epochs, result.seed, result.images
-    )
-    return replace(source, trained=trained), network
+    return replace(source, trained=result), network
 
 
-def _weights_and_result(path: Path) -> tuple[Path, ResultFile | None]:
+def _weights_and_result(path: Path) -> tuple[Path, TrainingResult | None]:
     """(the weights file, the content of the training's result.json beside it, if there is one)."""
     if path.is_dir():
         file = path / WEIGHTS_FILE
@@ -76,10 +55,10 @@ def _weights_and_result(path: Path) -> tuple[Path, ResultFile | None]:
     return file, _read(result) if file.name == WEIGHTS_FILE and result.is_file() else None
 
 
-def _read(path: Path) -> ResultFile:
+def _read(path: Path) -> TrainingResult:
     try:
         data = json.loads(read_text(path))
-        return ResultFile.parse(data if isinstance(data, dict) else {}, path.name)
+        return TrainingResult.parse(data if isinstance(data, dict) else {}, path.name)
     except (ValueError, RecursionError, ConfigError) as error:
         why = error.message if isinstance(error, ConfigError) else "not valid JSON"
         raise StudyError(f"{path} is damaged: {why}", "remove it to export without a test error") from None

@@ -95,7 +95,7 @@ def wrote(answer: Answer) -> str:
 
 @pytest.mark.parametrize(("shape", "trains"), [((3, 12, 12), True), ((3, 12, 10), False), ((1, 12, 12), False)])
 def test_the_next_step_of_a_config_is_a_training_where_one_takes_its_images(
-    shape: tuple[int, int, int], trains: bool, cli: Command, tmp_path: Path
+    shape: tuple[int, int, int], trains: bool, cli: Command, tmp_path: Path, unproved: None
 ) -> None:
     (tmp_path / "arch.toml").write_text(ArchConfig.parse(ARCH.to_dict() | {"input": list(shape)}).to_toml())
     answer = cli("export", tmp_path / "arch.toml", "-o", tmp_path / "copy.toml")
@@ -363,6 +363,7 @@ def test_wrong_input_is_one_error_and_nothing_is_written(
     refused(answer, status, *words) if "zip" not in line and "--form fast" not in line else None
     assert answer.status == status
     assert sorted(tmp_path.rglob("*")) == before
+    assert ungraphed == [], "it is said before anything is exported"
 
 
 def test_a_file_that_fails_its_check_is_not_written(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,14 +392,15 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.skipif(compiler() is None, reason="no C compiler")
 def test_c_is_three_files_beside_each_other(cli: Command, empty: Path) -> None:
-    answer = cli("export", "igcv1-l8m2-d8", "--untrained", "-o", empty / "net.c")
+    small = (empty.parent / "arch.toml", "--untrained")
+    answer = cli("export", *small, "-o", empty / "net.c")
     assert answer.status == 0, answer.err
     assert {path.name for path in empty.iterdir()} == {"net.c", "net.h", "net_main.c"}
     assert "relative error" in answer.err
-    refused(cli("export", "igcv1-l8m2-d8", "--untrained", "-o", empty / "net.c"), 2, "net.c exists")
+    refused(cli("export", *small, "-o", empty / "net.c"), 2, "net.c exists")
     (empty / "net.c").unlink()
-    refused(cli("export", "igcv1-l8m2-d8", "--untrained", "-o", empty / "net.c"), 2, "net.h exists")
-    again = cli("export", "igcv1-l8m2-d8", "--untrained", "--weights-file", "--force", "-o", empty / "net.c")
+    refused(cli("export", *small, "-o", empty / "net.c"), 2, "net.h exists")
+    again = cli("export", *small, "--weights-file", "--force", "-o", empty / "net.c")
     assert again.status == 0, again.err
     assert (empty / "net.bin").stat().st_size % 64 == 0
 

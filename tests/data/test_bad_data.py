@@ -20,12 +20,10 @@ from igc_nas.data.cifar import LAYOUTS
 from igc_nas.data.datasets import MANIFEST, locate, read_test, read_train
 from igc_nas.data.fetch import fetch
 from igc_nas.errors import DataError
-from tests.data.test_datasets import DAMAGES, SmallCifar, cifar10, small_cifar, tar_of
+from tests.data.test_datasets import DAMAGES, SmallCifar, small_cifar, tar_of
 from tests.data.test_fetch import BAD_ARCHIVES, BROKEN_BATCHES, TEST, assert_whole, in_folder, tarfile_header, write
 from tests.support.builders import one_line, taken
 from tests.support.mutations import NO_FILES, as_json, damaged, made, sizes, soon, spoiled
-
-__all__ = ["cifar10"]  # the small CIFAR-10 of those tests
 
 OF_A_FOLDER = ("data_batch_3.bin", "test_batch.bin")
 

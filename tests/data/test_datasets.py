@@ -113,13 +113,6 @@ def python2_pickle(labels: Mapping[str, Bytes], pixels: Bytes) -> bytes:
 
 
 @pytest.fixture
-def cifar10(monkeypatch: pytest.MonkeyPatch) -> SmallCifar:
-    small = small_cifar("cifar10")
-    monkeypatch.setitem(LAYOUTS, "cifar10", small.layout)
-    return small
-
-
-@pytest.fixture
 def cifar100(monkeypatch: pytest.MonkeyPatch) -> SmallCifar:
     small = small_cifar("cifar100")
     monkeypatch.setitem(LAYOUTS, "cifar100", small.layout)

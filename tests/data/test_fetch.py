@@ -43,13 +43,6 @@ Request = http.server.BaseHTTPRequestHandler
 Behaviour = Callable[[Request, bytes], None]
 
 
-@pytest.fixture
-def cifar10(monkeypatch: pytest.MonkeyPatch) -> SmallCifar:
-    small = small_cifar("cifar10")
-    monkeypatch.setitem(LAYOUTS, "cifar10", small.layout)
-    return small
-
-
 class Origin:
     """A web server on this machine that offers `content`; `behave` answers, `asked` keeps the Range of each request."""
 

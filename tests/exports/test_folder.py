@@ -39,7 +39,7 @@ ARCH = ArchConfig.parse(
         "stage": [{"unit": "igcv1", "L": 4, "M": 2, "blocks": 2, "residual": True}],
     }
 )
-TRAINED = TrainingResult(0.0621, 10_000, "cifar10", 30, 4)
+TRAINED = TrainingResult(id=arch_id(ARCH), test_error=0.0621, test_images=10_000, dataset="cifar10", epochs=30, seed=4)
 SOURCE = Source(ARCH, "arch.toml")
 GRAPH = Graph(b"a graph", "dense", 9_876, 765_432, 3.2e-7, None, 20)
 

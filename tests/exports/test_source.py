@@ -135,9 +135,11 @@ def test_another_number_of_classes_changes_the_id_and_is_stated() -> None:
 
 
 def test_trained_weights_are_exported_with_their_test_error() -> None:
-    source = Source(
-        load_architecture("igcv1-l4m2-d8"), "igcv1-l4m2-d8", trained=TrainingResult(0.0621, 10000, "cifar10", 30, 4)
+    arch = load_architecture("igcv1-l4m2-d8")
+    result = TrainingResult(
+        id=arch_id(arch), test_error=0.0621, test_images=10_000, dataset="cifar10", epochs=30, seed=4
     )
+    source = Source(arch, "igcv1-l4m2-d8", trained=result)
     assert "weights: test error 6.21 % on 10,000 images of cifar10 after 30 epochs, seed 4" in config_text(source)
     assert source.metadata["params"] == str(source.cost.params)
     assert "study" not in source.metadata

@@ -180,11 +180,8 @@ def many() -> list[str]:
     ]  # fmt: skip
     texts = [standalone_text(Source(config, "x" * 300)) for config in configs]
     trained = Source.of_trial(STUDY, STUDY.trial(0))
-    return [
-        *texts,
-        standalone_text(trained),
-        standalone_text(replace(trained, trained=TrainingResult(0.1, 100, "cifar10"))),
-    ]
+    result = TrainingResult(id=trained.id, test_error=0.1, test_images=100, dataset="cifar10")
+    return [*texts, standalone_text(trained), standalone_text(replace(trained, trained=result))]
 
 
 def test_the_file_is_laid_out_as_ruff_does_and_has_nothing_unused(tmp_path: Path) -> None:
