@@ -237,7 +237,8 @@ def test_a_hostile_name_is_escaped_in_the_card(name: str) -> None:
 
 
 def test_a_card_warns_of_synthetic_images() -> None:
-    assert "synthetic" in card_text(replace(SOURCE, trained=replace(TRAINED, dataset="shapes")), contents())
+    synthetic = TRAINED.model_copy(update={"dataset": "shapes"})
+    assert "synthetic" in card_text(replace(SOURCE, trained=synthetic), contents())
     assert "synthetic" not in card_text(SOURCE, contents())
 
 

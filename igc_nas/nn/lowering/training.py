@@ -94,6 +94,7 @@ class LoweredNetwork:
         dtype: torch.dtype,
         form: LoweredForm = "lowered",
     ) -> None:
+        self.network = network
         self.dtype = dtype
         self.form = form
         self.forms = forms

@@ -287,6 +287,7 @@ def test_a_lowered_network_has_no_parameters_of_its_own(config: ArchConfig) -> N
         run = lowered(network.eval(), whole, forms, torch.float32)
         with torch.inference_mode():
             run(batch_of(whole, dtype=torch.float32)[0])
+        assert run.network is network
     assert [id(parameter) for parameter in network.parameters()] == parameters
     after = network.state_dict()
     assert list(after) == list(before) == list(Network(whole).state_dict())
