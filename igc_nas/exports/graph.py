@@ -68,6 +68,7 @@ class Timing:
 class Graph:
     """A file's content and its form. `error` is the relative error against PyTorch, `timing` None if nothing raced."""
 
+    kind: Kind
     data: bytes
     form: str
     params: int
@@ -132,7 +133,7 @@ class Exporter:
             error = difference(_READERS[kind](data, self.spec.threads), network)
         except IgcNasError as failed:
             raise IgcNasError(failed.message, HINT) from None
-        return Graph(data, name, chosen.params, chosen.macs, error, timing, opset)
+        return Graph(kind, data, name, chosen.params, chosen.macs, error, timing, opset)
 
     def _is_equal(self, entry: _Entry, variant: Variant, network: Network) -> bool:
         """Whether a form's rounding error is small enough; if not, say so."""

@@ -85,6 +85,10 @@ def first_problem(error: ValidationError, where: str = "", model: type[BaseModel
     elif first["type"] == "literal_error" and isinstance(first["input"], str):
         words = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         message = with_nearest(f"{message} (got {first['input']!r:.60})", first["input"], words)
+    elif first["type"] == "tuple_type" and isinstance(first["input"], Mapping):
+        message = f"one table where there is a list of them; write [[{place}]]"
+    elif first["type"] in ("dict_type", "model_type") and isinstance(first["input"], list):
+        message = f"a list where there is one table; write [{place}]"
     elif isinstance(first.get("input"), str | int | float | bool) and not _is_huge(first["input"]):
         message = f"{message} (got {first['input']!r:.60})" if first["type"] != "value_error" else message
     rest = error.error_count() - 1

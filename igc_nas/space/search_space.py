@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic_core import PydanticKnownError
 
 from igc_nas.arch.complementary import Condition, unmet
 from igc_nas.arch.config import ArchConfig, Head, Image, Stem, number_of_classes
@@ -59,7 +60,9 @@ class Suggests(Protocol):
 
 
 def _head_of_a_space(table: object) -> object:
-    """A head without choices is a `Head`, so that it is checked and stored as one."""
+    """A head without choices is a `Head`, so that it is checked and stored as one. Refuse what is no table."""
+    if not isinstance(table, Mapping | Head | None):
+        raise PydanticKnownError("dict_type")
     if isinstance(table, Mapping) and not any(_is_choice(key, value) for key, value in table.items()):
         return Head.model_validate(dict(table))
     return table
@@ -200,12 +203,12 @@ class SearchSpace:
         self.name = name
         self.classes = number_of_classes(classes)
         self._extremes: dict[tuple[Metric, Comparison], ArchConfig] = {}
-        self.stems = tuple(_each(Stem, file.stem, f"{name}: stem"))
+        self.stems = _some(Stem, file.stem, f"{name}: stem")
         self.stem_choices = _choices(file.stem)
         self.heads: tuple[Head | None, ...] = ()
         self.head_choices: dict[str, tuple[Any, ...]] = {}
         if isinstance(file.head, dict):
-            self.heads = tuple(_each(Head, file.head, f"{name}: head"))
+            self.heads = _some(Head, file.head, f"{name}: head")
             self.head_choices = _choices(file.head)
         else:
             self.heads = (file.head,)
@@ -593,11 +596,26 @@ def _each(model: type[BaseModel], table: Mapping[str, Any], where: str) -> Itera
                 raise ConfigError(first_problem(error, where, model)) from None
 
 
+def _some(model: type[BaseModel], table: Mapping[str, Any], where: str) -> tuple[Any, ...]:
+    """`_each`, one or more. Raises `ConfigError` with the reason where every combination is excluded."""
+    if found := tuple(_each(model, table, where)):
+        return found
+    try:
+        model.model_validate({key: values[0] for key, values in _choices(table).items()})
+    except ValidationError as error:
+        raise ConfigError(f"{where}: no combination of its choices is possible; {first_problem(error)}") from None
+    raise AssertionError("the first combination is excluded")
+
+
 def _stage_space(number: int, table: Mapping[str, Any], name: str, condition: Condition) -> StageSpace:
     where = f"{name}: stage {number}"
     shared = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     units = {key: value for key, value in table.items() if isinstance(value, Mapping)}
     for unit in units:
+        if any(unit in STAGE_OF_UNIT[known].model_fields for known in UNITS):
+            raise ConfigError(
+                f"{where}: {unit} as a table is a key of a unit", f"write {unit} = ... below [stage.UNIT]"
+            )
         if unit not in UNITS:
             hint = nearest_and_all(unit, UNITS, f"use {', '.join(UNITS)}")
             raise ConfigError(f"{where}: unknown unit {unit!r:.40}", hint)

@@ -78,7 +78,7 @@ def ungraphed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     def graph(_: Exporter, kind: str, network: Network, form: str, metadata: Mapping[str, str]) -> Graph:
         requested.append((kind, form))
-        return Graph(b"a graph", form, 9_876, 765_432, 3e-7, None, 20)
+        return Graph("onnx", b"a graph", form, 9_876, 765_432, 3e-7, None, 20)
 
     monkeypatch.setattr(Exporter, "__call__", graph)
     return requested
@@ -282,7 +282,7 @@ def test_a_file_holds_at_most_what_it_was_picked_by(cli: Command, ungraphed: lis
 def test_an_exported_config_keeps_the_limit_it_was_picked_by(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     smallest = min(load_study("made").candidates, key=lambda candidate: candidate.cost.params)
     limit = smallest.cost.params
-    graph = Graph(b"a graph", "dense", limit + 1, 765_432, 3e-7, None, 20)
+    graph = Graph("onnx", b"a graph", "dense", limit + 1, 765_432, 3e-7, None, 20)
     monkeypatch.setattr(Exporter, "__call__", lambda *_: graph)
     wrote(cli("export", "made", "--pick", f"under:params={limit:,}", "-o", "picked.toml"))
     assert deployed_limit(Path("picked.toml")) == limit

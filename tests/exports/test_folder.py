@@ -41,7 +41,7 @@ ARCH = ArchConfig.parse(
 )
 TRAINED = TrainingResult(id=arch_id(ARCH), test_error=0.0621, test_images=10_000, dataset="cifar10", epochs=30, seed=4)
 SOURCE = Source(ARCH, "arch.toml")
-GRAPH = Graph(b"a graph", "dense", 9_876, 765_432, 3.2e-7, None, 20)
+GRAPH = Graph("onnx", b"a graph", "dense", 9_876, 765_432, 3.2e-7, None, 20)
 
 
 @pytest.fixture

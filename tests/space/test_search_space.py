@@ -245,6 +245,24 @@ V1 = "[[stage]]\nblocks = 1\n[stage.igcv1]\nL = [4, 8]\nM = 2\n"
         (STEM + '"a\\u001bb" = 1\n' + STAGE, "small: stem: 'a\\x1bb': unknown key"),
         (STEM + '"a\\u001bb" = []\n' + STAGE, "small: stem.'a\\x1bb': a choice is"),
         (STEM + STAGE + "[head]\nwidth = [8, 0]\n", "small: head: width"),
+        (
+            STEM + STAGE + "[head]\nse = [0, 4]\n",
+            "small: head: no combination of its choices is possible; a head has a",
+        ),
+        (
+            STEM + "unit = 'bsconv'\npadding = [1, 2]\n" + STAGE,
+            "small: stem: no combination of its choices is possible; a",
+        ),
+        (STEM + STAGE + "[[head]]\nwidth = 8\n", "space.toml: head: a list where there is one table; write [head]"),
+        ("[[stem]]\nwidth = 8\n" + STAGE, "space.toml: stem: a list where there is one table; write [stem]"),
+        (
+            STEM + STAGE.replace("[[stage]]", "[stage]"),
+            "space.toml: stage: one table where there is a list of them; write [[",
+        ),
+        (
+            STEM + STAGE.replace("blocks = 1", "blocks = 1\nse = {ratio = 4}"),
+            "small: stage 1: se as a table is a key of a unit",
+        ),
         (STEM + "[[stage]]\nblocks = 1\n", "small: stage 1 names no unit"),
         (STEM + STAGE + "[[stage]]\n", "small: stage 2 names no unit"),
         (STEM + "[[stage]]\nblocks = 1\n[[stage.conv]]\nwidth = 8\n", "small: stage 1 names no unit"),
@@ -289,6 +307,11 @@ def test_lists_of_hidden_layers_are_a_choice() -> None:
     assert space.size == 2 * SPACES["with-tables"].size
     arch = space.largest("params")
     assert space.decode(space.encode(arch)) == arch
+
+
+def test_hidden_layers_are_printed_as_one_value(cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text(SMALL_SPACES["with-tables"])
+    assert cli("space", tmp_path / "my.toml").text.endswith("head pool average|flatten hidden [16, 12]")
 
 
 def test_a_space_with_architectures_that_lose_all_pixels_is_refused() -> None:

@@ -168,8 +168,6 @@ def test_a_network_is_lowered_if_that_is_faster_by_two_percent(lowered_ms: float
     found = tuner(ARCHS["igcv1"], Steps(lowered=lowered_ms))(network, "id")
     assert isinstance(found, LoweredNetwork) == lowers
     assert (found is None) != lowers
-    if isinstance(found, LoweredNetwork):
-        assert found.network is network
 
 
 @COMPILES
