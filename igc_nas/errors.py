@@ -68,9 +68,11 @@ class CaptureError(IgcNasError):
     """CUDA cannot record the kernels of a run as a graph. torch's state in the process is undefined afterwards."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"{NO_GRAPH} ({reason})", "IGC_NAS_CUDA_GRAPHS=0 trains without graphs, more slowly")
+        super().__init__(f"{NO_GRAPH} ({reason})", f"{GRAPHS}=0 trains without graphs, more slowly")
 
 
 NO_GRAPH = "CUDA records no graph of this"
+GRAPHS = "IGC_NAS_CUDA_GRAPHS"
+"""Environment variable: `0` trains, and times what is trained, without graphs. Latencies have their own setting."""
 LOOK_AT_GPU = "`igc-nas doctor` examines the GPU, `nvidia-smi` shows what else computes on it"
 """The hint behind torch's errors of CUDA."""

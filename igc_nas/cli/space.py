@@ -142,12 +142,12 @@ def _lines(space: SearchSpace, facts: Mapping[str, Any]) -> Iterator[str]:
         yield ""
     if space.file.complementary != "any":
         yield f"every unit meets the {space.file.complementary} complementary condition"
-    yield f"stem      {_choices(space.file.stem)}"
+    yield f"stem      {_choices(space.stem_choices)}"
     for stage in space.stages:
         for unit, choices in stage.choices.items():
             yield f"stage {stage.number}   {unit}  {_choices(choices)}"
-    if isinstance(space.file.head, dict):
-        yield f"head      {_choices(space.file.head)}"
+    if space.head_choices:
+        yield f"head      {_choices(space.head_choices)}"
     if space.left_out:
         yield f"left out  {left_out_words(space)}"
 
@@ -179,8 +179,5 @@ def _part_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _choices(choices: Mapping[str, Any]) -> str:
-    def values(value: Any) -> str:
-        return "|".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-    return "  ".join(f"{key} {values(value)}" for key, value in choices.items())
+def _choices(choices: Mapping[str, tuple[Any, ...]]) -> str:
+    return "  ".join(f"{key} {'|'.join(map(str, values))}" for key, values in choices.items())

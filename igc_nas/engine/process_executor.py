@@ -39,9 +39,8 @@ from igc_nas.engine.executor import (
     WorkerSlot,
 )
 from igc_nas.engine.worker import kill_descendants, kill_orphans, worker_main
-from igc_nas.errors import NO_GRAPH, IgcNasError, UsageError
+from igc_nas.errors import GRAPHS, NO_GRAPH, IgcNasError, UsageError
 from igc_nas.evaluation.host import is_wsl, oom_kills
-from igc_nas.nn.cuda_timing import GRAPHS
 from igc_nas.study.process import uninterrupted
 from igc_nas.study.records import Failure
 from igc_nas.study.spec import Calibration, StudySpec

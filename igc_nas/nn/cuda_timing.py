@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from igc_nas.errors import CaptureError
+from igc_nas.errors import GRAPHS, CaptureError
 from igc_nas.io.text import one_line
 from igc_nas.nn.timing import NEVER_MS, Timer
 
@@ -24,8 +24,6 @@ while the host still submits what is timed, and the submission, some microsecond
 WARM_UPS = 3
 MOST_TEXT = 200
 """Characters of a CUDA error, which goes on about environment variables."""
-GRAPHS = "IGC_NAS_CUDA_GRAPHS"
-"""Environment variable: `0` trains, and times what is trained, without graphs. Latencies have their own setting."""
 
 
 def trains_in_graphs() -> bool:

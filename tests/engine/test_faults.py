@@ -301,7 +301,7 @@ def ended_by(numbers: list[int], tmp_path: Path, to_group: bool = False) -> int:
     """
     folder = tmp_path / "studies" / "s"
     with started(typed("endless_with_command", *TYPED), tmp_path, str(tmp_path)) as child:
-        await_(lambda: named(str(tmp_path), "sleep") == 3)
+        await_(lambda: named(str(tmp_path), "sleep") == 3, 240)  # without a cache kernels are compiled first
         for number in numbers:
             os.killpg(child.pid, number) if to_group else child.send_signal(number)
             time.sleep(0.03)

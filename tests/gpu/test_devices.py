@@ -17,10 +17,9 @@ from igc_nas.bench.workers import bench_workers
 from igc_nas.engine.doctor import examine
 from igc_nas.engine.process_executor import environment
 from igc_nas.engine.search import Run, search
-from igc_nas.errors import IgcNasError, UsageError
+from igc_nas.errors import GRAPHS, IgcNasError, UsageError
 from igc_nas.evaluation.speed import measure_speed
 from igc_nas.io.fallbacks import FallbackWarning
-from igc_nas.nn.cuda_timing import GRAPHS
 from igc_nas.nn.device import (
     GIVES_GPUS,
     Device,

@@ -13,9 +13,9 @@ from igc_nas.engine.events import Job, Notice
 from igc_nas.engine.executor import READY, Request, RunJob
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.worker import failed, serve, to_igc_error
-from igc_nas.errors import CaptureError, IgcNasError
+from igc_nas.errors import GRAPHS, CaptureError, IgcNasError
 from igc_nas.evaluation.speed import measure_speed
-from igc_nas.nn.cuda_timing import GRAPHS, WARM_UPS, captured
+from igc_nas.nn.cuda_timing import WARM_UPS, captured
 from igc_nas.nn.device import find_devices
 from igc_nas.nn.lowering.network_tuner import step_timer
 from igc_nas.nn.timing import NEVER_MS, Race, timed

@@ -309,6 +309,11 @@ def test_lists_of_hidden_layers_are_a_choice() -> None:
     assert space.decode(space.encode(arch)) == arch
 
 
+def test_hidden_layers_are_printed_as_one_value(cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text(SMALL_SPACES["with-tables"])
+    assert cli("space", tmp_path / "my.toml").text.endswith("head pool average|flatten hidden [16, 12]")
+
+
 def test_a_space_with_architectures_that_lose_all_pixels_is_refused() -> None:
     text = SMALL_SPACES["with-tables"]
     assert space_of(f"input = [3, 4, 4]{text}").size == SPACES["with-tables"].size

@@ -119,11 +119,14 @@ def await_(what: Any, within_s: float = 60) -> None:
 
 
 def main(evaluator: str, *words: str) -> None:
-    from igc_nas.engine import evaluator as evaluate
     from igc_nas.engine import search as study
     from tests.support import stubs
 
-    make = getattr(stubs, evaluator, None) or getattr(evaluate, evaluator)
+    make = getattr(stubs, evaluator, None)
+    if make is None:
+        from igc_nas.engine import evaluator as real  # with torch
+
+        make = getattr(real, evaluator)
     if words[0].startswith("{"):
         from tests.support.searches import spec
 
