@@ -139,9 +139,8 @@ def _split(root: Path, folders: list[str]) -> tuple[str, str | None]:
 
     A folder without folders is a class, whatever its name, as is `Training` among others of which none is for tests.
     """
-    known = {
-        name.lower(): name for name in folders
-    }  # in ASCII small letters come last: of `Test` and `test` the latter
+    # By bytes, small letters come last: of `Test` and `test` the latter counts.
+    known = {name.lower(): name for name in folders}
     train = next((known[name] for name in TRAIN_NAMES if name in known), "")
     test = next((known[name] for name in TEST_NAMES if name in known), None)
     if not train or not _folders(root / train) or (train != "train" and test is None and len(folders) > 1):
