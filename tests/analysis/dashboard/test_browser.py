@@ -374,7 +374,7 @@ def test_finals_are_drawn_above_their_table(browser: Browser, study: Study, tmp_
     )
     (_, front, _), (_, own, _), (_, beside, bars) = drawn
     assert (front, own, beside) == ([0.205, 0.105], [0.105, 0.305], [0.205])  # the table: by error
-    assert bars == [pytest.approx(12.706 * 0.005, rel=1e-4)]  # Student's t, one degree of freedom
+    assert bars == [pytest.approx(3.1824 * 0.005, rel=1e-4)]  # one deviation for all: Student's t, three degrees
     assert browser.run("return window.hit") is None
     assert browser.complaints == []
 
