@@ -51,6 +51,14 @@ MOST_IMPORTING_S = 60.0
 """A process that is older than this began with something else."""
 
 
+def _address_of_ray(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """The address; raises `UsageError` where it is given, not from the environment, to a search on no Ray cluster."""
+    given = context.get_parameter_source("ray_address") is ParameterSource.COMMANDLINE
+    if given and context.params["executor"] != "ray":
+        raise UsageError("--ray-address is for a search on a Ray cluster", "add --executor ray")
+    return value
+
+
 @click.command(
     cls=Grouped,
     groups={
@@ -171,11 +179,13 @@ MOST_IMPORTING_S = 60.0
     type=Choice(["processes", "ray"]),
     default="processes",
     show_default=True,
+    is_eager=True,  # --ray-address is checked by it
     help="Where workers run: as processes on this machine, or as actors on a Ray cluster.",
 )
 @click.option(
     "--ray-address",
     envvar="RAY_ADDRESS",
+    callback=_address_of_ray,
     metavar="HOST:PORT",
     help="Address of the Ray cluster. [default: auto, the cluster of this machine]",
 )
@@ -199,9 +209,6 @@ def search(**options: Any) -> None:
     """
     from igc_nas.cli.study_flags import SearchRequest
 
-    given = click.get_current_context().get_parameter_source("ray_address")
-    if given is ParameterSource.COMMANDLINE and options["executor"] != "ray":
-        raise UsageError("--ray-address is for a search on a Ray cluster", "add --executor ray")
     request = SearchRequest(**options)
     study, end = searched(request, _command_began())
     print_front(study, study.spec.front_objectives, "json" if request.as_json else "table")

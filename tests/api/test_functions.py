@@ -115,6 +115,7 @@ def test_arguments_are_read_as_the_command_line_reads_them(given: dict[str, Any]
         ({"time": float("nan")}, UsageError, "not a duration"),
         ({"sampler": "best"}, UsageError, "known-cost"),
         ({"trials": 0}, UsageError, "trials"),
+        ({"ray_address": "127.0.0.1:6379"}, UsageError, "for a search on a Ray cluster"),
         ({"recipe": {"epoch": 3}}, ConfigError, "did you mean epochs"),
         ({"recipe": {"epochs": Path("3")}}, UsageError, "is no value of a recipe"),
         ({"enqueue": igc_nas.load_architecture("igcv3-d-cifar")}, UsageError, "enqueue takes names .* no ArchConfig"),
