@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +125,13 @@ def _back_to_the_run() -> Iterator[None]:
     """Leave the folder that a test has gone to: pytest removes it, and the next test would be nowhere."""
     yield
     os.chdir(START)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test draws from torch's own generator does not depend on the tests that ran before it in the process."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture

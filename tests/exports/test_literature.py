@@ -36,6 +36,7 @@ from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.training import ChainForm, LoweredNetwork, plain_form
 from igc_nas.nn.network import Network, build
 from igc_nas.study.spec import LatencySpec
+from tests.support.tensors import relative_error
 
 PRELU: dict[str, Any] = {"activation": "prelu"}
 POOL: dict[str, Any] = {"kind": "max", "kernel": 3, "stride": 2}
@@ -106,11 +107,6 @@ def images(name: str, count: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(count, *member(name).input, generator=torch.Generator().manual_seed(count)).to(dtype)
 
 
-def error(found: Tensor, wanted: Tensor) -> float:
-    assert found.shape == wanted.shape
-    return float((found - wanted).norm() / wanted.norm())
-
-
 def fast_for(*names: str) -> list[Any]:
     """All families; but for these the test is slow."""
     return [pytest.param(name, marks=[] if name in names else [pytest.mark.slow]) for name in FAMILIES]
@@ -130,7 +126,7 @@ def test_a_deployed_network_is_the_factored_one(name: str) -> None:
     parts = [chain for _, found in inference_blocks(network.plan) for chain in chains_in(found)]
     with torch.inference_mode():
         for forms in ({}, {chain.key: forms_of(chain)[-1] for chain in parts}):
-            assert error(DeployedNetwork(network, forms)(x), network(x)) < 1e-11
+            assert relative_error(DeployedNetwork(network, forms)(x), network(x)) < 1e-11
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -149,7 +145,7 @@ def test_a_training_step_in_the_lowered_form_is_the_factored_one(name: str) -> N
     for _, forward in steps:
         F.cross_entropy(forward(x), labels).backward()
     wanted, found = ([p.grad.flatten() for p in network.parameters()] for network, _ in steps)  # type: ignore[union-attr]
-    assert error(torch.cat(found), torch.cat(wanted)) < 1e-7
+    assert relative_error(torch.cat(found), torch.cat(wanted)) < 1e-7
     for ours, theirs in zip(lowered.buffers(), factored.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
 
@@ -177,7 +173,7 @@ def test_the_stand_alone_file_is_the_network(name: str) -> None:
         torch.testing.assert_close(other.grad, ours.grad, rtol=1e-4, atol=1e-6, msg=parameter)
     with torch.inference_mode():
         x = images(name, 1, torch.float32)
-        torch.testing.assert_close(theirs.eval()(x), network.eval()(x), rtol=1e-5, atol=1e-6)
+        assert relative_error(theirs.eval()(x), network.eval()(x)) < 1e-5
     assert standalone(name)[1].Network().state_dict().keys() == network.state_dict().keys()
 
 

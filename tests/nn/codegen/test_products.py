@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,6 +16,7 @@ from igc_nas.nn.codegen.target import network_tensors
 from igc_nas.nn.lowering.chain import dense, semidense
 from igc_nas.nn.network import build
 from igc_nas.study.lookup import load_architecture
+from tests.support.tensors import relative_error
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")
 
@@ -31,7 +31,7 @@ def test_a_multiplied_out_network_is_the_same_function(name: str) -> None:
         plan, tensors = multiplied_out_plan(network.plan, network_tensors(network), pick)
         assert plan != network.plan
         found = compiled(source(program(plan, 8), tensors))(image.numpy())
-        assert np.allclose(found, wanted, rtol=1e-4, atol=1e-5)
+        assert relative_error(found, wanted) < 1e-4
 
 
 def test_multiplying_out_is_compared_in_turns() -> None:

@@ -34,6 +34,7 @@ from igc_nas.nn.lowering.parts import chains_in
 from igc_nas.nn.network import Network, build, initialise
 from tests.support.builders import divisors
 from tests.support.shares import examples
+from tests.support.tensors import relative_error
 
 CLASSES = 5
 BATCHES = (1, 3)
@@ -128,12 +129,6 @@ def features(network: Network, x: Tensor) -> Tensor:
     return x
 
 
-def error(found: Tensor, true: Tensor) -> float:
-    assert found.shape == true.shape
-    assert found.dtype == true.dtype
-    return ((found - true).norm() / true.norm()).item()
-
-
 @torch.no_grad()
 def assert_is_the_network(whole: Plan, forms: Forms, dtype: torch.dtype = torch.double) -> None:
     """Logits and feature maps, for two batch sizes and both memory formats."""
@@ -141,9 +136,9 @@ def assert_is_the_network(whole: Plan, forms: Forms, dtype: torch.dtype = torch.
     deployed = DeployedNetwork(network, forms)
     for batch in BATCHES:
         x = images_of(whole, batch, dtype)
-        assert error(deployed(x), network(x)) < MOST_ERROR[dtype]
+        assert relative_error(deployed(x), network(x)) < MOST_ERROR[dtype]
         last = x.contiguous(memory_format=torch.channels_last)
-        assert error(deployed.blocks[:-1](last), features(network, x)) < MOST_ERROR[dtype]
+        assert relative_error(deployed.blocks[:-1](last), features(network, x)) < MOST_ERROR[dtype]
 
 
 # The same function.
@@ -231,9 +226,9 @@ def test_a_shift_before_a_padded_convolution_is_a_map() -> None:
                 zeros = nn.ChannelShuffle(layer.groups)(zeros)
             else:
                 zeros = block.get_submodule(layer.name)(zeros)
-    assert error(expanded.bias, zeros) < 1e-12
+    assert relative_error(expanded.bias, zeros) < 1e-12
     inner, corner = expanded.bias[0, :, 3, 2], expanded.bias[0, :, 0, 0]
-    assert error(corner, inner) > 0.1
+    assert relative_error(corner, inner) > 0.1
     forms = {key: factored(chain) for key, chain in chains_of(whole).items()}
     assert not any(conv.has_map for conv in folded(DeployedNetwork(network, forms)))
 
@@ -280,7 +275,7 @@ def test_the_statistics_eps_and_weights_of_each_norm_are_used() -> None:
             ):
                 change(norm)
                 with torch.no_grad():
-                    assert error(DeployedNetwork(network, forms)(x), network(x)) < 1e-12, name
+                    assert relative_error(DeployedNetwork(network, forms)(x), network(x)) < 1e-12, name
 
 
 # A frozen network of its own.
@@ -368,8 +363,8 @@ def assert_kernels_are_the_network(
     for other in (*BATCHES, 2):
         x = images_of(whole, other, torch.float32).contiguous(memory_format=layout)
         kept = x.clone()
-        assert error(module(x), network(x)) < 1e-4
-        assert error(module.blocks[:-1](x), features(network, x)) < 1e-4
+        assert relative_error(module(x), network(x)) < 1e-4
+        assert relative_error(module.blocks[:-1](x), features(network, x)) < 1e-4
         assert torch.equal(x, kept)
 
 
@@ -444,4 +439,4 @@ def test_a_chain_module_computes_the_network_up_to_there() -> None:
     for form in forms_of(stem):
         x = images_of(whole, 3)
         y = chain_module(network, "stem", stem, form)(x)
-        assert error(y.relu(), network.get_submodule("stem")(x)) < 1e-12
+        assert relative_error(y.relu(), network.get_submodule("stem")(x)) < 1e-12

@@ -38,6 +38,7 @@ from igc_nas.nn.lowering.variants import uniform_variants
 from igc_nas.nn.network import Network, initialise
 from tests.support.plans import CLASSES, plans
 from tests.support.shares import examples
+from tests.support.tensors import relative_error
 
 
 def network_of(whole: Plan, dtype: torch.dtype = torch.float64) -> Network:
@@ -49,11 +50,6 @@ def network_of(whole: Plan, dtype: torch.dtype = torch.float64) -> Network:
 
 def images_of(whole: Plan, batch: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(batch, *whole.input, generator=torch.Generator().manual_seed(batch)).to(dtype)
-
-
-def error(found: Tensor, wanted: Tensor) -> float:
-    assert found.shape == wanted.shape
-    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-9))
 
 
 def small(*layers: Layer, width: int = 8) -> Plan:
@@ -74,8 +70,8 @@ def test_a_deployed_network_is_the_network(data: st.DataObject, whole: Plan) -> 
     for batch in (1, 3):
         x = images_of(whole, batch)
         kept = x.clone()
-        assert error(deployed(x), network(x)) < 1e-10
-        assert error(deployed(x.contiguous(memory_format=torch.channels_last)), network(x)) < 1e-10
+        assert relative_error(deployed(x), network(x)) < 1e-10
+        assert relative_error(deployed(x.contiguous(memory_format=torch.channels_last)), network(x)) < 1e-10
         assert torch.equal(x, kept)
     assert not list(deployed.parameters())
 
@@ -88,7 +84,7 @@ def test_every_kernel_of_a_deployed_network_computes_it(data: st.DataObject, who
     deployed = DeployedNetwork(network, {}).to(memory_format=torch.channels_last)
     set_kernels_(deployed, lambda folded: data.draw(st.sampled_from(kernels_for(folded))), 2)
     wanted = network.double()(x.double())
-    assert error(deployed(x.contiguous(memory_format=torch.channels_last)).double(), wanted) < 1e-4
+    assert relative_error(deployed(x.contiguous(memory_format=torch.channels_last)).double(), wanted) < 1e-4
 
 
 def step_of(network: Network, forward: Forward, x: Tensor) -> tuple[Tensor, ...]:
@@ -116,7 +112,7 @@ def test_a_training_step_in_a_lowered_form_is_the_factored_one(
     wanted = step_of(factored, factored, x)
     found = step_of(lowered, LoweredNetwork(lowered, whole, forms, torch.float64, form), x)
     for some, other in zip(found, wanted, strict=True):
-        assert error(some, other) < 1e-7
+        assert relative_error(some, other) < 1e-7
 
 
 @given(plans(), st.sampled_from([torch.float32, torch.bfloat16]))
@@ -129,7 +125,7 @@ def test_a_lowered_network_runs_in_the_dtypes_of_recipes(whole: Plan, dtype: tor
     logits.sum().backward()
     wanted = copy.deepcopy(network).double()(x.double()).detach()
     if dtype == torch.float32:  # in bfloat16 BN over five pixels may round to anything
-        assert error(logits.detach().double(), wanted) < 1e-3
+        assert relative_error(logits.detach().double(), wanted) < 1e-3
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
@@ -151,7 +147,7 @@ def test_a_lowered_network_runs_in_the_dtypes_of_recipes(whole: Plan, dtype: tor
 def test_layers_in_orders_that_no_igc_has_are_deployed(layers: tuple[Layer, ...]) -> None:
     whole = small(*layers)
     network, x = network_of(whole), images_of(whole, 3)
-    assert error(DeployedNetwork(network, {})(x), network(x)) < 1e-12
+    assert relative_error(DeployedNetwork(network, {})(x), network(x)) < 1e-12
 
 
 # Pooling first.
@@ -164,7 +160,7 @@ def test_average_pooling_is_computed_before_pointwise_convolutions() -> None:
     assert factored.macs - folded.macs == 8 * 4 * (6 * 5 - 3 * 2)
     network, x = network_of(whole), images_of(whole, 3)
     with torch.no_grad():
-        assert error(DeployedNetwork(network, {})(x), network(x)) < 1e-12
+        assert relative_error(DeployedNetwork(network, {})(x), network(x)) < 1e-12
 
 
 @pytest.mark.parametrize("conv", [Conv("c", 8, 4, 3), Conv("c", 8, 4, 1, 2), Conv("c", 8, 4, padding=1)])
