@@ -65,7 +65,8 @@ def plot(study: Study, x: str = "params", y: str = "error", colour: str = "laten
         parse_objectives(f"error,{name}" if name != "error" else name)
     if not study.candidates:
         raise StudyError(
-            f"{study.spec.name} has no completed trial to draw", search_command(study.folder, study.spec.name)
+            f"{study.spec.name} has no completed trial to draw",
+            search_command(study.folder, study.spec.name, study.storage),
         )
     figure = front_figure(front_view(study, (x, y)), colour)
     title, conditions = caption(study)

@@ -29,6 +29,7 @@ from igc_nas.analysis.ranking import (
 )
 from igc_nas.analysis.surrogate_quality import predicted_errors
 from igc_nas.analysis.target_quality import TargetQuality, target_quality
+from igc_nas.analysis.words import counted
 from igc_nas.arch.papers import figures
 from igc_nas.errors import StudyError
 from igc_nas.study.names import search_command
@@ -443,9 +444,10 @@ def _figure_tau(ranking: _Ranking, printed: ById, trained: Sequence[str]) -> Fig
 def _too_few(study: Study, reference: Study, shared: int, own_end: bool) -> StudyError:
     name = study.spec.name
     if own_end:
+        trials = study.ended + MIN_SHARED - shared  # pruned trials count in --trials, and rank nothing
         return StudyError(
-            f"{name} has {shared} completed trials; rankings need at least {MIN_SHARED} architectures",
-            f"{search_command(study.folder, name)} --trials {MIN_SHARED}",
+            f"{name} has {counted(shared, 'completed trial')}; rankings need at least {MIN_SHARED} architectures",
+            f"{search_command(study.folder, name)} --trials {trials}",
         )
     other = label(study, reference)
     if study.spec.classes != reference.spec.classes:

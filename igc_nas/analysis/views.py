@@ -275,12 +275,10 @@ def hypervolume_view(study: Study) -> HypervolumeView:
 def _busy_until(study: Study) -> dict[int, float | None]:
     """For each trial, the seconds during which trials had run when it and all earlier ones had ended.
 
-    None where no time is recorded.
+    None where no time is recorded. The time of longer trainings counts, but no trial waits for their ends.
     """
-    spans: dict[int, tuple[float, float] | None] = {
-        t.number: _span(t) for t in own_trials(study) if t.state in FINISHED
-    }
-    moments = sorted(span for span in spans.values() if span)
+    spans = {trial.number: _span(trial) for trial in own_trials(study) if trial.state in FINISHED}
+    moments = sorted(span for trial in study.trials if trial.state in FINISHED and (span := _span(trial)))
     ends, before = [], []  # of each uninterrupted run: its end, and the total of the gaps before it
     end, gaps = (moments[0][0], moments[0][0]) if moments else (0.0, 0.0)
     for begun, ended in moments:

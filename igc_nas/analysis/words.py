@@ -5,6 +5,7 @@ Names from a study's files are not escaped here; the caller does that for its me
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from igc_nas.io.units import exact_count, format_count, format_ms, format_seconds
@@ -55,21 +56,26 @@ def _range_words(low: int | None, high: int | None, noun: str) -> str:
     return f"at most {exact_count(high)}{noun}" if high else f"at least {exact_count(low or 0)}{noun}"
 
 
-def front_end_words(study: Study) -> str | None:
-    """Why no member of the front comes near the budget on parameters, or on MACs; None where one does.
+def front_end_words(study: Study, objectives: Sequence[str] | None = None) -> str | None:
+    """Why no member of a front comes near the budget on parameters, or on MACs; None where one does.
+
+    The front is that over `objectives` (by default the study's), one of which is the error.
 
     `The front ends at 177.2k parameters, 9 % of the budget. ...`
     """
+    names = tuple(objectives or study.spec.front_objectives)
+    front = study.front(names)
     for metric, noun, limit in (
         ("params", "parameters", study.spec.budget.params),
         ("macs", "MACs", study.spec.budget.macs),
     ):
-        front = [getattr(candidate.cost, metric) for candidate in study.front()]
-        if limit is None or not front or max(front) >= FAR_BELOW * limit:
+        end = max((getattr(member.cost, metric) for member in front), default=None)
+        if "error" not in names or limit is None or end is None or end >= FAR_BELOW * limit:
             continue
-        end, share = max(front), f"{100 * max(front) / limit:.2g} % of the budget"
-        ended = [trial.candidate or trial.pruned for trial in study.trials if not trial.is_aside]
-        larger = [getattr(of.cost, metric) for of in ended if of and end < getattr(of.cost, metric) <= limit]
+        share = f"{100 * end / limit:.2g} % of the budget"
+        pruned = [trial.pruned for trial in study.trials if trial.pruned and not trial.is_aside]
+        tried = [of.cost for of in study.feasible_candidates] + [of.cost for of in pruned]
+        larger = [size for cost in tried if end < (size := getattr(cost, metric)) <= limit]
         if not larger:
             return f"The front ends at {format_count(end)} {noun}, {share}: no network beyond that was tried."
         several, images = len(larger) > 1, study.spec.recipe.samples

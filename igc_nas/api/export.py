@@ -52,5 +52,5 @@ def export(
     named = str(name_of(what)) if isinstance(what, Study) else arch_of(what)
     request = request_of(command, ExportRequest, {**options, "what": named, "out": out})
     with settings_kept():
-        text, _ = exported(request)
+        text, *_ = exported(request)
     return text if request.out is None else request.out

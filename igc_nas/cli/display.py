@@ -48,6 +48,7 @@ def front_lines(
     """A front as lines of at most `width` characters: its study, data and conditions, a line a member, and notes.
 
     With `wide` every column is there, however long a line becomes; else the architectures only where all of them fit.
+    `measure` and `show` read no database, and are not named for a study that is in one only.
     """
     spec, volume = study.spec, study.hypervolume(objectives)
     head = (
@@ -72,12 +73,15 @@ def front_lines(
         of_all = sum(candidate.latency.noisy for candidate in study.candidates)
         notes.append(
             f"{NOISY} {counted(noisy, 'noisy latency', 'noisy latencies')}, {of_all:,} of all "
-            f"{len(study.candidates):,} candidates: igc-nas measure --study {name} --keep"
+            f"{len(study.candidates):,} candidates"
+            + ("" if study.is_in_database_only else f": igc-nas measure --study {name} --keep")
         )
     if "architecture" in table[0]:
         notes += legend_lines((member.arch for member in members), width or 200)
     else:
-        notes.append(f"architectures: igc-nas show {name}:TRIAL, or front --wide")
+        notes.append(
+            f"architectures: {'' if study.is_in_database_only else f'igc-nas show {name}:TRIAL, or '}front --wide"
+        )
     return [*wrapped(map(printable, head), width), "", *table, "", *wrapped(map(printable, notes), width)]
 
 

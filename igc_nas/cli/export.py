@@ -98,20 +98,22 @@ def export(**options: Any) -> None:
       igc-nas export arch.toml --weights models/ID-cifar10 -o net.onnx
     """
     request = ExportRequest(**options)
-    text, lines = exported(request)
+    text, lines, dataset = exported(request)
     if request.out is None:
         put(text.rstrip("\n"))
         return
     from igc_nas.arch.cost import reads_square_colour
+    from igc_nas.study.names import dataset_option
 
     say(*lines)
     is_toml = (request.kind or _format_by_suffix(request.out)) == "toml"
     if is_toml and reads_square_colour(ArchConfig.from_toml(text)):
-        say(f"igc-nas train {shlex.quote(str(request.out))}")
+        option = dataset_option(dataset) if dataset else ""
+        say(f"igc-nas train {shlex.quote(str(request.out))}{option}")
 
 
-def exported(request: ExportRequest) -> tuple[str, list[str]]:
-    """Write the files that are requested: (the text, of toml and py only; lines that say what was written)."""
+def exported(request: ExportRequest) -> tuple[str, list[str], str | None]:
+    """Write the files that are requested: (the text, of toml and py only; what was written; its dataset's label)."""
     from igc_nas.exports.source import unfinished_text
     from igc_nas.study.front_table import legend
 
@@ -127,7 +129,8 @@ def exported(request: ExportRequest) -> tuple[str, list[str]]:
         say(f"{source.name}: {unfinished}")
     _check_limit(source.cost.params, "factored", source.limit)
     text, lines = _write(kind, source, weights, request)
-    return text, [f"{source.name}: {source.arch}", legend([source.arch]), *lines, f"wrote {out}"]
+    dataset = source.study.spec.dataset if source.study else None
+    return text, [f"{source.name}: {source.arch}", legend([source.arch]), *lines, f"wrote {out}"], dataset
 
 
 def _format_by_suffix(out: Path | None) -> str:

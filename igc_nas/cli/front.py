@@ -99,7 +99,7 @@ def print_front(
                 "hypervolume": study.hypervolume(objectives),
                 "reference_point": [1.0] * len(objectives),
                 "bounds": {name: spec.scale_bounds(name) if name in spec.bounds else None for name in objectives},
-                "front_end": front_end_words(study),
+                "front_end": front_end_words(study, objectives),
                 "completed": len(study.candidates),
                 **_target_json(study),
                 "candidates": [candidate_row(c) | _expected_json(study, c) for c in members],
@@ -129,7 +129,7 @@ def print_front(
             put("", *baseline_lines(beside, terminal_width()))
         if study.baselines:
             say(baselines_sentence(study, objectives) or "")
-        if end := front_end_words(study):
+        if end := front_end_words(study, objectives):
             say(end)
 
 

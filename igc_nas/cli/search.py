@@ -213,7 +213,7 @@ def search(**options: Any) -> None:
     study, end = searched(request, _command_began())
     print_front(study, study.spec.front_objectives, "json" if request.as_json else "table")
     if not request.quiet:
-        _say_summary(study, end)
+        _say_summary(study, end, request.dataset)
 
 
 def searched(request: SearchRequest, command_began: float | None = None) -> tuple[Study, str]:
@@ -241,16 +241,26 @@ def searched(request: SearchRequest, command_began: float | None = None) -> tupl
             pass
     study = load(run.folder, run.folder.parent)
     is_over = run.time_s is not None and time.monotonic() - began >= run.time_s
-    if is_over and study.ended == ended:
-        return study, "its time was over before a trial ended (--time gives it more)"
-    if run.trials is None or study.ended >= run.trials:
-        return study, ""
-    why = " because its time is over" if is_over else ""
-    return study, f"ended with {study.ended} of {run.trials} trials{why}"
+    return study, end_words(before, study, run.trials, is_over=is_over)
 
 
-def _say_summary(study: Study, end: str) -> None:
-    """Say why the search ended, what was pruned, how accurate the surrogate is, and what to type next."""
+def end_words(before: Study | None, study: Study, trials: int | None, *, is_over: bool) -> str:
+    """Why a search ended before its `trials`, or before any trial; empty where it did not.
+
+    `before` is the study as it began (None: it was new), `is_over`: its time was over.
+    """
+    if is_over and (study.ended, len(study.longer)) == ((before.ended, len(before.longer)) if before else (0, 0)):
+        return "its time was over before a trial ended (--time gives it more)"
+    if trials is None or study.ended >= trials:
+        return ""
+    return f"ended with {study.ended} of {trials} trials{' because its time is over' if is_over else ''}"
+
+
+def _say_summary(study: Study, end: str, dataset: str | None) -> None:
+    """Say why the search ended, what was pruned, how accurate the surrogate is, and what to type next.
+
+    `dataset` is `--dataset` as given.
+    """
     from igc_nas.analysis.surrogate_quality import surrogate_quality
     from igc_nas.analysis.words import counted, plan_words
     from igc_nas.study.names import study_argument
@@ -281,7 +291,7 @@ def _say_summary(study: Study, end: str) -> None:
     if end:
         say(f"{end}; the same command continues")
     if study.candidates:
-        say(*_next_commands(study))
+        say(*_next_commands(study, dataset))
 
 
 def _prepared(request: SearchRequest, began: float) -> tuple[StudySpec, Run]:
@@ -565,8 +575,8 @@ def _extent(run: Run) -> str:
     return ", ".join(limits)
 
 
-def _next_commands(study: Study) -> list[str]:
-    from igc_nas.study.names import study_argument
+def _next_commands(study: Study, dataset: str | None) -> list[str]:
+    from igc_nas.study.names import dataset_option, study_argument
 
     name = study_argument(study.folder, study.spec.name)
     most = study.spec.budget.params
@@ -575,7 +585,7 @@ def _next_commands(study: Study) -> list[str]:
         "next:",
         f"  igc-nas dashboard {name}",
         f"  igc-nas export {name} --pick knee -o arch.toml",
-        "  igc-nas train arch.toml",
+        f"  igc-nas train arch.toml{dataset_option(study.spec.dataset, dataset)}",
         "the accuracies that are reached, by training to the end:",
         f"  igc-nas finals {name}{pick}",
     ]

@@ -234,19 +234,19 @@ def read_test(info: DatasetInfo) -> tuple[Bytes, Labels]:
 def split_held_out(labels: Labels, held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices of (all other images, `held_out` images), both ascending: stratified by class, drawn by `seed`.
 
-    The classes' shares of the held-out images differ by one at most where classes are equally frequent. Raises
-    `UsageError` unless 0 < held_out < n.
+    Each class has its share of the held-out images, to one image where all classes have as many; so none is held out
+    as a whole that is rarer than the others. Raises `UsageError` unless 0 < held_out < n.
     """
     if not 0 < held_out < len(labels):
         raise UsageError(f"cannot hold {held_out} of {len(labels)} images out", f"use 1 to {len(labels) - 1}")
     rng = np.random.default_rng(np.random.SeedSequence([seed, len(labels)]))
     order = rng.permutation(len(labels))
-    # rank: the image is the k-th of its class in drawn order. Those of least rank are of all classes in equal shares.
-    rank = np.empty(len(labels), dtype=np.int64)
+    # place: the image is that far, 0 to 1, in the drawn order of its class. Those of least place are of all classes.
+    place = np.empty(len(labels))
     for label in np.unique(labels):
-        places = order[labels[order] == label]
-        rank[places] = np.arange(len(places))
-    taken = order[np.argsort(rank[order], kind="stable")][:held_out]
+        of_class = order[labels[order] == label]
+        place[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+    taken = order[np.argsort(place[order], kind="stable")][:held_out]
     mask = np.zeros(len(labels), dtype=bool)
     mask[taken] = True
     return np.flatnonzero(~mask), np.flatnonzero(mask)

@@ -33,6 +33,7 @@ from igc_nas.samplers.pruner import FinalErrorPrediction, Pruner
 from igc_nas.samplers.study_sampler import MOST_REPEATS, ExhaustedError, StudySampler
 from igc_nas.study.baselines import Baseline
 from igc_nas.study.lock import Running
+from igc_nas.study.names import study_argument
 from igc_nas.study.plan import GRACE, TrialTimes
 from igc_nas.study.records import Candidate, Latency, Pruned, Score, Trial, TrialState, Unfinished
 from igc_nas.study.spec import training_seed
@@ -431,7 +432,8 @@ class Coordinator:
             self.failures.clear()
         self.failures[same] += 1
         if self.failures[same] >= SAME_FAILURES:
-            raise IgcNasError(f"{SAME_FAILURES} trials in a row failed: {reason}", "igc-nas status shows where")
+            name = study_argument(self.store.folder, self.store.spec.name)
+            raise IgcNasError(f"{SAME_FAILURES} trials in a row failed: {reason}", f"igc-nas status {name} shows where")
 
 
 def _changed(trial: Trial, state: TrialState, **changes: object) -> Trial:

@@ -81,7 +81,7 @@ class StudyProgress:
             self._join(trial.candidate)
 
     def _join(self, candidate: Candidate) -> None:
-        if self.spec.budget.violation(candidate.cost) <= 0:
+        if self.spec.budget.violation(candidate.cost, candidate.latency.normalised_ms) <= 0:
             if self._budget:
                 tenth = min(TENTHS - 1, int(TENTHS * candidate.cost.as_dict()[self._budget[0]] / self._budget[1]))
                 self.best[tenth] = min(self.best[tenth], candidate.score.error)
@@ -162,6 +162,8 @@ class SearchDisplay:
         self._baselines = baselines
         self._baselines_ended = 0
         self._running: dict[int, tuple[str, str]] = {}
+        self._longer: set[int] = set()
+        """The running trials that are longer trainings."""
         self._not_built = 0
         self._live = live(self, self._console)
 
@@ -187,9 +189,11 @@ class SearchDisplay:
                 )
                 text = f"{name}{format_count(cost.params)} params, {format_count(cost.macs)} MACs  {job.arch}"
                 self._running[job.number] = (text, "starting")
+                if isinstance(job, LongerJob):
+                    self._longer.add(job.number)
             case Progress(number, doing, epoch):
                 text, _ = self._running.get(number, ("", ""))
-                self._running[number] = (text, self._progress(doing, epoch))
+                self._running[number] = (text, self._progress(number, doing, epoch))
             case Ended(trial):
                 self._ended(trial)
             case Exhausted(reason):
@@ -199,11 +203,13 @@ class SearchDisplay:
         if isinstance(self._live, NotebookLive):
             self._live.update()
 
-    def _progress(self, doing: str, epoch: Epoch | None) -> str:
+    def _progress(self, number: int, doing: str, epoch: Epoch | None) -> str:
         """The step of a running trial, with its images and the error on them."""
         if epoch is None:
             return doing
-        samples = self._study_progress.spec.recipe.samples if self._study_progress else epoch.samples
+        samples = epoch.samples
+        if self._study_progress:
+            samples = self._study_progress.spec.recipe_of(longer=number in self._longer).samples
         return f"{doing}: {epoch.samples:,} of {samples:,} images, training error {100 * epoch.train_error:.0f} %"
 
     def _ended(self, trial: Trial) -> None:

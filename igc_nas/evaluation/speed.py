@@ -19,13 +19,16 @@ from igc_nas.evaluation.training import Training
 from igc_nas.nn.device import Device, configure_torch
 from igc_nas.nn.lowering.network_tuner import NetworkTuner
 from igc_nas.nn.lowering.timing_cache import timing_cache_for
-from igc_nas.nn.network import build
+from igc_nas.nn.lowering.training import Forward
+from igc_nas.nn.network import Network, build
 from igc_nas.study.defaults import with_rungs
 from igc_nas.study.plan import STEPS, Sizes, Speed, planned, recipe_changes, target_recipe
 from igc_nas.study.spec import Recipe, StudySpec, Target
 
 ENOUGH_S = 0.4
 """A network is timed for about this long, and for two steps at least."""
+MOST_STEPS = 2000
+"""And for this number of steps at most, whose schedule a captured step holds."""
 FORMS_S = 8.0
 """About the seconds in which the forms of one network are compiled and timed by an empty cache."""
 USUAL_GAIN = 0.5
@@ -162,7 +165,7 @@ def _measured_speed(
         images = _random_images(recipe.batch, resolution, device)
         for arch in ends_first:
             if len(timed) < 2 or time.perf_counter() - began < limit_s:
-                step_s = _step_s(_training(arch.trained_at(resolution), recipe, images, device), device)
+                step_s = _step_s(_training(build(arch.trained_at(resolution), 0), recipe, images, device), device)
                 timed.append((arch, (resolution / arch.input[1]) ** 2, step_s))
     gain, (fixed_s, steps) = 1.0, BESIDE_TRAINING[device.kind]
     if recipe.forms == "factored":
@@ -184,20 +187,22 @@ def _fastest_step_s(arch: ArchConfig, recipe: Recipe, resolution: int, device: D
     tuner = NetworkTuner.of(scaled, device, timing_cache_for(device.name, threads, "training"))
     arch = arch.trained_at(resolution)
     network = build(arch, 0).to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    forward = tuner(network, arch_id(arch))
     images = _random_images(recipe.batch, resolution, device)
-    return _step_s(Training(network, images, recipe, device, 0, forward), device)
+    return _step_s(_training(network, recipe, images, device, tuner(network, arch_id(arch))), device)
 
 
-def _training(arch: ArchConfig, recipe: Recipe, images: Images, device: Device) -> Training:
-    return Training(build(arch, 0), images, recipe, device, 0)
+def _training(
+    network: Network, recipe: Recipe, images: Images, device: Device, forward: Forward | None = None
+) -> Training:
+    """A training of many epochs of one step."""
+    return Training(network, images, recipe.model_copy(update={"epochs": MOST_STEPS}), device, 0, forward)
 
 
 def _step_s(training: Training, device: Device) -> float:
     """Seconds of one training step; an epoch of `training` is one step."""
     training.epoch()
     best, began = float("inf"), time.perf_counter()
-    while best == float("inf") or time.perf_counter() - began < ENOUGH_S:
+    while best == float("inf") or (time.perf_counter() - began < ENOUGH_S and training.done < MOST_STEPS):
         device.synchronize()
         started = time.perf_counter()
         training.epoch()

@@ -156,8 +156,11 @@ class Training:
         """Train one epoch, or the rest of one that `restore` has opened.
 
         `after_step` is called with the number of steps done since the start of the training; it may take the `state`.
-        Raises `DivergedError` if the mean loss of the epoch is not finite.
+        Raises `DivergedError` if the mean loss of the epoch is not finite, `ValueError` behind the recipe's last epoch:
+        its schedule says nothing of further steps, and a captured step would read behind its end.
         """
+        if self.done >= self.recipe.epochs:
+            raise ValueError(f"the training has ended: it is of {self.recipe.epochs} epochs")
         self.network.train()
         order, now = self._begin_epoch()
         first = self.done * self.steps_per_epoch
@@ -289,13 +292,16 @@ class Training:
         for norm in norms:
             norm.reset_running_stats()
         self.network.train()
-        batch = self.recipe.batch
+        batch, seen = self.recipe.batch, 0
         if images is not None and self.device.kind == "cuda" and images > batch:
             images -= images % batch  # a smaller last batch would have cuDNN search anew
-        for done, index in enumerate(self.images.in_order(batch, images)):
+        for index in self.images.in_order(batch, images):
+            if seen and len(index) == 1 < batch:
+                break  # one image has no variance where a map is one pixel
             pause()
-            for norm in norms:  # a cumulative average; a momentum of None would wait for the GPU to count batches
-                norm.momentum = 1.0 / (done + 1)
+            seen += len(index)
+            for norm in norms:  # a cumulative average; a momentum of None would count batches, and wait for the GPU
+                norm.momentum = len(index) / seen
             self.forward(self.images.batch(index))
         for norm, momentum in zip(norms, usual, strict=True):
             norm.momentum = momentum
@@ -426,8 +432,9 @@ def mixed_up(batch: Tensor, labels: Tensor, alpha: float, generator: torch.Gener
 
     Each image is mixed with another one of the batch; the share, of Beta(`alpha`, `alpha`), is the batch's.
     """
-    gammas = torch._standard_gamma(torch.full((2,), alpha, device=batch.device), generator)
-    share = gammas[0] / gammas.sum()
+    # In float32 both gammas of a small alpha are often the smallest number there is, and their share one half.
+    gammas = torch._standard_gamma(torch.full((2,), alpha, device=batch.device, dtype=torch.float64), generator)
+    share = (gammas[0] / gammas.sum()).float()
     order = torch.randperm(len(batch), generator=generator, device=batch.device)
     return torch.lerp(batch[order], batch, share), labels[order], share
 

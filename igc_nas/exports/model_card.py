@@ -23,6 +23,7 @@ from igc_nas.exports.destination import C_COMMAND, C_SOURCE
 from igc_nas.exports.source import Source, unfinished_text
 from igc_nas.io.text import printable
 from igc_nas.study.front_table import legend
+from igc_nas.study.names import dataset_option
 from igc_nas.study.records import Candidate
 
 
@@ -208,9 +209,10 @@ def _use(source: Source, contents: Contents) -> Iterator[str]:
         'model = igc_nas.create_model(".")  # this folder; model.pretrained_cfg says how images are prepared\n```'
     )
     if not contents.trained and reads_square_colour(source.arch):
+        option = dataset_option(source.study.spec.dataset) if source.study else ""
         yield (
-            "`igc-nas train config.toml` trains it; `igc-nas export config.toml --weights models/... --format dir` "
-            "then writes this folder with its weights."
+            f"`igc-nas train config.toml{option}` trains it; `igc-nas export config.toml --weights models/... "
+            "--format dir` then writes this folder with its weights."
         )
     elif not contents.trained:
         yield (

@@ -14,7 +14,7 @@ from igc_nas.errors import ConfigError
 from igc_nas.io.files import is_file, read_text, user_path
 from igc_nas.study.finals import finals_groups, read_finals
 from igc_nas.study.lookup import load_architecture, named_trial
-from igc_nas.study.names import study_argument
+from igc_nas.study.names import dataset_option, study_argument
 from igc_nas.study.records import Trial
 from igc_nas.study.study import Study
 
@@ -97,7 +97,8 @@ def final_of(name: ArchConfig | str | Path) -> TrainedFolder:
     if folders:
         raise ConfigError(
             f"the weights of the final of {own} are not in {folders[0].path}",
-            f"igc-nas train {own} -o models/own makes others; create_model('models/own') loads them",
+            f"igc-nas train {own}{dataset_option(study.spec.dataset)} -o models/own makes others; "
+            "create_model('models/own') loads them",
         )
     raise ConfigError(
         f"there is no final of {own}",

@@ -51,7 +51,9 @@ class Promotion:
         if not self.is_due(study) or (predictor := TargetPredictor.of(study)) is None:
             return None
         begun = {trial.longer_of for trial in study.trials if trial.longer_of is not None}
-        rows = np.flatnonzero([self.spec.budget.violation(c.cost) <= 0 for c in predictor.candidates])
+        budget = self.spec.budget
+        within = [budget.violation(c.cost, c.latency.normalised_ms) <= 0 for c in predictor.candidates]
+        rows = np.flatnonzero(within)
         of = _design if len(begun) < DESIGN else self.worth
         for row in rows[np.argsort(-of(predictor, rows, len(begun)), kind="stable")]:
             candidate: Candidate = predictor.candidates[row]

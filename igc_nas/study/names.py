@@ -102,3 +102,18 @@ def search_command(folder: Path | None, name: str, storage: str | None = None) -
         stored = storage_option(folder, storage)
         return f"igc-nas search --study {shlex.quote(name if folder is None else folder.name)}{stored}"
     return f"igc-nas search --studies-dir {shlex.quote(str(folder.parent))} --study {shlex.quote(folder.name)}"
+
+
+def dataset_option(dataset: str, folder: str | None = None) -> str:
+    """` --dataset NAME`, with which `igc-nas train` takes the images of a study, by the label that it has of them.
+
+    Empty for CIFAR-10, which `train` finds by itself. `folder` is that of one's own images, where it is known.
+    """
+    # Not above: these load NumPy, which most commands do without.
+    from igc_nas.data.datasets import OF_A_FOLDER, SHAPES, cifar_of, is_folder, is_synthetic
+
+    if dataset.startswith(OF_A_FOLDER):
+        name = shlex.quote(folder) if folder and is_folder(folder) else "FOLDER"
+    else:
+        name = SHAPES if is_synthetic(dataset) else cifar_of(dataset) or ""
+    return "" if name in ("", "cifar10") else f" --dataset {name}"

@@ -242,6 +242,10 @@ class StudySpec(Frozen):
         """The architectures within the budgets on params and MACs. Raises `InfeasibleError`."""
         return feasible(self.search_space, self.budget)
 
+    def recipe_of(self, *, longer: bool) -> Recipe:
+        """The recipe of a trial, or that of a longer training."""
+        return self.target.recipe if longer and self.target else self.recipe
+
     @property
     def deployed_limit(self) -> int | None:
         """The most parameters of a form that may be deployed: the budget's, unless any form may; None: no limit."""

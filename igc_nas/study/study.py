@@ -104,17 +104,24 @@ class Study:
 
     @cached_property
     def feasible_candidates(self) -> tuple[Candidate, ...]:
-        """The candidates within the budgets, from which the front is taken; an enqueued one may exceed them.
+        """The candidates within the budgets, from which the front is taken.
 
-        Where errors are predicted, those of networks outside the space are left out: nothing is expected of them.
+        An enqueued one may exceed them, and so may the latency of one that was measured again. Where errors are
+        predicted, those of networks outside the space are left out: nothing is expected of them.
         """
-        within = (c for c in self.candidates if self.spec.budget.violation(c.cost) <= 0)
+        budget = self.spec.budget
+        within = (c for c in self.candidates if budget.violation(c.cost, c.latency.normalised_ms) <= 0)
         return tuple(c for c in within if not self.expected or c.trial in self.expected)
 
     @property
     def ended(self) -> int:
         """Number of complete and pruned trials, without the baselines."""
         return sum(trial.state in ("complete", "pruned") and not trial.is_aside for trial in self.trials)
+
+    @property
+    def is_in_database_only(self) -> bool:
+        """Whether it was read from a database and has no folder here: `show` and `measure` cannot read it."""
+        return self.folder is None and self.storage is not None
 
     @property
     def is_begun(self) -> bool:

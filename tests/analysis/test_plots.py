@@ -150,6 +150,18 @@ def test_busy_time_leaves_out_gaps_between_runs() -> None:
     assert hypervolume_view(Study(study.spec, tuple(unknown))).busy_s == (60, None, 160, 160)
 
 
+def test_busy_time_has_the_time_of_longer_trainings() -> None:
+    """A longer training of ten minutes between two trials of one, and one that runs beside the last of them."""
+    at = ("10:00:00", "10:01:00", "10:11:00", "10:11:00")
+    walls, longer_of = (60.0, 600.0, 60.0, 600.0), (None, 0, None, 2)
+    study = make_study(4)
+    trials = tuple(
+        trial.model_copy(update={"started": f"2026-01-01T{clock}+00:00", "wall_s": wall, "longer_of": of})
+        for trial, clock, wall, of in zip(study.trials, at, walls, longer_of, strict=True)
+    )
+    assert hypervolume_view(Study(study.spec, trials)).busy_s == (60, 720)
+
+
 def test_forms_are_those_that_were_timed(study: Study) -> None:
     view = forms_view(study.candidates)
     assert view.trial == tuple(c.trial for c in study.candidates)

@@ -285,6 +285,13 @@ def test_too_few_trials_in_the_study(tmp_path: Path) -> None:
     assert hint == f"igc-nas search --studies-dir {tmp_path} --study short --trials 5"
 
 
+def test_pruned_trials_count_in_the_number_of_trials_that_is_proposed(tmp_path: Path) -> None:
+    study = stop(make(9, by_quality, {2000: by_quality}), 1)
+    message, hint = refused(load_study(write(tmp_path / "short", study)))
+    assert message.startswith("short has 1 completed trial; ")
+    assert hint.endswith("--trials 13")
+
+
 def test_too_few_in_common(tmp_path: Path) -> None:
     write(tmp_path / "short", make(20, by_quality, name="short"))
     write(tmp_path / "short" / "long", make(3, by_quality, recipe=LONG))

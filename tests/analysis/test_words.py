@@ -61,6 +61,29 @@ def test_a_front_near_the_budget_or_without_one_needs_no_words() -> None:
         assert front_end_words(Study(spec, study.trials)) is None
 
 
+def test_the_end_of_a_front_is_that_of_the_front_which_is_shown() -> None:
+    study = load_study("igc_cifar10_2m")
+    objectives = ("error", "macs")
+    end = max(c.cost.params for c in study.front(objectives))
+    assert end != max(c.cost.params for c in study.front())
+    assert str(front_end_words(study, objectives)).startswith(f"The front ends at {format_count(end)} parameters, ")
+    assert front_end_words(study, ("params", "macs")) is None
+
+
+def test_a_network_that_no_front_can_have_is_not_compared_with_its_end() -> None:
+    """One over another limit, and one of which nothing is predicted."""
+    study = load_study("igc_cifar10_2m")
+    end = max(c.cost.params for c in study.front())
+    larger = [c for c in study.candidates if c.cost.params > end]
+    budget = study.spec.budget.model_copy(update={"macs": min(c.cost.macs for c in larger) - 1})
+    within = Study(study.spec.model_copy(update={"budget": budget}), study.trials)
+    known = {c.trial: Expected(c.score.error, 0.1, 0.9) for c in study.candidates if c not in larger}
+    target = Target(images=72_000, recipe=study.spec.recipe, share=0.4)
+    predicted = replace(study, spec=study.spec.model_copy(update={"target": target}), expected=known)
+    for one in (within, predicted):
+        assert str(front_end_words(one)).endswith("% of the budget: no network beyond that was tried.")
+
+
 def test_noise_has_its_reasons() -> None:
     assert noise_words(("load 2.1", "throttled")) == "NOISY: load 2.1; throttled"
     assert noise_words(()) == "NOISY: no reason recorded"

@@ -20,13 +20,13 @@ from igc_nas.cli.display import (
     plan_lines,
     printable,
 )
-from igc_nas.engine.events import Ended, Exhausted, Job, Opened, Started
+from igc_nas.engine.events import Ended, Exhausted, Job, LongerJob, Opened, Progress, Started
 from igc_nas.engine.progress import SearchDisplay, StudyProgress, trial_line
 from igc_nas.io.console import table_lines
 from igc_nas.io.units import fixed_count
 from igc_nas.study.expected import Expected
 from igc_nas.study.front_table import expected_columns, html_table, latex_lines, low_quantile_ms, markdown_lines
-from igc_nas.study.records import Trial
+from igc_nas.study.records import Epoch, Trial
 from igc_nas.study.spec import Target
 from igc_nas.study.study import Study
 from tests.support.builders import architectures
@@ -302,6 +302,20 @@ def test_the_live_view_has_the_best_error_in_each_tenth_of_the_budget() -> None:
     errors = [float(word) for word in best.split()[2:] if word != "-"]
     assert len(best.split()) == 12
     assert min(errors) == round(100 * min(c.score.error for c in STUDY.candidates), 1)
+
+
+def test_the_live_view_has_the_images_of_a_longer_training() -> None:
+    recipe = STUDY.spec.recipe.model_copy(update={"train_size": 40_000})
+    target = Target(images=200_000, recipe=recipe, share=0.4)
+    display, arch = SearchDisplay(8, None), STUDY.trials[0].arch
+    display.show(Opened(Study(STUDY.spec.model_copy(update={"target": target}), ())))
+    display.show(Started(Job(30, arch, 0)))
+    display.show(Started(LongerJob(31, arch, 0, latency=STUDY.candidates[0].latency)))
+    for number in (30, 31):
+        display.show(Progress(number, "training", Epoch(samples=4000, loss=1.0, train_error=0.5)))
+    text = shown(display, width=160)
+    assert "trial   30  training: 4,000 of 8,000 images" in text
+    assert "trial   31  training: 4,000 of 80,000 images" in text
 
 
 def test_the_live_view_counts_what_ends() -> None:

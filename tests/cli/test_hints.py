@@ -10,13 +10,16 @@ import pytest
 
 import igc_nas
 from igc_nas.analysis.finalists import finalists
-from igc_nas.cli.search import search
+from igc_nas.cli.display import front_lines
+from igc_nas.cli.loading import load
+from igc_nas.cli.search import end_words, search
 from igc_nas.cli.study_flags import SearchRequest, check_request, resolve_study
 from igc_nas.engine.search import Run
 from igc_nas.engine.search import search as run_search
 from igc_nas.engine.store import Store
 from igc_nas.errors import StudyError
 from igc_nas.nn.device import Device
+from igc_nas.study.names import dataset_option
 from igc_nas.study.status import status_of
 from igc_nas.study.study import Study, load_study
 from tests.support.commands import Command, refused
@@ -188,6 +191,50 @@ def test_commands_for_a_study_without_a_folder_name_its_database(
         assert cli(*typed[1:]).status == 0
     monkeypatch.setenv("IGC_NAS_STORAGE", url)
     assert not any("--storage" in line for line in cli("status", "far", "--json").json["next"])
+
+
+def test_a_front_from_a_database_names_no_command_that_reads_folders_only(
+    made: Study, cli: Command, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'all.db'}"
+    list(run_search(spec(name="far"), Run(tmp_path / "elsewhere/far", trials=3, storage=url), evaluate=evaluate))
+    for study, commands in ((made, 1), (load("far", Path("studies"), url), 0)):
+        text = "\n".join(front_lines(study, study.front(), ("error", "params"), 80))
+        assert text.count("igc-nas") == commands
+
+
+@pytest.mark.parametrize(
+    ("label", "option"),
+    [
+        ("cifar10", ""),
+        ("cifar10 (unofficial, sha256:ac96d8242f2c)", ""),
+        ("cifar100", " --dataset cifar100"),
+        ("shapes", " --dataset shapes"),
+        ("folder:flowers (32 px, sha256:ac96d8242f2c)", " --dataset FOLDER"),
+    ],
+)
+def test_a_network_of_a_study_is_trained_on_the_images_of_the_study(
+    label: str, option: str, made: Study, cli: Command
+) -> None:
+    text = Path("studies/made/study.toml").read_text()
+    Path("studies/made/study.toml").write_text(text.replace('dataset = "shapes"', f'dataset = "{label}"'))
+    assert cli("export", "made", "-o", "own.toml").err.endswith(f"igc-nas train own.toml{option}\n")
+
+
+def test_a_search_of_ones_own_images_ends_with_the_command_that_trains_on_them(tmp_path: Path) -> None:
+    (tmp_path / "my images").mkdir()
+    label = "folder:my images (32 px, sha256:ac96d8242f2c)"
+    assert dataset_option(label, str(tmp_path / "my images")) == f" --dataset '{tmp_path}/my images'"
+    assert dataset_option(label, "auto") == " --dataset FOLDER"
+
+
+def test_a_search_that_trained_for_longer_only_was_not_too_short(made: Study) -> None:
+    again = made.trials[0].model_copy(update={"number": 8, "longer_of": 0})
+    longer = Study(made.spec, (*made.trials, again))
+    assert "before a trial ended" in end_words(made, made, None, is_over=True)
+    assert "before a trial ended" in end_words(None, Study(made.spec, ()), 3, is_over=True)
+    assert end_words(made, longer, None, is_over=True) == ""
+    assert end_words(made, longer, 9, is_over=True) == "ended with 8 of 9 trials because its time is over"
 
 
 def test_a_path_with_a_blank_is_quoted_where_it_is_proposed(made: Study, cli: Command) -> None:

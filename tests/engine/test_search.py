@@ -146,8 +146,9 @@ def test_five_failures_for_one_reason_end_it(tmp_path: Path) -> None:
     def never(arch, seed):
         raise IgcNasError("no such device")
 
-    with pytest.raises(IgcNasError, match="5 trials in a row failed: no such device"):
+    with pytest.raises(IgcNasError, match="5 trials in a row failed: no such device") as raised:
         list(search(spec(), Run(tmp_path / "s", trials=10), evaluate=never))
+    assert raised.value.hint == f"igc-nas status {tmp_path / 's'} shows where"
     assert [t.state for t in load_study(tmp_path / "s").trials] == ["failed"] * 5
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import beta, binomtest
 
 from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import locate
@@ -175,6 +176,17 @@ def test_mixup_mixes_pairs_in_one_share() -> None:
     assert np.var(shares) == pytest.approx(1 / (4 * (2 * 0.2 + 1)), rel=0.15)  # of Beta(a, a)
 
 
+@pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0])
+def test_the_shares_of_mixup_are_of_a_beta_distribution(alpha: float) -> None:
+    generator, labels = torch.Generator().manual_seed(0), torch.zeros(2, dtype=torch.int64)
+    shares = [float(mixed_up(torch.zeros(2, 1), labels, alpha, generator)[2]) for _ in range(2000)]
+    inside = binomtest(
+        sum(0.05 < share < 0.95 for share in shares), len(shares), np.diff(beta(alpha, alpha).cdf([0.05, 0.95]))[0]
+    )
+    assert inside.pvalue > 0.01
+    assert abs(np.mean(shares) - 0.5) < 0.05
+
+
 def test_label_smoothing_gives_every_class_a_share() -> None:
     """Szegedy et al. 2016, arXiv 1512.00567, section 7."""
     smoothed = SCHEDULE.model_copy(update={"label_smoothing": 0.25})
@@ -203,6 +215,26 @@ def test_recalibrated_statistics_are_those_of_the_images() -> None:
         written = training.network.get_submodule("stem.conv")(training.images.batch(torch.arange(64)))
     assert torch.allclose(norm.running_mean, written.mean((0, 2, 3)), atol=1e-5)
     assert norm.momentum == 0.1
+
+
+def test_a_smaller_last_batch_counts_by_its_images_in_recalibrated_statistics() -> None:
+    training = Training(build(ARCH, 0), images(36), SCHEDULE, CPU, 0)
+    training.recalibrate()
+    norm = training.network.get_submodule("stem.norm")
+    with torch.no_grad():
+        written = training.network.get_submodule("stem.conv")(training.images.batch(torch.arange(36)))
+    assert torch.allclose(norm.running_mean, written.mean((0, 2, 3)), atol=1e-5)
+
+
+def test_a_last_image_alone_is_no_batch_of_a_recalibration() -> None:
+    """Where a map is one pixel it has no variance."""
+    one_pixel = ArchConfig.parse(
+        {"stem": {"width": 8, "stride": 4}, "stage": [{"unit": "conv", "width": 4, "blocks": 1, "stride": 2}]}
+    )
+    training = Training(build(one_pixel, 0), images(33), SCHEDULE, CPU, 0)
+    training.epoch()
+    error, _ = training.score(images(20))
+    assert 0 <= error <= 1
 
 
 def test_evaluation_counts_every_image_once() -> None:
@@ -239,6 +271,14 @@ def test_divergence_is_an_error_with_a_hint() -> None:
     with pytest.raises(DivergedError, match="loss is nan") as caught:
         training.epoch()
     assert caught.value.hint
+
+
+def test_a_training_that_has_ended_takes_no_further_step() -> None:
+    """Its schedule says nothing of one; a captured step would read behind the end of its learning rates."""
+    training = Training(build(ARCH, 0), images(), SCHEDULE.model_copy(update={"epochs": 1}), CPU, 0)
+    training.epoch()
+    with pytest.raises(ValueError, match="it is of 1 epochs"):
+        training.epoch()
 
 
 def test_pause_is_called_between_all_steps() -> None:

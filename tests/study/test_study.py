@@ -42,6 +42,18 @@ def test_a_folder_is_read_back_whole(tmp_path: Path) -> None:
         assert found.front() == study().front()
 
 
+def test_a_candidate_that_was_measured_again_over_the_limit_leaves_the_front() -> None:
+    found = study()
+    slowest = max(found.front(), key=lambda c: c.latency.normalised_ms)
+    limit = slowest.latency.normalised_ms
+    spec = found.spec.model_copy(update={"budget": found.spec.budget.model_copy(update={"latency_ms": limit})})
+    trials = tuple(t for t in found.trials if not t.candidate or t.candidate.latency.normalised_ms <= limit)
+    assert slowest in Study(spec, trials).front()
+    slower = slowest.model_copy(update={"latency": slowest.latency.model_copy(update={"normalised_ms": limit * 1.01})})
+    again = tuple(t.model_copy(update={"candidate": slower}) if t.number == slowest.trial else t for t in trials)
+    assert slowest.trial not in {c.trial for c in Study(spec, again).front()}
+
+
 def test_a_study_without_trials_yet(tmp_path: Path) -> None:
     folder = write(tmp_path / "new", [])
     assert load_study(folder).trials == ()

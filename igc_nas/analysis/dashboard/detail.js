@@ -50,8 +50,9 @@ function factsOf(trial) {
 
 function commandOf(trial) {
   if (!trial.arch) return [];
-  const complete = trial.state === "complete", name = trial.study.argument;
-  const text = complete ? `igc-nas export ${name} --pick trial:${trial.trial} -o arch.toml` : `igc-nas show ${name}:${trial.trial}`;
+  const {argument: name, stored} = trial.study;
+  const complete = trial.state === "complete" || trial.study.in_database_only;  // `show` reads folders only
+  const text = complete ? `igc-nas export ${name} --pick trial:${trial.trial} -o arch.toml${stored}` : `igc-nas show ${name}:${trial.trial}`;
   const words = text.split(" ").flatMap((word, i) => [...(i ? [" "] : []), el("span", {}, word)]);  // a line ends between words
   const code = el("code", {tabindex: 0}, ...words), said = el("span", {class: "note", role: "status"});
   const button = el("button", {type: "button", onclick: async () => { said.textContent = await copied(text, code); }}, "Copy");
@@ -79,6 +80,7 @@ async function copied(text, code) {
 function formsOf(trial) {
   if (!trial.forms && trial.state === "complete") {
     const command = `igc-nas show ${trial.study.argument}:${trial.trial} --json`;
+    if (trial.study.in_database_only) return [];
     return [el("p", {class: "note"}, "This page does not include the times of its forms; ", el("code", {}, command), " prints them.")];
   }
   if (!trial.forms) return [];

@@ -36,7 +36,7 @@ function drawRunning(live) {
   const place = part("live"), cards = [];
   live.studies.forEach((state, i) => {
     if (isMany() && (state.owner || state.running.length)) cards.push(el("h3", {}, named(studies[i].name)));
-    for (const trial of state.running) cards.push(runningCard(trial, studies[i]));
+    for (const trial of state.running) cards.push(runningCard(trial));
     if (state.waiting) cards.push(el("p", {class: "note"}, `${plural(state.waiting, "trial")} will be continued by the next search.`));
   });
   const owners = live.studies.filter(state => state.owner);
@@ -52,11 +52,11 @@ function localTime(text) {
   return Number.isNaN(date.getTime()) ? text : date.toLocaleString();
 }
 
-function runningCard(trial, study) {
-  const share = trial.samples == null ? null : Math.min(1, trial.samples / study.samples);
-  const facts = [trial.doing, ...(trial.samples == null ? [] : [`${exactText(trial.samples)} of ${exactText(study.samples)} images`]),
+function runningCard(trial) {
+  const share = trial.samples == null ? null : Math.min(1, trial.samples / trial.of);
+  const facts = [trial.doing, ...(trial.samples == null ? [] : [`${exactText(trial.samples)} of ${exactText(trial.of)} images`]),
     ...(trial.train_error == null ? [] : [`training error ${shareText(trial.train_error)}`])];
-  return el("div", {class: "trial"}, el("strong", {}, `Trial ${trial.trial}`), el("span", {}, facts.join(", ")),
+  return el("div", {class: "trial"}, el("strong", {}, `Trial ${trial.trial}${trial.longer_of == null ? "" : `, trial ${trial.longer_of} for longer`}`), el("span", {}, facts.join(", ")),
     el("progress", share == null ? {"aria-label": `trial ${trial.trial}`} : {value: share, max: 1, "aria-label": `trial ${trial.trial}`}),
     el("code", {}, trial.arch), el("small", {}, `since ${localTime(trial.since)}, ${trial.by}`));
 }

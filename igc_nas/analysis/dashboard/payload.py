@@ -39,9 +39,10 @@ from igc_nas.io.text import visible
 from igc_nas.study.finals import FinalsGroup, finals_groups
 from igc_nas.study.front_table import legend
 from igc_nas.study.lock import Running
-from igc_nas.study.names import study_argument
+from igc_nas.study.names import storage_option, study_argument
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import Candidate, Latency, Trial
+from igc_nas.study.spec import StudySpec
 from igc_nas.study.status import Status
 from igc_nas.study.study import Members, Study
 
@@ -58,7 +59,7 @@ class CachedStudy(Study):
     @classmethod
     def of(cls, study: Study) -> CachedStudy:
         """The same study."""
-        return cls(study.spec, study.trials, study.folder)
+        return cls(study.spec, study.trials, study.folder, storage=study.storage)
 
     @cached_property
     def _fronts(self) -> dict[tuple[str, ...], Members]:
@@ -122,6 +123,8 @@ def _study(study: Study, plans: Plans) -> Json:
     return {
         "name": visible(spec.name),
         "argument": visible(study_argument(study.folder, spec.name)),
+        "stored": visible(storage_option(study.folder, study.storage)),
+        "in_database_only": study.is_in_database_only,
         "legend": legend(t.arch for t in study.trials if t.arch),
         "dataset": visible(spec.dataset),
         "objectives": spec.front_objectives,
@@ -366,7 +369,7 @@ def _is_said(layer: Layer, field: Field[Any]) -> bool:
 
 
 def live_payload(statuses: Sequence[Status]) -> Json:
-    """The process that searches each study, and its running trials."""
+    """The process that searches each study, and its running trials, each with the images `of` its whole training."""
     return {"studies": [_live(status) for status in statuses]}
 
 
@@ -376,13 +379,15 @@ def _live(status: Status) -> Json:
         "owner": None if owner is None else visible(owner.process),
         "since": None if owner is None else visible(owner.since),
         "waiting": len(status.interrupted),
-        "running": [_running(trial, progress) for trial, progress in status.running],
+        "running": [_running(status.study.spec, trial, progress) for trial, progress in status.running],
     }
 
 
-def _running(trial: Trial, progress: Running | None) -> Json:
+def _running(spec: StudySpec, trial: Trial, progress: Running | None) -> Json:
     return {
         "trial": trial.number,
+        "longer_of": trial.longer_of,
+        "of": spec.recipe_of(longer=trial.longer_of is not None).samples,
         "doing": visible(progress.doing) if progress else "running",
         "samples": progress.samples if progress else None,
         "train_error": progress.train_error if progress else None,

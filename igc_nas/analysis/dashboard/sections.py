@@ -23,7 +23,7 @@ from igc_nas.data.datasets import is_synthetic
 from igc_nas.io.text import plain
 from igc_nas.study.finals import FinalsGroup, finals_groups
 from igc_nas.study.front_table import legend
-from igc_nas.study.names import search_command, study_argument
+from igc_nas.study.names import search_command, storage_option, study_argument
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import Candidate
 from igc_nas.study.spec import LEAST_ERROR_SHARE
@@ -165,9 +165,10 @@ def front_html(study: Study) -> str:
     rows = (_cells(candidate, candidate.trial == pick.trial) for candidate in study.front())
     heads = ("trial", "id", "error", "parameters", "MACs", "latency, normalised [95 %]", "runs as", "architecture")
     name = plain(study_argument(study.folder, study.spec.name))
+    stored = plain(storage_option(study.folder, study.storage))
     return (
         f"<h2>The front of <bdi>{plain(study.spec.name)}</bdi></h2>\n"
-        f"<pre><code>igc-nas export {name} --pick trial:{pick.trial} -o arch.toml</code></pre>\n"
+        f"<pre><code>igc-nas export {name} --pick trial:{pick.trial} -o arch.toml{stored}</code></pre>\n"
         f"{_table(heads, rows)}"
         f'<p class="note">{plain(legend(member.arch for member in study.front()))}</p>\n'
     )
@@ -256,5 +257,5 @@ def nothing_yet(study: Study) -> str:
     return (
         '<div class="empty">\n<h2>No completed trial yet</h2>\n'
         "<p>There is nothing to draw yet. A search that does not run is started, or continued, with</p>\n"
-        f"<pre><code>{plain(search_command(study.folder, study.spec.name))}</code></pre>\n</div>\n"
+        f"<pre><code>{plain(search_command(study.folder, study.spec.name, study.storage))}</code></pre>\n</div>\n"
     )

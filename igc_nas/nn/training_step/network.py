@@ -31,8 +31,6 @@ class NativeStep:
         if dtype not in (torch.float32, torch.bfloat16):
             raise Unsupported(f"activations in {dtype}")
         self.network, self.whole, self.dtype, self.lanes = network, whole, dtype, lanes
-        if dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"the native step stores activations in float32 or bfloat16, not {dtype}")
         self._library = library(dtype, lanes)
         self._program = StepProgram(network, whole, 1, dtype, lanes, has_pairs(self._library))
         self._classifier = [

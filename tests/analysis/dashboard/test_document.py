@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def test_the_conditions_and_the_counts(page: Page) -> None:
     assert re.search(r"2\s+infeasible", page.text)
     assert re.search(r"60\s+completed", page.text)
     assert "not comparable" in page.text
+    assert "in its fastest form" not in page.text  # this study's were all measured in factored form
 
 
 @pytest.mark.usefixtures("_small")
@@ -122,6 +124,16 @@ def test_the_front_can_be_read_without_a_script(study: Study) -> None:
         assert f"<td>{candidate.cost.params:,}</td>" in body
         assert f"<code>{candidate.arch}</code>" in body
     assert f"igc-nas export test-study --pick trial:{study.pick('knee').trial} -o arch.toml" in without
+
+
+@pytest.mark.usefixtures("_small")
+def test_commands_for_a_study_in_a_database_name_it(study: Study) -> None:
+    url = "sqlite:////all/of.db"
+    text, far = (dashboard([replace(one, storage=url)]) for one in (study, Study(study.spec, ())))
+    assert f"-o arch.toml --storage {url}</code>" in text[text.index("<noscript>") :]
+    (shown,) = Page(text).data["studies"]
+    assert (shown["stored"], shown["in_database_only"]) == (f" --storage {url}", True)
+    assert f"igc-nas search --study test-study --storage {url}</code>" in far
 
 
 @pytest.mark.usefixtures("_small")

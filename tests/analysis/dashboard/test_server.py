@@ -16,11 +16,14 @@ from typing import Any
 
 import pytest
 
+from igc_nas.analysis.dashboard.payload import live_payload
 from igc_nas.analysis.dashboard.server import Page, WatchedStudy, application
 from igc_nas.io.files import append_line
 from igc_nas.study.lock import OWNER_FILE, LockHolder, Running, now
 from igc_nas.study.process import Process
 from igc_nas.study.records import Trial
+from igc_nas.study.spec import Target
+from igc_nas.study.status import status_of
 from igc_nas.study.study import Study, load_study
 from tests.support.commands import Command, refused
 from tests.support.families import write
@@ -205,6 +208,16 @@ def test_running_trials_are_listed(client: Client, folder: Path) -> None:
         0.75,
     )
     assert shown["arch"] == str(arch)
+
+
+def test_a_longer_training_has_the_images_of_its_own_recipe() -> None:
+    study = make_study(2)
+    recipe = study.spec.recipe.model_copy(update={"train_size": 40_000})
+    spec = study.spec.model_copy(update={"target": Target(images=200_000, recipe=recipe, share=0.4)})
+    begun = Trial(number=2, state="running", params={}, arch=study.trials[0].arch, process=Process.here())
+    trials = (*study.trials, begun, begun.model_copy(update={"number": 3, "longer_of": 1}))
+    (state,) = live_payload([status_of(Study(spec, trials))])["studies"]
+    assert [(t["trial"], t["longer_of"], t["of"]) for t in state["running"]] == [(2, None, 8000), (3, 1, 80_000)]
 
 
 def test_a_page_begins_before_its_study_has_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
