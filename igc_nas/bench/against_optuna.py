@@ -152,7 +152,7 @@ def bench_against_optuna(
     Each pair is appended to `file`, and one that is there is not run again.
 
     Raises `DataError` or `UsageError` for the dataset, `UsageError` for a file of something else or of other
-    conditions, `IgcNasError` if a run fails.
+    conditions, `IgcNasError` if a run fails or finds nothing in its time.
     """
     data = locate(dataset, data_dir()).label  # raises for an unknown one
     workers = extent_on((device,)).workers
@@ -169,8 +169,10 @@ def bench_against_optuna(
             continue
         with cold_folder() as folder:
             spec, ours = _search(folder, time_s, seed, dataset, budget_params, device, workers)
+            _require_trials("the search", ours, seed, time_s)
             say(f"seed {seed}: the search ended with {ours.final:.4f} after {len(ours.volumes)} trials")
             plain = _plain(folder, spec, time_s, seed, device, workers)
+            _require_trials("the plain study", plain, seed, time_s)
         pair = found[seed] = Pair(seed, time_s, plain, ours, conditions | {"recipe": recipe_words(spec.recipe)})
         if file:
             append_line(file, json.dumps(asdict(pair)))
@@ -183,6 +185,13 @@ def bench_against_optuna(
     }
     rows = tuple(pair.row() for pair in pairs)
     return AgainstOptuna(pairs, Report(title, rows, dict(pairs[-1].conditions), extra=extra))
+
+
+def _require_trials(name: str, course: Course, seed: int, time_s: float) -> None:
+    """Raise `IgcNasError` for a run in which nothing was found: the other one would be ahead of it from the start."""
+    if not course.final:
+        reason = "no trial that counts" if course.volumes else "no trial"
+        raise IgcNasError(f"seed {seed}: {name} ended with {reason} after {time_s:g} s", "give both more with --time")
 
 
 def _read(file: Path, conditions: Mapping[str, Any], time_s: float) -> dict[int, Pair]:

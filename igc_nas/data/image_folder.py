@@ -75,7 +75,8 @@ class Problems:
 class Listing:
     """The image files of a folder. `paths` are relative to `root`; `labels` index `classes`; `is_test` is 0 or 1.
 
-    `fingerprint` is a hash of all paths, sizes and times of change, by which an unchanged folder is known again.
+    `fingerprint` is a hash of the classes' folders and of all paths, sizes and times of change, by which an unchanged
+    folder is known again.
     """
 
     root: Path
@@ -117,7 +118,7 @@ def list_images(root: Path, progress: Progress = no_progress) -> Listing:
             raise DataError(f"{shown(part)} has the class {shown(extra[0])!r}, train has not", "the sets share classes")
     listing = Listing(root, tuple(classes), test is not None)
     listing.unused = tuple(shown(name) for name in folders if train and name not in (train, test))
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(names).encode())
     for part, is_test in parts:
         for name in names[part]:
             label = of_train.index(name)
@@ -314,6 +315,8 @@ def _in_colour(image: Image) -> Image:
         raise UnusableImageError("pixels of floating point")
     if image.mode.startswith("I"):  # grey of 16 or 32 bits, which Pillow's `convert` cuts off at 255
         grey = np.asarray(image).astype(np.int64)
+        if grey.max() > 65535 or grey.min() < 0:
+            raise UnusableImageError(f"grey values from {grey.min():,} to {grey.max():,}, outside of 16 bits")
         grey = grey // 257 if image.mode != "I" or grey.max() > 255 else grey
         image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:

@@ -22,7 +22,7 @@ from igc_nas.study.spec import LatencySpec
 
 TIMEOUT_S = 600.0
 HINT = "it must print what igc-nas measure --json prints"
-CONDITIONS = ("batch", "threads", "runtime", "dtype", "memory_format", "device")
+CONDITIONS = ("batch", "threads", "runtime", "dtype", "memory_format", "cuda_graph", "cold_cache", "device")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from igc_nas.errors import ConfigError, IgcNasError
 from igc_nas.exports.destination import C_COMMAND
 from igc_nas.exports.source import Source, facts
-from igc_nas.io.files import write_whole
+from igc_nas.io.files import write_together
 from igc_nas.io.processes import finished
 from igc_nas.nn.c_compiler import CompilerError, compiler
 from igc_nas.nn.codegen import emit
@@ -44,11 +44,9 @@ class CFiles:
     image: tuple[int, int, int]
 
     def write(self, folder: Path) -> None:
-        """Write all files, each whole."""
-        for name, text in self.texts.items():
-            write_whole(folder / name, text)
-        if self.weights is not None:
-            write_whole(folder / f"{self.name}.bin", self.weights.tobytes())
+        """Write all files or, on a full disk, none: weights of another network would be read without a word."""
+        weights = {} if self.weights is None else {f"{self.name}.bin": self.weights.tobytes()}
+        write_together({folder / name: content for name, content in (self.texts | weights).items()})
 
 
 def c_files(
@@ -203,7 +201,7 @@ def verify_c(files: CFiles, network: Network, timeout_s: float = TIMEOUT_S) -> f
 
 
 def _error(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+    return float(np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), np.finfo(np.float32).tiny))
 
 
 def _run(files: CFiles, image: NDArray[np.float32], flags: tuple[str, ...], timeout_s: float) -> NDArray[np.float64]:

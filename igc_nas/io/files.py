@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from igc_nas.errors import ConfigError, IgcNasError
@@ -24,18 +24,47 @@ def write_whole(path: Path, data: str | bytes, *, durable: bool = True) -> None:
     written, on a full disk too; then an older file of that name is still there, whole.
     """
     content = data.encode() if isinstance(data, str) else data
-    try:
+    with _in_one_line(path):
         target = path.resolve()
         if target.exists() and not target.is_file():
             target.write_bytes(content)
         else:
-            _replace(target, content, durable)
+            with _temporary(target, content, durable) as temporary:
+                temporary.replace(target)
+            if durable:
+                _sync_folder(target.parent)
+
+
+def write_together(files: Mapping[Path, str | bytes]) -> None:
+    """Replace the contents of files that belong together, as `write_whole` does those of one.
+
+    The first one is renamed when all are on the disk: where it is full none is replaced.
+    """
+    with contextlib.ExitStack() as stack:
+        ready: list[tuple[Path, Path]] = []
+        for path, data in files.items():
+            with _in_one_line(path):
+                content = data.encode() if isinstance(data, str) else data
+                ready.append((stack.enter_context(_temporary(path.resolve(), content, durable=True)), path))
+        for temporary, path in ready:
+            with _in_one_line(path):
+                temporary.replace(path.resolve())
+                _sync_folder(path.resolve().parent)
+
+
+@contextlib.contextmanager
+def _in_one_line(path: Path) -> Iterator[None]:
+    """Raise `IgcNasError` where `path` cannot be written."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
         reason = getattr(error, "strerror", None) or error
         raise IgcNasError(f"cannot write {path}: {reason}") from None
 
 
-def _replace(target: Path, content: bytes, durable: bool) -> None:
+@contextlib.contextmanager
+def _temporary(target: Path, content: bytes, durable: bool) -> Iterator[Path]:
+    """A temporary file beside `target` with this content, which is removed if it is still there at the end."""
     temporary = target.with_name(f".igc-nas-{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -43,12 +72,9 @@ def _replace(target: Path, content: bytes, durable: bool) -> None:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
+        yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    if durable:
-        _sync_folder(target.parent)
 
 
 def is_temporary(path: Path) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from itertools import chain
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from igc_nas.samplers.known_cost import KnownCost
 from igc_nas.samplers.optuna_space import OptunaSpace
 from igc_nas.samplers.study_sampler import proposals
 from igc_nas.space.encoding import Code
+from igc_nas.space.parameters import Value
 from igc_nas.space.search_space import METRICS
 from igc_nas.study.defaults import default_recipe
 from igc_nas.study.objectives import parse_objectives
@@ -34,6 +37,8 @@ from igc_nas.study.spec import LatencySpec, StudySpec
 SCORE = "error"
 """What the sampler calls the one objective that is neither a cost nor a latency."""
 COSTS = (*METRICS, "flops")
+FEWEST_CLASSES = 2
+"""Of which an error has a scale: that of a network of one output, a regression's, is that of two."""
 FENCE = 3.0
 """A score that is worse than the upper quartile by more than this number of interquartile ranges counts as one there
 (Tukey 1977, the outer fence): one training that diverged would make all others look alike."""
@@ -50,9 +55,10 @@ class KnownCostSampler(BaseSampler):
     Trials that are complete teach it; of pruned ones the last reported value does, as an uncertain one; failed ones are
     not repeated. Other parameters of the objective function come from `independent_sampler` (by default at random).
     Safe in threads (`n_jobs`); processes that share a storage may rarely try one architecture at the same time.
+    Where a trial was enqueued with some of its parameters, the suggestion has these, if one of those found does.
     Where no new architecture is left, a known one is suggested with a warning, and the study stops.
 
-    Raises `UsageError` for objectives that do not fit, or what is no space.
+    Raises `UsageError` for objectives or a seed that do not fit, or what is no space.
     """
 
     def __init__(
@@ -74,7 +80,9 @@ class KnownCostSampler(BaseSampler):
             )
         self.space = space
         self.objectives = names
-        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else index(seed)
+        if self.seed < 0:
+            raise UsageError(f"seed {self.seed} is negative", "use 0 or a larger one")
         self._score = scores[0]
         self._independent = independent_sampler or RandomSampler(seed)
         self._spec = _spec(space, tuple(SCORE if name == self._score else name for name in names), self.seed)
@@ -97,16 +105,25 @@ class KnownCostSampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The parameters of a whole architecture. Raises `UsageError` if the study has another number of objectives."""
+        """The parameters of a whole architecture, those of `search_space`.
+
+        Raises `UsageError` if the study has another number of objectives, or maximises a cost or the latency.
+        """
+        self._check_directions(study)
+        with self._lock:  # so that threads do not suggest the same
+            code = self._new(study, trial)
+            self._suggested[_key(study, trial)] = code
+        return {name: value for name, value in self._params(code).items() if name in search_space}
+
+    def _check_directions(self, study: optuna.Study) -> None:
         if len(study.directions) != len(self.objectives):
             raise UsageError(
                 f"the study has {len(study.directions)} objectives; the sampler has {', '.join(self.objectives)}",
                 "create the study with a direction for each of them",
             )
-        with self._lock:  # so that threads do not suggest the same
-            code = self._new(study, trial.number)
-            self._suggested[_key(study, trial)] = code
-        return dict(self.space.params(self._encoding.architecture(code)))
+        for name, direction in zip(self.objectives, study.directions, strict=True):
+            if name != self._score and direction == StudyDirection.MAXIMIZE:
+                raise UsageError(f"the study maximises {name}, which the sampler minimises", "minimize it")
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -128,29 +145,45 @@ class KnownCostSampler(BaseSampler):
         """Tell the independent sampler."""
         self._independent.after_trial(study, trial, state, values)
 
-    def _new(self, study: optuna.Study, number: int) -> Code:
-        """A code that no trial of the study has."""
-        rng = np.random.default_rng([self.seed, number])
-        trials = [trial for trial in study.get_trials(deepcopy=False) if trial.number != number]
-        codes = {trial.number: code for trial in trials if (code := self._code(study, trial)) is not None}
+    def _params(self, code: Code) -> dict[str, Value]:
+        return self.space.params(self._encoding.architecture(code))
+
+    def _new(self, study: optuna.Study, trial: FrozenTrial) -> Code:
+        """A code that no trial of the study has, with the parameters that were enqueued if one of those found has."""
+        fixed = self._fixed(trial)
+        if (whole := self._of_params(fixed)) is not None:
+            return whole
+        rng = np.random.default_rng([self.seed, trial.number])
+        trials = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        codes = {other.number: code for other in trials if (code := self._code(study, other)) is not None}
         history, tried = self._history(study, trials, codes), set(codes.values())
-        for code in proposals(self._spec, self._known_cost.propose, history, rng):
-            if code not in tried:
-                return code
+        found = (c for c in proposals(self._spec, self._known_cost.propose, history, rng) if c not in tried)
+        if (first := next(found, None)) is not None:
+            fitting = (code for code in chain([first], found) if self._params(code).items() >= fixed.items())
+            return next(fitting, first)
         warnings.warn("every architecture within the budget that was found is in the study already", stacklevel=2)
         with suppress(RuntimeError):  # outside of `optimize`
             study.stop()
         return next(self._known_cost.propose(history, rng))
+
+    def _fixed(self, trial: FrozenTrial) -> dict[str, Any]:
+        """The parameters of the space with which a trial was enqueued."""
+        enqueued = trial.system_attrs.get("fixed_params", {})
+        return {name: value for name, value in enqueued.items() if name in self.space.parameters.choices}
+
+    def _of_params(self, params: Mapping[str, Any]) -> Code | None:
+        """The code of an architecture; None where these are not all of its parameters, or those of none."""
+        try:
+            return self._encoding.code(self.space.architecture(params))
+        except ConfigError:
+            return None
 
     def _code(self, study: optuna.Study, trial: FrozenTrial) -> Code | None:
         """The code of a trial's architecture; None while it has not asked for one that we know."""
         key = _key(study, trial)
         if key in self._ended:
             return self._ended[key]
-        try:
-            found = self._encoding.code(self.space.architecture(trial.params))
-        except ConfigError:
-            found = None
+        found = self._of_params(trial.params)
         if not trial.state.is_finished():
             return found or self._suggested.get(key)
         self._suggested.pop(key, None)
@@ -245,7 +278,7 @@ def _spec(space: OptunaSpace, objectives: tuple[str, ...], seed: int) -> StudySp
     spec = StudySpec(
         name="optuna",
         space_name=space.name,
-        classes=space.classes,
+        classes=max(FEWEST_CLASSES, space.classes),
         dataset="",
         dataset_sha256="",
         objectives=parse_objectives(",".join(objectives)),
@@ -256,4 +289,5 @@ def _spec(space: OptunaSpace, objectives: tuple[str, ...], seed: int) -> StudySp
         latency=LatencySpec(device="", input=space.file.input),
         space=space.file,
     )
-    return spec.model_copy(update={"bounds": spec.known_bounds()})
+    of_error, spec = spec.known_bounds()["error"], spec.model_copy(update={"classes": space.classes})
+    return spec.model_copy(update={"bounds": spec.known_bounds() | {"error": of_error}})

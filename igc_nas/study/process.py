@@ -18,13 +18,13 @@ from igc_nas.io.records import Frozen
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SAME_START_S = 2.0
-"""Tolerance when start times are compared: they are derived from the system clock, which may be adjusted."""
+"""Tolerance where start times are compared: they are derived from the system clock, which may be adjusted."""
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """The signals that ask a process to end, and that it can handle."""
 
 
 class Process(Frozen):
-    """A process of some machine. `boot` and `started` are None if an older record or the system does not have them.
+    """A process of some machine. What an older record or the system does not have of its start is None.
 
     `psutil.Process.is_running` compares the same, but cannot be made from what another process has recorded.
     """
@@ -33,12 +33,15 @@ class Process(Frozen):
     pid: Annotated[int, Field(ge=1)]
     boot: str | None = None
     started: float | None = None
-    """Seconds since 1970."""
+    """Seconds since 1970, by the clock as it is when this is asked."""
+    ticks: int | None = None
+    """Clock ticks from the boot of the machine to its start, which no setting of the clock changes (Linux)."""
 
     @classmethod
     def here(cls) -> Process:
         """The current process."""
-        return cls(host=socket.gethostname(), pid=os.getpid(), boot=_boot(), started=_start_of(os.getpid()))
+        pid = os.getpid()
+        return cls(host=socket.gethostname(), pid=pid, boot=_boot(), started=_start_of(pid), ticks=_ticks_of(pid))
 
     def is_alive(self) -> bool | None:
         """Whether it still runs; None for a process of another machine, which cannot be checked from here."""
@@ -47,7 +50,11 @@ class Process(Frozen):
         if self.boot is not None and self.boot != _boot():
             return False
         started = _start_of(self.pid)
-        return started is not None and (self.started is None or abs(started - self.started) <= SAME_START_S)
+        if started is None or self.started is None:
+            return started is not None
+        if self.ticks is not None and (ticks := _ticks_of(self.pid)) is not None:
+            return ticks == self.ticks
+        return abs(started - self.started) <= SAME_START_S
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}"
@@ -90,4 +97,12 @@ def _start_of(pid: int) -> float | None:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else round(process.create_time(), 2)
     except (psutil.Error, OSError, OverflowError, ValueError):
+        return None
+
+
+def _ticks_of(pid: int) -> int | None:
+    """Clock ticks from the boot to the start of a process; None if there is no such process, or no /proc."""
+    try:  # the 22nd field; the second is the program's name in parentheses, which may hold spaces and parentheses
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
         return None

@@ -111,6 +111,15 @@ def test_a_file_of_something_else_or_of_other_conditions_is_refused(
 
 
 @pytest.mark.slow
+def test_a_run_that_finds_nothing_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs.jsonl"
+    typed = ["bench", "against-optuna", "--time", "1s", "--dataset", "shapes", "--device", "cpu", "-o", str(runs)]
+    assert main(typed) == 1
+    assert "the search ended with no trial after 1 s\n  give both more with --time" in capsys.readouterr().err
+    assert not runs.exists()
+
+
+@pytest.mark.slow
 def test_both_sides_run_once_and_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     typed = ["bench", "against-optuna", "--time", "100s", "--seeds", "1", "--dataset", "shapes", "--device", "cpu"]
     typed += ["--budget-params", "1M", "--json", "-o", str(tmp_path / "runs.jsonl")]

@@ -182,6 +182,7 @@ def test_bench_deploy_in_another_runtime() -> None:
     assert found["conditions"]["runtime"] == "onnxruntime"
 
 
+@pytest.mark.slow
 def test_bench_train() -> None:
     said: list[str] = []
     found = as_json(bench_train(CPU, batch=4, resolution=8, say=said.append, compiled=False, archs=TINY))
@@ -374,6 +375,7 @@ def test_bench_workers_runs_the_default_recipe_without_pruning() -> None:
     assert spec.bounds
 
 
+@pytest.mark.slow
 def test_bench_workers_reports_rates_ratios_and_shares() -> None:
     searches = Searches()
     found = as_json(tiny_workers_bench(searches, trials=4, chunk=2))

@@ -94,6 +94,13 @@ def test_grey_of_any_depth_is_grey_of_eight_bits(mode: str, dtype: type, value: 
     assert (pixels(picture, 8, "TIFF") == expected).all()
 
 
+@pytest.mark.parametrize("value", [65536, 2**31 - 1, -1])
+def test_grey_beyond_sixteen_bits_is_no_image(value: int) -> None:
+    picture = Image.fromarray(np.array([[0, value]] * 2, np.int32))
+    with pytest.raises(UnusableImageError, match="outside of 16 bits"):
+        pixels(picture, 8, "TIFF")
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "ICO"])
 def test_formats(kind: str) -> None:
     picture = Image.new("RGB", (16, 16), (200, 100, 50))
@@ -177,6 +184,14 @@ def test_an_unchanged_folder_is_not_read_again(tmp_path: Path, monkeypatch: pyte
     info = own(root, tmp_path / "data")
     monkeypatch.setattr(packed, "decoded", lambda *_: pytest.fail("read again"))
     assert own(root, tmp_path / "data") == info
+
+
+def test_a_class_without_images_is_seen_in_a_folder_that_was_packed(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "pets")
+    own(root, tmp_path / "data")
+    (root / "horse").mkdir()
+    with pytest.raises(DataError, match=r"'horse' of .* has no training image"):
+        own(root, tmp_path / "data")
 
 
 def test_the_hash_is_of_the_content(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from igc_nas.space.budget import Budget
 from igc_nas.study.defaults import PRUNE_BELOW
 from igc_nas.study.study import load_study
 from tests.support.searches import evaluate, evaluate_on_the_way, recorded, spec
+from tests.support.shares import some
 
 RECORDED = json.loads(Path(__file__).with_name("same_seed.json").read_text(encoding="utf-8"))
 SAMPLERS = ("known-cost", "stratified", "random", "tpe", "nsga2", "evolution", "brute-force")
@@ -55,13 +56,13 @@ print(hashlib.sha256(torch.cat([p.detach().flatten() for p in net.parameters()])
 """A training in plain torch: where its weights come out in other bits, a search's errors do, too."""
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", some(SAMPLERS, "known-cost", "brute-force", "nsga2"))
 def test_a_sampler_proposes_what_it_proposed(sampler: Any, tmp_path: Path) -> None:
     list(search(spec(sampler=sampler, seed=3), Run(tmp_path / "stub", trials=30), evaluate=evaluate))
     assert recorded(load_study(tmp_path / "stub")) == RECORDED[f"tiny {sampler}"]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS[:-1])
+@pytest.mark.parametrize("sampler", some(SAMPLERS[:-1], "known-cost", "stratified"))
 def test_a_sampler_proposes_what_it_proposed_in_a_large_space(sampler: Any, tmp_path: Path) -> None:
     asked = spec(space="igc_cifar", sampler=sampler, seed=5, budget=Budget(params=500_000))
     list(search(asked, Run(tmp_path / "stub", trials=24), evaluate=evaluate))

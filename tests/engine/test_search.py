@@ -40,7 +40,7 @@ def timeless(trials: Iterable[Trial]) -> list[Trial]:
     return [trial.model_copy(update=blank) for trial in trials]
 
 
-@pytest.fixture(scope="module", params=SAMPLERS)
+@pytest.fixture(scope="module", params=some(SAMPLERS, "known-cost", "brute-force", "nsga2"))
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[StudySpec, list[Trial]]:
     """A study by each sampler, and the trials of its search."""
     question = spec(sampler=request.param, budget=Budget(params=3000), seed=3)
@@ -313,7 +313,7 @@ def test_an_interrupted_search_with_pruning_gives_the_same_trials(sampler: Sampl
     "question",
     [
         pruning(prune_below=0.0),
-        pruning(objectives=("params", "latency")),
+        pytest.param(pruning(objectives=("params", "latency")), marks=pytest.mark.slow),
         spec(prune_below=0.5, recipe={"rungs": [1000, 3000]}),  # others than the evaluator's
     ],
 )
@@ -346,7 +346,7 @@ def run_enqueued(
     return load_study(folder).trials
 
 
-@pytest.mark.parametrize("sampler", some(SAMPLERS, "known-cost", "tpe", "nsga2", "evolution"))
+@pytest.mark.parametrize("sampler", some(SAMPLERS, "known-cost", "tpe"))
 def test_an_enqueued_network_outside_the_space(sampler: SamplerName, tmp_path: Path) -> None:
     """A paper's network, far over the budget: it is evaluated and kept, and samplers go on as without it."""
     question = spec(sampler=sampler, budget=Budget(params=3000), seed=2)

@@ -116,6 +116,7 @@ def test_a_spec_that_is_made_without_a_runtime_is_eager() -> None:
 
 
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of ExecuTorch, where it is installed
 def test_the_benchmark_has_every_runtime_and_the_share_of_the_peak() -> None:
     archs: dict[str, ArchConfig] = {"small": SMALL}

@@ -272,6 +272,8 @@ def test_children_of_a_hanging_command_are_killed_too(script: Script, tmp_path: 
         ({"runtime": "onnxruntime"}, "runtime onnxruntime; the study's is eager"),
         ({"dtype": "float16"}, "dtype float16; the study's is float32"),
         ({"memory_format": "contiguous"}, "memory_format contiguous; the study's is channels_last"),
+        ({"cuda_graph": True}, "cuda_graph True; the study's is False"),
+        ({"cold_cache": True}, "cold_cache True; the study's is False"),
         ({"conditions": CONDITIONS.model_copy(update={"threads": 4})}, "threads 4; the study's is 1"),
         ({"conditions": CONDITIONS.model_copy(update={"device": "pi"})}, "device pi; the study's is stub"),
     ],

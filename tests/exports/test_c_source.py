@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -36,6 +38,38 @@ def exported(arch: ArchConfig = SMALL, title: str = "a network", **options: Any)
 @pytest.mark.parametrize(("name", "weights_file"), [*zip(NAMES, (False, True), strict=True)])
 def test_it_computes_the_networks_logits(name: str, weights_file: bool) -> None:
     assert verify_c(*exported(load_architecture(name), weights_file=weights_file)) <= 1e-5
+
+
+@needs_compiler
+def test_logits_that_are_all_0_are_equal() -> None:
+    """Of a classifier that begins at 0, as for fine-tuning."""
+    _, network = exported()
+    with torch.no_grad():
+        for parameter in network.get_submodule("classifier").parameters():
+            parameter.zero_()
+    files = c_files("mynet", Source(SMALL, "a network"), network)
+    assert verify_c(files, network) == 0
+
+
+def test_on_a_full_disk_no_file_of_an_older_export_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new NAME.c would read the weights of another network from an old NAME.bin."""
+    files, _ = exported(weights_file=True)
+    files.write(tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_text("old")
+    written: list[int] = []
+
+    def full_at_last(handle: int) -> None:
+        written.append(handle)
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_at_last)
+    with pytest.raises(IgcNasError, match=r"cannot write .*mynet.bin: No space left"):
+        files.write(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("mynet.h", "mynet.c", "mynet_main.c", "mynet.bin"), "old"
+    )
 
 
 @needs_compiler

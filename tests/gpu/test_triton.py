@@ -90,8 +90,8 @@ def tuner(ms: dict[str, float], folder: Path) -> NetworkTuner:
     ("ms", "form"),
     [
         ({"triton": 1.0, "lowered": 1.2, "nchw": 1.2, "factored": 2.0}, "triton"),
-        ({"triton": 1.2, "lowered": 1.0, "nchw": 1.2, "factored": 2.0}, "lowered"),
-        ({"triton": 1.2, "lowered": 1.2, "nchw": 1.0, "factored": 2.0}, "nchw"),
+        pytest.param({"triton": 1.2, "lowered": 1.0, "nchw": 1.2, "factored": 2.0}, "lowered", marks=pytest.mark.slow),
+        pytest.param({"triton": 1.2, "lowered": 1.2, "nchw": 1.0, "factored": 2.0}, "nchw", marks=pytest.mark.slow),
         ({"triton": 1.0, "lowered": 1.0, "nchw": 1.0, "factored": 2.0}, "lowered"),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -99,6 +100,51 @@ def test_parameters_that_a_user_fixes_are_those_of_the_trial() -> None:
     for of in (study, other):
         of.optimize(lambda trial: error_of(SPACE.suggest(trial)), n_trials=8)
     assert [trial.params for trial in study.trials] == [trial.params for trial in other.trials]
+
+
+def test_a_suggestion_fits_the_parameters_that_a_user_fixes() -> None:
+    """Widths and groups of the suggested unit would be missing, and drawn at random they seldom fit."""
+    space = igc_nas.load_space("igc_cifar", budget_params="300k")
+    study = own_study(("error",), space)
+    fixed = [{"stage1.unit": "igcv1"}] * 3 + [{"stage1.unit": "igcv2", "stage2.unit": "igcv3"}] * 3
+    for params in fixed:
+        study.enqueue_trial(params)
+    study.optimize(lambda trial: error_of(space.suggest(trial)), n_trials=len(fixed))
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * len(fixed)
+    assert all(trial.params.items() >= params.items() for trial, params in zip(study.trials, fixed, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_an_architecture_suggests_nothing_that_another_sampler_fixes() -> None:
+    fixed = {"stage1.unit": "igcv2"}
+    sampler = optuna.samplers.PartialFixedSampler(fixed, igc_nas.KnownCostSampler(SPACE, seed=0))
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(lambda trial: error_of(SPACE.suggest(trial)), n_trials=4)
+    assert [trial.params["stage1.unit"] for trial in study.trials] == ["igcv2"] * 4
+
+
+def test_an_enqueued_architecture_of_a_used_up_space_is_tried() -> None:
+    space = igc_nas.load_space("tiny", budget_params=800)
+    study, only = own_study(("error",), space), space.params(space.feasible.lightest())
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_float("lr", 0, 1)
+        return error_of(space.suggest(trial))
+
+    assert space.feasible.count == 1
+    study.optimize(objective, n_trials=1)
+    study.enqueue_trial(only)
+    study.enqueue_trial(only)
+    study.optimize(objective, n_trials=2)
+    assert len(study.trials) == 3
+
+
+def test_networks_of_one_output() -> None:
+    space = igc_nas.load_space("tiny", classes=1, budget_params=3000)
+    study = own_study(("loss", "params"), space)
+    study.optimize(lambda trial: (error_of(space.suggest(trial)), trial.user_attrs["params"]), n_trials=18)
+    assert len({trial.user_attrs["id"] for trial in study.trials}) == 18
+    assert {space.architecture(trial.params).classes for trial in study.trials} == {1}
 
 
 def test_a_training_that_diverged_does_not_hide_how_the_others_differ() -> None:
@@ -210,6 +256,7 @@ def test_the_same_seed_suggests_the_same_also_from_a_copy() -> None:
 
     first = tried(igc_nas.KnownCostSampler(SPACE, seed=3))
     assert tried(pickle.loads(pickle.dumps(igc_nas.KnownCostSampler(SPACE, seed=3)))) == first  # noqa: S301
+    assert tried(igc_nas.KnownCostSampler(SPACE, seed=np.int64(3))) == first
     assert tried(igc_nas.KnownCostSampler(SPACE, seed=4)) != first
 
 
@@ -218,6 +265,12 @@ def test_the_same_seed_suggests_the_same_also_from_a_copy() -> None:
     [
         (lambda: igc_nas.KnownCostSampler(SPACE, ("params", "macs")), UsageError, "neither a cost nor a latency"),
         (lambda: igc_nas.KnownCostSampler(SPACE, ("error", "loss")), UsageError, "neither a cost nor a latency"),
+        (lambda: igc_nas.KnownCostSampler(SPACE, seed=-1), UsageError, "seed -1 is negative"),
+        (
+            lambda: SPACE.suggest(own_study(("accuracy", "params"), directions=["maximize"] * 2).ask()),
+            UsageError,
+            "maximises params",
+        ),
         (lambda: igc_nas.load_space("tiny", budget_params="3"), InfeasibleError, "smallest architecture"),
         (lambda: igc_nas.load_space("tini"), UsageError, "did you mean tiny"),
         (lambda: igc_nas.load_space("tiny", budget_params="a lot"), UsageError, "not a positive whole number"),

@@ -36,8 +36,9 @@ def dead_pid() -> int:
 HERE = Process.here()
 ANOTHER: dict[str, tuple[dict[str, Any], bool | None]] = {
     "this one": ({}, True),
-    "one that does not say when it started": ({"started": None}, True),
-    "one whose pid was given to us": ({"started": (HERE.started or 0) - 60}, False),
+    "one that does not say when it started": ({"started": None, "ticks": None}, True),
+    "one whose pid was given to us": ({"started": (HERE.started or 0) - 60, "ticks": (HERE.ticks or 0) - 6000}, False),
+    "one whose pid was given to us, of an older release": ({"started": (HERE.started or 0) - 60, "ticks": None}, False),
     "one of an earlier boot": ({"boot": "0" * 36}, False),
     "another host's": ({"host": "elsewhere"}, None),
     "another host's of another boot": ({"host": "elsewhere", "boot": "0" * 36}, None),
@@ -71,6 +72,13 @@ def test_a_process_that_has_ended_is_dead_and_so_is_a_zombie() -> None:
     os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
     assert Process(host=HERE.host, pid=zombie, boot=HERE.boot).is_alive() is False
     os.waitpid(zombie, 0)
+
+
+@pytest.mark.skipif(HERE.ticks is None, reason="no /proc")
+@pytest.mark.parametrize("seconds", [-3600.0, 3600.0])
+def test_a_process_lives_on_when_the_clock_is_set(seconds: float) -> None:
+    """The start that a system reports is the boot's time, by the clock as it is now, and what passed since."""
+    assert HERE.model_copy(update={"started": (HERE.started or 0) + seconds}).is_alive() is True
 
 
 @pytest.mark.parametrize(

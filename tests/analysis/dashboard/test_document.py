@@ -369,6 +369,7 @@ def test_one_trial_and_equal_trials() -> None:
     assert dashboard([Study(first.spec, (first.trials[0], again))])
 
 
+@pytest.mark.slow
 def test_ten_thousand_trials_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Study, "hypervolume_curve", lambda self, _=None: [(i, i / 1e5) for i in range(1, 7_001)])
     study = make(10_000, by_size, dict.fromkeys(RUNGS, by_size), recipe=RECIPE | {"rungs": RUNGS}, prune_below=0.05)
