@@ -66,7 +66,7 @@ def test_a_trial_is_pretrained_by_its_final(tmp_path: Path, monkeypatch: pytest.
     FinalsLog(folder).add(record)
     with pytest.raises(ConfigError, match="weights of the final of made:0 are not in") as raised:
         create_model("made:0", pretrained=True)
-    assert "igc-nas train made:0 -o models/own" in str(raised.value.hint)
+    assert "igc-nas train made:0 --dataset shapes -o models/own" in str(raised.value.hint)
     own = create_model("made:0", seed=5)
     trained(record.folder(folder), own, "made:0")
     assert same(create_model("made:0", pretrained=True), own)

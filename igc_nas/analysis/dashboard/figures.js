@@ -93,7 +93,8 @@ function speedLines(forms, batch) {
     if (to / from < 1.5) continue;
     traces.push({type: "scatter", mode: "lines", x: [from, to], y: [from * per, to * per], hoverinfo: "skip",
       showlegend: false, line: {color: QUIET, width: 1, dash: "dot"}});
-    annotations.push({x: Math.log10(to), y: Math.log10(to * per), text: `${Number(rate.toPrecision(1))} GMAC/s`, showarrow: false,
+    const end = Math.log10(to) - 1e-6;  // at the very end of an axis plotly may leave it out
+    annotations.push({x: end, y: end + Math.log10(per), text: `${Number(rate.toPrecision(1))} GMAC/s`, showarrow: false,
       xanchor: "right", yanchor: "bottom", font: {size: 11, color: QUIET}});
   }
   return {traces, annotations};

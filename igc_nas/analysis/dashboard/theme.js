@@ -76,13 +76,15 @@ function themed(layout) {
   return out;
 }
 
-// An objective's axis for `values`: a logarithmic one has ticks at 1, 2, 5, or at decades if the range is wide.
+// An objective's axis for `values`: a logarithmic one has ticks at 1, 2, 5, or at decades if the range is wide; within a
+// decade, where few of these lie or none, plotly's own.
 function axisOf(name, values = []) {
   const {label, log} = OBJECTIVES.get(name);
   const axis = {title: {text: label}, automargin: true};
   if (!log) return {...axis, type: "linear", tickformat: ".0%"};
   const [low, high] = extent(values), decades = Math.log10(high / low);
-  return {...axis, type: "log", dtick: decades < (isNarrow() ? 2 : 4) ? "D2" : 1, tickformat: name === "latency" ? "~g" : "~s"};
+  const dtick = decades < 1 ? undefined : decades < (isNarrow() ? 2 : 4) ? "D2" : 1;
+  return {...axis, type: "log", dtick, tickformat: name === "latency" ? "~g" : "~s"};
 }
 
 // Minimum and maximum of some numbers; null is ignored.

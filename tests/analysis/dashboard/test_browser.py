@@ -379,6 +379,21 @@ def test_finals_are_drawn_above_their_table(browser: Browser, study: Study, tmp_
     assert browser.complaints == []
 
 
+def test_a_narrow_axis_has_ticks_and_each_line_of_speed_its_label(browser: Browser, tmp_path: Path) -> None:
+    whole = make_study(40)
+    near = sorted(whole.candidates, key=lambda c: c.cost.macs)[20:25]
+    assert near[-1].cost.macs < 1.5 * near[0].cost.macs
+    numbers = {candidate.trial for candidate in near}
+    study = Study(whole.spec, tuple(trial for trial in whole.trials if trial.number in numbers))
+    for one, name in ((study, "narrow.html"), (whole, "wide.html")):
+        write_dashboard([one], tmp_path / name)
+        browser.open((tmp_path / name).as_uri())
+        assert len([text for text in browser.texts("#igc-forms .xtick text") if text]) >= 3
+    lines = browser.run("return document.getElementById('igc-forms').data.filter(t => t.mode === 'lines').length")
+    assert lines >= 2
+    assert len(browser.texts("#igc-forms .annotation-text")) == lines
+
+
 def test_light_and_dark(page: Browser) -> None:
     ground = "return getComputedStyle(document.body).backgroundColor"
     ink = "document.getElementById('igc-front').layout.font.color"
