@@ -151,7 +151,7 @@ def _step(
 ) -> Callable[[], None]:
     x = torch.randn(recipe.batch, 3, recipe.resolution, recipe.resolution, device=device.torch_device)
     x = x.contiguous(memory_format=layout)
-    labels = torch.randint(0, 10, (recipe.batch,), device=device.torch_device)
+    labels = torch.zeros(recipe.batch, dtype=torch.int64, device=device.torch_device)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
     )

@@ -162,7 +162,7 @@ def _measured_speed(
     timed: list[tuple[ArchConfig, float, float]] = []
     ends_first = [archs[0], archs[-1], *archs[1:-1]]
     for resolution in resolutions:
-        images = _random_images(recipe.batch, resolution, device)
+        images = _random_images(recipe.batch, resolution, archs[0].classes, device)
         for arch in ends_first:
             if len(timed) < 2 or time.perf_counter() - began < limit_s:
                 step_s = _step_s(_training(build(arch.trained_at(resolution), 0), recipe, images, device), device)
@@ -187,7 +187,7 @@ def _fastest_step_s(arch: ArchConfig, recipe: Recipe, resolution: int, device: D
     tuner = NetworkTuner.of(scaled, device, timing_cache_for(device.name, threads, "training"))
     arch = arch.trained_at(resolution)
     network = build(arch, 0).to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = _random_images(recipe.batch, resolution, device)
+    images = _random_images(recipe.batch, resolution, arch.classes, device)
     return _step_s(_training(network, recipe, images, device, tuner(network, arch_id(arch))), device)
 
 
@@ -211,9 +211,9 @@ def _step_s(training: Training, device: Device) -> float:
     return best
 
 
-def _random_images(count: int, side: int, device: Device) -> Images:
+def _random_images(count: int, side: int, classes: int, device: Device) -> Images:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, side, side, 3), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(10, (count,), generator=generator)
+    labels = torch.randint(classes, (count,), generator=generator)
     middle = torch.full((3,), 127.0), torch.full((3,), 64.0)
     return Images(*(tensor.to(device.torch_device) for tensor in (pixels, labels, *middle)))

@@ -44,6 +44,7 @@ TINY = {
     ),
     "two": ArchConfig.parse(
         {
+            "classes": 2,
             "stem": {"width": 8, "stride": 4},
             "stage": [{"unit": "igcv3", "width": 12, "expand": 2, "G1": 2, "G2": 2, "blocks": 1}],
         }

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from igc_nas import load_space
 from igc_nas.data.datasets import locate
 from igc_nas.evaluation.speed import measure_speed, planned_spec
 from igc_nas.nn.device import find_devices
@@ -40,6 +41,13 @@ def test_the_speed_is_that_of_steps_on_this_device() -> None:
     assert (seconds > 1e-5).all()
     assert (seconds < 10).all()
     assert speed.trial_s > 0
+
+
+def test_networks_of_few_classes_are_timed() -> None:
+    """A folder of images of one's own may have two."""
+    space = load_space("tiny", classes=2).feasible
+    speed = measure_speed([space.lightest(), space.heaviest()], new().recipe, (8,), CPU)
+    assert speed.steps_s(Sizes.of([space.heaviest()]), 1, 32, 1.0)[0] > 0
 
 
 def test_a_plan_for_more_time_has_a_longer_training(measure: Callable[..., Speed]) -> None:
