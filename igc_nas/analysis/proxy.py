@@ -157,6 +157,8 @@ class ProxyReport:
     predictors: tuple[Predictor, ...]
     repeats: tuple[Repeat, ...]
     figures: tuple[FigureAgreement, ...]
+    promoted: int = 0
+    """The study's own longer trainings (`StudySpec.target`): of networks that were singled out, so no reference."""
     target_within: tuple[float, float] | None = None
     """The shares of the reference's errors inside the 68 and 95 % intervals of the predictor `target`."""
 
@@ -226,6 +228,7 @@ def proxy_report(study: Study, reference: Study | None = None) -> ProxyReport:
         predictors=(*(_predictor(ranking, target) for ranking in rankings), _random(sizes)),
         repeats=tuple(_repeat(study, own, other) for other in repeats),
         figures=tuple(_figure_agreement(study, others, number) for number in range(len(figures()))),
+        promoted=len(study.longer),
         target_within=(quality.within_68, quality.within_95) if quality else None,
     )
 

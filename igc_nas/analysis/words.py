@@ -95,8 +95,8 @@ def front_end_words(study: Study, objectives: Sequence[str] | None = None) -> st
 def plan_words(study: Study) -> str | None:
     """What a study did with the time that it was planned for; None without a plan, or without a complete trial.
 
-    `plan       24 trials in 10 min by 2 workers; 21 ended in 9 min 12 s. A trial took 1.08 times what was predicted
-    (80 % of them 0.7 to 1.4 times).`
+    `planned 24 trials in 10 min by 2 workers; 21 ended and 6 for longer, in 9 min 12 s of each. A trial took 1.08 times
+    what was predicted (80 % of them 0.7 to 1.4 times).`
     """
     plan, spec = study.spec.plan, study.spec
     short = [trial for trial in study.trials if not trial.is_aside]
@@ -108,9 +108,10 @@ def plan_words(study: Study) -> str | None:
     ratios = sorted(float(s / p) for s, p in zip(seconds, predicted, strict=True))
     low, middle, high = (ratios[round(share * (len(ratios) - 1))] for share in (0.1, 0.5, 0.9))
     spent = sum(trial.wall_s or 0.0 for trial in study.trials if not trial.baseline) / plan.workers
+    longer = f" and {len(study.longer)} for longer" if study.longer else ""
     return (
         f"planned {counted(plan.trials, 'trial')} in {format_seconds(plan.time_s)} by "
-        f"{counted(plan.workers, 'worker')}; {study.ended} ended, in {format_seconds(spent)} of each. A trial "
+        f"{counted(plan.workers, 'worker')}; {study.ended} ended{longer}, in {format_seconds(spent)} of each. A trial "
         f"took {middle:.2f} times what was predicted (80 % of them {low:.2f} to {high:.2f} times)."
     )
 

@@ -30,7 +30,7 @@ from igc_nas.arch.layers import (
     Subsample,
 )
 from igc_nas.data.datasets import is_synthetic
-from igc_nas.engine.progress import trial_line
+from igc_nas.engine.progress import longer_words, trial_line
 from igc_nas.exports.source import latency_lines
 from igc_nas.io.console import table_lines as columns_lines
 from igc_nas.io.text import printable, wrapped
@@ -223,7 +223,7 @@ def status_lines(status: Status) -> list[str]:
         head.append(f"baselines {counts}" + (f"; {sentence}" if sentence else ""))
     running = [f"running   {_running_words(trial, progress)}" for trial, progress in status.running]
     waiting = [
-        f"{'waiting   ' if trial.enqueued else 'interrupted  '}trial {trial.number}  {trial.arch}"
+        f"{'waiting   ' if trial.enqueued else 'interrupted  '}trial {trial.number}  {longer_words(trial)}{trial.arch}"
         for trial in status.interrupted
     ]
     failed = [f"failed    {failure_words(trial)}" for trial in status.failed]
@@ -246,7 +246,9 @@ def _running_words(trial: Trial, progress: Running | None) -> str:
     doing = progress.doing if progress else "running"
     if progress and progress.samples is not None and progress.train_error is not None:
         doing += f", {progress.samples:,} images, training error {100 * progress.train_error:.0f} %"
-    return f"trial {trial.number}  {doing}; by {trial.process}, since {trial.started}  {trial.arch}"
+    return (
+        f"trial {trial.number}  {longer_words(trial)}{doing}; by {trial.process}, since {trial.started}  {trial.arch}"
+    )
 
 
 def trial_lines(study: Study, trial: Trial) -> list[str]:
@@ -278,5 +280,5 @@ def _outcome(trial: Trial) -> str:
 def failure_words(trial: Trial) -> str:
     """A failed trial's number, kind of failure, place and reason."""
     failure = "" if trial.failure is None else f"{trial.failure.kind}, {trial.failure.where}: "
-    name = f"baseline {trial.baseline}: " if trial.baseline else ""
+    name = f"baseline {trial.baseline}: " if trial.baseline else longer_words(trial)
     return f"trial {trial.number}  {name}{failure}{trial.reason or 'no reason is recorded'}"

@@ -195,15 +195,23 @@ def _text(found: Tau, sign: str = "-") -> str:
 
 def _compared(found: ProxyReport) -> Iterator[str]:
     """What is compared with what, and how that limits the conclusions."""
+    from igc_nas.analysis.words import counted
+
     study, reference = found.study, found.reference
     against = "its own end" if found.own_end else reference.name
     yield f"{study.name} against {against}: {found.shared} architectures" + ("" if found.own_end else " in both")
     yield f"proxy  {_conditions(study)}"
     if found.own_end:
-        yield (
-            "reference  its own end: no study in its folder trains longer. The rungs are of the same trainings (same "
-            "seed, same held-out images), so they agree with it more than with an independent training"
+        rungs = (
+            ". The rungs are of the same trainings (same seed, same held-out images), so they agree with it more than "
+            "with an independent training"
         )
+        yield f"reference  its own end: no study in its folder trains longer{rungs if found.of('rung') else ''}"
+        if found.promoted:
+            yield (
+                f"       not compared with its {counted(found.promoted, 'longer training')} of networks that were "
+                "singled out: no sample to rank by"
+            )
         if study.pruned:
             yield (
                 f"       {study.pruned} trainings were pruned at a rung and have no end: what is ranked here are "
@@ -244,7 +252,7 @@ def _verdicts(found: ProxyReport) -> Iterator[str]:
     for row in proxies:
         yield from _verdict(row)
     if not proxies:
-        yield "The study has no rungs and no longer training: only params and MACs can be judged."
+        yield "The study has no rungs, and no study in its folder trains longer: only params and MACs can be judged."
     if found.target_within:
         within_68, within_95 = found.target_within
         yield (

@@ -1,5 +1,6 @@
 """The command `igc-nas report`."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,8 +94,21 @@ def test_a_study_alone_is_compared_with_its_own_end(tmp_path: Path, cli: Command
         assert words in said
     write(tmp_path / "studies" / "short" / "long", make(N, by_quality, recipe=LONG))
     assert "10 trainings were pruned at a rung: they count there, and not at the end" in cli("report", "short").text
-    write(tmp_path / "studies" / "bare", make(N, by_quality, name="bare"))
-    assert "only params and MACs can be judged" in cli("report", "bare").text
+    bare = make(N, by_quality, name="bare")
+    longer = bare.trials[0].model_copy(update={"number": N, "longer_of": 0})
+    for study, promoted in (
+        (bare, ""),
+        (
+            Study(bare.spec, (*bare.trials, longer)),
+            "not compared with its 1 longer training of networks that were singled out",
+        ),
+    ):
+        shutil.rmtree(tmp_path / "studies" / "bare", ignore_errors=True)
+        write(tmp_path / "studies" / "bare", study)
+        said = cli("report", "bare").text
+        assert "no rungs, and no study in its folder trains longer: only params and MACs can be judged" in said
+        assert "The rungs are of the same trainings" not in said
+        assert ("longer training" in said, promoted in said) == (bool(promoted), True)
 
 
 def test_differences_of_data_and_length_are_named(short: Path, cli: Command) -> None:

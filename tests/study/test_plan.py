@@ -186,3 +186,5 @@ def test_a_report_says_what_was_done_with_the_plan() -> None:
     assert str(words).startswith("planned 50 trials in 5 min by 2 workers; 60 ended, in ")
     baseline = study.trials[-1].model_copy(update={"number": 99, "baseline": "resnet20-a"})
     assert plan_words(Study(spec, (*study.trials, baseline))) == words, "the time of baselines is not planned"
+    longer = study.trials[-1].model_copy(update={"number": 99, "longer_of": 0})
+    assert "; 60 ended and 1 for longer, in " in str(plan_words(Study(spec, (*study.trials, longer))))

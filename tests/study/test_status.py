@@ -16,6 +16,7 @@ from igc_nas.arch.plan import arch_id
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.store import Store, running_here
 from igc_nas.errors import StudyError
+from igc_nas.io.files import append_line
 from igc_nas.study.lock import OWNER_FILE, LockHolder, Running, StudyLock, holder_of, now
 from igc_nas.study.process import Process
 from igc_nas.study.records import Latency, Score, Trial
@@ -105,6 +106,13 @@ def test_a_search_that_runs_is_seen_from_elsewhere(folder: Path, cli: Command) -
             StudyLock(folder)
     assert holder_of(folder) is None
     assert f"interrupted trial {trial.number}" in cli("status", "s").text
+
+
+def test_a_longer_training_that_waits_is_called_so(folder: Path, cli: Command) -> None:
+    trials = load_study(folder).trials
+    longer = trials[0].model_copy(update={"number": len(trials), "longer_of": 0, "state": "waiting", "candidate": None})
+    append_line(folder / "trials.jsonl", longer.to_json())
+    assert f"interrupted trial {longer.number} trial 0 for longer" in cli("status", "s").text
 
 
 def _arch(folder: Path) -> ArchConfig:

@@ -75,15 +75,16 @@ def cards(study: Study) -> str:
 
 
 def numbers(study: Study) -> list[tuple[str, str]]:
-    """The key numbers at the top of the page: (label, value)."""
+    """The key numbers at the top of the page: (label, value); front and hypervolume are of the errors observed."""
+    observed = f" after {study.spec.recipe.samples:,} images" if study.spec.target else ""  # others are predicted
     states = Counter(trial.state for trial in study.trials if not trial.is_aside)
     others = {state: count for state, count in states.items() if state != "complete"}
     found = [("completed trials", f"{len(study.candidates):,}")]
     if study.candidates:
-        found.append(("on the front", f"{len(study.front()):,}"))
+        found.append((f"on the front{observed}", f"{len(study.front()):,}"))
         found.append(("least proxy error", format_value("error", min(c.score.error for c in study.candidates))))
         volume = study.hypervolume()
-        found.append(("hypervolume", "no scale yet" if volume is None else f"{volume:.4f}"))
+        found.append((f"hypervolume{observed}", "no scale yet" if volume is None else f"{volume:.4f}"))
     found += [(state, f"{count:,}") for state, count in sorted(others.items())]
     return [*found, *([("baselines", f"{len(study.baselines):,}")] if study.baselines else [])]
 

@@ -29,6 +29,7 @@ from igc_nas.arch.stages import describe_stage
 from igc_nas.study.baselines import SETS
 from igc_nas.study.objectives import OBJECTIVES
 from igc_nas.study.records import FormTime, Trial
+from igc_nas.study.spec import Target
 from igc_nas.study.study import Study
 from tests.support.families import RECIPE, RUNGS, by_size, make, on_the_way, stop
 from tests.support.hostile import MARKUP
@@ -124,6 +125,16 @@ def test_the_front_can_be_read_without_a_script(study: Study) -> None:
         assert f"<td>{candidate.cost.params:,}</td>" in body
         assert f"<code>{candidate.arch}</code>" in body
     assert f"igc-nas export test-study --pick trial:{study.pick('knee').trial} -o arch.toml" in without
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_study_with_predicted_errors_says_that_its_figures_are_of_the_observed_ones(study: Study) -> None:
+    target = Target(images=200_000, recipe=study.spec.recipe, share=0.4)
+    aimed = Study(study.spec.model_copy(update={"target": target}), study.trials)
+    cards = ([label for label, _ in Page(dashboard([one])).data["studies"][0]["cards"]] for one in (study, aimed))
+    plain, observed = (set(labels) for labels in cards)
+    assert {"on the front", "hypervolume"} <= plain
+    assert {"on the front after 8,000 images", "hypervolume after 8,000 images"} <= observed
 
 
 @pytest.mark.usefixtures("_small")
