@@ -101,5 +101,6 @@ def _refuse(trial: BaseTrial, violation: float, reason: str) -> NoReturn:
 
 
 def _constrain(trial: BaseTrial, violation: float) -> None:
-    if isinstance(trial, optuna.Trial):  # a FixedTrial has no sampler that would learn
+    # A FixedTrial has no sampler that would learn; a second suggestion to a trial is the first one.
+    if isinstance(trial, optuna.Trial) and CONSTRAINT not in trial.constraints:
         trial.set_constraint(CONSTRAINT, violation)

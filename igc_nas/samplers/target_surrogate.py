@@ -98,17 +98,21 @@ class TargetSurrogate:
         )
         self._inputs = self.short.standardised(Inputs(*both))
         self._lengths = np.concatenate([np.zeros(len(errors)), self._length(longer.images)])
-        values = (_logit(np.concatenate([errors, longer.errors])) - self.short.mean) / self.short.scale
+        values = _logit(np.concatenate([errors, longer.errors])) - self.short.mean
         known = np.zeros(len(errors)) if noises is None else noises / _slope(errors) ** 2
         of_longer = SEED_VARIANCE / (longer.held_out * _slope(longer.errors))
-        unit = self.short.scale**2 * self.short.variance
-        noise = np.concatenate([self.short.noise + known / unit, of_longer / unit])
+        self._unit = self.short.scale**2 * self.short.variance
+        """The variance of logits that 1 stands for in covariances, no smaller than the sampling variance of a score:
+        where all short trainings end at chance their own says that no training can change anything."""
+        if len(longer):
+            self._unit = max(self._unit, 1 / float(longer.held_out.mean() * _slope(errors).mean()))
+        noise = np.concatenate([self.short.noise + known / self._unit, of_longer / self._unit])
         fits = []
         for place, self._drift in enumerate(DRIFTS if len(longer) else DRIFTS[:1]):
             covariance = self._covariance(self._inputs, self._lengths, self._inputs, self._lengths) + np.diag(noise)
             factor: Floats = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
             weights: Floats = cho_solve((factor, True), values, check_finite=False)
-            misfit = 0.5 * float(values @ weights) / self.short.variance + float(np.log(np.diag(factor)).sum())
+            misfit = 0.5 * float(values @ weights) / self._unit + float(np.log(np.diag(factor)).sum())
             fits.append((misfit + PENALTY * place, self._drift, factor, weights))
         _, self._drift, self._factor, self._weights = min(fits, key=lambda fit: fit[0])
         squares = self._lengths**2
@@ -133,10 +137,10 @@ class TargetSurrogate:
         half = solve_triangular(self._factor, across.T, lower=True, check_finite=False)
         of_g = self._drift * self._of_g.diagonal(standard) + TREND + CURVE * lengths**2
         prior = self.short.kernel.diagonal(standard) + TREND + lengths**2 * of_g
-        variance = np.maximum(1e-9, prior - (half**2).sum(axis=0)) * self.short.variance
-        mean = self.short.mean + self.short.scale * (across @ self._weights)
-        left = (lengths**2 - across @ self._of_curve) ** 2 * self._more_curve * self.short.variance
-        return PredictedErrors(mean, self.short.scale * np.sqrt(variance), self.short.scale * np.sqrt(variance + left))
+        variance = np.maximum(1e-9, prior - (half**2).sum(axis=0)) * self._unit
+        mean = self.short.mean + across @ self._weights
+        left = (lengths**2 - across @ self._of_curve) ** 2 * self._more_curve * self._unit
+        return PredictedErrors(mean, np.sqrt(variance), np.sqrt(variance + left))
 
 
 def _logit(errors: Floats) -> Floats:

@@ -240,6 +240,11 @@ def test_enqueued_trials_and_fixed_ones() -> None:
     assert SPACE.suggest(optuna.trial.FixedTrial(SPACE.params(arch))) == arch
 
 
+def test_a_trial_may_be_asked_twice() -> None:
+    trial = own_study(("error",)).ask()
+    assert SPACE.suggest(trial) == SPACE.suggest(trial)
+
+
 def test_a_space_that_is_used_up_stops_the_study() -> None:
     space = igc_nas.load_space("tiny", budget_params=800)
     study = own_study(("error",), space)

@@ -51,6 +51,24 @@ def test_a_few_longer_trainings_shift_all_predictions() -> None:
     assert ((low < truth) & (truth < high)).mean() > 0.8
 
 
+@pytest.mark.parametrize("held_out", [24, 4000])
+@pytest.mark.parametrize("chance", [0.3, 0.5, 0.9])
+def test_longer_trainings_count_where_all_short_ones_end_alike(chance: float, held_out: int) -> None:
+    """As short trainings on few images do, at chance: equal errors do not say that no training changes them."""
+    given = inputs(np.random.default_rng(0))
+    longer = LongerErrors(
+        given.rows(np.arange(4)),
+        np.array([0.1, 0.12, 0.09, 0.1]),
+        np.full(4, 10.0 * SHORT),
+        np.full(4, float(held_out)),
+    )
+    predicted = TargetSurrogate(given, np.full(N, chance), SHORT, longer).predict(given, 10.0 * SHORT)
+    assert np.median(predicted.errors) == pytest.approx(0.1, abs=0.03)
+    assert (predicted.errors < 0.25).all()
+    low, high = (bound[:4] for bound in predicted.interval)
+    assert ((low < 0.11) & (high > 0.09) & (high - low > 0.005)).all()
+
+
 def test_it_learns_that_the_order_turns_round() -> None:
     surrogate, given, truth = fitted(list(range(12)), slope=0.8)
     rest = np.arange(12, N)
