@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from igc_nas.analysis.words import MIG
 from igc_nas.arch.config import ArchConfig
@@ -203,10 +204,14 @@ def test_16_bits_are_for_a_gpu_and_for_pytorch() -> None:
 
 
 class Session:
-    """A session of an ONNX Runtime that has the CUDA provider; it writes nothing."""
+    """A session of an ONNX Runtime that has the CUDA provider; it writes nothing.
+
+    It has addresses of what is bound, and keeps no tensor.
+    """
 
     made: ClassVar[list[Any]] = []
     uses: ClassVar[list[str]] = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    memory: ClassVar[list[StorageWeakRef]] = []
 
     def __init__(self, model: bytes, options: Any, providers: Any) -> None:
         assert model.startswith(b"\x08"), "an ONNX model"
@@ -230,7 +235,13 @@ class Session:
         self.bound.append(arguments)
 
     def run_with_iobinding(self, binding: Any) -> None:
+        assert not any(self.memory[entry[5]].expired() for entry in self.bound), "a tensor that is bound was freed"
         self.runs += 1
+
+    @classmethod
+    def address(cls, tensor: torch.Tensor) -> int:
+        cls.memory.append(StorageWeakRef(tensor.untyped_storage()))
+        return len(cls.memory) - 1
 
 
 @pytest.fixture
@@ -241,8 +252,9 @@ def onnxruntime_gpu(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(ort, "InferenceSession", Session)
     monkeypatch.setattr("igc_nas.evaluation.runtimes.onnx_bytes", lambda module, x: bytes([8, len(x)]))
-    monkeypatch.setattr(FakeTensor, "data_ptr", lambda self: 4096, raising=False)
+    monkeypatch.setattr(FakeTensor, "data_ptr", lambda self: Session.address(self), raising=False)
     Session.made.clear()
+    Session.memory.clear()
     return Session
 
 
