@@ -51,7 +51,8 @@ def require_provider(provider: Provider) -> None:
 def gpu_session(model: bytes, x: Tensor, provider: Provider) -> Callable[[], Tensor]:
     """A function that runs a model on an image of the GPU, in its dtype: it copies nothing, and waits for its end.
 
-    It keeps the image and the logits, of which the binding has addresses only. Raises `IgcNasError` where ONNX Runtime leaves the model, or a part of it, to another provider.
+    It keeps the image and the logits, of which the binding has addresses only. Raises `IgcNasError` where ONNX Runtime
+    leaves the model, or a part of it, to another provider.
     """
     import onnxruntime
 

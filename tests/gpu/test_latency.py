@@ -172,8 +172,12 @@ def test_the_tolerance_of_16_bits_knows_rounding_from_another_function(case: tup
 
 
 def test_compiled_forms_are_checked_as_they_are_timed(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In graphs, and in TF32: in another precision torch.compile would compile each a second time."""
+    """In graphs, and in TF32: in another precision torch.compile would compile each a second time.
+
+    torch.compile of torch 2.10 reads the older flag of products, too.
+    """
     precisions: list[str] = []
+    older: list[bool] = []
 
     class Compiled(nn.Module):
         def __init__(self, module: nn.Module) -> None:
@@ -185,12 +189,17 @@ def test_compiled_forms_are_checked_as_they_are_timed(gpu: Record, monkeypatch: 
             result: torch.Tensor = self.module(x)
             return result
 
-    monkeypatch.setattr(torch, "compile", lambda module, **_: Compiled(module))
+    def compiled(module: nn.Module, **_: Any) -> nn.Module:
+        older.append(torch.backends.cuda.matmul.allow_tf32)
+        return Compiled(module)
+
+    monkeypatch.setattr(torch, "compile", compiled)
     spec = SPEC.model_copy(update={"runtime": "compile"})
     found = Measurer(spec, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
     assert found.cuda_graph
     assert set(found.forms) == {"factored", "folded", "semidense", "dense", "mixed"}
     assert set(precisions) == {"tf32"}
+    assert set(older) == {True}
 
 
 def test_16_bits_are_for_a_gpu_and_for_pytorch() -> None:
