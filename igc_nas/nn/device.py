@@ -339,18 +339,17 @@ def exact_float32() -> Iterator[None]:
     With benchmark mode on, cuDNN would time its engines for shapes that are compared once and never run again.
     """
     kept = [flag.fp32_precision for flag in TF32_FLAGS]
-    _set_fp32("ieee")
+    _set_fp32("ieee", "ieee")
     try:
         with without_cudnn_benchmark():
             yield
     finally:
-        for flag, precision in zip(TF32_FLAGS, kept, strict=True):
-            flag.fp32_precision = precision
+        _set_fp32(*kept)
 
 
 _BACKENDS: Any = torch.backends
 TF32_FLAGS = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv)
-"""Where torch keeps the precision of float32 products. (The older `allow_tf32` raises once a caller has used these.)"""
+"""Where torch keeps the precision of float32 products. (The older `allow_tf32` raises where it differs from these.)"""
 
 
 def uses_tf32() -> bool:
@@ -358,8 +357,12 @@ def uses_tf32() -> bool:
     return bool(_BACKENDS.cudnn.conv.fp32_precision == "tf32")
 
 
-def _set_fp32(precision: Literal["ieee", "tf32"]) -> None:
-    for flag in TF32_FLAGS:
+def _set_fp32(*precisions: str) -> None:
+    """Set each of `TF32_FLAGS`, and the older flag of products: torch.compile of torch 2.10 reads it."""
+    with warnings.catch_warnings():  # some versions of torch warn of the older one
+        warnings.simplefilter("ignore")
+        _BACKENDS.cuda.matmul.allow_tf32 = precisions[0] == "tf32"
+    for flag, precision in zip(TF32_FLAGS, precisions, strict=True):
         flag.fp32_precision = precision
 
 
@@ -370,15 +373,9 @@ def configure_torch(device: Device, threads: int) -> None:
         keep_freed_memory()
     if device.kind == "cuda":
         torch.cuda.set_device(device.torch_device)
-        _set_fp32("tf32")
+        _set_fp32("tf32", "tf32")
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
-        matmul = _BACKENDS.cuda.matmul
-        with warnings.catch_warnings():  # some versions of torch warn of it
-            warnings.simplefilter("ignore")
-            matmul.allow_tf32 = (
-                True  # torch.compile of torch 2.10 reads it, which raises where only `TF32_FLAGS` is set
-            )
-        # Sums over all pixels of a batch: their parts are added in float32.
+        matmul = _BACKENDS.cuda.matmul  # sums over all pixels of a batch: their parts are added in float32
         matmul.allow_bf16_reduced_precision_reduction = matmul.allow_fp16_reduced_precision_reduction = False
 
 

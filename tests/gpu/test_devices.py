@@ -411,9 +411,12 @@ def test_the_precision_of_a_users_program_is_kept() -> None:
         matmul.fp32_precision = "tf32"
         with exact_float32():
             assert matmul.fp32_precision == conv.fp32_precision == "ieee"
+            assert not matmul.allow_tf32, "torch raises where the older flag says something else"
         assert matmul.fp32_precision == "tf32"
+        assert matmul.allow_tf32
         assert conv.fp32_precision == before[1]
     finally:
+        matmul.allow_tf32 = False
         matmul.fp32_precision, conv.fp32_precision = before
 
 
