@@ -54,6 +54,16 @@ def test_the_table_has_a_line_a_part(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert summary.main(tmp_path) == 0
 
 
+def test_the_script_runs_every_test_of_a_gpu() -> None:
+    """Without collecting the files that have none, which takes half of the time that the part has."""
+    text = Path(__file__).with_name("check.sh").read_text()
+    (look_up,) = re.findall(r"-m pytest -m gpu .*\$\((.*)\)", text)
+    root = Path(__file__).parents[2]
+    found = subprocess.check_output(["/bin/bash", "-c", look_up], cwd=root, text=True).split()
+    marked = {str(file.relative_to(root)) for file in root.glob("tests/**/*.py") if "mark.gpu" in file.read_text()}
+    assert set(found) == marked - {str(Path(__file__).relative_to(root))} != set()
+
+
 def test_the_script_knows_the_commands(tmp_path: Path) -> None:
     """Each command of it parses here, by its own options; it ends within 8 minutes, and at once without a GPU."""
     script = Path(__file__).with_name("check.sh")
