@@ -82,10 +82,13 @@ def _runtime(record: Record, count: int, names: tuple[str, ...], capability: tup
     def capture(graph: _Graph, **_: Any) -> Iterator[None]:
         assert not record.capturing
         before, record.capturing, record.generators = len(record.launches), True, graph.generators
+        record.graph_destroyed = False
         try:
             yield
         finally:
             record.capturing, record.generators = False, []
+        if record.graph_destroyed:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
         graph.launches = len(record.launches) - before
         record.captured.append(graph.launches)
 
@@ -119,7 +122,7 @@ def _runtime(record: Record, count: int, names: tuple[str, ...], capability: tup
         "graph": capture,
         "Stream": _Stream,
         "Event": _Event,
-        "CUDAGraph": _Graph,
+        "CUDAGraph": type("CUDAGraph", (_Graph,), {"record": record}),
         "_sleep": lambda cycles: record.launches.append(f"_sleep {place()}"),
         "amp.common.amp_definitely_not_available": lambda: False,
     }
@@ -150,11 +153,17 @@ class _Event:
 
 
 class _Graph:
-    """Replays nothing; asserts that it was captured."""
+    """Replays nothing; asserts that it was captured. To destroy it while another one is captured ends that capture."""
+
+    record: Record
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.launches: int | None = None
         self.generators: list[torch.Generator] = []
+
+    def __del__(self) -> None:
+        if self.launches is not None and self.record.capturing:
+            self.record.graph_destroyed = True
 
     def replay(self) -> None:
         assert self.launches is not None
