@@ -5,6 +5,7 @@ Nothing here raises for a machine that lacks something: a missing part is a `Fin
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -189,12 +190,17 @@ def _runtimes() -> Iterator[Finding]:
         except IgcNasError as error:
             yield Finding(f"runtime {runtime}", "missing", error.message, error.hint)
         else:
-            versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+            versions = ", ".join(f"{package} {_version(package)}" for package in packages)
             yield Finding(f"runtime {runtime}", versions or "ready")
     if importlib.util.find_spec("ray") is None:
         yield Finding("executor ray", "not installed")
     else:
         yield Finding("executor ray", f"ray {importlib.metadata.version('ray')}")
+
+
+def _version(package: str) -> str:
+    """Of a package that can be imported, as it says: onnxruntime may have been installed as onnxruntime-gpu."""
+    return str(getattr(importlib.import_module(package), "__version__", "of unknown version"))
 
 
 def _compilers() -> Iterator[Finding]:

@@ -74,7 +74,8 @@ class CapturedStep:
         changed = [*network, *momentum, *averaged, *training.loss_scale(), self._at, self.loss_sum, self.wrong]
         kept = [(tensor, tensor.detach().clone()) for tensor in changed]
         state = training.generator.get_state()
-        replay = captured(self._step, training.device.torch_device, generators=(training.generator,))
+        step = weakref.proxy(self)  # what is captured belongs to the graph, which belongs to this
+        replay = captured(lambda: step._step(), training.device.torch_device, generators=(training.generator,))
         with torch.no_grad():
             for tensor, before in kept:
                 tensor.copy_(before)

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,8 @@ def require_provider(provider: Provider) -> None:
 def gpu_session(model: bytes, x: Tensor, provider: Provider) -> Callable[[], Tensor]:
     """A function that runs a model on an image of the GPU, in its dtype: it copies nothing, and waits for its end.
 
-    Raises `IgcNasError` where ONNX Runtime leaves the model, or a part of it, to another provider.
+    It keeps the image and the logits, of which the binding has addresses only. Raises `IgcNasError` where ONNX Runtime
+    leaves the model, or a part of it, to another provider.
     """
     import onnxruntime
 
@@ -80,12 +82,13 @@ def gpu_session(model: bytes, x: Tensor, provider: Provider) -> Callable[[], Ten
     binding = session.io_binding()
     binding.bind_input(image.name, "cuda", index, dtype, tuple(x.shape), x.data_ptr())
     binding.bind_output(logits.name, "cuda", index, dtype, tuple(y.shape), y.data_ptr())
+    return partial(_run, session, binding, x, y)
 
-    def run() -> Tensor:
-        session.run_with_iobinding(binding)
-        return y
 
-    return run
+def _run(session: Any, binding: Any, x: Tensor, y: Tensor) -> Tensor:
+    """Run a session whose input x and output y are bound."""
+    session.run_with_iobinding(binding)
+    return y
 
 
 def _tensorrt_settings(model: bytes, x: Tensor) -> dict[str, Any]:

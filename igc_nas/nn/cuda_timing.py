@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import torch
@@ -83,8 +83,9 @@ def captured(run: Callable[[], T], device: torch.device, generators: Sequence[to
     """The kernels of `run` as a CUDA graph; called, it replays them and returns what `run` returned, written anew.
 
     `run` runs before on the same side stream, as capturing demands (PyTorch, CUDA semantics, CUDA Graphs). `generators`
-    are those that it draws from, beside the default one: each replay moves them on. Raises `CaptureError` where CUDA
-    does not capture it, and what `run` raises.
+    are those that it draws from, beside the default one: each replay moves them on. What is returned keeps `run`, and
+    with it the tensors that the graph reads: a graph has their addresses only. Raises `CaptureError` where CUDA does
+    not capture it, and what `run` raises.
     """
     with torch.cuda.device(device):
         current, stream = torch.cuda.current_stream(), _side_stream(device)
@@ -112,11 +113,13 @@ def captured(run: Callable[[], T], device: torch.device, generators: Sequence[to
                 raise failure from None
             raise CaptureError(one_line(failure or error, MOST_TEXT)) from (failure or error)
 
-    def replay() -> T:
-        graph.replay()
-        return output
+    return partial(_replay, graph, output, run)
 
-    return replay
+
+def _replay(graph: torch.cuda.CUDAGraph, output: T, run: Callable[[], T]) -> T:
+    """Replay a graph of `run`, which lives as long as this can be called."""
+    graph.replay()
+    return output
 
 
 @contextlib.contextmanager

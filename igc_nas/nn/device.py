@@ -394,7 +394,13 @@ def configure_torch(device: Device, threads: int) -> None:
         torch.cuda.set_device(device.torch_device)
         _set_fp32("tf32")
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
-        matmul = _BACKENDS.cuda.matmul  # sums over all pixels of a batch: their parts are added in float32
+        matmul = _BACKENDS.cuda.matmul
+        with warnings.catch_warnings():  # some versions of torch warn of it
+            warnings.simplefilter("ignore")
+            matmul.allow_tf32 = (
+                True  # torch.compile of torch 2.10 reads it, which raises where only `TF32_FLAGS` is set
+            )
+        # Sums over all pixels of a batch: their parts are added in float32.
         matmul.allow_bf16_reduced_precision_reduction = matmul.allow_fp16_reduced_precision_reduction = False
 
 

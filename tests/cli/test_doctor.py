@@ -1,5 +1,6 @@
 """`igc-nas doctor`: what a search would use is said, what is missing has a way out, a failed check has status 1."""
 
+import importlib.metadata
 import sys
 from pathlib import Path
 
@@ -51,6 +52,22 @@ def test_what_is_missing_has_a_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert problem("cache")[0] is None, "without a compiler nothing is kept"
     monkeypatch.setenv("CC", sys.executable)  # a program that is there
     assert "others may write it" in str(problem("cache")[0])
+
+
+def test_onnxruntime_may_be_installed_as_onnxruntime_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package onnxruntime of a GPU is of another distribution."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    (found,) = (finding for finding in examine().findings if finding.topic == "runtime onnxruntime")
+    assert found.value.startswith(f"onnxruntime {onnxruntime.__version__}, onnxscript ")
 
 
 def test_a_failed_check_has_a_status(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:

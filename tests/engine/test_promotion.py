@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from igc_nas.analysis.dashboard.document import dashboard
 from igc_nas.analysis.expectations import expectation_words, with_expectations
 from igc_nas.engine.events import Event, LongerJob, Started
 from igc_nas.engine.search import Run, search
@@ -21,6 +23,7 @@ from igc_nas.space.budget import Budget
 from igc_nas.study.records import Trial
 from igc_nas.study.spec import StudySpec, Target
 from igc_nas.study.study import Study, load_study
+from tests.support.pages import Page
 from tests.support.searches import spec
 from tests.support.stubs import late_bloomers
 
@@ -102,6 +105,15 @@ def test_the_front_is_of_predictions_and_reaches_what_short_trainings_call_bad(s
     low, high = expected.expected[predicted.trial].low, expected.expected[predicted.trial].high
     assert low < expected.error(predicted) < high
     assert f"{len(searched.longer)} after" in (expectation_words(expected) or "")
+
+
+def test_the_knee_of_the_page_is_the_one_that_export_picks(searched: Study) -> None:
+    picked = with_expectations(searched).pick("knee").trial
+    assert picked != searched.pick("knee").trial
+    page = dashboard([searched])
+    assert re.findall(r'<td>(\d+) <span class="tag">knee</span>', page) == [str(picked)]
+    assert "igc-nas export stub --pick knee -o arch.toml" in re.sub(r"--studies-dir \S+ |\S+/(?=stub)", "", page)
+    assert Page(page).data["studies"][0]["knee"] is None
 
 
 def test_the_sampler_turns_to_large_networks_once_it_has_seen_longer_trainings(searched: Study) -> None:

@@ -32,5 +32,6 @@ def gpu(cache: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
         configure_torch(find_devices("cuda")[0], 1)
         yield record
         monkeypatch.undo()  # a test's patches of `torch.cuda` lie over the fake's
+        torch.backends.cuda.matmul.allow_tf32 = False
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = benchmark

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from igc_nas.analysis.words import MIG
 from igc_nas.arch.config import ArchConfig
@@ -171,8 +172,12 @@ def test_the_tolerance_of_16_bits_knows_rounding_from_another_function(case: tup
 
 
 def test_compiled_forms_are_checked_as_they_are_timed(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In graphs, and in TF32: in another precision torch.compile would compile each a second time."""
+    """In graphs, and in TF32: in another precision torch.compile would compile each a second time.
+
+    torch.compile of torch 2.10 reads the older flag of products, too.
+    """
     precisions: list[str] = []
+    older: list[bool] = []
 
     class Compiled(nn.Module):
         def __init__(self, module: nn.Module) -> None:
@@ -184,12 +189,17 @@ def test_compiled_forms_are_checked_as_they_are_timed(gpu: Record, monkeypatch: 
             result: torch.Tensor = self.module(x)
             return result
 
-    monkeypatch.setattr(torch, "compile", lambda module, **_: Compiled(module))
+    def compiled(module: nn.Module, **_: Any) -> nn.Module:
+        older.append(torch.backends.cuda.matmul.allow_tf32)
+        return Compiled(module)
+
+    monkeypatch.setattr(torch, "compile", compiled)
     spec = SPEC.model_copy(update={"runtime": "compile"})
     found = Measurer(spec, find_devices("cuda")[0], cap_s=0.05)(SMALL["igcv1"])
     assert found.cuda_graph
     assert set(found.forms) == {"factored", "folded", "semidense", "dense", "mixed"}
     assert set(precisions) == {"tf32"}
+    assert set(older) == {True}
 
 
 def test_16_bits_are_for_a_gpu_and_for_pytorch() -> None:
@@ -203,10 +213,14 @@ def test_16_bits_are_for_a_gpu_and_for_pytorch() -> None:
 
 
 class Session:
-    """A session of an ONNX Runtime that has the CUDA provider; it writes nothing."""
+    """A session of an ONNX Runtime that has the CUDA provider; it writes nothing.
+
+    It has addresses of what is bound, and keeps no tensor.
+    """
 
     made: ClassVar[list[Any]] = []
     uses: ClassVar[list[str]] = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    memory: ClassVar[list[StorageWeakRef]] = []
 
     def __init__(self, model: bytes, options: Any, providers: Any) -> None:
         assert model.startswith(b"\x08"), "an ONNX model"
@@ -230,7 +244,13 @@ class Session:
         self.bound.append(arguments)
 
     def run_with_iobinding(self, binding: Any) -> None:
+        assert not any(self.memory[entry[5]].expired() for entry in self.bound), "a tensor that is bound was freed"
         self.runs += 1
+
+    @classmethod
+    def address(cls, tensor: torch.Tensor) -> int:
+        cls.memory.append(StorageWeakRef(tensor.untyped_storage()))
+        return len(cls.memory) - 1
 
 
 @pytest.fixture
@@ -241,8 +261,9 @@ def onnxruntime_gpu(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(ort, "InferenceSession", Session)
     monkeypatch.setattr("igc_nas.evaluation.runtimes.onnx_bytes", lambda module, x: bytes([8, len(x)]))
-    monkeypatch.setattr(FakeTensor, "data_ptr", lambda self: 4096, raising=False)
+    monkeypatch.setattr(FakeTensor, "data_ptr", lambda self: Session.address(self), raising=False)
     Session.made.clear()
+    Session.memory.clear()
     return Session
 
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from igc_nas.analysis.baselines import baselines_sentence
-from igc_nas.analysis.dashboard.sections import numbers
+from igc_nas.analysis.dashboard.sections import knee_of, numbers
 from igc_nas.analysis.importance import ParameterImportance, parameter_importances
 from igc_nas.analysis.views import (
     TrialsView,
@@ -135,7 +135,7 @@ def _study(study: Study, plans: Plans) -> Json:
         "trials": _trials(study, view, plans),
         "front": front_rows(study, spec.front_objectives),
         "against": visible(baselines_sentence(study) or ""),
-        "knee": study.pick("knee").trial if study.candidates else None,
+        "knee": knee_of(study),
         "volume": _volume(study),
         "scale": [[name, *spec.scale_bounds(name)] for name in spec.front_objectives if name in spec.bounds],
         "forms": _forms(detailed),

@@ -160,16 +160,27 @@ def _scale_text(study: Study) -> str:
     )
 
 
+def knee_of(study: Study) -> int | None:
+    """The trial at the knee of the measured errors.
+
+    None without a candidate, and where errors are predicted from longer trainings: `--pick knee` is of those.
+    """
+    if not study.candidates or (study.spec.target and study.longer):
+        return None
+    return study.pick("knee").trial
+
+
 def front_html(study: Study) -> str:
     """The front as an HTML table, for browsers without JavaScript."""
-    pick = study.pick("knee")
-    rows = (_cells(candidate, candidate.trial == pick.trial) for candidate in study.front())
+    knee = knee_of(study)
+    pick = "knee" if knee is None else f"trial:{knee}"
+    rows = (_cells(candidate, candidate.trial == knee) for candidate in study.front())
     heads = ("trial", "id", "error", "parameters", "MACs", "latency, normalised [95 %]", "runs as", "architecture")
     name = plain(study_argument(study.folder, study.spec.name))
     stored = plain(storage_option(study.folder, study.storage))
     return (
         f"<h2>The front of <bdi>{plain(study.spec.name)}</bdi></h2>\n"
-        f"<pre><code>igc-nas export {name} --pick trial:{pick.trial} -o arch.toml{stored}</code></pre>\n"
+        f"<pre><code>igc-nas export {name} --pick {pick} -o arch.toml{stored}</code></pre>\n"
         f"{_table(heads, rows)}"
         f'<p class="note">{plain(legend(member.arch for member in study.front()))}</p>\n'
     )
@@ -187,10 +198,9 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[str]], attributes: str 
 
 def _cells(candidate: Candidate, is_knee: bool) -> tuple[str, ...]:
     words = candidate_words(candidate)
-    knee = ' <span class="tag">knee</span>' if is_knee else ""
     noisy = f' <span class="tag">{words.noisy}</span>' if words.noisy else ""
     return (
-        f"{words.trial}{knee}",
+        f"{words.trial}{_knee_tag(is_knee)}",
         f"<code>{plain(words.id)}</code>",
         words.error,
         f"{candidate.cost.params:,}",
@@ -199,6 +209,10 @@ def _cells(candidate: Candidate, is_knee: bool) -> tuple[str, ...]:
         plain(words.form),
         f"<code>{plain(words.architecture)}</code>",
     )
+
+
+def _knee_tag(is_knee: bool) -> str:
+    return ' <span class="tag">knee</span>' if is_knee else ""
 
 
 def expected_html(study: Study) -> str:
@@ -218,15 +232,16 @@ def expected_html(study: Study) -> str:
         "parameters",
         "architecture",
     )
-    table = _table(heads, (_expected_cells(study, member) for member in study.front()))
+    knee = study.pick("knee").trial
+    table = _table(heads, (_expected_cells(study, member, member.trial == knee) for member in study.front()))
     note = f"The figures below are of the errors observed after {study.spec.recipe.samples:,} images."
     return f'{title}{table}<p class="note">{note}</p>\n'
 
 
-def _expected_cells(study: Study, member: Candidate) -> tuple[str, ...]:
+def _expected_cells(study: Study, member: Candidate, is_knee: bool) -> tuple[str, ...]:
     expected, longer = study.expected[member.trial], study.longer.get(member.trial)
     return (
-        str(member.trial),
+        f"{member.trial}{_knee_tag(is_knee)}",
         f"{100 * expected.error:.2f} % [{100 * expected.low:.1f}-{100 * expected.high:.1f}]",
         f"{100 * longer.score.error:.2f} %" if longer else "",
         f"{100 * member.score.error:.2f} %",

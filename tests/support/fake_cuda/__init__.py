@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from tests.support.fake_cuda.hooks import VERIFIED, cuda_is_the_accelerator, install_device_guard
-from tests.support.fake_cuda.recording import NotCapturableError, Record, Recorder, Search, place
+from tests.support.fake_cuda.recording import GraphMemory, NotCapturableError, Record, Recorder, Search, place
 
 __all__ = ["VERIFIED", "NotCapturableError", "Record", "Search", "fake_cuda"]
 
@@ -83,10 +83,11 @@ def _runtime(record: Record, count: int, names: tuple[str, ...], capability: tup
         assert not record.capturing
         before, record.capturing, record.generators = len(record.launches), True, graph.generators
         record.graph_destroyed = False
+        graph.memory = record.memory = GraphMemory()
         try:
             yield
         finally:
-            record.capturing, record.generators = False, []
+            record.capturing, record.generators, record.memory = False, [], None
         if record.graph_destroyed:
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
         graph.launches = len(record.launches) - before
@@ -153,12 +154,16 @@ class _Event:
 
 
 class _Graph:
-    """Replays nothing; asserts that it was captured. To destroy it while another one is captured ends that capture."""
+    """Replays nothing; asserts that it was captured, and that what it reads is still there.
+
+    To destroy it while another one is captured ends that capture.
+    """
 
     record: Record
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.launches: int | None = None
+        self.memory = GraphMemory()
         self.generators: list[torch.Generator] = []
 
     def __del__(self) -> None:
@@ -167,6 +172,7 @@ class _Graph:
 
     def replay(self) -> None:
         assert self.launches is not None
+        self.memory.check()
 
     def register_generator_state(self, generator: torch.Generator) -> None:
         self.generators.append(generator)

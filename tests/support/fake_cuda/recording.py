@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -61,6 +62,33 @@ class Search(NamedTuple):
     thread: str
 
 
+class GraphMemory:
+    """The memory that a graph's kernels use at fixed addresses: its own, and that of tensors from before its capture.
+
+    A graph owns what is allocated while it is captured. It keeps no other tensor alive.
+    """
+
+    def __init__(self) -> None:
+        self._own: set[int] = set()
+        self._outer: dict[int, tuple[StorageWeakRef, str]] = {}
+
+    def use(self, tensors: Sequence[Tensor]) -> None:
+        """Note the operands of a kernel that is captured."""
+        for tensor in tensors:
+            if tensor.device.type == "cuda" and (at := tensor.untyped_storage()._cdata) not in self._own:
+                what = f"{tuple(tensor.shape)} at {place()}"
+                self._outer.setdefault(at, (StorageWeakRef(tensor.untyped_storage()), what))
+
+    def allocate(self, tensors: Sequence[Tensor]) -> None:
+        """Note the results of a kernel that is captured."""
+        self._own |= {at for t in tensors if (at := t.untyped_storage()._cdata) not in self._outer}
+
+    def check(self) -> None:
+        """Raise `RuntimeError` where a replay would read memory that was given back."""
+        if freed := [what for storage, what in self._outer.values() if storage.expired()]:
+            raise RuntimeError(f"a CUDA graph is replayed whose inputs are freed: {freed[0]} and {len(freed) - 1} more")
+
+
 @dataclass
 class Record:
     """What happened since the context began, or since `clear`. Places are `file.py:line in function`."""
@@ -77,6 +105,8 @@ class Record:
     """Those that are registered with the graph that is captured now."""
     graph_destroyed: bool = False
     """Whether a graph was destroyed while another one is captured."""
+    memory: GraphMemory | None = None
+    """What the graph that is captured now reads and writes."""
     current_device: int = 0
 
     def clear(self) -> None:
@@ -128,10 +158,14 @@ class Recorder(TorchDispatchMode):
                 raise RuntimeError(f"{name}: with an overflow in the first step the momentum stays uninitialised")
             self.record.launches.append(f"{name} {place()}")
             return None
+        if memory := self.record.memory:
+            memory.use(operands)
         result = func(*args, **kwargs)
         if on_gpu and "conv" in name and len(operands) > 1:
             result = _in_cudnn_layout(result, operands)
         results = _tensors(result)
+        if memory:
+            memory.allocate(results)
         if on_gpu or any(t.device.type == "cuda" for t in results):
             self._count(name, operands, results, kwargs)
         return result
