@@ -131,19 +131,14 @@ class Evaluator:
         reporter = reporter or Reporter()
         self.lock.on_waiting = reporter.waiting
         self._stopwatch = stopwatch = _Stopwatch(self.lock)
-        try:
-            with self.lock.shared():
-                reporter.step("measuring")
-                with stopwatch.time("prepare"):
-                    latency = self.latency(arch, self.spec.reference_ms)
-                score = None
-                if self.spec.budget.violation(latency_ms=latency.normalised_ms) <= 0:
-                    recipe = self.spec.recipe
-                    score = self._score(
-                        arch, recipe, seed, reporter, lambda rung: reporter.should_continue(latency, rung)
-                    )
-        finally:
-            self.device.release_memory()
+        with self.device.memory_released(), self.lock.shared():
+            reporter.step("measuring")
+            with stopwatch.time("prepare"):
+                latency = self.latency(arch, self.spec.reference_ms)
+            score = None
+            if self.spec.budget.violation(latency_ms=latency.normalised_ms) <= 0:
+                recipe = self.spec.recipe
+                score = self._score(arch, recipe, seed, reporter, lambda rung: reporter.should_continue(latency, rung))
         return Outcome(latency, score, stopwatch.spent())
 
     def train_longer(self, arch: ArchConfig, seed: int, latency: Latency, reporter: Reporter) -> Outcome:
@@ -151,11 +146,8 @@ class Evaluator:
         assert self.spec.target is not None
         self.lock.on_waiting = reporter.waiting
         self._stopwatch = stopwatch = _Stopwatch(self.lock)
-        try:
-            with self.lock.shared():
-                score = self._score(arch, self.spec.target.recipe, seed, reporter, lambda _: True)
-        finally:
-            self.device.release_memory()
+        with self.device.memory_released(), self.lock.shared():
+            score = self._score(arch, self.spec.target.recipe, seed, reporter, lambda _: True)
         return Outcome(latency, score, stopwatch.spent())
 
     def _score(

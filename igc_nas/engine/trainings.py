@@ -114,7 +114,7 @@ class Trainer:
         """Images a second of a job's training."""
         reporter.step("timing")
         self.lock.on_waiting = reporter.waiting
-        with self.lock.shared():
+        with self.device.memory_released(), self.lock.shared():
             retraining = self._retraining(job, job.folder)
             if self.plan.forms_folder is None:
                 retraining.claim()  # its forms are pinned there
@@ -123,7 +123,7 @@ class Trainer:
     def train(self, job: TrainingJob, reporter: Reporter) -> Trained:
         """Train and test. Raises what `Retraining.train` raises."""
         self.lock.on_waiting = reporter.waiting
-        with self.lock.shared():
+        with self.device.memory_released(), self.lock.shared():
             latency = self._latency(job, reporter) if job.latency_file else None
             reporter.step("choosing forms")
             retraining = self._retraining(job, job.folder)

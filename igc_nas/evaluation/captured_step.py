@@ -6,13 +6,14 @@ itself moves the number on. One step is then one call of the host, `replay`, how
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from igc_nas.nn.cuda_timing import captured
+from igc_nas.nn.cuda_timing import WARM_UPS, captured
 
 if TYPE_CHECKING:
     from igc_nas.evaluation.training import Training
@@ -25,9 +26,9 @@ class CapturedStep:
     """
 
     def __init__(self, training: Training) -> None:
-        self.training = training
+        self.training: Training = weakref.proxy(training)  # it has this step: in a cycle its graph's memory would stay
         device, recipe = training.device.torch_device, training.recipe
-        steps = range(training.steps_per_epoch * recipe.epochs)
+        steps = range(max(training.steps_per_epoch * recipe.epochs, WARM_UPS))  # a short training is warmed up, too
         self._rates = torch.tensor([training.learning_rate(step) for step in steps], device=device)
         self._shares = torch.tensor([training.average_share(step) for step in steps], device=device)
         # One element, no scalar: the host would read a scalar index.
@@ -66,16 +67,15 @@ class CapturedStep:
     def _captured(self) -> Callable[[], None]:
         """The step as a graph. Its warm-up leaves no trace: every tensor that it changes is restored."""
         training = self.training
-        for parameter in training.network.parameters():  # zeros: momentum * 0 + gradient is the first step's
-            if training.recipe.momentum and "momentum_buffer" not in training.optimizer.state[parameter]:
-                training.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter).detach()
+        training.begin_momentum()
         momentum = [state["momentum_buffer"] for state in training.optimizer.state.values()]
         averaged = training.average.weights if training.average else []
         network = [*training.network.parameters(), *training.network.buffers()]
         changed = [*network, *momentum, *averaged, *training.loss_scale(), self._at, self.loss_sum, self.wrong]
         kept = [(tensor, tensor.detach().clone()) for tensor in changed]
         state = training.generator.get_state()
-        replay = captured(self._step, training.device.torch_device, generators=(training.generator,))
+        step = weakref.proxy(self)  # what is captured belongs to the graph, which belongs to this
+        replay = captured(lambda: step._step(), training.device.torch_device, generators=(training.generator,))
         with torch.no_grad():
             for tensor, before in kept:
                 tensor.copy_(before)

@@ -278,7 +278,8 @@ class _Run:
         self.curve = list(before.curve)
         self.report = report
         self._before_s = before.train_s
-        self._began = self._last_step = self._saved = time.monotonic()
+        self._began = self._timed_at = self._saved = time.monotonic()
+        self._timed_steps = training.steps_done
         self._reported = -math.inf
         self._step_s = 0.0
         self._tell()
@@ -290,8 +291,9 @@ class _Run:
 
     def epoch(self) -> None:
         """Train one epoch, or the rest of one."""
-        self._last_step = time.monotonic()
+        self._timed_at = time.monotonic()
         point = self.training.epoch(self.retraining.pause, self._after_step)
+        self._time_steps()
         if self.held_out is not None:
             error, _ = self.training.score(self.held_out, self.retraining.pause)
             point = point.model_copy(update={"held_out_error": error})
@@ -301,17 +303,28 @@ class _Run:
 
     def _after_step(self, _: int) -> None:
         now = time.monotonic()
-        step_s, self._last_step = now - self._last_step, now
-        self._step_s = SPEED_OVER * self._step_s + (1 - SPEED_OVER) * step_s if self._step_s else step_s
-        if now - self._saved >= self.retraining.checkpoint_every_s:
+        is_to_save = now - self._saved >= self.retraining.checkpoint_every_s
+        is_to_tell = now - self._reported >= REPORT_EVERY_S
+        if is_to_save or is_to_tell:
+            self._time_steps()
+        if is_to_save:
             self._save()
-        if now - self._reported >= REPORT_EVERY_S:
+        if is_to_tell:
             self._tell()
+
+    def _time_steps(self) -> None:
+        """Average the seconds of the steps since the last time. A GPU has not done those that are queued: it waits."""
+        self.retraining.device.synchronize()
+        now, done = time.monotonic(), self.training.steps_done
+        if steps := done - self._timed_steps:
+            step_s, past = (now - self._timed_at) / steps, SPEED_OVER**steps
+            self._step_s = past * self._step_s + (1 - past) * step_s if self._step_s else step_s
+        self._timed_at, self._timed_steps = now, done
 
     def _save(self) -> None:
         self._check_loss()
         self.retraining.save_checkpoint(self.training, self.curve, self.train_s)
-        self._saved = self._last_step = time.monotonic()
+        self._saved = self._timed_at = time.monotonic()
 
     def _check_loss(self) -> None:
         """Raise `DivergedError` before the end of a long epoch that cannot be saved any more."""
@@ -321,7 +334,7 @@ class _Run:
 
     def _tell(self) -> None:
         training, schedule = self.training, self.retraining.spec.schedule
-        self._reported = self._last_step = time.monotonic()
+        self._reported = self._timed_at = time.monotonic()
         steps = schedule.epochs * training.steps_per_epoch
         batch = training.batch
         self.report(

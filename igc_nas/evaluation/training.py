@@ -112,6 +112,8 @@ class Training:
         self.average = Average(self.network, recipe.average) if recipe.average else None
         device.check_trains_in(recipe.dtype)
         self.scaler = torch.amp.GradScaler(device.kind, enabled=recipe.dtype == "float16")
+        if self.scaler.is_enabled():
+            self.begin_momentum()
         self._open: _OpenEpoch | None = None
         """The epoch that has begun and not ended."""
         # Mixup is not captured: its Beta share is drawn by rejection.
@@ -247,6 +249,15 @@ class Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def begin_momentum(self) -> None:
+        """Make the momentum of each parameter that has none: zeros, as momentum * 0 + gradient is the first step's.
+
+        Fused SGD would make it uninitialised, and leave it so in a first step with an overflow.
+        """
+        for parameter in self.network.parameters():
+            if self.recipe.momentum and "momentum_buffer" not in self.optimizer.state[parameter]:
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter).detach()
 
     def loss_scale(self) -> tuple[Tensor, ...]:
         """The tensors of the loss scaling, which the step changes; none where the loss is not scaled."""

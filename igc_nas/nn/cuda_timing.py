@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -98,7 +100,7 @@ def captured(run: Callable[[], T], device: torch.device, generators: Sequence[to
         failure: Exception | None = None
         try:
             # A failed capture leaves its stream the current one: the outer context restores it.
-            with torch.cuda.stream(current), torch.cuda.graph(graph, stream=stream):
+            with torch.cuda.stream(current), _without_gc(), torch.cuda.graph(graph, stream=stream):
                 try:
                     output = run()
                 except Exception as error:  # ending the capture then raises another one, which says less
@@ -118,3 +120,18 @@ def _replay(graph: torch.cuda.CUDAGraph, output: T, run: Callable[[], T]) -> T:
     """Replay a graph of `run`, which lives as long as this can be called."""
     graph.replay()
     return output
+
+
+@contextlib.contextmanager
+def _without_gc() -> Iterator[None]:
+    """Python collects no cycles meanwhile.
+
+    To destroy a graph that is in one of them breaks off the capture of another (pytorch/pytorch pull request 161037).
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,27 @@ class Device:
             # With segments that can grow it waits for the current device only, whichever's memory it gives back.
             with contextlib.suppress(RuntimeError), torch.cuda.device(self.torch_device):
                 torch.cuda.empty_cache()
+
+    @contextlib.contextmanager
+    def memory_released(self) -> Iterator[None]:
+        """`release_memory` at the end of the block, in which nothing may outlive an error: its frames hold tensors."""
+        try:
+            yield
+        except BaseException as error:
+            if self.kind == "cuda":
+                _clear_frames(error)
+            raise
+        finally:
+            self.release_memory()
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Forget the local variables of the functions that an error, and those that it came of, have ended."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from igc_nas.evaluation.retraining import (
     Retraining,
     RetrainSpec,
 )
-from igc_nas.nn.device import configure_torch, find_devices
+from igc_nas.nn.device import Device, configure_torch, find_devices
 from igc_nas.nn.lowering.pinned_forms import FORMS_FILE
 from igc_nas.study.defaults import full_recipe
 from igc_nas.study.finals import Trained, TrainingProgress
@@ -97,6 +98,27 @@ def stopped_at_step(folder: Path, step: int) -> None:
 
     with pytest.raises(Stop):
         replace(opened(folder, forms="factored"), checkpoint_every_s=0.0, pause=pause).train()
+
+
+def test_the_speed_is_that_of_steps_that_the_device_has_done(tmp_path: Path) -> None:
+    """A GPU queues them: here each takes 20 ms, for which nobody waits but `synchronize`."""
+    queued = 0
+
+    class Queueing(Device):
+        def synchronize(self) -> None:
+            nonlocal queued
+            time.sleep(0.02 * queued)
+            queued = 0
+
+    def queue() -> None:
+        nonlocal queued
+        queued += 1
+
+    told: list[TrainingProgress] = []
+    training = opened(tmp_path / "run", forms="factored")
+    replace(training, device=Queueing("cpu", "cpu", CPU.name), pause=queue).train(told.append)
+    assert all(progress.images_per_s <= 16 / 0.02 for progress in told)
+    assert told[-1].images_per_s > 0
 
 
 # Continuing.

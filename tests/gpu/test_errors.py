@@ -1,6 +1,8 @@
 """Errors of CUDA: what is memory, what costs the process, what a form without memory does."""
 
 import contextlib
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,18 +11,22 @@ from unittest import mock
 import pytest
 import torch
 
+from igc_nas.data.datasets import locate
 from igc_nas.engine.events import Job, Notice
 from igc_nas.engine.executor import READY, Request, RunJob
 from igc_nas.engine.search import Run, search
 from igc_nas.engine.worker import failed, serve, to_igc_error
 from igc_nas.errors import GRAPHS, CaptureError, IgcNasError
 from igc_nas.evaluation.speed import measure_speed
+from igc_nas.evaluation.training import Training
 from igc_nas.nn.cuda_timing import WARM_UPS, captured
 from igc_nas.nn.device import find_devices
 from igc_nas.nn.lowering.network_tuner import step_timer
 from igc_nas.nn.timing import NEVER_MS, Race, timed
+from igc_nas.study.defaults import new_spec
 from igc_nas.study.study import load_study
 from tests.gpu.builders import SMALL, recipe_of, training_of
+from tests.gpu.test_trial import RECIPE, evaluator_of
 from tests.support.commands import Command
 from tests.support.fake_cuda import Record, fake_cuda
 from tests.support.searches import spec
@@ -161,6 +167,42 @@ def test_the_reason_of_a_failed_capture_is_the_first(gpu: Record, monkeypatch: p
         capture(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(CaptureError, match="previous error"):
         captured(lambda: None, torch.device("cuda:0"))
+
+
+def test_no_graph_is_destroyed_while_another_one_is_captured(gpu: Record) -> None:
+    """Neither by Python's garbage collector, which would break off the capture."""
+    device = torch.device("cuda:0")
+    dropped = [captured(lambda: None, device) for _ in range(WARM_UPS + 1)]
+
+    def run() -> None:
+        cycle: list[object] = [dropped.pop()]
+        cycle.append(cycle)
+        del cycle
+        _ = [[] for _ in range(5 * gc.get_threshold()[0])]  # Python looks for cycles after so many new containers
+
+    captured(run, device)
+    assert gc.isenabled()
+
+
+def test_an_error_holds_no_memory(gpu: Record, tmp_path: Path) -> None:
+    """What a trial without memory had is given back when it has failed: other workers need it."""
+    made = new_spec(locate("shapes"), "Fake GPU", "cuda", space="tiny", name="s", recipe=RECIPE | {"forms": "factored"})
+    evaluator = evaluator_of(made, tmp_path)
+    losses: list[weakref.ref[torch.Tensor]] = []
+    left: list[bool] = []
+
+    def step(_: Training, loss: torch.Tensor) -> None:
+        losses.append(weakref.ref(loss))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with (
+        mock.patch.object(Training, "descend", step),
+        mock.patch("torch.cuda.empty_cache", side_effect=lambda: left.extend(loss() is not None for loss in losses)),
+        pytest.raises(torch.OutOfMemoryError) as raised,
+    ):
+        evaluator(made.feasible.lightest(), 0)
+    assert left == [False]
+    assert "captured_step.py" in failed(0, raised.value, "training").failure.where, "where it was is still known"
 
 
 def test_without_graphs_steps_are_launched_one_by_one(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,8 @@
 """A training on a GPU: nothing in a step waits, one batch size, the dtypes and layout that are meant."""
 
+import gc
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -12,10 +15,11 @@ from torch.nn import functional as F
 from igc_nas.arch.config import ArchConfig
 from igc_nas.bench.training import bench_train
 from igc_nas.data.datasets import locate
-from igc_nas.errors import CaptureError, ConfigError
+from igc_nas.errors import GRAPHS, CaptureError, ConfigError
 from igc_nas.evaluation.captured_step import CapturedStep
 from igc_nas.evaluation.images import Images, load_proxy
 from igc_nas.evaluation.training import ProxyTask, ProxyTraining, Training, train_proxy
+from igc_nas.nn.cuda_timing import WARM_UPS
 from igc_nas.nn.device import Device, find_devices
 from igc_nas.nn.lowering.network_tuner import NetworkTuner
 from igc_nas.nn.lowering.training import LoweredNetwork
@@ -191,6 +195,40 @@ def test_capturing_leaves_no_trace(gpu: Record) -> None:
     assert {id(tensor) for tensor in changed} <= set(copied)
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_training_of_fewer_steps_than_a_warm_up_is_captured(epochs: int) -> None:
+    """By values, on a CPU: the warm-up's steps are within the tables of the schedule, and leave no trace."""
+
+    def warmed_up(run: Callable[[], None], *_: object, **__: object) -> Callable[[], None]:
+        for _ in range(WARM_UPS):
+            run()
+        return run
+
+    changes = {"dtype": "float32", "train_size": 32, "batch": 32, "resolution": 8, "epochs": epochs}
+    cpu, gpu = Device("cpu", "cpu", "test"), Device("cuda", "cpu", "test")
+    train, _ = load_proxy(locate("shapes"), recipe_of(**changes), 0, torch.device("cpu"))
+    ends = []
+    with mock.patch("igc_nas.evaluation.captured_step.captured", warmed_up):
+        for device in (cpu, gpu):
+            network = build(SMALL["igcv1"], 0)
+            training = Training(network, train, recipe_of(**changes), device, 0, lambda x, net=network: net(x))
+            ends.append([training.epoch() for _ in range(epochs)])
+    assert ends[0] == ends[1]
+
+
+def test_a_training_that_is_dropped_gives_its_memory_back(gpu: Record) -> None:
+    """At once: its graph holds the activations of a whole step, and the next training needs the memory."""
+    training = training_of(SMALL["igcv1"])
+    gc.disable()
+    try:
+        training.epoch()
+        left = weakref.ref(training)
+        del training
+        assert left() is None
+    finally:
+        gc.enable()
+
+
 def test_in_float16_the_loss_is_scaled(cache: None) -> None:
     """On a GPU without bfloat16 (T4, V100): scaled on the device, within the captured step, kept by a checkpoint."""
     with fake_cuda(capability=(7, 5)) as record:
@@ -202,6 +240,16 @@ def test_in_float16_the_loss_is_scaled(cache: None) -> None:
         assert [reason for reason, _ in record.waits] == ["item", "item"]
         assert len(training.loss_scale()) == 2
         assert {"loss_scale.0", "loss_scale.1"} <= training.state().keys()
+
+
+@pytest.mark.parametrize("changes", [{}, {"mixup": 0.2}])
+def test_in_float16_the_first_step_may_overflow(
+    changes: dict[str, Any], cache: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launched one by one: the loss is scaled by 65,536 at first, and fused SGD would make no momentum then."""
+    monkeypatch.setenv(GRAPHS, "0")
+    with fake_cuda(capability=(7, 5)):
+        training_of(SMALL["igcv1"], dtype="float16", **changes).epoch()
 
 
 def test_bench_train_times_a_step_as_it_is_trained(cache: None) -> None:

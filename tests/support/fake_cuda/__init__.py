@@ -82,11 +82,14 @@ def _runtime(record: Record, count: int, names: tuple[str, ...], capability: tup
     def capture(graph: _Graph, **_: Any) -> Iterator[None]:
         assert not record.capturing
         before, record.capturing, record.generators = len(record.launches), True, graph.generators
+        record.graph_destroyed = False
         graph.memory = record.memory = GraphMemory()
         try:
             yield
         finally:
             record.capturing, record.generators, record.memory = False, [], None
+        if record.graph_destroyed:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
         graph.launches = len(record.launches) - before
         record.captured.append(graph.launches)
 
@@ -120,7 +123,7 @@ def _runtime(record: Record, count: int, names: tuple[str, ...], capability: tup
         "graph": capture,
         "Stream": _Stream,
         "Event": _Event,
-        "CUDAGraph": _Graph,
+        "CUDAGraph": type("CUDAGraph", (_Graph,), {"record": record}),
         "_sleep": lambda cycles: record.launches.append(f"_sleep {place()}"),
         "amp.common.amp_definitely_not_available": lambda: False,
     }
@@ -151,12 +154,21 @@ class _Event:
 
 
 class _Graph:
-    """Replays nothing; asserts that it was captured, and that what it reads is still there."""
+    """Replays nothing; asserts that it was captured, and that what it reads is still there.
+
+    To destroy it while another one is captured ends that capture.
+    """
+
+    record: Record
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.launches: int | None = None
         self.memory = GraphMemory()
         self.generators: list[torch.Generator] = []
+
+    def __del__(self) -> None:
+        if self.launches is not None and self.record.capturing:
+            self.record.graph_destroyed = True
 
     def replay(self) -> None:
         assert self.launches is not None

@@ -103,6 +103,8 @@ class Record:
     capturing: bool = False
     generators: list[torch.Generator] = field(default_factory=list)
     """Those that are registered with the graph that is captured now."""
+    graph_destroyed: bool = False
+    """Whether a graph was destroyed while another one is captured."""
     memory: GraphMemory | None = None
     """What the graph that is captured now reads and writes."""
     current_device: int = 0
@@ -152,6 +154,8 @@ class Recorder(TorchDispatchMode):
         if name.startswith("_fused_"):  # a fused optimiser step: torch has no fake kernel for it
             if len(devices := {t.device for t in operands}) > 1:
                 raise RuntimeError(f"{name} on {devices}")
+            if kwargs.get("is_first_step") and kwargs.get("found_inf") is not None:
+                raise RuntimeError(f"{name}: with an overflow in the first step the momentum stays uninitialised")
             self.record.launches.append(f"{name} {place()}")
             return None
         if memory := self.record.memory:
