@@ -55,11 +55,11 @@ RACE = Race(rounds=15, cap_s=0.4)
 ENOUGH_WIDTH = 0.03
 """The rounds end when the interval of the median ratio is narrower than this share of it."""
 NOISY_WIDTH = 0.05
-MOST_ERROR, MOST_TF32_ERROR = 1e-4, 1e-2
+MOST_ERROR, MOST_TF32_ERROR = 1e-4, 3e-2
 """A form is not used if its outputs differ by more than this from the factored network's (relative, norm-wise)."""
-MOST_ROUNDING = {"float16": 2e-2, "bfloat16": 0.1}
-"""The same in 16 bits, from the factored network in float32, behind `settle_batchnorm_`. The forms of the benchmark's
-architectures differ by at most 0.004 and 0.034 on a CPU, a network without one of its BN by 0.3 and more."""
+MOST_ROUNDING = {"float16": 4e-2, "bfloat16": 0.2}
+"""The same in 16 bits, from the factored network in float32. With values of a CPU, of 1,488 networks of three spaces
+none differs by more than 0.017 and 0.13, in TF32 by 0.011; the benchmark's without one of their BN by 0.35 and more."""
 
 
 @dataclass(frozen=True)
@@ -233,9 +233,7 @@ class Measurer:
 
     def _form_runs(self, arch: ArchConfig) -> list[FormRun]:
         """The allowed forms whose outputs equal the factored network's."""
-        network = randomize_batchnorm_(build(arch, 0)).eval()
-        if self.spec.dtype != "float32":
-            settle_batchnorm_(network, arch.input)
+        network = comparable_network(arch, self.spec, self.device)
         network.to(self.device.torch_device, memory_format=_layout(self.spec))  # type: ignore[call-overload]
         x, dtype = _input(arch.input, self.spec, self.device), _dtype(self.spec)
         with exact_float32():
@@ -363,6 +361,17 @@ def noise_reasons(samples: RoundSamples, conditions: Conditions, disturbances: t
     return tuple(reasons)
 
 
+def comparable_network(arch: ArchConfig, spec: LatencySpec, device: Device) -> Network:
+    """The network on the CPU whose forms are compared. Its BN are not the identity.
+
+    Where it is computed with 10 bits of mantissa or fewer, their statistics are those of their inputs: with others the
+    outputs of every third network of igcv3_cifar differ in TF32 by more than 1 %, and float16's range is left.
+    """
+    network = randomize_batchnorm_(build(arch, 0)).eval()
+    is_rounded = device.kind == "cuda" or spec.dtype != "float32"
+    return settle_batchnorm_(network, arch.input) if is_rounded else network
+
+
 def randomize_batchnorm_(network: Network) -> Network:
     """Give every BN statistics and weights that are not the identity's, so that a form that drops them is found out."""
     generator = torch.Generator().manual_seed(1)
@@ -381,7 +390,7 @@ def randomize_batchnorm_(network: Network) -> Network:
 
 @torch.no_grad()
 def settle_batchnorm_(network: Network, image: tuple[int, int, int]) -> Network:
-    """Give every BN the statistics of its inputs for random images: others leave float16's range."""
+    """Give every BN the statistics of its inputs for random images."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0

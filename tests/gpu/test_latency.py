@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from igc_nas.analysis.words import MIG
 from igc_nas.arch.config import ArchConfig
 from igc_nas.bench.deployment import bench_deploy
-from igc_nas.bench.latency import bench_latency
+from igc_nas.bench.latency import bench_latency, drawn_architectures
 from igc_nas.bench.report import architectures
 from igc_nas.cli.loading import engine_notices
 from igc_nas.cli.measure import latency_lines
@@ -29,15 +29,17 @@ from igc_nas.evaluation.gpu_noise import GpuNoiseMonitor
 from igc_nas.evaluation.gpu_session import gpu_session
 from igc_nas.evaluation.latency import (
     MOST_ROUNDING,
+    MOST_TF32_ERROR,
     Instruments,
     Measurer,
+    comparable_network,
     randomize_batchnorm_,
     settle_batchnorm_,
 )
 from igc_nas.evaluation.runtimes import check_dtype, check_runtime
 from igc_nas.exports.graph import fastest_on_gpu
 from igc_nas.nn.cuda_timing import captured, event_timer
-from igc_nas.nn.device import find_devices
+from igc_nas.nn.device import Device, find_devices
 from igc_nas.nn.lowering.deployment import DeployedNetwork
 from igc_nas.nn.lowering.timing_cache import TimingCache
 from igc_nas.nn.lowering.variants import uniform_variants
@@ -169,6 +171,37 @@ def test_the_tolerance_of_16_bits_knows_rounding_from_another_function(case: tup
         norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
         norms[len(norms) // 2].reset_running_stats()
         assert difference(network) > most
+
+
+def in_tf32(network: nn.Module) -> nn.Module:
+    """The network on a CPU, with images and weights of its products rounded to 10 bits of mantissa as on a GPU."""
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.weight.data = rounded(module.weight.data)
+            module.register_forward_pre_hook(lambda _, given: (rounded(given[0]),))
+    return network
+
+
+def test_the_tolerance_of_tf32_knows_rounding_from_another_function() -> None:
+    """A network of igc_cifar that multiplied it beyond, before its BN had the statistics of their inputs."""
+    arch = drawn_architectures(32, seed=0)[31]
+    network = comparable_network(arch, SPEC, Device("cuda", "cuda:0", "a GPU"))
+    x = torch.randn(1, *arch.input, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted = network(x)
+
+        def difference(module: nn.Module) -> float:
+            return float((module(x) - wanted).norm() / wanted.norm())
+
+        assert difference(in_tf32(network)) < MOST_TF32_ERROR / 2
+        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        norms[len(norms) // 2].reset_running_stats()
+        assert difference(network) > MOST_TF32_ERROR
 
 
 def test_compiled_forms_are_checked_as_they_are_timed(gpu: Record, monkeypatch: pytest.MonkeyPatch) -> None:
