@@ -20,7 +20,7 @@ from igc_nas.evaluation.captured_step import CapturedStep
 from igc_nas.evaluation.images import Images, load_proxy
 from igc_nas.evaluation.training import ProxyTask, ProxyTraining, Training, train_proxy
 from igc_nas.nn.cuda_timing import WARM_UPS
-from igc_nas.nn.device import Device, find_devices
+from igc_nas.nn.device import Device, Kind, find_devices
 from igc_nas.nn.lowering.network_tuner import NetworkTuner
 from igc_nas.nn.lowering.training import LoweredNetwork
 from igc_nas.nn.network import build
@@ -195,25 +195,55 @@ def test_capturing_leaves_no_trace(gpu: Record) -> None:
     assert {id(tensor) for tensor in changed} <= set(copied)
 
 
+def _warmed_up(run: Callable[[], None], *_: object, **__: object) -> Callable[[], None]:
+    """What capturing does to values on a CPU: the warm-up changes them, the capture itself nothing."""
+    for _ in range(WARM_UPS):
+        run()
+    return run
+
+
+def _with_values(kind: Kind, **changes: Any) -> Training:
+    """A training on the CPU, its steps launched (`cpu`) or as they are captured (`cuda`)."""
+    recipe = recipe_of(**{"dtype": "float32", "train_size": 96, "batch": 32, "resolution": 8} | changes)
+    train, _ = load_proxy(locate("shapes"), recipe, 0, torch.device("cpu"))
+    network = build(SMALL["igcv1"], 0)
+    return Training(network, train, recipe, Device(kind, "cpu", "test"), 0, lambda x: network(x))
+
+
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_training_of_fewer_steps_than_a_warm_up_is_captured(epochs: int) -> None:
-    """By values, on a CPU: the warm-up's steps are within the tables of the schedule, and leave no trace."""
+    """The warm-up's steps are within the tables of the schedule, and leave no trace."""
+    with mock.patch("igc_nas.evaluation.captured_step.captured", _warmed_up):
+        launched, captured = (_with_values(kind, epochs=epochs, train_size=32) for kind in ("cpu", "cuda"))
+        assert [launched.epoch() for _ in range(epochs)] == [captured.epoch() for _ in range(epochs)]
 
-    def warmed_up(run: Callable[[], None], *_: object, **__: object) -> Callable[[], None]:
-        for _ in range(WARM_UPS):
-            run()
-        return run
 
-    changes = {"dtype": "float32", "train_size": 32, "batch": 32, "resolution": 8, "epochs": epochs}
-    cpu, gpu = Device("cpu", "cpu", "test"), Device("cuda", "cpu", "test")
-    train, _ = load_proxy(locate("shapes"), recipe_of(**changes), 0, torch.device("cpu"))
-    ends = []
-    with mock.patch("igc_nas.evaluation.captured_step.captured", warmed_up):
-        for device in (cpu, gpu):
-            network = build(SMALL["igcv1"], 0)
-            training = Training(network, train, recipe_of(**changes), device, 0, lambda x, net=network: net(x))
-            ends.append([training.epoch() for _ in range(epochs)])
-    assert ends[0] == ends[1]
+def _trained(training: Training, after_step: Callable[[int], None] = lambda _: None) -> dict[str, torch.Tensor]:
+    """The state after the last epoch."""
+    while training.done < training.recipe.epochs:
+        training.epoch(after_step=after_step)
+    return training.state()
+
+
+@pytest.mark.parametrize("changes", [{"average": 0.9, "flip": "alternating"}, {"augment": "epoch", "crop": 2}])
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_captured_steps_continue_bit_for_bit(step: int, changes: dict[str, Any]) -> None:
+    """From the state after a step, within an epoch or at its end: a new graph, whose warm-up leaves no trace."""
+    state: dict[str, torch.Tensor] = {}
+
+    def stop(done: int) -> None:
+        if done == step:
+            state.update({name: tensor.detach().clone() for name, tensor in stopped.state().items()})
+            raise KeyboardInterrupt
+
+    with mock.patch("igc_nas.evaluation.captured_step.captured", _warmed_up):
+        whole, stopped, continued = (_with_values("cuda", epochs=2, **changes) for _ in range(3))
+        with pytest.raises(KeyboardInterrupt):
+            _trained(stopped, stop)
+        continued.restore(state)
+        wanted, found = _trained(whole), _trained(continued)
+    assert wanted.keys() == found.keys()
+    assert [name for name, tensor in wanted.items() if not torch.equal(tensor, found[name])] == []
 
 
 def test_a_training_that_is_dropped_gives_its_memory_back(gpu: Record) -> None:
