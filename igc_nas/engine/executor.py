@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, Self
 from igc_nas.arch.config import ArchConfig
 from igc_nas.data.datasets import DatasetInfo
 from igc_nas.engine.events import Job, Progress
+from igc_nas.errors import NO_GRAPH
 from igc_nas.io.units import format_seconds
 from igc_nas.study.finals import Trained, TrainingProgress
 from igc_nas.study.records import Epoch, Failure, Latency, Rung, Score, TimeBreakdown, Unfinished
@@ -171,6 +172,11 @@ class TrialFailed:
     number: int
     reason: str
     failure: Failure = field(default_factory=lambda: Failure(kind="error", where="evaluating"))
+
+    @property
+    def recorded_no_graph(self) -> bool:
+        """Whether CUDA recorded no graph of its training step: processes that are started then train without."""
+        return self.reason.startswith(NO_GRAPH)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from igc_nas.engine.executor import (
     WorkerSlot,
 )
 from igc_nas.engine.worker import kill_descendants, kill_orphans, worker_main
-from igc_nas.errors import GRAPHS, NO_GRAPH, IgcNasError, UsageError
+from igc_nas.errors import GRAPHS, IgcNasError, UsageError
 from igc_nas.evaluation.host import is_wsl, oom_kills
 from igc_nas.study.process import uninterrupted
 from igc_nas.study.records import Failure
@@ -210,7 +210,7 @@ class ProcessExecutor:
             return None  # from a thread that the evaluator of an earlier trial has left
         worker.update(answer)
         if isinstance(answer, TrialFailed) and answer.failure.kind == "died":  # it has lost its GPU, and ends
-            self._graphs = self._graphs and not answer.reason.startswith(NO_GRAPH)
+            self._graphs = self._graphs and not answer.recorded_no_graph
             self._replace(worker)
         return answer
 

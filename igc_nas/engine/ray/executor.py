@@ -134,6 +134,8 @@ class RayExecutor:
     """Nodes that are not used, by id: host and reason."""
     _was_ready: bool = False
     """Whether any evaluator has ever been ready."""
+    _graphs: bool = True
+    """Whether new actors train by CUDA graphs: not after a trial for which CUDA recorded none."""
 
     def __enter__(self) -> Self:
         self._run_id, self._placed_at, self._ready_at = uuid.uuid4().hex, -PLACEMENT_S, time.monotonic()
@@ -265,6 +267,8 @@ class RayExecutor:
                 return message
             case TrialCompleted(number) | TrialPruned(number) | TrialFailed(number):
                 self._deaths.pop(number, None)
+                if isinstance(message, TrialFailed):
+                    self._graphs = self._graphs and not message.recorded_no_graph
                 return message
             case IgcNasError() if not handle.ready:
                 self._exclude(handle.node, message)
@@ -336,7 +340,7 @@ class RayExecutor:
             num_gpus=self._needs.get("GPU", 0),
             max_restarts=0,
             scheduling_strategy=strategies.NodeAffinitySchedulingStrategy(node.id, soft=False),
-            runtime_env={"env_vars": environment(self.threads, self.deterministic)},
+            runtime_env={"env_vars": environment(self.threads, self.deterministic, graphs=self._graphs)},
         ).remote()
         config = ActorConfig(
             spec=self.spec.to_dict(),

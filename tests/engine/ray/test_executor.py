@@ -22,7 +22,7 @@ from igc_nas.engine.ray.actor import EVALUATOR_ENDED, Actor, ActorConfig, slot_h
 from igc_nas.engine.ray.executor import RayExecutor
 from igc_nas.engine.ray.nodes import connected, needs_of, places
 from igc_nas.engine.search import Run, search
-from igc_nas.errors import IgcNasError, StudyError, UsageError
+from igc_nas.errors import GRAPHS, IgcNasError, StudyError, UsageError
 from igc_nas.nn.device import cpu_name
 from igc_nas.study.defaults import new_spec
 from igc_nas.study.lock import StudyLock
@@ -30,6 +30,7 @@ from igc_nas.study.process import Process
 from igc_nas.study.study import load_study
 from tests.support.commands import Command, refused
 from tests.support.searches import spec
+from tests.support.stubs import falls_back
 from tests.support.troubles import FINE, HANGS, KILLS, KIND, LEAVES, NO_MEMORY, RAISES, RUNG, noted, troubled
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'igc-nas[ray]'")
@@ -198,6 +199,14 @@ def test_what_goes_wrong_with_a_trial_is_its_own(tmp_path: Path, nodes: Any) -> 
     finally:
         lock.release()
     assert all_gone(set(noted(folder, "seated")))
+
+
+def test_where_cuda_records_no_graph_new_actors_train_without(
+    tmp_path: Path, nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(GRAPHS, raising=False)
+    list(search(question(), run(tmp_path / "s", nodes, trials=3, workers=1), evaluator=falls_back))
+    assert [trial.state for trial in load_study(tmp_path / "s").trials] == ["complete", "failed", *["complete"] * 2]
 
 
 def test_a_cluster_without_a_ready_evaluator_ends_the_search(tmp_path: Path, nodes: Any) -> None:
