@@ -5,7 +5,6 @@ Nothing here raises for a machine that lacks something: a missing part is a `Fin
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -199,8 +198,9 @@ def _runtimes() -> Iterator[Finding]:
 
 
 def _version(package: str) -> str:
-    """Of a package that can be imported, as it says: onnxruntime may have been installed as onnxruntime-gpu."""
-    return str(getattr(importlib.import_module(package), "__version__", "of unknown version"))
+    """Of the distribution that a package is of: onnxruntime may be of onnxruntime-gpu."""
+    of = importlib.metadata.packages_distributions().get(package, [package])
+    return importlib.metadata.version(of[0])
 
 
 def _compilers() -> Iterator[Finding]:

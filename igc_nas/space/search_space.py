@@ -465,7 +465,7 @@ def search_space(file: SpaceFile, classes: int, name: str) -> SearchSpace:
     return _search_space(_text_key(_Identity(file)), classes, name)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=8, typed=True)  # else True would find the space of one class
 def _search_space(key: _TextKey, classes: int, name: str) -> SearchSpace:
     return SearchSpace(key.file, classes, name)
 

@@ -55,19 +55,21 @@ def test_what_is_missing_has_a_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_onnxruntime_may_be_installed_as_onnxruntime_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package onnxruntime of a GPU is of another distribution."""
-    onnxruntime = pytest.importorskip("onnxruntime")
+    """The package onnxruntime is then of another distribution."""
+    pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    real = importlib.metadata.version
+    real, known = importlib.metadata.version, importlib.metadata.packages_distributions()
 
     def version(name: str) -> str:
         if name == "onnxruntime":
             raise importlib.metadata.PackageNotFoundError(name)
-        return real(name)
+        return "1.2.3" if name == "onnxruntime-gpu" else real(name)
 
     monkeypatch.setattr("importlib.metadata.version", version)
+    of = known | {"onnxruntime": ["onnxruntime-gpu"]}
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: of)
     (found,) = (finding for finding in examine().findings if finding.topic == "runtime onnxruntime")
-    assert found.value.startswith(f"onnxruntime {onnxruntime.__version__}, onnxscript ")
+    assert found.value.startswith("onnxruntime 1.2.3, onnxscript ")
 
 
 def test_a_failed_check_has_a_status(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
