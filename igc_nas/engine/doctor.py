@@ -199,8 +199,11 @@ def _runtimes() -> Iterator[Finding]:
 
 def _version(package: str) -> str:
     """Of the distribution that a package is of: onnxruntime may be of onnxruntime-gpu."""
-    of = importlib.metadata.packages_distributions().get(package, [package])
-    return importlib.metadata.version(of[0])
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # to list all distributions takes a quarter of a second
+        of = importlib.metadata.packages_distributions().get(package, [package])
+        return importlib.metadata.version(of[0])
 
 
 def _compilers() -> Iterator[Finding]:

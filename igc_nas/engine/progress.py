@@ -81,7 +81,7 @@ class StudyProgress:
             self._join(trial.candidate)
 
     def _join(self, candidate: Candidate) -> None:
-        if self.spec.budget.violation(candidate.cost, candidate.latency.normalised_ms) <= 0:
+        if self.spec.is_within_budget(candidate):
             if self._budget:
                 tenth = min(TENTHS - 1, int(TENTHS * candidate.cost.as_dict()[self._budget[0]] / self._budget[1]))
                 self.best[tenth] = min(self.best[tenth], candidate.score.error)

@@ -51,9 +51,7 @@ class Promotion:
         if not self.is_due(study) or (predictor := TargetPredictor.of(study)) is None:
             return None
         begun = {trial.longer_of for trial in study.trials if trial.longer_of is not None}
-        budget = self.spec.budget
-        within = [budget.violation(c.cost, c.latency.normalised_ms) <= 0 for c in predictor.candidates]
-        rows = np.flatnonzero(within)
+        rows = np.flatnonzero([self.spec.is_within_budget(candidate) for candidate in predictor.candidates])
         of = _design if len(begun) < DESIGN else self.worth
         for row in rows[np.argsort(-of(predictor, rows, len(begun)), kind="stable")]:
             candidate: Candidate = predictor.candidates[row]

@@ -182,10 +182,8 @@ class Pruner:
         """Add a completed trial."""
         self._rule = self._error_predictor = None
         spec, score, training = self.spec, candidate.score, None
-        latency_ms = candidate.latency.normalised_ms
-        is_within = spec.budget.violation(candidate.cost, latency_ms) <= 0
-        if len(score.rungs) == len(spec.recipe.rungs) and is_within:
-            costs = known_values(candidate.cost, latency_ms, spec.objectives)
+        if len(score.rungs) == len(spec.recipe.rungs) and spec.is_within_budget(candidate):
+            costs = known_values(candidate.cost, candidate.latency.normalised_ms, spec.objectives)
             training = CompletedTraining(costs, tuple(rung.error for rung in score.rungs), score.error)
         code = spec.feasible.encoding.code(candidate.arch)
         insort(self._trials, _Trial(candidate.trial, code, score.error, training), key=lambda trial: trial.number)

@@ -23,7 +23,7 @@ from igc_nas.space.feasible import Feasible, feasible
 from igc_nas.space.search_space import METRICS, SearchSpace, SpaceFile, search_space
 from igc_nas.study.objectives import OBJECTIVES, parse_objectives
 from igc_nas.study.plan import Plan
-from igc_nas.study.records import Latency, Ms
+from igc_nas.study.records import Candidate, Latency, Ms
 from igc_nas.study.schema import SCHEMA, current_spec
 
 Goal = Literal["best-error", "front"]
@@ -241,6 +241,10 @@ class StudySpec(Frozen):
     def feasible(self) -> Feasible:
         """The architectures within the budgets on params and MACs. Raises `InfeasibleError`."""
         return feasible(self.search_space, self.budget)
+
+    def is_within_budget(self, candidate: Candidate) -> bool:
+        """Whether a candidate's costs and measured latency keep within the budget; only then it may be on the front."""
+        return self.budget.violation(candidate.cost, candidate.latency.normalised_ms) <= 0
 
     def recipe_of(self, *, longer: bool) -> Recipe:
         """The recipe of a trial, or that of a longer training."""

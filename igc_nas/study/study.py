@@ -109,8 +109,7 @@ class Study:
         An enqueued one may exceed them, and so may the latency of one that was measured again. Where errors are
         predicted, those of networks outside the space are left out: nothing is expected of them.
         """
-        budget = self.spec.budget
-        within = (c for c in self.candidates if budget.violation(c.cost, c.latency.normalised_ms) <= 0)
+        within = filter(self.spec.is_within_budget, self.candidates)
         return tuple(c for c in within if not self.expected or c.trial in self.expected)
 
     @property
